@@ -1,0 +1,154 @@
+package policy
+
+import (
+	"math"
+	"time"
+)
+
+// Rungs is the number of price steps that the queue knows: priorities 0 to 9
+// of a pull request.
+const Rungs = 10
+
+// RungRatio is the step from one rung to the next. Ten rungs of 1.3 span a
+// factor of 10.6 between an idle fast worker and the dearest one.
+const RungRatio = 1.3
+
+// Line is y = A + B·x.
+type Line struct {
+	A float64 `json:"a"`
+	B float64 `json:"b"`
+}
+
+// At is the line's value at x.
+func (l Line) At(x float64) float64 { return l.A + l.B*x }
+
+// Mean is what the requests of a pool are like.
+type Mean struct {
+	Input   float64 `json:"in"`  // tokens, as estimated by the gateway
+	Output  float64 `json:"out"` // tokens
+	Samples float64 `json:"n"`   // how many requests stand behind it, at most MeanMemory
+}
+
+// MeanMemory is after how many requests a Mean has forgotten most of the old.
+const MeanMemory = 100
+
+// Add counts one request in.
+func (m *Mean) Add(input, output float64) {
+	m.Samples = min(m.Samples+1, MeanMemory)
+	m.Input += (input - m.Input) / m.Samples
+	m.Output += (output - m.Output) / m.Samples
+}
+
+// MeanOf joins the means of several workers, each by its samples.
+func MeanOf(means []Mean) Mean {
+	var j Mean
+	for _, m := range means {
+		j.Input += m.Input * m.Samples
+		j.Output += m.Output * m.Samples
+		j.Samples += m.Samples
+	}
+	if j.Samples > 0 {
+		j.Input /= j.Samples
+		j.Output /= j.Samples
+	}
+	return j
+}
+
+// Curve is what a worker has measured of its engine for one pool.
+type Curve struct {
+	Prefill *Line `json:"prefill,omitempty"` // seconds to the first token over input tokens, nothing else waiting
+	ITL     *Line `json:"itl,omitempty"`     // seconds per output token over requests decoding at once
+}
+
+// Price is the latency in seconds that a worker expects to give a mean request
+// when it takes it as the n-th in flight, behind prefills others that still
+// wait for their first token:
+//
+//	prefill(mean input) · (1 + prefills) + mean output · itl(n)
+//
+// It says false while the part that matters is not measured.
+func (c *Curve) Price(mean Mean, n, prefills int) (float64, bool) {
+	if c == nil || mean.Samples == 0 {
+		return 0, false
+	}
+	if c.ITL == nil && (mean.Output >= 1 || c.Prefill == nil) {
+		return 0, false
+	}
+	var p float64
+	if c.Prefill != nil {
+		p = c.Prefill.At(mean.Input) * float64(1+prefills)
+	}
+	if c.ITL != nil {
+		p += mean.Output * c.ITL.At(float64(n))
+	}
+	return p, p > 0
+}
+
+// Rung is the price's step above the pool's reference, the lowest no-load
+// price among its workers: clamp(⌊log(price/reference) / log RungRatio⌋, 0, 9).
+func Rung(price, reference float64) int {
+	if price <= reference || reference <= 0 {
+		return 0
+	}
+	// The epsilon keeps a price of exactly k steps on rung k.
+	return min(int(math.Log(price/reference)/math.Log(RungRatio)+1e-9), Rungs-1)
+}
+
+// LoadRung is the rung of a worker that has measured nothing yet: its load
+// fraction once it takes the n-th request, ⌊10·(n-1)/slots⌋.
+func LoadRung(n, slots int, weight float64) int {
+	return min(int(Rungs*float64(n-1)/(float64(slots)*weight)), Rungs-1)
+}
+
+// FadeAfter is how long an estimate holds without a new sample. After that the
+// worker is tried again as one that has measured nothing.
+const FadeAfter = 3 * time.Minute
+
+const (
+	fitForget  = 0.995 // weight of the last sample for the next: a memory of about 200
+	fitSamples = 5     // fewer say nothing
+)
+
+// Fit is an online least-squares line over samples that are forgotten
+// exponentially. The zero value is ready.
+type Fit struct {
+	n, sx, sy, sxx, sxy float64
+	samples             int
+	last                time.Time
+}
+
+// Add takes a sample in.
+func (f *Fit) Add(x, y float64, now time.Time) {
+	if f.stale(now) {
+		*f = Fit{}
+	}
+	f.n = f.n*fitForget + 1
+	f.sx = f.sx*fitForget + x
+	f.sy = f.sy*fitForget + y
+	f.sxx = f.sxx*fitForget + x*x
+	f.sxy = f.sxy*fitForget + x*y
+	f.samples++
+	f.last = now
+}
+
+func (f *Fit) stale(now time.Time) bool { return f.samples > 0 && now.Sub(f.last) > FadeAfter }
+
+// Line is the fitted line; nil with fewer than five samples, or none within
+// FadeAfter. Neither slope nor intercept is negative: more work is never
+// expected to take less time, nor less than none.
+func (f *Fit) Line(now time.Time) *Line {
+	if f.samples < fitSamples || f.stale(now) {
+		return nil
+	}
+	mx, my := f.sx/f.n, f.sy/f.n
+	varX := f.sxx/f.n - mx*mx
+	var b float64
+	// Without spread in x the slope would be noise.
+	if varX > 0.25 && varX > 1e-4*mx*mx {
+		b = max(0, (f.sxy/f.n-mx*my)/varX)
+	}
+	if a := my - b*mx; a >= 0 {
+		return &Line{A: a, B: b}
+	}
+	return &Line{B: my / mx}
+}

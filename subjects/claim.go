@@ -1,0 +1,109 @@
+package subjects
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Claim is a worker's word to the gateway that it starts on a request. The
+// worker does not wait for the Grant before it calls the engine.
+type Claim struct {
+	ID      ID     `json:"id"`
+	Attempt uint64 `json:"attempt,string"` // the worker's random mark of this start
+	Worker  string `json:"worker"`
+	Name    string `json:"name"` // the worker's name for people
+	Ack     string `json:"ack"`  // the delivery's ack subject: the gateway settles failures there
+}
+
+// Verdict is a gateway's answer to a claim.
+type Verdict string
+
+const (
+	Go        Verdict = "go"        // this attempt is the one; only its frames reach the client
+	Gone      Verdict = "gone"      // nobody waits for it any more: remove the message
+	Elsewhere Verdict = "elsewhere" // another attempt runs: leave the message to it
+	NotYou    Verdict = "not-you"   // this worker failed it before: hand it back for another
+)
+
+// Grant is the answer to a Claim.
+type Grant struct {
+	Verdict Verdict `json:"verdict"`
+	Number  int     `json:"n,omitempty"`        // which attempt this is, from 1
+	DelayMS int64   `json:"delay_ms,omitempty"` // NotYou: hand back after this long
+}
+
+// Cancel tells a worker to abort an attempt, on WorkerCancel.
+type Cancel struct {
+	ID      ID     `json:"id"`
+	Attempt uint64 `json:"attempt,string"`
+	Reason  string `json:"reason"`
+}
+
+// Credit tells a worker how many body bytes of an attempt the client has taken
+// so far, on WorkerCredit. A worker sends at most Window bytes beyond that.
+type Credit struct {
+	ID      ID     `json:"id"`
+	Attempt uint64 `json:"attempt,string"`
+	Taken   int64  `json:"taken"`
+}
+
+// Window bounds, in bytes, what one attempt may have under way to a client that
+// does not read. 256 KiB is an hour of one token stream.
+const Window = 256 << 10
+
+// Alive lists, once a second and for each gateway, the attempts that a worker
+// runs for it. It proves that the worker goes on while an engine is silent, and
+// tells of frames lost at the end.
+type Alive struct {
+	Worker   string         `json:"worker"`
+	Attempts []AliveAttempt `json:"attempts"`
+}
+
+type AliveAttempt struct {
+	ID      ID     `json:"id"`
+	Attempt uint64 `json:"attempt,string"`
+	Sent    uint32 `json:"sent"` // messages sent so far
+}
+
+// Delivery is what an ack subject tells of a delivery.
+type Delivery struct {
+	Stream, Consumer string
+	Delivered        uint64 // how often, this one included; bounces count
+	StreamSeq        uint64
+	ConsumerSeq      uint64
+	Pending          uint64 // messages that wait behind it in its queue
+}
+
+// ParseAck reads an ack subject, in the form with or without domain and
+// account hash.
+func ParseAck(subject string) (Delivery, error) {
+	t := strings.Split(subject, ".")
+	switch {
+	case len(t) == 9 && t[0] == "$JS" && t[1] == "ACK":
+		t = t[2:]
+	case len(t) >= 11 && t[0] == "$JS" && t[1] == "ACK":
+		t = t[4:]
+	default:
+		return Delivery{}, fmt.Errorf("%q is no ack subject", subject)
+	}
+	d := Delivery{Stream: t[0], Consumer: t[1]}
+	for i, p := range []*uint64{&d.Delivered, &d.StreamSeq, &d.ConsumerSeq, nil, &d.Pending} {
+		if p == nil {
+			continue
+		}
+		v, err := strconv.ParseUint(t[2+i], 10, 64)
+		if err != nil {
+			return Delivery{}, fmt.Errorf("%q is no ack subject: %w", subject, err)
+		}
+		*p = v
+	}
+	return d, nil
+}
+
+// AckSubject is the subject on which a delivered message can be settled by
+// somebody who did not receive it. consumerSeq is any sequence not above the
+// consumer's last delivery and above its ack floor; its last delivery serves.
+func AckSubject(stream, consumer string, streamSeq, consumerSeq uint64) string {
+	return fmt.Sprintf("$JS.ACK.%s.%s.1.%d.%d.0.0", stream, consumer, streamSeq, consumerSeq)
+}

@@ -1,0 +1,172 @@
+package subjects
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+)
+
+// Kind says what a frame is.
+type Kind byte
+
+const (
+	KindHead Kind = 'h' // a Head, before anything else
+	KindData Kind = 'd' // bytes of the response's body
+	KindEnd  Kind = 'e' // an End: the response is whole
+	KindFail Kind = 'f' // a Fail: the attempt came to nothing, or to half
+)
+
+// PrefixLen is the length of what stands before the frames of a message:
+// request id, attempt, sequence.
+const PrefixLen = 16 + 8 + 4
+
+// frameHeader is kind and length.
+const frameHeader = 1 + 4
+
+// MaxFrame bounds one frame's payload: half of the default payload of a broker.
+const MaxFrame = 512 << 10
+
+// Head begins an answer.
+type Head struct {
+	Status int         `json:"status"`
+	Header http.Header `json:"header"` // end-to-end headers of the engine
+	Length int64       `json:"length"` // of the body, -1 if the engine did not say
+}
+
+// End closes an answer that is whole.
+type End struct {
+	EngineMS     float64 `json:"engine_ms"`     // from the call of the engine to its last byte
+	FirstMS      float64 `json:"first_ms"`      // from the call of the engine to its first byte
+	OutputTokens int     `json:"output_tokens"` // as the engine reports, else as counted; 0 if unknown
+	InputTokens  int     `json:"input_tokens"`  // as the engine reports; 0 if unknown
+}
+
+// FailClass says who has to do what about a failed attempt.
+type FailClass string
+
+const (
+	FailRefused   FailClass = "refused"   // the engine has no slot (429, 503): another worker, no blame
+	FailEngine    FailClass = "engine"    // the engine failed (5xx, connection): another worker
+	FailTruncated FailClass = "truncated" // the answer broke off
+	FailStalled   FailClass = "stalled"   // the engine went silent
+	FailDraining  FailClass = "draining"  // the worker leaves before it is done: another worker, no blame
+	FailBody      FailClass = "body"      // the request's body could not be had
+	FailCancelled FailClass = "cancelled" // as the gateway asked
+)
+
+// Fail ends an attempt that is not whole. Answer holds the engine's own words
+// when it gave any.
+type Fail struct {
+	Class  FailClass `json:"class"`
+	Reason string    `json:"reason"`
+	Answer *Head     `json:"answer,omitempty"`
+	Body   []byte    `json:"body,omitempty"`
+}
+
+// A Writer builds the messages of one attempt: the prefix, then frames that
+// arrived together. Not safe for concurrent use.
+type Writer struct {
+	buf []byte
+	seq uint32
+}
+
+// NewWriter begins the messages of an attempt.
+func NewWriter(id ID, attempt uint64) *Writer {
+	w := &Writer{buf: make([]byte, PrefixLen, 4<<10)}
+	copy(w.buf, id[:])
+	binary.BigEndian.PutUint64(w.buf[16:], attempt)
+	return w
+}
+
+// JSON adds a frame with a Head, End or Fail.
+func (w *Writer) JSON(k Kind, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("frame %c: %v", k, err)) // plain structs always encode
+	}
+	w.Data(k, b)
+}
+
+// Data adds a frame.
+func (w *Writer) Data(k Kind, b []byte) {
+	w.buf = append(w.buf, byte(k))
+	w.buf = binary.BigEndian.AppendUint32(w.buf, uint32(len(b)))
+	w.buf = append(w.buf, b...)
+}
+
+// Grow makes room for a data frame of up to n bytes and returns where to read
+// it in; Commit says how many there were. It saves a copy of every token.
+func (w *Writer) Grow(n int) []byte {
+	need := len(w.buf) + frameHeader + n
+	if cap(w.buf) < need {
+		b := make([]byte, len(w.buf), need)
+		copy(b, w.buf)
+		w.buf = b
+	}
+	return w.buf[len(w.buf)+frameHeader : need]
+}
+
+// Commit adds the data frame whose n bytes were read into Grow's room.
+func (w *Writer) Commit(n int) {
+	at := len(w.buf)
+	w.buf = w.buf[:at+frameHeader+n]
+	w.buf[at] = byte(KindData)
+	binary.BigEndian.PutUint32(w.buf[at+1:], uint32(n))
+}
+
+// Empty says that no frame was added since the last Take.
+func (w *Writer) Empty() bool { return len(w.buf) == PrefixLen }
+
+// Sent is the number of messages taken.
+func (w *Writer) Sent() uint32 { return w.seq }
+
+// Take is the message so far; it is valid until the next call on w.
+func (w *Writer) Take() []byte {
+	w.seq++
+	binary.BigEndian.PutUint32(w.buf[24:], w.seq)
+	msg := w.buf
+	w.buf = w.buf[:PrefixLen]
+	return msg
+}
+
+// Prefix is who a message belongs to. Sequences begin with 1.
+type Prefix struct {
+	ID      ID
+	Attempt uint64
+	Seq     uint32
+}
+
+// ErrFrame says that a message is no sequence of frames.
+var ErrFrame = errors.New("malformed frames")
+
+// ParsePrefix splits a message into prefix and frames.
+func ParsePrefix(msg []byte) (Prefix, []byte, error) {
+	if len(msg) < PrefixLen {
+		return Prefix{}, nil, fmt.Errorf("%w: %d bytes", ErrFrame, len(msg))
+	}
+	return Prefix{
+		ID:      ID(msg[:16]),
+		Attempt: binary.BigEndian.Uint64(msg[16:]),
+		Seq:     binary.BigEndian.Uint32(msg[24:]),
+	}, msg[PrefixLen:], nil
+}
+
+// NextFrame splits the first frame off. Its payload is part of b.
+func NextFrame(b []byte) (k Kind, payload, rest []byte, err error) {
+	if len(b) < frameHeader {
+		return 0, nil, nil, fmt.Errorf("%w: %d bytes left", ErrFrame, len(b))
+	}
+	k = Kind(b[0])
+	n := binary.BigEndian.Uint32(b[1:])
+	if uint64(n) > uint64(len(b)-frameHeader) {
+		return 0, nil, nil, fmt.Errorf("%w: frame of %d bytes in %d", ErrFrame, n, len(b)-frameHeader)
+	}
+	switch k {
+	case KindHead, KindData, KindEnd, KindFail:
+	default:
+		return 0, nil, nil, fmt.Errorf("%w: kind %q", ErrFrame, k)
+	}
+	return k, b[frameHeader : frameHeader+n], b[frameHeader+n:], nil
+}

@@ -1,0 +1,139 @@
+package subjects
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+)
+
+// Shared is the lane of a pool that every one of its workers bids on.
+const Shared = "shared"
+
+// MaxName is the longest model, tenant or lane name, in bytes, that becomes a
+// subject token. Longer names are refused at the edge.
+const MaxName = 256
+
+const hexDigits = "0123456789ABCDEF"
+
+// Token escapes any string into one subject token and back (see Untoken):
+// letters, digits and '-' stand for themselves, every other byte is "_XX" in
+// upper-case hex, and the empty string is "_". The result holds no dot, no
+// wildcard and no white space, so no name can reach another name's subject.
+func Token(name string) string {
+	if name == "" {
+		return "_"
+	}
+	n := 0
+	for i := range len(name) {
+		if !plain(name[i]) {
+			n++
+		}
+	}
+	if n == 0 {
+		return name
+	}
+	b := make([]byte, 0, len(name)+2*n)
+	for i := range len(name) {
+		if c := name[i]; plain(c) {
+			b = append(b, c)
+		} else {
+			b = append(b, '_', hexDigits[c>>4], hexDigits[c&15])
+		}
+	}
+	return string(b)
+}
+
+func plain(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-'
+}
+
+// Untoken is the inverse of Token. It refuses everything that Token does not
+// produce.
+func Untoken(token string) (string, error) {
+	if token == "_" {
+		return "", nil
+	}
+	b := make([]byte, 0, len(token))
+	for i := 0; i < len(token); i++ {
+		c := token[i]
+		if plain(c) {
+			b = append(b, c)
+			continue
+		}
+		if c != '_' || i+2 >= len(token) {
+			return "", fmt.Errorf("subject token %q: not an escaped name", token)
+		}
+		hi, lo := strings.IndexByte(hexDigits, token[i+1]), strings.IndexByte(hexDigits, token[i+2])
+		if hi < 0 || lo < 0 || plain(byte(hi<<4|lo)) {
+			return "", fmt.Errorf("subject token %q: bad escape at byte %d", token, i)
+		}
+		b = append(b, byte(hi<<4|lo))
+		i += 2
+	}
+	if len(b) == 0 {
+		return "", fmt.Errorf("subject token %q: empty", token)
+	}
+	return string(b), nil
+}
+
+// The core NATS subjects. Gateway and worker ids are tokens already.
+const (
+	AllGateways   = "pulley.gw.*.ref"     // the references of every gateway
+	AllHeartbeats = "pulley.hb.*"         // the heartbeats of every worker
+	AskRequests   = "pulley.ask.requests" // every gateway answers with its Requests
+	AskWorkers    = "pulley.ask.workers"  // every gateway answers with the Heartbeats it holds
+)
+
+func Gateway(gw string) string      { return "pulley.gw." + gw }
+func GatewayClaim(gw string) string { return "pulley.gw." + gw + ".claim" }
+func GatewayRsp(gw string) string   { return "pulley.gw." + gw + ".rsp" }
+func GatewayAlive(gw string) string { return "pulley.gw." + gw + ".alive" }
+func GatewayBody(gw string) string  { return "pulley.gw." + gw + ".body" }
+func GatewayRef(gw string) string   { return "pulley.gw." + gw + ".ref" }
+
+func WorkerCancel(w string) string { return "pulley.wk." + w + ".cancel" }
+func WorkerCredit(w string) string { return "pulley.wk." + w + ".credit" }
+func WorkerBids(w string) string   { return "pulley.wk." + w + ".bid" }
+func Heartbeats(w string) string   { return "pulley.hb." + w }
+
+// LastToken is the part of a subject after its last dot.
+func LastToken(subject string) string {
+	return subject[strings.LastIndexByte(subject, '.')+1:]
+}
+
+// Req is the subject on which a request of a pool waits.
+func Req(tier, pool, lane string) string {
+	return "pulley.req." + Token(tier) + "." + Token(pool) + "." + Token(lane)
+}
+
+// Dead is the subject of a pool's dead letters.
+func Dead(tier, pool string) string { return "pulley.dead." + Token(tier) + "." + Token(pool) }
+
+// ReqStream is the stream that holds a tier's requests. Tier names are lower
+// case (policy checks that), so no two tiers share a stream.
+func ReqStream(tier string) string { return "PULLEY_REQ_" + strings.ToUpper(Token(tier)) }
+
+// The other streams and buckets.
+const (
+	DeadStream    = "PULLEY_DEAD"
+	WorkersBucket = "PULLEY_WORKERS"
+	PoolsBucket   = "PULLEY_POOLS"
+)
+
+// ReqConsumer is the durable consumer of one lane of a pool within its tier's
+// stream. A name too long for a consumer becomes a hash: nothing is read back
+// from it, the consumer's metadata has the names.
+func ReqConsumer(pool, lane string) string {
+	name := Token(pool) + "=" + Token(lane)
+	if len(name) <= 200 {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	return "hash=" + hex.EncodeToString(sum[:])
+}
+
+// TierOf is the tier of a ReqStream.
+func TierOf(stream string) string {
+	return strings.ToLower(strings.TrimPrefix(stream, "PULLEY_REQ_"))
+}

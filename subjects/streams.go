@@ -1,0 +1,157 @@
+package subjects
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/policy"
+)
+
+const (
+	// AckWait is how long a delivery may go without a sign of its worker before
+	// the queue gives it to another. It is the last resort: heartbeats notice a
+	// death in WorkerDeadline.
+	AckWait = 30 * time.Second
+
+	// MaxWaiting bounds the parked bids of a consumer; it cannot be changed
+	// after the consumer exists.
+	MaxWaiting = 8192
+
+	// maxAckPending is above the slots of any pool; the server walks all of them
+	// at a timer, so it stays in the thousands.
+	maxAckPending = 8192
+
+	// maxPerSubject is the hard bound of a queue, waiting and in flight; the
+	// gateways' own bound is below it.
+	maxPerSubject = 100_000
+
+	duplicateWindow = 2 * time.Minute
+	deadMaxAge      = 7 * 24 * time.Hour
+	workersTTL      = 10 * time.Second
+)
+
+// PriorityGroup is the one group of every request consumer.
+const PriorityGroup = "pulley"
+
+// EnsureStreams creates, where absent, the stream of every tier, the dead
+// letters and the buckets. What exists is left as it is.
+func EnsureStreams(ctx context.Context, js jetstream.JetStream, tiers []policy.Tier, replicas int) error {
+	for _, t := range tiers {
+		storage := jetstream.MemoryStorage
+		if t.Storage == policy.File {
+			storage = jetstream.FileStorage
+		}
+		if err := ensureStream(ctx, js, jetstream.StreamConfig{
+			Name:                 ReqStream(t.Name),
+			Description:          "Pulley: requests of tier " + t.Name,
+			Subjects:             []string{"pulley.req." + Token(t.Name) + ".>"},
+			Retention:            jetstream.WorkQueuePolicy,
+			Storage:              storage,
+			Replicas:             replicas,
+			Discard:              jetstream.DiscardNew,
+			DiscardNewPerSubject: true,
+			MaxMsgsPerSubject:    maxPerSubject,
+			MaxConsumers:         -1,
+			MaxMsgs:              -1,
+			MaxBytes:             -1,
+			AllowMsgTTL:          true,
+			AllowDirect:          true,
+			Duplicates:           duplicateWindow,
+		}); err != nil {
+			return err
+		}
+	}
+	if err := ensureStream(ctx, js, jetstream.StreamConfig{
+		Name:        DeadStream,
+		Description: "Pulley: requests that no worker could answer",
+		Subjects:    []string{"pulley.dead.>"},
+		Retention:   jetstream.LimitsPolicy,
+		Storage:     jetstream.FileStorage,
+		Replicas:    replicas,
+		Discard:     jetstream.DiscardOld,
+		MaxMsgs:     10_000,
+		MaxBytes:    1 << 30,
+		MaxAge:      deadMaxAge,
+	}); err != nil {
+		return err
+	}
+	for _, b := range []jetstream.KeyValueConfig{
+		{Bucket: WorkersBucket, Description: "Pulley: who serves what", TTL: workersTTL, Storage: jetstream.MemoryStorage, Replicas: replicas},
+		{Bucket: PoolsBucket, Description: "Pulley: pools that workers have served", Storage: jetstream.FileStorage, Replicas: replicas},
+	} {
+		_, err := js.CreateKeyValue(ctx, b)
+		if err != nil && !errors.Is(err, jetstream.ErrBucketExists) {
+			return fmt.Errorf("create bucket %s: %w", b.Bucket, err)
+		}
+	}
+	return nil
+}
+
+func ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) error {
+	_, err := js.Stream(ctx, cfg.Name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		_, err = js.CreateStream(ctx, cfg)
+	}
+	if err != nil && !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		return fmt.Errorf("create stream %s: %w", cfg.Name, err)
+	}
+	return nil
+}
+
+// EnsureConsumer creates, where absent, the consumer that a lane's bids pull
+// from. Gateways call it; workers need no right to create anything.
+func EnsureConsumer(ctx context.Context, js jetstream.JetStream, tier, pool, lane string) error {
+	_, err := js.CreateConsumer(ctx, ReqStream(tier), jetstream.ConsumerConfig{
+		Durable:        ReqConsumer(pool, lane),
+		FilterSubject:  Req(tier, pool, lane),
+		AckPolicy:      jetstream.AckExplicitPolicy,
+		AckWait:        AckWait,
+		MaxDeliver:     -1,
+		MaxAckPending:  maxAckPending,
+		MaxWaiting:     MaxWaiting,
+		PriorityPolicy: jetstream.PriorityPolicyPrioritized,
+		PriorityGroups: []string{PriorityGroup},
+		MemoryStorage:  true,
+		Metadata:       map[string]string{"pulley-pool": pool, "pulley-lane": lane},
+	})
+	if err != nil && !errors.Is(err, jetstream.ErrConsumerExists) {
+		return fmt.Errorf("create consumer of tier %s, pool %s, lane %s: %w", tier, pool, lane, err)
+	}
+	return nil
+}
+
+// Bid is the body of a pull request for one message.
+type Bid struct {
+	Batch    int           `json:"batch"`
+	Expires  time.Duration `json:"expires,omitempty"` // nanoseconds
+	NoWait   bool          `json:"no_wait,omitempty"`
+	Group    string        `json:"group"`
+	Priority int           `json:"priority"` // the rung, 0 to 9: the cheapest is served first
+}
+
+// BidSubject is where bids on a lane go.
+func BidSubject(tier, pool, lane string) string {
+	return "$JS.API.CONSUMER.MSG.NEXT." + ReqStream(tier) + "." + ReqConsumer(pool, lane)
+}
+
+// The payloads that settle a delivery.
+var (
+	Ack        = []byte("+ACK")
+	Nak        = []byte("-NAK")
+	InProgress = []byte("+WPI")
+)
+
+// NakAfter hands a delivery back after a delay.
+func NakAfter(d time.Duration) []byte {
+	if d <= 0 {
+		return Nak
+	}
+	return fmt.Appendf(nil, `-NAK {"delay":%d}`, d.Nanoseconds())
+}
+
+// Term removes a delivery from the queue for good, with the reason.
+func Term(reason string) []byte { return []byte("+TERM " + reason) }
