@@ -1,0 +1,56 @@
+// Package engine knows model servers: it tells which kind of engine answers at a URL ([Probe], [Local]), and it is one
+// itself: [Sim], an OpenAI-compatible engine with exact token counts and exact timing, for tests, benchmarks and demos.
+//
+// # The simulator's model of time
+//
+// A request first waits in the engine's own FIFO queue until one of its slots is free. Its prompt is then prefilled:
+// prompts are prefilled one at a time, in the order in which they took their slots, at PrefillRate tokens per second.
+// TTFT later (this part overlaps with other requests) the first token is there and the request joins the decode batch,
+// in which every request makes one token per
+//
+//	ITLBase + ITLPerRequest × (requests in the batch)
+//
+// A batch that grows or shrinks changes the pace of all, from that instant on and also in the middle of a token. The last
+// token frees the slot. A client that goes away frees it at once, in whatever phase its request is. A slow reader does
+// not slow the engine down: its tokens wait for it.
+//
+// All of it is computed from the time package's clock, one event after the other, so that it is exact to the nanosecond
+// in a testing/synctest bubble and does not drift on a real clock. What takes no time starts no timer: an engine with all
+// times zero answers as fast as HTTP allows.
+//
+// # Tokens
+//
+// A token is a word. The prompt has as many tokens as there are whitespace-separated words in the texts of the fields
+// system, instructions, messages, prompt, input, query, documents and inputs[].data. In an array each string is a text,
+// in an object the values of "text" and "content" are; an array of numbers is one text, with a word for each number. All
+// else, such as image parts, roles and tools, counts nothing.
+//
+// The answer has max_completion_tokens, else max_tokens, else max_output_tokens tokens, else 64. Its token i is
+// SimToken(PromptHash(prompt texts…), i), and its text is SimText of that hash: anyone can check an answer, or see where
+// two answers were spliced. A stream's first event carries one token, the others TokensPerEvent of them. The finish
+// reason is "length" where the request named a length, else "stop". There is one choice, whatever n is.
+//
+// Embeddings and rerankings end with their prefill. Images cost as many tokens of time as a text. Speech is the bytes of
+// the text at the pace of its tokens.
+//
+// # Orders
+//
+// A request may order a misbehaviour in the header x-sim, as a comma-separated list:
+//
+//	fail, fail=STATUS         answer with this status (default 500) at once
+//	refuse, refuse=STATUS     answer 429 or 503 with retry-after at once
+//	close                     close the connection before any byte
+//	hang                      take a slot and never answer
+//	hang-after=N              hang after N tokens
+//	cut-after=N               cut the connection after N tokens; an answer that is not streamed is cut in its middle
+//	ttft=DURATION             add this to the time to the first token
+//	early-header              send a stream's status and header before its first token
+//	on=NAME                   the whole list is for the engine of this name; others ignore it
+//
+// So "x-sim: cut-after=5, ttft=2s, on=slow" cuts the connection after five tokens where the engine named slow answers.
+// A hanging request keeps its slot until its client goes. When N is the length of the answer or more, the misbehaviour
+// comes in place of its end. Of several misbehaviours the first in the order close, fail or refuse, hang or cut wins. What
+// the header orders replaces what SimConfig's probabilities would have drawn.
+//
+// Every answer names its engine in x-sim-name, and in system_fingerprint where the API has that field.
+package engine

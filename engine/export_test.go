@@ -1,0 +1,4 @@
+package engine
+
+// ProbeAll is Local at other addresses.
+var ProbeAll = probeAll

@@ -1,0 +1,310 @@
+package engine
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Dialects of a Sim.
+const (
+	// DialectVLLM is an engine that does what OpenAI's specification says, with vLLM's /metrics.
+	DialectVLLM = "vllm"
+	// DialectOllama ignores max_completion_tokens, repeats the role in every chunk, answers an unknown model with type
+	// api_error and code null, has /api/version and has no /metrics.
+	DialectOllama = "ollama"
+)
+
+// SimConfig says how a simulated engine behaves. The probabilities are per request, exclude one another and add up to at
+// most 1.
+type SimConfig struct {
+	// Name tells this engine from others, in x-sim-name and system_fingerprint. Default "sim".
+	Name string
+	// Models are the names that the engine answers to; at least one.
+	Models []string
+	// Slots is how many requests run at once. Default 8.
+	Slots int
+	// MaxQueue is how many more may wait; the next one is refused. Default 0, no limit.
+	MaxQueue int
+	// PrefillRate is in prompt tokens per second. Default 0, infinitely fast.
+	PrefillRate float64
+	// ITLBase is the part of the inter-token time that does not depend on the batch. Default 0.
+	ITLBase time.Duration
+	// ITLPerRequest is the part of the inter-token time that each request in the batch adds. Default 0.
+	ITLPerRequest time.Duration
+	// TTFT comes on top of the prefill, before the first token. Default 0.
+	TTFT time.Duration
+	// TokensPerEvent is how many tokens an event of a stream carries, after the first, which carries one. Default 1.
+	TokensPerEvent int
+	// Fail is the probability of an answer 500. Default 0.
+	Fail float64
+	// Hang is the probability of no answer until the client goes. Default 0.
+	Hang float64
+	// Cut is the probability that the connection is cut after CutAfter tokens. Default 0.
+	Cut float64
+	// CutAfter is where Cut cuts. Default 0, before the first token.
+	CutAfter int
+	// Refuse is the probability of a refusal. Default 0.
+	Refuse float64
+	// RefuseStatus is the status of a refusal, 429 or 503. Default 429.
+	RefuseStatus int
+	// RetryAfter is what a refusal advises, in whole seconds. Default 1s.
+	RetryAfter time.Duration
+	// Dialect is DialectVLLM or DialectOllama. Default DialectVLLM.
+	Dialect string
+	// Seed starts the draws of misbehaviours. Default 1.
+	Seed uint64
+}
+
+func (c SimConfig) withDefaults() SimConfig {
+	c.Name = cmp.Or(c.Name, "sim")
+	c.Slots = cmp.Or(c.Slots, 8)
+	c.TokensPerEvent = cmp.Or(c.TokensPerEvent, 1)
+	c.RefuseStatus = cmp.Or(c.RefuseStatus, http.StatusTooManyRequests)
+	c.RetryAfter = cmp.Or(c.RetryAfter, time.Second)
+	c.Dialect = cmp.Or(c.Dialect, DialectVLLM)
+	c.Seed = cmp.Or(c.Seed, 1)
+	c.Models = slices.Clone(c.Models)
+	return c
+}
+
+// A ConfigError says what is wrong with one field of a configuration.
+type ConfigError struct {
+	Field  string // as in SimConfig
+	Reason string
+}
+
+func (e *ConfigError) Error() string { return e.Field + ": " + e.Reason }
+
+func (c SimConfig) check() error {
+	bad := func(field, format string, args ...any) error {
+		return &ConfigError{Field: field, Reason: fmt.Sprintf(format, args...)}
+	}
+	if strings.ContainsFunc(c.Name, func(r rune) bool { return r <= ' ' || r > '~' || r == ',' }) {
+		return bad("Name", "%q: only printable ASCII without spaces and commas", c.Name)
+	}
+	if len(c.Models) == 0 || slices.Contains(c.Models, "") {
+		return bad("Models", "want at least one name, and none that is empty")
+	}
+	for _, f := range []struct {
+		field string
+		value float64
+		least float64
+	}{
+		{"Slots", float64(c.Slots), 1},
+		{"MaxQueue", float64(c.MaxQueue), 0},
+		{"PrefillRate", c.PrefillRate, 0},
+		{"ITLBase", float64(c.ITLBase), 0},
+		{"ITLPerRequest", float64(c.ITLPerRequest), 0},
+		{"TTFT", float64(c.TTFT), 0},
+		{"TokensPerEvent", float64(c.TokensPerEvent), 1},
+		{"CutAfter", float64(c.CutAfter), 0},
+		{"RetryAfter", float64(c.RetryAfter), 0},
+		{"Fail", c.Fail, 0}, {"Hang", c.Hang, 0}, {"Cut", c.Cut, 0}, {"Refuse", c.Refuse, 0},
+	} {
+		if !(f.value >= f.least) || math.IsInf(f.value, 0) {
+			return bad(f.field, "want %v or more", f.least)
+		}
+	}
+	sum := 0.0
+	for _, p := range []struct {
+		field string
+		value float64
+	}{{"Fail", c.Fail}, {"Hang", c.Hang}, {"Cut", c.Cut}, {"Refuse", c.Refuse}} {
+		if sum += p.value; p.value > 1 {
+			return bad(p.field, "%v is no probability", p.value)
+		} else if sum > 1+1e-9 {
+			return bad(p.field, "the probabilities of misbehaviours add up to more than 1")
+		}
+	}
+	if c.RefuseStatus != http.StatusTooManyRequests && c.RefuseStatus != http.StatusServiceUnavailable {
+		return bad("RefuseStatus", "%d: want 429 or 503", c.RefuseStatus)
+	}
+	if c.Dialect != DialectVLLM && c.Dialect != DialectOllama {
+		return bad("Dialect", "%q: want %s or %s", c.Dialect, DialectVLLM, DialectOllama)
+	}
+	return nil
+}
+
+// A Sim is a simulated engine. It is an http.Handler that owns no goroutine: what it does happens in the handlers of its
+// requests and, while time passes for them, in one timer. Cutting a connection is done by panicking with
+// http.ErrAbortHandler, as net/http wants it.
+type Sim struct {
+	// Fixed after NewSim.
+	cfg        SimConfig
+	mux        *http.ServeMux
+	batch      *batch
+	born       int64 // unix seconds; "created" of the models
+	nameHeader []string
+
+	lastID   atomic.Uint64
+	received atomic.Int64
+	finished atomic.Int64
+	aborted  atomic.Int64
+	refused  atomic.Int64
+	failed   atomic.Int64
+	tokensIn atomic.Int64
+	tokens   atomic.Int64
+
+	drawMu sync.Mutex // guards:
+	draws  *rand.Rand
+}
+
+// NewSim checks cfg, naming the first bad field in a *ConfigError, and starts nothing.
+func NewSim(cfg SimConfig) (*Sim, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	s := &Sim{
+		cfg:        cfg,
+		batch:      newBatch(cfg),
+		born:       time.Now().Unix(),
+		nameHeader: []string{cfg.Name},
+		draws:      rand.New(rand.NewPCG(cfg.Seed, 0)),
+	}
+	s.mux = s.routes()
+	return s, nil
+}
+
+func (s *Sim) routes() *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.Handle("POST /v1/chat/completions", s.handle(chatEndpoint))
+	mux.Handle("POST /v1/completions", s.handle(completionEndpoint))
+	mux.Handle("POST /v1/responses", s.handle(responsesEndpoint))
+	mux.Handle("POST /v1/messages", s.handle(messagesEndpoint))
+	mux.Handle("POST /v1/embeddings", s.handle(embeddingsEndpoint))
+	mux.Handle("POST /v1/rerank", s.handle(rerankEndpoint))
+	mux.Handle("POST /v1/images/generations", s.handle(imagesEndpoint))
+	mux.Handle("POST /v1/audio/transcriptions", s.handle(transcriptionEndpoint))
+	mux.Handle("POST /v1/audio/speech", s.handle(speechEndpoint))
+	mux.Handle("POST /v2/models/{model}/infer", s.handle(inferEndpoint))
+	mux.HandleFunc("GET /v1/models", s.listModels)
+	mux.HandleFunc("GET /v1/models/{id...}", s.showModel)
+	mux.HandleFunc("GET /health", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("GET /sim/stats", s.showStats)
+	switch s.cfg.Dialect {
+	case DialectVLLM:
+		mux.HandleFunc("GET /metrics", s.showMetrics)
+	case DialectOllama:
+		mux.HandleFunc("GET /api/version", func(w http.ResponseWriter, _ *http.Request) {
+			writeJSON(w, http.StatusOK, map[string]string{"version": "0.0.0-sim"})
+		})
+	}
+	return mux
+}
+
+// ServeHTTP answers one request; see the package documentation.
+func (s *Sim) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header()["X-Sim-Name"] = s.nameHeader
+	s.mux.ServeHTTP(w, r)
+}
+
+// handle is the way of an inference request: read, check, obey orders, run, answer.
+func (s *Sim) handle(e endpoint) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		err := s.infer(w, r, e)
+		if refusal, ok := errors.AsType[*apiError](err); ok {
+			refusal.write(w, e.anthropic)
+		}
+	})
+}
+
+func (s *Sim) infer(w http.ResponseWriter, r *http.Request, e endpoint) error {
+	s.received.Add(1)
+	b, err := e.read(w, r)
+	if err != nil {
+		return err
+	}
+	wk, err := s.newWork(r, e, b)
+	if err != nil {
+		return err
+	}
+	o, err := s.orders(r.Header)
+	if err != nil {
+		return err
+	}
+	switch {
+	case o.close:
+		s.failed.Add(1)
+		panic(http.ErrAbortHandler)
+	case o.refuse != 0:
+		return s.refusal(o.refuse)
+	case o.fail != 0:
+		s.failed.Add(1)
+		return errorOf(o.fail, "this failure was ordered")
+	}
+	return s.run(w, r, wk, e.answer(b, wk), o)
+}
+
+// refusal counts one and says it.
+func (s *Sim) refusal(status int) error {
+	s.refused.Add(1)
+	err := errorOf(status, "the engine has no room for another request")
+	err.retryAfter = strconv.Itoa(int(math.Ceil(s.cfg.RetryAfter.Seconds())))
+	return err
+}
+
+// SimStats counts requests of a Sim.
+type SimStats struct {
+	Name       string `json:"name"`
+	Slots      int    `json:"slots"`
+	Running    int    `json:"running"`     // hold a slot
+	Waiting    int    `json:"waiting"`     // in the engine's queue
+	MaxRunning int    `json:"max_running"` // the most that ever ran at once
+	Received   int64  `json:"received"`    // inference requests that came, answered or not
+	Started    int64  `json:"started"`     // got a slot
+	Finished   int64  `json:"finished"`    // were computed to their end for a client that was still there
+	Aborted    int64  `json:"aborted"`     // lost their client before that, waiting or running
+	Refused    int64  `json:"refused"`     // 429 or 503, queue full or as ordered
+	Failed     int64  `json:"failed"`      // 500, closed or cut, as ordered
+}
+
+// Stats is a snapshot. A client that has its whole answer finds it counted as finished.
+func (s *Sim) Stats() SimStats {
+	st := s.batch.stats()
+	st.Name, st.Slots = s.cfg.Name, s.cfg.Slots
+	st.Received, st.Finished, st.Aborted = s.received.Load(), s.finished.Load(), s.aborted.Load()
+	st.Refused, st.Failed = s.refused.Load(), s.failed.Load()
+	return st
+}
+
+func (s *Sim) showStats(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, s.Stats())
+}
+
+type modelCard struct {
+	ID      string `json:"id"`
+	Object  string `json:"object"`
+	Created int64  `json:"created"`
+	OwnedBy string `json:"owned_by"`
+}
+
+// simOwner is "owned_by" of a Sim's models, by which Probe knows it.
+const simOwner = "pulley-sim"
+
+func (s *Sim) listModels(w http.ResponseWriter, _ *http.Request) {
+	cards := []modelCard{}
+	for _, m := range s.cfg.Models {
+		cards = append(cards, modelCard{m, "model", s.born, simOwner})
+	}
+	writeJSON(w, http.StatusOK, map[string]any{"object": "list", "data": cards})
+}
+
+func (s *Sim) showModel(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	if !slices.Contains(s.cfg.Models, id) {
+		s.unknownModel(id).write(w, false)
+		return
+	}
+	writeJSON(w, http.StatusOK, modelCard{id, "model", s.born, simOwner})
+}

@@ -1,0 +1,111 @@
+package engine
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// An apiError is an answer that says what went wrong, in the shape of OpenAI's API or of Anthropic's.
+type apiError struct {
+	status     int
+	kind       string
+	code       *string
+	param      *string
+	message    string
+	retryAfter string
+}
+
+func (e *apiError) Error() string { return strconv.Itoa(e.status) + ": " + e.message }
+
+func errorOf(status int, message string) *apiError {
+	e := &apiError{status: status, message: message}
+	switch {
+	case status == http.StatusTooManyRequests:
+		e.kind, e.code = "rate_limit_error", new("rate_limit_exceeded")
+	case status == http.StatusServiceUnavailable:
+		e.kind, e.code = "server_error", new("overloaded")
+	case status >= 500:
+		e.kind, e.code = "server_error", new("internal_error")
+	default:
+		e.kind = "invalid_request_error"
+	}
+	return e
+}
+
+// badRequest is a 400 about one parameter, or about none.
+func badRequest(param, format string, args ...any) *apiError {
+	e := errorOf(http.StatusBadRequest, fmt.Sprintf(format, args...))
+	if param != "" {
+		e.param = &param
+	}
+	return e
+}
+
+func (s *Sim) unknownModel(model string) *apiError {
+	e := errorOf(http.StatusNotFound, fmt.Sprintf("The model `%s` does not exist. There is: %s",
+		model, strings.Join(s.cfg.Models, ", ")))
+	if s.cfg.Dialect == DialectOllama {
+		e.kind = "api_error"
+		return e
+	}
+	e.code, e.param = new("model_not_found"), new("model")
+	return e
+}
+
+func (e *apiError) write(w http.ResponseWriter, anthropic bool) {
+	if e.retryAfter != "" {
+		w.Header().Set("Retry-After", e.retryAfter)
+	}
+	if anthropic {
+		writeJSON(w, e.status, map[string]any{
+			"type":  "error",
+			"error": map[string]any{"type": anthropicKind(e.status), "message": e.message},
+		})
+		return
+	}
+	writeJSON(w, e.status, map[string]any{
+		"error": map[string]any{"message": e.message, "type": e.kind, "param": e.param, "code": e.code},
+	})
+}
+
+func anthropicKind(status int) string {
+	switch status {
+	case http.StatusNotFound:
+		return "not_found_error"
+	case http.StatusRequestEntityTooLarge:
+		return "request_too_large"
+	case http.StatusTooManyRequests:
+		return "rate_limit_error"
+	case http.StatusServiceUnavailable:
+		return "overloaded_error"
+	}
+	if status >= 500 {
+		return "api_error"
+	}
+	return "invalid_request_error"
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	writeBody(w, status, "application/json", jsonOf(v))
+}
+
+// jsonOf encodes what this package has made; that cannot go wrong.
+func jsonOf(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// writeBody announces its length, so that a cut is seen as one. A client that is gone does not hear of it.
+func writeBody(w http.ResponseWriter, status int, contentType string, body []byte) {
+	h := w.Header()
+	h["Content-Type"] = []string{contentType}
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+}

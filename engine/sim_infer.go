@@ -1,0 +1,28 @@
+package engine
+
+var inferEndpoint = endpoint{
+	idPrefix: "infer-",
+	decodes:  true,
+	needs:    "inputs",
+	needed:   func(b *body) bool { return b.Inputs != nil },
+	answer:   func(b *body, wk *work) answer { return &inference{work: wk, id: b.ID} },
+}
+
+// inference is an answer in KServe's version 2 protocol: the words as one string. The model stands in the path.
+type inference struct {
+	*work
+	id string // the client's
+}
+
+func (p *inference) whole() (string, []byte) {
+	id := p.id
+	if id == "" {
+		id = p.work.id
+	}
+	return "application/json", jsonOf(object{
+		"model_name": p.model, "model_version": "1", "id": id,
+		"outputs": []any{object{
+			"name": "text_output", "datatype": "BYTES", "shape": []int{1}, "data": []string{p.text()},
+		}},
+	})
+}

@@ -1,0 +1,67 @@
+package engine
+
+import "strings"
+
+// PromptHash is what an answer's tokens derive from: FNV-1a over the words of the texts, in order, each followed by a
+// space. White space between words does not count, nor does how words are spread over texts.
+func PromptHash(texts ...string) uint64 {
+	hash, _ := hashWords(texts)
+	return hash
+}
+
+// CountTokens is how many tokens a Sim sees in the texts: their whitespace-separated words.
+func CountTokens(texts ...string) int {
+	_, n := hashWords(texts)
+	return n
+}
+
+func hashWords(texts []string) (hash uint64, words int) {
+	const offset, prime = 14695981039346656037, 1099511628211
+	hash = offset
+	for _, t := range texts {
+		for word := range strings.FieldsSeq(t) {
+			words++
+			for i := range len(word) {
+				hash = (hash ^ uint64(word[i])) * prime
+			}
+			hash = (hash ^ ' ') * prime
+		}
+	}
+	return hash, words
+}
+
+// SimToken is token i of a Sim's answer to the prompt with this hash: a word of five letters.
+func SimToken(hash uint64, i int) string {
+	return string(appendToken(nil, hash, i))
+}
+
+// SimText is the first n tokens of an answer, with a space between any two.
+func SimText(hash uint64, n int) string {
+	return string(appendTokens(nil, hash, 0, n))
+}
+
+// appendTokens appends the tokens from i until before n as they stand in the text: each but token 0 after a space.
+func appendTokens(b []byte, hash uint64, i, n int) []byte {
+	for ; i < n; i++ {
+		if i > 0 {
+			b = append(b, ' ')
+		}
+		b = appendToken(b, hash, i)
+	}
+	return b
+}
+
+// appendToken writes sixteen bits as consonants and vowels in turn, so that tokens are easy to tell apart and to say.
+func appendToken(b []byte, hash uint64, i int) []byte {
+	const consonants, vowels = "bdfghjklmnprstvz", "aiou"
+	x := mix(hash + uint64(i))
+	return append(b, consonants[x&15], vowels[x>>4&3], consonants[x>>6&15], vowels[x>>10&3], consonants[x>>12&15])
+}
+
+// mix is the finaliser of splitmix64.
+func mix(x uint64) uint64 {
+	x += 0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
