@@ -1,0 +1,157 @@
+package gateway
+
+import (
+	"net/http"
+	"net/http/pprof"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// adminHandler is the admin listener's routes: health, metrics, profiles.
+func (g *Gateway) adminHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", healthz)
+	mux.HandleFunc("GET /livez", healthz)
+	mux.HandleFunc("GET /readyz", g.readyz)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(g.metrics.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+// readyz says whether this gateway should be sent requests.
+func (g *Gateway) readyz(w http.ResponseWriter, r *http.Request) {
+	status := struct {
+		Ready    bool     `json:"ready"`
+		Reason   string   `json:"reason,omitempty"`
+		Requests int      `json:"requests"`
+		Models   []string `json:"models"`
+	}{Requests: g.count(), Models: g.fleet.models()}
+	switch {
+	case g.draining.Load():
+		status.Reason = "draining"
+	case !g.nc.IsConnected():
+		status.Reason = "no connection to the broker"
+	case !g.ready.Load():
+		status.Reason = "the queue is not available"
+	default:
+		status.Ready = true
+	}
+	code := http.StatusOK
+	if !status.Ready {
+		code = http.StatusServiceUnavailable
+	}
+	writeJSON(w, code, status)
+}
+
+// metrics are labelled by pools that had a worker and by tiers, never by what a
+// client makes up.
+type metrics struct {
+	registry  *prometheus.Registry
+	requests  *prometheus.CounterVec
+	queue     *prometheus.HistogramVec
+	ttft      *prometheus.HistogramVec
+	duration  *prometheus.HistogramVec
+	refusals  *prometheus.CounterVec
+	attempts  *prometheus.CounterVec
+	cancelled *prometheus.CounterVec
+	broken    *prometheus.CounterVec
+	errors    *prometheus.CounterVec
+	tokens    *prometheus.CounterVec
+}
+
+// Buckets follow vLLM's, so that panels overlay.
+var (
+	shortBuckets = []float64{0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160}
+	longBuckets  = []float64{0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960}
+)
+
+func newMetrics(g *Gateway) *metrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "pulley", Name: name, Help: help}, labels)
+	}
+	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "pulley", Name: name, Help: help, Buckets: buckets}, []string{"pool", "tier"})
+	}
+	m := &metrics{
+		registry:  prometheus.NewRegistry(),
+		requests:  counter("requests_total", "Requests that ended, by outcome: answered, refused, cancelled, broken.", "pool", "tier", "outcome"),
+		queue:     histogram("queue_seconds", "From a request's arrival to its claim by a worker.", shortBuckets),
+		ttft:      histogram("time_to_first_byte_seconds", "From a request's arrival to the first byte of its answer.", shortBuckets),
+		duration:  histogram("request_seconds", "From a request's arrival to its end.", longBuckets),
+		refusals:  counter("refused_total", "Requests that were not let into a queue.", "pool", "tier", "reason"),
+		attempts:  counter("attempts_failed_total", "Attempts that came to nothing, by class.", "pool", "class"),
+		cancelled: counter("cancelled_total", "Requests whose client went away: queued, before the first byte, or while answering.", "pool", "window"),
+		broken:    counter("broken_streams_total", "Streams that ended with an error event.", "pool"),
+		errors:    counter("errors_total", "Error answers by code.", "code"),
+		tokens:    counter("tokens_total", "Tokens that engines reported.", "pool", "tier", "direction"),
+	}
+	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "pulley", Name: "requests_in_flight", Help: "Requests held now."},
+		func() float64 { return float64(g.count()) })
+	bodies := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "pulley", Name: "request_body_bytes", Help: "Bytes of request bodies held now."},
+		func() float64 { return float64(g.bodies.held.Load()) })
+	info := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "pulley", Name: "build_info", Help: "1, labelled with the version.",
+		ConstLabels: prometheus.Labels{"version": g.cfg.Version, "gateway": g.id}})
+	info.Set(1)
+	m.registry.MustRegister(m.requests, m.queue, m.ttft, m.duration, m.refusals, m.attempts, m.cancelled, m.broken, m.errors, m.tokens,
+		inFlight, bodies, info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+func (m *metrics) queueTime(pool, tier string, d time.Duration) {
+	m.queue.WithLabelValues(pool, tier).Observe(d.Seconds())
+}
+
+func (m *metrics) firstByte(pool, tier string, d time.Duration) {
+	m.ttft.WithLabelValues(pool, tier).Observe(d.Seconds())
+}
+
+func (m *metrics) refused(pool, tier, reason string) {
+	m.refusals.WithLabelValues(pool, tier, reason).Inc()
+}
+
+func (m *metrics) attemptFailed(pool, class string, crashed bool) {
+	if crashed {
+		class = "worker_lost"
+	}
+	m.attempts.WithLabelValues(pool, class).Inc()
+}
+
+func (m *metrics) brokenStream(pool string) { m.broken.WithLabelValues(pool).Inc() }
+
+func (m *metrics) answeredError(e *Error) { m.errors.WithLabelValues(strings.ToLower(e.Code)).Inc() }
+
+// done counts a request that was let in.
+func (m *metrics) done(f *flight, ans *answer) {
+	pool, tier := f.req.Pool, f.req.Tier
+	m.duration.WithLabelValues(pool, tier).Observe(time.Since(f.arrived).Seconds())
+	outcome := "refused"
+	switch {
+	case ans.whole:
+		outcome = "answered"
+	case ans.r.Context().Err() != nil:
+		outcome = "cancelled"
+		window := "queued"
+		if ans.begun {
+			window = "answering"
+		} else if f.current != nil {
+			window = "before_first_byte"
+		}
+		m.cancelled.WithLabelValues(pool, window).Inc()
+	case ans.begun:
+		outcome = "broken"
+	}
+	m.requests.WithLabelValues(pool, tier, outcome).Inc()
+	if n := ans.end_.OutputTokens; n > 0 {
+		m.tokens.WithLabelValues(pool, tier, "output").Add(float64(n))
+	}
+	if n := ans.end_.InputTokens; n > 0 {
+		m.tokens.WithLabelValues(pool, tier, "input").Add(float64(n))
+	}
+}

@@ -1,0 +1,319 @@
+package gateway
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"mime"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// maxHeld bounds how much of an answer that does not stream is held back until
+// it is whole. A larger one is begun, and broken off if it fails.
+const maxHeld = 8 << 20
+
+// answer writes one response. Until a byte of an attempt's answer has reached
+// the client, it can be reset and another attempt's answer written instead.
+type answer struct {
+	g  *Gateway
+	w  http.ResponseWriter
+	rc *http.ResponseController
+	r  *http.Request
+	f  *flight
+	d  dialect
+
+	opened bool // status and headers of an event stream went out, to keep the client waiting
+	begun  bool // bytes of an attempt's answer went out
+	whole  bool
+	status int  // as the client saw it
+	last   byte // of the last bytes written, to know whether an event is complete
+	before byte
+	first  time.Time // when the answer began
+
+	// Of the present attempt.
+	got    *subjects.Head
+	stream bool     // passed on as it comes
+	events bool     // server-sent events
+	held   [][]byte // else
+	size   int64
+	taken  int64 // told to the worker
+	end_   subjects.End
+}
+
+func newAnswer(g *Gateway, w http.ResponseWriter, r *http.Request, f *flight) *answer {
+	return &answer{g: g, w: w, rc: http.NewResponseController(w), r: r, f: f, d: dialectOf(r.URL.Path)}
+}
+
+// reset forgets an attempt's answer of which nothing was written.
+func (a *answer) reset() {
+	a.got, a.held, a.stream, a.events, a.size, a.taken = nil, nil, false, false, 0, 0
+}
+
+func (a *answer) head(payload []byte) error {
+	h := new(subjects.Head)
+	if err := json.Unmarshal(payload, h); err != nil || h.Status < 200 || h.Status > 999 {
+		return a.refuse(&Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"})
+	}
+	a.got = h
+	ct, _, _ := mime.ParseMediaType(h.Header.Get("Content-Type"))
+	a.events = ct == "text/event-stream"
+	switch {
+	case a.opened:
+		a.stream = a.events && h.Status == http.StatusOK
+	case a.events, ct == "application/x-ndjson", ct == "application/jsonl":
+		a.stream = true
+	case h.Length < 0 && ct != "application/json", h.Length > maxHeld:
+		a.stream = true
+	}
+	return nil
+}
+
+// data takes a piece of the answer; last says that no other is there yet.
+func (a *answer) data(b []byte, last bool) error {
+	if a.got == nil {
+		return a.refuse(&Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"})
+	}
+	a.size += int64(len(b))
+	if a.stream {
+		if err := a.pass(b, last); err != nil {
+			return err
+		}
+	} else {
+		a.held = append(a.held, b)
+		if a.size > maxHeld && !a.opened {
+			a.stream = true
+			for _, h := range a.held {
+				if err := a.pass(h, false); err != nil {
+					return err
+				}
+			}
+			a.held = nil
+		}
+	}
+	if a.size-a.taken >= subjects.Window/4 {
+		a.credit()
+	}
+	return nil
+}
+
+func (a *answer) credit() {
+	a.f.mu.Lock()
+	cur := a.f.current
+	a.f.mu.Unlock()
+	a.taken = a.size
+	body, err := json.Marshal(subjects.Credit{ID: a.f.req.ID, Attempt: cur.mark, Taken: a.taken})
+	if err != nil {
+		panic(err)
+	}
+	a.g.nc.Publish(subjects.WorkerCredit(cur.worker), body)
+}
+
+// pass writes bytes through.
+func (a *answer) pass(b []byte, flush bool) error {
+	if !a.begun {
+		a.begin(-1)
+	}
+	if err := a.write(b); err != nil {
+		return err
+	}
+	if flush {
+		return a.flush()
+	}
+	return nil
+}
+
+// begin notes that the answer begins to reach the client, and writes its
+// header. length is that of a body that is there as a whole, else -1.
+func (a *answer) begin(length int64) {
+	now := time.Now()
+	a.begun, a.first = true, now
+	a.f.mu.Lock()
+	a.f.begun = true
+	claimed := a.f.claimed
+	a.f.mu.Unlock()
+	a.g.metrics.firstByte(a.f.req.Pool, a.f.req.Tier, now.Sub(a.f.arrived))
+	if a.opened {
+		return
+	}
+	h := a.w.Header()
+	for k, v := range a.got.Header {
+		if k != "X-Request-Id" && k != "Openai-Processing-Ms" {
+			h[k] = append(h[k][:len(h[k]):len(h[k])], v...)
+		}
+	}
+	if a.stream && a.events {
+		h.Del("Content-Length")
+	}
+	if length >= 0 {
+		h.Set("Content-Length", strconv.FormatInt(length, 10))
+	}
+	total := now.Sub(a.f.arrived)
+	h.Set("Openai-Processing-Ms", strconv.FormatInt(total.Milliseconds(), 10))
+	h.Add("Server-Timing", fmt.Sprintf("queue;dur=%.3f, engine;dur=%.3f, total;dur=%.3f",
+		millis(claimed.Sub(a.f.arrived)), millis(now.Sub(claimed)), millis(total)))
+	a.header(a.got.Status)
+}
+
+func millis(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
+
+func (a *answer) header(status int) {
+	a.w.Header().Set("X-Service-Tier", a.f.req.Tier)
+	a.status = status
+	a.rc.SetWriteDeadline(time.Now().Add(a.g.cfg.SlowClient))
+	a.w.WriteHeader(status)
+}
+
+func (a *answer) write(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	a.rc.SetWriteDeadline(time.Now().Add(a.g.cfg.SlowClient))
+	n, err := a.w.Write(b)
+	a.f.mu.Lock()
+	a.f.bytes += int64(n)
+	a.f.mu.Unlock()
+	if err != nil {
+		return errClientGone
+	}
+	if len(b) > 1 {
+		a.before = b[len(b)-2]
+	} else {
+		a.before = a.last
+	}
+	a.last = b[len(b)-1]
+	return nil
+}
+
+func (a *answer) flush() error {
+	a.rc.SetWriteDeadline(time.Now().Add(a.g.cfg.SlowClient))
+	if err := a.rc.Flush(); err != nil {
+		return errClientGone
+	}
+	return nil
+}
+
+// end completes the answer.
+func (a *answer) end(payload []byte) error {
+	if a.got == nil || json.Unmarshal(payload, &a.end_) != nil {
+		return a.refuse(&Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"})
+	}
+	a.whole = true
+	if a.stream {
+		if !a.begun {
+			a.begin(-1)
+		}
+		return a.flush()
+	}
+	if a.opened { // promised a stream, got something else
+		return a.insteadOfStream()
+	}
+	a.begin(a.size)
+	for _, b := range a.held {
+		if err := a.write(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// insteadOfStream tells, inside an event stream that only comments were sent
+// on, an answer that is no stream: most likely the engine's error.
+func (a *answer) insteadOfStream() error {
+	body := bytes.Join(a.held, nil)
+	var line bytes.Buffer
+	if json.Compact(&line, body) == nil && line.Len() > 0 {
+		if a.got.Status >= 400 && a.d == anthropic {
+			return a.lastEvent(fmt.Appendf(nil, "event: error\ndata: %s\n\n", &line))
+		}
+		return a.lastEvent(fmt.Appendf(nil, "data: %s\n\n", &line))
+	}
+	e := &Error{Status: a.got.Status, Code: "upstream_error", Message: fmt.Sprintf("the engine answered %d", a.got.Status)}
+	return a.lastEvent(e.event(a.d, a.f.req.ID.String()))
+}
+
+// giveBack answers with the engine's own refusal.
+func (a *answer) giveBack(fail *subjects.Fail) error {
+	if fail.Answer == nil {
+		return a.refuse(unavailable("no_slot", time.Second, "no engine had room: %s", fail.Reason))
+	}
+	if a.opened {
+		a.got, a.held = fail.Answer, [][]byte{fail.Body}
+		return a.insteadOfStream()
+	}
+	a.reset()
+	a.got, a.held, a.size = fail.Answer, [][]byte{fail.Body}, int64(len(fail.Body))
+	if a.got.Header.Get("Retry-After") == "" {
+		a.got.Header.Set("Retry-After", "1")
+	}
+	a.begin(a.size)
+	return a.write(fail.Body)
+}
+
+// keepAlive sends a comment, if the client waits for a stream and no event is
+// half written.
+func (a *answer) keepAlive(position int) error {
+	switch {
+	case !a.f.req.Stream || a.d == plain || a.begun && !a.events:
+		return nil
+	case a.begun && !(a.last == '\n' && a.before == '\n'):
+		return nil
+	}
+	comment := ": working\n\n"
+	if _, queued := a.f.queued(); queued {
+		comment = fmt.Sprintf(": queued position=%d\n\n", max(position, 1))
+	}
+	if !a.begun && !a.opened {
+		a.opened = true
+		h := a.w.Header()
+		h.Set("Content-Type", "text/event-stream")
+		h.Set("Cache-Control", "no-cache")
+		a.header(http.StatusOK)
+	}
+	if err := a.write([]byte(comment)); err != nil {
+		return err
+	}
+	return a.flush()
+}
+
+// refuse ends the answer with an error: as a status while nothing was sent, as
+// the last event of a stream, else by breaking the connection, so that no
+// client takes a part for the whole.
+func (a *answer) refuse(err error) error {
+	if err == errClientGone {
+		return err
+	}
+	e := asError(err)
+	switch {
+	case !a.begun && !a.opened:
+		return e
+	case a.opened && !a.begun, a.events && a.d != plain:
+		return a.lastEvent(e.event(a.d, a.f.req.ID.String()))
+	}
+	return errBreakOff
+}
+
+func (a *answer) lastEvent(b []byte) error {
+	if a.begun && !(a.last == '\n' && a.before == '\n') {
+		b = append([]byte("\n\n"), b...)
+	}
+	if err := a.write(b); err != nil {
+		return err
+	}
+	a.g.metrics.brokenStream(a.f.req.Pool)
+	return a.flush()
+}
+
+func parseFail(payload []byte) (*subjects.Fail, error) {
+	f := new(subjects.Fail)
+	if err := json.Unmarshal(payload, f); err != nil {
+		return nil, &Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"}
+	}
+	if f.Answer != nil && f.Answer.Header == nil {
+		f.Answer.Header = make(http.Header)
+	}
+	return f, nil
+}

@@ -1,0 +1,134 @@
+package gateway
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// receive handles, in order and without ever blocking, what workers send to
+// this gateway. That claims and frames come through one subscription is what
+// makes a claim known before the frames that follow it.
+func (g *Gateway) receive(m *nats.Msg) {
+	switch subjects.LastToken(m.Subject) {
+	case "rsp":
+		p, frames, err := subjects.ParsePrefix(m.Data)
+		if err != nil {
+			g.log.Warn("frames dropped", "err", err)
+			return
+		}
+		if f := g.find(p.ID); f != nil {
+			f.message(p, frames)
+		}
+	case "claim":
+		g.claimed(m)
+	case "alive":
+		g.listed(m)
+	case "body":
+		g.bodyWanted(m)
+	}
+}
+
+func (g *Gateway) claimed(m *nats.Msg) {
+	var c subjects.Claim
+	if err := json.Unmarshal(m.Data, &c); err != nil {
+		g.log.Warn("claim dropped", "err", err)
+		return
+	}
+	grant := subjects.Grant{Verdict: subjects.Gone}
+	if f := g.find(c.ID); f != nil {
+		now := time.Now()
+		grant = f.claim(c, now, func(not ...map[string]bool) (live, free int) {
+			return g.fleet.others(f.req.Pool, now, not...)
+		})
+		if d, err := subjects.ParseAck(c.Ack); err == nil {
+			f.queue.tell(d.Pending, now)
+		}
+		if grant.Verdict == subjects.Go {
+			g.metrics.queueTime(f.req.Pool, f.req.Tier, now.Sub(f.arrived))
+		}
+	}
+	body, err := json.Marshal(grant)
+	if err != nil {
+		panic(err) // plain fields always encode
+	}
+	m.Respond(body)
+}
+
+// listed checks a worker's list of what it runs for us. What should not run is
+// cancelled: its first cancel got lost.
+func (g *Gateway) listed(m *nats.Msg) {
+	var alive subjects.Alive
+	if json.Unmarshal(m.Data, &alive) != nil {
+		return
+	}
+	now := time.Now()
+	for _, a := range alive.Attempts {
+		if f := g.find(a.ID); f == nil || !f.listed(a, now) {
+			g.cancelAttempt(alive.Worker, a.ID, a.Attempt, "not wanted")
+		}
+	}
+}
+
+func (g *Gateway) cancelAttempt(worker string, id subjects.ID, mark uint64, reason string) {
+	body, err := json.Marshal(subjects.Cancel{ID: id, Attempt: mark, Reason: reason})
+	if err != nil {
+		panic(err)
+	}
+	g.nc.Publish(subjects.WorkerCancel(worker), body)
+}
+
+// bodyWanted serves a piece of a body that travels by reference.
+func (g *Gateway) bodyWanted(m *nats.Msg) {
+	var want subjects.BodyWant
+	if json.Unmarshal(m.Data, &want) != nil {
+		return
+	}
+	var body []byte
+	if f := g.find(want.ID); f != nil {
+		f.mu.Lock()
+		body = f.body
+		f.mu.Unlock()
+	}
+	if want.Offset < 0 || want.Offset > int64(len(body)) {
+		want.Offset = int64(len(body))
+	}
+	piece := body[want.Offset:]
+	m.Respond(piece[:min(int64(len(piece)), subjects.MaxFrame, g.nc.MaxPayload()/2)])
+}
+
+// tellRequests answers `pulley request ls`.
+func (g *Gateway) tellRequests(m *nats.Msg) {
+	now := time.Now()
+	list := make([]subjects.RequestInfo, 0, 16)
+	for _, f := range g.all() {
+		list = append(list, f.info(g.id, now))
+	}
+	slices.SortFunc(list, func(a, b subjects.RequestInfo) int { return strings.Compare(a.ID, b.ID) })
+	g.respondList(m, len(list), func(from, to int) any { return list[from:to] })
+}
+
+// tellWorkers answers `pulley worker ls`.
+func (g *Gateway) tellWorkers(m *nats.Msg) {
+	list := g.fleet.heartbeats(time.Now())
+	g.respondList(m, len(list), func(from, to int) any { return list[from:to] })
+}
+
+// respondList sends a list in as many messages as it takes, then an empty one.
+func (g *Gateway) respondList(m *nats.Msg, n int, piece func(from, to int) any) {
+	const each = 100
+	for from := 0; from < n; from += each {
+		body, err := json.Marshal(piece(from, min(from+each, n)))
+		if err != nil {
+			g.log.Error("list", "err", err)
+			return
+		}
+		m.Respond(body)
+	}
+	m.Respond(nil)
+}

@@ -1,0 +1,162 @@
+package gateway
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Error is what a client is told, in the words of the API that it speaks.
+type Error struct {
+	Status     int
+	Code       string // stable
+	Message    string
+	Param      string        // the field at fault; "" is null
+	RetryAfter time.Duration // 0: not told
+	NoRetry    bool          // tells the SDKs not to try again
+}
+
+func (e *Error) Error() string { return e.Code + ": " + e.Message }
+
+func badRequest(param, format string, args ...any) *Error {
+	return &Error{Status: http.StatusBadRequest, Code: "invalid_request", Param: param, Message: fmt.Sprintf(format, args...)}
+}
+
+func unavailable(code string, retry time.Duration, format string, args ...any) *Error {
+	return &Error{Status: http.StatusServiceUnavailable, Code: code, RetryAfter: retry, Message: fmt.Sprintf(format, args...)}
+}
+
+// asError makes an Error of any error: what is none is a bug of ours.
+func asError(err error) *Error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	return &Error{Status: http.StatusInternalServerError, Code: "internal_error", Message: "internal error"}
+}
+
+// kind is OpenAI's type of an error.
+func (e *Error) kind() string {
+	switch {
+	case e.Status == http.StatusTooManyRequests:
+		return "rate_limit_error"
+	case e.Status == http.StatusUnauthorized, e.Status == http.StatusForbidden:
+		return "authentication_error"
+	case e.Status < 500:
+		return "invalid_request_error"
+	}
+	return "server_error"
+}
+
+// anthropicKind is Anthropic's type of an error.
+func (e *Error) anthropicKind() string {
+	switch e.Status {
+	case http.StatusUnauthorized:
+		return "authentication_error"
+	case http.StatusForbidden:
+		return "permission_error"
+	case http.StatusNotFound:
+		return "not_found_error"
+	case http.StatusRequestEntityTooLarge:
+		return "request_too_large"
+	case http.StatusTooManyRequests:
+		return "rate_limit_error"
+	case http.StatusServiceUnavailable:
+		return "overloaded_error"
+	case http.StatusGatewayTimeout:
+		return "timeout_error"
+	}
+	if e.Status < 500 {
+		return "invalid_request_error"
+	}
+	return "api_error"
+}
+
+// dialect is the API that a path belongs to, as far as errors look different.
+type dialect int
+
+const (
+	openAI dialect = iota
+	responsesAPI
+	anthropic
+	plain // streams of which we know no way to say that they broke
+)
+
+func dialectOf(path string) dialect {
+	switch {
+	case strings.HasSuffix(path, "/messages"):
+		return anthropic
+	case strings.HasSuffix(path, "/responses"):
+		return responsesAPI
+	}
+	return openAI
+}
+
+type errorBody struct {
+	Message string  `json:"message"`
+	Type    string  `json:"type"`
+	Param   *string `json:"param"`
+	Code    string  `json:"code"`
+}
+
+// body is the error as JSON. Anthropic's form has ours inside, so that all four
+// keys are always there.
+func (e *Error) body(d dialect, id string) []byte {
+	inner := errorBody{Message: e.Message, Type: e.kind(), Code: e.Code}
+	if e.Param != "" {
+		inner.Param = &e.Param
+	}
+	var v any = map[string]any{"error": inner}
+	if d == anthropic {
+		inner.Type = e.anthropicKind()
+		v = map[string]any{"type": "error", "error": inner, "request_id": id}
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // strings always encode
+	}
+	return b
+}
+
+// event is the error as the last event of a stream that had begun.
+func (e *Error) event(d dialect, id string) []byte {
+	switch d {
+	case anthropic:
+		return fmt.Appendf(nil, "event: error\ndata: %s\n\n", e.body(d, id))
+	case responsesAPI:
+		b, err := json.Marshal(map[string]any{
+			"type":            "response.failed",
+			"sequence_number": math.MaxInt32, // after every one before it
+			"response": map[string]any{
+				"id": "resp_" + id, "object": "response", "created_at": time.Now().Unix(), "status": "failed",
+				"error":              map[string]any{"code": "server_error", "message": e.Message + " (" + e.Code + ")"},
+				"incomplete_details": nil, "output": []any{},
+			},
+		})
+		if err != nil {
+			panic(err)
+		}
+		return fmt.Appendf(nil, "event: response.failed\ndata: %s\n\n", b)
+	}
+	return fmt.Appendf(nil, "data: %s\n\n", e.body(d, id))
+}
+
+// write answers with the error.
+func (e *Error) write(w http.ResponseWriter, d dialect, id string) {
+	h := w.Header()
+	if e.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
+	}
+	if e.NoRetry {
+		h.Set("X-Should-Retry", "false")
+	}
+	b := e.body(d, id)
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(e.Status)
+	w.Write(b)
+}

@@ -1,0 +1,210 @@
+package gateway
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// flight is one request from its admission to its last byte. The handler's
+// goroutine owns it; what the dispatcher touches too is guarded.
+type flight struct {
+	// Fixed before it is published.
+	req     *subjects.Request
+	tier    policy.Tier
+	queue   *queue
+	arrived time.Time
+
+	mu      sync.Mutex
+	body    []byte
+	seq     uint64 // of its message in the tier's stream; 0 until known
+	current *attempt
+	over    bool
+	history policy.History
+	failed  map[string]bool // workers that failed it, by id
+	refused map[string]bool // workers that had no slot for it
+	starts  int
+	events  []event
+	pending int // bytes of data in events
+	notify  chan struct{}
+	claimed time.Time
+	bytes   int64 // written to the client
+	begun   bool  // its answer has begun to reach the client
+}
+
+// attempt is a worker's granted start on a flight.
+type attempt struct {
+	mark   uint64
+	worker string // id
+	name   string
+	ack    string // where the delivery is settled
+	number int
+	began  time.Time
+	seq    uint32 // of the last message
+	alive  time.Time
+	dead   bool // it failed; nothing more of it counts
+}
+
+// event is what the dispatcher hands to the handler. Fail may come from the
+// worker or from the gateway itself.
+type event struct {
+	kind    subjects.Kind
+	payload []byte
+	fail    *subjects.Fail
+	crashed bool // the worker died
+}
+
+func newFlight(req *subjects.Request, tier policy.Tier, q *queue, body []byte, now time.Time) *flight {
+	return &flight{
+		req: req, tier: tier, queue: q, body: body, arrived: now,
+		history: policy.History{MaxAttempts: tier.MaxAttempts},
+		failed:  make(map[string]bool), refused: make(map[string]bool),
+		notify: make(chan struct{}, 1),
+	}
+}
+
+func (f *flight) wake() {
+	select {
+	case f.notify <- struct{}{}:
+	default:
+	}
+}
+
+// take returns what has come since the last take.
+func (f *flight) take() []event {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ev := f.events
+	f.events, f.pending = nil, 0
+	return ev
+}
+
+// claim arbitrates a worker's claim. others says, of the live workers of the
+// pool that are not in a set, how many there are and how many have a free slot.
+func (f *flight) claim(c subjects.Claim, now time.Time, others func(not ...map[string]bool) (live, free int)) subjects.Grant {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.over:
+		return subjects.Grant{Verdict: subjects.Gone}
+	case f.current != nil:
+		return subjects.Grant{Verdict: subjects.Elsewhere}
+	case f.failed[c.Worker] || f.refused[c.Worker]:
+		if live, free := others(f.failed, f.refused); free > 0 {
+			return subjects.Grant{Verdict: subjects.NotYou}
+		} else if live > 0 {
+			return subjects.Grant{Verdict: subjects.NotYou, DelayMS: 100}
+		}
+	}
+	f.starts++
+	f.current = &attempt{mark: c.Attempt, worker: c.Worker, name: c.Name, ack: c.Ack, number: f.starts, began: now, alive: now}
+	f.claimed = now
+	f.queue.leave(true, now)
+	return subjects.Grant{Verdict: subjects.Go, Number: f.starts}
+}
+
+// maxPending bounds what a worker may have sent beyond its credit.
+const maxPending = 2*subjects.Window + 2*subjects.MaxFrame
+
+// message takes the frames of the running attempt in; anything else is stale.
+func (f *flight) message(p subjects.Prefix, frames []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a := f.current
+	if a == nil || a.dead || a.mark != p.Attempt || f.over {
+		return
+	}
+	if p.Seq != a.seq+1 {
+		f.failLocked(subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("worker %s: frames lost between %d and %d", a.name, a.seq, p.Seq)}, false)
+		return
+	}
+	a.seq = p.Seq
+	for len(frames) > 0 {
+		kind, payload, rest, err := subjects.NextFrame(frames)
+		if err != nil {
+			f.failLocked(subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("worker %s: %v", a.name, err)}, false)
+			return
+		}
+		frames = rest
+		if f.pending += len(payload); f.pending > maxPending {
+			f.failLocked(subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("worker %s sent beyond its credit", a.name)}, false)
+			return
+		}
+		f.events = append(f.events, event{kind: kind, payload: payload})
+		if kind == subjects.KindFail || kind == subjects.KindEnd {
+			a.dead = true
+		}
+	}
+	f.wake()
+}
+
+// failLocked ends the running attempt.
+func (f *flight) failLocked(fail subjects.Fail, crashed bool) {
+	if f.current == nil || f.current.dead || f.over {
+		return
+	}
+	f.current.dead = true
+	f.events = append(f.events, event{kind: subjects.KindFail, fail: &fail, crashed: crashed})
+	f.wake()
+}
+
+// lostWorker ends the attempt that runs on a worker, if it does.
+func (f *flight) lostWorker(worker, why string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.current != nil && f.current.worker == worker {
+		f.failLocked(subjects.Fail{Class: subjects.FailEngine, Reason: why}, true)
+	}
+}
+
+// listed takes a worker's word that it runs an attempt and how much it sent.
+// False: that attempt is not the one.
+func (f *flight) listed(a subjects.AliveAttempt, now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over || f.current == nil || f.current.mark != a.Attempt || f.current.dead {
+		return false
+	}
+	f.current.alive = now
+	if a.Sent > f.current.seq { // they were sent before this word, on the same connection
+		f.failLocked(subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("worker %s: frames lost after %d", f.current.name, f.current.seq)}, false)
+	}
+	return true
+}
+
+// quiet ends an attempt that its live worker no longer lists.
+func (f *flight) quiet(now time.Time, limit time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.current != nil && now.Sub(f.current.alive) > limit {
+		f.failLocked(subjects.Fail{Class: subjects.FailTruncated, Reason: "worker " + f.current.name + " lost the request"}, false)
+	}
+}
+
+// queued says whether it waits for a worker, and under which sequence.
+func (f *flight) queued() (seq uint64, yes bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.seq, !f.over && f.current == nil
+}
+
+func (f *flight) info(gateway string, now time.Time) subjects.RequestInfo {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := subjects.RequestInfo{
+		ID: f.req.ID.String(), Gateway: gateway, Tenant: f.req.Tenant, Tier: f.req.Tier, Pool: f.req.Pool,
+		Path: f.req.Path, Stream: f.req.Stream, State: "queued", Attempt: f.starts, Arrived: f.arrived,
+		AgeMS: now.Sub(f.arrived).Milliseconds(), QueueMS: now.Sub(f.arrived).Milliseconds(), BytesOut: f.bytes,
+	}
+	if f.current != nil {
+		i.State, i.Worker = "running", f.current.name
+		i.QueueMS = f.claimed.Sub(f.arrived).Milliseconds()
+		if f.begun {
+			i.State = "answering"
+		}
+	}
+	return i
+}

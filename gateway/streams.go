@@ -1,0 +1,167 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+const (
+	checkStreams    = 5 * time.Second
+	streamsAgain    = 500 * time.Millisecond
+	publishAgain    = 250 * time.Millisecond
+	publishPatience = 15 * time.Second // a broker's leader may be gone for 7 s
+)
+
+// keepStreams sees to it that the streams exist, from the start and after a
+// broker lost them; what waited in a lost one is published again.
+func (g *Gateway) keepStreams(ctx context.Context) {
+	status := g.nc.StatusChanged(nats.CONNECTED)
+	defer g.nc.RemoveStatusListener(status)
+	created := make(map[string]time.Time) // of each tier's stream
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-status:
+		case <-timer.C:
+		}
+		next := checkStreams
+		if err := g.checkStreams(ctx, created); err != nil {
+			if ctx.Err() == nil && g.ready.Swap(false) {
+				g.log.Warn("queue not available", "err", err)
+			}
+			next = streamsAgain
+		} else if !g.ready.Swap(true) {
+			g.log.Info("queue available")
+		}
+		timer.Reset(next)
+	}
+}
+
+func (g *Gateway) checkStreams(ctx context.Context, created map[string]time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	lost := len(created) == 0
+	for _, t := range g.cfg.Tiers {
+		s, err := g.js.Stream(ctx, subjects.ReqStream(t.Name))
+		switch {
+		case errors.Is(err, jetstream.ErrStreamNotFound):
+			lost = true
+		case err != nil:
+			return fmt.Errorf("stream of tier %s: %w", t.Name, err)
+		case !s.CachedInfo().Created.Equal(created[t.Name]):
+			lost = true
+		}
+	}
+	if !lost {
+		return nil
+	}
+	if err := subjects.EnsureStreams(ctx, g.js, g.cfg.Tiers, g.cfg.Replicas); err != nil {
+		return err
+	}
+	g.streams.Store(true)
+	if err := g.fleet.remember(ctx); err != nil {
+		return err
+	}
+	for _, t := range g.cfg.Tiers {
+		s, err := g.js.Stream(ctx, subjects.ReqStream(t.Name))
+		if err != nil {
+			return fmt.Errorf("stream of tier %s: %w", t.Name, err)
+		}
+		now := s.CachedInfo().Created
+		before, known := created[t.Name]
+		created[t.Name] = now
+		if !known || before.Equal(now) {
+			continue
+		}
+		for _, f := range g.all() {
+			if _, queued := f.queued(); queued && f.req.Tier == t.Name {
+				if err := g.publish(ctx, f); err != nil {
+					g.log.Warn("request not published again", "id", f.req.ID, "err", err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// publish puts a request on its queue and waits until the broker has it. While
+// the broker cannot take it, it tries again; the same message id makes that
+// safe. Called again for a request, it first takes the message before back.
+func (g *Gateway) publish(ctx context.Context, f *flight) error {
+	f.mu.Lock()
+	seq := f.seq
+	f.mu.Unlock()
+	m, err := f.req.Msg(subjects.Shared, f.body, time.Until(time.UnixMilli(f.req.Deadline)))
+	if err != nil {
+		return err
+	}
+	if seq > 0 {
+		g.deleteMsg(f.req.Tier, seq)
+		m.Header[subjects.HeaderMsgID] = []string{fmt.Sprintf("%s.%d", f.req.ID, seq)}
+	}
+	patience := time.Now().Add(publishPatience)
+	for {
+		ack, err := g.tryPublish(ctx, m)
+		if err == nil {
+			f.mu.Lock()
+			f.seq = ack.Sequence
+			f.mu.Unlock()
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == 10077 {
+			return g.full(f.req.Pool, f.req.Tier, f.queue, "the broker's queue is full")
+		}
+		if time.Now().After(patience) {
+			g.log.Error("request not published", "id", f.req.ID, "err", err)
+			return unavailable("queue_unavailable", 5*time.Second, "the request queue cannot be reached")
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(publishAgain):
+		}
+	}
+}
+
+func (g *Gateway) tryPublish(ctx context.Context, m *nats.Msg) (*jetstream.PubAck, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return g.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
+}
+
+// deleteMsg takes a message off its queue. If it was delivered meanwhile, the
+// worker's claim is refused.
+func (g *Gateway) deleteMsg(tier string, seq uint64) {
+	g.nc.Publish("$JS.API.STREAM.MSG.DELETE."+subjects.ReqStream(tier), fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
+}
+
+// handBack puts a request whose attempt failed to the front of its queue. If the
+// broker lost the message, it is published again.
+func (g *Gateway) handBack(ctx context.Context, f *flight, ack string, delay time.Duration) error {
+	f.mu.Lock()
+	seq := f.seq
+	f.mu.Unlock()
+	d, err := subjects.ParseAck(ack)
+	if err != nil || d.StreamSeq != seq {
+		return g.publish(ctx, f)
+	}
+	reply, err := g.nc.RequestMsgWithContext(ctx, &nats.Msg{
+		Subject: "$JS.API.DIRECT.GET." + d.Stream, Data: fmt.Appendf(nil, `{"seq":%d}`, seq),
+	})
+	if err != nil || reply.Header.Get("Status") != "" {
+		return g.publish(ctx, f)
+	}
+	return g.nc.Publish(ack, subjects.NakAfter(delay))
+}

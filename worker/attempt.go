@@ -1,0 +1,411 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// attempt is one start on one request.
+type attempt struct {
+	// Fixed when it begins.
+	mark    uint64
+	msg     *nats.Msg
+	lane    *lane
+	ctx     context.Context
+	stop    context.CancelCauseFunc
+	verdict chan subjects.Grant // holds the gateway's answer to the claim
+	credit  chan struct{}       // told when taken grew
+	started time.Time
+	alone   bool // no other waited for its first token when it began
+	besides int  // others in flight then
+
+	// Owned by run until published under Worker.mu.
+	out      *subjects.Writer
+	streamed bool
+
+	// Guarded by Worker.mu.
+	req         *subjects.Request
+	sent        uint32        // messages
+	taken       int64         // body bytes that the client took
+	expectFirst time.Duration // when a first token was to be expected
+	firstByte   time.Time
+	lastByte    time.Time
+	areaAtFirst float64
+	renewed     time.Time // when the delivery's lease was last renewed
+}
+
+func (w *Worker) beginLocked(m *nats.Msg, l *lane, now time.Time) *attempt {
+	ctx, stop := context.WithCancelCause(context.Background())
+	a := &attempt{
+		mark: rand.Uint64(), msg: m, lane: l, ctx: ctx, stop: stop,
+		verdict: make(chan subjects.Grant, 1), credit: make(chan struct{}, 1),
+		started: now, lastByte: now, renewed: now,
+		alone: w.prefillsLocked(now) == 0, besides: w.inFlight,
+	}
+	w.running[a.mark] = a
+	w.inFlight++
+	return a
+}
+
+// run carries an attempt out and settles it. The slot is free again as soon as
+// the engine is done with it.
+func (w *Worker) run(a *attempt) {
+	defer a.stop(nil)
+	req, err := subjects.ParseRequest(a.msg)
+	if err != nil {
+		w.log.Warn("request dropped", "err", err)
+		w.nc.Publish(a.msg.Reply, subjects.Term("malformed"))
+		w.release(a, false)
+		return
+	}
+	w.mu.Lock()
+	a.req = req
+	if c := a.lane.pool.curve(a.started); c != nil && c.Prefill != nil {
+		a.expectFirst = time.Duration(c.Prefill.At(float64(req.InputTokens)) * float64(time.Second))
+	}
+	_, known := w.gateways[req.Gateway]
+	if !known { // its silence counts from here
+		w.gateways[req.Gateway] = a.started
+	}
+	w.mu.Unlock()
+
+	a.out = subjects.NewWriter(req.ID, a.mark)
+	w.claim(a)
+	whole := w.answer(a)
+	w.release(a, whole)
+	w.settle(a, whole)
+}
+
+func (w *Worker) claim(a *attempt) {
+	body, err := json.Marshal(subjects.Claim{
+		ID: a.req.ID, Attempt: a.mark, Worker: w.id, Name: w.cfg.Name, Ack: a.msg.Reply,
+	})
+	if err != nil {
+		panic(err) // plain fields always encode
+	}
+	inbox := "pulley.wk." + w.id + ".grant." + strconv.FormatUint(a.mark, 16)
+	w.nc.PublishRequest(subjects.GatewayClaim(a.req.Gateway), inbox, body)
+}
+
+// granted hears the gateway's answer to a claim, or that there is no gateway.
+func (w *Worker) granted(mark string, m *nats.Msg) {
+	n, err := strconv.ParseUint(mark, 16, 64)
+	if err != nil {
+		return
+	}
+	w.mu.Lock()
+	a := w.running[n]
+	w.mu.Unlock()
+	if a == nil {
+		return
+	}
+	var g subjects.Grant
+	if m.Header.Get("Status") == "503" {
+		g.Verdict = subjects.Gone
+	} else if json.Unmarshal(m.Data, &g) != nil {
+		return
+	}
+	select {
+	case a.verdict <- g:
+	default: // a second answer changes nothing
+	}
+	if g.Verdict != subjects.Go {
+		a.stop(ErrRefused)
+	}
+}
+
+// answer calls the engine and sends its answer on. It says whether the answer
+// is whole.
+func (w *Worker) answer(a *attempt) bool {
+	body, err := w.body(a)
+	if err != nil {
+		return w.fail(a, subjects.Fail{Class: subjects.FailBody, Reason: err.Error()})
+	}
+	hr, err := http.NewRequestWithContext(a.ctx, a.req.Method, w.base+a.req.Path, bytes.NewReader(body))
+	if err != nil {
+		return w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: err.Error()})
+	}
+	for k, v := range a.req.Header {
+		hr.Header[k] = v
+	}
+	if w.cfg.APIKey != "" {
+		hr.Header.Set("Authorization", "Bearer "+w.cfg.APIKey)
+	}
+	resp, err := w.client.Do(hr)
+	if err != nil {
+		w.lookAtEngine()
+		return w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %v", w.cfg.Name, err)})
+	}
+	defer resp.Body.Close()
+	head := &subjects.Head{Status: resp.StatusCode, Header: endToEnd(resp.Header), Length: resp.ContentLength}
+	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500 {
+		return w.turnedDown(a, resp, head)
+	}
+	return w.relay(a, resp, head)
+}
+
+// maxTurnedDown bounds how much of an engine's error is carried on.
+const maxTurnedDown = 64 << 10
+
+// turnedDown hands on an answer that another worker may better.
+func (w *Worker) turnedDown(a *attempt, resp *http.Response, head *subjects.Head) bool {
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, min(maxTurnedDown, w.nc.MaxPayload()/4)))
+	f := subjects.Fail{Answer: head, Body: text, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, resp.Status)}
+	f.Class = subjects.FailEngine
+	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
+		f.Class = subjects.FailRefused
+	}
+	secs, _ := strconv.ParseFloat(resp.Header.Get("Retry-After"), 64)
+	w.pause(time.Duration(secs*float64(time.Second)), string(f.Class)+": "+resp.Status)
+	return w.fail(a, f)
+}
+
+// pause stops bidding for a while after the engine turned a request down.
+func (w *Worker) pause(asked time.Duration, reason string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.badInRow++
+	if w.state == subjects.Ready || w.state == subjects.Paused {
+		w.pausedTo = time.Now().Add(policy.Pause(w.badInRow, asked))
+		w.setStateLocked(subjects.Paused, reason)
+	}
+}
+
+// relay sends the engine's answer on as it comes.
+func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) bool {
+	watch := newWatch(a.req.Path, resp)
+	a.streamed = watch.stream
+	a.out.JSON(subjects.KindHead, head)
+	room, most := 2<<10, int(min(64<<10, w.nc.MaxPayload()/2))
+	var sent int64
+	for {
+		buf := a.out.Grow(room)
+		n, err := resp.Body.Read(buf)
+		now := time.Now()
+		if n > 0 {
+			watch.see(buf[:n])
+			a.out.Commit(n)
+			sent += int64(n)
+			if n == len(buf) {
+				room = min(2*room, most)
+			}
+		}
+		w.mu.Lock()
+		if n > 0 {
+			if a.firstByte.IsZero() {
+				w.firstLocked(a, now)
+				if a.streamed {
+					w.bidLocked() // a prefill less: the price fell
+				}
+			}
+			a.lastByte = now
+		}
+		taken := a.taken
+		w.mu.Unlock()
+		switch {
+		case err == io.EOF:
+			if reason := watch.broken(); reason != "" {
+				return w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)})
+			}
+			w.finish(a, watch, now)
+			return true
+		case err != nil:
+			return w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: answer broke off: %v", w.cfg.Name, err)})
+		case n > 0:
+			w.send(a)
+		}
+		if sent-taken > subjects.Window && !w.waitCredit(a, sent) {
+			return w.fail(a, subjects.Fail{Class: subjects.FailCancelled, Reason: "stopped"})
+		}
+	}
+}
+
+// finish sends the end of a whole answer.
+func (w *Worker) finish(a *attempt, watch *watch, now time.Time) {
+	end := subjects.End{EngineMS: ms(now.Sub(a.started)), OutputTokens: watch.outputTokens(), InputTokens: watch.inputTokens()}
+	w.mu.Lock()
+	if a.firstByte.IsZero() {
+		w.firstLocked(a, now)
+	}
+	end.FirstMS = ms(a.firstByte.Sub(a.started))
+	w.learnLocked(a, end.OutputTokens, now)
+	w.badInRow = 0
+	if w.state == subjects.Paused { // the engine has room again
+		w.pausedTo = now
+	}
+	w.mu.Unlock()
+	a.out.JSON(subjects.KindEnd, end)
+	w.send(a)
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// fail tells the gateway that the attempt came to nothing. What to do about it
+// is decided there.
+func (w *Worker) fail(a *attempt, f subjects.Fail) bool {
+	switch cause := context.Cause(a.ctx); {
+	case errors.Is(cause, ErrRefused), errors.Is(cause, ErrGatewayGone), errors.Is(cause, ErrCancelled):
+		return false // nobody listens
+	case errors.Is(cause, ErrDraining):
+		f = subjects.Fail{Class: subjects.FailDraining, Reason: "worker " + w.cfg.Name + " stops"}
+	case errors.Is(cause, ErrStalled):
+		f = subjects.Fail{Class: subjects.FailStalled, Reason: fmt.Sprintf("engine %s: silent for %v", w.cfg.Name, w.cfg.StallTimeout)}
+	}
+	a.out.JSON(subjects.KindFail, f)
+	w.send(a)
+	return false
+}
+
+// send publishes what has gathered. The reply subject makes the broker say so
+// when the gateway no longer listens.
+func (w *Worker) send(a *attempt) {
+	msg := a.out.Take()
+	w.mu.Lock()
+	a.sent = a.out.Sent()
+	w.mu.Unlock()
+	w.nc.PublishRequest(subjects.GatewayRsp(a.req.Gateway), "pulley.wk."+w.id+".gone."+a.req.Gateway, msg)
+}
+
+// waitCredit waits until the client has taken enough. False: the attempt ended.
+func (w *Worker) waitCredit(a *attempt, sent int64) bool {
+	for {
+		w.mu.Lock()
+		enough := sent-a.taken <= subjects.Window
+		a.lastByte = time.Now() // the engine is not to blame for the client
+		w.mu.Unlock()
+		if enough {
+			return true
+		}
+		select {
+		case <-a.credit:
+		case <-a.ctx.Done():
+			return false
+		}
+	}
+}
+
+// release frees the attempt's slot.
+func (w *Worker) release(a *attempt, whole bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !a.firstByte.IsZero() {
+		w.decoding.add(-1, time.Now())
+	}
+	w.inFlight--
+	if whole {
+		w.done++
+	} else {
+		w.failed++
+	}
+	w.bidLocked()
+}
+
+// settleWait bounds how long an attempt that is over waits for the answer to
+// its claim, before the queue is left to redeliver.
+const settleWait = 5 * time.Second
+
+// settle says what becomes of the delivery. The gateway settles attempts that
+// it granted and that failed: it alone knows whether there is to be another.
+func (w *Worker) settle(a *attempt, whole bool) {
+	defer func() {
+		w.mu.Lock()
+		delete(w.running, a.mark)
+		w.mu.Unlock()
+	}()
+	if errors.Is(context.Cause(a.ctx), ErrGatewayGone) {
+		w.nc.Publish(a.msg.Reply, subjects.Term("gateway gone"))
+		return
+	}
+	timeout := time.NewTimer(settleWait)
+	defer timeout.Stop()
+	var g subjects.Grant
+	select {
+	case g = <-a.verdict:
+	case <-timeout.C:
+		return
+	}
+	switch g.Verdict {
+	case subjects.Go:
+		if whole {
+			w.nc.Publish(a.msg.Reply, subjects.Ack)
+		}
+	case subjects.Gone:
+		w.nc.Publish(a.msg.Reply, subjects.Term("gone"))
+	case subjects.NotYou:
+		w.handBack(a, time.Duration(g.DelayMS)*time.Millisecond)
+	case subjects.Elsewhere:
+	}
+}
+
+// handBack returns a request for another worker, and stands back for a moment
+// so that it does not come again at once.
+func (w *Worker) handBack(a *attempt, delay time.Duration) {
+	w.mu.Lock()
+	if delay == 0 {
+		a.lane.notTill = time.Now().Add(standBack)
+	}
+	w.mu.Unlock()
+	w.nc.Publish(a.msg.Reply, subjects.NakAfter(delay))
+}
+
+// find is the running attempt that a message speaks of.
+func (w *Worker) find(id subjects.ID, mark uint64) *attempt {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if a := w.running[mark]; a != nil && a.req != nil && a.req.ID == id {
+		return a
+	}
+	return nil
+}
+
+func (w *Worker) cancelled(m *nats.Msg) {
+	var c subjects.Cancel
+	if json.Unmarshal(m.Data, &c) != nil {
+		return
+	}
+	if a := w.find(c.ID, c.Attempt); a != nil {
+		a.stop(ErrCancelled)
+	}
+}
+
+func (w *Worker) credited(m *nats.Msg) {
+	var c subjects.Credit
+	if json.Unmarshal(m.Data, &c) != nil {
+		return
+	}
+	a := w.find(c.ID, c.Attempt)
+	if a == nil {
+		return
+	}
+	w.mu.Lock()
+	a.taken = max(a.taken, c.Taken)
+	w.mu.Unlock()
+	select {
+	case a.credit <- struct{}{}:
+	default:
+	}
+}
+
+// gatewayGone stops everything that runs for a gateway nobody hears of.
+func (w *Worker) gatewayGone(gateway string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range w.running {
+		if a.req != nil && a.req.Gateway == gateway {
+			a.stop(ErrGatewayGone)
+		}
+	}
+}

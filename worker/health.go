@@ -1,0 +1,296 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+const (
+	probeEvery   = 5 * time.Second        // while the engine answers
+	probeDown    = 500 * time.Millisecond // while it does not
+	probeTimeout = 2 * time.Second
+	memberEvery  = 3 * time.Second
+	leaseEvery   = subjects.AckWait / 3
+)
+
+// healthLoop asks the engine how it is, and tells everybody how the worker is.
+func (w *Worker) healthLoop(ctx context.Context) {
+	beat := time.NewTicker(subjects.HeartbeatEvery)
+	defer beat.Stop()
+	member := time.NewTicker(memberEvery)
+	defer member.Stop()
+	probe := time.NewTimer(0)
+	defer probe.Stop()
+	asked := make(chan error, 1)
+	asking := false
+	ask := func() {
+		if !asking {
+			asking = true
+			go func() { asked <- w.askEngine(ctx) }() // ends within probeTimeout; waited for below
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			if asking {
+				<-asked
+			}
+			return
+		case <-probe.C:
+			ask()
+		case <-w.probe:
+			ask()
+		case err := <-asked:
+			asking = false
+			next := probeEvery
+			if err != nil {
+				next = probeDown
+			}
+			if w.engineIs(err) {
+				w.beat()
+				w.join(ctx)
+			}
+			probe.Reset(next)
+		case <-beat.C:
+			w.beat()
+		case <-member.C:
+			w.join(ctx)
+		}
+	}
+}
+
+// lookAtEngine makes healthLoop ask the engine now.
+func (w *Worker) lookAtEngine() {
+	select {
+	case w.probe <- struct{}{}:
+	default:
+	}
+}
+
+// askEngine asks which models the engine has. An engine whose models were
+// configured is well if it answers at all.
+func (w *Worker) askEngine(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, w.base+"/v1/models", nil)
+	if err != nil {
+		return err
+	}
+	if w.cfg.APIKey != "" {
+		r.Header.Set("Authorization", "Bearer "+w.cfg.APIKey)
+	}
+	resp, err := w.client.Do(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+	if len(w.cfg.Models) > 0 {
+		if resp.StatusCode >= 500 {
+			return fmt.Errorf("GET /v1/models: %s", resp.Status)
+		}
+		w.setModels(w.cfg.Models)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET /v1/models: %s; name the models (model=NAME) if the engine has no such list", resp.Status)
+	}
+	var list struct {
+		Data []struct {
+			ID string `json:"id"`
+		} `json:"data"`
+	}
+	if err := json.Unmarshal(body, &list); err != nil {
+		return fmt.Errorf("GET /v1/models: %w", err)
+	}
+	var models []string
+	for _, m := range list.Data {
+		if m.ID != "" && len(m.ID) <= subjects.MaxName {
+			models = append(models, m.ID)
+		}
+	}
+	if len(models) == 0 {
+		return fmt.Errorf("GET /v1/models: no models")
+	}
+	slices.Sort(models)
+	w.setModels(slices.Compact(models))
+	return nil
+}
+
+// engineIs notes the engine's health and says whether it changed.
+func (w *Worker) engineIs(err error) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	was := w.state
+	switch {
+	case err != nil && was != subjects.Draining && was != subjects.Left:
+		if was != subjects.Down || w.reason != err.Error() {
+			w.log.Warn("engine does not answer", "err", err)
+		}
+		w.setStateLocked(subjects.Down, err.Error())
+	case err == nil && was == subjects.Down:
+		w.log.Info("engine answers", "models", len(w.servedLocked()))
+		w.badInRow = 0
+		w.setStateLocked(subjects.Ready, "")
+	}
+	w.bidLocked()
+	return was != w.state
+}
+
+// heartbeat is the worker's state in words.
+func (w *Worker) heartbeat() subjects.Heartbeat {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	h := subjects.Heartbeat{
+		Worker: w.id, Name: w.cfg.Name, Engine: w.cfg.Kind, URL: w.cfg.Engine, Host: w.host,
+		Version: w.cfg.Version, Started: w.started, State: w.state, Reason: w.reason,
+		Slots: w.cfg.Slots, InFlight: w.inFlight, Prefills: w.prefillsLocked(now),
+		Weight: w.cfg.Weight, Done: w.done, Failed: w.failed,
+	}
+	for _, p := range w.servedLocked() {
+		h.Pools = append(h.Pools, subjects.PoolStatus{
+			Pool: p.name, Curve: p.curve(now), Mean: p.mean, Rung: w.rungLocked(p, 1, now),
+		})
+	}
+	return h
+}
+
+func (w *Worker) beat() {
+	body, err := json.Marshal(w.heartbeat())
+	if err != nil {
+		w.log.Error("heartbeat", "err", err)
+		return
+	}
+	w.nc.Publish(subjects.Heartbeats(w.id), body)
+}
+
+// join tells the membership bucket, for those who come later.
+func (w *Worker) join(ctx context.Context) {
+	body, err := json.Marshal(w.heartbeat())
+	if err != nil {
+		return
+	}
+	w.inBucket(ctx, func(ctx context.Context, kv jetstream.KeyValue) error {
+		_, err := kv.Put(ctx, w.id, body)
+		return err
+	})
+}
+
+func (w *Worker) leave() {
+	w.inBucket(context.Background(), func(ctx context.Context, kv jetstream.KeyValue) error {
+		return kv.Purge(ctx, w.id)
+	})
+}
+
+// inBucket works on the membership bucket. It is absent until a gateway was
+// there; the heartbeats do without it.
+func (w *Worker) inBucket(ctx context.Context, do func(context.Context, jetstream.KeyValue) error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	js, err := jetstream.New(w.nc)
+	if err != nil {
+		return
+	}
+	kv, err := js.KeyValue(ctx, subjects.WorkersBucket)
+	if err == nil {
+		err = do(ctx, kv)
+	}
+	if err != nil {
+		w.log.Debug("membership", "err", err)
+	}
+}
+
+// hearGateway takes a gateway's references, which are its sign of life too.
+func (w *Worker) hearGateway(m *nats.Msg) {
+	var ref subjects.Reference
+	if json.Unmarshal(m.Data, &ref) != nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.gateways[ref.Gateway] = time.Now()
+	for name, p := range w.pools {
+		r, ok := ref.Pools[name]
+		if !ok {
+			continue
+		}
+		p.ref = r
+		for _, l := range w.lanes {
+			if l.pool == p {
+				l.notTill = time.Time{} // its queues exist now
+			}
+		}
+	}
+	w.bidLocked()
+}
+
+// aliveLoop tells every gateway which of its requests run here, renews the
+// queue's leases, and stops what has no gateway or no progress any more.
+func (w *Worker) aliveLoop(ctx context.Context) {
+	tick := time.NewTicker(subjects.AliveEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for gateway, alive := range w.alive() {
+			body, err := json.Marshal(alive)
+			if err != nil {
+				continue
+			}
+			w.nc.PublishRequest(subjects.GatewayAlive(gateway), "pulley.wk."+w.id+".gone."+gateway, body)
+		}
+	}
+}
+
+func (w *Worker) alive() map[string]*subjects.Alive {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	heard := func(gateway string) bool {
+		return now.Sub(w.gateways[gateway]) < subjects.GatewayGone || now.Sub(w.connected) < subjects.GatewayGone
+	}
+	by := make(map[string]*subjects.Alive)
+	for _, a := range w.running {
+		switch {
+		case a.req == nil:
+			continue
+		case !heard(a.req.Gateway) && w.nc.IsConnected():
+			a.stop(ErrGatewayGone)
+			continue
+		case a.req.Stream && now.Sub(a.lastByte) > w.cfg.StallTimeout:
+			a.stop(ErrStalled)
+		case now.Sub(a.renewed) >= leaseEvery:
+			a.renewed = now
+			w.nc.Publish(a.msg.Reply, subjects.InProgress)
+		}
+		g := by[a.req.Gateway]
+		if g == nil {
+			g = &subjects.Alive{Worker: w.id}
+			by[a.req.Gateway] = g
+		}
+		g.Attempts = append(g.Attempts, subjects.AliveAttempt{ID: a.req.ID, Attempt: a.mark, Sent: a.sent})
+	}
+	for gateway, at := range w.gateways {
+		if by[gateway] == nil && now.Sub(at) > time.Minute {
+			delete(w.gateways, gateway)
+		}
+	}
+	return by
+}

@@ -1,0 +1,280 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// Config says which engine a worker serves, and how.
+type Config struct {
+	// Engine is the base URL of the engine, with or without a trailing /v1.
+	Engine string
+	// Name is for people. Default: host and port of Engine.
+	Name string
+	// Kind of engine, for people. Default "openai".
+	Kind string
+	// APIKey is sent to the engine as a bearer token. Default: none.
+	APIKey string
+	// Models are the models to serve. Default: what the engine's /v1/models
+	// says, asked again every few seconds.
+	Models []string
+	// Slots is how many requests run at once. Default 8.
+	Slots int
+	// Weight divides the price: 2 takes requests as if it were twice as fast.
+	// Default 1.
+	Weight float64
+	// Tiers to bid on, the first first. Default policy.DefaultTiers.
+	Tiers []policy.Tier
+	// DrainTimeout bounds how long running requests may go on after Run was
+	// told to stop; then other workers take over. Default 10 min.
+	DrainTimeout time.Duration
+	// StallTimeout is how long a streaming engine may be silent before its
+	// attempt counts as failed. Default 2 min.
+	StallTimeout time.Duration
+	// Transport calls the engine. Default: one of its own, without compression.
+	Transport http.RoundTripper
+	// Version is told in heartbeats.
+	Version string
+	// Logger gets a line when the worker starts, stops, loses or finds its
+	// engine. Default: silent.
+	Logger *slog.Logger
+}
+
+// Why an attempt was stopped, as causes of its context.
+var (
+	ErrCancelled   = errors.New("the gateway cancelled it")
+	ErrGatewayGone = errors.New("its gateway is gone")
+	ErrRefused     = errors.New("the gateway refused the claim")
+	ErrDraining    = errors.New("the worker stops")
+	ErrStalled     = errors.New("the engine went silent")
+)
+
+// Worker serves one engine. Create it with New, then Run it once.
+type Worker struct {
+	// Fixed after New.
+	cfg     Config
+	id      string
+	base    string // of the engine's URLs
+	nc      *nats.Conn
+	log     *slog.Logger
+	client  *http.Client
+	host    string
+	started time.Time
+
+	attempts sync.WaitGroup
+
+	mu        sync.Mutex
+	state     subjects.State
+	reason    string
+	pools     map[string]*pool
+	lanes     []*lane          // by their number, which is part of the bids' inbox
+	byQueue   map[string]*lane // by stream and consumer
+	running   map[uint64]*attempt
+	inFlight  int
+	done      uint64
+	failed    uint64
+	badInRow  int       // refusals and failures of the engine without a success between
+	pausedTo  time.Time // no bids before
+	decoding  meter
+	wheel     policy.Wheel
+	gateways  map[string]time.Time // last sign of life
+	connected time.Time
+	probe     chan struct{} // asks healthLoop to look at the engine now
+}
+
+// New checks the configuration. It starts nothing.
+func New(cfg Config, nc *nats.Conn) (*Worker, error) {
+	u, err := url.Parse(cfg.Engine)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return nil, fmt.Errorf("engine %q: want a URL such as http://127.0.0.1:8000", cfg.Engine)
+	}
+	if cfg.Slots < 0 {
+		return nil, fmt.Errorf("engine %s: slots %d: must be at least 1", cfg.Engine, cfg.Slots)
+	}
+	if cfg.Weight < 0 {
+		return nil, fmt.Errorf("engine %s: weight %g: must be above 0", cfg.Engine, cfg.Weight)
+	}
+	for _, m := range cfg.Models {
+		if m == "" || len(m) > subjects.MaxName {
+			return nil, fmt.Errorf("engine %s: model %.40q: a name has 1 to %d bytes", cfg.Engine, m, subjects.MaxName)
+		}
+	}
+	cfg.Name = cmp.Or(cfg.Name, u.Host)
+	if len(cfg.Name) > 64 {
+		return nil, fmt.Errorf("engine %s: name %.40q…: at most 64 bytes", cfg.Engine, cfg.Name)
+	}
+	cfg.Kind = cmp.Or(cfg.Kind, "openai")
+	cfg.Slots = cmp.Or(cfg.Slots, 8)
+	cfg.Weight = cmp.Or(cfg.Weight, 1)
+	cfg.DrainTimeout = cmp.Or(cfg.DrainTimeout, 10*time.Minute)
+	cfg.StallTimeout = cmp.Or(cfg.StallTimeout, 2*time.Minute)
+	cfg.Version = cmp.Or(cfg.Version, "dev")
+	if cfg.Tiers == nil {
+		cfg.Tiers = policy.DefaultTiers()
+	}
+	if err := policy.CheckTiers(cfg.Tiers); err != nil {
+		return nil, err
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Transport == nil {
+		cfg.Transport = &http.Transport{
+			Proxy:               http.ProxyFromEnvironment,
+			MaxIdleConnsPerHost: cfg.Slots + 8,
+			IdleConnTimeout:     90 * time.Second,
+			DisableCompression:  true,
+			ReadBufferSize:      16 << 10,
+			WriteBufferSize:     16 << 10,
+		}
+	}
+	var mark [3]byte
+	rand.Read(mark[:])
+	host, _ := os.Hostname()
+	w := &Worker{
+		cfg:      cfg,
+		id:       subjects.Token(cfg.Name) + "-" + hex.EncodeToString(mark[:]),
+		base:     strings.TrimSuffix(strings.TrimRight(cfg.Engine, "/"), "/v1"),
+		nc:       nc,
+		host:     host,
+		client:   &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		state:    subjects.Down,
+		reason:   "not asked yet",
+		pools:    make(map[string]*pool),
+		byQueue:  make(map[string]*lane),
+		running:  make(map[uint64]*attempt),
+		gateways: make(map[string]time.Time),
+		probe:    make(chan struct{}, 1),
+	}
+	w.log = cfg.Logger.With("worker", cfg.Name)
+	return w, nil
+}
+
+// ID is the worker's unique id, a subject token.
+func (w *Worker) ID() string { return w.id }
+
+// Run serves until ctx is done, then drains: it takes nothing new, lets what
+// runs finish within DrainTimeout, hands the rest to other workers, and says
+// good-bye. It returns when all of that is over.
+func (w *Worker) Run(ctx context.Context) error {
+	w.started = time.Now()
+	w.connected = w.started
+	var subs []*nats.Subscription
+	for subject, handle := range map[string]nats.MsgHandler{
+		"pulley.wk." + w.id + ".>": w.receive,
+		subjects.AllGateways:       w.hearGateway,
+	} {
+		sub, err := w.nc.Subscribe(subject, handle)
+		if err != nil {
+			return fmt.Errorf("worker %s: subscribe %s: %w", w.cfg.Name, subject, err)
+		}
+		sub.SetPendingLimits(-1, -1) // bounded by slots, bids and credit
+		subs = append(subs, sub)
+	}
+	w.log.Info("worker started", "engine", w.cfg.Engine, "slots", w.cfg.Slots)
+
+	// Two contexts: ctx ends pulling, life ends everything else.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	var loops sync.WaitGroup
+	loops.Go(func() { w.healthLoop(life) })
+	loops.Go(func() { w.bidLoop(life) })
+	loops.Go(func() { w.aliveLoop(life) })
+
+	<-ctx.Done()
+	w.drain()
+	end()
+	loops.Wait()
+	for _, sub := range subs {
+		sub.Unsubscribe()
+	}
+	w.log.Info("worker stopped", "done", w.done, "failed", w.failed)
+	return nil
+}
+
+// drain returns when nothing runs any more.
+func (w *Worker) drain() {
+	w.mu.Lock()
+	w.setStateLocked(subjects.Draining, "")
+	left := w.inFlight
+	w.mu.Unlock()
+	w.beat()
+	w.log.Info("worker drains", "in_flight", left)
+
+	finished := make(chan struct{})
+	go func() { // ends with the attempts, which the next lines wait for
+		w.attempts.Wait()
+		close(finished)
+	}()
+	timeout := time.NewTimer(w.cfg.DrainTimeout)
+	defer timeout.Stop()
+	select {
+	case <-finished:
+	case <-timeout.C:
+		w.mu.Lock()
+		for _, a := range w.running {
+			a.stop(ErrDraining)
+		}
+		w.mu.Unlock()
+		<-finished
+	}
+	w.mu.Lock()
+	w.setStateLocked(subjects.Left, "")
+	w.mu.Unlock()
+	w.beat()
+	w.leave()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	w.nc.FlushWithContext(ctx)
+}
+
+// receive handles everything that is sent to this worker, in order: answers to
+// bids and claims, cancels, credit, and word of gateways that are gone. It
+// never blocks.
+func (w *Worker) receive(m *nats.Msg) {
+	mine, ok := strings.CutPrefix(m.Subject, "pulley.wk."+w.id+".")
+	if !ok { // a delivery keeps the subject that the request was published on
+		w.deliver(m)
+		return
+	}
+	what, arg, _ := strings.Cut(mine, ".")
+	switch what {
+	case "bid":
+		w.bidStatus(arg, m.Header.Get("Status"), m.Header.Get("Description"))
+	case "grant":
+		w.granted(arg, m)
+	case "gone":
+		if m.Header.Get("Status") == "503" {
+			w.gatewayGone(arg)
+		}
+	case "cancel":
+		w.cancelled(m)
+	case "credit":
+		w.credited(m)
+	}
+}
+
+func (w *Worker) setStateLocked(s subjects.State, reason string) {
+	if w.state == s && w.reason == reason {
+		return
+	}
+	if w.state == subjects.Left || w.state == subjects.Draining && s != subjects.Left {
+		return
+	}
+	w.state, w.reason = s, reason
+}
