@@ -1,0 +1,292 @@
+package testenv
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server/ats"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/broker"
+	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/worker"
+)
+
+// Main runs a package's tests. It starts nats-server's process-wide access-time
+// ticker outside of any bubble: started inside one, the bubble's clock would
+// never move.
+func Main(m *testing.M) {
+	ats.Register()
+	m.Run()
+}
+
+// Env is a broker and what was started on it.
+type Env struct {
+	t      testing.TB
+	dir    string
+	broker *process
+	serve  *broker.Broker
+	mu     sync.Mutex
+}
+
+// Run calls test in a bubble with a running broker. Everything that was started
+// in it is stopped before it returns.
+func Run(t *testing.T, test func(t *testing.T, env *Env)) {
+	t.Helper()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		env := &Env{t: t, dir: filepath.Join(dir, "store")}
+		env.StartBroker()
+		t.Cleanup(env.StopBroker)
+		test(t, env)
+	})
+}
+
+// process is a part's Run, under way.
+type process struct {
+	stop context.CancelFunc
+	done chan struct{}
+	err  error
+}
+
+func start(run func(context.Context) error) *process {
+	ctx, stop := context.WithCancel(context.Background())
+	p := &process{stop: stop, done: make(chan struct{})}
+	go func() { // ends with run; Stop waits for it
+		p.err = run(ctx)
+		close(p.done)
+	}()
+	return p
+}
+
+// Stop tells it to stop and waits until it has.
+func (p *process) Stop() error {
+	p.stop()
+	<-p.done
+	return p.err
+}
+
+// StartBroker starts the broker, after StopBroker with the store it had.
+func (e *Env) StartBroker() {
+	e.t.Helper()
+	b, err := broker.New(broker.Config{StoreDir: e.dir, SyncInterval: time.Hour})
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	p := start(b.Run)
+	select {
+	case <-b.Ready():
+	case <-p.done:
+		e.t.Fatal(p.err)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.broker, e.serve = p, b
+}
+
+// StopBroker stops the broker. Memory streams are lost, those on file are not.
+func (e *Env) StopBroker() {
+	e.t.Helper()
+	if err := e.broker.Stop(); err != nil {
+		e.t.Error(err)
+	}
+}
+
+func (e *Env) dial() (net.Conn, error) {
+	e.mu.Lock()
+	b := e.serve
+	e.mu.Unlock()
+	return b.InProcessConn()
+}
+
+// Connect makes a connection to the broker over a link of its own.
+func (e *Env) Connect(name string) (*nats.Conn, *Link) {
+	e.t.Helper()
+	link := newLink(e.dial)
+	nc, err := nats.Connect("", nats.InProcessServer(link), nats.Name(name), nats.MaxReconnects(-1),
+		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(0, 0), nats.PingInterval(time.Hour))
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.t.Cleanup(func() {
+		link.Thaw()
+		nc.Close()
+	})
+	return nc, link
+}
+
+// JetStream is a connection of its own, to look at streams.
+func (e *Env) JetStream() jetstream.JetStream {
+	e.t.Helper()
+	nc, _ := e.Connect("test")
+	js, err := jetstream.New(nc)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return js
+}
+
+// Engine is a simulated engine behind a listener of its own.
+type Engine struct {
+	*engine.Sim
+	URL       string
+	Transport *http.Transport
+	Listener  *Listener
+	server    *http.Server
+}
+
+// Engine starts a simulated engine.
+func (e *Env) Engine(cfg engine.SimConfig) *Engine {
+	e.t.Helper()
+	sim, err := engine.NewSim(cfg)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	en := e.Handler(cfg.Name, sim)
+	en.Sim = sim
+	return en
+}
+
+// Handler starts an engine that is any HTTP handler.
+func (e *Env) Handler(name string, h http.Handler) *Engine {
+	l := NewListener()
+	en := &Engine{
+		URL:       "http://" + name,
+		Listener:  l,
+		Transport: &http.Transport{DialContext: l.DialContext, DisableCompression: true, MaxIdleConnsPerHost: 1000},
+		server:    &http.Server{Handler: h},
+	}
+	served := make(chan struct{})
+	go func() { // ends when the listener is closed
+		defer close(served)
+		en.server.Serve(l)
+	}()
+	e.t.Cleanup(func() {
+		en.Transport.CloseIdleConnections()
+		en.server.Close()
+		<-served
+	})
+	return en
+}
+
+// Kill closes the engine: running answers break off, new ones are refused.
+func (en *Engine) Kill() {
+	en.Listener.Close()
+	en.server.Close()
+	en.Listener.Cut()
+}
+
+// Worker is a running worker.
+type Worker struct {
+	*process
+	*worker.Worker
+	Link *Link
+	nc   *nats.Conn
+}
+
+// Worker starts a worker for an engine. The fields Engine and Transport of cfg
+// are filled in.
+func (e *Env) Worker(en *Engine, cfg worker.Config) *Worker {
+	e.t.Helper()
+	cfg.Engine, cfg.Transport = en.URL, en.Transport
+	nc, link := e.Connect("worker")
+	w, err := worker.New(cfg, nc)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	r := &Worker{process: start(w.Run), Worker: w, Link: link, nc: nc}
+	e.t.Cleanup(func() {
+		link.Thaw()
+		link.Mend()
+		r.Stop()
+	})
+	return r
+}
+
+// Kill ends the worker's connections at once and for good, as SIGKILL does:
+// nobody hears of it again.
+func (w *Worker) Kill(en *Engine) {
+	w.Link.Cut(true)
+	en.Listener.Cut()
+}
+
+// Gateway is a running gateway.
+type Gateway struct {
+	*process
+	*gateway.Gateway
+	Link     *Link
+	Client   *http.Client // reaches it at http://gateway, the admin side at http://admin
+	Listener *Listener
+}
+
+// Gateway starts a gateway and waits until it is ready.
+func (e *Env) Gateway(cfg gateway.Config) *Gateway {
+	e.t.Helper()
+	nc, link := e.Connect("gateway")
+	g, err := gateway.New(cfg, nc)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	ingress, admin := NewListener(), NewListener()
+	transport := &http.Transport{
+		DisableCompression: true,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if addr == "admin:80" {
+				return admin.DialContext(ctx, network, addr)
+			}
+			return ingress.DialContext(ctx, network, addr)
+		},
+	}
+	r := &Gateway{Gateway: g, Link: link, Listener: ingress, Client: &http.Client{Transport: transport}}
+	r.process = start(func(ctx context.Context) error { return g.Run(ctx, ingress, admin) })
+	e.t.Cleanup(func() {
+		link.Thaw()
+		link.Mend()
+		transport.CloseIdleConnections()
+		r.Stop()
+	})
+	Eventually(e.t, "gateway ready", 10*time.Second, func() bool {
+		resp, err := r.Client.Get("http://admin/readyz")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+	return r
+}
+
+// Serves waits until a gateway lists a model.
+func (g *Gateway) Serves(t testing.TB, model string) {
+	t.Helper()
+	Eventually(t, "gateway serves "+model, 10*time.Second, func() bool {
+		resp, err := g.Client.Get("http://gateway/v1/models/" + model)
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+	time.Sleep(2 * time.Second) // the bids are parked
+}
+
+// Eventually waits, in virtual time, until a condition holds.
+func Eventually(t testing.TB, what string, within time.Duration, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {
+		if holds() {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within %v", what, within)
+		}
+	}
+}
