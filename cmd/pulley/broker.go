@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pulley-lb/pulley/broker"
+)
+
+func newBrokerCommand() *cobra.Command {
+	var cfg broker.Config
+	var maxPayload int64
+	var sync, passwordFile, tokenFile string
+	cmd := &cobra.Command{
+		Use:   "broker",
+		Short: "Run a NATS server with JetStream, alone or in a cluster",
+		Long: `Run a NATS server with JetStream, alone or as a member of a cluster. Gateways
+and workers take any NATS server of version 2.12 or later; this one is there so
+that one binary is enough.
+
+Three members make a cluster that survives the loss of one. Give each the same
+--cluster-name and the --cluster-listen addresses of all three as --routes.`,
+		Example: `  pulley broker --listen 127.0.0.1:4222 --store-dir /var/lib/pulley
+  pulley broker --listen broker-1:4222 --store-dir /var/lib/pulley \
+    --cluster-name gpu --cluster-listen broker-1:6222 \
+    --routes broker-1:6222,broker-2:6222,broker-3:6222`,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if cfg.SyncInterval, err = parseSync(sync); err != nil {
+				return err
+			}
+			if cfg.Password, cfg.Token, err = readPassword(cfg.Username, passwordFile, tokenFile); err != nil {
+				return err
+			}
+			cfg.MaxPayload = int(maxPayload)
+			cfg.Logger = logger(cmd.Context())
+			return runBroker(cmd, cfg)
+		},
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.StringVar(&cfg.Listen, "listen", "127.0.0.1:4222", "`host:port` for clients; port 0 takes a free one")
+	fs.StringVar(&cfg.StoreDir, "store-dir", defaultStoreDir(), "`directory` for the streams")
+	fs.StringVar(&sync, "sync", "always", "when streams are forced to disk, `when`: always, which is before each acknowledgement, or an interval such as 2m")
+	sizeVar(fs, &maxPayload, "max-payload", 0, "largest message, 1MiB to 8MiB (default 1MiB)")
+	sizeVar(fs, &cfg.MaxMemory, "max-memory", 0, "bound of streams in memory (default three quarters of it)")
+	sizeVar(fs, &cfg.MaxStore, "max-store", 0, "bound of streams on disk (default what is free)")
+	fs.StringVar(&cfg.ServerName, "server-name", "", "`name` within the cluster (default made up once and kept in --store-dir)")
+	fs.StringVar(&cfg.ClusterName, "cluster-name", "", "`name` of the cluster to be a member of")
+	fs.StringVar(&cfg.ClusterListen, "cluster-listen", "", "`host:port` for the other members")
+	fs.StringSliceVar(&cfg.Routes, "routes", nil, "`addresses` of all members")
+	addPasswordFlags(fs, &cfg.Username, &passwordFile, &tokenFile)
+	fs.StringVar(&cfg.TLSCert, "tls-cert", "", "PEM `file` with the server's certificate; makes TLS mandatory")
+	fs.StringVar(&cfg.TLSKey, "tls-key", "", "PEM `file` with the key of --tls-cert")
+	fs.StringVar(&cfg.TLSCA, "tls-ca", "", "PEM `file` with the authorities that members, and clients if asked, are checked against")
+	fs.BoolVar(&cfg.TLSVerify, "tls-verify", false, "demand a certificate of clients")
+	fs.StringVar(&cfg.ConfigFile, "nats-config", "", "nats-server configuration `file` for accounts, permissions and the like")
+	return cmd
+}
+
+// runBroker runs a broker until the command is interrupted, and prints one
+// line when clients can connect.
+func runBroker(cmd *cobra.Command, cfg broker.Config) error {
+	b, err := broker.New(cfg)
+	if err != nil {
+		return usageError{err}
+	}
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- b.Run(ctx) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-b.Ready():
+	}
+	fmt.Fprintln(cmd.OutOrStdout(), startLine(b, cfg))
+	err = <-ended
+	cfg.Logger.Info("broker stopped")
+	return err
+}
+
+func startLine(b *broker.Broker, cfg broker.Config) string {
+	var line strings.Builder
+	fmt.Fprintf(&line, "pulley broker ready: %s, store %s", b.ClientURL(), cfg.StoreDir)
+	if cfg.SyncInterval > 0 {
+		fmt.Fprintf(&line, ", sync every %s", cfg.SyncInterval)
+	}
+	if cfg.ClusterName != "" {
+		fmt.Fprintf(&line, ", cluster %s at %s", cfg.ClusterName, b.ClusterAddr())
+	}
+	return line.String()
+}
+
+// parseSync reads --sync: always is 0.
+func parseSync(s string) (time.Duration, error) {
+	if s == "always" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d <= 0 {
+		return 0, usagef("--sync %q: want always, or an interval such as 2m", s)
+	}
+	return d, nil
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/policy"
+)
+
+// gatewayFlags are the flags that pulley gateway and pulley up share.
+type gatewayFlags struct {
+	listen, admin        string
+	allowUnauthenticated bool
+	maxQueue             int
+	maxAttempts          int
+	cfg                  gateway.Config
+}
+
+func addGatewayFlags(fs *pflag.FlagSet) *gatewayFlags {
+	g := &gatewayFlags{}
+	fs.StringVar(&g.listen, "listen", "127.0.0.1:8080", "`host:port` of the API; port 0 takes a free one")
+	fs.StringVar(&g.admin, "admin", "127.0.0.1:8081", "`host:port` of health, metrics and profiles; port 0 takes a free one, \"\" turns it off")
+	fs.BoolVar(&g.allowUnauthenticated, "allow-unauthenticated", false, "serve anybody who can reach --listen, if that is not loopback")
+	fs.StringArrayVar(&g.cfg.CORSOrigins, "cors-origin", nil, "`origin` whose pages may call from a browser, such as https://chat.example.com; * is any (repeatable)")
+	fs.IntVar(&g.maxQueue, "max-queue", 0, "requests that may wait for a model in one tier (default 2000, batch 10000)")
+	fs.IntVar(&g.maxAttempts, "max-attempts", 0, "workers that may fail a request before it is given up (default 3)")
+	fs.DurationVar(&g.cfg.NoWorkerWait, "no-worker-wait", 0, "how long a request waits while no worker serves its model (default 30s)")
+	fs.DurationVar(&g.cfg.KeepAlive, "keep-alive", 0, "silence after which a stream that waits gets a comment (default 10s)")
+	fs.DurationVar(&g.cfg.SlowClient, "slow-client", 0, "how long a client may take no bytes before it is cut off (default 30s)")
+	fs.DurationVar(&g.cfg.MaxDeadline, "max-deadline", 0, "longest deadline that a client may ask for (default 24h)")
+	sizeVar(fs, &g.cfg.MaxBody, "max-body", 0, "largest request body (default 64MiB)")
+	sizeVar(fs, &g.cfg.InlineBody, "inline-body", 0, "largest body that travels through the queue; larger ones are fetched from the gateway (default 256KiB)")
+	sizeVar(fs, &g.cfg.BodyMemory, "body-memory", 0, "bound of all request bodies held at once (default 1GiB)")
+	return g
+}
+
+// config is the gateway's configuration; it refuses to serve strangers unasked.
+func (g *gatewayFlags) config(ctx context.Context) (gateway.Config, error) {
+	cfg := g.cfg
+	cfg.Logger, cfg.Version = logger(ctx), buildVersion()
+	cfg.Tiers = policy.DefaultTiers()
+	for i := range cfg.Tiers {
+		if g.maxQueue < 0 || g.maxAttempts < 0 {
+			return cfg, usagef("--max-queue, --max-attempts: want 1 or more")
+		}
+		if g.maxQueue > 0 {
+			cfg.Tiers[i].MaxQueue = g.maxQueue
+		}
+		if g.maxAttempts > 0 {
+			cfg.Tiers[i].MaxAttempts = g.maxAttempts
+		}
+	}
+	host, _, err := net.SplitHostPort(g.listen)
+	if err != nil {
+		return cfg, usagef("--listen %q: want host:port, such as 127.0.0.1:8080", g.listen)
+	}
+	if !loopback(host) && !g.allowUnauthenticated {
+		return cfg, refusedError{fmt.Errorf("--listen %s: anybody who reaches it could use your GPUs, since there are no keys; listen on 127.0.0.1, or say --allow-unauthenticated", g.listen)}
+	}
+	return cfg, nil
+}
+
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// listeners opens both ports.
+func (g *gatewayFlags) listeners() (ingress, admin net.Listener, err error) {
+	if ingress, err = net.Listen("tcp", g.listen); err != nil {
+		return nil, nil, fmt.Errorf("--listen %s: %w", g.listen, portError(err))
+	}
+	if g.admin != "" {
+		if admin, err = net.Listen("tcp", g.admin); err != nil {
+			ingress.Close()
+			return nil, nil, fmt.Errorf("--admin %s: %w", g.admin, portError(err))
+		}
+	}
+	return ingress, admin, nil
+}
+
+func newGatewayCommand() *cobra.Command {
+	var replicas int
+	cmd := &cobra.Command{
+		Use:   "gateway",
+		Short: "Run an HTTP ingress",
+		Long: `Run an HTTP ingress: it takes OpenAI-style requests, puts them on the queue and
+streams back what a worker answers. Any number of gateways may serve the same
+broker; they share nothing else.
+
+It creates the streams and consumers that it needs. Stop it with SIGTERM:
+/readyz fails at once, running requests finish, then it exits with 0.`,
+		Example: `  pulley gateway --nats nats://broker-1:4222,nats://broker-2:4222 --listen 127.0.0.1:8080
+  curl -s 127.0.0.1:8080/v1/models`,
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	g := addGatewayFlags(fs)
+	fs.DurationVar(&g.cfg.DrainTimeout, "drain-timeout", 0, "how long running requests may go on after SIGTERM (default 10m)")
+	fs.DurationVar(&g.cfg.DrainDelay, "drain-delay", 0, "how long the port stays open after /readyz fails, for balancers to notice")
+	fs.IntVar(&replicas, "replicas", 1, "copies of each stream that it creates; 3 on a cluster of three brokers")
+	c := addConnectFlags(fs)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := g.config(cmd.Context())
+		if err != nil {
+			return err
+		}
+		if !slices.Contains([]int{1, 3, 5}, replicas) {
+			return usagef("--replicas %d: want 1, 3 or 5", replicas)
+		}
+		cfg.Replicas = replicas
+		ingress, admin, err := g.listeners()
+		if err != nil {
+			return err
+		}
+		nc, err := c.connectPatiently(cmd.Context(), "pulley gateway")
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		gw, err := gateway.New(cfg, nc)
+		if err != nil {
+			return usageError{err}
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "gateway  http://%s\n", ingress.Addr())
+		if admin != nil {
+			fmt.Fprintf(cmd.OutOrStdout(), "admin    http://%s\n", admin.Addr())
+		}
+		return gw.Run(cmd.Context(), ingress, admin)
+	}
+	return cmd
+}

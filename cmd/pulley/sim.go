@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pulley-lb/pulley/engine"
+)
+
+const simGrace = 2 * time.Second // for requests in flight; those that hang never end
+
+// newSimCommand is pulley sim: a simulated engine.
+func newSimCommand() *cobra.Command {
+	var cfg engine.SimConfig
+	var listen string
+	var itl itlFlag
+	cmd := &cobra.Command{
+		Use:   "sim",
+		Short: "Run a simulated engine",
+		Long: `Run a simulated engine: an OpenAI-compatible server that makes words instead of sense, with exact token counts and
+exact timing. It takes no GPU, and serves as the engine in tests, benchmarks and demos.
+
+A prompt has as many tokens as words. Prompts are prefilled one after the other at --prefill-rate; then every request in
+the batch makes a token per A + B × (requests in the batch), as --itl says. All times are zero unless given.
+
+It answers chat, completions, embeddings, responses, messages, rerank, images, audio and /v2/models/M/infer, /v1/models,
+/health, /metrics in vLLM's dialect, and /sim/stats.
+
+Any request may order a misbehaviour in the header x-sim, as a comma-separated list of
+  fail[=STATUS]  refuse[=429|503]  close  hang  hang-after=N  cut-after=N  ttft=DURATION  early-header  on=NAME`,
+		Example: `  # 16 slots of a mid-range GPU
+  pulley sim --model llama --slots 16 --prefill-rate 3000 --itl 35ms,1.2ms
+
+  # one request in ten loses its connection after 20 tokens, one in fifty is refused
+  pulley sim --model llama --cut-after 20 --cut 0.1 --refuse 0.02
+
+  # misbehave for one request only
+  curl -H 'x-sim: cut-after=5, ttft=2s' localhost:9000/v1/chat/completions \
+    -d '{"model":"sim","stream":true,"messages":[{"role":"user","content":"hello"}]}'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.ITLBase, cfg.ITLPerRequest = itl.base, itl.perRequest
+			flags := cmd.Flags()
+			if flags.Changed("cut-after") && !flags.Changed("cut") {
+				cfg.Cut = 1
+			}
+			for _, required := range []string{"slots", "tokens-per-event"} {
+				if f := flags.Lookup(required); f.Value.String() == "0" {
+					return fmt.Errorf("--%s: want 1 or more", required)
+				}
+			}
+			return runSim(cmd, listen, cfg)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&listen, "listen", "127.0.0.1:9000", "address to listen on; port 0 takes a free one")
+	f.StringVar(&cfg.Name, "name", "sim", "name of the engine, told in the header x-sim-name of every answer")
+	f.StringArrayVar(&cfg.Models, "model", []string{"sim"}, "model to serve (repeatable)")
+	f.IntVar(&cfg.Slots, "slots", 8, "requests that run at once")
+	f.IntVar(&cfg.MaxQueue, "max-queue", 0, "requests that may wait for a slot before more are refused; 0 is no limit")
+	f.Float64Var(&cfg.PrefillRate, "prefill-rate", 0, "prompt tokens per second; 0 is infinitely fast")
+	f.Var(&itl, "itl", "inter-token time as `A,B`: A + B × (requests in the batch), such as 20ms,500us; B may be left out")
+	f.DurationVar(&cfg.TTFT, "ttft", 0, "time before the first token, on top of the prefill")
+	f.IntVar(&cfg.TokensPerEvent, "tokens-per-event", 1, "tokens in each event of a stream but the first")
+	f.Float64Var(&cfg.Fail, "fail", 0, "probability of an answer 500")
+	f.Float64Var(&cfg.Hang, "hang", 0, "probability of no answer at all")
+	f.IntVar(&cfg.CutAfter, "cut-after", 0, "cut the connection after so many tokens, with the probability --cut")
+	f.Float64Var(&cfg.Cut, "cut", 0, "probability of a cut connection (default 1 where --cut-after is given, else 0)")
+	f.Float64Var(&cfg.Refuse, "refuse", 0, "probability of a refusal with retry-after")
+	f.IntVar(&cfg.RefuseStatus, "refuse-status", http.StatusTooManyRequests, "status of a refusal, 429 or 503")
+	f.StringVar(&cfg.Dialect, "dialect", engine.DialectVLLM, "whose habits to have, vllm or ollama")
+	f.Uint64Var(&cfg.Seed, "seed", 1, "seed of the misbehaviours' probabilities")
+	return cmd
+}
+
+// runSim serves until the command's context ends.
+func runSim(cmd *cobra.Command, listen string, cfg engine.SimConfig) error {
+	sim, err := engine.NewSim(cfg)
+	if bad, ok := errors.AsType[*engine.ConfigError](err); ok {
+		return fmt.Errorf("--%s: %s", simFlags[bad.Field], bad.Reason)
+	}
+	if err != nil {
+		return err
+	}
+	ln, err := net.Listen("tcp", listen)
+	if err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	srv := &http.Server{Handler: sim, ReadHeaderTimeout: 10 * time.Second}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ln) }()
+	fmt.Fprintf(cmd.OutOrStdout(), "simulated engine %s listening on http://%s serving %s\n",
+		sim.Stats().Name, ln.Addr(), strings.Join(cfg.Models, ", "))
+
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve %s: %w", ln.Addr(), err)
+	case <-cmd.Context().Done():
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), simGrace)
+	defer cancel()
+	if srv.Shutdown(ctx) != nil {
+		_ = srv.Close() // ends what hangs
+	}
+	<-served
+	return nil
+}
+
+// simFlags are the flags that set the fields of engine.SimConfig.
+var simFlags = map[string]string{
+	"Name": "name", "Models": "model", "Slots": "slots", "MaxQueue": "max-queue", "PrefillRate": "prefill-rate",
+	"ITLBase": "itl", "ITLPerRequest": "itl", "TTFT": "ttft", "TokensPerEvent": "tokens-per-event",
+	"Fail": "fail", "Hang": "hang", "Cut": "cut", "CutAfter": "cut-after", "Refuse": "refuse",
+	"RefuseStatus": "refuse-status", "Dialect": "dialect",
+}
+
+// itlFlag is an inter-token time, A + B × batch.
+type itlFlag struct {
+	base, perRequest time.Duration
+}
+
+func (f *itlFlag) Type() string { return "A,B" }
+
+func (f *itlFlag) String() string {
+	if *f == (itlFlag{}) {
+		return ""
+	}
+	return f.base.String() + "," + f.perRequest.String()
+}
+
+func (f *itlFlag) Set(s string) error {
+	a, b, hasB := strings.Cut(s, ",")
+	base, err := time.ParseDuration(strings.TrimSpace(a))
+	if err != nil {
+		return fmt.Errorf("want one or two durations such as 20ms,500us: %w", err)
+	}
+	var perRequest time.Duration
+	if hasB {
+		if perRequest, err = time.ParseDuration(strings.TrimSpace(b)); err != nil {
+			return fmt.Errorf("want one or two durations such as 20ms,500us: %w", err)
+		}
+	}
+	f.base, f.perRequest = base, perRequest
+	return nil
+}
