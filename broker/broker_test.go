@@ -1,10 +1,8 @@
 package broker_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -266,29 +264,6 @@ func TestRunNamesTheSettingAtFault(t *testing.T) {
 			case <-b.Ready():
 				t.Error("Ready is closed after a failed start")
 			default:
-			}
-		})
-	}
-}
-
-func TestWarnsWhenOpenToOthers(t *testing.T) {
-	tests := map[string]struct {
-		cfg  broker.Config
-		warn bool
-	}{
-		"loopback":                 {broker.Config{Listen: "127.0.0.1:0"}, false},
-		"everywhere":               {broker.Config{Listen: "0.0.0.0:0"}, true},
-		"everywhere, with a token": {broker.Config{Listen: "0.0.0.0:0", Token: "s3cret"}, false},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			var log bytes.Buffer
-			tt.cfg.StoreDir = t.TempDir()
-			tt.cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
-			_, stop := start(t, tt.cfg)
-			stop()
-			if got := strings.Contains(log.String(), "asks for no credentials"); got != tt.warn {
-				t.Errorf("warned: %v, want %v; log: %s", got, tt.warn, &log)
 			}
 		})
 	}

@@ -22,7 +22,6 @@ var commands = []func() *cobra.Command{
 	newRequestCommand,
 	newBenchCommand,
 	newSimCommand,
-	newBenchCommand,
 	newVersionCommand,
 }
 

@@ -1,0 +1,128 @@
+package bench_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pulley-lb/pulley/bench"
+)
+
+// inBubble runs a test in virtual time.
+func inBubble(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	synctest.Test(t, f)
+}
+
+// serve runs a real HTTP server on in-memory connections, which virtual time can wait for, and returns the way to it.
+func serve(t *testing.T, handler http.HandlerFunc) http.RoundTripper {
+	t.Helper()
+	listener := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body) // only then does the server notice that a client goes
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		handler(w, r)
+	})}
+	var running sync.WaitGroup
+	running.Go(func() { _ = server.Serve(listener) })
+	transport := bench.NewTransport()
+	transport.DialContext = listener.dial
+	t.Cleanup(func() {
+		transport.CloseIdleConnections()
+		server.Close()
+		running.Wait()
+	})
+	return transport
+}
+
+// pipeListener is a network of one address.
+type pipeListener struct {
+	conns  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	client, server := net.Pipe()
+	select {
+	case l.conns <- server:
+		return client, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.conns:
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
+
+// run makes a run that must be possible.
+func run(t *testing.T, cfg bench.Config) *bench.Result {
+	t.Helper()
+	if cfg.URL == "" {
+		cfg.URL = "http://engine"
+	}
+	cfg.Model = "m"
+	result, err := bench.Run(t.Context(), cfg)
+	if err != nil {
+		t.Fatalf("Run(%+v): %v", cfg, err)
+	}
+	return result
+}
+
+// request is what the tests look at in a body.
+type request struct {
+	Model     string `json:"model"`
+	MaxTokens int    `json:"max_tokens"`
+	Messages  []struct {
+		Content string `json:"content"`
+	} `json:"messages"`
+}
+
+func decode(t *testing.T, r *http.Request) request {
+	t.Helper()
+	var body request
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		t.Errorf("body of a request: %v", err)
+	}
+	return body
+}
+
+func (r request) words() int { return len(strings.Fields(r.Messages[0].Content)) }
+
+// answer writes a chat completion of the length asked for.
+func answer(w http.ResponseWriter, tokens int) {
+	w.Header().Set("Content-Type", "application/json")
+	fmt.Fprintf(w, `{"choices":[{"message":{"content":"x"},"finish_reason":"length"}],"usage":{"completion_tokens":%d}}`, tokens)
+}
+
+// near fails unless got is within a permille of want, which is the histogram's precision.
+func near(t *testing.T, what string, got, want time.Duration) {
+	t.Helper()
+	if diff := (got - want).Abs(); diff > want/1000+time.Microsecond {
+		t.Errorf("%s = %v, want %v", what, got, want)
+	}
+}

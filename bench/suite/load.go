@@ -1,0 +1,144 @@
+package suite
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/pulley-lb/pulley/bench"
+)
+
+// load is a scenario that puts the same load on several sides and compares them.
+type load struct {
+	name        string
+	title       string
+	concurrency int
+	stream      bool
+	tokens      int
+	engine      bool // measure the engine alone too
+	bar         bar
+}
+
+// loads are those of the project's bars.
+var loads = []load{
+	{name: "added", title: "small requests, concurrency 1", concurrency: 1, tokens: 1, engine: true,
+		bar: bar{figure: figureAdded, most: 0.7, unit: "ms"}},
+	{name: "small-16", title: "small requests, concurrency 16", concurrency: 16, tokens: 1,
+		bar: bar{figure: figureRatio, least: 0.6, unit: "×"}},
+	{name: "small-64", title: "small requests, concurrency 64", concurrency: 64, tokens: 1,
+		bar: bar{figure: figureRatio, least: 0.85, unit: "×"}},
+	{name: "stream-16", title: "100-token streams, concurrency 16", concurrency: 16, stream: true, tokens: 100,
+		bar: bar{figure: figureRatio, least: 0.75, unit: "×"}},
+	{name: "stream-64", title: "100-token streams, concurrency 64", concurrency: 64, stream: true, tokens: 100,
+		bar: bar{figure: figureRatio, least: 0.75, unit: "×"}},
+}
+
+// side is one of the targets of a load.
+type side struct {
+	name    string
+	url     string
+	process *process // nil for the engine, whose two processes serve all sides
+}
+
+func measureLoads(ctx context.Context, cfg Config, report *Report) error {
+	return withFleet(cfg, func(f *fleet) error {
+		sides, err := startSides(ctx, f)
+		if err != nil {
+			return err
+		}
+		for _, l := range loads {
+			if !slices.Contains(cfg.Scenarios, l.name) {
+				continue
+			}
+			row, err := l.measure(ctx, cfg, sides)
+			if err != nil {
+				return fmt.Errorf("%s: %w", l.name, err)
+			}
+			report.Rows = append(report.Rows, row)
+		}
+		return nil
+	})
+}
+
+func startSides(ctx context.Context, f *fleet) ([]side, error) {
+	var engines []string
+	for _, name := range []string{"engine 1", "engine 2"} {
+		url, err := f.engine(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		engines = append(engines, url)
+	}
+	proxy, proxyURL, err := f.yardstick(ctx, engines...)
+	if err != nil {
+		return nil, err
+	}
+	pulley, pulleyURL, err := f.up(ctx, engines...)
+	if err != nil {
+		return nil, err
+	}
+	sides := []side{{sideEngine, engines[0], nil}, {sideYardstick, proxyURL, proxy}, {sidePulley, pulleyURL, pulley}}
+	for _, s := range sides {
+		if err := ready(ctx, s.url); err != nil {
+			return nil, fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return sides, nil
+}
+
+// measure puts the load on the sides in turn, round after round.
+func (l load) measure(ctx context.Context, cfg Config, sides []side) (*Row, error) {
+	row := &Row{Scenario: l.name, Title: l.title, Bar: l.bar.String()}
+	for round := range cfg.Rounds {
+		cfg.Progress(fmt.Sprintf("%s: round %d of %d", l.name, round+1, cfg.Rounds))
+		for _, s := range sides {
+			if s.name == sideEngine && !l.engine {
+				continue
+			}
+			run, err := l.run(ctx, cfg, s, round)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", s.name, err)
+			}
+			row.side(s.name).add(run)
+		}
+	}
+	row.judge(l.bar)
+	return row, nil
+}
+
+// run is one side in one round.
+func (l load) run(ctx context.Context, cfg Config, s side, round int) (sideRun, error) {
+	before := s.cpuTime()
+	result, err := bench.Run(ctx, bench.Config{
+		URL:          s.url,
+		Name:         s.name,
+		Model:        model,
+		Stream:       l.stream,
+		Concurrency:  l.concurrency,
+		Duration:     cfg.RoundTime,
+		Warmup:       bench.Warmup{Duration: cfg.RoundTime / 10},
+		Timeout:      30 * time.Second,
+		InputTokens:  16,
+		OutputTokens: l.tokens,
+		ExactTokens:  true,
+		Seed:         uint64(round + 1),
+	})
+	if err != nil {
+		return sideRun{}, err
+	}
+	if result.Interrupted {
+		return sideRun{}, context.Cause(ctx)
+	}
+	if result.Succeeded == 0 {
+		return sideRun{}, fmt.Errorf("no request succeeded: %+v", result.Errors)
+	}
+	return sideRun{result: result, cpu: s.cpuTime() - before}, nil
+}
+
+func (s side) cpuTime() time.Duration {
+	if s.process == nil {
+		return 0
+	}
+	return s.process.cpuTime()
+}

@@ -1,0 +1,86 @@
+package suite
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+)
+
+// Config says what to measure, and how long.
+type Config struct {
+	// Binary is the pulley to measure. Default the running program.
+	Binary string
+	// Rounds is how often each measurement is repeated. Default 5.
+	Rounds int
+	// RoundTime is how long each side is measured in a round. Default 2 s.
+	RoundTime time.Duration
+	// Scenarios to run, by name. Default all.
+	Scenarios []string
+	// IdleStreams is how many streams the scenario idle-streams opens. Default 2000.
+	IdleStreams int
+	// Progress is told, a line at a time, what is being done. Default none.
+	Progress func(string)
+	// Output gets what the processes write. Default none.
+	Output io.Writer
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Binary == "" {
+		binary, err := os.Executable()
+		if err != nil {
+			return c, fmt.Errorf("find the running program: %w", err)
+		}
+		c.Binary = binary
+	}
+	c.Rounds = cmp.Or(c.Rounds, 5)
+	c.RoundTime = cmp.Or(c.RoundTime, 2*time.Second)
+	c.IdleStreams = cmp.Or(c.IdleStreams, 2000)
+	if len(c.Scenarios) == 0 {
+		c.Scenarios = Scenarios()
+	}
+	for _, name := range c.Scenarios {
+		if !slices.Contains(Scenarios(), name) {
+			return c, fmt.Errorf("scenario %q: want one of %q", name, Scenarios())
+		}
+	}
+	if c.Progress == nil {
+		c.Progress = func(string) {}
+	}
+	if c.Output == nil {
+		c.Output = io.Discard
+	}
+	return c, nil
+}
+
+// Scenarios are the names of all scenarios, in the order in which they run.
+func Scenarios() []string {
+	var names []string
+	for _, s := range loads {
+		names = append(names, s.name)
+	}
+	return append(names, idleStreams)
+}
+
+// Run starts the processes, measures, and ends the processes. An error means that there is no report.
+func Run(ctx context.Context, cfg Config) (*Report, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	report := newReport(cfg)
+	if slices.ContainsFunc(loads, func(l load) bool { return slices.Contains(cfg.Scenarios, l.name) }) {
+		if err := measureLoads(ctx, cfg, report); err != nil {
+			return nil, err
+		}
+	}
+	if slices.Contains(cfg.Scenarios, idleStreams) {
+		if err := measureIdleStreams(ctx, cfg, report); err != nil {
+			return nil, fmt.Errorf("%s: %w", idleStreams, err)
+		}
+	}
+	return report, nil
+}
