@@ -93,7 +93,10 @@ func dialectOf(path string) dialect {
 	case strings.HasSuffix(path, "/responses"):
 		return responsesAPI
 	}
-	return openAI
+	if strings.HasPrefix(path, "/v1/") || strings.HasSuffix(path, "/completions") {
+		return openAI
+	}
+	return plain
 }
 
 type errorBody struct {

@@ -18,6 +18,8 @@ type flight struct {
 	queue   *queue
 	arrived time.Time
 
+	inQueue time.Time // when it was last seen to be there; the handler's own
+
 	mu      sync.Mutex
 	body    []byte
 	seq     uint64 // of its message in the tier's stream; 0 until known
@@ -59,7 +61,7 @@ type event struct {
 
 func newFlight(req *subjects.Request, tier policy.Tier, q *queue, body []byte, now time.Time) *flight {
 	return &flight{
-		req: req, tier: tier, queue: q, body: body, arrived: now,
+		req: req, tier: tier, queue: q, body: body, arrived: now, inQueue: now,
 		history: policy.History{MaxAttempts: tier.MaxAttempts},
 		failed:  make(map[string]bool), refused: make(map[string]bool),
 		notify: make(chan struct{}, 1),

@@ -170,8 +170,13 @@ func forEngine(h http.Header, id subjects.ID) http.Header {
 	return out
 }
 
-// lookAfter is how often a waiting request looks whether anybody could serve it.
-const lookAfter = time.Second
+const (
+	// lookAfter is how often a waiting request looks whether anybody could serve it.
+	lookAfter = time.Second
+
+	// lookInQueue is how often it looks whether the queue still has it.
+	lookInQueue = 15 * time.Second
+)
 
 // follow writes what comes back, until the answer ends or the client does.
 func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
@@ -204,9 +209,32 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 					return ans.refuse(unavailable("no_worker", 10*time.Second, "no worker serves %s", quote(f.req.Model)))
 				}
 			}
+			if err := g.stillQueued(ctx, f); err != nil {
+				return ans.refuse(g.ended(ctx, f, err))
+			}
 			look.Reset(lookAfter)
 		}
 	}
+}
+
+// stillQueued publishes a request again that waits for long and that the
+// queue, against its word, no longer has.
+func (g *Gateway) stillQueued(ctx context.Context, f *flight) error {
+	now := time.Now()
+	if now.Sub(f.inQueue) < lookInQueue {
+		return nil
+	}
+	f.inQueue = now
+	seq, queued := f.queued()
+	if !queued {
+		return nil
+	}
+	there, err := g.holds(ctx, f, seq)
+	if there || err != nil {
+		return nil // not knowing is no reason to run it twice
+	}
+	g.log.Warn("the queue lost a request; publishing it again", "id", f.req.ID)
+	return g.publish(ctx, f)
 }
 
 // progress handles what has come. It says whether the answer has ended.
@@ -258,7 +286,7 @@ func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) 
 		if ev.crashed || fail.Class == subjects.FailTruncated || fail.Class == subjects.FailStalled {
 			g.cancelAttempt(a.worker, f.req.ID, a.mark, "failed over") // should it still run
 		}
-		if err := g.handBack(ctx, f, a.ack, 0); err != nil {
+		if err := g.handBack(ctx, f, a.ack, g.retryDelay(f)); err != nil {
 			return true, ans.refuse(g.ended(ctx, f, err))
 		}
 		f.wake() // what came meanwhile; also sets the look-out going again
@@ -269,6 +297,17 @@ func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) 
 	g.bury(f, fmt.Sprintf("%s; last: %s", why, fail.Reason))
 	return true, ans.refuse(&Error{Status: http.StatusBadGateway, Code: "dead_lettered", NoRetry: f.history.Crashes > 1,
 		Message: fmt.Sprintf("%s after %d attempts; last: %s", why, a.number, fail.Reason)})
+}
+
+// retryDelay is none while there is another worker to try, else a moment for
+// the one to recover.
+func (g *Gateway) retryDelay(f *flight) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if live, _ := g.fleet.others(f.req.Pool, time.Now(), f.failed, f.refused); live > 0 {
+		return 0
+	}
+	return policy.Pause(f.starts, 0)
 }
 
 // judge notes a failure in the request's history and asks the policy.
@@ -355,7 +394,7 @@ func (g *Gateway) land(f *flight, ans *answer) {
 	case a == nil:
 		f.queue.leave(false, time.Now())
 		if seq > 0 {
-			g.deleteMsg(f.req.Tier, seq)
+			g.takeBack(f, seq)
 		}
 	case !ans.whole:
 		g.cancelAttempt(a.worker, f.req.ID, a.mark, "over")

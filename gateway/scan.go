@@ -8,6 +8,7 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -26,9 +27,12 @@ type call struct {
 // The body is read as engines read it, or refused: a field named twice is an
 // error, since engines take the last one.
 func scan(r *http.Request, body []byte) (call, error) {
-	if enc := r.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+	if enc := strings.Join(r.Header["Content-Encoding"], ", "); enc != "" && !strings.EqualFold(enc, "identity") {
 		return call{}, &Error{Status: http.StatusUnsupportedMediaType, Code: "unsupported_encoding",
 			Message: "Content-Encoding " + quote(enc) + " is not supported: send the body uncompressed"}
+	}
+	if len(r.Header["Content-Type"]) > 1 {
+		return call{}, badRequest("", "the request has more than one Content-Type")
 	}
 	ct, params, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	var c call
@@ -76,18 +80,13 @@ func scanJSON(body []byte) (call, error) {
 	if _, err := d.ReadToken(); err != nil {
 		return c, notJSON(err)
 	}
-	seen := make(map[string]bool, 3)
+	seen := make(map[string]bool, len(fields))
 	for d.PeekKind() != '}' {
-		name, err := d.ReadToken()
+		name, err := d.ReadValue()
 		if err != nil {
 			return c, notJSON(err)
 		}
-		field := ""
-		for _, f := range []string{"model", "stream", "service_tier"} {
-			if strings.EqualFold(name.String(), f) {
-				field = f
-			}
-		}
+		field, exact := fieldOf(name)
 		if field == "" {
 			if err := d.SkipValue(); err != nil {
 				return c, notJSON(err)
@@ -98,26 +97,28 @@ func scanJSON(body []byte) (call, error) {
 			return c, badRequest(field, "the body names %q twice", field)
 		}
 		seen[field] = true
-		exact := name.String() == field
 		kind := d.PeekKind()
 		if kind == '{' || kind == '[' {
 			return c, badRequest(field, "%q must be a single value", field)
 		}
-		v, err := d.ReadToken()
+		v, err := d.ReadValue()
 		if err != nil {
 			return c, notJSON(err)
 		}
 		if !exact { // it is not ours to read, but nobody else may name it either
 			continue
 		}
+		if len(v) > maxField {
+			return c, badRequest(field, "%q is too long", field)
+		}
 		switch {
 		case kind == 'n': // null is absent
 		case field == "model" && kind == '"':
-			c.model = v.String()
+			c.model = unquoted(v)
 		case field == "service_tier" && kind == '"':
-			c.tier = v.String()
+			c.tier = unquoted(v)
 		case field == "stream" && (kind == 't' || kind == 'f'):
-			c.stream = v.Bool()
+			c.stream = kind == 't'
 		case field == "stream":
 			return c, badRequest(field, `"stream" must be true or false`)
 		default:
@@ -133,6 +134,32 @@ func scanJSON(body []byte) (call, error) {
 	return c, nil
 }
 
+// fields are what is read of a body.
+var fields = []string{"model", "stream", "service_tier"}
+
+// fieldOf is the field that a quoted name may be taken for, and whether it is
+// that to the letter.
+func fieldOf(name jsontext.Value) (field string, exact bool) {
+	const longest = 6*len("service_tier") + 2 // each letter as \u0073
+	if len(name) > longest {
+		return "", false
+	}
+	s := unquoted(name)
+	for _, f := range fields {
+		if strings.EqualFold(s, f) {
+			return f, s == f
+		}
+	}
+	return "", false
+}
+
+// unquoted is what a JSON string means; invalid UTF-8 in it becomes U+FFFD, as
+// everywhere in Go.
+func unquoted(v jsontext.Value) string {
+	b, _ := jsontext.AppendUnquote(make([]byte, 0, 64), v)
+	return string(b)
+}
+
 func notJSON(err error) *Error {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return badRequest("", "the body is not valid JSON: it ends too early")
@@ -144,7 +171,7 @@ func notJSON(err error) *Error {
 	return badRequest("", "the body is not valid JSON: %s", msg)
 }
 
-// maxField bounds a form field that is read; files are skipped.
+// maxField bounds a field that is read, in a form or as JSON.
 const maxField = 4 << 10
 
 // scanForm reads the fields of a multipart form.
@@ -153,7 +180,7 @@ func scanForm(body []byte, boundary string) (call, error) {
 	if boundary == "" {
 		return c, badRequest("", "multipart/form-data without a boundary")
 	}
-	seen := make(map[string]bool, 3)
+	seen := make(map[string]bool, len(fields))
 	for form := multipart.NewReader(bytes.NewReader(body), boundary); ; {
 		part, err := form.NextRawPart()
 		if err == io.EOF {
@@ -163,13 +190,19 @@ func scanForm(body []byte, boundary string) (call, error) {
 			return c, badRequest("", "the multipart form is damaged: %v", err)
 		}
 		field := part.FormName()
-		if part.FileName() != "" || field != "model" && field != "stream" && field != "service_tier" {
+		if field == "" { // another parser might find a name in it
+			return c, badRequest("", "the multipart form is damaged: a part without a name")
+		}
+		if !slices.Contains(fields, field) {
 			continue
 		}
 		if seen[field] {
 			return c, badRequest(field, "the form names %q twice", field)
 		}
 		seen[field] = true
+		if part.FileName() != "" {
+			return c, badRequest(field, "%q must be a plain field of the form, not a file", field)
+		}
 		v, err := io.ReadAll(io.LimitReader(part, maxField))
 		if err != nil {
 			return c, badRequest(field, "the multipart form is damaged: %v", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -96,7 +97,7 @@ func (g *Gateway) checkStreams(ctx context.Context, created map[string]time.Time
 
 // publish puts a request on its queue and waits until the broker has it. While
 // the broker cannot take it, it tries again; the same message id makes that
-// safe. Called again for a request, it first takes the message before back.
+// safe. It may be called again for a request whose message is lost.
 func (g *Gateway) publish(ctx context.Context, f *flight) error {
 	f.mu.Lock()
 	seq := f.seq
@@ -105,8 +106,7 @@ func (g *Gateway) publish(ctx context.Context, f *flight) error {
 	if err != nil {
 		return err
 	}
-	if seq > 0 {
-		g.deleteMsg(f.req.Tier, seq)
+	if seq > 0 { // the id of the lost one may still be remembered
 		m.Header[subjects.HeaderMsgID] = []string{fmt.Sprintf("%s.%d", f.req.ID, seq)}
 	}
 	patience := time.Now().Add(publishPatience)
@@ -141,10 +141,25 @@ func (g *Gateway) tryPublish(ctx context.Context, m *nats.Msg) (*jetstream.PubAc
 	return g.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
 }
 
-// deleteMsg takes a message off its queue. If it was delivered meanwhile, the
-// worker's claim is refused.
-func (g *Gateway) deleteMsg(tier string, seq uint64) {
-	g.nc.Publish("$JS.API.STREAM.MSG.DELETE."+subjects.ReqStream(tier), fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
+// takeBack takes a request's message off its queue. If it was delivered
+// meanwhile, the worker's claim is refused.
+func (g *Gateway) takeBack(f *flight, seq uint64) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if there, err := g.holds(ctx, f, seq); err != nil || !there {
+		return // a claim or its TTL will find it
+	}
+	g.nc.Publish("$JS.API.STREAM.MSG.DELETE."+subjects.ReqStream(f.req.Tier), fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
+}
+
+// holds says whether a queue still has a request's message. A sequence alone
+// does not tell: a broker that lost a stream in memory counts from 1 again.
+func (g *Gateway) holds(ctx context.Context, f *flight, seq uint64) (bool, error) {
+	m, err := g.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+subjects.ReqStream(f.req.Tier), fmt.Appendf(nil, `{"seq":%d}`, seq))
+	if err != nil {
+		return false, fmt.Errorf("look for message %d: %w", seq, err)
+	}
+	return m.Header.Get("Status") == "" && strings.HasPrefix(m.Header.Get(subjects.HeaderMsgID), f.req.ID.String()), nil
 }
 
 // handBack puts a request whose attempt failed to the front of its queue. If the
@@ -153,15 +168,10 @@ func (g *Gateway) handBack(ctx context.Context, f *flight, ack string, delay tim
 	f.mu.Lock()
 	seq := f.seq
 	f.mu.Unlock()
-	d, err := subjects.ParseAck(ack)
-	if err != nil || d.StreamSeq != seq {
-		return g.publish(ctx, f)
+	if d, err := subjects.ParseAck(ack); err == nil && d.StreamSeq == seq {
+		if there, err := g.holds(ctx, f, seq); err == nil && there {
+			return g.nc.Publish(ack, subjects.NakAfter(delay))
+		}
 	}
-	reply, err := g.nc.RequestMsgWithContext(ctx, &nats.Msg{
-		Subject: "$JS.API.DIRECT.GET." + d.Stream, Data: fmt.Appendf(nil, `{"seq":%d}`, seq),
-	})
-	if err != nil || reply.Header.Get("Status") != "" {
-		return g.publish(ctx, f)
-	}
-	return g.nc.Publish(ack, subjects.NakAfter(delay))
+	return g.publish(ctx, f)
 }

@@ -66,51 +66,45 @@ type Link struct {
 	dial func() (net.Conn, error)
 
 	mu     sync.Mutex
-	frozen chan struct{} // closed while traffic flows
+	frozen bool
 	down   bool
-	conns  []net.Conn
-}
-
-func newLink(dial func() (net.Conn, error)) *Link {
-	open := make(chan struct{})
-	close(open)
-	return &Link{dial: dial, frozen: open}
+	conns  []*linkConn
 }
 
 // InProcessConn is what nats.InProcessServer asks for.
 func (l *Link) InProcessConn() (net.Conn, error) {
 	l.mu.Lock()
-	down := l.down
+	down, frozen := l.down, l.frozen
 	l.mu.Unlock()
 	if down {
 		return nil, net.ErrClosed
 	}
-	c, err := l.dial()
+	inner, err := l.dial()
 	if err != nil {
 		return nil, err
 	}
+	c := &linkConn{Conn: inner, frozen: frozen, in: make(chan struct{}, 1)}
+	go c.pump() // ends with the connection
 	l.mu.Lock()
 	l.conns = append(l.conns, c)
 	l.mu.Unlock()
-	return &linkConn{Conn: c, link: l}, nil
+	return c, nil
 }
 
 // Freeze holds all traffic, as if the party were stopped (SIGSTOP): its
-// connections stay open and nothing passes.
-func (l *Link) Freeze() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.frozen = make(chan struct{})
-}
+// connections stay open, what is sent to it is kept as a kernel would, and
+// nothing passes.
+func (l *Link) Freeze() { l.set(true) }
 
-// Thaw lets traffic flow again.
-func (l *Link) Thaw() {
+// Thaw lets traffic flow again, what was kept first.
+func (l *Link) Thaw() { l.set(false) }
+
+func (l *Link) set(frozen bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	select {
-	case <-l.frozen:
-	default:
-		close(l.frozen)
+	l.frozen = frozen
+	for _, c := range l.conns {
+		c.freeze(frozen)
 	}
 }
 
@@ -132,28 +126,85 @@ func (l *Link) Mend() {
 	l.down = false
 }
 
-func (l *Link) wait() {
-	l.mu.Lock()
-	frozen := l.frozen
-	l.mu.Unlock()
-	<-frozen
-}
-
+// linkConn keeps what arrives in a buffer, and while frozen what is sent too.
+// Nobody who writes to it ever waits: in a bubble a writer that waits while it
+// holds a lock stops the clock.
 type linkConn struct {
 	net.Conn
-	link *Link
+	in chan struct{} // told when there may be something to read
+
+	mu     sync.Mutex
+	frozen bool
+	got    []byte // arrived, not read yet
+	unsent []byte // written while frozen
+	err    error  // after got
+}
+
+func (c *linkConn) pump() {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := c.Conn.Read(buf)
+		c.mu.Lock()
+		c.got = append(c.got, buf[:n]...)
+		c.err = err
+		c.mu.Unlock()
+		c.wake()
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (c *linkConn) wake() {
+	select {
+	case c.in <- struct{}{}:
+	default:
+	}
+}
+
+func (c *linkConn) freeze(frozen bool) {
+	c.mu.Lock()
+	c.frozen = frozen
+	unsent := c.unsent
+	if !frozen {
+		c.unsent = nil
+	}
+	c.mu.Unlock()
+	if !frozen {
+		if len(unsent) > 0 {
+			c.Conn.Write(unsent)
+		}
+		c.wake()
+	}
 }
 
 func (c *linkConn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	c.link.wait()
-	return n, err
+	for {
+		c.mu.Lock()
+		if !c.frozen && len(c.got) > 0 {
+			n := copy(b, c.got)
+			c.got = c.got[n:]
+			c.mu.Unlock()
+			return n, nil
+		}
+		if !c.frozen && c.err != nil {
+			defer c.mu.Unlock()
+			return 0, c.err
+		}
+		c.mu.Unlock()
+		<-c.in
+	}
 }
 
 func (c *linkConn) Write(b []byte) (int, error) {
-	c.link.wait()
+	c.mu.Lock()
+	if c.frozen {
+		c.unsent = append(c.unsent, b...)
+		c.mu.Unlock()
+		return len(b), nil
+	}
+	c.mu.Unlock()
 	return c.Conn.Write(b)
 }
 
-// Write deadlines would fire while frozen; a stopped process has none.
-func (c *linkConn) SetWriteDeadline(time.Time) error { return nil }
+func (c *linkConn) SetReadDeadline(time.Time) error { return nil } // nats.go sets it only while it connects

@@ -1,0 +1,749 @@
+package testenv_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/subjects"
+	"github.com/pulley-lb/pulley/testenv"
+	"github.com/pulley-lb/pulley/worker"
+)
+
+// idle waits until an engine runs nothing.
+func idle(t testing.TB, e *testenv.Engine, within time.Duration) {
+	t.Helper()
+	testenv.Eventually(t, "engine idle", within, func() bool { s := e.Stats(); return s.Running == 0 && s.Waiting == 0 })
+}
+
+// emptyQueues checks that nothing is left behind in the streams.
+func emptyQueues(t testing.TB, env *testenv.Env) {
+	t.Helper()
+	js := env.JetStream()
+	for _, tier := range []string{"priority", "standard", "batch"} {
+		var n uint64
+		testenv.Eventually(t, "queue of "+tier+" empty", 5*time.Second, func() bool {
+			s, err := js.Stream(t.Context(), subjects.ReqStream(tier))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n = s.CachedInfo().State.Msgs
+			return n == 0
+		})
+	}
+}
+
+func TestClientGone(t *testing.T) {
+	for _, stream := range []bool{true, false} {
+		for _, when := range []string{"queued", "before the first token", "answering"} {
+			t.Run(fmt.Sprintf("%s, stream %t", when, stream), func(t *testing.T) {
+				testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+					cfg := slow("a")
+					cfg.Slots = 1
+					g, es, _ := pair(t, env, cfg)
+					e := es[0]
+					ctx, cancel := context.WithCancel(t.Context())
+					var wg sync.WaitGroup
+					defer wg.Wait()
+					actx, ahead := context.WithCancel(t.Context())
+					defer ahead()
+					if when == "queued" { // another one has the only slot
+						wg.Go(func() { drain(post(actx, g, "/v1/chat/completions", chat("m", true, 1000), "")) })
+						time.Sleep(time.Second)
+					}
+					orders := ""
+					if when == "before the first token" {
+						orders = "ttft=1m"
+					}
+					wg.Go(func() { drain(post(ctx, g, "/v1/chat/completions", chat("m", stream, 1000), orders)) })
+					time.Sleep(3 * time.Second)
+					before := e.Stats()
+					cancel()
+					if when == "queued" {
+						time.Sleep(100 * time.Millisecond)
+						if got := e.Stats(); got.Received != before.Received || got.Running != 1 {
+							t.Errorf("engine saw the queued request: %+v", got)
+						}
+						ahead()
+						idle(t, e, 100*time.Millisecond)
+						time.Sleep(time.Minute)
+						if got := e.Stats(); got.Received != before.Received {
+							t.Errorf("engine was asked for a client that is gone: %+v", got)
+						}
+					} else {
+						if before.Running != 1 {
+							t.Fatalf("running %d before, want 1", before.Running)
+						}
+						idle(t, e, 100*time.Millisecond)
+					}
+					emptyQueues(t, env)
+				})
+			})
+		}
+	}
+}
+
+// drain reads a response to its end, whatever that is.
+func drain(resp *http.Response, err error) (string, error) {
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return string(b), err
+}
+
+// onA is an order for engine a alone.
+func onA(order string) string { return order + ", on=a" }
+
+func TestRetryBeforeTheFirstByte(t *testing.T) {
+	type fault struct {
+		orders string
+		strike func(t *testing.T, e *testenv.Engine, w *testenv.Worker) // one second into the request
+	}
+	for name, f := range map[string]fault{
+		"worker killed":               {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *testenv.Worker) { w.Kill(e) }},
+		"worker stopped":              {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *testenv.Worker) { w.Link.Freeze() }},
+		"engine dies":                 {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *testenv.Worker) { e.Kill() }},
+		"engine answers 500":          {onA("fail"), nil},
+		"engine answers 502":          {onA("fail=502"), nil},
+		"engine closes":               {onA("close"), nil},
+		"engine has no slot":          {onA("refuse"), nil},
+		"engine is unavailable":       {onA("refuse=503"), nil},
+		"head, then cut":              {onA("early-header, cut-after=0"), nil},
+		"worker loses its connection": {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *testenv.Worker) { w.Link.Cut(true) }},
+	} {
+		for _, stream := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, stream %t", name, stream), func(t *testing.T) {
+				testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+					a, b := slow("a"), slow("b")
+					a.ITLBase = 10 * time.Millisecond
+					g := env.Gateway(gateway.Config{})
+					ea, eb := env.Engine(a), env.Engine(b)
+					wa := env.Worker(ea, worker.Config{Name: "a", Slots: 4})
+					g.Serves(t, "m")
+					var wg sync.WaitGroup
+					var got reply
+					if f.strike != nil { // only a is there when the request comes; b joins before the fault
+						wg.Go(func() { got = ask(t, g, chat("m", stream, 5), f.orders) })
+						time.Sleep(time.Second)
+					}
+					env.Worker(eb, worker.Config{Name: "b", Slots: 4})
+					time.Sleep(3 * time.Second)
+					if f.strike != nil {
+						f.strike(t, ea, wa)
+					} else { // asked until a is the one that is tried first
+						wg.Go(func() {
+							for range 10 {
+								if got = ask(t, g, chat("m", stream, 5), f.orders); got.status != 200 || ea.Stats().Received > 0 {
+									return
+								}
+							}
+							t.Error("a was never asked")
+						})
+					}
+					struck := time.Now()
+					wg.Wait()
+					// b needs 0.5 s for the answer itself.
+					if d := time.Since(struck); f.strike != nil && d > 2*time.Second+600*time.Millisecond {
+						t.Errorf("answered %v after the fault", d)
+					} else if got.took > 2*time.Second+600*time.Millisecond && f.strike == nil {
+						t.Errorf("answered after %v", got.took)
+					}
+					if got.status != 200 || got.err != nil || words(content(t, got.body)) != 5 {
+						t.Fatalf("got %d %q %v, want one good answer", got.status, got.body, got.err)
+					}
+					if by := got.header.Get("x-sim-name"); by != "b" {
+						t.Errorf("answered by %q, want b", by)
+					}
+					if stream && strings.Count(got.body, "[DONE]") != 1 {
+						t.Errorf("stream ends %d times", strings.Count(got.body, "[DONE]"))
+					}
+					if f.strike == nil {
+						emptyQueues(t, env)
+					}
+				})
+			})
+		}
+	}
+}
+
+// A worker that is stopped holds bids that the broker still serves: what is
+// delivered to it must not wait for the ack wait.
+func TestDeliveredToAStoppedWorker(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, _, ws := pair(t, env, slow("a"), slow("b"))
+		ws[0].Link.Freeze()
+		frozen := time.Now()
+		var wg sync.WaitGroup
+		replies := make([]reply, 6)
+		for i := range replies {
+			wg.Go(func() { replies[i] = ask(t, g, chat("m", true, 1), "") })
+		}
+		wg.Wait()
+		if d := time.Since(frozen); d > 3*time.Second {
+			t.Errorf("all answered %v after one of two workers stopped, want at most 3s", d)
+		}
+		for i, r := range replies {
+			if r.status != 200 || words(content(t, r.body)) != 1 {
+				t.Errorf("reply %d: %d %q", i, r.status, r.body)
+			}
+		}
+	})
+}
+
+// The woken worker goes on where it was stopped; none of its words may reach
+// the client.
+func TestStoppedWorkerWakes(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{})
+		ea, eb := env.Engine(slow("a")), env.Engine(slow("b"))
+		wa := env.Worker(ea, worker.Config{Name: "a", Slots: 4})
+		g.Serves(t, "m")
+		var got reply
+		var wg sync.WaitGroup
+		wg.Go(func() { got = ask(t, g, chat("m", true, 100), onA("ttft=3s")) })
+		time.Sleep(time.Second)
+		env.Worker(eb, worker.Config{Name: "b", Slots: 4})
+		time.Sleep(time.Second)
+		wa.Link.Freeze()
+		time.Sleep(5 * time.Second)
+		if s := eb.Stats(); s.Running != 1 {
+			t.Errorf("b runs %d, want the request that a lost", s.Running)
+		}
+		wa.Link.Thaw()
+		idle(t, ea, time.Second) // it is told to stop
+		wg.Wait()
+		if got.status != 200 || words(content(t, got.body)) != 100 || strings.Contains(got.body, `"system_fingerprint":"a"`) {
+			t.Errorf("got %d, %d words, by a: %t", got.status, words(content(t, got.body)), strings.Contains(got.body, `"system_fingerprint":"a"`))
+		}
+	})
+}
+
+func TestErrorsOfTheClientPass(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, es, _ := pair(t, env, slow("a"), slow("b"))
+		for _, status := range []int{400, 401, 404, 408, 409, 413, 422} {
+			r := ask(t, g, chat("m", false, 5), fmt.Sprintf("fail=%d", status))
+			if r.status != status || !strings.Contains(r.body, `"error"`) {
+				t.Errorf("engine's %d came as %d %q", status, r.status, r.body)
+			}
+		}
+		if n := es[0].Stats().Received + es[1].Stats().Received; n != 7 {
+			t.Errorf("engines were asked %d times for 7 requests", n)
+		}
+	})
+}
+
+func TestAllEnginesRefuse(t *testing.T) {
+	for _, order := range []string{"refuse", "refuse=503"} {
+		testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			g, es, _ := pair(t, env, slow("a"), slow("b"), slow("c"))
+			r := ask(t, g, chat("m", true, 5), order)
+			want := 429
+			if order == "refuse=503" {
+				want = 503
+			}
+			if r.status != want || r.header.Get("Retry-After") != "1" || r.header.Get("x-sim-name") == "" {
+				t.Errorf("%s: got %d %v %q, want the engine's own answer", order, r.status, r.header, r.body)
+			}
+			if r.took > 3*time.Second {
+				t.Errorf("%s: took %v", order, r.took)
+			}
+			for _, e := range es {
+				if n := e.Stats().Received; n != 1 {
+					t.Errorf("%s: engine %s was asked %d times, want once", order, e.Stats().Name, n)
+				}
+			}
+			emptyQueues(t, env)
+			// The workers pause for as long as the engine asked, and no longer.
+			if r := ask(t, g, chat("m", false, 5), ""); r.status != 200 || r.took > 3*time.Second {
+				t.Errorf("%s: afterwards got %d after %v", order, r.status, r.took)
+			}
+		})
+	}
+}
+
+func TestPausedWorkerLetsOthers(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, es, _ := pair(t, env, slow("a"), slow("b"))
+		if r := ask(t, g, chat("m", false, 5), onA("refuse")); r.status != 200 {
+			t.Fatalf("got %d %s", r.status, r.body)
+		}
+		before := es[0].Stats().Received
+		for range 3 {
+			if r := ask(t, g, chat("m", false, 1), ""); r.status != 200 {
+				t.Errorf("got %d", r.status)
+			}
+		}
+		if before == 1 && es[0].Stats().Received != before {
+			t.Errorf("a was asked while it pauses")
+		}
+	})
+}
+
+func TestBrokenAfterTheFirstByte(t *testing.T) {
+	for path, want := range map[string]string{
+		"/v1/chat/completions": `data: {"error":{`,
+		"/v1/completions":      `data: {"error":{`,
+		"/v1/messages":         "event: error\ndata: {\"error\":{",
+		"/v1/responses":        "event: response.failed\ndata: {",
+	} {
+		t.Run(path, func(t *testing.T) {
+			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+				g, es, _ := pair(t, env, slow("a"), slow("b"))
+				body := `{"model":"m","stream":true,"max_tokens":20,"max_output_tokens":20,"prompt":"x","input":"x","messages":[{"role":"user","content":"x"}]}`
+				r := askAt(t, g, path, body, "cut-after=5")
+				if r.status != 200 || r.err != nil {
+					t.Fatalf("got %d, %v", r.status, r.err)
+				}
+				events := strings.Split(strings.TrimSuffix(r.body, "\n\n"), "\n\n")
+				last := events[len(events)-1]
+				if !strings.HasPrefix(last, want) || !strings.Contains(last, "upstream_lost") {
+					t.Errorf("last event %q, want an error that begins %q", last, want)
+				}
+				for _, end := range []string{"[DONE]", "message_stop", "response.completed"} {
+					if strings.Contains(r.body, end) {
+						t.Errorf("a broken stream says %s", end)
+					}
+				}
+				if n := es[0].Stats().Received + es[1].Stats().Received; n != 1 {
+					t.Errorf("tried %d times after the first byte", n)
+				}
+				emptyQueues(t, env)
+			})
+		})
+	}
+}
+
+// Whatever strikes in the middle of a stream, it ends with an error and not as
+// if it were whole.
+func TestStruckMidStream(t *testing.T) {
+	for name, strike := range map[string]func(g *testenv.Gateway, e *testenv.Engine, w *testenv.Worker){
+		"worker killed":  func(g *testenv.Gateway, e *testenv.Engine, w *testenv.Worker) { w.Kill(e) },
+		"worker stopped": func(g *testenv.Gateway, e *testenv.Engine, w *testenv.Worker) { w.Link.Freeze() },
+		"engine dies":    func(g *testenv.Gateway, e *testenv.Engine, w *testenv.Worker) { e.Kill() },
+		"frames lost":    func(g *testenv.Gateway, e *testenv.Engine, w *testenv.Worker) { g.Link.Cut(false) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+				g, es, ws := pair(t, env, slow("a"))
+				var got reply
+				var wg sync.WaitGroup
+				wg.Go(func() { got = ask(t, g, chat("m", true, 100), "") })
+				time.Sleep(2 * time.Second)
+				struck := time.Now()
+				strike(g, es[0], ws[0])
+				wg.Wait()
+				if d := time.Since(struck); d > 5*time.Second && !strings.Contains(got.body, "[DONE]") {
+					t.Errorf("broken off %v after the fault", d)
+				}
+				switch {
+				case got.err != nil:
+					t.Errorf("connection broke: %v", got.err)
+				case strings.Contains(got.body, "[DONE]"):
+					if n := words(content(t, got.body)); n != 100 {
+						t.Errorf("a stream of %d words of 100 ends as if it were whole", n)
+					}
+				case !strings.Contains(got.body, `"upstream_lost"`):
+					t.Errorf("no error event in %q", got.body)
+				}
+				idle(t, es[0], 15*time.Second)
+			})
+		})
+	}
+}
+
+func TestPlainAnswerIsNeverTruncated(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, es, _ := pair(t, env, slow("a"), slow("b"))
+		r := ask(t, g, chat("m", false, 20), onA("cut-after=5"))
+		if r.status != 200 || r.err != nil || words(content(t, r.body)) != 20 {
+			t.Errorf("got %d %q %v", r.status, r.body, r.err)
+		}
+		if es[0].Stats().Received > 0 && r.header.Get("x-sim-name") != "b" {
+			t.Errorf("answered by %s", r.header.Get("x-sim-name"))
+		}
+		// On every engine: an error, not a part.
+		r = ask(t, g, chat("m", false, 20), "cut-after=5")
+		if r.status != 502 || !strings.Contains(r.body, "dead_lettered") {
+			t.Errorf("got %d %q, want 502", r.status, r.body)
+		}
+		emptyQueues(t, env)
+	})
+}
+
+func TestDeadLetter(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, es, _ := pair(t, env, slow("a"), slow("b"), slow("c"), slow("d"))
+		r := ask(t, g, chat("m", false, 5), "fail")
+		if r.status != 502 || !strings.Contains(r.body, `"dead_lettered"`) {
+			t.Errorf("got %d %q", r.status, r.body)
+		}
+		n := 0
+		for _, e := range es {
+			n += int(e.Stats().Received)
+			if e.Stats().Received > 1 {
+				t.Errorf("%s tried twice while others were there", e.Stats().Name)
+			}
+		}
+		if n != 3 {
+			t.Errorf("%d attempts, want 3", n)
+		}
+		js := env.JetStream()
+		s, err := js.Stream(t.Context(), subjects.DeadStream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := s.GetLastMsgForSubject(t.Context(), subjects.Dead("standard", "m"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(m.Header.Get(subjects.HeaderReason), "every attempt failed") || string(m.Data) != chat("m", false, 5) {
+			t.Errorf("dead letter: %v %q", m.Header, m.Data)
+		}
+	})
+}
+
+// A request that takes two workers down is not given a third.
+func TestPoison(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{})
+		var ws [4]*testenv.Worker
+		var es [4]*testenv.Engine
+		for i := range ws {
+			name := fmt.Sprint(i)
+			es[i] = env.Engine(slow(name))
+			ws[i] = env.Worker(es[i], worker.Config{Name: name, Slots: 4})
+		}
+		g.Serves(t, "m")
+		var got reply
+		var wg sync.WaitGroup
+		wg.Go(func() { got = ask(t, g, chat("m", true, 5), "ttft=10m") })
+		dead := map[int]bool{}
+		for range 2 {
+			time.Sleep(3 * time.Second)
+			for i, e := range es {
+				if e.Stats().Running > 0 && !dead[i] {
+					dead[i] = true
+					ws[i].Kill(e)
+				}
+			}
+		}
+		wg.Wait()
+		if got.status != 502 || !strings.Contains(got.body, "two workers died") {
+			t.Errorf("got %d %q", got.status, got.body)
+		}
+		if got.header.Get("x-should-retry") != "false" {
+			t.Errorf("the client is not told to leave it")
+		}
+		if len(dead) != 2 {
+			t.Errorf("killed %d workers", len(dead))
+		}
+	})
+}
+
+func TestGatewayKilled(t *testing.T) {
+	for name, strike := range map[string]func(g *testenv.Gateway){
+		"killed":  func(g *testenv.Gateway) { g.Link.Cut(true) },
+		"stopped": func(g *testenv.Gateway) { g.Link.Freeze() },
+	} {
+		for _, stream := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, stream %t", name, stream), func(t *testing.T) {
+				testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+					e := env.Engine(slow("a"))
+					g1, g2 := env.Gateway(gateway.Config{}), env.Gateway(gateway.Config{})
+					env.Worker(e, worker.Config{Name: "a", Slots: 4})
+					g1.Serves(t, "m")
+					ctx, cancel := context.WithCancel(t.Context())
+					defer cancel()
+					var wg sync.WaitGroup
+					for range 6 { // two wait
+						wg.Go(func() { drain(post(ctx, g1, "/v1/chat/completions", chat("m", stream, 10_000), "")) })
+					}
+					time.Sleep(2 * time.Second)
+					if n := e.Stats().Running; n != 4 {
+						t.Fatalf("%d running", n)
+					}
+					strike(g1)
+					within := 2 * time.Second
+					if name == "stopped" {
+						within = subjects.GatewayGone + 2*time.Second
+					}
+					idle(t, e, within)
+					// Nothing is left in the way of others.
+					if r := ask(t, g2, chat("m", true, 5), ""); r.status != 200 || r.took > 2*time.Second {
+						t.Errorf("another gateway: %d after %v", r.status, r.took)
+					}
+					cancel()
+					g1.Link.Thaw()
+					wg.Wait()
+				})
+			})
+		}
+	}
+}
+
+// A broker that loses what it held in memory loses no request: the gateway
+// holds them too.
+func TestBrokerRestarts(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		cfg := slow("a")
+		cfg.Slots = 1
+		g, e, _ := pair(t, env, cfg)
+		var wg sync.WaitGroup
+		replies := make([]reply, 4)
+		for i := range replies {
+			wg.Go(func() { replies[i] = ask(t, g, chat("m", false, 50), "") })
+			time.Sleep(100 * time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		env.StopBroker()
+		time.Sleep(3 * time.Second)
+		env.StartBroker()
+		wg.Wait()
+		for i, r := range replies {
+			if r.status != 200 || words(content(t, r.body)) != 50 {
+				t.Errorf("reply %d: %d %q", i, r.status, r.body)
+			}
+		}
+		t.Logf("engine asked %d times for %d requests", e[0].Stats().Received, len(replies))
+		emptyQueues(t, env)
+	})
+}
+
+func TestBrokerAwayIsSaid(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, _, _ := pair(t, env, slow("a"))
+		env.StopBroker()
+		time.Sleep(time.Second)
+		if r := get(t, g, "http://admin/readyz"); r.status != 503 || !strings.Contains(r.body, "no connection to the broker") {
+			t.Errorf("readyz: %d %s", r.status, r.body)
+		}
+		r := ask(t, g, chat("m", false, 5), "")
+		if r.status != 503 || !strings.Contains(r.body, "queue_unavailable") || r.header.Get("Retry-After") == "" {
+			t.Errorf("got %d %q", r.status, r.body)
+		}
+		if r.took < 10*time.Second || r.took > 20*time.Second {
+			t.Errorf("gave up after %v, want about 15s: a broker's leader may be gone for 7s", r.took)
+		}
+		env.StartBroker()
+		time.Sleep(2 * time.Second)
+		if r := ask(t, g, chat("m", false, 5), ""); r.status != 200 {
+			t.Errorf("afterwards: %d %q", r.status, r.body)
+		}
+	})
+}
+
+func get(t testing.TB, g *testenv.Gateway, url string) reply {
+	t.Helper()
+	resp, err := g.Client.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return reply{status: resp.StatusCode, header: resp.Header, body: string(b), err: err}
+}
+
+func TestDrainingWorker(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, es, ws := pair(t, env, slow("a"))
+		var got reply
+		var wg sync.WaitGroup
+		wg.Go(func() { got = ask(t, g, chat("m", true, 100), "") })
+		time.Sleep(time.Second)
+		wg.Go(func() { ws[0].Stop() })
+		time.Sleep(time.Second)
+		eb := env.Engine(slow("b"))
+		env.Worker(eb, worker.Config{Name: "b", Slots: 4})
+		time.Sleep(2 * time.Second)
+		for range 3 {
+			if r := ask(t, g, chat("m", false, 1), ""); r.status != 200 || r.header.Get("x-sim-name") != "b" {
+				t.Errorf("got %d by %s, want b alone to take new requests", r.status, r.header.Get("x-sim-name"))
+			}
+		}
+		wg.Wait()
+		if got.status != 200 || words(content(t, got.body)) != 100 {
+			t.Errorf("the draining worker's request: %d, %d words", got.status, words(content(t, got.body)))
+		}
+		if s := es[0].Stats(); s.Aborted != 0 {
+			t.Errorf("%d aborted", s.Aborted)
+		}
+	})
+}
+
+// What a worker cannot finish before its drain ends is done elsewhere, if no
+// byte of it was seen.
+func TestDrainEnds(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{})
+		ea, eb := env.Engine(slow("a")), env.Engine(slow("b"))
+		wa := env.Worker(ea, worker.Config{Name: "a", Slots: 4, DrainTimeout: 5 * time.Second})
+		g.Serves(t, "m")
+		var plain, stream reply
+		var wg sync.WaitGroup
+		wg.Go(func() { plain = ask(t, g, chat("m", false, 200), "") })
+		wg.Go(func() { stream = ask(t, g, chat("m", true, 200), "") })
+		time.Sleep(time.Second)
+		env.Worker(eb, worker.Config{Name: "b", Slots: 4})
+		time.Sleep(time.Second)
+		if err := wa.Stop(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if plain.status != 200 || plain.header.Get("x-sim-name") != "b" || words(content(t, plain.body)) != 200 {
+			t.Errorf("plain: %d by %s", plain.status, plain.header.Get("x-sim-name"))
+		}
+		if !strings.Contains(stream.body, "upstream_lost") || strings.Contains(stream.body, "[DONE]") {
+			t.Errorf("the stream had begun, and ends with %q", stream.body[max(0, len(stream.body)-100):])
+		}
+	})
+}
+
+func TestRollingRestart(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, es, ws := pair(t, env, slow("a"), slow("b"), slow("c"))
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		var bad []string
+		n := 0
+		ctx, stop := context.WithCancel(t.Context())
+		for i := range 6 {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					r := ask(t, g, chat("m", i%2 == 0, 10), "")
+					mu.Lock()
+					n++
+					if r.status != 200 || r.err != nil || words(content(t, r.body)) != 10 {
+						bad = append(bad, fmt.Sprintf("%d %q %v", r.status, r.body, r.err))
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		for i := range ws {
+			time.Sleep(5 * time.Second)
+			ws[i].Stop()
+			env.Worker(es[i], worker.Config{Name: es[i].Stats().Name, Slots: 4})
+		}
+		time.Sleep(5 * time.Second)
+		stop()
+		wg.Wait()
+		if len(bad) > 0 {
+			t.Errorf("%d of %d failed, first %s", len(bad), n, bad[0])
+		}
+		for _, e := range es {
+			if s := e.Stats(); s.Aborted > 0 {
+				t.Errorf("%s: %d aborted", s.Name, s.Aborted)
+			}
+		}
+		emptyQueues(t, env)
+	})
+}
+
+func TestGatewayStops(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, _, _ := pair(t, env, slow("a"))
+		var got reply
+		var wg sync.WaitGroup
+		wg.Go(func() { got = ask(t, g, chat("m", true, 50), "") })
+		time.Sleep(time.Second)
+		if err := g.Stop(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if got.status != 200 || words(content(t, got.body)) != 50 || !strings.Contains(got.body, "[DONE]") {
+			t.Errorf("got %d, %d words", got.status, words(content(t, got.body)))
+		}
+		if _, err := post(t.Context(), g, "/v1/chat/completions", chat("m", true, 1), ""); err == nil {
+			t.Error("a stopped gateway answers")
+		}
+	})
+}
+
+func TestGatewayStopsHard(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{DrainTimeout: 3 * time.Second})
+		e := env.Engine(slow("a"))
+		env.Worker(e, worker.Config{Name: "a", Slots: 1})
+		g.Serves(t, "m")
+		var running, waiting reply
+		var wg sync.WaitGroup
+		wg.Go(func() { running = ask(t, g, chat("m", true, 500), "") })
+		time.Sleep(100 * time.Millisecond)
+		wg.Go(func() { waiting = ask(t, g, chat("m", false, 500), "") })
+		time.Sleep(time.Second)
+		g.Stop()
+		wg.Wait()
+		if !strings.Contains(running.body, "gateway_stopping") || strings.Contains(running.body, "[DONE]") {
+			t.Errorf("running: ends with %q", running.body[max(0, len(running.body)-200):])
+		}
+		if waiting.status != 503 || !strings.Contains(waiting.body, "gateway_stopping") {
+			t.Errorf("waiting: %d %q", waiting.status, waiting.body)
+		}
+		idle(t, e, time.Second)
+	})
+}
+
+// One engine's token must be on the wire before the next one is made.
+func TestTokensAreNotHeldBack(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, _, _ := pair(t, env, slow("a"))
+		resp, err := post(t.Context(), g, "/v1/chat/completions", chat("m", true, 10), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		buf := make([]byte, 64<<10)
+		var at []time.Duration
+		begun := time.Now()
+		for {
+			n, err := resp.Body.Read(buf)
+			if n > 0 && strings.Contains(string(buf[:n]), `"content":" `) {
+				at = append(at, time.Since(begun))
+			}
+			if err != nil {
+				if !errors.Is(err, io.EOF) {
+					t.Error(err)
+				}
+				break
+			}
+		}
+		if len(at) != 9 { // the first word has no space before it
+			t.Fatalf("tokens came in %d pieces: %v", len(at), at)
+		}
+		for i := 1; i < len(at); i++ {
+			if d := at[i] - at[i-1]; d < 99*time.Millisecond || d > 101*time.Millisecond {
+				t.Errorf("token %d came %v after the one before, want 100ms", i, d)
+			}
+		}
+	})
+}
+
+// A hanging engine is found out by its silence.
+func TestEngineHangs(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{})
+		ea, eb := env.Engine(slow("a")), env.Engine(slow("b"))
+		env.Worker(ea, worker.Config{Name: "a", Slots: 4, StallTimeout: 20 * time.Second})
+		g.Serves(t, "m")
+		var got reply
+		var wg sync.WaitGroup
+		wg.Go(func() { got = ask(t, g, chat("m", true, 5), onA("hang")) })
+		time.Sleep(time.Second)
+		env.Worker(eb, worker.Config{Name: "b", Slots: 4, StallTimeout: 20 * time.Second})
+		wg.Wait()
+		if got.status != 200 || !strings.Contains(got.body, "[DONE]") || got.took > 25*time.Second {
+			t.Errorf("got %d after %v", got.status, got.took)
+		}
+		idle(t, ea, time.Second)
+	})
+}
