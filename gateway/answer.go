@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"mime"
@@ -30,8 +31,7 @@ type answer struct {
 	begun  bool // bytes of an attempt's answer went out
 	whole  bool
 	status int  // as the client saw it
-	last   byte // of the last bytes written, to know whether an event is complete
-	before byte
+	tail   [4]byte   // of what was written, to know whether an event is complete
 	first  time.Time // when the answer began
 
 	// Of the present attempt.
@@ -53,10 +53,13 @@ func (a *answer) reset() {
 	a.got, a.held, a.stream, a.events, a.size, a.taken = nil, nil, false, false, 0, 0
 }
 
+// errMalformed is a bug of a worker.
+var errMalformed = &Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"}
+
 func (a *answer) head(payload []byte) error {
-	h := new(subjects.Head)
-	if err := json.Unmarshal(payload, h); err != nil || h.Status < 200 || h.Status > 999 {
-		return a.refuse(&Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"})
+	h, err := subjects.ParseHead(payload)
+	if err != nil || a.got != nil {
+		return errMalformed
 	}
 	a.got = h
 	ct, _, _ := mime.ParseMediaType(h.Header.Get("Content-Type"))
@@ -75,7 +78,7 @@ func (a *answer) head(payload []byte) error {
 // data takes a piece of the answer; last says that no other is there yet.
 func (a *answer) data(b []byte, last bool) error {
 	if a.got == nil {
-		return a.refuse(&Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"})
+		return errMalformed
 	}
 	a.size += int64(len(b))
 	if a.stream {
@@ -84,7 +87,11 @@ func (a *answer) data(b []byte, last bool) error {
 		}
 	} else {
 		a.held = append(a.held, b)
-		if a.size > maxHeld && !a.opened {
+		if a.size > maxHeld && a.opened {
+			return &Error{Status: http.StatusBadGateway, Code: "upstream_invalid",
+				Message: fmt.Sprintf("the engine answered a stream with more than %d bytes of something else", maxHeld)}
+		}
+		if a.size > maxHeld {
 			a.stream = true
 			for _, h := range a.held {
 				if err := a.pass(h, false); err != nil {
@@ -145,10 +152,10 @@ func (a *answer) begin(length int64) {
 			h[k] = append(h[k][:len(h[k]):len(h[k])], v...)
 		}
 	}
-	if a.stream && a.events {
+	switch {
+	case a.stream && a.events, a.got.Status == http.StatusNoContent:
 		h.Del("Content-Length")
-	}
-	if length >= 0 {
+	case length >= 0 && a.got.Status != http.StatusNotModified:
 		h.Set("Content-Length", strconv.FormatInt(length, 10))
 	}
 	total := now.Sub(a.f.arrived)
@@ -179,13 +186,18 @@ func (a *answer) write(b []byte) error {
 	if err != nil {
 		return errClientGone
 	}
-	if len(b) > 1 {
-		a.before = b[len(b)-2]
+	if n := len(b); n >= len(a.tail) {
+		copy(a.tail[:], b[n-len(a.tail):])
 	} else {
-		a.before = a.last
+		copy(a.tail[:], a.tail[n:])
+		copy(a.tail[len(a.tail)-n:], b)
 	}
-	a.last = b[len(b)-1]
 	return nil
+}
+
+// between says that no event is half written.
+func (a *answer) between() bool {
+	return !a.begun || a.tail[2] == '\n' && a.tail[3] == '\n' || a.tail == [4]byte{'\r', '\n', '\r', '\n'}
 }
 
 func (a *answer) flush() error {
@@ -199,7 +211,7 @@ func (a *answer) flush() error {
 // end completes the answer.
 func (a *answer) end(payload []byte) error {
 	if a.got == nil || json.Unmarshal(payload, &a.end_) != nil {
-		return a.refuse(&Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"})
+		return a.refuse(errMalformed)
 	}
 	a.whole = true
 	if a.stream {
@@ -224,15 +236,49 @@ func (a *answer) end(payload []byte) error {
 // on, an answer that is no stream: most likely the engine's error.
 func (a *answer) insteadOfStream() error {
 	body := bytes.Join(a.held, nil)
+	if a.got.Status >= 400 {
+		return a.lastEvent(engineError(a.got.Status, body, a.d, a.f.req.ID.String()))
+	}
 	var line bytes.Buffer
 	if json.Compact(&line, body) == nil && line.Len() > 0 {
-		if a.got.Status >= 400 && a.d == anthropic {
-			return a.lastEvent(fmt.Appendf(nil, "event: error\ndata: %s\n\n", &line))
-		}
 		return a.lastEvent(fmt.Appendf(nil, "data: %s\n\n", &line))
 	}
-	e := &Error{Status: a.got.Status, Code: "upstream_error", Message: fmt.Sprintf("the engine answered %d", a.got.Status)}
+	e := &Error{Status: http.StatusBadGateway, Code: "upstream_error", Message: "the engine answered with something that is no stream"}
 	return a.lastEvent(e.event(a.d, a.f.req.ID.String()))
+}
+
+// engineError is an engine's error answer as the last event of a stream: in its
+// own words if they are in the API's form.
+func engineError(status int, body []byte, d dialect, id string) []byte {
+	var said struct {
+		Type    string          `json:"type"`
+		Error   json.RawMessage `json:"error"`
+		Message string          `json:"message"`
+		Detail  json.RawMessage `json:"detail"` // FastAPI's
+	}
+	var inner struct {
+		Message string          `json:"message"`
+		Code    json.RawMessage `json:"code"`
+	}
+	e := &Error{Status: status, Code: "upstream_error"}
+	var line bytes.Buffer
+	if json.Unmarshal(body, &said) == nil {
+		json.Compact(&line, body)
+		if json.Unmarshal(said.Error, &inner) == nil && inner.Message != "" {
+			switch {
+			case d == openAI:
+				return fmt.Appendf(nil, "data: %s\n\n", &line)
+			case d == anthropic && said.Type == "error":
+				return fmt.Appendf(nil, "event: error\ndata: %s\n\n", &line)
+			}
+		}
+		json.Unmarshal(inner.Code, &e.Code) // where it is a string
+		json.Unmarshal(said.Error, &e.Message)
+		json.Unmarshal(said.Detail, &e.Message)
+	}
+	e.Message = cmp.Or(inner.Message, said.Message, e.Message, fmt.Sprintf("the engine answered %d", status))
+	e.Code = cmp.Or(e.Code, "upstream_error")
+	return e.event(d, id)
 }
 
 // giveBack answers with the engine's own refusal.
@@ -259,7 +305,7 @@ func (a *answer) keepAlive(position int) error {
 	switch {
 	case !a.f.req.Stream || a.d == plain || a.begun && !a.events:
 		return nil
-	case a.begun && !(a.last == '\n' && a.before == '\n'):
+	case !a.between():
 		return nil
 	}
 	comment := ": working\n\n"
@@ -297,7 +343,7 @@ func (a *answer) refuse(err error) error {
 }
 
 func (a *answer) lastEvent(b []byte) error {
-	if a.begun && !(a.last == '\n' && a.before == '\n') {
+	if !a.between() {
 		b = append([]byte("\n\n"), b...)
 	}
 	if err := a.write(b); err != nil {
@@ -308,12 +354,9 @@ func (a *answer) lastEvent(b []byte) error {
 }
 
 func parseFail(payload []byte) (*subjects.Fail, error) {
-	f := new(subjects.Fail)
-	if err := json.Unmarshal(payload, f); err != nil {
-		return nil, &Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"}
-	}
-	if f.Answer != nil && f.Answer.Header == nil {
-		f.Answer.Header = make(http.Header)
+	f, err := subjects.ParseFail(payload)
+	if err != nil {
+		return nil, errMalformed
 	}
 	return f, nil
 }

@@ -25,6 +25,9 @@ const (
 	// silence it sees is its own.
 	sleptTooLong = 5 * sweepEvery
 
+	// claimWithin is how long a delivery to a live worker takes to be claimed.
+	claimWithin = 50 * time.Millisecond
+
 	// listedWithin is how long an attempt may go unlisted by its worker.
 	listedWithin = 3*subjects.AliveEvery + subjects.AliveEvery/2
 )
@@ -367,6 +370,8 @@ func (g *Gateway) abandon(h subjects.Heartbeat, why string) {
 	if len(waiting) == 0 {
 		return
 	}
+	// What was delivered to a live worker this moment is claimed soon.
+	time.Sleep(claimWithin)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	last := make(map[*queue]uint64) // each queue's last delivery

@@ -252,7 +252,7 @@ func (g *Gateway) progress(ctx context.Context, f *flight, ans *answer) (done bo
 			return g.failed(ctx, f, ans, ev)
 		}
 		if err != nil {
-			return true, err
+			return true, ans.refuse(err)
 		}
 	}
 	return false, nil

@@ -68,7 +68,11 @@ func (g *Gateway) answering(serve func(http.ResponseWriter, *http.Request, subje
 
 func notHere(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
 	if r.Method == http.MethodGet && strings.HasPrefix(r.URL.Path, "/v1/") || r.Method != http.MethodGet {
-		w.Header().Set("Allow", "POST")
+		allow := http.MethodPost
+		if r.URL.Path == "/healthz" || r.URL.Path == "/v1/models" || strings.HasPrefix(r.URL.Path, "/v1/models/") {
+			allow = "GET, HEAD"
+		}
+		w.Header().Set("Allow", allow)
 		return &Error{Status: http.StatusMethodNotAllowed, Code: "method_not_allowed", Message: r.Method + " is not served on " + quote(r.URL.Path) + ": inference calls are POST, and GET is for /v1/models"}
 	}
 	return &Error{Status: http.StatusNotFound, Code: "not_found", Message: "there is nothing at " + quote(r.URL.Path) + "; the API begins with /v1/"}
