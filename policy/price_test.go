@@ -1,0 +1,248 @@
+package policy_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/pulley-lb/pulley/policy"
+)
+
+var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+
+// fitted adds samples of a line to a fit, with noise as a part of the value.
+func fitted(f *policy.Fit, line policy.Line, samples int, noise float64, now time.Time) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range samples {
+		x := 1 + 63*r.Float64()
+		f.Add(x, line.At(x)*(1-noise+2*noise*r.Float64()), now)
+	}
+}
+
+func TestFitRecoversALineFromNoisySamples(t *testing.T) {
+	for _, want := range []policy.Line{
+		{A: 0.010, B: 0.0002},
+		{A: 0.035, B: 0.0012},
+		{A: 0, B: 0.001},
+	} {
+		var f policy.Fit
+		fitted(&f, want, 1000, 0.2, noon)
+		got := f.Line(noon)
+		for _, x := range []float64{1, 16, 64} {
+			if math.Abs(got.At(x)-want.At(x)) > 0.1*want.At(32) {
+				t.Errorf("%+v: fitted %+v, which is %.5f at %v, want %.5f", want, *got, got.At(x), x, want.At(x))
+			}
+		}
+	}
+}
+
+func TestFitFollowsAChange(t *testing.T) {
+	var f policy.Fit
+	fitted(&f, policy.Line{A: 0.010}, 1000, 0.1, noon)
+	fitted(&f, policy.Line{A: 0.030}, 1000, 0.1, noon)
+	if got := f.Line(noon).At(30); math.Abs(got-0.030) > 0.003 {
+		t.Errorf("after 1000 samples of 0.030 the fit says %.4f", got)
+	}
+}
+
+func TestFitIsNeverNegative(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	for range 1000 {
+		var f policy.Fit
+		n := 2 + r.IntN(20)
+		for range n {
+			f.Add(r.Float64()*100, r.Float64(), noon)
+		}
+		if l := f.Line(noon); l != nil && (l.A < 0 || l.B < 0 || math.IsNaN(l.A+l.B)) {
+			t.Fatalf("%d samples: fitted %+v", n, *l)
+		}
+	}
+	var falling policy.Fit
+	for x := range 20 {
+		falling.Add(float64(x), float64(100-x), noon)
+	}
+	if l := falling.Line(noon); l.B != 0 || l.A <= 0 {
+		t.Errorf("a falling line is fitted as %+v, want a constant above 0", *l)
+	}
+}
+
+func TestFitWithoutSpreadIsTheMean(t *testing.T) {
+	var f policy.Fit
+	for _, y := range []float64{1, 2, 3, 2, 1, 3} {
+		f.Add(8, y, noon)
+	}
+	if l := f.Line(noon); l.B != 0 || math.Abs(l.A-2) > 0.02 {
+		t.Errorf("fitted %+v, want about 2 everywhere", *l)
+	}
+}
+
+func TestFitFades(t *testing.T) {
+	var f policy.Fit
+	if f.Line(noon) != nil {
+		t.Error("a line without samples")
+	}
+	f.Add(1, 1, noon)
+	if f.Line(noon) != nil {
+		t.Error("a line from one sample: an outlier would decide alone")
+	}
+	fitted(&f, policy.Line{A: 1}, 100, 0, noon)
+	if f.Line(noon.Add(policy.FadeAfter)) == nil {
+		t.Error("the estimate faded too early")
+	}
+	late := noon.Add(policy.FadeAfter + time.Second)
+	if l := f.Line(late); l != nil {
+		t.Errorf("the estimate did not fade: %+v", *l)
+	}
+	fitted(&f, policy.Line{A: 5}, 10, 0, late)
+	if l := f.Line(late); l == nil || math.Abs(l.At(10)-5) > 1e-9 {
+		t.Errorf("after it faded, the old samples still count: %+v, want 5", l)
+	}
+}
+
+func TestRung(t *testing.T) {
+	for _, c := range []struct {
+		price, reference float64
+		want             int
+	}{
+		{1, 1, 0},
+		{0.5, 1, 0},
+		{1.29, 1, 0},
+		{1.3, 1, 1},
+		{1.3 * 1.3, 1, 2},
+		{2, 1, 2},
+		{math.Pow(1.3, 9), 1, 9},
+		{1000, 1, 9},
+		{math.Inf(1), 1, 9},
+		{5, 0, 0},
+	} {
+		if got := policy.Rung(c.price, c.reference); got != c.want {
+			t.Errorf("Rung(%v, %v) = %d, want %d", c.price, c.reference, got, c.want)
+		}
+	}
+}
+
+func TestRungIsMonotoneAndScaleFree(t *testing.T) {
+	last := 0
+	for p := 0.1; p < 100; p *= 1.01 {
+		got := policy.Rung(p, 1)
+		if got < last || got > policy.Rungs-1 {
+			t.Fatalf("Rung(%v, 1) = %d after %d", p, got, last)
+		}
+		if k := policy.Rung(p*37, 37); k != got && math.Abs(math.Mod(math.Log(p)/math.Log(1.3), 1)) > 1e-6 {
+			t.Fatalf("Rung(%v, 37) = %d, want %d", p*37, k, got)
+		}
+		last = got
+	}
+}
+
+func TestLoadRung(t *testing.T) {
+	for _, c := range []struct {
+		n, slots int
+		weight   float64
+		want     int
+	}{
+		{1, 8, 1, 0},
+		{2, 8, 1, 1},
+		{8, 8, 1, 8},
+		{64, 64, 1, 9},
+		{33, 64, 1, 5},
+		{33, 64, 2, 2}, // counts as if it had twice the slots
+		{2, 1, 1, 9},
+		{8, 8, 1e-300, 9},
+	} {
+		if got := policy.LoadRung(c.n, c.slots, c.weight); got != c.want {
+			t.Errorf("LoadRung(%d, %d, %v) = %d, want %d", c.n, c.slots, c.weight, got, c.want)
+		}
+	}
+}
+
+func TestTrialRung(t *testing.T) {
+	for _, c := range []struct {
+		n, slots int
+		weight   float64
+		want     int
+	}{
+		{1, 64, 1, 0},
+		{2, 64, 1, 1}, // whatever its slots
+		{4, 64, 1, 3},
+		{64, 64, 1, 9},
+		{4, 64, 3, 1},
+		{2, 4, 1, 2}, // never cheaper than by its load
+		{8, 8, 1e-300, 9},
+	} {
+		if got := policy.TrialRung(c.n, c.slots, c.weight); got != c.want {
+			t.Errorf("TrialRung(%d, %d, %v) = %d, want %d", c.n, c.slots, c.weight, got, c.want)
+		}
+	}
+}
+
+func TestPrice(t *testing.T) {
+	prefill, itl := &policy.Line{B: 0.001}, &policy.Line{A: 0.010, B: 0.001}
+	chat := policy.Mean{Input: 100, Output: 50, Samples: 10}
+	for what, c := range map[string]struct {
+		curve       *policy.Curve
+		mean        policy.Mean
+		n, prefills int
+		want        float64
+		known       bool
+	}{
+		"alone":                          {&policy.Curve{Prefill: prefill, ITL: itl}, chat, 1, 0, 0.1 + 50*0.011, true},
+		"beside nine":                    {&policy.Curve{Prefill: prefill, ITL: itl}, chat, 10, 0, 0.1 + 50*0.020, true},
+		"behind two prefills":            {&policy.Curve{Prefill: prefill, ITL: itl}, chat, 3, 2, 0.3 + 50*0.013, true},
+		"prefill not measured yet":       {&policy.Curve{ITL: itl}, chat, 1, 0, 50 * 0.011, true},
+		"decoding not measured yet":      {&policy.Curve{Prefill: prefill}, chat, 1, 0, 0, false},
+		"embeddings only prefill":        {&policy.Curve{Prefill: prefill}, policy.Mean{Input: 100, Samples: 10}, 1, 0, 0.1, true},
+		"nobody knows what requests are": {&policy.Curve{Prefill: prefill, ITL: itl}, policy.Mean{}, 1, 0, 0, false},
+		"nothing measured":               {nil, chat, 1, 0, 0, false},
+		"empty curve":                    {&policy.Curve{}, chat, 1, 0, 0, false},
+	} {
+		got, known := c.curve.Price(c.mean, c.n, c.prefills)
+		if known != c.known || math.Abs(got-c.want) > 1e-9 {
+			t.Errorf("%s: price %v, %v; want %v, %v", what, got, known, c.want, c.known)
+		}
+	}
+}
+
+func TestMean(t *testing.T) {
+	var m policy.Mean
+	m.Add(100, 10)
+	m.Add(300, 30)
+	if want := (policy.Mean{Input: 200, Output: 20, Samples: 2}); m != want {
+		t.Errorf("got %+v, want %+v", m, want)
+	}
+	for range 10 * policy.MeanMemory {
+		m.Add(1000, 500)
+	}
+	if math.Abs(m.Input-1000) > 1 || math.Abs(m.Output-500) > 1 || m.Samples != policy.MeanMemory {
+		t.Errorf("the mean remembers too long: %+v", m)
+	}
+	joined := policy.MeanOf([]policy.Mean{{Input: 10, Output: 1, Samples: 30}, {}, {Input: 50, Output: 5, Samples: 10}})
+	if want := (policy.Mean{Input: 20, Output: 2, Samples: 40}); joined != want {
+		t.Errorf("joined %+v, want %+v", joined, want)
+	}
+	if none := policy.MeanOf(nil); none != (policy.Mean{}) {
+		t.Errorf("the mean of nothing is %+v", none)
+	}
+}
+
+// A fast worker with much to do and a slow idle one may be equally dear.
+func ExampleRung() {
+	mean := policy.Mean{Input: 1000, Output: 250, Samples: 100}
+	fast := &policy.Curve{Prefill: &policy.Line{B: 1 / 20000.}, ITL: &policy.Line{A: 0.010, B: 0.0002}}
+	slow := &policy.Curve{Prefill: &policy.Line{B: 1 / 8000.}, ITL: &policy.Line{A: 0.020, B: 0.0005}}
+
+	reference, _ := fast.Price(mean, 1, 0)
+	for _, inFlight := range []int{0, 20, 55} {
+		price, _ := fast.Price(mean, inFlight+1, 0)
+		fmt.Printf("fast, %2d in flight: %.1f s, rung %d\n", inFlight, price, policy.Rung(price, reference))
+	}
+	price, _ := slow.Price(mean, 1, 0)
+	fmt.Printf("slow,  0 in flight: %.1f s, rung %d\n", price, policy.Rung(price, reference))
+	// Output:
+	// fast,  0 in flight: 2.6 s, rung 0
+	// fast, 20 in flight: 3.6 s, rung 1
+	// fast, 55 in flight: 5.3 s, rung 2
+	// slow,  0 in flight: 5.2 s, rung 2
+}
