@@ -27,12 +27,13 @@ type answer struct {
 	f  *flight
 	d  dialect
 
-	opened bool // status and headers of an event stream went out, to keep the client waiting
-	begun  bool // bytes of an attempt's answer went out
-	whole  bool
-	status int  // as the client saw it
-	tail   [4]byte   // of what was written, to know whether an event is complete
-	first  time.Time // when the answer began
+	opened   bool // status and headers of an event stream went out, to keep the client waiting
+	begun    bool // bytes of an attempt's answer went out
+	whole    bool
+	status   int       // as the client saw it
+	tail     [4]byte   // of what was written, to know whether an event is complete
+	first    time.Time // when the answer began
+	extended time.Time // when the write deadline was last set
 
 	// Of the present attempt.
 	got    *subjects.Head
@@ -152,10 +153,10 @@ func (a *answer) begin(length int64) {
 			h[k] = append(h[k][:len(h[k]):len(h[k])], v...)
 		}
 	}
-	switch {
-	case a.stream && a.events, a.got.Status == http.StatusNoContent:
+	if a.stream && a.events {
 		h.Del("Content-Length")
-	case length >= 0 && a.got.Status != http.StatusNotModified:
+	}
+	if length >= 0 {
 		h.Set("Content-Length", strconv.FormatInt(length, 10))
 	}
 	total := now.Sub(a.f.arrived)
@@ -170,7 +171,7 @@ func millis(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 func (a *answer) header(status int) {
 	a.w.Header().Set("X-Service-Tier", a.f.req.Tier)
 	a.status = status
-	a.rc.SetWriteDeadline(time.Now().Add(a.g.cfg.SlowClient))
+	a.extend(time.Now())
 	a.w.WriteHeader(status)
 }
 
@@ -178,11 +179,9 @@ func (a *answer) write(b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
-	a.rc.SetWriteDeadline(time.Now().Add(a.g.cfg.SlowClient))
+	a.extend(time.Now())
 	n, err := a.w.Write(b)
-	a.f.mu.Lock()
-	a.f.bytes += int64(n)
-	a.f.mu.Unlock()
+	a.f.bytes.Add(int64(n))
 	if err != nil {
 		return errClientGone
 	}
@@ -200,8 +199,16 @@ func (a *answer) between() bool {
 	return !a.begun || a.tail[2] == '\n' && a.tail[3] == '\n' || a.tail == [4]byte{'\r', '\n', '\r', '\n'}
 }
 
+// extend gives the client time to take the next bytes.
+func (a *answer) extend(now time.Time) {
+	if now.Sub(a.extended) > a.g.cfg.SlowClient/16 { // for each token it would be a cost
+		a.extended = now
+		a.rc.SetWriteDeadline(now.Add(a.g.cfg.SlowClient))
+	}
+}
+
 func (a *answer) flush() error {
-	a.rc.SetWriteDeadline(time.Now().Add(a.g.cfg.SlowClient))
+	a.extend(time.Now())
 	if err := a.rc.Flush(); err != nil {
 		return errClientGone
 	}

@@ -1,11 +1,11 @@
 package gateway
 
 import (
-	"encoding/json"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/subjects"
@@ -40,20 +40,21 @@ func (g *Gateway) claimed(m *nats.Msg) {
 		g.log.Warn("claim dropped", "err", err)
 		return
 	}
-	grant := subjects.Grant{Verdict: subjects.Gone}
+	refusal := subjects.Refusal{Verdict: subjects.Gone, Ack: c.Ack}
 	if f := g.find(c.ID); f != nil {
 		now := time.Now()
-		grant = f.claim(c, now, func(not ...map[string]bool) (live, free int) {
+		refusal.Verdict, refusal.DelayMS = f.claim(c, now, func(not ...map[string]bool) (live, free int) {
 			return g.fleet.others(f.req.Pool, now, not...)
 		})
 		if d, err := subjects.ParseAck(c.Ack); err == nil {
 			f.queue.tell(d.Pending, now)
 		}
-		if grant.Verdict == subjects.Go {
+		if refusal.Verdict == subjects.Go {
 			g.metrics.queueTime(f.req.Pool, f.req.Tier, now.Sub(f.arrived))
+			return
 		}
 	}
-	body, err := json.Marshal(grant)
+	body, err := json.Marshal(refusal)
 	if err != nil {
 		panic(err) // plain fields always encode
 	}

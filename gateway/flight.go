@@ -3,6 +3,7 @@ package gateway
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pulley-lb/pulley/policy"
@@ -20,6 +21,8 @@ type flight struct {
 
 	inQueue time.Time // when it was last seen to be there; the handler's own
 
+	bytes atomic.Int64 // written to the client
+
 	mu      sync.Mutex
 	body    []byte
 	seq     uint64 // of its message in the tier's stream; 0 until known
@@ -33,8 +36,7 @@ type flight struct {
 	pending int // bytes of data in events
 	notify  chan struct{}
 	claimed time.Time
-	bytes   int64 // written to the client
-	begun   bool  // its answer has begun to reach the client
+	begun   bool // its answer has begun to reach the client
 }
 
 // attempt is a worker's granted start on a flight.
@@ -86,26 +88,26 @@ func (f *flight) take() []event {
 
 // claim arbitrates a worker's claim. others says, of the live workers of the
 // pool that are not in a set, how many there are and how many have a free slot.
-func (f *flight) claim(c subjects.Claim, now time.Time, others func(not ...map[string]bool) (live, free int)) subjects.Grant {
+func (f *flight) claim(c subjects.Claim, now time.Time, others func(not ...map[string]bool) (live, free int)) (v subjects.Verdict, delayMS int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case f.over:
-		return subjects.Grant{Verdict: subjects.Gone}
+		return subjects.Gone, 0
 	case f.current != nil:
-		return subjects.Grant{Verdict: subjects.Elsewhere}
+		return subjects.Elsewhere, 0
 	case f.failed[c.Worker] || f.refused[c.Worker]:
 		if live, free := others(f.failed, f.refused); free > 0 {
-			return subjects.Grant{Verdict: subjects.NotYou}
+			return subjects.NotYou, 0
 		} else if live > 0 {
-			return subjects.Grant{Verdict: subjects.NotYou, DelayMS: 100}
+			return subjects.NotYou, 100
 		}
 	}
 	f.starts++
 	f.current = &attempt{mark: c.Attempt, worker: c.Worker, name: c.Name, ack: c.Ack, number: f.starts, began: now, alive: now}
 	f.claimed = now
 	f.queue.leave(true, now)
-	return subjects.Grant{Verdict: subjects.Go, Number: f.starts}
+	return subjects.Go, 0
 }
 
 // maxPending bounds what a worker may have sent beyond its credit.
@@ -199,7 +201,7 @@ func (f *flight) info(gateway string, now time.Time) subjects.RequestInfo {
 	i := subjects.RequestInfo{
 		ID: f.req.ID.String(), Gateway: gateway, Tenant: f.req.Tenant, Tier: f.req.Tier, Pool: f.req.Pool,
 		Path: f.req.Path, Stream: f.req.Stream, State: "queued", Attempt: f.starts, Arrived: f.arrived,
-		AgeMS: now.Sub(f.arrived).Milliseconds(), QueueMS: now.Sub(f.arrived).Milliseconds(), BytesOut: f.bytes,
+		AgeMS: now.Sub(f.arrived).Milliseconds(), QueueMS: now.Sub(f.arrived).Milliseconds(), BytesOut: f.bytes.Load(),
 	}
 	if f.current != nil {
 		i.State, i.Worker = "running", f.current.name

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
@@ -59,7 +61,7 @@ func (g *Gateway) admit(r *http.Request, id subjects.ID, body []byte, now time.T
 	}
 	req := &subjects.Request{
 		ID: id, Gateway: g.id, Tier: tier.Name, Model: c.model, Pool: c.model,
-		Deadline: now.Add(timeout).UnixMilli(), Method: r.Method, Path: r.URL.RequestURI(),
+		Deadline: now.Add(timeout).UnixMilli(), Method: r.Method, Path: requestURI(r.URL),
 		Header: forEngine(r.Header, id), Stream: c.stream, InputTokens: max(len(body)/4, 1),
 		MaxAttempts: tier.MaxAttempts, BodySize: int64(len(body)),
 	}
@@ -81,17 +83,25 @@ func (g *Gateway) admit(r *http.Request, id subjects.ID, body []byte, now time.T
 
 // fit decides whether the body travels in the message.
 func (g *Gateway) fit(req *subjects.Request, body []byte) error {
-	m, err := req.Msg(subjects.Shared, nil, time.Second)
-	if err != nil {
-		return err
-	}
+	size, most := int64(len(body)), g.nc.MaxPayload()
 	const room = 1 << 10 // for what the protocol adds
-	if int64(m.Size())+room > g.nc.MaxPayload() {
-		return &Error{Status: http.StatusRequestHeaderFieldsTooLarge, Code: "headers_too_large",
-			Message: "the request's headers are larger than the broker takes"}
+	meta := int64(room + 6*(len(req.Path)+len(req.Model)+len(req.Pool)))
+	for k, vs := range req.Header {
+		for _, v := range vs {
+			meta += int64(6*(len(k)+len(v)) + 8) // a byte may become six, such as \u0001
+		}
 	}
-	size := int64(len(body))
-	req.ByReference = size > g.cfg.InlineBody || size > g.nc.MaxPayload()/2 || int64(m.Size())+room+size > g.nc.MaxPayload()
+	if meta+size > most { // it matters how much it is exactly
+		m, err := req.Msg(subjects.Shared, nil, time.Second)
+		if err != nil {
+			return err
+		}
+		if meta = int64(m.Size()) + room; meta > most {
+			return &Error{Status: http.StatusRequestHeaderFieldsTooLarge, Code: "headers_too_large",
+				Message: "the request's headers are larger than the broker takes"}
+		}
+	}
+	req.ByReference = size > g.cfg.InlineBody || size > most/2 || meta+size > most
 	return nil
 }
 
@@ -170,6 +180,24 @@ func forEngine(h http.Header, id subjects.ID) http.Header {
 	return out
 }
 
+// requestURI is the path with the query, as it came. A query may hold bytes that
+// are no UTF-8 and that no JSON holds: these are escaped.
+func requestURI(u *url.URL) string {
+	uri := u.RequestURI()
+	if utf8.ValidString(uri) {
+		return uri
+	}
+	var b strings.Builder
+	for i := range len(uri) {
+		if c := uri[i]; c < utf8.RuneSelf {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
 const (
 	// lookAfter is how often a waiting request looks whether anybody could serve it.
 	lookAfter = time.Second
@@ -191,7 +219,12 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 			if done || err != nil {
 				return err
 			}
-			quiet.Reset(g.cfg.KeepAlive)
+			if ans.got == nil { // it waits again
+				look.Reset(lookAfter)
+			}
+			if f.req.Stream {
+				quiet.Reset(g.cfg.KeepAlive)
+			}
 		case <-ctx.Done():
 			return ans.refuse(g.ended(ctx, f, ctx.Err()))
 		case <-quiet.C:
@@ -201,7 +234,7 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 			quiet.Reset(g.cfg.KeepAlive)
 		case <-look.C:
 			if _, queued := f.queued(); !queued {
-				continue // a failed attempt starts it again
+				continue // should the attempt fail, it looks again
 			}
 			if since := g.fleet.emptySince(f.req.Pool); !since.IsZero() {
 				now := time.Now()
@@ -289,7 +322,6 @@ func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) 
 		if err := g.handBack(ctx, f, a.ack, g.retryDelay(f)); err != nil {
 			return true, ans.refuse(g.ended(ctx, f, err))
 		}
-		f.wake() // what came meanwhile; also sets the look-out going again
 		return false, nil
 	case policy.GiveBack:
 		return true, ans.giveBack(fail)
@@ -314,6 +346,9 @@ func (g *Gateway) retryDelay(f *flight) time.Duration {
 func (g *Gateway) judge(f *flight, a *attempt, fail *subjects.Fail, crashed bool) (policy.Next, string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.failed == nil {
+		f.failed, f.refused = make(map[string]bool), make(map[string]bool)
+	}
 	h := &f.history
 	switch {
 	case crashed:
@@ -396,12 +431,12 @@ func (g *Gateway) land(f *flight, ans *answer) {
 		if seq > 0 {
 			g.takeBack(f, seq)
 		}
-	case !ans.whole:
+	case ans.whole:
+		g.nc.Publish(a.ack, subjects.Ack)
+		f.queue.serve(time.Since(a.began))
+	default:
 		g.cancelAttempt(a.worker, f.req.ID, a.mark, "over")
 		g.nc.Publish(a.ack, subjects.Term("over"))
-	}
-	if ans.whole {
-		f.queue.serve(time.Since(a.began))
 	}
 	g.metrics.done(f, ans)
 }

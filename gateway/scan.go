@@ -183,6 +183,9 @@ func scanForm(body []byte, boundary string) (call, error) {
 	seen := make(map[string]bool, len(fields))
 	for form := multipart.NewReader(bytes.NewReader(body), boundary); ; {
 		part, err := form.NextRawPart()
+		if err == io.EOF && !bytes.Contains(body, []byte("--"+boundary+"--")) {
+			err = io.ErrUnexpectedEOF // in a part's header; the reader takes it for the end
+		}
 		if err == io.EOF {
 			return c, nil
 		}
@@ -190,8 +193,8 @@ func scanForm(body []byte, boundary string) (call, error) {
 			return c, badRequest("", "the multipart form is damaged: %v", err)
 		}
 		field := part.FormName()
-		if field == "" { // another parser might find a name in it
-			return c, badRequest("", "the multipart form is damaged: a part without a name")
+		if field == "" || manyNamed(part) {
+			return c, badRequest("", "the multipart form is damaged: a part without one plain name")
 		}
 		if !slices.Contains(fields, field) {
 			continue
@@ -216,6 +219,13 @@ func scanForm(body []byte, boundary string) (call, error) {
 			c.stream = string(v) == "true" || string(v) == "1" || string(v) == "True"
 		}
 	}
+}
+
+// manyNamed says that another parser might read another name: RFC 7578 has no
+// name*=, and some take it and some do not.
+func manyNamed(part *multipart.Part) bool {
+	d := part.Header["Content-Disposition"]
+	return len(d) > 1 || strings.Contains(strings.ReplaceAll(strings.ToLower(d[0]), "filename*", ""), "name*")
 }
 
 func quote(s string) string {

@@ -3,6 +3,7 @@ package gateway
 import (
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -40,6 +41,7 @@ func (g *Gateway) answering(serve func(http.ResponseWriter, *http.Request, subje
 		}
 		err := serve(w, r, id)
 		switch {
+		case err == nil && !g.log.Enabled(r.Context(), slog.LevelDebug):
 		case err == nil:
 			g.log.Debug("request", "id", id, "path", r.URL.Path, "took", time.Since(began))
 		case errors.Is(err, errClientGone):
@@ -67,7 +69,8 @@ func (g *Gateway) answering(serve func(http.ResponseWriter, *http.Request, subje
 }
 
 func notHere(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
-	if r.Method == http.MethodGet && strings.HasPrefix(r.URL.Path, "/v1/") || r.Method != http.MethodGet {
+	read := r.Method == http.MethodGet || r.Method == http.MethodHead
+	if !read || strings.HasPrefix(r.URL.Path, "/v1/") {
 		allow := http.MethodPost
 		if r.URL.Path == "/healthz" || r.URL.Path == "/v1/models" || strings.HasPrefix(r.URL.Path, "/v1/models/") {
 			allow = "GET, HEAD"

@@ -7,7 +7,7 @@ import (
 )
 
 // Claim is a worker's word to the gateway that it starts on a request. The
-// worker does not wait for the Grant before it calls the engine.
+// worker does not wait for an answer before it calls the engine.
 type Claim struct {
 	ID      ID     `json:"id"`
 	Attempt uint64 `json:"attempt,string"` // the worker's random mark of this start
@@ -20,16 +20,17 @@ type Claim struct {
 type Verdict string
 
 const (
-	Go        Verdict = "go"        // this attempt is the one; only its frames reach the client
+	Go        Verdict = "go"        // this attempt is the one; only its frames reach the client. Never sent
 	Gone      Verdict = "gone"      // nobody waits for it any more: remove the message
 	Elsewhere Verdict = "elsewhere" // another attempt runs: leave the message to it
 	NotYou    Verdict = "not-you"   // this worker failed it before: hand it back for another
 )
 
-// Grant is the answer to a Claim.
-type Grant struct {
+// Refusal is the answer to a Claim that is not granted. A granted one has no
+// answer: it would cost every request a message that no worker waits for.
+type Refusal struct {
 	Verdict Verdict `json:"verdict"`
-	Number  int     `json:"n,omitempty"`        // which attempt this is, from 1
+	Ack     string  `json:"ack"`                // as in the claim
 	DelayMS int64   `json:"delay_ms,omitempty"` // NotYou: hand back after this long
 }
 
@@ -88,6 +89,9 @@ func ParseAck(subject string) (Delivery, error) {
 		return Delivery{}, fmt.Errorf("%q is no ack subject", subject)
 	}
 	d := Delivery{Stream: t[0], Consumer: t[1]}
+	if d.Stream == "" || d.Consumer == "" {
+		return Delivery{}, fmt.Errorf("%q is no ack subject", subject)
+	}
 	for i, p := range []*uint64{&d.Delivered, &d.StreamSeq, &d.ConsumerSeq, nil, &d.Pending} {
 		if p == nil {
 			continue

@@ -2,10 +2,13 @@ package subjects
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/go-json-experiment/json"
 )
 
 // Kind says what a frame is.
@@ -72,12 +75,22 @@ type Writer struct {
 	seq uint32
 }
 
+var writers = sync.Pool{New: func() any { return &Writer{buf: make([]byte, PrefixLen, 4<<10)} }}
+
 // NewWriter begins the messages of an attempt.
 func NewWriter(id ID, attempt uint64) *Writer {
-	w := &Writer{buf: make([]byte, PrefixLen, 4<<10)}
+	w := writers.Get().(*Writer)
+	w.buf, w.seq = w.buf[:PrefixLen], 0
 	copy(w.buf, id[:])
 	binary.BigEndian.PutUint64(w.buf[16:], attempt)
 	return w
+}
+
+// Free gives the writer's memory to the next attempt. w must not be used after.
+func (w *Writer) Free() {
+	if cap(w.buf) <= 16<<10 {
+		writers.Put(w)
+	}
 }
 
 // JSON adds a frame with a Head, End or Fail.
@@ -87,6 +100,24 @@ func (w *Writer) JSON(k Kind, v any) {
 		panic(fmt.Sprintf("frame %c: %v", k, err)) // plain structs always encode
 	}
 	w.Data(k, b)
+}
+
+// Head adds the frame that begins an answer. Its header must be end to end.
+func (w *Writer) Head(h *Head) {
+	wire := *h
+	wire.Header = wireHeader(h.Header)
+	w.JSON(KindHead, &wire)
+}
+
+// Fail adds the frame that ends an attempt which is not whole.
+func (w *Writer) Fail(f Fail) {
+	if f.Answer != nil {
+		wire := *f.Answer
+		wire.Header = wireHeader(f.Answer.Header)
+		f.Answer = &wire
+	}
+	f.Reason = strings.ToValidUTF8(f.Reason, "\ufffd") // it may quote an engine
+	w.JSON(KindFail, f)
 }
 
 // Data adds a frame.
@@ -129,6 +160,38 @@ func (w *Writer) Take() []byte {
 	msg := w.buf
 	w.buf = w.buf[:PrefixLen]
 	return msg
+}
+
+// ParseHead reads the payload of a head, as hostile input: the status is one
+// that can be answered, header names are canonical, and what belongs to one
+// connection is gone.
+func ParseHead(payload []byte) (*Head, error) {
+	h := new(Head)
+	if err := json.Unmarshal(payload, h); err != nil {
+		return nil, fmt.Errorf("head: %w", err)
+	}
+	return h, h.read()
+}
+
+// ParseFail reads the payload of a fail.
+func ParseFail(payload []byte) (*Fail, error) {
+	f := new(Fail)
+	if err := json.Unmarshal(payload, f); err != nil {
+		return nil, fmt.Errorf("fail: %w", err)
+	}
+	if f.Answer != nil {
+		return f, f.Answer.read()
+	}
+	return f, nil
+}
+
+func (h *Head) read() error {
+	if h.Status < 200 || h.Status > 999 {
+		return fmt.Errorf("head: status %d", h.Status)
+	}
+	h.Header = EndToEnd(canonical(h.Header))
+	fromWire(h.Header)
+	return nil
 }
 
 // Prefix is who a message belongs to. Sequences begin with 1.

@@ -130,7 +130,7 @@ func ReqConsumer(pool, lane string) string {
 		return name
 	}
 	sum := sha256.Sum256([]byte(name))
-	return "hash=" + hex.EncodeToString(sum[:])
+	return "=" + hex.EncodeToString(sum[:]) // no token is empty, so no other name begins so
 }
 
 // TierOf is the tier of a ReqStream.

@@ -1,12 +1,13 @@
 package subjects
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 )
 
@@ -41,7 +42,9 @@ type Request struct {
 // Msg is the message that carries r and its body, which is left out when it
 // travels by reference. The TTL is the time left, rounded up to a second.
 func (r *Request) Msg(lane string, body []byte, ttl time.Duration) (*nats.Msg, error) {
-	meta, err := json.Marshal(r)
+	wire := *r
+	wire.Header = wireHeader(r.Header)
+	meta, err := json.Marshal(&wire)
 	if err != nil {
 		return nil, fmt.Errorf("encode request %s: %w", r.ID, err)
 	}
@@ -61,7 +64,8 @@ func (r *Request) Msg(lane string, body []byte, ttl time.Duration) (*nats.Msg, e
 	return m, nil
 }
 
-// ParseRequest reads the Request of a delivered message.
+// ParseRequest reads the Request of a delivered message. Its path begins with a
+// slash, so that it can follow an engine's host and port.
 func ParseRequest(m *nats.Msg) (*Request, error) {
 	h := m.Header[HeaderRequest]
 	if len(h) != 1 {
@@ -71,6 +75,13 @@ func ParseRequest(m *nats.Msg) (*Request, error) {
 	if err := json.Unmarshal([]byte(h[0]), r); err != nil {
 		return nil, fmt.Errorf("message on %s: %s: %w", m.Subject, HeaderRequest, err)
 	}
+	if !strings.HasPrefix(r.Path, "/") {
+		return nil, fmt.Errorf("message on %s: path %q: must begin with a slash", m.Subject, r.Path)
+	}
+	if r.BodySize < 0 {
+		return nil, fmt.Errorf("message on %s: body of %d bytes", m.Subject, r.BodySize)
+	}
+	fromWire(r.Header)
 	return r, nil
 }
 

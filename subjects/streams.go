@@ -126,11 +126,11 @@ func EnsureConsumer(ctx context.Context, js jetstream.JetStream, tier, pool, lan
 
 // Bid is the body of a pull request for one message.
 type Bid struct {
-	Batch    int           `json:"batch"`
-	Expires  time.Duration `json:"expires,omitempty"` // nanoseconds
-	NoWait   bool          `json:"no_wait,omitempty"`
-	Group    string        `json:"group"`
-	Priority int           `json:"priority"` // the rung, 0 to 9: the cheapest is served first
+	Batch    int    `json:"batch"`
+	Expires  int64  `json:"expires,omitzero"` // nanoseconds
+	NoWait   bool   `json:"no_wait,omitzero"`
+	Group    string `json:"group"`
+	Priority int    `json:"priority"` // the rung, 0 to 9: the cheapest is served first
 }
 
 // BidSubject is where bids on a lane go.

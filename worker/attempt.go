@@ -3,15 +3,16 @@ package worker
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/policy"
@@ -26,8 +27,7 @@ type attempt struct {
 	lane    *lane
 	ctx     context.Context
 	stop    context.CancelCauseFunc
-	verdict chan subjects.Grant // holds the gateway's answer to the claim
-	credit  chan struct{}       // told when taken grew
+	credit  chan struct{} // told when taken grew
 	started time.Time
 	alone   bool // no other waited for its first token when it began
 	besides int  // others in flight then
@@ -38,11 +38,13 @@ type attempt struct {
 
 	// Guarded by Worker.mu.
 	req         *subjects.Request
+	claimed     bool          // the claim is on its way
 	sent        uint32        // messages
 	taken       int64         // body bytes that the client took
 	expectFirst time.Duration // when a first token was to be expected
 	firstByte   time.Time
 	lastByte    time.Time
+	decodes     bool // it is in the decoding meter
 	areaAtFirst float64
 	renewed     time.Time // when the delivery's lease was last renewed
 }
@@ -51,7 +53,7 @@ func (w *Worker) beginLocked(m *nats.Msg, l *lane, now time.Time) *attempt {
 	ctx, stop := context.WithCancelCause(context.Background())
 	a := &attempt{
 		mark: rand.Uint64(), msg: m, lane: l, ctx: ctx, stop: stop,
-		verdict: make(chan subjects.Grant, 1), credit: make(chan struct{}, 1),
+		credit:  make(chan struct{}, 1),
 		started: now, lastByte: now, renewed: now,
 		alone: w.prefillsLocked(now) == 0, besides: w.inFlight,
 	}
@@ -69,10 +71,14 @@ func (w *Worker) run(a *attempt) {
 		w.log.Warn("request dropped", "err", err)
 		w.nc.Publish(a.msg.Reply, subjects.Term("malformed"))
 		w.release(a, false)
+		w.settle(a)
 		return
 	}
 	w.mu.Lock()
 	a.req = req
+	if !req.Stream { // its first token will not show: it counts as decoding from here
+		w.decodesLocked(a, a.started)
+	}
 	if c := a.lane.pool.curve(a.started); c != nil && c.Prefill != nil {
 		a.expectFirst = time.Duration(c.Prefill.At(float64(req.InputTokens)) * float64(time.Second))
 	}
@@ -85,8 +91,9 @@ func (w *Worker) run(a *attempt) {
 	a.out = subjects.NewWriter(req.ID, a.mark)
 	w.claim(a)
 	whole := w.answer(a)
+	a.out.Free()
 	w.release(a, whole)
-	w.settle(a, whole)
+	w.settle(a)
 }
 
 func (w *Worker) claim(a *attempt) {
@@ -96,34 +103,38 @@ func (w *Worker) claim(a *attempt) {
 	if err != nil {
 		panic(err) // plain fields always encode
 	}
-	inbox := "pulley.wk." + w.id + ".grant." + strconv.FormatUint(a.mark, 16)
+	inbox := "pulley.wk." + w.id + ".refused." + strconv.FormatUint(a.mark, 16)
 	w.nc.PublishRequest(subjects.GatewayClaim(a.req.Gateway), inbox, body)
+	w.mu.Lock()
+	a.claimed = true // after the claim: a gateway cancels what it hears of before
+	w.mu.Unlock()
 }
 
-// granted hears the gateway's answer to a claim, or that there is no gateway.
-func (w *Worker) granted(mark string, m *nats.Msg) {
-	n, err := strconv.ParseUint(mark, 16, 64)
-	if err != nil {
+// refused hears that a claim was refused, or that there is no gateway. A claim
+// that is granted has no answer. The refusal says what it refuses, since the
+// attempt may be over by now.
+func (w *Worker) refused(mark string, m *nats.Msg) {
+	if n, err := strconv.ParseUint(mark, 16, 64); err == nil {
+		w.mu.Lock()
+		if a := w.running[n]; a != nil {
+			if m.Header.Get("Status") == "503" {
+				a.stop(ErrGatewayGone)
+			} else {
+				a.stop(ErrRefused)
+			}
+		}
+		w.mu.Unlock()
+	}
+	var r subjects.Refusal
+	if len(m.Data) == 0 || json.Unmarshal(m.Data, &r) != nil {
 		return
 	}
-	w.mu.Lock()
-	a := w.running[n]
-	w.mu.Unlock()
-	if a == nil {
-		return
-	}
-	var g subjects.Grant
-	if m.Header.Get("Status") == "503" {
-		g.Verdict = subjects.Gone
-	} else if json.Unmarshal(m.Data, &g) != nil {
-		return
-	}
-	select {
-	case a.verdict <- g:
-	default: // a second answer changes nothing
-	}
-	if g.Verdict != subjects.Go {
-		a.stop(ErrRefused)
+	switch r.Verdict {
+	case subjects.Gone:
+		w.nc.Publish(r.Ack, subjects.Term("gone"))
+	case subjects.NotYou:
+		w.handBack(r.Ack, time.Duration(r.DelayMS)*time.Millisecond)
+	case subjects.Elsewhere: // the message belongs to the other attempt
 	}
 }
 
@@ -138,9 +149,7 @@ func (w *Worker) answer(a *attempt) bool {
 	if err != nil {
 		return w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: err.Error()})
 	}
-	for k, v := range a.req.Header {
-		hr.Header[k] = v
-	}
+	maps.Copy(hr.Header, a.req.Header)
 	if w.cfg.APIKey != "" {
 		hr.Header.Set("Authorization", "Bearer "+w.cfg.APIKey)
 	}
@@ -150,21 +159,25 @@ func (w *Worker) answer(a *attempt) bool {
 		return w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %v", w.cfg.Name, err)})
 	}
 	defer resp.Body.Close()
-	head := &subjects.Head{Status: resp.StatusCode, Header: endToEnd(resp.Header), Length: resp.ContentLength}
+	head := &subjects.Head{Status: resp.StatusCode, Header: subjects.EndToEnd(resp.Header), Length: resp.ContentLength}
 	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500 {
 		return w.turnedDown(a, resp, head)
 	}
 	return w.relay(a, resp, head)
 }
 
-// maxTurnedDown bounds how much of an engine's error is carried on.
+// maxTurnedDown bounds an engine's error that is carried on. A longer one is
+// left out: half of a body is worse than none.
 const maxTurnedDown = 64 << 10
 
 // turnedDown hands on an answer that another worker may better.
 func (w *Worker) turnedDown(a *attempt, resp *http.Response, head *subjects.Head) bool {
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, min(maxTurnedDown, w.nc.MaxPayload()/4)))
-	f := subjects.Fail{Answer: head, Body: text, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, resp.Status)}
-	f.Class = subjects.FailEngine
+	most := min(maxTurnedDown, w.nc.MaxPayload()/4)
+	text, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
+	f := subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, resp.Status)}
+	if err == nil && int64(len(text)) <= most {
+		f.Answer, f.Body = head, text
+	}
 	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
 		f.Class = subjects.FailRefused
 	}
@@ -188,7 +201,7 @@ func (w *Worker) pause(asked time.Duration, reason string) {
 func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) bool {
 	watch := newWatch(a.req.Path, resp)
 	a.streamed = watch.stream
-	a.out.JSON(subjects.KindHead, head)
+	a.out.Head(head)
 	room, most := 2<<10, int(min(64<<10, w.nc.MaxPayload()/2))
 	var sent int64
 	for {
@@ -220,7 +233,7 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) boo
 			if reason := watch.broken(); reason != "" {
 				return w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)})
 			}
-			w.finish(a, watch, now)
+			w.finish(a, head.Status, watch, now)
 			return true
 		case err != nil:
 			return w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: answer broke off: %v", w.cfg.Name, err)})
@@ -234,14 +247,16 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) boo
 }
 
 // finish sends the end of a whole answer.
-func (w *Worker) finish(a *attempt, watch *watch, now time.Time) {
+func (w *Worker) finish(a *attempt, status int, watch *watch, now time.Time) {
 	end := subjects.End{EngineMS: ms(now.Sub(a.started)), OutputTokens: watch.outputTokens(), InputTokens: watch.inputTokens()}
 	w.mu.Lock()
 	if a.firstByte.IsZero() {
 		w.firstLocked(a, now)
 	}
 	end.FirstMS = ms(a.firstByte.Sub(a.started))
-	w.learnLocked(a, end.OutputTokens, now)
+	if status < 300 { // a quick "no" says nothing of the engine's speed
+		w.learnLocked(a, end.OutputTokens, now)
+	}
 	w.badInRow = 0
 	if w.state == subjects.Paused { // the engine has room again
 		w.pausedTo = now
@@ -264,7 +279,7 @@ func (w *Worker) fail(a *attempt, f subjects.Fail) bool {
 	case errors.Is(cause, ErrStalled):
 		f = subjects.Fail{Class: subjects.FailStalled, Reason: fmt.Sprintf("engine %s: silent for %v", w.cfg.Name, w.cfg.StallTimeout)}
 	}
-	a.out.JSON(subjects.KindFail, f)
+	a.out.Fail(f)
 	w.send(a)
 	return false
 }
@@ -272,11 +287,10 @@ func (w *Worker) fail(a *attempt, f subjects.Fail) bool {
 // send publishes what has gathered. The reply subject makes the broker say so
 // when the gateway no longer listens.
 func (w *Worker) send(a *attempt) {
-	msg := a.out.Take()
+	w.nc.PublishRequest(subjects.GatewayRsp(a.req.Gateway), "pulley.wk."+w.id+".gone."+a.req.Gateway, a.out.Take())
 	w.mu.Lock()
-	a.sent = a.out.Sent()
+	a.sent = a.out.Sent() // after the message: the list of what was sent must not overtake it
 	w.mu.Unlock()
-	w.nc.PublishRequest(subjects.GatewayRsp(a.req.Gateway), "pulley.wk."+w.id+".gone."+a.req.Gateway, msg)
 }
 
 // waitCredit waits until the client has taken enough. False: the attempt ended.
@@ -301,7 +315,7 @@ func (w *Worker) waitCredit(a *attempt, sent int64) bool {
 func (w *Worker) release(a *attempt, whole bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !a.firstByte.IsZero() {
+	if a.decodes {
 		w.decoding.add(-1, time.Now())
 	}
 	w.inFlight--
@@ -313,52 +327,29 @@ func (w *Worker) release(a *attempt, whole bool) {
 	w.bidLocked()
 }
 
-// settleWait bounds how long an attempt that is over waits for the answer to
-// its claim, before the queue is left to redeliver.
-const settleWait = 5 * time.Second
-
-// settle says what becomes of the delivery. The gateway settles attempts that
-// it granted and that failed: it alone knows whether there is to be another.
-func (w *Worker) settle(a *attempt, whole bool) {
-	defer func() {
-		w.mu.Lock()
-		delete(w.running, a.mark)
-		w.mu.Unlock()
-	}()
+// settle forgets an attempt. What becomes of its delivery is said by the
+// gateway, which alone knows whether there is to be another attempt, or, if
+// there is no gateway any more, here.
+func (w *Worker) settle(a *attempt) {
 	if errors.Is(context.Cause(a.ctx), ErrGatewayGone) {
 		w.nc.Publish(a.msg.Reply, subjects.Term("gateway gone"))
-		return
 	}
-	timeout := time.NewTimer(settleWait)
-	defer timeout.Stop()
-	var g subjects.Grant
-	select {
-	case g = <-a.verdict:
-	case <-timeout.C:
-		return
-	}
-	switch g.Verdict {
-	case subjects.Go:
-		if whole {
-			w.nc.Publish(a.msg.Reply, subjects.Ack)
-		}
-	case subjects.Gone:
-		w.nc.Publish(a.msg.Reply, subjects.Term("gone"))
-	case subjects.NotYou:
-		w.handBack(a, time.Duration(g.DelayMS)*time.Millisecond)
-	case subjects.Elsewhere:
-	}
+	w.mu.Lock()
+	delete(w.running, a.mark)
+	w.mu.Unlock()
 }
 
 // handBack returns a request for another worker, and stands back for a moment
 // so that it does not come again at once.
-func (w *Worker) handBack(a *attempt, delay time.Duration) {
-	w.mu.Lock()
-	if delay == 0 {
-		a.lane.notTill = time.Now().Add(standBack)
+func (w *Worker) handBack(ack string, delay time.Duration) {
+	if d, err := subjects.ParseAck(ack); err == nil && delay == 0 {
+		w.mu.Lock()
+		if l := w.byQueue[d.Stream+" "+d.Consumer]; l != nil {
+			l.notTill = time.Now().Add(standBack)
+		}
+		w.mu.Unlock()
 	}
-	w.mu.Unlock()
-	w.nc.Publish(a.msg.Reply, subjects.NakAfter(delay))
+	w.nc.Publish(ack, subjects.NakAfter(delay))
 }
 
 // find is the running attempt that a message speaks of.

@@ -2,13 +2,13 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/policy"
@@ -22,8 +22,9 @@ const (
 
 	// bidDepth is how many bids are parked on one lane, the k-th at the price of
 	// the k-th next request: with one, a round trip to the broker would bound
-	// the rate at which a worker is served.
-	bidDepth = 4
+	// the rate at which a worker is served. With 4, two workers of no service
+	// time were served 1,900 requests a second, with 16 as many as the CPU did.
+	bidDepth = 16
 
 	// parkedPerLane bounds what all workers of a pool park on a lane together:
 	// every parked bid costs the broker work at each delivery.
@@ -149,14 +150,20 @@ func (w *Worker) bidLocked() {
 		}
 		return
 	}
+	prefills := w.prefillsLocked(now)
 	for k := 1; k <= bidDepth; k++ {
+		var priced *pool // the lanes of a pool follow each other and cost the same
+		rung := 0
 		for _, l := range w.lanes {
 			if l.retired || now.Before(l.notTill) || (k > 1 && (open >= free || k > w.depthLocked(l.pool))) {
 				continue
 			}
-			rung := w.rungLocked(l.pool, k, now)
-			// A bid that is as cheap is parked already; dearer ones stay beside.
-			if len(l.open) >= k && l.open[k-1].rung <= rung || len(l.open) >= 2*bidDepth {
+			if l.pool != priced {
+				priced, rung = l.pool, w.rungOf(l.pool, l.pool.curve(now), w.inFlight+k, prefills+k-1)
+			}
+			// A bid that is as cheap is parked already; dearer ones stay beside, but
+			// never keep the cheapest out: it is at most one for each rung.
+			if len(l.open) >= k && l.open[k-1].rung <= rung || k > 1 && len(l.open) >= 2*bidDepth {
 				continue
 			}
 			w.bidOnLocked(l, rung, now, false)
@@ -185,16 +192,24 @@ func (w *Worker) nextOfLocked(tier int, now time.Time) *lane {
 
 // rungLocked is the rung of the k-th next request of a pool.
 func (w *Worker) rungLocked(p *pool, k int, now time.Time) int {
-	n := w.inFlight + k
-	price, known := p.curve(now).Price(p.ref.Mean, n, w.prefillsLocked(now)+k-1)
-	if !known || p.ref.Price <= 0 {
+	return w.rungOf(p, p.curve(now), w.inFlight+k, w.prefillsLocked(now)+k-1)
+}
+
+// rungOf is the rung of a request that would be the n-th in flight, behind
+// prefills others.
+func (w *Worker) rungOf(p *pool, c *policy.Curve, n, prefills int) int {
+	price, known := c.Price(p.ref.Mean, n, prefills)
+	switch {
+	case p.ref.Price <= 0:
 		return policy.LoadRung(n, w.cfg.Slots, w.cfg.Weight)
+	case !known:
+		return policy.TrialRung(n, w.cfg.Slots, w.cfg.Weight)
 	}
 	return policy.Rung(price/w.cfg.Weight, p.ref.Price)
 }
 
 func (w *Worker) bidOnLocked(l *lane, rung int, now time.Time, noWait bool) {
-	b := subjects.Bid{Batch: 1, Expires: bidExpires, Group: subjects.PriorityGroup, Priority: rung}
+	b := subjects.Bid{Batch: 1, Expires: int64(bidExpires), Group: subjects.PriorityGroup, Priority: rung}
 	if noWait {
 		b.Expires, b.NoWait = 0, true
 	}

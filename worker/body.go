@@ -9,7 +9,13 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-const bodyTimeout = 5 * time.Second // for one piece, from a gateway that is there
+const (
+	bodyTimeout = 5 * time.Second // for one piece, from a gateway that is there
+
+	// maxBodyAtOnce is what a size that a message claims may cost before the
+	// bytes are there.
+	maxBodyAtOnce = 64 << 20
+)
 
 // body is the request's body: it came along, or is fetched from the gateway
 // piece by piece.
@@ -17,7 +23,7 @@ func (w *Worker) body(a *attempt) ([]byte, error) {
 	if !a.req.ByReference {
 		return a.msg.Data, nil
 	}
-	body := make([]byte, 0, a.req.BodySize)
+	body := make([]byte, 0, min(a.req.BodySize, maxBodyAtOnce))
 	for int64(len(body)) < a.req.BodySize {
 		want, err := json.Marshal(subjects.BodyWant{ID: a.req.ID, Offset: int64(len(body))})
 		if err != nil {

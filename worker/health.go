@@ -269,7 +269,7 @@ func (w *Worker) alive() map[string]*subjects.Alive {
 	by := make(map[string]*subjects.Alive)
 	for _, a := range w.running {
 		switch {
-		case a.req == nil:
+		case !a.claimed:
 			continue
 		case !heard(a.req.Gateway) && w.nc.IsConnected():
 			a.stop(ErrGatewayGone)

@@ -15,14 +15,22 @@ type pool struct {
 	prefill policy.Fit
 	itl     policy.Fit
 	mean    policy.Mean
+	fit     *policy.Curve // as of fitted
+	fitted  time.Time
 }
 
+// curve is what was measured, nil if nothing was. Every bid asks for it, so it
+// is worked out anew only after a sample, or when time may have made it stale.
 func (p *pool) curve(now time.Time) *policy.Curve {
-	c := &policy.Curve{Prefill: p.prefill.Line(now), ITL: p.itl.Line(now)}
-	if c.Prefill == nil && c.ITL == nil {
-		return nil
+	if now.Sub(p.fitted) < time.Second {
+		return p.fit
 	}
-	return c
+	p.fitted = now
+	p.fit = &policy.Curve{Prefill: p.prefill.Line(now), ITL: p.itl.Line(now)}
+	if p.fit.Prefill == nil && p.fit.ITL == nil {
+		p.fit = nil
+	}
+	return p.fit
 }
 
 // meter integrates how many sequences decode, over time, so that the mean over
@@ -66,8 +74,16 @@ func (w *Worker) prefillsLocked(now time.Time) int {
 // firstLocked notes an attempt's first byte.
 func (w *Worker) firstLocked(a *attempt, now time.Time) {
 	a.firstByte = now
+	w.decodesLocked(a, now)
 	a.areaAtFirst = w.decoding.until(now)
-	w.decoding.add(1, now)
+}
+
+// decodesLocked counts an attempt among those that decode.
+func (w *Worker) decodesLocked(a *attempt, now time.Time) {
+	if !a.decodes {
+		a.decodes = true
+		w.decoding.add(1, now)
+	}
 }
 
 // learnLocked measures an attempt whose answer is whole.
@@ -75,6 +91,7 @@ func (w *Worker) learnLocked(a *attempt, outputTokens int, now time.Time) {
 	p := a.lane.pool
 	input := float64(a.req.InputTokens)
 	p.mean.Add(input, float64(outputTokens))
+	p.fitted = time.Time{}
 	switch {
 	case a.streamed && !a.firstByte.IsZero():
 		if a.alone {

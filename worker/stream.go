@@ -10,20 +10,20 @@ import (
 
 // watch looks at an answer's bytes as they pass: how many tokens, what the
 // engine says of usage, and whether it ended as its API ends. It changes
-// nothing and keeps at most keepLine bytes.
+// nothing and keeps little: of a line longer than keepLine its begin and its end.
 type watch struct {
-	stream   bool // server-sent events or JSON lines
-	sse      bool
-	api      api
-	delimit  bool // the connection's close is the only end: nothing proves it whole
-	json     bool
-	events   int
-	ended    bool   // the API's own last event was seen, or its error
-	line     []byte // the begin of a line whose end has not come
-	skipping bool   // the line was longer than keepLine
-	tail     []byte // the last bytes of an answer that is no stream
-	output   int
-	input    int
+	stream  bool // server-sent events or JSON lines
+	sse     bool
+	api     api
+	delimit bool // the connection's close is the only end: nothing proves it whole
+	json    bool
+	events  int
+	ended   bool   // the API's own last event was seen, or its error
+	line    []byte // of a line whose end has not come: what was kept
+	length  int    // of all of it
+	tail    []byte // the last bytes of an answer that is no stream
+	output  int
+	input   int
 }
 
 type api int
@@ -37,6 +37,7 @@ const (
 
 const (
 	keepLine = 64 << 10
+	keepHead = 64 // enough to tell what a line is
 	keepTail = 4 << 10
 )
 
@@ -68,27 +69,40 @@ func (wt *watch) see(b []byte) {
 	for len(b) > 0 {
 		i := bytes.IndexByte(b, '\n')
 		if i < 0 {
-			if len(wt.line)+len(b) > keepLine {
-				wt.line, wt.skipping = wt.line[:0], true
-			}
-			if !wt.skipping {
-				wt.line = append(wt.line, b...)
-			}
+			wt.gather(b)
 			return
 		}
-		line := b[:i]
-		if len(wt.line) > 0 {
-			wt.line = append(wt.line, line...)
-			line = wt.line
-		}
-		if !wt.skipping {
-			wt.seeLine(bytes.TrimSuffix(line, []byte("\r")))
+		if wt.length == 0 && i <= keepLine { // all of it is here: no need to copy
+			wt.seeLine(b[:i])
 		} else {
-			wt.events++
+			wt.gather(b[:i])
+			wt.endLine()
 		}
-		wt.line, wt.skipping = wt.line[:0], false
 		b = b[i+1:]
 	}
+}
+
+// gather adds to a line whose end has not come.
+func (wt *watch) gather(b []byte) {
+	wt.length += len(b)
+	wt.line = append(wt.line, b...)
+	if len(wt.line) > keepLine {
+		wt.shorten()
+	}
+}
+
+// shorten keeps the first and the last bytes of a long line, the same ones
+// wherever it was cut on its way.
+func (wt *watch) shorten() {
+	wt.line = append(wt.line[:keepHead], wt.line[len(wt.line)-keepTail:]...)
+}
+
+func (wt *watch) endLine() {
+	if wt.length > keepLine {
+		wt.shorten()
+	}
+	wt.seeLine(wt.line)
+	wt.line, wt.length = wt.line[:0], 0
 }
 
 func (wt *watch) seeLine(line []byte) {
@@ -160,9 +174,9 @@ func (wt *watch) usage(b []byte) {
 	}
 }
 
-// outputTokens is what the engine reported, else the events of a stream.
+// outputTokens is what the engine reported, else the events of a stream. Like
+// inputTokens it is known after broken.
 func (wt *watch) outputTokens() int {
-	wt.usage(wt.tail)
 	if wt.output == 0 && wt.sse {
 		return wt.events
 	}
@@ -171,8 +185,13 @@ func (wt *watch) outputTokens() int {
 
 func (wt *watch) inputTokens() int { return wt.input }
 
-// broken says why an answer whose connection ended well is not whole.
+// broken says, at the end of an answer whose connection ended well, why it is
+// not whole all the same.
 func (wt *watch) broken() string {
+	if wt.length > 0 { // a last line needs no end
+		wt.endLine()
+	}
+	wt.usage(wt.tail)
 	switch {
 	case wt.sse && wt.api != anyAPI && !wt.ended:
 		return "stream ended without its last event"
@@ -183,21 +202,4 @@ func (wt *watch) broken() string {
 		}
 	}
 	return ""
-}
-
-// endToEnd drops the headers that belong to one connection.
-func endToEnd(h http.Header) http.Header {
-	out := make(http.Header, len(h))
-	for k, v := range h {
-		out[k] = v
-	}
-	for _, named := range h.Values("Connection") {
-		for name := range strings.SplitSeq(named, ",") {
-			out.Del(strings.TrimSpace(name))
-		}
-	}
-	for _, k := range []string{"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
-		delete(out, k)
-	}
-	return out
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 
@@ -111,13 +112,13 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		return nil, fmt.Errorf("engine %s: weight %g: must be above 0", cfg.Engine, cfg.Weight)
 	}
 	for _, m := range cfg.Models {
-		if m == "" || len(m) > subjects.MaxName {
-			return nil, fmt.Errorf("engine %s: model %.40q: a name has 1 to %d bytes", cfg.Engine, m, subjects.MaxName)
+		if m == "" || len(m) > subjects.MaxName || !utf8.ValidString(m) {
+			return nil, fmt.Errorf("engine %s: model %.40q: a name has 1 to %d bytes of UTF-8", cfg.Engine, m, subjects.MaxName)
 		}
 	}
 	cfg.Name = cmp.Or(cfg.Name, u.Host)
-	if len(cfg.Name) > 64 {
-		return nil, fmt.Errorf("engine %s: name %.40q…: at most 64 bytes", cfg.Engine, cfg.Name)
+	if len(cfg.Name) > 64 || !utf8.ValidString(cfg.Name) {
+		return nil, fmt.Errorf("engine %s: name %.40q: a name has at most 64 bytes of UTF-8", cfg.Engine, cfg.Name)
 	}
 	cfg.Kind = cmp.Or(cfg.Kind, "openai")
 	cfg.Slots = cmp.Or(cfg.Slots, 8)
@@ -142,6 +143,8 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 			DisableCompression:  true,
 			ReadBufferSize:      16 << 10,
 			WriteBufferSize:     16 << 10,
+			// An answer's header must fit into a message.
+			MaxResponseHeaderBytes: min(64<<10, nc.MaxPayload()/4),
 		}
 	}
 	var mark [3]byte
@@ -256,8 +259,8 @@ func (w *Worker) receive(m *nats.Msg) {
 	switch what {
 	case "bid":
 		w.bidStatus(arg, m.Header.Get("Status"), m.Header.Get("Description"))
-	case "grant":
-		w.granted(arg, m)
+	case "refused":
+		w.refused(arg, m)
 	case "gone":
 		if m.Header.Get("Status") == "503" {
 			w.gatewayGone(arg)

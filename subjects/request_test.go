@@ -1,0 +1,135 @@
+package subjects_test
+
+import (
+	"net/http"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// carried is a message as it comes out of the broker: headers go through
+// NATS's own encoding.
+func carried(t *testing.T, m *nats.Msg) *nats.Msg {
+	t.Helper()
+	var wire strings.Builder
+	wire.WriteString("NATS/1.0\r\n")
+	for k, vs := range m.Header {
+		for _, v := range vs {
+			if strings.ContainsAny(v, "\r\n") {
+				t.Fatalf("header %s has a line break: %q", k, v)
+			}
+			wire.WriteString(k + ": " + v + "\r\n")
+		}
+	}
+	wire.WriteString("\r\n")
+	h, err := nats.DecodeHeadersMsg([]byte(wire.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &nats.Msg{Subject: m.Subject, Header: h, Data: m.Data}
+}
+
+func TestRequestReadsBack(t *testing.T) {
+	r := &subjects.Request{
+		ID: subjects.NewID(), Gateway: "gw1", Tenant: "ten\nant", Tier: "standard",
+		Model: "org/ü ñ\r\n*", Pool: "org/ü ñ\r\n*", Deadline: 1234, Method: "POST", Path: "/v1/chat/completions?a=b&c=%20",
+		Header: http.Header{
+			"Content-Type": {"application/json"},
+			"X-Breaks":     {"a\r\nNats-TTL: 1"},
+			"X-Unicode":    {"ü ñ 界 \u2028"},
+			"X-Latin-1":    {"caf\xe9"},
+			"X-Two":        {"1", "2"},
+			"X-Space":      {" a "},
+			"X-Markup":     {"<a&b>"},
+		},
+		Stream: true, InputTokens: 9, MaxAttempts: 3, BodySize: 4,
+	}
+	sent := r.Header.Clone()
+	m, err := r.Msg(subjects.Shared, []byte("\x00\xff{}"), 1500*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(r.Header, sent) {
+		t.Errorf("Msg changed the request's own header to %q", r.Header)
+	}
+	m = carried(t, m)
+	if got, want := m.Header.Get(subjects.HeaderTTL), "2"; got != want {
+		t.Errorf("TTL %q, want %q: rounded up", got, want)
+	}
+	if got := m.Header.Get(subjects.HeaderMsgID); got != r.ID.String() {
+		t.Errorf("message id %q, want the request's", got)
+	}
+	if m.Subject != subjects.Req("standard", r.Pool, subjects.Shared) || string(m.Data) != "\x00\xff{}" {
+		t.Errorf("subject %q, body %q", m.Subject, m.Data)
+	}
+	got, err := subjects.ParseRequest(m)
+	if err != nil || !reflect.DeepEqual(got, r) {
+		t.Errorf("read back\n%+v, %v, want\n%+v", got, err, r)
+	}
+
+	r.ByReference = true
+	if m, err = r.Msg(subjects.Shared, []byte("body"), 0); err != nil || m.Data != nil || m.Header[subjects.HeaderTTL] != nil {
+		t.Errorf("by reference and without a deadline: body %q, header %q, %v", m.Data, m.Header, err)
+	}
+}
+
+func TestParseRequestRefuses(t *testing.T) {
+	for about, header := range map[string]nats.Header{
+		"no header":           nil,
+		"two headers":         {subjects.HeaderRequest: {`{"path":"/"}`, `{"path":"/"}`}},
+		"no JSON":             {subjects.HeaderRequest: {`{`}},
+		"no id of ours":       {subjects.HeaderRequest: {`{"id":"x","path":"/"}`}},
+		"a negative size":     {subjects.HeaderRequest: {`{"path":"/","size":-1,"ref":true}`}},
+		"a path out of sight": {subjects.HeaderRequest: {`{"path":"@other-host/"}`}},
+		"no path":             {subjects.HeaderRequest: {`{}`}},
+	} {
+		if r, err := subjects.ParseRequest(&nats.Msg{Header: header}); err == nil {
+			t.Errorf("%s: %+v, want an error", about, r)
+		}
+	}
+}
+
+func TestParseID(t *testing.T) {
+	id := subjects.NewID()
+	if got, err := subjects.ParseID(id.String()); err != nil || got != id {
+		t.Errorf("ParseID(%q) = %v, %v", id, got, err)
+	}
+	for _, s := range []string{"", "x", "{" + id.String() + "}", "urn:uuid:" + id.String(), strings.ReplaceAll(id.String(), "-", ""), strings.Repeat("-", 36)} {
+		if got, err := subjects.ParseID(s); err == nil {
+			t.Errorf("ParseID(%q) = %v, want an error", s, got)
+		}
+	}
+}
+
+func FuzzRequestHeader(f *testing.F) {
+	f.Add("X-A", "plain", "ü")
+	f.Add("X-A", "caf\xe9", "a\r\nb")
+	f.Add("", "", "\xc3\x83")
+	f.Fuzz(func(t *testing.T, name, a, b string) {
+		r := &subjects.Request{Tier: "t", Path: "/", Header: http.Header{strings.ToValidUTF8(name, ""): {a, b}}}
+		m, err := r.Msg(subjects.Shared, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := subjects.ParseRequest(carried(t, m)); err != nil || !reflect.DeepEqual(got.Header, r.Header) {
+			t.Errorf("got %q, %v, want %q", got.Header, err, r.Header)
+		}
+	})
+}
+
+func FuzzParseRequest(f *testing.F) {
+	f.Add(`{"id":"0190a5f2-1234-7abc-8def-0123456789ab","path":"/v1","size":3,"header":{"A":["b"]}}`)
+	f.Add(`{"size":-1}`)
+	f.Add(`null`)
+	f.Fuzz(func(t *testing.T, meta string) {
+		r, err := subjects.ParseRequest(&nats.Msg{Header: nats.Header{subjects.HeaderRequest: {meta}}})
+		if err == nil && (r.BodySize < 0 || r.Path == "" || r.Path[0] != '/') {
+			t.Errorf("%q: %+v", meta, r)
+		}
+	})
+}

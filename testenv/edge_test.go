@@ -1,0 +1,1004 @@
+package testenv_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"mime/multipart"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/broker"
+	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+	"github.com/pulley-lb/pulley/testenv"
+	"github.com/pulley-lb/pulley/worker"
+)
+
+// engineOf is an engine that lists models and answers with serve.
+func engineOf(serve http.HandlerFunc, models ...string) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, r *http.Request) {
+		var list struct {
+			Data []map[string]string `json:"data"`
+		}
+		for _, m := range models {
+			list.Data = append(list.Data, map[string]string{"id": m})
+		}
+		json.NewEncoder(w).Encode(list)
+	})
+	mux.HandleFunc("POST /", serve)
+	return mux
+}
+
+// with is a gateway and a worker whose engine serves model m with serve.
+func with(t *testing.T, env *testenv.Env, cfg gateway.Config, serve http.HandlerFunc) *testenv.Gateway {
+	t.Helper()
+	g := env.Gateway(cfg)
+	env.Worker(env.Handler("e", engineOf(serve, "m")), worker.Config{Name: "e", Slots: 4})
+	g.Serves(t, "m")
+	return g
+}
+
+// do asks anything of a gateway.
+func do(t testing.TB, g *testenv.Gateway, method, target, body string, header ...string) reply {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, "http://gateway"+target, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		r.Header.Add(header[i], header[i+1])
+	}
+	begun := time.Now()
+	resp, err := g.Client.Transport.RoundTrip(r) // no redirects are followed
+	if err != nil {
+		return reply{err: err, took: time.Since(begun)}
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return reply{resp.StatusCode, resp.Header, string(b), err, time.Since(begun)}
+}
+
+// labelled says with each failure which case it was: there are no subtests
+// inside a bubble.
+type labelled struct {
+	testing.TB
+	label string
+}
+
+func (l labelled) Errorf(format string, args ...any) {
+	l.TB.Helper()
+	l.TB.Errorf("%s: %s", l.label, fmt.Sprintf(format, args...))
+}
+
+// wantError checks an error answer: its status, its code, and that all four
+// keys are there whatever the API. It returns the message.
+func wantError(t testing.TB, r reply, status int, code string) string {
+	t.Helper()
+	if r.err != nil || r.status != status {
+		t.Errorf("got %d %q, %v, want %d %s", r.status, r.body, r.err, status, code)
+		return ""
+	}
+	if ct := r.header.Get("Content-Type"); ct != "application/json" {
+		t.Errorf("%s: content type %q", code, ct)
+	}
+	if _, err := subjects.ParseID(r.header.Get("X-Request-Id")); err != nil {
+		t.Errorf("%s: %v", code, err)
+	}
+	return wantErrorBody(t, r.body, code)
+}
+
+func wantErrorBody(t testing.TB, body, code string) string {
+	t.Helper()
+	var v struct{ Error map[string]any }
+	if err := json.Unmarshal([]byte(body), &v); err != nil {
+		t.Errorf("%s: %q: %v", code, body, err)
+		return ""
+	}
+	if got := slices.Sorted(maps.Keys(v.Error)); !slices.Equal(got, []string{"code", "message", "param", "type"}) {
+		t.Errorf("error with %q, want all four keys: %s", got, body)
+	}
+	if v.Error["code"] != code || v.Error["type"] == "" {
+		t.Errorf("error %s, want code %q", body, code)
+	}
+	message, _ := v.Error["message"].(string)
+	if message == "" {
+		t.Errorf("error %s: no message", body)
+	}
+	return message
+}
+
+func TestErrors(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, es, _ := pair(t, env, slow("a"))
+		good := chat("m", false, 1)
+		for about, c := range map[string]struct {
+			method, path, body string
+			header             []string
+			status             int
+			code, says         string
+		}{
+			"no JSON":               {"POST", "/v1/chat/completions", "hello", nil, 400, "invalid_request", "not a JSON object"},
+			"no JSON, Anthropic":    {"POST", "/v1/messages", "hello", nil, 400, "invalid_request", "not a JSON object"},
+			"no JSON, Responses":    {"POST", "/v1/responses", "hello", nil, 400, "invalid_request", "not a JSON object"},
+			"no JSON, KServe":       {"POST", "/v2/models//infer", "", nil, 307, "", ""},
+			"cut JSON":              {"POST", "/v1/chat/completions", good[:len(good)-1], nil, 400, "invalid_request", "too early"},
+			"no model":              {"POST", "/v1/embeddings", `{"input":"x"}`, nil, 400, "invalid_request", "model"},
+			"model twice":           {"POST", "/v1/embeddings", `{"model":"m","model":"n"}`, nil, 400, "invalid_request", "twice"},
+			"unknown model":         {"POST", "/v1/chat/completions", chat("nope", false, 1), nil, 404, "model_not_found", "m."},
+			"unknown, Anthropic":    {"POST", "/v1/messages", chat("nope", false, 1), nil, 404, "model_not_found", "m."},
+			"unknown model in path": {"POST", "/v2/models/nope/infer", `{}`, nil, 404, "model_not_found", "m."},
+			"unknown tier":          {"POST", "/v1/chat/completions", chat("m", false, 1, `"service_tier":"gold"`), nil, 400, "invalid_request", "priority, standard, batch"},
+			"a timeout of words":    {"POST", "/v1/chat/completions", good, []string{"X-Request-Timeout", "soon"}, 400, "invalid_request", "x-request-timeout"},
+			"a timeout of nothing":  {"POST", "/v1/chat/completions", good, []string{"X-Request-Timeout", "0"}, 400, "invalid_request", "x-request-timeout"},
+			"a negative timeout":    {"POST", "/v1/chat/completions", good, []string{"X-Request-Timeout", "-1s"}, 400, "invalid_request", "x-request-timeout"},
+			"a timeout of NaN":      {"POST", "/v1/chat/completions", good, []string{"X-Request-Timeout", "NaN"}, 400, "invalid_request", "x-request-timeout"},
+			"gzip":                  {"POST", "/v1/chat/completions", good, []string{"Content-Encoding", "gzip"}, 415, "unsupported_encoding", "gzip"},
+			"GET of a POST":         {"GET", "/v1/chat/completions", "", nil, 405, "method_not_allowed", "POST"},
+			"PUT":                   {"PUT", "/v1/chat/completions", good, nil, 405, "method_not_allowed", "PUT"},
+			"PUT of the models":     {"PUT", "/v1/models", "", nil, 405, "method_not_allowed", "PUT"},
+			"DELETE of a model":     {"DELETE", "/v1/models/m", "", nil, 405, "method_not_allowed", "DELETE"},
+			"OPTIONS without CORS":  {"OPTIONS", "/v1/chat/completions", "", []string{"Origin", "http://x"}, 405, "method_not_allowed", "OPTIONS"},
+			"GET of nothing":        {"GET", "/favicon.ico", "", nil, 404, "not_found", "/v1/"},
+			"GET of the root":       {"GET", "/", "", nil, 404, "not_found", "/v1/"},
+			"an unknown model's id": {"GET", "/v1/models/nope", "", nil, 404, "model_not_found", "m."},
+			"the empty model's id":  {"GET", "/v1/models/", "", nil, 404, "model_not_found", "m."},
+			"POST to the root":      {"POST", "/", "{}", nil, 400, "invalid_request", "model"},
+			"POST to the models":    {"POST", "/v1/models", "", nil, 400, "invalid_request", "JSON"},
+			"a doubled slash":       {"POST", "//v1/chat/completions", good, nil, 307, "", ""},
+			"dots in the path":      {"POST", "/v1/x/../chat/completions", good, nil, 307, "", ""},
+		} {
+			t := labelled{t, about}
+			r := do(t, g, c.method, c.path, c.body, c.header...)
+			if c.code == "" {
+				if r.status != c.status {
+					t.Errorf("got %d %q, want %d", r.status, r.body, c.status)
+				}
+				continue
+			}
+			if m := wantError(t, r, c.status, c.code); !strings.Contains(m, c.says) {
+				t.Errorf("message %q, want %q in it", m, c.says)
+			}
+			if c.path == "/v1/messages" && !strings.Contains(r.body, `"type":"error"`) {
+				t.Errorf("%s: not in Anthropic's form", r.body)
+			}
+			if c.status == 405 && r.header.Get("Allow") == "" {
+				t.Errorf("405 without Allow")
+			}
+		}
+		if n := es[0].Stats().Received; n != 0 {
+			t.Errorf("the engine saw %d of these requests", n)
+		}
+		for path, status := range map[string]int{"/v1/models": 200, "/v1/models/m": 200, "/healthz": 200, "/v1/models/x": 404, "/": 404, "/v1/x": 405} {
+			if r := do(t, g, "HEAD", path, ""); r.status != status || r.body != "" {
+				t.Errorf("HEAD %s: %d %q, want %d", path, r.status, r.body, status)
+			}
+		}
+		if r := do(t, g, "PUT", "/v1/models", ""); r.header.Get("Allow") != "GET, HEAD" {
+			t.Errorf("models allow %q", r.header.Get("Allow"))
+		}
+		// Nothing of this stands in the way of a good one.
+		if r := do(t, g, "POST", "/v1/chat/completions", good); r.status != 200 {
+			t.Errorf("got %d %q, want 200", r.status, r.body)
+		}
+	})
+}
+
+// A request line can hold what no client library writes.
+func TestRawRequests(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, es, _ := pair(t, env, slow("a"))
+		const rest = " HTTP/1.1\r\nHost: gateway\r\nContent-Length: 13\r\n\r\n{\"model\":\"m\"}"
+		for _, line := range []string{
+			"POST x:@elsewhere/v1/chat/completions", "POST x:elsewhere", "POST mailto:a@b", "POST http://@elsewhere",
+			"POST *", "CONNECT elsewhere:80", "POST elsewhere", "POST /\x7f", "P\x00ST /v1/chat/completions",
+		} {
+			c, err := g.Listener.DialContext(t.Context(), "", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.SetDeadline(time.Now().Add(5 * time.Second))
+			go c.Write([]byte(line + rest)) // ends at the deadline
+			status, err := bufio.NewReader(c).ReadString('\n')
+			if err != nil || !strings.HasPrefix(status, "HTTP/1.1 4") && !strings.HasPrefix(status, "HTTP/1.1 3") {
+				t.Errorf("%q: got %q, %v, want a refusal", line, status, err)
+			}
+			c.Close()
+		}
+		if n := es[0].Stats().Received; n != 0 {
+			t.Errorf("the engine saw %d of these requests", n)
+		}
+	})
+}
+
+func TestModelNames(t *testing.T) {
+	names := []string{
+		"m", "org/model:tag", "a.b", "a", "b", "*", ">", "ü ñ", "m.shared", "shared", "_2E", "hash", "=", "$JS.API.>",
+		`quo"ted\`, "a\r\nb", strings.Repeat("x", 256), strings.Repeat("x", 255) + "y", strings.Repeat("é", 128), strings.Repeat(".", 256),
+	}
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{})
+		for _, name := range names {
+			e := env.Handler("e", engineOf(func(w http.ResponseWriter, r *http.Request) {
+				io.Copy(io.Discard, r.Body)
+				w.Header().Set("X-Serves", url.QueryEscape(name))
+			}, name))
+			env.Worker(e, worker.Config{Name: "e", Slots: 1})
+		}
+		testenv.Eventually(t, "all models", 20*time.Second, func() bool {
+			var list struct{ Data []struct{ ID string } }
+			json.Unmarshal([]byte(do(t, g, "GET", "/v1/models", "").body), &list)
+			return len(list.Data) == len(names)
+		})
+		time.Sleep(2 * time.Second)
+		serves := func(about, name string, r reply) {
+			t.Helper()
+			if got := r.header.Get("X-Serves"); r.status != 200 || got != url.QueryEscape(name) {
+				t.Errorf("%s: %.40q was answered by the worker of %.40q: %d %.200s", about, name, got, r.status, r.body)
+			}
+		}
+		for _, name := range names {
+			quoted, err := json.Marshal(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			serves("JSON", name, do(t, g, "POST", "/v1/chat/completions", `{"model":`+string(quoted)+`}`))
+			serves("path", name, do(t, g, "POST", "/v2/models/"+url.PathEscape(name)+"/infer", "{}"))
+			var form bytes.Buffer
+			f := multipart.NewWriter(&form)
+			f.WriteField("model", name)
+			f.Close()
+			serves("form", name, do(t, g, "POST", "/v1/audio/transcriptions", form.String(), "Content-Type", f.FormDataContentType()))
+			if r := do(t, g, "GET", "/v1/models/"+url.PathEscape(name), ""); r.status != 200 || !strings.Contains(r.body, `"id":`) {
+				t.Errorf("GET /v1/models/%.40q: %d %q", url.PathEscape(name), r.status, r.body)
+			}
+		}
+		if r := do(t, g, "GET", "/v1/models/org/model:tag", ""); r.status != 200 {
+			t.Errorf("a model's id with a slash: %d %q", r.status, r.body)
+		}
+		for _, name := range []string{"org", "org/model", "A", "a.", ".b", "**", "ü", "ü  ñ", "u\u0308 n\u0303", "_", "x", "m.", "_2A", "%2A", strings.Repeat("x", 254)} {
+			quoted, _ := json.Marshal(name)
+			wantError(t, do(t, g, "POST", "/v1/chat/completions", `{"model":`+string(quoted)+`}`), 404, "model_not_found")
+		}
+	})
+}
+
+func TestNoWorker(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, es, ws := pair(t, env, slow("a"))
+		ws[0].Stop()
+		if r := do(t, g, "GET", "/v1/models", ""); strings.Contains(r.body, `"m"`) {
+			t.Errorf("models after the last worker left: %s", r.body)
+		}
+		for about, body := range map[string]string{"plain": chat("m", false, 3), "stream": chat("m", true, 3)} {
+			r := ask(t, g, body, "")
+			if about == "plain" {
+				wantError(t, r, 503, "no_worker")
+				if after, _ := strconv.Atoi(r.header.Get("Retry-After")); after < 1 || after > 120 {
+					t.Errorf("retry-after %q", r.header.Get("Retry-After"))
+				}
+			} else if data, ok := lastEvent(r.body); !ok || r.status != 200 {
+				t.Errorf("stream: got %d %q, want an error event", r.status, r.body)
+			} else {
+				wantErrorBody(t, data, "no_worker")
+			}
+			if r.took < 30*time.Second || r.took > 32*time.Second {
+				t.Errorf("%s: refused after %v, want about 30 s", about, r.took)
+			}
+		}
+		// One that comes in time serves what waits.
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		for range 5 {
+			wg.Go(func() {
+				if r := ask(t, g, chat("m", false, 3), ""); r.status != 200 || r.took < 20*time.Second || r.took > 25*time.Second {
+					t.Errorf("got %d %q after %v, want 200 soon after the worker came", r.status, r.body, r.took)
+				}
+			})
+		}
+		time.Sleep(20 * time.Second)
+		env.Worker(es[0], worker.Config{Name: "late", Slots: 8})
+	})
+}
+
+// lastEvent is the data of a stream's last event.
+func lastEvent(stream string) (data string, ok bool) {
+	stream, ok = strings.CutSuffix(stream, "\n\n")
+	i := strings.LastIndex(stream, "data: ")
+	return stream[max(i+len("data: "), 0):], ok && i >= 0
+}
+
+func TestQueueFull(t *testing.T) {
+	tiers := policy.DefaultTiers()
+	for i := range tiers {
+		tiers[i].MaxQueue = 3
+	}
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{Tiers: tiers})
+		cfg := slow("a")
+		cfg.Slots = 1
+		env.Worker(env.Engine(cfg), worker.Config{Name: "a", Slots: 1})
+		g.Serves(t, "m")
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		for range 4 { // one runs, three wait
+			wg.Go(func() {
+				if r := ask(t, g, chat("m", false, 50), ""); r.status != 200 {
+					t.Errorf("got %d %q, want 200", r.status, r.body)
+				}
+			})
+			time.Sleep(10 * time.Millisecond)
+		}
+		for _, stream := range []bool{false, true} {
+			r := ask(t, g, chat("m", stream, 50), "")
+			wantError(t, r, 429, "queue_full")
+			if after, _ := strconv.Atoi(r.header.Get("Retry-After")); after < 1 || after > 120 {
+				t.Errorf("retry-after %q, want 1 to 120", r.header.Get("Retry-After"))
+			}
+			if r.took > 100*time.Millisecond {
+				t.Errorf("refused after %v, want 100 ms at most", r.took)
+			}
+		}
+		// Another tier's queue is its own.
+		wg.Go(func() {
+			if r := ask(t, g, chat("m", false, 1, `"service_tier":"priority"`), ""); r.status != 200 || r.header.Get("X-Service-Tier") != "priority" {
+				t.Errorf("got %d %q, want 200", r.status, r.body)
+			}
+		})
+		time.Sleep(6 * time.Second) // one has left the queue
+		if r := ask(t, g, chat("m", false, 1), ""); r.status != 200 {
+			t.Errorf("after the queue drained: got %d %q, want 200", r.status, r.body)
+		}
+	})
+}
+
+func TestDeadlines(t *testing.T) {
+	for _, header := range [][]string{
+		{"X-Request-Timeout", "2"}, {"X-Request-Timeout", "2s"}, {"X-Stainless-Read-Timeout", "2.0"},
+		{"X-Request-Timeout", "2", "X-Stainless-Read-Timeout", "9"},
+	} {
+		testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			cfg := slow("a")
+			cfg.Slots = 1
+			g, es, _ := pair(t, env, cfg)
+			inTime := func(r reply) {
+				t.Helper()
+				if r.took < 2*time.Second || r.took > 2100*time.Millisecond {
+					t.Errorf("%q: ended after %v, want 2 s", header, r.took)
+				}
+			}
+			// Running, with nothing sent yet: a status.
+			for _, stream := range []bool{false, true} {
+				r := ask(t, g, chat("m", stream, 100), "ttft=1m", header...)
+				inTime(r)
+				wantError(t, r, 504, "deadline_exceeded")
+				idle(t, es[0], 100*time.Millisecond)
+			}
+			r := ask(t, g, chat("m", false, 100), "", header...)
+			inTime(r)
+			wantError(t, r, 504, "deadline_exceeded")
+			idle(t, es[0], 100*time.Millisecond)
+			// In the middle of a stream: an event.
+			r = ask(t, g, chat("m", true, 100), "", header...)
+			inTime(r)
+			if data, ok := lastEvent(r.body); !ok || r.status != 200 || strings.Contains(r.body, "[DONE]") {
+				t.Errorf("got %d %q, want an error event", r.status, r.body)
+			} else {
+				wantErrorBody(t, data, "deadline_exceeded")
+			}
+			idle(t, es[0], 100*time.Millisecond)
+			// Queued: it never reaches the engine.
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { drain(post(ctx, g, "/v1/chat/completions", chat("m", true, 1000), "")) })
+			time.Sleep(time.Second)
+			before := es[0].Stats().Received
+			r = ask(t, g, chat("m", false, 1), "", header...)
+			inTime(r)
+			wantError(t, r, 504, "deadline_exceeded")
+			cancel()
+			wg.Wait()
+			time.Sleep(time.Minute)
+			if n := es[0].Stats().Received; n != before {
+				t.Errorf("the engine saw %d requests after their deadline", n-before)
+			}
+			emptyQueues(t, env)
+		})
+	}
+}
+
+// endless is a body of unknown length.
+type endless struct{ io.Reader }
+
+func TestBodyTooLarge(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		var asked atomic.Int64
+		g := with(t, env, gateway.Config{MaxBody: 100_000, BodyMemory: 350_000}, func(w http.ResponseWriter, r *http.Request) {
+			asked.Add(1)
+			io.Copy(io.Discard, r.Body)
+			if d, err := time.ParseDuration(r.Header.Get("X-Take")); err == nil {
+				time.Sleep(d)
+			}
+		})
+		body := func(size int) string {
+			const frame = `{"model":"m","x":""}`
+			return frame[:len(frame)-2] + strings.Repeat("x", size-len(frame)) + frame[len(frame)-2:]
+		}
+		if r := do(t, g, "POST", "/v1/x", body(100_000)); r.status != 200 {
+			t.Errorf("the largest body: got %d %q, want 200", r.status, r.body)
+		}
+		wantError(t, do(t, g, "POST", "/v1/x", body(100_001)), 413, "request_too_large")
+		wantError(t, do(t, g, "POST", "/v1/x", body(10_000_000)), 413, "request_too_large")
+		r, err := http.NewRequestWithContext(t.Context(), "POST", "http://gateway/v1/x", endless{strings.NewReader(body(100_001))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := g.Client.Do(r)
+		if err != nil || resp.StatusCode != 413 {
+			t.Errorf("chunked: got %v, %v, want 413", resp, err)
+		} else {
+			resp.Body.Close()
+		}
+		r.Body = io.NopCloser(endless{strings.NewReader(body(100_000))})
+		if resp, err := g.Client.Do(r); err != nil || resp.StatusCode != 200 {
+			t.Errorf("chunked, the largest: got %v, %v, want 200", resp, err)
+		} else {
+			resp.Body.Close()
+		}
+		if n := asked.Load(); n != 2 {
+			t.Errorf("the engine was asked %d times, want twice", n)
+		}
+
+		// Three bodies are all that the memory holds.
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				if r := do(t, g, "POST", "/v1/x", body(100_000), "X-Take", "10s"); r.status != 200 {
+					t.Errorf("got %d %q, want 200", r.status, r.body)
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		full := do(t, g, "POST", "/v1/x", body(100_000))
+		wantError(t, full, 429, "gateway_memory_full")
+		if full.header.Get("Retry-After") == "" || full.took > 100*time.Millisecond {
+			t.Errorf("retry-after %q after %v", full.header.Get("Retry-After"), full.took)
+		}
+		if r := do(t, g, "POST", "/v1/x", body(1000)); r.status != 200 {
+			t.Errorf("a small one has room: got %d %q", r.status, r.body)
+		}
+		wg.Wait()
+		for range 10 { // what was refused left nothing behind
+			if r := do(t, g, "POST", "/v1/x", body(100_000)); r.status != 200 {
+				t.Fatalf("after the others: got %d %q, want 200", r.status, r.body)
+			}
+		}
+	})
+}
+
+// digest answers with the SHA-256 of the body.
+func digest(w http.ResponseWriter, r *http.Request) {
+	sum := sha256.New()
+	n, err := io.Copy(sum, r.Body)
+	if err != nil || r.ContentLength != n {
+		w.WriteHeader(400)
+	}
+	fmt.Fprintf(w, "%x", sum.Sum(nil))
+}
+
+// noise is a JSON body of a size that compresses badly.
+func noise(size int) string {
+	const frame = `{"model":"m","x":""}`
+	raw := make([]byte, size)
+	src := rand.NewChaCha8([32]byte{byte(size)})
+	src.Read(raw)
+	return frame[:len(frame)-2] + hex.EncodeToString(raw)[:size-len(frame)] + frame[len(frame)-2:]
+}
+
+var bodySizes = []int{100, 64 << 10, 256<<10 - 1, 256 << 10, 256<<10 + 1, 512 << 10, 1 << 20, 1<<20 + 1, 16 << 20}
+
+func wantIntact(t *testing.T, g *testenv.Gateway, sizes []int) {
+	t.Helper()
+	for _, size := range sizes {
+		body := noise(size)
+		want := fmt.Sprintf("%x", sha256.Sum256([]byte(body)))
+		if r := do(t, g, "POST", "/v1/x", body); r.status != 200 || r.body != want {
+			t.Errorf("%d bytes: got %d %.200q, want %s", size, r.status, r.body, want)
+		}
+	}
+}
+
+func TestBodiesArriveIntact(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := with(t, env, gateway.Config{}, digest)
+		wantIntact(t, g, bodySizes)
+		var wg sync.WaitGroup
+		for range 6 { // at once, over the same connections
+			wg.Go(func() { wantIntact(t, g, bodySizes[:len(bodySizes)-1]) })
+		}
+		wg.Wait()
+	})
+}
+
+// Whatever the broker's max_payload is, it is respected.
+func TestSmallMaxPayload(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		dir := t.TempDir()
+		conf := filepath.Join(dir, "nats.conf")
+		if err := os.WriteFile(conf, []byte("max_payload: 64KB\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b, err := broker.New(broker.Config{StoreDir: filepath.Join(dir, "store"), SyncInterval: time.Hour, ConfigFile: conf})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The gateway and the worker end before the broker does.
+		var inner, outer sync.WaitGroup
+		ctx, stop := context.WithCancel(t.Context())
+		bctx, stopBroker := context.WithCancel(context.WithoutCancel(t.Context()))
+		defer outer.Wait()
+		defer stopBroker()
+		defer inner.Wait()
+		defer stop()
+		outer.Go(func() { b.Run(bctx) })
+		<-b.Ready()
+		dial := func() *nats.Conn {
+			nc, err := nats.Connect("", nats.InProcessServer(b), nats.PingInterval(time.Hour))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(nc.Close)
+			return nc
+		}
+		nc := dial()
+		if got := nc.MaxPayload(); got != 64<<10 {
+			t.Fatalf("max_payload %d", got)
+		}
+		gw, err := gateway.New(gateway.Config{}, nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := testenv.NewListener()
+		transport := &http.Transport{DialContext: l.DialContext}
+		t.Cleanup(transport.CloseIdleConnections)
+		g := &testenv.Gateway{Gateway: gw, Listener: l, Client: &http.Client{Transport: transport}}
+		inner.Go(func() { gw.Run(ctx, l, nil) })
+		e := env.Handler("e", engineOf(func(w http.ResponseWriter, r *http.Request) {
+			for i := range 100 { // and an answer whose header is a good part of it
+				w.Header().Set(fmt.Sprint("X-Header-", i), strings.Repeat("x", 100))
+			}
+			digest(w, r)
+		}, "m"))
+		wk, err := worker.New(worker.Config{Engine: e.URL, Transport: e.Transport}, dial())
+		if err != nil {
+			t.Fatal(err)
+		}
+		inner.Go(func() { wk.Run(ctx) })
+		g.Serves(t, "m")
+		wantIntact(t, g, bodySizes)
+		// The request's own header must fit too: each quote takes two bytes.
+		if r := do(t, g, "POST", "/v1/x", noise(60_000), "X-Long", strings.Repeat("x", 30<<10)); r.status != 200 {
+			t.Errorf("30 KiB of header: got %d %q, want 200", r.status, r.body)
+		}
+		wantError(t, do(t, g, "POST", "/v1/x", noise(100), "X-Long", strings.Repeat(`"`, 33<<10)), 431, "headers_too_large")
+	})
+}
+
+func TestAnswersPass(t *testing.T) {
+	large := noise(12 << 20)
+	latin := "caf\xe9"
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
+			var order struct {
+				Status  int
+				Type    string
+				Size    int
+				Chunked bool
+			}
+			if err := json.NewDecoder(r.Body).Decode(&order); err != nil {
+				panic(err)
+			}
+			h := w.Header()
+			h["X-Multi"] = []string{"1", "2, 3"}
+			h["Set-Cookie"] = []string{"a=1; Path=/", "b=2"}
+			h["X-Latin"] = []string{latin}
+			h["Content-Disposition"] = []string{`attachment; filename="ü.txt"`}
+			h["X-Request-Id"] = []string{"the engine's"}
+			h["Connection"] = []string{"X-Hop"}
+			h["X-Hop"] = []string{"1"}
+			h["Keep-Alive"] = []string{"timeout=5"}
+			h["Content-Type"] = nil
+			if order.Type != "" {
+				h.Set("Content-Type", order.Type)
+			}
+			if !order.Chunked && order.Status != 204 {
+				h.Set("Content-Length", strconv.Itoa(order.Size))
+			}
+			w.WriteHeader(order.Status)
+			for rest := large[:order.Size]; rest != ""; {
+				n := min(len(rest), 100_000)
+				io.WriteString(w, rest[:n])
+				rest = rest[n:]
+				if order.Chunked {
+					http.NewResponseController(w).Flush()
+				}
+			}
+		})
+		for _, status := range []int{200, 201, 204, 302, 304, 400, 401, 404, 409, 422} {
+			for _, ct := range []string{"application/json", "text/plain; charset=utf-8", "audio/mpeg", ""} {
+				for _, size := range []int{0, 1, 5000, 12 << 20} {
+					if size > 0 && (status == 204 || status == 304) || size > 5000 && (status != 200 || ct == "") {
+						continue
+					}
+					for _, chunked := range []bool{false, true} {
+						about := fmt.Sprintf("%d %s of %d bytes, chunked %t", status, ct, size, chunked)
+						r := do(t, g, "POST", "/v1/x", fmt.Sprintf(`{"model":"m","status":%d,"type":%q,"size":%d,"chunked":%t}`, status, ct, size, chunked))
+						if r.err != nil || r.status != status || r.body != large[:size] {
+							t.Errorf("%s: got %d, %d bytes, %v", about, r.status, len(r.body), r.err)
+							continue
+						}
+						for k, want := range map[string][]string{
+							"X-Multi": {"1", "2, 3"}, "Set-Cookie": {"a=1; Path=/", "b=2"}, "X-Latin": {latin},
+							"Content-Disposition": {`attachment; filename="ü.txt"`}, "X-Hop": nil, "Keep-Alive": nil,
+						} {
+							if got := r.header[k]; !slices.Equal(got, want) {
+								t.Errorf("%s: %s is %q, want %q", about, k, got, want)
+							}
+						}
+						if got := r.header.Get("Content-Type"); got != ct && ct != "" && status != 304 {
+							t.Errorf("%s: content type %q", about, got)
+						}
+						if _, err := subjects.ParseID(r.header.Get("X-Request-Id")); err != nil || len(r.header["X-Request-Id"]) != 1 {
+							t.Errorf("%s: request id %q", about, r.header["X-Request-Id"])
+						}
+						if cl := r.header["Content-Length"]; status == 204 && cl != nil || !chunked && status != 204 && status != 304 && !slices.Equal(cl, []string{strconv.Itoa(size)}) {
+							t.Errorf("%s: content length %q", about, cl)
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
+func TestHeadersToEngine(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		var mu sync.Mutex
+		var seen http.Header
+		var path string
+		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			defer mu.Unlock()
+			seen, path = r.Header.Clone(), r.RequestURI
+		})
+		r := do(t, g, "POST", "/v1/x%2Fy/z?q=a+b&c=%00&d=%C3%BC", `{"model":"m"}`,
+			"Content-Type", "application/json", "User-Agent", "client/1", "X-Custom", "1", "X-Custom", "2", "X-Latin", "caf\xe9", "X-Unicode", "ü",
+			"Openai-Organization", "org", "Anthropic-Version", "2023-06-01", "Traceparent", "00-1-2-01",
+			"Authorization", "Bearer secret", "X-Api-Key", "secret", "Api-Key", "secret", "Cookie", "secret=1", "Proxy-Authorization", "secret",
+			"Connection", "X-Hop, close", "X-Hop", "secret", "Te", "trailers", "Keep-Alive", "secret", "Upgrade", "secret", "Trailer", "X-Secret",
+			"Origin", "http://secret", "Referer", "http://secret/", "Nats-Msg-Id", "secret", "X-Pulley-Tenant", "secret", "X-Request-Id", "secret",
+			"Sec-Fetch-Site", "secret", "X-Request-Timeout", "60")
+		if r.status != 200 {
+			t.Fatalf("got %d %q", r.status, r.body)
+		}
+		mu.Lock()
+		got, path := seen, path
+		mu.Unlock()
+		if want := "/v1/x%2Fy/z?q=a+b&c=%00&d=%C3%BC"; path != want {
+			t.Errorf("path %q, want %q", path, want)
+		}
+		want := http.Header{
+			"Content-Type": {"application/json"}, "User-Agent": {"client/1"}, "X-Custom": {"1", "2"}, "X-Latin": {"caf\xe9"}, "X-Unicode": {"ü"},
+			"Openai-Organization": {"org"}, "Anthropic-Version": {"2023-06-01"}, "Traceparent": {"00-1-2-01"},
+			"Content-Length": {"13"}, "X-Request-Id": {r.header.Get("X-Request-Id")},
+		}
+		for k, v := range got {
+			if strings.Contains(strings.Join(v, ","), "secret") || !slices.Equal(v, want[k]) {
+				t.Errorf("the engine sees %s: %q, want %q", k, v, want[k])
+			}
+		}
+		for k := range want {
+			if got[k] == nil {
+				t.Errorf("the engine does not see %s", k)
+			}
+		}
+		if r := do(t, g, "POST", "/v1/x?q=\xff\xc3\xbc", `{"model":"m"}`); r.status != 200 {
+			t.Errorf("a query that is no UTF-8: got %d %q", r.status, r.body)
+		}
+		mu.Lock()
+		if path != "/v1/x?q=%FF%C3%BC" {
+			t.Errorf("a query that is no UTF-8 arrives as %q", path)
+		}
+		mu.Unlock()
+		if r := do(t, g, "POST", "/v1/x", `{"model":"m"}`, "X-Client-Request-Id", "mine"); r.header.Get("X-Client-Request-Id") != "mine" {
+			t.Errorf("the client's own id comes back as %q", r.header.Get("X-Client-Request-Id"))
+		}
+	})
+}
+
+func TestWorkerKey(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{})
+		e := env.Handler("e", engineOf(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "%q", r.Header["Authorization"])
+		}, "m"))
+		env.Worker(e, worker.Config{Name: "e", APIKey: "the-engine's"})
+		g.Serves(t, "m")
+		r := do(t, g, "POST", "/v1/x", `{"model":"m"}`, "Authorization", "Bearer the-client's")
+		if want := `["Bearer the-engine's"]`; r.body != want {
+			t.Errorf("the engine sees %s, want %s", r.body, want)
+		}
+	})
+}
+
+// comments are the SSE comments in a stream.
+func comments(stream string) []string {
+	var list []string
+	for line := range strings.Lines(stream) {
+		if strings.HasPrefix(line, ":") {
+			list = append(list, strings.TrimSpace(line))
+		}
+	}
+	return list
+}
+
+func TestCommentsWhileQueued(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		cfg := slow("a")
+		cfg.Slots = 1
+		g, _, _ := pair(t, env, cfg)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() { ask(t, g, chat("m", false, 350), "") }) // 35 s
+		time.Sleep(time.Second)
+		wg.Go(func() {
+			r := ask(t, g, chat("m", false, 3), "")
+			if r.status != 200 || comments(r.body) != nil || r.header.Get("Content-Type") != "application/json" {
+				t.Errorf("plain: got %d %q", r.status, r.body)
+			}
+		})
+		wg.Go(func() { // Ollama's own API streams lines of JSON: a comment would break it
+			r := askAt(t, g, "/api/chat", chat("m", true, 3), "")
+			if comments(r.body) != nil || r.header.Get("Content-Type") == "text/event-stream" {
+				t.Errorf("another API: got %d %q", r.status, r.body)
+			}
+		})
+		r := ask(t, g, chat("m", true, 3), "")
+		cs := comments(r.body)
+		if r.status != 200 || len(cs) != 3 || !strings.HasPrefix(cs[0], ": queued position=") {
+			t.Errorf("got %d, comments %q, want one for each 10 s in the queue", r.status, cs)
+		}
+		if words(content(t, r.body)) != 3 || !strings.HasSuffix(r.body, "data: [DONE]\n\n") {
+			t.Errorf("got %q, want the whole answer after the comments", r.body)
+		}
+		if r.header.Get("Content-Type") != "text/event-stream" {
+			t.Errorf("content type %q", r.header.Get("Content-Type"))
+		}
+	})
+}
+
+func TestCommentsWhileSilent(t *testing.T) {
+	for about, end := range map[string]string{"LF": "\n", "CRLF": "\r\n"} {
+		t.Run(about, func(t *testing.T) {
+			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+				g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
+					w.Header().Set("Content-Type", "text/event-stream")
+					for _, event := range []string{"data: {}", "data: {}", "data: [DONE]"} {
+						io.WriteString(w, event+end+end)
+						http.NewResponseController(w).Flush()
+						if event != "data: [DONE]" {
+							time.Sleep(25 * time.Second)
+						}
+					}
+				})
+				r := ask(t, g, chat("m", true, 3), "")
+				event := "data: {}" + end + end
+				want := event + ": working\n\n: working\n\n" + event + ": working\n\n: working\n\n" + "data: [DONE]" + end + end
+				if r.body != want {
+					t.Errorf("got %q, want %q", r.body, want)
+				}
+			})
+		})
+	}
+}
+
+// No comment cuts an event that is half written.
+func TestNoCommentInsideAnEvent(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		pieces := []string{"data: {", "}\n", "\ndata: [DONE]\n\n"}
+		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			for _, p := range pieces {
+				io.WriteString(w, p)
+				http.NewResponseController(w).Flush()
+				time.Sleep(25 * time.Second)
+			}
+		})
+		r := ask(t, g, chat("m", true, 3), "")
+		if want := strings.Join(pieces, "") + ": working\n\n: working\n\n"; r.body != want {
+			t.Errorf("got %q, want %q", r.body, want)
+		}
+	})
+}
+
+func TestErrorAfterComments(t *testing.T) {
+	const inOpenAI = `{"error": {"message": "too long", "type": "invalid_request_error", "param": null, "code": "context_length_exceeded"}}`
+	for about, c := range map[string]struct{ path, body, want string }{
+		"chat, its own words":       {"/v1/chat/completions", inOpenAI, `data: {"error":{"message":"too long","type":"invalid_request_error","param":null,"code":"context_length_exceeded"}}`},
+		"chat, FastAPI's words":     {"/v1/chat/completions", `{"detail":"too long"}`, `data: {"error":{"message":"too long","type":"invalid_request_error","param":null,"code":"upstream_error"}}`},
+		"chat, TGI's words":         {"/v1/chat/completions", `{"error":"too long","error_type":"validation"}`, `data: {"error":{"message":"too long","type":"invalid_request_error","param":null,"code":"upstream_error"}}`},
+		"chat, old vLLM's words":    {"/v1/chat/completions", `{"object":"error","message":"too long"}`, `data: {"error":{"message":"too long","type":"invalid_request_error","param":null,"code":"upstream_error"}}`},
+		"chat, no JSON":             {"/v1/chat/completions", "<html>", `data: {"error":{"message":"the engine answered 400","type":"invalid_request_error","param":null,"code":"upstream_error"}}`},
+		"messages, its own words":   {"/v1/messages", `{"type":"error","error":{"type":"invalid_request_error","message":"too long"}}`, "event: error\n" + `data: {"type":"error","error":{"type":"invalid_request_error","message":"too long"}}`},
+		"messages, OpenAI's words":  {"/v1/messages", inOpenAI, "event: error\n" + `data: {"error":{"message":"too long","type":"invalid_request_error","param":null,"code":"context_length_exceeded"},"request_id":"ID","type":"error"}`},
+		"responses, OpenAI's words": {"/v1/responses", inOpenAI, "event: response.failed\n" + `data: {"response":{"created_at":TIME,"error":{"code":"server_error","message":"too long (context_length_exceeded)"},"id":"resp_ID","incomplete_details":null,"object":"response","output":[],"status":"failed"},"sequence_number":2147483647,"type":"response.failed"}`},
+	} {
+		t.Run(about, func(t *testing.T) {
+			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+				g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
+					time.Sleep(15 * time.Second)
+					w.Header().Set("Content-Type", "application/json")
+					w.WriteHeader(400)
+					io.WriteString(w, c.body)
+				})
+				r := askAt(t, g, c.path, chat("m", true, 3), "")
+				got := strings.ReplaceAll(r.body, r.header.Get("X-Request-Id"), "ID")
+				want := ": working\n\n" + c.want + "\n\n"
+				if _, after, ok := strings.Cut(got, `"created_at":`); ok {
+					created, _, _ := strings.Cut(after, ",")
+					want = strings.Replace(want, "TIME", created, 1)
+				}
+				if r.status != 200 || got != want {
+					t.Errorf("got %d %q, want %q", r.status, got, want)
+				}
+			})
+		})
+	}
+}
+
+// What promised to be a stream and is something else is not held without bound.
+func TestNoStreamAfterComments(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(15 * time.Second)
+			w.Header().Set("Content-Type", "application/json")
+			size, _ := strconv.Atoi(r.Header.Get("X-Size"))
+			fmt.Fprintf(w, "{\"x\":\"%s\"}", strings.Repeat("x", size))
+		})
+		if r := ask(t, g, chat("m", true, 3), "", "X-Size", "3"); r.body != ": working\n\ndata: {\"x\":\"xxx\"}\n\n" {
+			t.Errorf("got %q, want the whole answer as an event", r.body)
+		}
+		r := ask(t, g, chat("m", true, 3), "", "X-Size", "20000000")
+		data, _ := lastEvent(r.body)
+		if len(r.body) > 1000 {
+			t.Fatalf("got %d bytes", len(r.body))
+		}
+		wantErrorBody(t, data, "upstream_invalid")
+	})
+}
+
+func TestSlowClient(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		var sent atomic.Int64
+		gone := make(chan time.Time, 1)
+		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			if r.Header.Get("X-Flood") == "" {
+				io.WriteString(w, "data: [DONE]\n\n")
+				return
+			}
+			event := []byte("data: " + strings.Repeat("x", 1000) + "\n\n")
+			for {
+				n, err := w.Write(event)
+				if err != nil {
+					gone <- time.Now()
+					return
+				}
+				sent.Add(int64(n))
+			}
+		})
+		begun := time.Now()
+		resp, err := post(t.Context(), g, "/v1/chat/completions", chat("m", true, 1), "", "X-Flood", "1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if _, err := io.ReadFull(resp.Body, make([]byte, 1<<20)); err != nil { // a window more than once
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		stalled := sent.Load()
+		for range 20 {
+			if r := ask(t, g, chat("m", true, 1), ""); r.status != 200 || r.took > 100*time.Millisecond {
+				t.Errorf("beside a slow client: %d after %v", r.status, r.took)
+			}
+		}
+		// What is under way: the window and what buffers on the way hold.
+		if sent.Load() != stalled || stalled > 1<<20+2*subjects.Window {
+			t.Errorf("the engine wrote %d bytes to a client that took 1 MiB, then stopped", sent.Load())
+		}
+		select {
+		case at := <-gone:
+			if after := at.Sub(begun); after < 29*time.Second || after > 31*time.Second {
+				t.Errorf("given up after %v, want 30 s", after)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("a client that does not read is never given up")
+		}
+		emptyQueues(t, env)
+	})
+}
+
+func TestCORS(t *testing.T) {
+	for _, origins := range [][]string{nil, {"*"}, {"https://app.example"}} {
+		testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			g := env.Gateway(gateway.Config{CORSOrigins: origins})
+			env.Worker(env.Engine(slow("a")), worker.Config{Name: "a"})
+			g.Serves(t, "m")
+			for _, origin := range []string{"https://app.example", "https://evil.example"} {
+				allowed := ""
+				if slices.Contains(origins, "*") {
+					allowed = "*"
+				} else if slices.Contains(origins, origin) {
+					allowed = origin
+				}
+				flight := do(t, g, "OPTIONS", "/v1/chat/completions", "", "Origin", origin,
+					"Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "authorization,content-type,x-stainless-lang")
+				if got := flight.header.Get("Access-Control-Allow-Origin"); got != allowed {
+					t.Errorf("origins %q, preflight from %s: allowed %q, want %q", origins, origin, got, allowed)
+				}
+				if allowed != "" && (flight.status != 204 || !strings.Contains(flight.header.Get("Access-Control-Allow-Headers"), "authorization")) {
+					t.Errorf("preflight: %d %q", flight.status, flight.header)
+				}
+				for about, r := range map[string]reply{
+					"answer": do(t, g, "POST", "/v1/chat/completions", chat("m", false, 1), "Origin", origin),
+					"error":  do(t, g, "POST", "/v1/chat/completions", "{", "Origin", origin),
+				} {
+					if got := r.header["Access-Control-Allow-Origin"]; strings.Join(got, "|") != allowed {
+						t.Errorf("origins %q, %s to %s: allowed %q, want %q", origins, about, origin, got, allowed)
+					}
+					if exposed := r.header.Get("Access-Control-Expose-Headers"); allowed != "" && !strings.Contains(exposed, "X-Request-Id") {
+						t.Errorf("exposed %q", exposed)
+					}
+				}
+			}
+		})
+	}
+}
+
+// The KServe path, through the simulator.
+func TestInfer(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		cfg := engine.SimConfig{Name: "a", Models: []string{"org/m"}, Slots: 1}
+		g := env.Gateway(gateway.Config{})
+		env.Worker(env.Engine(cfg), worker.Config{Name: "a"})
+		g.Serves(t, "org/m")
+		const body = `{"inputs":[{"name":"x","shape":[1],"datatype":"BYTES","data":["hi"]}]}`
+		if r := do(t, g, "POST", "/v2/models/org%2Fm/infer", body, "Content-Type", "application/json"); r.status != 200 {
+			t.Errorf("got %d %q, want 200", r.status, r.body)
+		}
+	})
+}
+
+var _ nats.InProcessConnProvider = (*broker.Broker)(nil)
