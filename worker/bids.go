@@ -20,11 +20,14 @@ const (
 	// bid back races with a delivery and strands it.
 	bidExpires = 8 * time.Second
 
-	// bidDepth is how many bids are parked on one lane, the k-th at the price of
-	// the k-th next request: with one, a round trip to the broker would bound
-	// the rate at which a worker is served. With 4, two workers of no service
-	// time were served 1,900 requests a second, with 16 as many as the CPU did.
+	// minDepth and bidDepth bound how many bids are parked on one lane, the k-th
+	// at the price of the k-th next request. As many are parked as were answered
+	// in depthFor: with too few, the round trip to the broker bounds the rate at
+	// which a worker is served; each one too many costs the broker a look at
+	// every delivery.
+	minDepth = 2
 	bidDepth = 16
+	depthFor = 4 * time.Millisecond
 
 	// parkedPerLane bounds what all workers of a pool park on a lane together:
 	// every parked bid costs the broker work at each delivery.
@@ -49,6 +52,8 @@ type lane struct {
 	waiting uint64
 	heard   time.Time // when waiting was told
 	notTill time.Time // no bids before
+	served  int       // deliveries since the last tick
+	rate    float64   // deliveries per tick, of late
 	retired bool      // the engine no longer serves the pool
 }
 
@@ -87,6 +92,9 @@ func (w *Worker) bidLoop(ctx context.Context) {
 			w.reconnected()
 		case <-tick.C:
 			w.mu.Lock()
+			for _, l := range w.lanes {
+				l.rate, l.served = (l.rate+float64(l.served))/2, 0
+			}
 			w.bidLocked()
 			w.mu.Unlock()
 		}
@@ -155,7 +163,7 @@ func (w *Worker) bidLocked() {
 		var priced *pool // the lanes of a pool follow each other and cost the same
 		rung := 0
 		for _, l := range w.lanes {
-			if l.retired || now.Before(l.notTill) || (k > 1 && (open >= free || k > w.depthLocked(l.pool))) {
+			if l.retired || now.Before(l.notTill) || (k > 1 && (open >= free || k > l.depth())) {
 				continue
 			}
 			if l.pool != priced {
@@ -163,7 +171,7 @@ func (w *Worker) bidLocked() {
 			}
 			// A bid that is as cheap is parked already; dearer ones stay beside, but
 			// never keep the cheapest out: it is at most one for each rung.
-			if len(l.open) >= k && l.open[k-1].rung <= rung || k > 1 && len(l.open) >= 2*bidDepth {
+			if len(l.open) >= k && l.open[k-1].rung <= rung || k > 1 && len(l.open) >= 2*l.depth() {
 				continue
 			}
 			w.bidOnLocked(l, rung, now, false)
@@ -172,10 +180,11 @@ func (w *Worker) bidLocked() {
 	}
 }
 
-// depthLocked is how deep this worker may bid on a pool's lanes, so that all
-// its workers together stay near parkedPerLane.
-func (w *Worker) depthLocked(p *pool) int {
-	return min(max(parkedPerLane/max(p.ref.Workers, 1), 1), bidDepth)
+// depth is how many bids are parked on the lane; all workers of its pool
+// together stay near parkedPerLane.
+func (l *lane) depth() int {
+	need := minDepth + int(l.rate*float64(depthFor)/float64(bidTick))
+	return min(need, bidDepth, max(parkedPerLane/max(l.pool.ref.Workers, 1), 1))
 }
 
 // nextOfLocked is the backlogged lane of a tier with the fewest open bids.
@@ -273,6 +282,7 @@ func (w *Worker) deliver(m *nats.Msg) {
 		return
 	}
 	l.drop(-1)
+	l.served++
 	now := time.Now()
 	l.waiting, l.heard = d.Pending, now
 	if w.state != subjects.Ready || w.inFlight >= w.cfg.Slots || l.retired {

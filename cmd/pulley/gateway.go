@@ -135,7 +135,7 @@ It creates the streams and consumers that it needs. Stop it with SIGTERM:
 		if admin != nil {
 			fmt.Fprintf(cmd.OutOrStdout(), "admin    http://%s\n", admin.Addr())
 		}
-		return gw.Run(cmd.Context(), ingress, admin)
+		return runParts(cmd.Context(), [][]part{{{"gateway", func(ctx context.Context) error { return gw.Run(ctx, ingress, admin) }}}})
 	}
 	return cmd
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -155,56 +154,4 @@ what still runs after --drain-timeout goes on elsewhere.`,
 	}
 	cmd.AddCommand(newWorkerListCommand())
 	return cmd
-}
-
-// part is something that runs until its context is done.
-type part struct {
-	name string
-	run  func(context.Context) error
-}
-
-// runParts runs stages of parts side by side, and stops them, the last stage
-// first, when ctx is done or one of them ends.
-func runParts(ctx context.Context, stages [][]part) error {
-	ended := make(chan error, 64)
-	type running struct {
-		stop  context.CancelFunc
-		count int
-		done  chan struct{}
-	}
-	var started []running
-	for _, stage := range stages {
-		stageCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
-		r := running{stop: stop, count: len(stage), done: make(chan struct{}, len(stage))}
-		for _, p := range stage {
-			go func() { // waited for below
-				err := p.run(stageCtx)
-				if err == nil && stageCtx.Err() == nil {
-					err = errors.New("ended by itself")
-				}
-				if err != nil {
-					err = fmt.Errorf("%s: %w", p.name, err)
-				}
-				ended <- err
-				r.done <- struct{}{}
-			}()
-		}
-		started = append(started, r)
-	}
-	var errs []error
-	select {
-	case <-ctx.Done():
-	case err := <-ended:
-		errs = append(errs, err)
-	}
-	for i := len(started) - 1; i >= 0; i-- {
-		started[i].stop()
-		for range started[i].count {
-			<-started[i].done
-		}
-	}
-	for len(ended) > 0 {
-		errs = append(errs, <-ended)
-	}
-	return errors.Join(errs...)
 }
