@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
-	"sync"
 	"sync/atomic"
 )
 
@@ -37,7 +36,6 @@ func NewYardstick(engines ...string) (http.Handler, error) {
 		},
 		Transport:     NewTransport(),
 		FlushInterval: -1,
-		BufferPool:    &bufferPool{},
 	}
 	return readBodyFirst(proxy), nil
 }
@@ -55,15 +53,3 @@ func readBodyFirst(next http.Handler) http.Handler {
 		next.ServeHTTP(w, r)
 	})
 }
-
-// bufferPool lends the proxy its copy buffers.
-type bufferPool struct{ pool sync.Pool }
-
-func (b *bufferPool) Get() []byte {
-	if buffer, ok := b.pool.Get().(*[]byte); ok {
-		return *buffer
-	}
-	return make([]byte, 32<<10)
-}
-
-func (b *bufferPool) Put(buffer []byte) { b.pool.Put(&buffer) }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -150,7 +151,10 @@ func (a *answer) begin(length int64) {
 	h := a.w.Header()
 	for k, v := range a.got.Header {
 		if k != "X-Request-Id" && k != "Openai-Processing-Ms" {
-			h[k] = append(h[k][:len(h[k]):len(h[k])], v...)
+			if had := h[k]; had != nil { // such as Vary, for browsers
+				v = slices.Concat(had, v)
+			}
+			h[k] = v
 		}
 	}
 	if a.stream && a.events {

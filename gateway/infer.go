@@ -210,6 +210,7 @@ const (
 func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 	quiet := time.NewTimer(g.cfg.KeepAlive)
 	defer quiet.Stop()
+	moved := time.Now() // when something last came
 	look := time.NewTimer(lookAfter)
 	defer look.Stop()
 	for {
@@ -222,12 +223,14 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 			if ans.got == nil { // it waits again
 				look.Reset(lookAfter)
 			}
-			if f.req.Stream {
-				quiet.Reset(g.cfg.KeepAlive)
-			}
+			moved = time.Now()
 		case <-ctx.Done():
 			return ans.refuse(g.ended(ctx, f, ctx.Err()))
 		case <-quiet.C:
+			if d := time.Since(moved); d < g.cfg.KeepAlive {
+				quiet.Reset(g.cfg.KeepAlive - d)
+				continue
+			}
 			if err := ans.keepAlive(f.queue.waiting(time.Now())); err != nil {
 				return err
 			}

@@ -32,8 +32,10 @@ type attempt struct {
 	alone   bool // no other waited for its first token when it began
 	besides int  // others in flight then
 
-	// Owned by run until published under Worker.mu.
+	// Owned by run.
 	out      *subjects.Writer
+	rsp      string // the subject of its frames
+	gone     string // and where the broker says that nobody hears them
 	streamed bool
 
 	// Guarded by Worker.mu.
@@ -89,6 +91,7 @@ func (w *Worker) run(a *attempt) {
 	w.mu.Unlock()
 
 	a.out = subjects.NewWriter(req.ID, a.mark)
+	a.rsp, a.gone = subjects.GatewayRsp(req.Gateway), "pulley.wk."+w.id+".gone."+req.Gateway
 	w.claim(a)
 	whole := w.answer(a)
 	a.out.Free()
@@ -202,7 +205,7 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) boo
 	watch := newWatch(a.req.Path, resp)
 	a.streamed = watch.stream
 	a.out.Head(head)
-	room, most := 2<<10, int(min(64<<10, w.nc.MaxPayload()/2))
+	room, most := 8<<10, int(min(64<<10, w.nc.MaxPayload()/2))
 	var sent int64
 	for {
 		buf := a.out.Grow(room)
@@ -287,7 +290,7 @@ func (w *Worker) fail(a *attempt, f subjects.Fail) bool {
 // send publishes what has gathered. The reply subject makes the broker say so
 // when the gateway no longer listens.
 func (w *Worker) send(a *attempt) {
-	w.nc.PublishRequest(subjects.GatewayRsp(a.req.Gateway), "pulley.wk."+w.id+".gone."+a.req.Gateway, a.out.Take())
+	w.nc.PublishRequest(a.rsp, a.gone, a.out.Take())
 	w.mu.Lock()
 	a.sent = a.out.Sent() // after the message: the list of what was sent must not overtake it
 	w.mu.Unlock()

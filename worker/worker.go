@@ -141,7 +141,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 			MaxIdleConnsPerHost: cfg.Slots + 8,
 			IdleConnTimeout:     90 * time.Second,
 			DisableCompression:  true,
-			ReadBufferSize:      16 << 10,
+			ReadBufferSize:      32 << 10,
 			WriteBufferSize:     16 << 10,
 			// An answer's header must fit into a message.
 			MaxResponseHeaderBytes: min(64<<10, nc.MaxPayload()/4),
