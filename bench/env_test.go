@@ -2,11 +2,9 @@ package bench_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -15,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/bench"
+	"github.com/pulley-lb/pulley/testenv"
 )
 
 // inBubble runs a test in virtual time.
@@ -26,7 +25,7 @@ func inBubble(t *testing.T, f func(t *testing.T)) {
 // serve runs a real HTTP server on in-memory connections, which virtual time can wait for, and returns the way to it.
 func serve(t *testing.T, handler http.HandlerFunc) http.RoundTripper {
 	t.Helper()
-	listener := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+	listener := testenv.NewListener()
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body) // only then does the server notice that a client goes
 		r.Body = io.NopCloser(bytes.NewReader(body))
@@ -35,7 +34,7 @@ func serve(t *testing.T, handler http.HandlerFunc) http.RoundTripper {
 	var running sync.WaitGroup
 	running.Go(func() { _ = server.Serve(listener) })
 	transport := bench.NewTransport()
-	transport.DialContext = listener.dial
+	transport.DialContext = listener.DialContext
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
 		server.Close()
@@ -43,41 +42,6 @@ func serve(t *testing.T, handler http.HandlerFunc) http.RoundTripper {
 	})
 	return transport
 }
-
-// pipeListener is a network of one address.
-type pipeListener struct {
-	conns  chan net.Conn
-	once   sync.Once
-	closed chan struct{}
-}
-
-func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	client, server := net.Pipe()
-	select {
-	case l.conns <- server:
-		return client, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case conn := <-l.conns:
-		return conn, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
-}
-
-func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
 
 // run makes a run that must be possible.
 func run(t *testing.T, cfg bench.Config) *bench.Result {

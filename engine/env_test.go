@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/testenv"
 )
 
 // A rig is a Sim behind a real HTTP server in memory, and a client for it. It works in a synctest bubble.
@@ -40,7 +40,7 @@ func newSim(t testing.TB, cfg engine.SimConfig) *engine.Sim {
 func newRig(t testing.TB, cfg engine.SimConfig) *rig {
 	t.Helper()
 	sim := newSim(t, cfg)
-	ln := &pipeListener{conns: make(chan net.Conn), done: make(chan struct{})}
+	ln := testenv.NewListener()
 	srv := &http.Server{Handler: sim}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = srv.Serve(ln) })
@@ -158,35 +158,4 @@ func chatBody(words string, rest string) string {
 	var b bytes.Buffer
 	b.WriteString(`{"model":"m","messages":[{"role":"user","content":"` + words + `"}]` + rest + `}`)
 	return b.String()
-}
-
-// pipeListener is an in-memory net.Listener: net.Pipe blocks durably, a loopback socket does not.
-type pipeListener struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
-func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
-
-func (l *pipeListener) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
-	server, client := net.Pipe()
-	select {
-	case l.conns <- server:
-		return client, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 }
