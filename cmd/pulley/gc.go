@@ -14,7 +14,7 @@ import (
 // dozens of times a second, which cost a tenth of the CPU at 16 requests at
 // once. $GOGC, if set, rules instead.
 func collectLess(ctx context.Context) {
-	const smallHeap, every = 64 << 20, 2 * time.Second
+	const smallHeap, every = 96 << 20, 2 * time.Second
 	if os.Getenv("GOGC") != "" {
 		return
 	}
@@ -23,9 +23,9 @@ func collectLess(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		metrics.Read(live)
-		percent := uint64(400)
+		percent := uint64(800)
 		if n := live[0].Value.Uint64(); n > 0 {
-			percent = min(max((smallHeap-min(n, smallHeap))*100/n, 100), 400)
+			percent = min(max((smallHeap-min(n, smallHeap))*100/n, 100), 800)
 		}
 		debug.SetGCPercent(int(percent))
 		select {
