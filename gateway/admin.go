@@ -148,10 +148,10 @@ func (m *metrics) done(f *flight, ans *answer) {
 		outcome = "broken"
 	}
 	m.requests.WithLabelValues(pool, tier, outcome).Inc()
-	if n := ans.end_.OutputTokens; n > 0 {
+	if n := ans.usage.OutputTokens; n > 0 {
 		m.tokens.WithLabelValues(pool, tier, "output").Add(float64(n))
 	}
-	if n := ans.end_.InputTokens; n > 0 {
+	if n := ans.usage.InputTokens; n > 0 {
 		m.tokens.WithLabelValues(pool, tier, "input").Add(float64(n))
 	}
 }

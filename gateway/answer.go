@@ -31,9 +31,7 @@ type answer struct {
 	opened   bool // status and headers of an event stream went out, to keep the client waiting
 	begun    bool // bytes of an attempt's answer went out
 	whole    bool
-	status   int       // as the client saw it
 	tail     [4]byte   // of what was written, to know whether an event is complete
-	first    time.Time // when the answer began
 	extended time.Time // when the write deadline was last set
 
 	// Of the present attempt.
@@ -43,7 +41,7 @@ type answer struct {
 	held   [][]byte // else
 	size   int64
 	taken  int64 // told to the worker
-	end_   subjects.End
+	usage  subjects.End
 }
 
 func newAnswer(g *Gateway, w http.ResponseWriter, r *http.Request, f *flight) *answer {
@@ -139,7 +137,7 @@ func (a *answer) pass(b []byte, flush bool) error {
 // header. length is that of a body that is there as a whole, else -1.
 func (a *answer) begin(length int64) {
 	now := time.Now()
-	a.begun, a.first = true, now
+	a.begun = true
 	a.f.mu.Lock()
 	a.f.begun = true
 	claimed := a.f.claimed
@@ -174,7 +172,6 @@ func millis(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 
 func (a *answer) header(status int) {
 	a.w.Header().Set("X-Service-Tier", a.f.req.Tier)
-	a.status = status
 	a.extend(time.Now())
 	a.w.WriteHeader(status)
 }
@@ -221,7 +218,7 @@ func (a *answer) flush() error {
 
 // end completes the answer.
 func (a *answer) end(payload []byte) error {
-	if a.got == nil || json.Unmarshal(payload, &a.end_) != nil {
+	if a.got == nil || json.Unmarshal(payload, &a.usage) != nil {
 		return a.refuse(errMalformed)
 	}
 	a.whole = true
