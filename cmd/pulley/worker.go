@@ -74,6 +74,9 @@ func learnEngine(ctx context.Context, cfg *worker.Config) {
 	if cfg.Slots == 0 {
 		cfg.Slots = info.Slots
 	}
+	if cfg.Slots == 0 && info.Kind == engine.KindOllama {
+		cfg.Slots = 4 // its default for OLLAMA_NUM_PARALLEL, which it does not tell
+	}
 	if cfg.Name == "" {
 		if u, err := url.Parse(cfg.Engine); err == nil {
 			cfg.Name = info.Kind + "-" + u.Port()
@@ -111,7 +114,7 @@ a price that says how fast it expects to be, and streams the answers back.
 
 Each --engine gets a worker of its own. The models are what the engine's
 /v1/models says, unless model= names them; slots= is how many requests may run
-at once (default what the engine says, else 8); key-env= names the environment
+at once (default what the engine says, else 8, Ollama 4); key-env= names the environment
 variable that holds the engine's API key.
 
 Stop it with SIGTERM: it takes nothing new, finishes what runs, and leaves;
