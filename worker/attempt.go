@@ -72,12 +72,20 @@ func (w *Worker) run(a *attempt) {
 	if err != nil {
 		w.log.Warn("request dropped", "err", err)
 		w.nc.Publish(a.msg.Reply, subjects.Term("malformed"))
-		w.release(a, false)
+		w.release(a)
 		w.settle(a)
 		return
 	}
 	w.mu.Lock()
 	a.req = req
+	if _, again := w.failedHere[req.ID]; again {
+		delete(w.failedHere, req.ID) // should it come once more, the gateway decides
+		w.mu.Unlock()
+		w.handBack(a.msg.Reply, 0)
+		w.release(a)
+		w.settle(a)
+		return
+	}
 	if !req.Stream { // its first token will not show: it counts as decoding from here
 		w.decodesLocked(a, a.started)
 	}
@@ -93,9 +101,9 @@ func (w *Worker) run(a *attempt) {
 	a.out = subjects.NewWriter(req.ID, a.mark)
 	a.rsp, a.gone = subjects.GatewayRsp(req.Gateway), "pulley.wk."+w.id+".gone."+req.Gateway
 	w.claim(a)
-	whole := w.answer(a)
+	w.answer(a)
 	a.out.Free()
-	w.release(a, whole)
+	w.release(a)
 	w.settle(a)
 }
 
@@ -141,16 +149,17 @@ func (w *Worker) refused(mark string, m *nats.Msg) {
 	}
 }
 
-// answer calls the engine and sends its answer on. It says whether the answer
-// is whole.
-func (w *Worker) answer(a *attempt) bool {
+// answer calls the engine and sends its answer on.
+func (w *Worker) answer(a *attempt) {
 	body, err := w.body(a)
 	if err != nil {
-		return w.fail(a, subjects.Fail{Class: subjects.FailBody, Reason: err.Error()})
+		w.fail(a, subjects.Fail{Class: subjects.FailBody, Reason: err.Error()})
+		return
 	}
 	hr, err := http.NewRequestWithContext(a.ctx, a.req.Method, w.base+a.req.Path, bytes.NewReader(body))
 	if err != nil {
-		return w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: err.Error()})
+		w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: err.Error()})
+		return
 	}
 	maps.Copy(hr.Header, a.req.Header)
 	if w.cfg.APIKey != "" {
@@ -159,14 +168,16 @@ func (w *Worker) answer(a *attempt) bool {
 	resp, err := w.client.Do(hr)
 	if err != nil {
 		w.lookAtEngine()
-		return w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %v", w.cfg.Name, err)})
+		w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %v", w.cfg.Name, err)})
+		return
 	}
 	defer resp.Body.Close()
 	head := &subjects.Head{Status: resp.StatusCode, Header: subjects.EndToEnd(resp.Header), Length: resp.ContentLength}
 	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500 {
-		return w.turnedDown(a, resp, head)
+		w.turnedDown(a, resp, head)
+		return
 	}
-	return w.relay(a, resp, head)
+	w.relay(a, resp, head)
 }
 
 // maxTurnedDown bounds an engine's error that is carried on. A longer one is
@@ -174,7 +185,7 @@ func (w *Worker) answer(a *attempt) bool {
 const maxTurnedDown = 64 << 10
 
 // turnedDown hands on an answer that another worker may better.
-func (w *Worker) turnedDown(a *attempt, resp *http.Response, head *subjects.Head) bool {
+func (w *Worker) turnedDown(a *attempt, resp *http.Response, head *subjects.Head) {
 	most := min(maxTurnedDown, w.nc.MaxPayload()/4)
 	text, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
 	f := subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, resp.Status)}
@@ -186,7 +197,7 @@ func (w *Worker) turnedDown(a *attempt, resp *http.Response, head *subjects.Head
 	}
 	secs, _ := strconv.ParseFloat(resp.Header.Get("Retry-After"), 64)
 	w.pause(time.Duration(secs*float64(time.Second)), string(f.Class)+": "+resp.Status)
-	return w.fail(a, f)
+	w.fail(a, f)
 }
 
 // pause stops bidding for a while after the engine turned a request down.
@@ -201,7 +212,7 @@ func (w *Worker) pause(asked time.Duration, reason string) {
 }
 
 // relay sends the engine's answer on as it comes.
-func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) bool {
+func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 	watch := newWatch(a.req.Path, resp)
 	a.streamed = watch.stream
 	a.out.Head(head)
@@ -234,17 +245,20 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) boo
 		switch {
 		case err == io.EOF:
 			if reason := watch.broken(); reason != "" {
-				return w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)})
+				w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)})
+				return
 			}
 			w.finish(a, head.Status, watch, now)
-			return true
+			return
 		case err != nil:
-			return w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: answer broke off: %v", w.cfg.Name, err)})
+			w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: answer broke off: %v", w.cfg.Name, err)})
+			return
 		case n > 0:
 			w.send(a)
 		}
 		if sent-taken > subjects.Window && !w.waitCredit(a, sent) {
-			return w.fail(a, subjects.Fail{Class: subjects.FailCancelled, Reason: "stopped"})
+			w.fail(a, subjects.Fail{Class: subjects.FailCancelled, Reason: "stopped"})
+			return
 		}
 	}
 }
@@ -260,6 +274,7 @@ func (w *Worker) finish(a *attempt, status int, watch *watch, now time.Time) {
 	if status < 300 { // a quick "no" says nothing of the engine's speed
 		w.learnLocked(a, end.OutputTokens, now)
 	}
+	w.done++
 	w.badInRow = 0
 	if w.state == subjects.Paused { // the engine has room again
 		w.pausedTo = now
@@ -273,18 +288,23 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // fail tells the gateway that the attempt came to nothing. What to do about it
 // is decided there.
-func (w *Worker) fail(a *attempt, f subjects.Fail) bool {
+func (w *Worker) fail(a *attempt, f subjects.Fail) {
 	switch cause := context.Cause(a.ctx); {
 	case errors.Is(cause, ErrRefused), errors.Is(cause, ErrGatewayGone), errors.Is(cause, ErrCancelled):
-		return false // nobody listens
+		return // nobody listens
 	case errors.Is(cause, ErrDraining):
 		f = subjects.Fail{Class: subjects.FailDraining, Reason: "worker " + w.cfg.Name + " stops"}
 	case errors.Is(cause, ErrStalled):
 		f = subjects.Fail{Class: subjects.FailStalled, Reason: fmt.Sprintf("engine %s: silent for %v", w.cfg.Name, w.cfg.StallTimeout)}
 	}
+	if f.Class != subjects.FailDraining {
+		w.mu.Lock()
+		w.failed++
+		w.failedHere[a.req.ID] = time.Now()
+		w.mu.Unlock()
+	}
 	a.out.Fail(f)
 	w.send(a)
-	return false
 }
 
 // send publishes what has gathered. The reply subject makes the broker say so
@@ -315,18 +335,13 @@ func (w *Worker) waitCredit(a *attempt, sent int64) bool {
 }
 
 // release frees the attempt's slot.
-func (w *Worker) release(a *attempt, whole bool) {
+func (w *Worker) release(a *attempt) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if a.decodes {
 		w.decoding.add(-1, time.Now())
 	}
 	w.inFlight--
-	if whole {
-		w.done++
-	} else {
-		w.failed++
-	}
 	w.bidLocked()
 }
 

@@ -287,6 +287,11 @@ func (w *Worker) alive() map[string]*subjects.Alive {
 		}
 		g.Attempts = append(g.Attempts, subjects.AliveAttempt{ID: a.req.ID, Attempt: a.mark, Sent: a.sent})
 	}
+	for id, at := range w.failedHere {
+		if now.Sub(at) > time.Minute {
+			delete(w.failedHere, id)
+		}
+	}
 	for gateway, at := range w.gateways {
 		if by[gateway] == nil && now.Sub(at) > time.Minute {
 			delete(w.gateways, gateway)

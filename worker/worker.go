@@ -80,23 +80,27 @@ type Worker struct {
 
 	attempts sync.WaitGroup
 
-	mu        sync.Mutex
-	state     subjects.State
-	reason    string
-	pools     map[string]*pool
-	lanes     []*lane          // by their number, which is part of the bids' inbox
-	byQueue   map[string]*lane // by stream and consumer
-	running   map[uint64]*attempt
-	inFlight  int
-	done      uint64
-	failed    uint64
-	badInRow  int       // refusals and failures of the engine without a success between
-	pausedTo  time.Time // no bids before
-	decoding  meter
-	wheel     policy.Wheel
-	gateways  map[string]time.Time // last sign of life
-	connected time.Time
-	probe     chan struct{} // asks healthLoop to look at the engine now
+	mu      sync.Mutex
+	state   subjects.State
+	reason  string
+	pools   map[string]*pool
+	lanes   []*lane          // by their number, which is part of the bids' inbox
+	byQueue map[string]*lane // by stream and consumer
+	running map[uint64]*attempt
+	// failedHere are requests that lately failed here: the queue gives them to
+	// the cheapest bid, which is likely to be here again, and the engine should
+	// not be asked before the others had their chance.
+	failedHere map[subjects.ID]time.Time
+	inFlight   int
+	done       uint64
+	failed     uint64
+	badInRow   int       // refusals and failures of the engine without a success between
+	pausedTo   time.Time // no bids before
+	decoding   meter
+	wheel      policy.Wheel
+	gateways   map[string]time.Time // last sign of life
+	connected  time.Time
+	probe      chan struct{} // asks healthLoop to look at the engine now
 }
 
 // New checks the configuration. It starts nothing.
@@ -151,19 +155,20 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	rand.Read(mark[:])
 	host, _ := os.Hostname()
 	w := &Worker{
-		cfg:      cfg,
-		id:       subjects.Token(cfg.Name) + "-" + hex.EncodeToString(mark[:]),
-		base:     strings.TrimSuffix(strings.TrimRight(cfg.Engine, "/"), "/v1"),
-		nc:       nc,
-		host:     host,
-		client:   &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
-		state:    subjects.Down,
-		reason:   "not asked yet",
-		pools:    make(map[string]*pool),
-		byQueue:  make(map[string]*lane),
-		running:  make(map[uint64]*attempt),
-		gateways: make(map[string]time.Time),
-		probe:    make(chan struct{}, 1),
+		cfg:        cfg,
+		id:         subjects.Token(cfg.Name) + "-" + hex.EncodeToString(mark[:]),
+		base:       strings.TrimSuffix(strings.TrimRight(cfg.Engine, "/"), "/v1"),
+		nc:         nc,
+		host:       host,
+		client:     &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		state:      subjects.Down,
+		reason:     "not asked yet",
+		pools:      make(map[string]*pool),
+		byQueue:    make(map[string]*lane),
+		running:    make(map[uint64]*attempt),
+		failedHere: make(map[subjects.ID]time.Time),
+		gateways:   make(map[string]time.Time),
+		probe:      make(chan struct{}, 1),
 	}
 	w.log = cfg.Logger.With("worker", cfg.Name)
 	return w, nil
