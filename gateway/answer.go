@@ -360,11 +360,3 @@ func (a *answer) lastEvent(b []byte) error {
 	a.g.metrics.brokenStream(a.f.req.Pool)
 	return a.flush()
 }
-
-func parseFail(payload []byte) (*subjects.Fail, error) {
-	f, err := subjects.ParseFail(payload)
-	if err != nil {
-		return nil, errMalformed
-	}
-	return f, nil
-}

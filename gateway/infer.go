@@ -298,8 +298,8 @@ func (g *Gateway) progress(ctx context.Context, f *flight, ans *answer) (done bo
 func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) (done bool, err error) {
 	fail := ev.fail
 	if fail == nil {
-		if fail, err = parseFail(ev.payload); err != nil {
-			return true, ans.refuse(err)
+		if fail, err = subjects.ParseFail(ev.payload); err != nil {
+			return true, ans.refuse(errMalformed)
 		}
 	}
 	f.mu.Lock()

@@ -102,7 +102,8 @@ func (g *Gateway) publish(ctx context.Context, f *flight) error {
 	f.mu.Lock()
 	seq := f.seq
 	f.mu.Unlock()
-	m, err := f.req.Msg(subjects.Shared, f.body, time.Until(time.UnixMilli(f.req.Deadline)))
+	left := max(time.Until(time.UnixMilli(f.req.Deadline)), time.Second) // a message without a TTL would stay
+	m, err := f.req.Msg(subjects.Shared, f.body, left)
 	if err != nil {
 		return err
 	}
@@ -135,8 +136,10 @@ func (g *Gateway) publish(ctx context.Context, f *flight) error {
 	}
 }
 
+// tryPublish waits for the broker's word even for a client that is gone by now:
+// only that tells which message to take back.
 func (g *Gateway) tryPublish(ctx context.Context, m *nats.Msg) (*jetstream.PubAck, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	return g.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
 }

@@ -1,6 +1,7 @@
 package testenv_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -745,5 +746,45 @@ func TestEngineHangs(t *testing.T) {
 			t.Errorf("got %d after %v", got.status, got.took)
 		}
 		idle(t, ea, time.Second)
+	})
+}
+
+// A client that goes away while its request is on the way to the broker leaves
+// nothing behind that would take the place of others.
+func TestClientGoneWhilePublishing(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		cfg := slow("a")
+		cfg.Slots = 1
+		g, es, _ := pair(t, env, cfg)
+		busy, free := context.WithCancel(t.Context())
+		defer free()
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() { drain(post(busy, g, "/v1/chat/completions", chat("m", true, 1000), "")) })
+		time.Sleep(time.Second)
+		for _, timeout := range []string{"", "0.0004"} { // gone by itself, and by its deadline
+			ctx, leave := context.WithCancel(t.Context())
+			g.Link.Freeze()
+			wg.Go(func() {
+				drain(post(ctx, g, "/v1/chat/completions", chat("m", false, 5), "", "x-request-timeout", cmp.Or(timeout, "60")))
+			})
+			time.Sleep(100 * time.Millisecond)
+			leave()
+			time.Sleep(100 * time.Millisecond)
+			g.Link.Thaw()
+			time.Sleep(time.Second)
+			s, err := env.JetStream().Stream(t.Context(), subjects.ReqStream("standard"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := s.CachedInfo().State.Msgs; n != 1 { // the one that runs
+				t.Errorf("timeout %q: %d messages in the queue, want 1", timeout, n)
+			}
+		}
+		free()
+		idle(t, es[0], time.Second)
+		if n := es[0].Stats().Received; n != 1 {
+			t.Errorf("the engine was asked %d times, want once", n)
+		}
 	})
 }
