@@ -4,7 +4,8 @@
 // # The simulator's model of time
 //
 // A request first waits in the engine's own FIFO queue until one of its slots is free. Its prompt is then prefilled:
-// prompts are prefilled one at a time, in the order in which they took their slots, at PrefillRate tokens per second.
+// prompts are prefilled one at a time, in the order in which they took their slots, at PrefillRate tokens per second, but
+// for the tokens that the prefix cache has.
 // TTFT later (this part overlaps with other requests) the first token is there and the request joins the decode batch,
 // in which every request makes one token per
 //
@@ -32,6 +33,21 @@
 //
 // Embeddings and rerankings end with their prefill. Images cost as many tokens of time as a text. Speech is the bytes of
 // the text at the pace of its tokens.
+//
+// # The prefix cache
+//
+// With PrefixCache, an engine that decodes keeps the prompts that it has prefilled, as far as that many tokens go, and a
+// prompt that begins like one of them costs only the rest, as with vLLM's automatic prefix caching. It is known by the
+// words themselves: each block of 16 tokens by the hash of all words up to its end, however they are spread over
+// messages, and whatever name of the model is asked for. So a conversation that goes on finds what it had in common
+// with its last turn, rounded down to a block.
+//
+// The look is taken when the prefill begins, what it computed is there when it ends, and a prefill that was broken off
+// leaves nothing. The last token is always computed. Where there is no room, the block goes that was used longest ago,
+// and of a prompt's blocks the last one first. Answers are not kept.
+//
+// The usage tells: prompt_tokens_details.cached_tokens, input_tokens_details.cached_tokens, or cache_read_input_tokens,
+// which in Anthropic's API are not among the input_tokens.
 //
 // # Orders
 //

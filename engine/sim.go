@@ -41,6 +41,9 @@ type SimConfig struct {
 	ITLBase time.Duration
 	// ITLPerRequest is the part of the inter-token time that each request in the batch adds. Default 0.
 	ITLPerRequest time.Duration
+	// PrefixCache is how many prompt tokens are kept for later prompts that begin alike, in whole blocks of 16. Default 0,
+	// none.
+	PrefixCache int
 	// TTFT comes on top of the prefill, before the first token. Default 0.
 	TTFT time.Duration
 	// TokensPerEvent is how many tokens an event of a stream carries, after the first, which carries one. Default 1.
@@ -103,6 +106,7 @@ func (c SimConfig) check() error {
 		{"Slots", float64(c.Slots), 1},
 		{"MaxQueue", float64(c.MaxQueue), 0},
 		{"PrefillRate", c.PrefillRate, 0},
+		{"PrefixCache", float64(c.PrefixCache), 0},
 		{"ITLBase", float64(c.ITLBase), 0},
 		{"ITLPerRequest", float64(c.ITLPerRequest), 0},
 		{"TTFT", float64(c.TTFT), 0},
@@ -267,6 +271,8 @@ type SimStats struct {
 	Aborted    int64  `json:"aborted"`     // lost their client before that, waiting or running
 	Refused    int64  `json:"refused"`     // 429 or 503, queue full or as ordered
 	Failed     int64  `json:"failed"`      // 500, closed or cut, as ordered
+	Queried    int64  `json:"queried"`     // prompt tokens that were looked for in the prefix cache
+	Cached     int64  `json:"cached"`      // prompt tokens that were found there
 }
 
 // Stats is a snapshot. A client that has its whole answer finds it counted as finished.

@@ -12,6 +12,8 @@ import (
 type sequence struct {
 	// Fixed before submit.
 	in     int           // prompt tokens
+	caches bool          // looks in the prefix cache, and leaves its prompt there
+	blocks []uint64      // of the prompt, for the cache
 	limit  int           // tokens to make
 	step   int           // wake the waiter at the first token and every so many after it; 0: only at the limit
 	extra  time.Duration // between the prefill and the first token
@@ -20,11 +22,12 @@ type sequence struct {
 	wake chan struct{} // holds one; made or ended has changed
 
 	// Guarded by batch.mu.
-	made  int
-	ended bool
-	first time.Time // of its first token, while it rests
-	join  float64   // progress at its first token
-	due   float64   // progress at which it wakes its waiter next
+	cached int // prompt tokens that the cache had when the prefill began
+	made   int
+	ended  bool
+	first  time.Time // of its first token, while it rests
+	join   float64   // progress at its first token
+	due    float64   // progress at which it wakes its waiter next
 }
 
 // next is how many tokens there are when the waiter is woken next.
@@ -61,13 +64,16 @@ type batch struct {
 	running    int // sequences that hold a slot, those that stick included
 	maxRunning int
 	started    int64
-	timer      *time.Timer // nil while nothing is to come
+	cache      *prefixCache // nil: none
+	queried    int64        // prompt tokens that were looked for in the cache
+	cached     int64        // and found
+	timer      *time.Timer  // nil while nothing is to come
 }
 
 func newBatch(cfg SimConfig) *batch {
 	return &batch{
 		slots: cfg.Slots, maxQueue: cfg.MaxQueue, prefillRate: cfg.PrefillRate,
-		itlBase: cfg.ITLBase, itlPerRequest: cfg.ITLPerRequest,
+		itlBase: cfg.ITLBase, itlPerRequest: cfg.ITLPerRequest, cache: newPrefixCache(cfg.PrefixCache),
 	}
 }
 
@@ -137,7 +143,10 @@ func (b *batch) stats() SimStats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.advanceLocked(time.Now())
-	return SimStats{Running: b.running, Waiting: len(b.waiting), MaxRunning: b.maxRunning, Started: b.started}
+	return SimStats{
+		Running: b.running, Waiting: len(b.waiting), MaxRunning: b.maxRunning, Started: b.started,
+		Queried: b.queried, Cached: b.cached,
+	}
 }
 
 func (b *batch) tick() {
@@ -224,14 +233,27 @@ func (b *batch) admitLocked() {
 // prefillLocked begins the first prefill, if there is one.
 func (b *batch) prefillLocked() {
 	b.prefillEnd = b.at
-	if len(b.prefilling) > 0 && b.prefillRate > 0 {
-		seconds := float64(b.prefilling[0].in) / b.prefillRate
+	if len(b.prefilling) == 0 {
+		return
+	}
+	q := b.prefilling[0]
+	if q.caches {
+		// The last token is always computed: the first one of the answer comes of it.
+		q.cached = min(b.cache.hits(q.blocks), (q.in-1)/cacheBlock) * cacheBlock
+		b.queried += int64(q.in)
+		b.cached += int64(q.cached)
+	}
+	if b.prefillRate > 0 {
+		seconds := float64(q.in-q.cached) / b.prefillRate
 		b.prefillEnd = b.at.Add(time.Duration(math.Round(seconds * float64(time.Second))))
 	}
 }
 
 func (b *batch) prefilledLocked() {
 	q := b.prefilling[0]
+	if q.caches {
+		b.cache.use(q.blocks)
+	}
 	b.prefilling = b.prefilling[1:]
 	b.prefillLocked()
 	if q.extra == 0 {

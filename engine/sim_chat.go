@@ -40,12 +40,23 @@ func (b *body) requiredTool() (name string, ok bool) {
 }
 
 type usage struct {
-	PromptTokens     int `json:"prompt_tokens"`
-	CompletionTokens int `json:"completion_tokens"`
-	TotalTokens      int `json:"total_tokens"`
+	PromptTokens        int            `json:"prompt_tokens"`
+	CompletionTokens    int            `json:"completion_tokens"`
+	TotalTokens         int            `json:"total_tokens"`
+	PromptTokensDetails *promptDetails `json:"prompt_tokens_details,omitempty"` // nil where nothing is cached
 }
 
-func (wk *work) usageOf() *usage { return &usage{wk.in, wk.out, wk.in + wk.out} }
+type promptDetails struct {
+	CachedTokens int `json:"cached_tokens"`
+}
+
+func (wk *work) usageOf() *usage {
+	u := &usage{PromptTokens: wk.in, CompletionTokens: wk.out, TotalTokens: wk.in + wk.out}
+	if wk.caches {
+		u.PromptTokensDetails = &promptDetails{wk.cached}
+	}
+	return u
+}
 
 type chatCompletion struct {
 	ID                string       `json:"id"`

@@ -17,10 +17,14 @@ type message struct {
 func (m *message) contentType() string { return eventStream }
 
 func (m *message) state(content []any, stopReason any, out int) object {
+	usage := object{"input_tokens": m.in, "output_tokens": out}
+	if m.caches { // in this API they are apart
+		usage["input_tokens"], usage["cache_read_input_tokens"] = m.in-m.cached, m.cached
+	}
 	return object{
 		"id": m.id, "type": "message", "role": "assistant", "model": m.model, "content": content,
 		"stop_reason": stopReason, "stop_sequence": nil,
-		"usage": object{"input_tokens": m.in, "output_tokens": out},
+		"usage": usage,
 	}
 }
 

@@ -19,6 +19,8 @@ func (s *Sim) showMetrics(w http.ResponseWriter, _ *http.Request) {
 		{"num_requests_running", "gauge", "Number of requests in model execution batches.", float64(st.Running)},
 		{"num_requests_waiting", "gauge", "Number of requests waiting to be processed.", float64(st.Waiting)},
 		{"kv_cache_usage_perc", "gauge", "KV-cache usage. 1 means 100 percent usage.", float64(st.Running) / float64(st.Slots)},
+		{"prefix_cache_queries_total", "counter", "Prefix cache queries, in terms of number of queried tokens.", float64(st.Queried)},
+		{"prefix_cache_hits_total", "counter", "Prefix cache hits, in terms of number of cached tokens.", float64(st.Cached)},
 		{"prompt_tokens_total", "counter", "Number of prefill tokens processed.", float64(s.tokensIn.Load())},
 		{"generation_tokens_total", "counter", "Number of generation tokens processed.", float64(s.tokens.Load())},
 		{"request_success_total", "counter", "Count of successfully processed requests.", float64(st.Finished)},

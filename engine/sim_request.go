@@ -173,11 +173,14 @@ type work struct {
 	engine  string
 	model   string
 	created int64
-	in, out int // tokens
+	in, out int      // tokens
+	cached  int      // of in; known after the prefill
+	blocks  []uint64 // of the prompt, where the engine caches
 	hash    uint64
 	capped  bool // the request named its output length
 	stream  bool
 	usage   bool // asked for at the end of a stream
+	caches  bool // this engine caches prompts
 	ollama  bool
 }
 
@@ -192,9 +195,14 @@ func (s *Sim) newWork(r *http.Request, e endpoint, b *body) (*work, error) {
 		created: time.Now().Unix(),
 		stream:  b.Stream,
 		usage:   b.StreamOptions.IncludeUsage,
+		caches:  e.decodes && s.batch.cache != nil,
 		ollama:  s.cfg.Dialect == DialectOllama,
 	}
-	wk.hash, wk.in = hashWords(b.prompt())
+	block := 0
+	if wk.caches {
+		block = cacheBlock
+	}
+	wk.hash, wk.in, wk.blocks = hashWords(b.prompt(), block)
 	err := wk.setOutput(b)
 	if !e.decodes {
 		wk.out = 1 // ends with the prefill

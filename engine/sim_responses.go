@@ -28,7 +28,7 @@ func (p *response) state(status string) object {
 	if status == "completed" {
 		output = []any{p.message(status)}
 		usage = object{
-			"input_tokens": p.in, "input_tokens_details": object{"cached_tokens": 0},
+			"input_tokens": p.in, "input_tokens_details": object{"cached_tokens": p.cached},
 			"output_tokens": p.out, "output_tokens_details": object{"reasoning_tokens": 0},
 			"total_tokens": p.in + p.out,
 		}

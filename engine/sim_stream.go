@@ -60,6 +60,8 @@ func (st *stream) write(b []byte) {
 func (s *Sim) run(w http.ResponseWriter, r *http.Request, wk *work, a answer, o orders) error {
 	q := &sequence{
 		in:     wk.in,
+		caches: wk.caches,
+		blocks: wk.blocks,
 		limit:  wk.out,
 		extra:  s.cfg.TTFT + o.ttft,
 		sticks: o.hang,
@@ -94,6 +96,7 @@ func (s *Sim) writeWhole(w http.ResponseWriter, r *http.Request, wk *work, a ans
 	if _, _, err := s.batch.await(r.Context(), q, q.limit); err != nil { // beyond the limit there is only the end
 		return err
 	}
+	wk.cached = q.cached
 	contentType, body := a.whole()
 	if !o.cut {
 		s.count(wk)
@@ -124,6 +127,7 @@ func (s *Sim) writeStream(w http.ResponseWriter, r *http.Request, wk *work, a st
 		}
 		for sent < made && st.err == nil {
 			if sent == 0 {
+				wk.cached = q.cached
 				a.begin(st)
 			}
 			n := q.next(sent)

@@ -398,6 +398,7 @@ func TestBadConfigNamesTheField(t *testing.T) {
 		"Models":       {},
 		"Slots":        {Models: models, Slots: -1},
 		"ITLBase":      {Models: models, ITLBase: -1},
+		"PrefixCache":  {Models: models, PrefixCache: -1},
 		"Fail":         {Models: models, Fail: 1.5},
 		"Hang":         {Models: models, Fail: 0.5, Hang: 0.6},
 		"RefuseStatus": {Models: models, RefuseStatus: 500},

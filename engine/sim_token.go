@@ -5,17 +5,18 @@ import "strings"
 // PromptHash is what an answer's tokens derive from: FNV-1a over the words of the texts, in order, each followed by a
 // space. White space between words does not count, nor does how words are spread over texts.
 func PromptHash(texts ...string) uint64 {
-	hash, _ := hashWords(texts)
+	hash, _, _ := hashWords(texts, 0)
 	return hash
 }
 
 // CountTokens is how many tokens a Sim sees in the texts: their whitespace-separated words.
 func CountTokens(texts ...string) int {
-	_, n := hashWords(texts)
+	_, n, _ := hashWords(texts, 0)
 	return n
 }
 
-func hashWords(texts []string) (hash uint64, words int) {
+// hashWords also tells the hash after every so many words, unless block is 0.
+func hashWords(texts []string, block int) (hash uint64, words int, blocks []uint64) {
 	const offset, prime = 14695981039346656037, 1099511628211
 	hash = offset
 	for _, t := range texts {
@@ -25,9 +26,12 @@ func hashWords(texts []string) (hash uint64, words int) {
 				hash = (hash ^ uint64(word[i])) * prime
 			}
 			hash = (hash ^ ' ') * prime
+			if block > 0 && words%block == 0 {
+				blocks = append(blocks, hash)
+			}
 		}
 	}
-	return hash, words
+	return hash, words, blocks
 }
 
 // SimToken is token i of a Sim's answer to the prompt with this hash: a word of five letters.

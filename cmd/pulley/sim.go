@@ -28,7 +28,8 @@ func newSimCommand() *cobra.Command {
 exact timing. It takes no GPU, and serves as the engine in tests, benchmarks and demos.
 
 A prompt has as many tokens as words. Prompts are prefilled one after the other at --prefill-rate; then every request in
-the batch makes a token per A + B × (requests in the batch), as --itl says. All times are zero unless given.
+the batch makes a token per A + B × (requests in the batch), as --itl says. All times are zero unless given. With
+--prefix-cache a prompt that begins like an earlier one is prefilled only from where they part.
 
 It answers chat, completions, embeddings, responses, messages, rerank, images, audio and /v2/models/M/infer, /v1/models,
 /health, /metrics in vLLM's dialect, and /sim/stats.
@@ -67,6 +68,7 @@ Any request may order a misbehaviour in the header x-sim, as a comma-separated l
 	f.IntVar(&cfg.MaxQueue, "max-queue", 0, "requests that may wait for a slot before more are refused; 0 is no limit")
 	f.Float64Var(&cfg.PrefillRate, "prefill-rate", 0, "prompt tokens per second; 0 is infinitely fast")
 	f.Var(&itl, "itl", "inter-token time as `A,B`: A + B × (requests in the batch), such as 20ms,500us; B may be left out")
+	f.IntVar(&cfg.PrefixCache, "prefix-cache", 0, "prompt tokens to keep for prompts that begin alike; 0 keeps none")
 	f.DurationVar(&cfg.TTFT, "ttft", 0, "time before the first token, on top of the prefill")
 	f.IntVar(&cfg.TokensPerEvent, "tokens-per-event", 1, "tokens in each event of a stream but the first")
 	f.Float64Var(&cfg.Fail, "fail", 0, "probability of an answer 500")
@@ -116,7 +118,7 @@ func runSim(cmd *cobra.Command, listen string, cfg engine.SimConfig) error {
 // simFlags are the flags that set the fields of engine.SimConfig.
 var simFlags = map[string]string{
 	"Name": "name", "Models": "model", "Slots": "slots", "MaxQueue": "max-queue", "PrefillRate": "prefill-rate",
-	"ITLBase": "itl", "ITLPerRequest": "itl", "TTFT": "ttft", "TokensPerEvent": "tokens-per-event",
+	"PrefixCache": "prefix-cache", "ITLBase": "itl", "ITLPerRequest": "itl", "TTFT": "ttft", "TokensPerEvent": "tokens-per-event",
 	"Fail": "fail", "Hang": "hang", "Cut": "cut", "CutAfter": "cut-after", "Refuse": "refuse",
 	"RefuseStatus": "refuse-status", "Dialect": "dialect",
 }
