@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/pprof"
 	"strings"
@@ -32,22 +33,36 @@ func (g *Gateway) readyz(w http.ResponseWriter, r *http.Request) {
 		Reason   string   `json:"reason,omitempty"`
 		Requests int      `json:"requests"`
 		Models   []string `json:"models"`
+		Policy   string   `json:"policy"` // in force
+		Keys     string   `json:"keys"`   // whether clients need one
 	}{Requests: g.count(), Models: g.fleet.models()}
-	switch {
-	case g.draining.Load():
-		status.Reason = "draining"
-	case !g.nc.IsConnected():
-		status.Reason = "no connection to the broker"
-	case !g.ready.Load():
-		status.Reason = "the queue is not available"
-	default:
-		status.Ready = true
+	status.Policy = fmt.Sprintf("revision %d", g.rules.Load().Revision)
+	if stale := g.stalePolicy.Load(); stale != nil && *stale != "" {
+		status.Policy = *stale
 	}
+	status.Keys = g.keys.state()
+	status.Reason = g.NotReady()
+	status.Ready = status.Reason == ""
 	code := http.StatusOK
 	if !status.Ready {
 		code = http.StatusServiceUnavailable
 	}
 	writeJSON(w, code, status)
+}
+
+// NotReady is why this gateway should not be sent requests; "" if it should.
+func (g *Gateway) NotReady() string {
+	switch {
+	case g.draining.Load():
+		return "draining"
+	case !g.nc.IsConnected():
+		return "no connection to the broker"
+	case !g.ready.Load():
+		return "the queue is not available"
+	case !g.keys.read():
+		return "the keys are not read yet"
+	}
+	return ""
 }
 
 // metrics are labelled by pools that had a worker and by tiers, never by what a
@@ -64,6 +79,7 @@ type metrics struct {
 	broken    *prometheus.CounterVec
 	errors    *prometheus.CounterVec
 	tokens    *prometheus.CounterVec
+	mirrors   *prometheus.CounterVec
 }
 
 // Buckets follow vLLM's, so that panels overlay.
@@ -91,6 +107,7 @@ func newMetrics(g *Gateway) *metrics {
 		broken:    counter("broken_streams_total", "Streams that ended with an error event.", "pool"),
 		errors:    counter("errors_total", "Error answers by code.", "code"),
 		tokens:    counter("tokens_total", "Tokens that engines reported.", "pool", "tier", "direction"),
+		mirrors:   counter("mirrored_total", "Copies for mirrors: sent, or dropped since there was no room.", "pool", "outcome"),
 	}
 	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "pulley", Name: "requests_in_flight", Help: "Requests held now."},
 		func() float64 { return float64(g.count()) })
@@ -99,7 +116,7 @@ func newMetrics(g *Gateway) *metrics {
 	info := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "pulley", Name: "build_info", Help: "1, labelled with the version.",
 		ConstLabels: prometheus.Labels{"version": g.cfg.Version, "gateway": g.id}})
 	info.Set(1)
-	m.registry.MustRegister(m.requests, m.queue, m.ttft, m.duration, m.refusals, m.attempts, m.cancelled, m.broken, m.errors, m.tokens,
+	m.registry.MustRegister(m.requests, m.queue, m.ttft, m.duration, m.refusals, m.attempts, m.cancelled, m.broken, m.errors, m.tokens, m.mirrors,
 		inFlight, bodies, info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -123,13 +140,21 @@ func (m *metrics) attemptFailed(pool, class string, crashed bool) {
 	m.attempts.WithLabelValues(pool, class).Inc()
 }
 
+func (m *metrics) mirrored(pool string, sent bool) {
+	outcome := "dropped"
+	if sent {
+		outcome = "sent"
+	}
+	m.mirrors.WithLabelValues(pool, outcome).Inc()
+}
+
 func (m *metrics) brokenStream(pool string) { m.broken.WithLabelValues(pool).Inc() }
 
 func (m *metrics) answeredError(e *Error) { m.errors.WithLabelValues(strings.ToLower(e.Code)).Inc() }
 
 // done counts a request that was let in.
 func (m *metrics) done(f *flight, ans *answer) {
-	pool, tier := f.req.Pool, f.req.Tier
+	pool, tier := f.at().pool, f.at().tier.Name
 	m.duration.WithLabelValues(pool, tier).Observe(time.Since(f.arrived).Seconds())
 	outcome := "refused"
 	switch {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pulley-lb/pulley/subjects"
@@ -39,8 +40,9 @@ type answer struct {
 	stream bool     // passed on as it comes
 	events bool     // server-sent events
 	held   [][]byte // else
-	size   int64
-	taken  int64 // told to the worker
+	edit   *editor  // nil: no byte of it changes
+	size   int64    // as it came, whatever is made of it
+	taken  int64    // told to the worker
 	usage  subjects.End
 }
 
@@ -50,7 +52,7 @@ func newAnswer(g *Gateway, w http.ResponseWriter, r *http.Request, f *flight) *a
 
 // reset forgets an attempt's answer of which nothing was written.
 func (a *answer) reset() {
-	a.got, a.held, a.stream, a.events, a.size, a.taken = nil, nil, false, false, 0, 0
+	a.got, a.held, a.edit, a.stream, a.events, a.size, a.taken = nil, nil, nil, false, false, 0, 0
 }
 
 // errMalformed is a bug of a worker.
@@ -64,15 +66,25 @@ func (a *answer) head(payload []byte) error {
 	a.got = h
 	ct, _, _ := mime.ParseMediaType(h.Header.Get("Content-Type"))
 	a.events = ct == "text/event-stream"
+	jsonLines := ct == "application/x-ndjson" || ct == "application/jsonl"
 	switch {
 	case a.opened:
 		a.stream = a.events && h.Status == http.StatusOK
-	case a.events, ct == "application/x-ndjson", ct == "application/jsonl":
+	case a.events, jsonLines:
 		a.stream = true
 	case h.Length < 0 && ct != "application/json", h.Length > maxHeld:
 		a.stream = true
 	}
+	if h.Status < 400 && plainBytes(h.Header) && (a.events || jsonLines || !a.stream && ct == "application/json") {
+		a.edit = newEditor(a.f.edits, a.d, a.r.URL.Path, jsonLines)
+	}
 	return nil
+}
+
+// plainBytes says that an answer is not compressed: only such a one is edited.
+func plainBytes(h http.Header) bool {
+	enc := h.Get("Content-Encoding")
+	return enc == "" || strings.EqualFold(enc, "identity")
 }
 
 // data takes a piece of the answer; last says that no other is there yet.
@@ -92,7 +104,7 @@ func (a *answer) data(b []byte, last bool) error {
 				Message: fmt.Sprintf("the engine answered a stream with more than %d bytes of something else", maxHeld)}
 		}
 		if a.size > maxHeld {
-			a.stream = true
+			a.stream, a.edit = true, nil
 			for _, h := range a.held {
 				if err := a.pass(h, false); err != nil {
 					return err
@@ -119,8 +131,13 @@ func (a *answer) credit() {
 	a.g.nc.Publish(subjects.WorkerCredit(cur.worker), body)
 }
 
-// pass writes bytes through.
+// pass writes bytes of a stream through.
 func (a *answer) pass(b []byte, flush bool) error {
+	if a.edit != nil {
+		if b = a.edit.lines(b); len(b) == 0 && !a.begun {
+			return nil // another attempt can still be made
+		}
+	}
 	if !a.begun {
 		a.begin(-1)
 	}
@@ -138,24 +155,30 @@ func (a *answer) pass(b []byte, flush bool) error {
 func (a *answer) begin(length int64) {
 	now := time.Now()
 	a.begun = true
+	a.f.firstByte = now
 	a.f.mu.Lock()
 	a.f.begun = true
 	claimed := a.f.claimed
 	a.f.mu.Unlock()
-	a.g.metrics.firstByte(a.f.req.Pool, a.f.req.Tier, now.Sub(a.f.arrived))
+	at := a.f.at()
+	a.g.metrics.firstByte(at.pool, at.tier.Name, now.Sub(a.f.arrived))
 	if a.opened {
 		return
 	}
 	h := a.w.Header()
 	for k, v := range a.got.Header {
 		if k != "X-Request-Id" && k != "Openai-Processing-Ms" {
-			if had := h[k]; had != nil { // such as Vary, for browsers
+			had := h[k]
+			if had != nil && strings.HasPrefix(k, "X-Ratelimit-") { // the key's, not the engine's
+				continue
+			}
+			if had != nil { // such as Vary, for browsers
 				v = slices.Concat(had, v)
 			}
 			h[k] = v
 		}
 	}
-	if a.stream && a.events {
+	if a.stream && (a.events || a.edit != nil) {
 		h.Del("Content-Length")
 	}
 	if length >= 0 {
@@ -171,7 +194,7 @@ func (a *answer) begin(length int64) {
 func millis(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 
 func (a *answer) header(status int) {
-	a.w.Header().Set("X-Service-Tier", a.f.req.Tier)
+	a.w.Header().Set("X-Service-Tier", a.f.at().tier.Name)
 	a.extend(time.Now())
 	a.w.WriteHeader(status)
 }
@@ -226,12 +249,24 @@ func (a *answer) end(payload []byte) error {
 		if !a.begun {
 			a.begin(-1)
 		}
+		if a.edit != nil {
+			if err := a.write(a.edit.last()); err != nil {
+				return err
+			}
+		}
 		return a.flush()
+	}
+	if a.edit != nil {
+		a.held = [][]byte{a.edit.whole(a.held)}
 	}
 	if a.opened { // promised a stream, got something else
 		return a.insteadOfStream()
 	}
-	a.begin(a.size)
+	var length int64
+	for _, b := range a.held {
+		length += int64(len(b))
+	}
+	a.begin(length)
 	for _, b := range a.held {
 		if err := a.write(b); err != nil {
 			return err
@@ -357,6 +392,6 @@ func (a *answer) lastEvent(b []byte) error {
 	if err := a.write(b); err != nil {
 		return err
 	}
-	a.g.metrics.brokenStream(a.f.req.Pool)
+	a.g.metrics.brokenStream(a.f.at().pool)
 	return a.flush()
 }

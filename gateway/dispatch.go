@@ -44,13 +44,20 @@ func (g *Gateway) claimed(m *nats.Msg) {
 	if f := g.find(c.ID); f != nil {
 		now := time.Now()
 		refusal.Verdict, refusal.DelayMS = f.claim(c, now, func(not ...map[string]bool) (live, free int) {
-			return g.fleet.others(f.req.Pool, now, not...)
+			return g.fleet.others(f.at().pool, now, not...)
 		})
 		if d, err := subjects.ParseAck(c.Ack); err == nil {
-			f.queue.tell(d.Pending, now)
+			if at := f.at(); at.lane == subjects.Shared {
+				at.queue.tell(d.Pending, now)
+			}
 		}
 		if refusal.Verdict == subjects.Go {
-			g.metrics.queueTime(f.req.Pool, f.req.Tier, now.Sub(f.arrived))
+			at := f.at()
+			g.fleet.claimed(c.Worker)
+			if f.home != 0 && g.fleet.serving(at.pool, c.Worker) {
+				g.homes.learn(f.home, at.pool, c.Worker)
+			}
+			g.metrics.queueTime(at.pool, at.tier.Name, now.Sub(f.arrived))
 			return
 		}
 	}
@@ -77,11 +84,7 @@ func (g *Gateway) listed(m *nats.Msg) {
 }
 
 func (g *Gateway) cancelAttempt(worker string, id subjects.ID, mark uint64, reason string) {
-	body, err := json.Marshal(subjects.Cancel{ID: id, Attempt: mark, Reason: reason})
-	if err != nil {
-		panic(err)
-	}
-	g.nc.Publish(subjects.WorkerCancel(worker), body)
+	g.publishJSON(subjects.WorkerCancel(worker), subjects.Cancel{ID: id, Attempt: mark, Reason: reason})
 }
 
 // bodyWanted serves a piece of a body that travels by reference.

@@ -154,6 +154,9 @@ func (e *Error) write(w http.ResponseWriter, d dialect, id string) {
 	if e.RetryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
 	}
+	if e.Status == http.StatusUnauthorized {
+		h.Set("Www-Authenticate", "Bearer")
+	}
 	if e.NoRetry {
 		h.Set("X-Should-Retry", "false")
 	}

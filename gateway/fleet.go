@@ -35,27 +35,43 @@ const (
 // fleet is what this gateway knows of workers and pools, all of it heard.
 type fleet struct {
 	g      *Gateway
-	arrive chan string // pools whose queues must exist
+	arrive chan laneName // lanes whose queues must exist
 
 	mu      sync.Mutex
 	workers map[string]*member
 	pools   map[string]*poolState
+	peers   map[string]time.Time // other gateways, and when they were last heard
 	swept   time.Time
 }
 
+// laneName is a lane of a pool.
+type laneName struct{ pool, lane string }
+
 type member struct {
-	beat subjects.Heartbeat
-	seen time.Time
+	beat  subjects.Heartbeat
+	seen  time.Time
+	taken int // claims since beat
 }
 
 type poolState struct {
-	ensured bool      // its consumers exist
-	asked   bool      // and that was asked for
-	empty   time.Time // since when no live worker serves it; zero while one does
+	lanes map[string]*laneState
+	empty time.Time // since when no live worker serves it; zero while one does
+	slots int       // of its live workers
+	free  int       // of these
 }
 
+type laneState struct {
+	ensured bool // its consumers exist
+	asked   bool // and that was asked for
+}
+
+func (p *poolState) ensured(lane string) bool { return p.lanes[lane] != nil && p.lanes[lane].ensured }
+
 func newFleet(g *Gateway) *fleet {
-	return &fleet{g: g, arrive: make(chan string, 1024), workers: make(map[string]*member), pools: make(map[string]*poolState)}
+	return &fleet{
+		g: g, arrive: make(chan laneName, 1024),
+		workers: make(map[string]*member), pools: make(map[string]*poolState), peers: make(map[string]time.Time),
+	}
 }
 
 // hear takes a heartbeat.
@@ -70,38 +86,168 @@ func (fl *fleet) hear(m *nats.Msg) {
 	defer fl.mu.Unlock()
 	if h.State == subjects.Left {
 		if fl.workers[h.Worker] != nil {
-			delete(fl.workers, h.Worker)
+			fl.forgetLocked(h.Worker)
 			fl.g.log.Info("worker left", "worker", h.Name)
+			fl.g.event(subjects.Event{Kind: subjects.EventWorkerLeft, Worker: h.Name, Text: "worker " + h.Name + " left"})
 			go fl.g.abandon(h, "worker "+h.Name+" left") // bounded by its own timeout
 		}
 		return
 	}
-	if fl.workers[h.Worker] == nil {
-		fl.g.log.Info("worker joined", "worker", h.Name, "engine", h.URL, "slots", h.Slots)
-	}
+	was := fl.workers[h.Worker]
 	fl.workers[h.Worker] = &member{beat: h, seen: now}
+	fl.tellStateLocked(was, &h)
+	p := fl.g.rules.Load().Policy
 	for i := range h.Pools {
-		fl.needLocked(h.Pools[i].Pool)
+		pool := h.Pools[i].Pool
+		fl.needLocked(pool, subjects.Shared)
+		if p.AffinityOf(pool) != policy.AffinityOff {
+			fl.needLocked(pool, h.Worker)
+		}
+	}
+	if was == nil || was.beat.State != h.State || was.beat.Slots != h.Slots || len(was.beat.Pools) != len(h.Pools) {
+		fl.countLocked(now)
 	}
 }
 
-// needLocked makes sure that a pool's queues exist, soon.
-func (fl *fleet) needLocked(pool string) {
+// tellStateLocked tells what is new about a worker.
+func (fl *fleet) tellStateLocked(was *member, h *subjects.Heartbeat) {
+	e := subjects.Event{Worker: h.Name}
+	switch {
+	case was == nil:
+		fl.g.log.Info("worker joined", "worker", h.Name, "engine", h.URL, "slots", h.Slots)
+		e.Kind, e.Text = subjects.EventWorkerJoined, fmt.Sprintf("worker %s joined with %d slots on %s", h.Name, h.Slots, h.URL)
+	case was.beat.State != h.State && h.State != subjects.Paused && was.beat.State != subjects.Paused:
+		e.Kind, e.Text = subjects.EventWorkerState, fmt.Sprintf("worker %s: %s → %s", h.Name, was.beat.State, h.State)
+		if h.Reason != "" {
+			e.Text += " (" + h.Reason + ")"
+		}
+	default:
+		return
+	}
+	fl.g.event(e)
+}
+
+// needLocked makes sure that a lane's queues exist, soon.
+func (fl *fleet) needLocked(pool, lane string) {
 	p := fl.pools[pool]
 	if p == nil {
-		p = &poolState{empty: time.Now()}
+		p = &poolState{empty: time.Now(), lanes: make(map[string]*laneState)}
 		fl.pools[pool] = p
 	}
-	if !p.asked && fl.g.streams.Load() {
+	l := p.lanes[lane]
+	if l == nil {
+		l = new(laneState)
+		p.lanes[lane] = l
+	}
+	if !l.asked && fl.g.streams.Load() {
 		select {
-		case fl.arrive <- pool:
-			p.asked = true
+		case fl.arrive <- laneName{pool, lane}:
+			l.asked = true
 		default: // the next heartbeat asks again
 		}
 	}
 }
 
-// loop sweeps, publishes references and creates queues.
+// forgetLocked forgets a worker that is gone. The queues of its home lanes go
+// away by themselves.
+func (fl *fleet) forgetLocked(worker string) {
+	delete(fl.workers, worker)
+	for _, p := range fl.pools {
+		delete(p.lanes, worker)
+	}
+}
+
+// hearPeer notes that another gateway lives.
+func (fl *fleet) hearPeer(m *nats.Msg) {
+	id, ok := subjects.GatewayOf(m.Subject)
+	if !ok || id == fl.g.id {
+		return
+	}
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	fl.peers[id] = time.Now()
+}
+
+// gateways is how many gateways there are, this one included.
+func (fl *fleet) gateways(now time.Time) int {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	n := 1
+	for id, at := range fl.peers {
+		if now.Sub(at) > 3*subjects.ReferenceEvery+subjects.ReferenceEvery/2 {
+			delete(fl.peers, id)
+			continue
+		}
+		n++
+	}
+	return n
+}
+
+// claimed notes that a worker has taken a request.
+func (fl *fleet) claimed(worker string) {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	if m := fl.workers[worker]; m != nil {
+		m.taken++
+	}
+}
+
+// countLocked adds up what each pool has.
+func (fl *fleet) countLocked(now time.Time) {
+	for _, p := range fl.pools {
+		p.slots, p.free = 0, 0
+	}
+	serving := make(map[string]bool)
+	for _, m := range fl.workers {
+		if !m.beat.Live() {
+			continue
+		}
+		for i := range m.beat.Pools {
+			p := fl.pools[m.beat.Pools[i].Pool]
+			serving[m.beat.Pools[i].Pool] = true
+			p.slots += m.beat.Slots
+			if m.beat.State == subjects.Ready {
+				p.free += max(m.beat.Slots-m.beat.InFlight-m.taken, 0)
+			}
+		}
+	}
+	for name, p := range fl.pools {
+		switch {
+		case serving[name]:
+			p.empty = time.Time{}
+		case p.empty.IsZero():
+			p.empty = now
+		}
+	}
+}
+
+// free is how many slots of a pool are free.
+func (fl *fleet) free(pool string) int {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	if p := fl.pools[pool]; p != nil {
+		return p.free
+	}
+	return 0
+}
+
+// hasHome says whether a live worker has a home lane in a pool.
+func (fl *fleet) hasHome(pool, worker string) bool {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	m, p := fl.workers[worker], fl.pools[pool]
+	return m != nil && p != nil && m.beat.Live() && p.ensured(worker) && m.beat.Serves(pool)
+}
+
+// serving says whether a worker is one of a pool's own.
+func (fl *fleet) serving(pool, worker string) bool {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	m := fl.workers[worker]
+	return m != nil && m.beat.Serves(pool)
+}
+
+// loop sweeps and publishes references.
 func (fl *fleet) loop(ctx context.Context) {
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
@@ -115,9 +261,21 @@ func (fl *fleet) loop(ctx context.Context) {
 			fl.sweep(time.Now())
 		case <-refs.C:
 			fl.publishReferences()
-		case pool := <-fl.arrive:
-			fl.ensure(ctx, pool)
-			fl.publishReferences() // the workers bid as soon as they hear of it
+		}
+	}
+}
+
+// ensureLoop creates queues.
+func (fl *fleet) ensureLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case l := <-fl.arrive:
+			fl.ensure(ctx, l)
+			if len(fl.arrive) == 0 {
+				fl.publishReferences() // the workers bid as soon as they hear of it
+			}
 		}
 	}
 }
@@ -128,33 +286,21 @@ func (fl *fleet) sweep(now time.Time) {
 	slept := !fl.swept.IsZero() && now.Sub(fl.swept) > sleptTooLong
 	fl.swept = now
 	var lost []*member
-	serving := make(map[string]bool)
 	for id, m := range fl.workers {
 		if slept || !fl.g.nc.IsConnected() {
 			m.seen = now
 		}
 		if now.Sub(m.seen) > subjects.WorkerDeadline {
-			delete(fl.workers, id)
+			fl.forgetLocked(id)
 			lost = append(lost, m)
-			continue
-		}
-		if m.beat.Live() {
-			for i := range m.beat.Pools {
-				serving[m.beat.Pools[i].Pool] = true
-			}
 		}
 	}
-	for name, p := range fl.pools {
-		switch {
-		case serving[name]:
-			p.empty = time.Time{}
-		case p.empty.IsZero():
-			p.empty = now
-		}
-	}
+	fl.countLocked(now)
 	fl.mu.Unlock()
 
+	fl.g.resizeQueues(now)
 	for _, m := range lost {
+		fl.g.event(subjects.Event{Kind: subjects.EventWorkerLost, Worker: m.beat.Name, Text: fmt.Sprintf("worker %s fell silent; what it had runs elsewhere", m.beat.Name)})
 		fl.g.log.Warn("worker lost", "worker", m.beat.Name, "silent", now.Sub(m.seen))
 		go fl.g.abandon(m.beat, fmt.Sprintf("worker %s fell silent", m.beat.Name)) // bounded by its own timeout
 	}
@@ -182,9 +328,16 @@ func (fl *fleet) publishReferences() {
 		}
 	}
 	for name, p := range fl.pools {
-		if p.ensured {
-			ref.Pools[name] = subjects.PoolReference{Mean: policy.MeanOf(means[name])}
+		if !p.ensured(subjects.Shared) {
+			continue
 		}
+		r := subjects.PoolReference{Mean: policy.MeanOf(means[name])}
+		for lane, l := range p.lanes {
+			if lane != subjects.Shared && l.ensured {
+				r.Homes = append(r.Homes, lane)
+			}
+		}
+		ref.Pools[name] = r
 	}
 	for _, m := range fl.workers {
 		if !m.beat.Live() {
@@ -197,6 +350,8 @@ func (fl *fleet) publishReferences() {
 				continue
 			}
 			r.Workers++
+			r.Slots += m.beat.Slots
+			r.Weight += m.beat.Weight
 			if price, ok := p.Curve.Price(r.Mean, 1, 0); ok && m.beat.Weight > 0 {
 				if price /= m.beat.Weight; r.Price == 0 || price < r.Price {
 					r.Price = price
@@ -206,39 +361,47 @@ func (fl *fleet) publishReferences() {
 		}
 	}
 	fl.mu.Unlock()
-	body, err := json.Marshal(ref)
-	if err != nil {
-		fl.g.log.Error("reference", "err", err)
-		return
+	for k, n := range fl.g.heldByQueue() {
+		if r, ok := ref.Pools[k.pool]; ok {
+			if r.Held == nil {
+				r.Held = make(map[string]int)
+			}
+			r.Held[k.tier] = n
+			ref.Pools[k.pool] = r
+		}
 	}
-	fl.g.nc.Publish(subjects.GatewayRef(fl.g.id), body)
+	fl.g.publishJSON(subjects.GatewayRef(fl.g.id), ref)
 }
 
-// ensure creates a pool's queues, one for each tier, and remembers the pool.
-func (fl *fleet) ensure(ctx context.Context, pool string) {
+// ensure creates a lane's queues, one for each tier, and remembers the pool.
+func (fl *fleet) ensure(ctx context.Context, l laneName) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	err := func() error {
-		for _, t := range fl.g.cfg.Tiers {
-			if err := subjects.EnsureConsumer(ctx, fl.g.js, t.Name, pool, subjects.Shared); err != nil {
+		for _, t := range fl.g.tiers() {
+			if err := subjects.EnsureConsumer(ctx, fl.g.js, t.Name, l.pool, l.lane); err != nil {
 				return err
 			}
+		}
+		if l.lane != subjects.Shared {
+			return nil
 		}
 		kv, err := fl.g.js.KeyValue(ctx, subjects.PoolsBucket)
 		if err != nil {
 			return fmt.Errorf("bucket %s: %w", subjects.PoolsBucket, err)
 		}
-		if _, err := kv.Create(ctx, poolKey(pool), []byte(pool)); err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
-			return fmt.Errorf("remember pool %q: %w", pool, err)
+		if _, err := kv.Create(ctx, poolKey(l.pool), []byte(l.pool)); err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
+			return fmt.Errorf("remember pool %q: %w", l.pool, err)
 		}
 		return nil
 	}()
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
-	p := fl.pools[pool]
-	p.ensured, p.asked = err == nil, err == nil
+	if s := fl.pools[l.pool].lanes[l.lane]; s != nil { // else its worker has left
+		s.ensured, s.asked = err == nil, err == nil
+	}
 	if err != nil && ctx.Err() == nil {
-		fl.g.log.Warn("queues of a pool not created; trying again", "pool", pool, "err", err)
+		fl.g.log.Warn("queues of a pool not created; trying again", "pool", l.pool, "lane", l.lane, "err", err)
 	}
 }
 
@@ -259,15 +422,19 @@ func (fl *fleet) remember(ctx context.Context) error {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
 	for _, p := range fl.pools { // after a reconnect: their queues may be gone
-		p.ensured, p.asked = false, false
+		for _, l := range p.lanes {
+			*l = laneState{}
+		}
 	}
 	for _, k := range keys {
 		if name, err := subjects.Untoken(k); err == nil {
-			fl.needLocked(name)
+			fl.needLocked(name, subjects.Shared)
 		}
 	}
-	for name := range fl.pools {
-		fl.needLocked(name)
+	for name, p := range fl.pools {
+		for lane := range p.lanes {
+			fl.needLocked(name, lane)
+		}
 	}
 	return nil
 }
@@ -293,13 +460,10 @@ func (fl *fleet) emptySince(pool string) time.Time {
 func (fl *fleet) slots(pool string) int {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
-	n := 0
-	for _, m := range fl.workers {
-		if m.beat.Live() && m.beat.Serves(pool) {
-			n += m.beat.Slots
-		}
+	if p := fl.pools[pool]; p != nil {
+		return p.slots
 	}
-	return n
+	return 0
 }
 
 // others counts the live workers of a pool in none of the sets, and those with
@@ -363,7 +527,8 @@ func (g *Gateway) abandon(h subjects.Heartbeat, why string) {
 	var waiting []*flight
 	for _, f := range g.all() {
 		f.lostWorker(h.Worker, why)
-		if _, queued := f.queued(); queued && pools[f.req.Pool] {
+		f.displace(h.Worker)
+		if seq, queued := f.queued(); queued && seq > 0 && pools[f.at().pool] {
 			waiting = append(waiting, f)
 		}
 	}
@@ -374,22 +539,24 @@ func (g *Gateway) abandon(h subjects.Heartbeat, why string) {
 	time.Sleep(claimWithin)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	last := make(map[*queue]uint64) // each queue's last delivery
+	last := make(map[string]uint64) // each queue's last delivery
 	for _, f := range waiting {
-		stream, consumer := subjects.ReqStream(f.req.Tier), subjects.ReqConsumer(f.req.Pool, subjects.Shared)
-		if _, ok := last[f.queue]; !ok {
-			last[f.queue] = 0
+		at := f.at()
+		stream, consumer := subjects.ReqStream(at.tier.Name), subjects.ReqConsumer(at.pool, at.lane)
+		key := stream + " " + consumer
+		if _, ok := last[key]; !ok {
+			last[key] = 0
 			c, err := g.js.Consumer(ctx, stream, consumer)
 			if err != nil {
 				continue
 			}
 			if info := c.CachedInfo(); info.NumAckPending > 0 {
-				last[f.queue] = info.Delivered.Consumer
+				last[key] = info.Delivered.Consumer
 			}
 		}
-		if seq, queued := f.queued(); queued && seq > 0 && last[f.queue] > 0 {
+		if seq, queued := f.queued(); queued && seq > 0 && last[key] > 0 {
 			// Of no effect unless it was delivered.
-			g.nc.Publish(subjects.AckSubject(stream, consumer, seq, last[f.queue]), subjects.Nak)
+			g.nc.Publish(subjects.AckSubject(stream, consumer, seq, last[key]), subjects.Nak)
 		}
 	}
 }

@@ -14,18 +14,31 @@ import (
 // goroutine owns it; what the dispatcher touches too is guarded.
 type flight struct {
 	// Fixed before it is published.
-	req     *subjects.Request
-	tier    policy.Tier
-	queue   *queue
+	req     *subjects.Request // Pool and Tier are those it was admitted to: see at
+	caller  *caller
+	route   *policy.Route // nil: none
+	routed  string        // the route's name
+	home    uint64        // where the conversation goes is learned under it; 0: not at all
+	edits   edits
+	cost    int // tokens, in its tenant's turn
 	arrived time.Time
 
-	inQueue time.Time // when it was last seen to be there; the handler's own
+	// The handler's own.
+	inQueue time.Time // when it was last seen to be there
+	since   time.Time // when it came to its lane
+	counted bool      // a failure of it counts against its side of a shift
+	turn    *turn     // it waits here for its turn to be published; nil: it is, or soon
 
-	bytes atomic.Int64 // written to the client
+	where atomic.Pointer[place] // written by the handler alone
+	bytes atomic.Int64          // written to the client
 
 	mu      sync.Mutex
 	body    []byte
-	seq     uint64 // of its message in the tier's stream; 0 until known
+	seq     uint64   // of its message in the tier's stream; 0 until known
+	copies  int      // times that it was published
+	left    leftover // a message that may still be delivered and is not the one
+	move    bool     // its home is gone: it has to go to the shared lane
+	purged  error    // an operator wants it gone
 	current *attempt
 	over    bool
 	history policy.History
@@ -37,6 +50,8 @@ type flight struct {
 	notify  chan struct{}
 	claimed time.Time
 	begun   bool // its answer has begun to reach the client
+
+	firstByte time.Time // when it did; the handler's own
 }
 
 // attempt is a worker's granted start on a flight.
@@ -61,12 +76,48 @@ type event struct {
 	crashed bool // the worker died
 }
 
-func newFlight(req *subjects.Request, tier policy.Tier, q *queue, body []byte, now time.Time) *flight {
-	return &flight{
-		req: req, tier: tier, queue: q, body: body, arrived: now, inQueue: now,
-		history: policy.History{MaxAttempts: tier.MaxAttempts},
-		failed:  make(map[string]bool), refused: make(map[string]bool),
-		notify: make(chan struct{}, 1),
+// place is a queue that a request may wait in.
+type place struct {
+	pool  string
+	tier  policy.Tier
+	lane  string
+	queue *queue
+}
+
+// leftover is a message of a request that has moved to another queue.
+type leftover struct {
+	stream string
+	seq    uint64 // it, and all before it
+}
+
+func newFlight(req *subjects.Request, at place, body []byte, now time.Time) *flight {
+	f := &flight{
+		req: req, body: body, arrived: now, inQueue: now, since: now,
+		history: policy.History{MaxAttempts: at.tier.Retries + 1},
+		notify:  make(chan struct{}, 1),
+	}
+	f.where.Store(&at)
+	return f
+}
+
+// at is the queue that it waits in, or was taken from.
+func (f *flight) at() *place { return f.where.Load() }
+
+// order makes it end with an error, from outside of its handler.
+func (f *flight) order(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.purged = err
+	f.wake()
+}
+
+// displace makes it leave the home lane of a worker that is gone.
+func (f *flight) displace(worker string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.over && f.current == nil && f.at().lane == worker {
+		f.move = true
+		f.wake()
 	}
 }
 
@@ -92,7 +143,7 @@ func (f *flight) claim(c subjects.Claim, now time.Time, others func(not ...map[s
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
-	case f.over:
+	case f.over, f.purged != nil, f.stale(c.Ack):
 		return subjects.Gone, 0
 	case f.current != nil:
 		return subjects.Elsewhere, 0
@@ -106,8 +157,17 @@ func (f *flight) claim(c subjects.Claim, now time.Time, others func(not ...map[s
 	f.starts++
 	f.current = &attempt{mark: c.Attempt, worker: c.Worker, name: c.Name, ack: c.Ack, number: f.starts, began: now, alive: now}
 	f.claimed = now
-	f.queue.leave(true, now)
+	f.at().queue.leave(true, now)
 	return subjects.Go, 0
+}
+
+// stale says that a delivery is of a message that the request left behind.
+func (f *flight) stale(ack string) bool {
+	if f.left.seq == 0 {
+		return false
+	}
+	d, err := subjects.ParseAck(ack)
+	return err == nil && d.Stream == f.left.stream && d.StreamSeq <= f.left.seq
 }
 
 // maxPending bounds what a worker may have sent beyond its credit.
@@ -188,7 +248,8 @@ func (f *flight) quiet(now time.Time, limit time.Duration) {
 	}
 }
 
-// queued says whether it waits for a worker, and under which sequence.
+// queued says whether it waits for a worker, and under which sequence: 0 while
+// it waits for its turn, or for the broker's word.
 func (f *flight) queued() (seq uint64, yes bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -199,7 +260,7 @@ func (f *flight) info(gateway string, now time.Time) subjects.RequestInfo {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	i := subjects.RequestInfo{
-		ID: f.req.ID.String(), Gateway: gateway, Tenant: f.req.Tenant, Tier: f.req.Tier, Pool: f.req.Pool,
+		ID: f.req.ID.String(), Gateway: gateway, Tenant: f.req.Tenant, Model: f.req.Model, Tier: f.at().tier.Name, Pool: f.at().pool,
 		Path: f.req.Path, Stream: f.req.Stream, State: "queued", Attempt: f.starts, Arrived: f.arrived,
 		AgeMS: now.Sub(f.arrived).Milliseconds(), QueueMS: now.Sub(f.arrived).Milliseconds(), BytesOut: f.bytes.Load(),
 	}

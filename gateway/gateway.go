@@ -8,12 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -23,8 +25,8 @@ import (
 
 // Config holds a gateway's choices.
 type Config struct {
-	// Tiers, the first first. Default policy.DefaultTiers.
-	Tiers []policy.Tier
+	// Auth says whether clients need a key. Default AuthAuto.
+	Auth AuthMode
 	// Replicas of the streams that the gateway creates. Default 1.
 	Replicas int
 	// MaxBody bounds a request's body, in bytes. Default 64 MiB.
@@ -78,6 +80,18 @@ type Gateway struct {
 	metrics *metrics
 	bodies  budget
 	fleet   *fleet
+	homes   *homes
+	keys    *keyring
+	shifts  *shifts
+	mirrors chan struct{}   // holds one for each copy under way
+	life    context.Context // of Run: requests without a client end with it
+
+	rules       atomic.Pointer[rules] // in force
+	stalePolicy atomic.Pointer[string]
+	newPolicy   chan struct{}  // tells keepStreams
+	spreads     sync.Map       // *policy.Spread of each route
+	fullTold    sync.Map       // time when a full queue was last told, by queueKey
+	background  sync.WaitGroup // requests without a client
 
 	streams  atomic.Bool // they exist
 	ready    atomic.Bool // and everything that goes with them
@@ -92,12 +106,6 @@ type queueKey struct{ pool, tier string }
 
 // New checks the configuration. It starts nothing.
 func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
-	if cfg.Tiers == nil {
-		cfg.Tiers = policy.DefaultTiers()
-	}
-	if err := policy.CheckTiers(cfg.Tiers); err != nil {
-		return nil, err
-	}
 	for _, b := range []struct {
 		name  string
 		value int64
@@ -134,9 +142,16 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		bodies:  budget{max: cfg.BodyMemory},
 		flights: make(map[subjects.ID]*flight),
 		queues:  make(map[queueKey]*queue),
+
+		mirrors:   make(chan struct{}, maxMirrors),
+		newPolicy: make(chan struct{}, 1),
 	}
 	g.log = cfg.Logger.With("gateway", g.id)
+	g.rules.Store(newRules(subjects.PolicyVersion{Policy: policy.Default()}))
 	g.fleet = newFleet(g)
+	g.homes = newHomes(g)
+	g.keys = newKeyring(g)
+	g.shifts = newShifts(g)
 	g.metrics = newMetrics(g)
 	return g, nil
 }
@@ -152,15 +167,29 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	// Two contexts: ctx ends accepting, life ends everything else.
 	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(nil)
+	g.life = life
 
 	var subs []*nats.Subscription
 	for subject, handle := range map[string]nats.MsgHandler{
 		subjects.Gateway(g.id) + ".*": g.receive,
 		subjects.AllHeartbeats:        g.fleet.hear,
+		subjects.AllGateways:          g.fleet.hearPeer,
+		subjects.Homes:                g.homes.hear,
+		subjects.Sides:                g.shifts.hear,
 		subjects.AskRequests:          g.tellRequests,
 		subjects.AskWorkers:           g.tellWorkers,
+		subjects.AskRequest:           g.tellRequest,
+		subjects.DoCancel:             g.doCancel,
+		subjects.DoPurge:              g.doPurge,
+		subjects.DoRetry:              g.doRetry,
 	} {
-		sub, err := g.nc.Subscribe(subject, handle)
+		var sub *nats.Subscription
+		var err error
+		if subject == subjects.DoRetry { // one of us, whichever
+			sub, err = g.nc.QueueSubscribe(subject, subjects.GatewayGroup, handle)
+		} else {
+			sub, err = g.nc.Subscribe(subject, handle)
+		}
 		if err != nil {
 			return fmt.Errorf("gateway: subscribe %s: %w", subject, err)
 		}
@@ -170,7 +199,12 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 
 	var loops sync.WaitGroup
 	loops.Go(func() { g.fleet.loop(life) })
+	loops.Go(func() { g.fleet.ensureLoop(life) })
 	loops.Go(func() { g.keepStreams(life) })
+	loops.Go(func() { g.followPolicy(life) })
+	loops.Go(func() { g.homes.loop(life) })
+	loops.Go(func() { g.shifts.loop(life) })
+	loops.Go(func() { g.keys.run(life) })
 
 	server := &http.Server{
 		Handler:           g.handler(),
@@ -201,6 +235,7 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 		s.Close()
 	}
 	end(nil)
+	g.background.Wait()
 	loops.Wait()
 	for _, sub := range subs {
 		sub.Unsubscribe()
@@ -257,4 +292,38 @@ func (g *Gateway) queue(pool, tier string) *queue {
 		g.queues[k] = q
 	}
 	return q
+}
+
+// resizeQueues tells each queue how much of it the broker may have.
+func (g *Gateway) resizeQueues(now time.Time) {
+	gateways := g.fleet.gateways(now)
+	g.mu.Lock()
+	queues := maps.Clone(g.queues)
+	g.mu.Unlock()
+	for k, q := range queues {
+		q.resize(g.fleet.free(k.pool), gateways, now)
+	}
+}
+
+// heldByQueue is how many requests wait here for their turn.
+func (g *Gateway) heldByQueue() map[queueKey]int {
+	g.mu.Lock()
+	queues := maps.Clone(g.queues)
+	g.mu.Unlock()
+	held := make(map[queueKey]int)
+	for k, q := range queues {
+		if n := q.held(); n > 0 {
+			held[k] = n
+		}
+	}
+	return held
+}
+
+// publishJSON publishes what always encodes.
+func (g *Gateway) publishJSON(subject string, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	g.nc.Publish(subject, body)
 }

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,69 +17,166 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// infer carries one request: read, admit, publish, and write what comes back.
+// infer carries one request: who asks, what for, where to, whether it may, and
+// then what comes back.
 func (g *Gateway) infer(w http.ResponseWriter, r *http.Request, id subjects.ID) error {
 	arrived := time.Now()
+	who, err := g.keys.authenticate(r.Header, arrived)
+	if err != nil {
+		return err
+	}
 	body, hold, err := g.readBody(w, r)
 	if err != nil {
 		return err
 	}
-	defer g.bodies.give(hold)
-	f, timeout, err := g.admit(r, id, body, arrived)
+	defer func() { g.bodies.give(hold) }()
+	f, timeout, err := g.admit(w.Header(), r, id, who, body, arrived)
 	if err != nil {
 		return err
 	}
+	g.mirror(f, timeout)
+	return g.carry(w, r, f, timeout)
+}
+
+// carry takes an admitted request to its end.
+func (g *Gateway) carry(w http.ResponseWriter, r *http.Request, f *flight, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeoutCause(r.Context(), timeout, errDeadline)
 	defer cancel()
 	g.mu.Lock()
-	g.flights[id] = f
+	g.flights[f.req.ID] = f
 	g.mu.Unlock()
 	ans := newAnswer(g, w, r, f)
 	defer g.land(f, ans)
 
-	if err := g.publish(ctx, f); err != nil {
+	if err := g.queueUp(ctx, f); err != nil {
 		return ans.refuse(g.ended(ctx, f, err))
 	}
 	return g.follow(ctx, f, ans)
 }
 
 // admit makes a flight of a request, or says why it may not join its queue.
-func (g *Gateway) admit(r *http.Request, id subjects.ID, body []byte, now time.Time) (*flight, time.Duration, error) {
+func (g *Gateway) admit(out http.Header, r *http.Request, id subjects.ID, who *caller, body []byte, now time.Time) (*flight, time.Duration, error) {
 	c, err := scan(r, body)
 	if err != nil {
 		return nil, 0, err
 	}
-	tier, ok := policy.TierFor(c.tier, g.cfg.Tiers)
-	if !ok {
-		return nil, 0, badRequest("service_tier", "no service tier %s: there are %s", quote(c.tier), strings.Join(g.tierNames(), ", "))
-	}
-	timeout, err := deadline(r.Header, tier.Deadline, g.cfg.MaxDeadline)
+	rules := g.rules.Load()
+	tier, err := g.tierFor(rules, who, &c, r.Header)
 	if err != nil {
 		return nil, 0, err
 	}
-	if !g.fleet.known(c.model) {
+	if who.key != nil && !who.key.AllowsModel(c.model) {
+		return nil, 0, &Error{Status: http.StatusForbidden, Code: "model_not_allowed", Param: "model",
+			Message: fmt.Sprintf("the key may not ask for the model %s", quote(c.model))}
+	}
+	timeout, err := deadline(r.Header, time.Duration(tier.Deadline), g.cfg.MaxDeadline)
+	if err != nil {
+		return nil, 0, err
+	}
+	way := g.findWay(rules, &c, who, r.Header, now)
+	if way.route == nil && !g.fleet.known(c.model) {
 		return nil, 0, g.unknownModel(c.model)
 	}
+	served := edits{tier: servedAs(c.tier, tier.Name)}
+	if way.route != nil && way.route.RestoreModel {
+		served.model = c.model
+	}
+	body = c.withEngineTier(body)
 	req := &subjects.Request{
-		ID: id, Gateway: g.id, Tier: tier.Name, Model: c.model, Pool: c.model,
+		ID: id, Gateway: g.id, Tenant: who.tenant, Tier: tier.Name, Model: c.model, ModelAt: c.modelAt, Pool: way.pool,
 		Deadline: now.Add(timeout).UnixMilli(), Method: r.Method, Path: requestURI(r.URL),
 		Header: forEngine(r.Header, id), Stream: c.stream, InputTokens: max(len(body)/4, 1),
-		MaxAttempts: tier.MaxAttempts, BodySize: int64(len(body)),
+		MaxAttempts: tier.Retries + 1, BodySize: int64(len(body)),
 	}
 	if err := g.fit(req, body); err != nil {
 		return nil, 0, err
 	}
-	q := g.queue(c.model, tier.Name)
-	view, admission := q.enter(tier, timeout, g.fleet.slots(c.model), now)
+	if err := g.keys.begin(who, req.InputTokens, out, now); err != nil {
+		return nil, 0, err
+	}
+	at := place{pool: way.pool, tier: tier, lane: way.lane, queue: g.queue(way.pool, tier.Name)}
+	if err := g.enter(&at, who, timeout, now); err != nil {
+		g.keys.end(who, req.InputTokens, 0, now)
+		return nil, 0, err
+	}
+	f := newFlight(req, at, body, now)
+	f.caller, f.route, f.routed, f.home, f.edits = who, way.route, way.name, way.learn, served
+	f.cost = req.InputTokens + min(cmp.Or(c.maxTokens, usualOutput), mostOutput)
+	return f, timeout, nil
+}
+
+// What a request's answer counts in its tenant's turn: what it allows, or about
+// the mean of production traffic, and never so much that one turn takes long.
+const (
+	usualOutput = 256
+	mostOutput  = 4096
+)
+
+// enter lets a request into its queue, or says why not.
+func (g *Gateway) enter(at *place, who *caller, timeout time.Duration, now time.Time) error {
+	left := timeout
+	if at.tier.MaxWait > 0 {
+		left = min(left, time.Duration(at.tier.MaxWait))
+	}
+	view, admission := at.queue.enter(at.tier, who.tenant, g.keys.queueShare(who, at.tier.MaxQueue), left, g.fleet.slots(at.pool), now)
 	switch admission {
 	case policy.Full:
-		return nil, 0, g.full(c.model, tier.Name, q, fmt.Sprintf("%d requests wait", view.Waiting))
+		return g.full(at, fmt.Sprintf("%d requests wait", view.Waiting))
+	case policy.ShareFull:
+		return g.full(at, "as many requests of this tenant wait as its key allows")
 	case policy.TooLate:
-		g.metrics.refused(c.model, tier.Name, "too_late")
-		return nil, 0, &Error{Status: http.StatusTooManyRequests, Code: "deadline_unreachable", RetryAfter: view.RetryAfter(),
-			Message: fmt.Sprintf("the queue of %s (tier %s) would take about %v, longer than the request's deadline of %v", quote(c.model), tier.Name, view.Wait().Round(time.Second), timeout)}
+		g.metrics.refused(at.pool, at.tier.Name, "too_late")
+		what := fmt.Sprintf("the request's deadline of %v", timeout)
+		if left < timeout {
+			what = fmt.Sprintf("the %v that tier %s allows", left, at.tier.Name)
+		}
+		return &Error{Status: http.StatusTooManyRequests, Code: "deadline_unreachable", RetryAfter: view.RetryAfter(),
+			Message: fmt.Sprintf("the queue of %s (tier %s) would take about %v, longer than %s", quote(at.pool), at.tier.Name, view.Wait().Round(time.Second), what)}
 	}
-	return newFlight(req, tier, q, body, now), timeout, nil
+	return nil
+}
+
+// tierFor is the tier that serves a request: what it asks for, if its key
+// allows that. A header may ask only where there is a key.
+func (g *Gateway) tierFor(r *rules, who *caller, c *call, h http.Header) (policy.Tier, error) {
+	asked := c.tier
+	if asked == "" && who.key != nil {
+		asked = h.Get("X-Service-Tier")
+	}
+	if who.key != nil && (asked == "" || asked == "auto" || asked == "default") {
+		asked = who.key.DefaultTier()
+	}
+	tier, ok := policy.TierFor(asked, r.Policy.Tiers)
+	if !ok {
+		return tier, badRequest("service_tier", "no service tier %s: there are %s", quote(asked), strings.Join(tierNames(r.Policy.Tiers), ", "))
+	}
+	if who.key != nil && !who.key.AllowsTier(tier.Name, r.Policy.Tiers) {
+		return tier, &Error{Status: http.StatusForbidden, Code: "tier_not_allowed", Param: "service_tier",
+			Message: fmt.Sprintf("the key may not ask for the service tier %s", quote(asked))}
+	}
+	return tier, nil
+}
+
+// servedAs is the word for the tier that served a request in the body of its
+// answer: the client's own where it named one. "" if it named none.
+func servedAs(asked, tier string) string {
+	switch {
+	case asked == "":
+		return ""
+	case asked != "auto" && asked != "default":
+		return asked
+	case tier == policy.DefaultTier:
+		return "default"
+	}
+	return tier
+}
+
+func tierNames(tiers []policy.Tier) []string {
+	var names []string
+	for _, t := range tiers {
+		names = append(names, t.Name)
+	}
+	return names
 }
 
 // fit decides whether the body travels in the message.
@@ -105,16 +203,8 @@ func (g *Gateway) fit(req *subjects.Request, body []byte) error {
 	return nil
 }
 
-func (g *Gateway) tierNames() []string {
-	var names []string
-	for _, t := range g.cfg.Tiers {
-		names = append(names, t.Name)
-	}
-	return names
-}
-
 func (g *Gateway) unknownModel(model string) *Error {
-	there := g.fleet.models()
+	there := g.Models()
 	e := &Error{Status: http.StatusNotFound, Code: "model_not_found", Param: "model"}
 	switch {
 	case len(there) == 0:
@@ -127,15 +217,23 @@ func (g *Gateway) unknownModel(model string) *Error {
 	return e
 }
 
-func (g *Gateway) full(pool, tier string, q *queue, why string) *Error {
-	g.metrics.refused(pool, tier, "full")
+func (g *Gateway) full(at *place, why string) *Error {
+	g.metrics.refused(at.pool, at.tier.Name, "full")
+	q, now := at.queue, time.Now()
 	q.mu.Lock()
-	now := time.Now()
 	retry := policy.Queue{Waiting: q.waitingLocked(now), Drain: q.drain.Per(now)}.RetryAfter()
 	q.mu.Unlock()
+	key := queueKey{at.pool, at.tier.Name}
+	if told, ok := g.fullTold.Load(key); !ok || now.Sub(told.(time.Time)) > tellFullEvery {
+		g.fullTold.Store(key, now)
+		g.event(subjects.Event{Kind: subjects.EventFull, Pool: at.pool, Tier: at.tier.Name, Text: fmt.Sprintf("the queue of %s (tier %s) is full: %s", at.pool, at.tier.Name, why)})
+	}
 	return &Error{Status: http.StatusTooManyRequests, Code: "queue_full", RetryAfter: retry,
-		Message: fmt.Sprintf("the queue of %s (tier %s) is full: %s", quote(pool), tier, why)}
+		Message: fmt.Sprintf("the queue of %s (tier %s) is full: %s", quote(at.pool), at.tier.Name, why)}
 }
+
+// tellFullEvery bounds the events of a full queue.
+const tellFullEvery = 10 * time.Second
 
 // deadline is what the client gives: x-request-timeout in seconds or as 1m30s,
 // else the read timeout that the OpenAI SDKs tell, else the tier's.
@@ -206,22 +304,44 @@ const (
 	lookInQueue = 15 * time.Second
 )
 
+// queueUp puts a request on the queue of its place, or has it wait here for its
+// turn to go there.
+func (g *Gateway) queueUp(ctx context.Context, f *flight) error {
+	f.since = time.Now()
+	if f.turn = f.at().queue.ask(f.req.Tenant, f.cost); f.turn != nil {
+		return nil
+	}
+	return g.publish(ctx, f)
+}
+
 // follow writes what comes back, until the answer ends or the client does.
 func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 	quiet := time.NewTimer(g.cfg.KeepAlive)
 	defer quiet.Stop()
 	moved := time.Now() // when something last came
-	look := time.NewTimer(lookAfter)
+	look := time.NewTimer(f.lookIn())
 	defer look.Stop()
 	for {
+		var turn <-chan struct{}
+		if f.turn != nil {
+			turn = f.turn.come
+		}
 		select {
+		case <-turn:
+			f.turn = nil
+			if err := g.publish(ctx, f); err != nil {
+				return ans.refuse(g.ended(ctx, f, err))
+			}
 		case <-f.notify:
+			if err := g.ordered(ctx, f); err != nil {
+				return ans.refuse(g.ended(ctx, f, err))
+			}
 			done, err := g.progress(ctx, f, ans)
 			if done || err != nil {
 				return err
 			}
 			if ans.got == nil { // it waits again
-				look.Reset(lookAfter)
+				look.Reset(f.lookIn())
 			}
 			moved = time.Now()
 		case <-ctx.Done():
@@ -231,7 +351,7 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 				quiet.Reset(g.cfg.KeepAlive - d)
 				continue
 			}
-			if err := ans.keepAlive(f.queue.waiting(time.Now())); err != nil {
+			if err := ans.keepAlive(f.at().queue.waiting(time.Now())); err != nil {
 				return err
 			}
 			quiet.Reset(g.cfg.KeepAlive)
@@ -239,18 +359,111 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 			if _, queued := f.queued(); !queued {
 				continue // should the attempt fail, it looks again
 			}
-			if since := g.fleet.emptySince(f.req.Pool); !since.IsZero() {
-				now := time.Now()
-				if now.Sub(since) > g.cfg.NoWorkerWait && now.Sub(f.arrived) > g.cfg.NoWorkerWait {
-					return ans.refuse(unavailable("no_worker", 10*time.Second, "no worker serves %s", quote(f.req.Model)))
-				}
-			}
-			if err := g.stillQueued(ctx, f); err != nil {
+			if err := g.look(ctx, f); err != nil {
 				return ans.refuse(g.ended(ctx, f, err))
 			}
-			look.Reset(lookAfter)
+			look.Reset(f.lookIn())
 		}
 	}
+}
+
+// lookIn is when a waiting request has to look what has become of its queue.
+func (f *flight) lookIn() time.Duration {
+	in := lookAfter
+	if most := time.Duration(f.at().tier.MaxWait); most > 0 {
+		in = min(in, max(most-time.Since(f.arrived), 0)+time.Millisecond)
+	}
+	return in
+}
+
+// look sees to a request that waits: whether it may go on to, and where.
+func (g *Gateway) look(ctx context.Context, f *flight) error {
+	now, at := time.Now(), f.at()
+	waited := now.Sub(f.arrived)
+	if most := time.Duration(at.tier.MaxWait); most > 0 && waited >= most {
+		g.metrics.refused(at.pool, at.tier.Name, "max_wait")
+		return &Error{Status: http.StatusTooManyRequests, Code: "queue_timeout", RetryAfter: time.Second,
+			Message: fmt.Sprintf("no worker took the request within the %v that tier %s allows", most, at.tier.Name)}
+	}
+	if pool := g.betterPool(f, waited, now); pool != "" {
+		return g.move(ctx, f, pool, at.tier, subjects.Shared)
+	}
+	if since := g.fleet.emptySince(at.pool); !since.IsZero() && now.Sub(since) > g.cfg.NoWorkerWait && waited > g.cfg.NoWorkerWait {
+		return unavailable("no_worker", 10*time.Second, "no worker serves %s", quote(f.req.Model))
+	}
+	if at.lane != subjects.Shared && now.Sub(f.since) >= max(time.Duration(g.rules.Load().Policy.Pools[at.pool].StickFor), lookAfter) {
+		return g.move(ctx, f, at.pool, at.tier, subjects.Shared)
+	}
+	return g.stillQueued(ctx, f)
+}
+
+// betterPool is the fallback that a waiting request should go to; "" if it
+// should stay.
+func (g *Gateway) betterPool(f *flight, waited time.Duration, now time.Time) string {
+	if f.route == nil || len(f.route.Fallback) == 0 {
+		return ""
+	}
+	at := f.at()
+	after := time.Duration(f.route.FallbackAfter)
+	if g.fleet.slots(at.pool) > 0 && (after == 0 || waited < after) {
+		return ""
+	}
+	for _, pool := range f.route.Fallback {
+		if pool == at.pool {
+			return "" // it is as far as it can get
+		}
+		if g.serves(f.route, pool, now) {
+			return pool
+		}
+	}
+	return ""
+}
+
+// ordered does what was decided outside of the request's handler.
+func (g *Gateway) ordered(ctx context.Context, f *flight) error {
+	f.mu.Lock()
+	err, move := f.purged, f.move
+	f.move = false
+	f.mu.Unlock()
+	if err != nil || !move {
+		return err
+	}
+	at := f.at()
+	tier, ok := g.rules.Load().tiers[at.tier.Name]
+	if !ok {
+		tier = g.rules.Load().tiers[policy.DefaultTier]
+	}
+	return g.move(ctx, f, at.pool, tier, subjects.Shared)
+}
+
+// move takes a waiting request to another queue. One that a worker has claimed
+// stays with it; one that was delivered meanwhile is refused there.
+func (g *Gateway) move(ctx context.Context, f *flight, pool string, tier policy.Tier, lane string) error {
+	from := f.at()
+	to := place{pool: pool, tier: tier, lane: lane, queue: g.queue(pool, tier.Name)}
+	now := time.Now()
+	f.mu.Lock()
+	if f.over || f.current != nil {
+		f.mu.Unlock()
+		return nil
+	}
+	seq := f.seq
+	if f.turn == nil {
+		f.left = leftover{stream: subjects.ReqStream(from.tier.Name), seq: seq}
+	}
+	f.seq = 0
+	f.mu.Unlock()
+	if f.turn != nil {
+		from.queue.giveUp(f.turn)
+		f.turn = nil
+	} else {
+		g.takeBack(f, f.left.stream, seq)
+		from.queue.leave(false, now)
+	}
+	to.queue.join()
+	f.where.Store(&to)
+	g.log.Info("request moved", "id", f.req.ID, "pool", pool, "tier", tier.Name, "lane", lane, "from_pool", from.pool, "from_tier", from.tier.Name, "from_lane", from.lane)
+	return g.queueUp(ctx, f)
 }
 
 // stillQueued publishes a request again that waits for long and that the
@@ -262,10 +475,10 @@ func (g *Gateway) stillQueued(ctx context.Context, f *flight) error {
 	}
 	f.inQueue = now
 	seq, queued := f.queued()
-	if !queued {
+	if !queued || seq == 0 {
 		return nil
 	}
-	there, err := g.holds(ctx, f, seq)
+	there, err := g.holds(ctx, f, subjects.ReqStream(f.at().tier.Name), seq)
 	if there || err != nil {
 		return nil // not knowing is no reason to run it twice
 	}
@@ -306,8 +519,9 @@ func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) 
 	a := f.current
 	elapsed := time.Since(a.began)
 	f.mu.Unlock()
-	g.metrics.attemptFailed(f.req.Pool, string(fail.Class), ev.crashed)
+	g.metrics.attemptFailed(f.at().pool, string(fail.Class), ev.crashed)
 	g.log.Info("attempt failed", "id", f.req.ID, "attempt", a.number, "worker", a.name, "class", fail.Class, "crashed", ev.crashed, "reason", fail.Reason, "after", elapsed)
+	g.shifts.failed(f, fail.Class)
 	if ans.begun {
 		return true, ans.refuse(&Error{Status: http.StatusBadGateway, Code: "upstream_lost", Message: "the answer broke off: " + fail.Reason})
 	}
@@ -318,7 +532,7 @@ func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) 
 		f.mu.Lock()
 		f.current = nil
 		f.mu.Unlock()
-		f.queue.back()
+		f.at().queue.back()
 		if ev.crashed || fail.Class == subjects.FailTruncated || fail.Class == subjects.FailStalled {
 			g.cancelAttempt(a.worker, f.req.ID, a.mark, "failed over") // should it still run
 		}
@@ -339,7 +553,7 @@ func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) 
 func (g *Gateway) retryDelay(f *flight) time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if live, _ := g.fleet.others(f.req.Pool, time.Now(), f.failed, f.refused); live > 0 {
+	if live, _ := g.fleet.others(f.at().pool, time.Now(), f.failed, f.refused); live > 0 {
 		return 0
 	}
 	return policy.Pause(f.starts, 0)
@@ -368,7 +582,7 @@ func (g *Gateway) judge(f *flight, a *attempt, fail *subjects.Fail, crashed bool
 		f.failed[a.worker] = true
 	}
 	if fail.Class == subjects.FailRefused {
-		live, _ := g.fleet.others(f.req.Pool, time.Now(), f.refused)
+		live, _ := g.fleet.others(f.at().pool, time.Now(), f.refused)
 		h.AllRefused = live == 0
 	}
 	return h.After()
@@ -381,7 +595,7 @@ func (g *Gateway) bury(f *flight, reason string) {
 		g.log.Error("dead letter", "id", f.req.ID, "err", err)
 		return
 	}
-	m.Subject = subjects.Dead(f.req.Tier, f.req.Pool)
+	m.Subject = subjects.Dead(f.at().tier.Name, f.at().pool)
 	m.Header.Set(subjects.HeaderReason, reason)
 	if int64(m.Size())+1024 > g.nc.MaxPayload() {
 		m.Data = nil // the body is too large to keep
@@ -391,7 +605,9 @@ func (g *Gateway) bury(f *flight, reason string) {
 	if _, err := g.js.PublishMsg(ctx, m); err != nil {
 		g.log.Error("dead letter", "id", f.req.ID, "err", err)
 	}
-	g.log.Warn("request dead-lettered", "id", f.req.ID, "pool", f.req.Pool, "reason", reason)
+	g.log.Warn("request dead-lettered", "id", f.req.ID, "pool", f.at().pool, "reason", reason)
+	g.event(subjects.Event{Kind: subjects.EventDead, Pool: f.at().pool, Tier: f.at().tier.Name, Model: f.req.Model, Tenant: f.req.Tenant, Request: f.req.ID.String(),
+		Text: fmt.Sprintf("request %s to %s is a dead letter: %s", f.req.ID, f.at().pool, reason)})
 }
 
 // ended turns the end of a request's context into the client's words.
@@ -425,21 +641,25 @@ func (g *Gateway) land(f *flight, ans *answer) {
 	g.mu.Unlock()
 	f.mu.Lock()
 	f.over = true
-	a, seq := f.current, f.seq
+	a, seq, at := f.current, f.seq, f.at()
 	f.body, f.events = nil, nil
 	f.mu.Unlock()
 	switch {
+	case f.turn != nil:
+		at.queue.giveUp(f.turn)
 	case a == nil:
-		f.queue.leave(false, time.Now())
+		at.queue.leave(false, time.Now())
 		if seq > 0 {
-			g.takeBack(f, seq)
+			g.takeBack(f, subjects.ReqStream(at.tier.Name), seq)
 		}
 	case ans.whole:
 		g.nc.Publish(a.ack, subjects.Ack)
-		f.queue.serve(time.Since(a.began))
+		at.queue.serve(time.Since(a.began))
 	default:
 		g.cancelAttempt(a.worker, f.req.ID, a.mark, "over")
 		g.nc.Publish(a.ack, subjects.Term("over"))
 	}
+	g.keys.end(f.caller, ans.usage.InputTokens, ans.usage.OutputTokens, time.Now())
+	g.shifts.observe(f, ans)
 	g.metrics.done(f, ans)
 }

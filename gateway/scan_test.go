@@ -4,12 +4,17 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"mime/multipart"
-	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/pulley-lb/pulley/subjects"
 )
 
 // scanOf scans a body as if it had come to path; header is name, value, ….
@@ -20,6 +25,40 @@ func scanOf(path, body string, header ...string) (call, error) {
 		r.Header.Set(header[i], header[i+1])
 	}
 	return scan(r, []byte(body))
+}
+
+// said is what a call says, without where.
+type said struct {
+	model  string
+	stream bool
+	tier   string
+}
+
+func (c call) said() said { return said{c.model, c.stream, c.tier} }
+
+// wantPlaces checks that a call tells where its body says model and tier.
+func wantPlaces(t *testing.T, c call, body string) {
+	t.Helper()
+	unquote := func(from, to int) string {
+		s, err := jsontext.AppendUnquote(nil, body[from:to])
+		if err != nil && !strings.Contains(err.Error(), "surrogate") && !strings.Contains(err.Error(), "UTF-8") {
+			t.Errorf("%q at %d: %v", body[from:to], from, err)
+		}
+		return string(s)
+	}
+	if c.modelAt.In != subjects.ModelInJSON {
+		t.Fatalf("%.100q: model in %q", body, c.modelAt.In)
+	}
+	if got := unquote(c.modelAt.From, c.modelAt.To); got != c.model {
+		t.Errorf("%.100q: model %q is at %q", body, c.model, got)
+	}
+	if at := c.tierAt; at != [2]int{} {
+		if got := unquote(at[0], at[1]); got != c.tier {
+			t.Errorf("%.100q: tier %q is at %q", body, c.tier, got)
+		}
+	} else if c.tier != "" {
+		t.Errorf("%.100q: nothing tells where tier %q is", body, c.tier)
+	}
 }
 
 // wantRefusal checks that err is a client error, in a form that every SDK can read.
@@ -51,32 +90,34 @@ func wantRefusal(t *testing.T, err error, status int, param string) {
 func TestScanPasses(t *testing.T) {
 	for about, c := range map[string]struct {
 		body string
-		want call
+		want said
 	}{
-		"the least":                  {`{"model":"m"}`, call{model: "m"}},
-		"white space":                {" \t\r\n{ \"model\" : \"m\" } \n", call{model: "m"}},
-		"model last":                 {`{"messages":[{"model":"x"}],"a":{"model":"y"},"model":"m"}`, call{model: "m"}},
-		"all fields":                 {`{"service_tier":"flex","stream":true,"model":"m"}`, call{model: "m", stream: true, tier: "flex"}},
-		"nulls are absent":           {`{"stream":null,"service_tier":null,"model":"m"}`, call{model: "m"}},
-		"not streamed":               {`{"stream":false,"model":"m"}`, call{model: "m"}},
-		"an escaped name":            {`{"\u006dodel":"m"}`, call{model: "m"}},
-		"an escaped value":           {`{"model":"\u006f\/\"\n"}`, call{model: "o/\"\n"}},
-		"a surrogate pair":           {`{"model":"\ud83d\ude00"}`, call{model: "😀"}},
-		"half a surrogate pair":      {`{"model":"\ud83d"}`, call{model: "\ufffd"}},
-		"invalid UTF-8":              {"{\"x\":\"\xff\",\"model\":\"a\xffb\"}", call{model: "a\ufffdb"}},
-		"duplicates further in":      {`{"model":"m","a":{"model":1,"model":2}}`, call{model: "m"}},
-		"duplicates of other fields": {`{"model":"m","user":"a","user":"b"}`, call{model: "m"}},
-		"another's case is not ours": {`{"Stream":true,"model":"m"}`, call{model: "m"}},
-		"a name that is longer":      {`{"model_":"x","model":"m"}`, call{model: "m"}},
-		"256 bytes":                  {`{"model":"` + strings.Repeat("x", 256) + `"}`, call{model: strings.Repeat("x", 256)}},
-		"256 escaped bytes":          {`{"model":"` + strings.Repeat(`\u0078`, 256) + `"}`, call{model: strings.Repeat("x", 256)}},
-		"9 000 deep":                 {`{"model":"m","a":` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `}`, call{model: "m"}},
-		"numbers of any length":      {`{"model":"m","seed":` + strings.Repeat("9", 10_000) + `e9999}`, call{model: "m"}},
+		"the least":                  {`{"model":"m"}`, said{model: "m"}},
+		"white space":                {" \t\r\n{ \"model\" : \"m\" } \n", said{model: "m"}},
+		"model last":                 {`{"messages":[{"model":"x"}],"a":{"model":"y"},"model":"m"}`, said{model: "m"}},
+		"all fields":                 {`{"service_tier":"flex","stream":true,"model":"m"}`, said{model: "m", stream: true, tier: "flex"}},
+		"nulls are absent":           {`{"stream":null,"service_tier":null,"model":"m"}`, said{model: "m"}},
+		"not streamed":               {`{"stream":false,"model":"m"}`, said{model: "m"}},
+		"an escaped name":            {`{"\u006dodel":"m"}`, said{model: "m"}},
+		"an escaped value":           {`{"model":"\u006f\/\"\n"}`, said{model: "o/\"\n"}},
+		"a surrogate pair":           {`{"model":"\ud83d\ude00"}`, said{model: "😀"}},
+		"half a surrogate pair":      {`{"model":"\ud83d"}`, said{model: "\ufffd"}},
+		"invalid UTF-8":              {"{\"x\":\"\xff\",\"model\":\"a\xffb\"}", said{model: "a\ufffdb"}},
+		"duplicates further in":      {`{"model":"m","a":{"model":1,"model":2}}`, said{model: "m"}},
+		"duplicates of other fields": {`{"model":"m","user":"a","user":"b"}`, said{model: "m"}},
+		"another's case is not ours": {`{"Stream":true,"model":"m"}`, said{model: "m"}},
+		"a name that is longer":      {`{"model_":"x","model":"m"}`, said{model: "m"}},
+		"256 bytes":                  {`{"model":"` + strings.Repeat("x", 256) + `"}`, said{model: strings.Repeat("x", 256)}},
+		"256 escaped bytes":          {`{"model":"` + strings.Repeat(`\u0078`, 256) + `"}`, said{model: strings.Repeat("x", 256)}},
+		"9 000 deep":                 {`{"model":"m","a":` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `}`, said{model: "m"}},
+		"numbers of any length":      {`{"model":"m","seed":` + strings.Repeat("9", 10_000) + `e9999}`, said{model: "m"}},
 	} {
 		t.Run(about, func(t *testing.T) {
-			if got, err := scanOf("/v1/chat/completions", c.body); err != nil || got != c.want {
-				t.Errorf("got %+v, %v, want %+v", got, err, c.want)
+			got, err := scanOf("/v1/chat/completions", c.body)
+			if err != nil || got.said() != c.want {
+				t.Fatalf("got %+v, %v, want %+v", got, err, c.want)
 			}
+			wantPlaces(t, got, c.body)
 		})
 	}
 }
@@ -126,6 +167,13 @@ func TestScanRefuses(t *testing.T) {
 		"stream twice by the long s":   {`{"model":"m","stream":false,"ſtream":true}`, "stream"},
 		"stream twice, long s escaped": {`{"model":"m","stream":false,"\u017ftream":true}`, "stream"},
 		"tier twice":                   {`{"model":"m","service_tier":"flex","service_tier":"scale"}`, "service_tier"},
+		"messages twice":               {`{"model":"m","messages":[],"messages":[]}`, "messages"},
+		"messages twice by case":       {`{"model":"m","messages":[],"Messages":[]}`, "messages"},
+		"input twice":                  {`{"model":"m","input":"a","input":"b"}`, "input"},
+		"a cache key twice":            {`{"model":"m","prompt_cache_key":"a","prompt_cache_key":"b"}`, "prompt_cache_key"},
+		"damage in the messages":       {`{"model":"m","messages":[{"a":1},{"a":]}`, ""},
+		"messages cut":                 {`{"model":"m","messages":[{"a":1},`, ""},
+		"messages 100 000 lists deep":  {`{"model":"m","messages":` + strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000) + `}`, ""},
 		"a string for stream":          {`{"model":"m","stream":"true"}`, "stream"},
 		"a number for stream":          {`{"model":"m","stream":1}`, "stream"},
 		"an object for stream":         {`{"model":"m","stream":{}}`, "stream"},
@@ -191,7 +239,7 @@ func TestScanModelInPath(t *testing.T) {
 		"/v2/models/a%0d%0aNats-TTL%3A%201/inf": "a\r\nNats-TTL: 1",
 	} {
 		// The body is tensors: it is not looked at.
-		if c, err := scanOf(path, "\x00\x01", "Content-Type", "application/octet-stream"); err != nil || c != (call{model: model}) {
+		if c, err := scanOf(path, "\x00\x01", "Content-Type", "application/octet-stream"); err != nil || c.said() != (said{model: model}) {
 			t.Errorf("%s: got %+v, %v, want model %q", path, c, err, model)
 		}
 	}
@@ -225,31 +273,31 @@ func TestScanForm(t *testing.T) {
 	audio := "file:" + strings.Repeat("\x00\r\n--", 10_000)
 	for about, c := range map[string]struct {
 		fields []string
-		want   call
+		want   said
 		status int
 		param  string
 	}{
-		"model first":         {[]string{"model", "m", "file", audio}, call{model: "m"}, 200, ""},
-		"model after a file":  {[]string{"file", audio, "model", "m"}, call{model: "m"}, 200, ""},
-		"all fields":          {[]string{"stream", "true", "service_tier", "flex", "model", "m"}, call{"m", true, "flex"}, 200, ""},
-		"not streamed":        {[]string{"stream", "false", "model", "m"}, call{model: "m"}, 200, ""},
-		"others twice":        {[]string{"a[]", "1", "a[]", "2", "model", "m"}, call{model: "m"}, 200, ""},
-		"another's case":      {[]string{"Model", "x", "model", "m"}, call{model: "m"}, 200, ""},
-		"no model":            {[]string{"file", audio}, call{}, 400, "model"},
-		"an empty model":      {[]string{"model", ""}, call{}, 400, "model"},
-		"model twice":         {[]string{"model", "a", "file", audio, "model", "b"}, call{}, 400, "model"},
-		"a file for a model":  {[]string{"model", "file:m"}, call{}, 400, "model"},
-		"a file beside it":    {[]string{"model", "m", "model", "file:n"}, call{}, 400, "model"},
-		"a model of 300 byte": {[]string{"model", strings.Repeat("x", 300)}, call{}, 400, "model"},
-		"a model of 1 MiB":    {[]string{"model", strings.Repeat("x", 1<<20)}, call{}, 400, "model"},
-		"a part without name": {[]string{"", "x", "model", "m"}, call{}, 400, ""},
+		"model first":         {[]string{"model", "m", "file", audio}, said{model: "m"}, 200, ""},
+		"model after a file":  {[]string{"file", audio, "model", "m"}, said{model: "m"}, 200, ""},
+		"all fields":          {[]string{"stream", "true", "service_tier", "flex", "model", "m"}, said{"m", true, "flex"}, 200, ""},
+		"not streamed":        {[]string{"stream", "false", "model", "m"}, said{model: "m"}, 200, ""},
+		"others twice":        {[]string{"a[]", "1", "a[]", "2", "model", "m"}, said{model: "m"}, 200, ""},
+		"another's case":      {[]string{"Model", "x", "model", "m"}, said{model: "m"}, 200, ""},
+		"no model":            {[]string{"file", audio}, said{}, 400, "model"},
+		"an empty model":      {[]string{"model", ""}, said{}, 400, "model"},
+		"model twice":         {[]string{"model", "a", "file", audio, "model", "b"}, said{}, 400, "model"},
+		"a file for a model":  {[]string{"model", "file:m"}, said{}, 400, "model"},
+		"a file beside it":    {[]string{"model", "m", "model", "file:n"}, said{}, 400, "model"},
+		"a model of 300 byte": {[]string{"model", strings.Repeat("x", 300)}, said{}, 400, "model"},
+		"a model of 1 MiB":    {[]string{"model", strings.Repeat("x", 1<<20)}, said{}, 400, "model"},
+		"a part without name": {[]string{"", "x", "model", "m"}, said{}, 400, ""},
 	} {
 		t.Run(about, func(t *testing.T) {
 			body, ct := form(t, c.fields...)
 			got, err := scanOf("/v1/audio/transcriptions", body, "Content-Type", ct)
 			if c.status != 200 {
 				wantRefusal(t, err, c.status, c.param)
-			} else if err != nil || got != c.want {
+			} else if err != nil || got.said() != c.want {
 				t.Errorf("got %+v, %v, want %+v", got, err, c.want)
 			}
 		})
@@ -326,7 +374,7 @@ func FuzzScanJSON(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		was := bytes.Clone(body)
-		c, err := scanJSON(body)
+		c, err := scanJSON(body, "messages")
 		if !bytes.Equal(body, was) {
 			t.Fatalf("scan changed %q to %q", was, body)
 		}
@@ -354,8 +402,11 @@ func FuzzScanJSON(f *testing.F) {
 			return s
 		}
 		stream := all["stream"] != nil && string(v.Stream) == "true"
-		if want := (call{model: str("model", v.Model), tier: str("service_tier", v.Tier), stream: stream}); c != want {
+		if want := (said{model: str("model", v.Model), tier: str("service_tier", v.Tier), stream: stream}); c.said() != want {
 			t.Errorf("%q: scan reads %+v, encoding/json %+v", body, c, want)
+		}
+		if c.model != "" {
+			wantPlaces(t, c, string(body))
 		}
 	})
 }
@@ -398,7 +449,7 @@ func FuzzScanPath(f *testing.F) {
 		r := httptest.NewRequest("POST", "/", nil)
 		r.URL.Path = "/v2/models/" + model + "/infer"
 		if !strings.Contains(model, "/") {
-			if got, ok := modelInPath(r.URL); !ok || got != model {
+			if got, _, ok := modelInPath(r.URL); !ok || got != model {
 				t.Errorf("model %q reads %q, %t", model, got, ok)
 			}
 		}
@@ -407,25 +458,284 @@ func FuzzScanPath(f *testing.F) {
 	})
 }
 
-func BenchmarkScan(b *testing.B) {
-	for _, size := range []int{1 << 10, 100 << 10, 1 << 20} {
-		var body strings.Builder
-		body.WriteString(`{"stream":true,"temperature":0.7,"messages":[`)
-		for body.Len() < size-200 {
-			fmt.Fprintf(&body, `{"role":"user","content":"Say \"hello\" to the world,\nplease. %s"},`, strings.Repeat("lorem ipsum ", 20))
+// scanText says whether text takes b as one value with white space around it.
+func scanText(b []byte) bool {
+	t := text{b: b}
+	t.value()
+	return t.peek() == 0 && t.at == len(b) && !t.bad
+}
+
+// openText says the same, and goes into each object and array on the way.
+func openText(b []byte) bool {
+	t := text{b: b}
+	openValue(&t)
+	return t.peek() == 0 && t.at == len(b) && !t.bad
+}
+
+func openValue(t *text) {
+	switch t.peek() {
+	case '{':
+		t.open()
+		for name := t.name(); name != nil; name = t.name() {
+			openValue(t)
 		}
-		body.WriteString(`{"role":"user","content":"x"}],"model":"llama"}`)
-		raw := []byte(body.String())
-		r := httptest.NewRequest("POST", "/v1/chat/completions", nil)
-		r.Header = http.Header{"Content-Type": {"application/json"}}
-		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
-			b.SetBytes(int64(len(raw)))
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := scan(r, raw); err != nil {
-					b.Fatal(err)
+	case '[':
+		t.open()
+		for t.element() {
+			openValue(t)
+		}
+	default:
+		t.value()
+	}
+}
+
+// jsontextTakes is the measure of what is JSON.
+func jsontextTakes(b []byte) bool {
+	d := jsontext.NewDecoder(bytes.NewReader(b), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	if d.SkipValue() != nil {
+		return false
+	}
+	_, err := d.ReadToken()
+	return err == io.EOF
+}
+
+// FuzzText holds the walk over JSON against jsontext: both take the same.
+func FuzzText(f *testing.F) {
+	for _, s := range []string{
+		"", " ", "{}", "[]", "{ }", "[ ]", `{"a":1}`, `{"a":1,}`, `{,}`, `[,]`, `[1,]`, `[1 2]`, `{"a" 1}`, `{"a":}`, `{"a"}`, `{a:1}`, `{1:1}`,
+		`[{"a":[{}]},[]]`, `[}`, `{]`, `[1}`, `{"a":1]`, `]`, `}`, `,`, `:`, `[[[`, `{"a":{"a":`, `1 2`, `{} {}`, "[1]\x00", "\ufeff[]",
+		"0", "-", "-0", "00", "01", "-01", "1.", "1.0", ".1", "1e", "1e+", "1e-0", "1E5", "1.5e+10", "1.e5", "+1", "1-", "0x1", "1_0", "NaN", "-Infinity",
+		"true", "tru", "truee", "false", "falsy", "null", "nul", "nullnull", "True",
+		`"`, `""`, `"a`, `"a\`, `"\"`, `"\x"`, `"\u"`, `"\u12"`, `"\u12g4"`, `"\u1234"`, `"\uD834\uDD1E"`, `"\ud800"`, `"\ud800\u"`, `"\/\b\f\n\r\t\\\""`, `'a'`,
+		"\"\x00\"", "\"\x1f\"", "\" \"", "\"\x7f\"", "\"\x80\"", "\"\xff\xfe\"", "\"\xe2\x82\"", "\"\xe2\x82", "\"€\"", "\"😀\"", "\"\xed\xa0\x80\"", "\"\n\"",
+		`"1234567"`, `"12345678"`, `"123456789"`, `"1234567\"`, `"1234567\""`, "\"1234567\n\"", "\"éééé\x1f\"", "\"\x80\x80\x80\x22", "\"!!!!!!!\x21\x20\x22",
+	} {
+		f.Add([]byte(s))
+		f.Add([]byte(`{"a":[` + s + `],"b":` + s + "}"))
+		f.Add([]byte("\r\n\t [" + s + " , 1 ] "))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		want := jsontextTakes(b)
+		if got := scanText(b); got != want {
+			t.Errorf("%q: takes it %t, jsontext %t", b, got, want)
+		}
+		if got := openText(b); got != want {
+			t.Errorf("%q: takes it step by step %t, jsontext %t", b, got, want)
+		}
+	})
+}
+
+func TestTextDepth(t *testing.T) {
+	for _, depth := range []int{1, 63, 64, 65, 9_999, 10_000, 10_001, 20_000} {
+		for _, b := range []string{
+			strings.Repeat("[", depth) + strings.Repeat("]", depth),
+			strings.Repeat(`{"a":`, depth) + "0" + strings.Repeat("}", depth),
+			strings.Repeat(`[{"a":`, depth/2) + "0" + strings.Repeat("}]", depth/2),
+		} {
+			want := jsontextTakes([]byte(b))
+			if got := scanText([]byte(b)); got != want {
+				t.Errorf("%.10s… %d deep: takes it %t, jsontext %t", b, depth, got, want)
+			}
+			if got := openText([]byte(b)); got != want {
+				t.Errorf("%.10s… %d deep: takes it step by step %t, jsontext %t", b, depth, got, want)
+			}
+		}
+	}
+}
+
+// TestTextStrings puts each byte at each place of strings around the eight bytes
+// that are looked at at once.
+func TestTextStrings(t *testing.T) {
+	for length := range 20 {
+		for at := range length {
+			for c := range 256 {
+				b := []byte(`"` + strings.Repeat("é", length)[:length] + `"`)
+				b[1+at] = byte(c)
+				if got, want := scanText(b), jsontextTakes(b); got != want {
+					t.Errorf("%q: takes it %t, jsontext %t", b, got, want)
 				}
 			}
+		}
+	}
+}
+
+func TestScanExtras(t *testing.T) {
+	for about, c := range map[string]struct {
+		body      string
+		cacheKey  string
+		maxTokens int
+	}{
+		"none":                        {`{"model":"m"}`, "", 0},
+		"both":                        {`{"model":"m","prompt_cache_key":"k\u00e9","max_tokens":7}`, "ké", 7},
+		"the newest name counts":      {`{"max_tokens":7,"max_completion_tokens":8,"model":"m"}`, "", 8},
+		"Responses' name":             {`{"max_output_tokens":9,"model":"m"}`, "", 9},
+		"the last of one name counts": {`{"max_tokens":7,"model":"m","max_tokens":8}`, "", 8},
+		"nulls":                       {`{"model":"m","prompt_cache_key":null,"max_tokens":null}`, "", 0},
+		"odd ones are none":           {`{"model":"m","prompt_cache_key":["k"],"max_tokens":"7"}`, "", 0},
+		"a negative number":           {`{"model":"m","max_tokens":-7}`, "", 0},
+		"a fraction":                  {`{"model":"m","max_tokens":7.5}`, "", 0},
+		"a huge number":               {`{"model":"m","max_tokens":7000000000000000000000}`, "", 0},
+		"an object for a number":      {`{"model":"m","max_tokens":{"a":[1]}}`, "", 0},
+		"a key of a megabyte":         {`{"model":"m","prompt_cache_key":"` + strings.Repeat("k", 1<<20) + `"}`, "", 0},
+		"another's case is not ours":  {`{"model":"m","Prompt_Cache_Key":"k","Max_Tokens":7}`, "", 0},
+		"escaped":                     {`{"model":"m","prompt_cache_ke\u0079":"k","max_token\u0073":7}`, "k", 7},
+	} {
+		t.Run(about, func(t *testing.T) {
+			got, err := scanOf("/v1/chat/completions", c.body)
+			if err != nil || got.cacheKey != c.cacheKey || got.maxTokens != c.maxTokens {
+				t.Errorf("got key %q, %d tokens, %v, want %q, %d", got.cacheKey, got.maxTokens, err, c.cacheKey, c.maxTokens)
+			}
 		})
+	}
+}
+
+func TestEngineTier(t *testing.T) {
+	for about, c := range map[string]struct{ body, want string }{
+		"none":                 {`{"model":"m"}`, `{"model":"m"}`},
+		"null":                 {`{"model":"m","service_tier":null}`, `{"model":"m","service_tier":null}`},
+		"OpenAI's":             {`{"service_tier":"flex","model":"m"}`, `{"service_tier":"flex","model":"m"}`},
+		"OpenAI's, escaped":    {`{"service_tier":"\u0061uto","model":"m"}`, `{"service_tier":"\u0061uto","model":"m"}`},
+		"before the model":     {`{"service_tier": "batch" ,"model":"m"}`, `{"service_tier": "auto" ,"model":"m"}`},
+		"behind the model":     {` {"model":"m","service_tier":"standard"} `, ` {"model":"m","service_tier":"auto"} `},
+		"shorter than auto":    {`{"service_tier":"x","model":"m"}`, `{"service_tier":"auto","model":"m"}`},
+		"as long":              {`{"service_tier":"slow","model":"m"}`, `{"service_tier":"auto","model":"m"}`},
+		"a tier named nowhere": {`{"service_tier":"batch","model":"m","a":"batch"}`, `{"service_tier":"auto","model":"m","a":"batch"}`},
+	} {
+		t.Run(about, func(t *testing.T) {
+			call, err := scanOf("/v1/chat/completions", c.body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := string(call.withEngineTier([]byte(c.body))); got != c.want {
+				t.Fatalf("got %s, want %s", got, c.want)
+			}
+			now, err := scanOf("/v1/chat/completions", c.want)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if call.modelAt != now.modelAt || call.tierAt != now.tierAt {
+				t.Errorf("places %v and %v, want %v and %v", call.modelAt, call.tierAt, now.modelAt, now.tierAt)
+			}
+		})
+	}
+	body, ct := form(t, "service_tier", "batch", "model", "m")
+	call, err := scanOf("/v1/audio/transcriptions", body, "Content-Type", ct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(call.withEngineTier([]byte(body))); got != body {
+		t.Errorf("a form becomes %q", got)
+	}
+}
+
+// TestModelAtForm puts another name where the scan says that the model is.
+func TestModelAtForm(t *testing.T) {
+	audio := "file:" + strings.Repeat("\x00\r\n--", 10_000)
+	for about, fields := range map[string][]string{
+		"alone":                     {"model", "m"},
+		"first":                     {"model", "whisper", "file", audio},
+		"last":                      {"file", audio, "model", "whisper"},
+		"between parts of its name": {"a", "m", "model", "m", "response_format", "m"},
+		"behind its own name":       {"a", "model", "b", "m", "model", "m"},
+		"a file of its bytes":       {"file", "file:m", "model", "m", "file2", "file:m"},
+	} {
+		t.Run(about, func(t *testing.T) {
+			body, ct := form(t, fields...)
+			c, err := scanOf("/v1/audio/transcriptions", body, "Content-Type", ct)
+			if err != nil || c.modelAt.In != subjects.ModelInForm {
+				t.Fatalf("got %+v, %v", c, err)
+			}
+			_, boundary, _ := strings.Cut(ct, "boundary=")
+			replaced := body[:c.modelAt.From] + "another" + body[c.modelAt.To:]
+			for i := 0; i < len(fields); i += 2 {
+				if fields[i] == "model" {
+					fields[i+1] = "another"
+				}
+			}
+			want, wantCT := form(t, fields...)
+			_, wantBoundary, _ := strings.Cut(wantCT, "boundary=")
+			if want = strings.ReplaceAll(want, wantBoundary, boundary); replaced != want {
+				t.Errorf("got %.300q, want %.300q", replaced, want)
+			}
+		})
+	}
+	for about, body := range map[string]string{
+		"bare line feeds":   "--B\nContent-Disposition: form-data; name=\"model\"\n\nm\n--B--\n",
+		"bare in its value": "--B\nContent-Disposition: form-data; name=\"model\"\n\nm\r\n--B--\n",
+	} {
+		if c, err := scanForm([]byte(body), "B"); err != nil || c.modelAt != (subjects.ModelAt{}) {
+			t.Errorf("%s: got %+v, %v, want no place", about, c, err)
+		}
+	}
+	preamble := "preamble\r\n--B\r\nContent-Disposition: form-data; name=model\r\n\r\nm\r\n--B--\r\nm\r\n--B"
+	if c, err := scanForm([]byte(preamble), "B"); err != nil || c.modelAt.From != strings.Index(preamble, "m\r\n--B--") {
+		t.Errorf("got %+v, %v", c, err)
+	}
+}
+
+func TestModelAtPath(t *testing.T) {
+	for uri, want := range map[string]string{
+		"/v2/models/m/infer":                "m",
+		"/v2/models/org%2Fm%3Atag/infer?a=": "org%2Fm%3Atag",
+		"/v2/models/%C3%BC/infer":           "%C3%BC",
+		"/v2/models/ü/infer":                "%C3%BC",
+		"/v2/models/a%20b":                  "a%20b",
+		"/v2/models/m/infer?\xff=\xfe":      "m",
+	} {
+		u, err := url.ParseRequestURI(uri)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, at, ok := modelInPath(u)
+		if !ok || at.In != subjects.ModelInPath {
+			t.Fatalf("%s: got %+v, %t", uri, at, ok)
+		}
+		if got := requestURI(u)[at.From:at.To]; got != want {
+			t.Errorf("%s: got %q, want %q", uri, got, want)
+		}
+	}
+}
+
+// chatBody is a chat of some size in some number of messages, as a program
+// writes it: now and then an escape.
+func chatBody(size, messages int) []byte {
+	var b bytes.Buffer
+	b.WriteString(`{"stream":true,"temperature":0.7,"messages":[`)
+	for i := range messages {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"role":"user","content":"Say \"hello\" number %d,\nplease. `, i)
+		for end := size * (i + 1) / messages; b.Len() < end-20; {
+			b.WriteString(`lorem ipsum dolor sit amet, consetetur sadipscing elitr, sed diam\n`)
+		}
+		b.WriteString(`"}`)
+	}
+	b.WriteString(`],"model":"llama"}`)
+	return b.Bytes()
+}
+
+func BenchmarkScan(b *testing.B) {
+	for _, c := range []struct {
+		name           string
+		size, messages int
+	}{
+		{"1KiB", 1 << 10, 3},
+		{"100KiB/50messages", 100 << 10, 50},
+		{"100KiB/1message", 100 << 10, 1},
+		{"1MiB/500messages", 1 << 20, 500},
+	} {
+		raw := chatBody(c.size, c.messages)
+		for name, messages := range map[string]string{"chain": "messages", "nochain": "none"} {
+			b.Run(c.name+"/"+name, func(b *testing.B) {
+				b.SetBytes(int64(len(raw)))
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := scanJSON(raw, messages); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
 	}
 }

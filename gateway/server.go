@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -89,8 +91,12 @@ func (g *Gateway) withCORS(h http.Handler) http.Handler {
 		AllowedOrigins: g.cfg.CORSOrigins,
 		AllowedMethods: []string{http.MethodGet, http.MethodPost},
 		AllowedHeaders: []string{"*"},
-		ExposedHeaders: []string{"X-Request-Id", "Openai-Processing-Ms", "Server-Timing", "Retry-After", "X-Service-Tier"},
-		MaxAge:         600,
+		ExposedHeaders: []string{
+			"X-Request-Id", "Openai-Processing-Ms", "Server-Timing", "Retry-After", "Retry-After-Ms", "X-Service-Tier",
+			"X-Ratelimit-Limit-Requests", "X-Ratelimit-Remaining-Requests", "X-Ratelimit-Reset-Requests",
+			"X-Ratelimit-Limit-Tokens", "X-Ratelimit-Remaining-Tokens", "X-Ratelimit-Reset-Tokens",
+		},
+		MaxAge: 600,
 	}).Handler(h)
 }
 
@@ -109,7 +115,11 @@ func (g *Gateway) listModels(w http.ResponseWriter, r *http.Request, _ subjects.
 		Object string  `json:"object"`
 		Data   []model `json:"data"`
 	}{"list", []model{}}
-	for _, name := range g.fleet.models() {
+	models, err := g.modelsFor(r)
+	if err != nil {
+		return err
+	}
+	for _, name := range models {
 		list.Data = append(list.Data, asModel(name))
 	}
 	return writeJSON(w, http.StatusOK, list)
@@ -117,13 +127,52 @@ func (g *Gateway) listModels(w http.ResponseWriter, r *http.Request, _ subjects.
 
 func (g *Gateway) showModel(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
 	id := r.PathValue("id")
-	for _, name := range g.fleet.models() {
-		if name == id {
-			return writeJSON(w, http.StatusOK, asModel(name))
-		}
+	models, err := g.modelsFor(r)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(models, id) {
+		return writeJSON(w, http.StatusOK, asModel(id))
 	}
 	return g.unknownModel(id)
 }
+
+// modelsFor is what the one who asks may ask for.
+func (g *Gateway) modelsFor(r *http.Request) ([]string, error) {
+	who, err := g.keys.authenticate(r.Header, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	models := g.Models()
+	if who.key != nil {
+		models = slices.DeleteFunc(models, func(m string) bool { return !who.key.AllowsModel(m) })
+	}
+	return models, nil
+}
+
+// Models are the names that requests may ask for now: what live workers serve,
+// and what routes lead there.
+func (g *Gateway) Models() []string {
+	live := g.fleet.models()
+	names := make(map[string]bool)
+	for _, m := range live {
+		names[m] = true
+	}
+	for name, r := range g.rules.Load().Policy.Routes {
+		if strings.Contains(name, "*") {
+			continue
+		}
+		for _, t := range r.To {
+			if _, there := slices.BinarySearch(live, t.Pool); there && t.Weight > 0 {
+				names[name] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// KeysRequired says whether clients need a key now.
+func (g *Gateway) KeysRequired() bool { return g.keys.required() }
 
 func writeJSON(w http.ResponseWriter, status int, v any) error {
 	b, err := json.Marshal(v)

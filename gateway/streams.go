@@ -33,6 +33,7 @@ func (g *Gateway) keepStreams(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-status:
+		case <-g.newPolicy:
 		case <-timer.C:
 		}
 		next := checkStreams
@@ -52,7 +53,7 @@ func (g *Gateway) checkStreams(ctx context.Context, created map[string]time.Time
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	lost := len(created) == 0
-	for _, t := range g.cfg.Tiers {
+	for _, t := range g.tiers() {
 		s, err := g.js.Stream(ctx, subjects.ReqStream(t.Name))
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
@@ -66,14 +67,14 @@ func (g *Gateway) checkStreams(ctx context.Context, created map[string]time.Time
 	if !lost {
 		return nil
 	}
-	if err := subjects.EnsureStreams(ctx, g.js, g.cfg.Tiers, g.cfg.Replicas); err != nil {
+	if err := subjects.EnsureStreams(ctx, g.js, g.tiers(), g.cfg.Replicas); err != nil {
 		return err
 	}
 	g.streams.Store(true)
 	if err := g.fleet.remember(ctx); err != nil {
 		return err
 	}
-	for _, t := range g.cfg.Tiers {
+	for _, t := range g.tiers() {
 		s, err := g.js.Stream(ctx, subjects.ReqStream(t.Name))
 		if err != nil {
 			return fmt.Errorf("stream of tier %s: %w", t.Name, err)
@@ -85,7 +86,7 @@ func (g *Gateway) checkStreams(ctx context.Context, created map[string]time.Time
 			continue
 		}
 		for _, f := range g.all() {
-			if _, queued := f.queued(); queued && f.req.Tier == t.Name {
+			if seq, queued := f.queued(); queued && seq > 0 && f.at().tier.Name == t.Name {
 				if err := g.publish(ctx, f); err != nil {
 					g.log.Warn("request not published again", "id", f.req.ID, "err", err)
 				}
@@ -100,15 +101,19 @@ func (g *Gateway) checkStreams(ctx context.Context, created map[string]time.Time
 // safe. It may be called again for a request whose message is lost.
 func (g *Gateway) publish(ctx context.Context, f *flight) error {
 	f.mu.Lock()
-	seq := f.seq
+	copies := f.copies
+	f.copies++
 	f.mu.Unlock()
 	left := max(time.Until(time.UnixMilli(f.req.Deadline)), time.Second) // a message without a TTL would stay
-	m, err := f.req.Msg(subjects.Shared, f.body, left)
+	at := f.at()
+	req := *f.req
+	req.Pool, req.Tier = at.pool, at.tier.Name
+	m, err := req.Msg(at.lane, f.body, left)
 	if err != nil {
 		return err
 	}
-	if seq > 0 { // the id of the lost one may still be remembered
-		m.Header[subjects.HeaderMsgID] = []string{fmt.Sprintf("%s.%d", f.req.ID, seq)}
+	if copies > 0 { // the id of the lost one may still be remembered
+		m.Header[subjects.HeaderMsgID] = []string{fmt.Sprintf("%s.%d", f.req.ID, copies)}
 	}
 	patience := time.Now().Add(publishPatience)
 	for {
@@ -123,7 +128,7 @@ func (g *Gateway) publish(ctx context.Context, f *flight) error {
 			return context.Cause(ctx)
 		}
 		if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == 10077 {
-			return g.full(f.req.Pool, f.req.Tier, f.queue, "the broker's queue is full")
+			return g.full(at, "the broker's queue is full")
 		}
 		if time.Now().After(patience) {
 			g.log.Error("request not published", "id", f.req.ID, "err", err)
@@ -146,19 +151,19 @@ func (g *Gateway) tryPublish(ctx context.Context, m *nats.Msg) (*jetstream.PubAc
 
 // takeBack takes a request's message off its queue. If it was delivered
 // meanwhile, the worker's claim is refused.
-func (g *Gateway) takeBack(f *flight, seq uint64) {
+func (g *Gateway) takeBack(f *flight, stream string, seq uint64) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if there, err := g.holds(ctx, f, seq); err != nil || !there {
+	if there, err := g.holds(ctx, f, stream, seq); err != nil || !there {
 		return // a claim or its TTL will find it
 	}
-	g.nc.Publish("$JS.API.STREAM.MSG.DELETE."+subjects.ReqStream(f.req.Tier), fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
+	g.nc.Publish("$JS.API.STREAM.MSG.DELETE."+stream, fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
 }
 
 // holds says whether a queue still has a request's message. A sequence alone
 // does not tell: a broker that lost a stream in memory counts from 1 again.
-func (g *Gateway) holds(ctx context.Context, f *flight, seq uint64) (bool, error) {
-	m, err := g.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+subjects.ReqStream(f.req.Tier), fmt.Appendf(nil, `{"seq":%d}`, seq))
+func (g *Gateway) holds(ctx context.Context, f *flight, stream string, seq uint64) (bool, error) {
+	m, err := g.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+stream, fmt.Appendf(nil, `{"seq":%d}`, seq))
 	if err != nil {
 		return false, fmt.Errorf("look for message %d: %w", seq, err)
 	}
@@ -172,7 +177,7 @@ func (g *Gateway) handBack(ctx context.Context, f *flight, ack string, delay tim
 	seq := f.seq
 	f.mu.Unlock()
 	if d, err := subjects.ParseAck(ack); err == nil && d.StreamSeq == seq {
-		if there, err := g.holds(ctx, f, seq); err == nil && there {
+		if there, err := g.holds(ctx, f, d.Stream, seq); err == nil && there {
 			return g.nc.Publish(ack, subjects.NakAfter(delay))
 		}
 	}

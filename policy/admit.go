@@ -28,9 +28,10 @@ func (q Queue) Wait() time.Duration {
 type Admission int
 
 const (
-	Admitted Admission = iota
-	Full               // as many wait as may
-	TooLate            // it would be served after its deadline
+	Admitted  Admission = iota
+	Full                // as many wait as may
+	TooLate             // it would be served after its deadline
+	ShareFull           // as many of its tenant wait as may
 )
 
 // minQueueForTooLate keeps a few requests from being refused on a drain rate

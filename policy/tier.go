@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"fmt"
 	"regexp"
 	"time"
 )
@@ -16,64 +15,51 @@ const (
 
 // Tier is a service class.
 type Tier struct {
-	Name        string
-	Share       int // of the freed slots while tiers are backlogged
-	Storage     Storage
-	MaxQueue    int           // requests of a pool that may wait in it
-	MaxAttempts int           // workers that may fail a request before it is a dead letter
-	Deadline    time.Duration // where the client gives none
+	Name string `json:"name" yaml:"name"`
+	// Share of the freed slots while tiers are backlogged.
+	Share int `json:"share" yaml:"share"`
+	// Reserve is the percentage of each worker's slots that stay free for this
+	// tier and those before it: the tiers after it do not bid on them.
+	Reserve  int     `json:"reserve,omitempty" yaml:"reserve,omitempty"`
+	Storage  Storage `json:"storage" yaml:"storage"`
+	MaxQueue int     `json:"max_queue" yaml:"max_queue"` // requests of a pool that may wait in it
+	// MaxWait is how long a request may wait for a worker before it is refused.
+	// Default 0: until its deadline.
+	MaxWait  Duration `json:"max_wait,omitempty" yaml:"max_wait,omitempty"`
+	Deadline Duration `json:"deadline" yaml:"deadline"` // where the client gives none
+	Retries  int      `json:"retries" yaml:"retries"`   // after a first attempt that failed, before it is a dead letter
 }
+
+// MaxQueueLimit bounds Tier.MaxQueue: the broker's own bound is above it.
+const MaxQueueLimit = 90_000
 
 // DefaultTier serves requests that ask for none.
 const DefaultTier = "standard"
 
-// DefaultTiers are the tiers of a new installation, the first first.
+// DefaultTiers are the tiers of a new installation, the first first. The
+// reserve is kept from batch alone: most installations serve everybody at
+// standard, and slots kept from standard would be idle there.
 func DefaultTiers() []Tier {
 	return []Tier{
-		{Name: "priority", Share: 8, Storage: Memory, MaxQueue: 2000, MaxAttempts: 3, Deadline: 10 * time.Minute},
-		{Name: "standard", Share: 4, Storage: Memory, MaxQueue: 2000, MaxAttempts: 3, Deadline: 10 * time.Minute},
-		{Name: "batch", Share: 1, Storage: File, MaxQueue: 10000, MaxAttempts: 3, Deadline: time.Hour},
+		{Name: "priority", Share: 8, Storage: Memory, MaxQueue: 2000, Retries: 2, Deadline: Duration(10 * time.Minute)},
+		{Name: "standard", Share: 4, Reserve: 10, Storage: Memory, MaxQueue: 2000, Retries: 2, Deadline: Duration(10 * time.Minute)},
+		{Name: "batch", Share: 1, Storage: File, MaxQueue: 10000, Retries: 2, Deadline: Duration(time.Hour)},
 	}
 }
 
 var tierName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
 
-// CheckTiers says what is wrong with a set of tiers.
-func CheckTiers(tiers []Tier) error {
-	seen := make(map[string]bool)
-	for _, t := range tiers {
-		switch {
-		case !tierName.MatchString(t.Name):
-			return fmt.Errorf("tier %q: a name is 1 to 32 lower-case letters, digits and '-'", t.Name)
-		case seen[t.Name]:
-			return fmt.Errorf("tier %q: named twice", t.Name)
-		case t.Share < 1:
-			return fmt.Errorf("tier %q: share %d: must be at least 1", t.Name, t.Share)
-		case t.MaxQueue < 1:
-			return fmt.Errorf("tier %q: max queue %d: must be at least 1", t.Name, t.MaxQueue)
-		case t.MaxAttempts < 1:
-			return fmt.Errorf("tier %q: max attempts %d: must be at least 1", t.Name, t.MaxAttempts)
-		case t.Deadline <= 0:
-			return fmt.Errorf("tier %q: deadline %v: must be above 0", t.Name, t.Deadline)
-		}
-		seen[t.Name] = true
-	}
-	if !seen[DefaultTier] {
-		return fmt.Errorf("no tier %q: requests that ask for none need it", DefaultTier)
-	}
-	return nil
-}
-
 // TierFor is the tier that a client's service_tier asks for: Pulley's names,
-// and OpenAI's: "auto" and "default" are standard, "flex" is batch, "scale" is
-// priority. It says false for anything else.
+// OpenAI's and Anthropic's: "auto", "default" and "standard_only" are standard,
+// "flex" is batch, "scale", "fast" and "ultrafast" are priority. It says false
+// for anything else.
 func TierFor(asked string, tiers []Tier) (Tier, bool) {
 	switch asked {
-	case "", "auto", "default":
+	case "", "auto", "default", "standard_only":
 		asked = DefaultTier
 	case "flex":
 		asked = "batch"
-	case "scale":
+	case "scale", "fast", "ultrafast":
 		asked = "priority"
 	}
 	for _, t := range tiers {

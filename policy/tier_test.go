@@ -3,41 +3,10 @@ package policy_test
 import (
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"testing"
-	"time"
 
 	"github.com/pulley-lb/pulley/policy"
 )
-
-func TestCheckTiers(t *testing.T) {
-	good := policy.Tier{Name: "standard", Share: 1, MaxQueue: 1, MaxAttempts: 1, Deadline: time.Second}
-	with := func(change func(*policy.Tier)) policy.Tier {
-		t := good
-		t.Name = "other"
-		change(&t)
-		return t
-	}
-	for want, tiers := range map[string][]policy.Tier{
-		"":                 policy.DefaultTiers(),
-		"no tier":          {with(func(*policy.Tier) {})},
-		"named twice":      {good, good},
-		"a name is 1 to":   {good, with(func(t *policy.Tier) { t.Name = "Gold" })},
-		"share 0":          {good, with(func(t *policy.Tier) { t.Share = 0 })},
-		"max queue 0":      {good, with(func(t *policy.Tier) { t.MaxQueue = 0 })},
-		"max attempts -1":  {good, with(func(t *policy.Tier) { t.MaxAttempts = -1 })},
-		"deadline 0s":      {good, with(func(t *policy.Tier) { t.Deadline = 0 })},
-		`tier "": a name`:  {good, with(func(t *policy.Tier) { t.Name = "" })},
-		`tier "a.b": a na`: {good, with(func(t *policy.Tier) { t.Name = "a.b" })},
-	} {
-		switch err := policy.CheckTiers(tiers); {
-		case want == "" && err != nil:
-			t.Errorf("the default tiers: %v", err)
-		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
-			t.Errorf("got %v, want an error about %q", err, want)
-		}
-	}
-}
 
 func TestTierFor(t *testing.T) {
 	for asked, want := range map[string]string{

@@ -30,17 +30,23 @@
 //	pulley.gw.<gw>.ref                 gateway → workers   Reference
 //	pulley.wk.<w>.cancel               gateway → worker    Cancel
 //	pulley.wk.<w>.credit               gateway → worker    Credit
+//	pulley.wk.<w>.drain                operator → worker   empty; the answer is an Outcome
 //	pulley.wk.<w>.bid.…, .refused.…, .gone.…               answers to the worker, see below
 //	pulley.hb.<w>                      worker → gateways   Heartbeat
-//	pulley.ask.requests, .ask.workers  anyone → gateways   empty; each answers with lists, then an empty message
+//	pulley.homes, .usage, .sides       gateway → gateways  HomesTold, UsageTold, SidesTold
+//	pulley.policy                      writer → all        PolicyChanged
+//	pulley.ev.<kind>                   anyone → operators  Event
+//	pulley.ask.requests, .ask.workers  operator → gateways empty; each answers with lists, then an empty message
+//	pulley.ask.request, pulley.do.…    operator → gateways see control.go
 //
 // What is not frames is JSON, with the field names of this package's types.
 // Ids of requests are UUIDs as text, marks of attempts are decimal strings of 64
 // bits. Unknown fields are ignored: fields may be added, none changes its
 // meaning.
 //
-// The lane is "shared" for what every worker of a pool may take; others are
-// numbered.
+// The lane is "shared" for what every worker of a pool may take. The others are
+// home lanes, named by a worker's id: for what goes on with a conversation that
+// this worker has cached.
 //
 // # Streams and consumers
 //
@@ -65,10 +71,18 @@
 //	max ack pending 8192        above the slots of any pool; the server walks all of it at a timer
 //	max waiting 8192            parked bids; it cannot be changed later
 //	memory storage              its state is not worth a disk's latency
+//	inactive threshold 2 min    of a home lane: its worker is gone
 //
 // PULLEY_DEAD holds pulley.dead.> on file for 7 days, 10 000 messages, 1 GiB.
 // The bucket PULLEY_WORKERS (memory, TTL 10 s) has each worker's Heartbeat under
 // its id, PULLEY_POOLS (file) each pool that was ever served, under its token.
+//
+// The bucket PULLEY_POLICY (file, 64 versions) has the policy under "policy", as
+// a PolicyVersion, and each API key under "key." and its id, as a policy.Key.
+// Who changes it replaces the revision that it read, then publishes a
+// PolicyChanged. Everybody reads the policy at the start, when one comes, and
+// every 500 ms if the bucket's last sequence has changed. One that does not
+// check is ignored: the last good one stays in force.
 //
 // # A request's message
 //
@@ -87,6 +101,10 @@
 // are canonical (Content-Type). The deadline is for people: the gateway judges
 // it.
 //
+// The model is the client's word for it, which may not be the engine's. ModelAt
+// says where it stands, in the body or the path; the worker puts its engine's
+// name there and changes nothing else.
+//
 // # Bidding
 //
 // A worker pulls by publishing a Bid to
@@ -98,6 +116,12 @@
 //	404, 408   nothing was there, or the bid expired
 //	409        not now: bid again after a moment
 //	503        no such consumer yet: wait for a Reference that has the pool
+//
+// A worker bids on the shared lane and on its own home lane at its price, and on
+// the home lanes of other workers (PoolReference.Homes) two rungs dearer, where
+// the pool's policy does not forbid it. So a conversation stays where its
+// beginning is cached until that worker is two rungs dearer than another, full
+// or gone.
 //
 // Bids expire after 8 s and are never cancelled, since that races with a
 // delivery. A request that arrives without a slot for it is handed back at once
@@ -215,6 +239,7 @@
 // It publishes to $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>, to
 // $JS.ACK.>, to claim, rsp, alive and body of pulley.gw.*, and to pulley.hb.<w>;
 // for the membership bucket to $JS.API.STREAM.INFO.KV_PULLEY_WORKERS and
-// $KV.PULLEY_WORKERS.<w>. It subscribes to pulley.wk.<w>.>, pulley.gw.*.ref and
-// an inbox. It creates nothing.
+// $KV.PULLEY_WORKERS.<w>, for the policy to $JS.API.DIRECT.GET.KV_PULLEY_POLICY.
+// It subscribes to pulley.wk.<w>.>, pulley.gw.*.ref, pulley.policy and an inbox.
+// It creates nothing.
 package subjects

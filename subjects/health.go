@@ -24,6 +24,7 @@ const (
 	Paused   State = "paused"   // its engine refused: it waits a moment
 	Down     State = "down"     // its engine does not answer
 	Draining State = "draining" // it finishes what it has
+	Cordoned State = "cordoned" // an operator lets it take nothing new
 	Left     State = "left"     // its last word
 )
 
@@ -51,6 +52,7 @@ type Heartbeat struct {
 // PoolStatus is what a worker knows of one pool that it serves.
 type PoolStatus struct {
 	Pool  string        `json:"pool"`
+	Model string        `json:"model,omitempty"` // the engine's name for it, if another
 	Curve *policy.Curve `json:"curve,omitempty"` // nil until measured
 	Mean  policy.Mean   `json:"mean"`
 	Rung  int           `json:"rung"` // of its next bid
@@ -81,6 +83,14 @@ type PoolReference struct {
 	Price   float64     `json:"price"` // seconds: the lowest no-load price; 0 if none is known
 	Mean    policy.Mean `json:"mean"`
 	Workers int         `json:"workers"` // live ones
+	// Slots and Weight are the sums over the live workers.
+	Slots  int     `json:"slots"`
+	Weight float64 `json:"weight"`
+	// Held is how many requests wait in this gateway for their turn to be
+	// published, by tier.
+	Held map[string]int `json:"held,omitempty"`
+	// Homes are the home lanes that exist: ids of workers.
+	Homes []string `json:"homes,omitempty"`
 }
 
 // RequestInfo is one line of `pulley request ls`.
@@ -88,6 +98,7 @@ type RequestInfo struct {
 	ID       string    `json:"id"`
 	Gateway  string    `json:"gateway"`
 	Tenant   string    `json:"tenant,omitempty"`
+	Model    string    `json:"model"`
 	Tier     string    `json:"tier"`
 	Pool     string    `json:"pool"`
 	Path     string    `json:"path"`

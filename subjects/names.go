@@ -97,6 +97,13 @@ func WorkerCredit(w string) string { return "pulley.wk." + w + ".credit" }
 func WorkerBids(w string) string   { return "pulley.wk." + w + ".bid" }
 func Heartbeats(w string) string   { return "pulley.hb." + w }
 
+// GatewayOf is the gateway whose subject it is.
+func GatewayOf(subject string) (gw string, ok bool) {
+	rest, ok := strings.CutPrefix(subject, "pulley.gw.")
+	gw, _, cut := strings.Cut(rest, ".")
+	return gw, ok && cut
+}
+
 // LastToken is the part of a subject after its last dot.
 func LastToken(subject string) string {
 	return subject[strings.LastIndexByte(subject, '.')+1:]

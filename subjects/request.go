@@ -25,7 +25,8 @@ type Request struct {
 	Gateway     string      `json:"gw"` // who holds the client's connection
 	Tenant      string      `json:"tenant,omitempty"`
 	Tier        string      `json:"tier"`
-	Model       string      `json:"model"`
+	Model       string      `json:"model"` // as the client said it
+	ModelAt     ModelAt     `json:"model_at,omitzero"`
 	Pool        string      `json:"pool"`
 	Deadline    int64       `json:"deadline"` // Unix milliseconds; the gateway is the judge of it
 	Method      string      `json:"method"`
@@ -38,6 +39,24 @@ type Request struct {
 	BodySize    int64       `json:"size"`
 	ByReference bool        `json:"ref,omitempty"` // the body is fetched from the gateway (GatewayBody)
 }
+
+// ModelAt is where a request names its model, so that a worker whose engine
+// knows it by another name can put that in its place and change no other byte.
+// The zero value: nowhere that can be replaced.
+type ModelAt struct {
+	In   ModelIn `json:"in"`
+	From int     `json:"from"` // bytes; of the body, or of Request.Path
+	To   int     `json:"to"`
+}
+
+// ModelIn is how the name stands there.
+type ModelIn string
+
+const (
+	ModelInJSON ModelIn = "json" // a JSON string in the body, with its quotes
+	ModelInForm ModelIn = "form" // plain bytes in the body
+	ModelInPath ModelIn = "path" // an escaped segment of the path
+)
 
 // Msg is the message that carries r and its body, which is left out when it
 // travels by reference. The TTL is the time left, rounded up to a second.

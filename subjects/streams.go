@@ -81,6 +81,7 @@ func EnsureStreams(ctx context.Context, js jetstream.JetStream, tiers []policy.T
 	}
 	for _, b := range []jetstream.KeyValueConfig{
 		{Bucket: WorkersBucket, Description: "Pulley: who serves what", TTL: workersTTL, Storage: jetstream.MemoryStorage, Replicas: replicas},
+		{Bucket: PolicyBucket, Description: "Pulley: the operator's policy and keys", History: policyHistory, Storage: jetstream.FileStorage, Replicas: replicas},
 		{Bucket: PoolsBucket, Description: "Pulley: pools that workers have served", Storage: jetstream.FileStorage, Replicas: replicas},
 	} {
 		_, err := js.CreateKeyValue(ctx, b)
@@ -102,21 +103,30 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.Str
 	return nil
 }
 
+// homeIdle is after how long without a bid the consumer of a home lane is
+// removed: its worker is gone for good.
+const homeIdle = 2 * time.Minute
+
 // EnsureConsumer creates, where absent, the consumer that a lane's bids pull
 // from. Gateways call it; workers need no right to create anything.
 func EnsureConsumer(ctx context.Context, js jetstream.JetStream, tier, pool, lane string) error {
+	var idle time.Duration
+	if lane != Shared {
+		idle = homeIdle
+	}
 	_, err := js.CreateConsumer(ctx, ReqStream(tier), jetstream.ConsumerConfig{
-		Durable:        ReqConsumer(pool, lane),
-		FilterSubject:  Req(tier, pool, lane),
-		AckPolicy:      jetstream.AckExplicitPolicy,
-		AckWait:        AckWait,
-		MaxDeliver:     -1,
-		MaxAckPending:  maxAckPending,
-		MaxWaiting:     MaxWaiting,
-		PriorityPolicy: jetstream.PriorityPolicyPrioritized,
-		PriorityGroups: []string{PriorityGroup},
-		MemoryStorage:  true,
-		Metadata:       map[string]string{"pulley-pool": pool, "pulley-lane": lane},
+		InactiveThreshold: idle,
+		Durable:           ReqConsumer(pool, lane),
+		FilterSubject:     Req(tier, pool, lane),
+		AckPolicy:         jetstream.AckExplicitPolicy,
+		AckWait:           AckWait,
+		MaxDeliver:        -1,
+		MaxAckPending:     maxAckPending,
+		MaxWaiting:        MaxWaiting,
+		PriorityPolicy:    jetstream.PriorityPolicyPrioritized,
+		PriorityGroups:    []string{PriorityGroup},
+		MemoryStorage:     true,
+		Metadata:          map[string]string{"pulley-pool": pool, "pulley-lane": lane},
 	})
 	if err != nil && !errors.Is(err, jetstream.ErrConsumerExists) {
 		return fmt.Errorf("create consumer of tier %s, pool %s, lane %s: %w", tier, pool, lane, err)

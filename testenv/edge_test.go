@@ -330,12 +330,13 @@ func lastEvent(stream string) (data string, ok bool) {
 }
 
 func TestQueueFull(t *testing.T) {
-	tiers := policy.DefaultTiers()
-	for i := range tiers {
-		tiers[i].MaxQueue = 3
-	}
 	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
-		g := env.Gateway(gateway.Config{Tiers: tiers})
+		g := env.Gateway(gateway.Config{})
+		env.SetPolicy(func(p *policy.Policy) {
+			for i := range p.Tiers {
+				p.Tiers[i].MaxQueue = 3
+			}
+		})
 		cfg := slow("a")
 		cfg.Slots = 1
 		env.Worker(env.Engine(cfg), worker.Config{Name: "a", Slots: 1})

@@ -2,10 +2,12 @@ package testenv
 
 import (
 	"context"
+	"crypto/rand"
 	"net"
 	"net/http"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -18,6 +20,8 @@ import (
 	"github.com/pulley-lb/pulley/broker"
 	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/worker"
 )
 
@@ -294,4 +298,64 @@ func Eventually(t testing.TB, what string, within time.Duration, holds func() bo
 			t.Fatalf("%s: not within %v", what, within)
 		}
 	}
+}
+
+// SetPolicy changes the policy, as an operator would, and waits until it is in
+// force everywhere.
+func (e *Env) SetPolicy(change func(*policy.Policy)) {
+	e.t.Helper()
+	nc, _ := e.Connect("operator")
+	defer nc.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	store, err := subjects.OpenPolicyStore(ctx, nc)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	if _, err := store.Update(ctx, "test", "test", func(p *policy.Policy) error { change(p); return nil }); err != nil {
+		e.t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+}
+
+// Policy is the policy in force.
+func (e *Env) Policy() *policy.Policy {
+	e.t.Helper()
+	nc, _ := e.Connect("operator")
+	defer nc.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	store, err := subjects.OpenPolicyStore(ctx, nc)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	v, err := store.Load(ctx)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return v.Policy
+}
+
+// AddKey makes an API key for a tenant, and waits until it is good everywhere.
+func (e *Env) AddKey(tenant string, set ...func(*policy.Key)) string {
+	e.t.Helper()
+	nc, _ := e.Connect("operator")
+	defer nc.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	store, err := subjects.OpenPolicyStore(ctx, nc)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	id := strings.ToLower(rand.Text()[:10])
+	key := "sk-pulley-" + id + "-" + rand.Text() + rand.Text()[:17]
+	k := policy.Key{ID: id, Tenant: tenant, Hash: policy.HashKey(key), Created: time.Now()}
+	for _, s := range set {
+		s(&k)
+	}
+	if err := store.PutKey(ctx, k); err != nil {
+		e.t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	return key
 }

@@ -1,14 +1,26 @@
 package testenv_test
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"io"
 	"math"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/testenv"
+	"github.com/pulley-lb/pulley/worker"
 )
 
 // brief is an engine that does four requests every 100 ms.
@@ -61,15 +73,20 @@ func TestBackloggedTiersShareTheSlots(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		engines int
+		reserve int // of the first tier
 		backlog map[string]int
 		want    map[string]float64
 	}{
-		{"all three", 1, map[string]int{"priority": 800, "standard": 500, "batch": 200},
+		{"all three", 1, 0, map[string]int{"priority": 800, "standard": 500, "batch": 200},
 			map[string]float64{"priority": 8. / 13, "standard": 4. / 13, "batch": 1. / 13}},
-		{"all three on three workers", 3, map[string]int{"priority": 800, "standard": 500, "batch": 200},
+		{"all three on three workers", 3, 0, map[string]int{"priority": 800, "standard": 500, "batch": 200},
 			map[string]float64{"priority": 8. / 13, "standard": 4. / 13, "batch": 1. / 13}},
-		{"an idle tier's share goes to the others", 1, map[string]int{"priority": 1000, "batch": 200},
+		{"all three, and the first has a reserve", 1, 50, map[string]int{"priority": 800, "standard": 500, "batch": 200},
+			map[string]float64{"priority": 8. / 13, "standard": 4. / 13, "batch": 1. / 13}},
+		{"an idle tier's share goes to the others", 1, 0, map[string]int{"priority": 1000, "batch": 200},
 			map[string]float64{"priority": 8. / 9, "batch": 1. / 9}},
+		{"an idle tier's share goes to the others, but not its reserve", 1, 50, map[string]int{"standard": 950, "batch": 300},
+			map[string]float64{"standard": 4. / 5, "batch": 1. / 5}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
@@ -77,13 +94,17 @@ func TestBackloggedTiersShareTheSlots(t *testing.T) {
 				for i := range c.engines {
 					engines = append(engines, brief(fmt.Sprint("engine-", i)))
 				}
-				g, _, _ := pair(t, env, engines...)
+				g, es, _ := pair(t, env, engines...)
+				env.SetPolicy(func(p *policy.Policy) { p.Tiers[0].Reserve = c.reserve })
 				var s served
 				var wg sync.WaitGroup
 				for tier, n := range c.backlog {
 					s.send(t, &wg, g, tier, n)
 				}
 				wg.Wait()
+				if most := es[0].Stats().MaxRunning; c.backlog["priority"] == 0 && most > 4-4*c.reserve/100 {
+					t.Errorf("%d ran at once, in slots that are in reserve", most)
+				}
 				got := s.split(from, from+over)
 				t.Logf("of %d: %v", over, got)
 				for tier, want := range c.want {
@@ -118,4 +139,135 @@ func TestAnIdleTiersRequestPassesABacklog(t *testing.T) {
 		}
 		wg.Wait()
 	})
+}
+
+// beside is what a priority trace and an endless batch backlog made of each
+// other.
+type beside struct {
+	priority figures
+	batch    float64 // requests done in a second
+}
+
+const besideHead = "seconds          TTFT p50     p95     p99   E2E p50     p95     p99   batch/s"
+
+func (b beside) String() string { return fmt.Sprintf("%v   %7.2f", b.priority, b.batch) }
+
+// besideBatch replays a trace at priority while batch clients keep a backlog of
+// so many requests of the same kind: each sends the next when the last one is
+// answered.
+func besideBatch(t *testing.T, trace []traced, backlog, reserve int, ungated bool) (b beside) {
+	t.Helper()
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{})
+		for _, cfg := range unlike() {
+			env.Worker(env.Engine(cfg), worker.Config{Name: cfg.Name, Slots: cfg.Slots, Ungated: ungated})
+			if backlog > 0 {
+				backlog += cfg.Slots
+			}
+		}
+		g.Serves(t, "m")
+		env.SetPolicy(func(p *policy.Policy) {
+			p.Tiers[0].Reserve, p.Tiers[1].Reserve = reserve, 0
+			p.Pools = map[string]policy.Pool{"m": {Affinity: policy.AffinityOff}} // the prompts are alike
+		})
+		g.Client.Transport.(*http.Transport).MaxIdleConnsPerHost = 1000
+
+		var done atomic.Int64
+		var clients sync.WaitGroup
+		ctx, stop := context.WithCancel(t.Context())
+		for i := range backlog {
+			clients.Go(func() {
+				for r := rand.New(rand.NewPCG(uint64(i), 1)); ctx.Err() == nil; {
+					j := trace[r.IntN(len(trace))]
+					body := fmt.Sprintf(`{"model":"m","service_tier":"batch","max_tokens":%d,"messages":[{"role":"user","content":"%s"}]}`, j.output, prompts[:4*j.input])
+					if status, err := finish(post(ctx, g, "/v1/chat/completions", body, "")); err == nil && status == 200 {
+						done.Add(1)
+					} else if ctx.Err() == nil {
+						t.Errorf("batch: %d %v", status, err)
+						return
+					}
+				}
+			})
+		}
+		time.Sleep(30 * time.Second) // the slots fill
+		was := done.Load()
+		priority := &http.Client{Transport: asking{"priority", g.Client.Transport}}
+		b.priority = figuresOf(replayHTTP(t, trace, priority, "http://gateway"))
+		b.batch = float64(done.Load()-was) / trace[len(trace)-1].at
+		stop()
+		clients.Wait()
+	})
+	return b
+}
+
+// finish reads an answer to its end.
+func finish(resp *http.Response, err error) (status int, _ error) {
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return resp.StatusCode, err
+}
+
+// asking adds a service_tier to requests.
+type asking struct {
+	tier string
+	http.RoundTripper
+}
+
+func (a asking) RoundTrip(r *http.Request) (*http.Response, error) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	r.Body.Close()
+	r = r.Clone(r.Context())
+	body = slices.Concat(fmt.Appendf(nil, `{"service_tier":%q,`, a.tier), body[1:])
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	return a.RoundTripper.RoundTrip(r)
+}
+
+// A priority trace at 30 % of what the engines can do is hardly hurt by a batch
+// backlog without an end, and the gate that sees to it costs batch little.
+func TestPriorityBesideABatchBacklog(t *testing.T) {
+	if testing.Short() {
+		t.Skip("replays minutes of a trace three times")
+	}
+	const reserve = 10
+	trace := readTrace(t, "testdata/azure_conv_slice.csv")[:500]
+	if raceEnabled {
+		trace = trace[:100] // for its races; the figures mean little
+	}
+	trace = atLoad(0.3, trace, unlike())
+	alone := besideBatch(t, trace, 0, reserve, false)
+	gated := besideBatch(t, trace, 200, reserve, false)
+	ungated := besideBatch(t, trace, 200, reserve, true)
+	t.Logf("reserve %d %%\n"+besideHead+"\nno batch       %v\nbatch          %v\nand no gate    %v", reserve, alone, gated, ungated)
+	if raceEnabled {
+		return
+	}
+	const p99 = 2
+	if got, most := gated.priority.ttft[p99], 1.5*alone.priority.ttft[p99]; got > most {
+		t.Errorf("priority's TTFT p99 is %.3f s beside batch, want at most %.3f s", got, most)
+	}
+	if got, least := gated.batch, 0.9*ungated.batch; got < least {
+		t.Errorf("batch gets %.2f requests/s, want at least %.2f", got, least)
+	}
+}
+
+// TestReserveFrontier is the table of what a reserve costs batch and gives
+// priority. It takes minutes: PULLEY_FRONTIER=1 asks for it.
+func TestReserveFrontier(t *testing.T) {
+	if os.Getenv("PULLEY_FRONTIER") == "" {
+		t.Skip("PULLEY_FRONTIER=1 asks for it")
+	}
+	trace := atLoad(0.3, readTrace(t, "testdata/azure_conv_slice.csv")[:2000], unlike())
+	var table strings.Builder
+	fmt.Fprintf(&table, "%s\nno batch       %v", besideHead, besideBatch(t, trace, 0, 0, false))
+	for _, reserve := range []int{0, 10, 20, 40, 60} {
+		fmt.Fprintf(&table, "\nreserve %2d %%   %v", reserve, besideBatch(t, trace, 200, reserve, false))
+		fmt.Fprintf(&table, "\n  without gate %v", besideBatch(t, trace, 200, reserve, true))
+	}
+	t.Logf("%d requests at priority\n%s", len(trace), &table)
 }

@@ -25,6 +25,7 @@ type attempt struct {
 	mark    uint64
 	msg     *nats.Msg
 	lane    *lane
+	model   string // as the engine calls it
 	ctx     context.Context
 	stop    context.CancelCauseFunc
 	credit  chan struct{} // told when taken grew
@@ -43,7 +44,8 @@ type attempt struct {
 	claimed     bool          // the claim is on its way
 	sent        uint32        // messages
 	taken       int64         // body bytes that the client took
-	expectFirst time.Duration // when a first token was to be expected
+	expectFirst time.Duration // how long a first token was to take, by what was measured
+	firstBy     time.Time     // until when it counts as waiting for it, if it does not stream
 	firstByte   time.Time
 	lastByte    time.Time
 	decodes     bool // it is in the decoding meter
@@ -54,12 +56,14 @@ type attempt struct {
 func (w *Worker) beginLocked(m *nats.Msg, l *lane, now time.Time) *attempt {
 	ctx, stop := context.WithCancelCause(context.Background())
 	a := &attempt{
-		mark: rand.Uint64(), msg: m, lane: l, ctx: ctx, stop: stop,
+		mark: rand.Uint64(), msg: m, lane: l, model: l.pool.model, ctx: ctx, stop: stop,
 		credit:  make(chan struct{}, 1),
 		started: now, lastByte: now, renewed: now,
-		alone: w.prefillsLocked(now) == 0, besides: w.inFlight,
+		alone: w.prefillsLocked(now).n == 0, besides: w.inFlight,
 	}
 	w.running[a.mark] = a
+	w.prefilling = append(w.prefilling, a)
+	w.tiers[l.tier].seen = now
 	w.inFlight++
 	return a
 }
@@ -89,9 +93,7 @@ func (w *Worker) run(a *attempt) {
 	if !req.Stream { // its first token will not show: it counts as decoding from here
 		w.decodesLocked(a, a.started)
 	}
-	if c := a.lane.pool.curve(a.started); c != nil && c.Prefill != nil {
-		a.expectFirst = time.Duration(c.Prefill.At(float64(req.InputTokens)) * float64(time.Second))
-	}
+	w.expectLocked(a)
 	_, known := w.gateways[req.Gateway]
 	if !known { // its silence counts from here
 		w.gateways[req.Gateway] = a.started
@@ -152,11 +154,15 @@ func (w *Worker) refused(mark string, m *nats.Msg) {
 // answer calls the engine and sends its answer on.
 func (w *Worker) answer(a *attempt) {
 	body, err := w.body(a)
+	path := a.req.Path
+	if err == nil {
+		path, body, err = rename(a.req, body, a.model)
+	}
 	if err != nil {
 		w.fail(a, subjects.Fail{Class: subjects.FailBody, Reason: err.Error()})
 		return
 	}
-	hr, err := http.NewRequestWithContext(a.ctx, a.req.Method, w.base+a.req.Path, bytes.NewReader(body))
+	hr, err := http.NewRequestWithContext(a.ctx, a.req.Method, w.base+path, bytes.NewReader(body))
 	if err != nil {
 		w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: err.Error()})
 		return
@@ -341,6 +347,7 @@ func (w *Worker) release(a *attempt) {
 	if a.decodes {
 		w.decoding.add(-1, time.Now())
 	}
+	w.prefilledLocked(a)
 	w.inFlight--
 	w.bidLocked()
 }
@@ -362,7 +369,7 @@ func (w *Worker) settle(a *attempt) {
 func (w *Worker) handBack(ack string, delay time.Duration) {
 	if d, err := subjects.ParseAck(ack); err == nil && delay == 0 {
 		w.mu.Lock()
-		if l := w.byQueue[d.Stream+" "+d.Consumer]; l != nil {
+		if l := w.byQueue[queueName{d.Stream, d.Consumer}]; l != nil {
 			l.notTill = time.Now().Add(standBack)
 		}
 		w.mu.Unlock()

@@ -1,14 +1,14 @@
 package worker
 
 import (
+	"cmp"
 	"context"
-	"fmt"
+	"encoding/json"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/policy"
@@ -19,6 +19,14 @@ const (
 	// bidExpires is how long a bid stays parked. It is never cancelled: taking a
 	// bid back races with a delivery and strands it.
 	bidExpires = 8 * time.Second
+
+	// briefExpires is that of a tier with an active one above it: what comes while
+	// the gate is closed is handed back, so few such bids should be about.
+	briefExpires = 2 * time.Second
+
+	// dealtExpires is how long a slot that was dealt to a backlog waits for its
+	// request: longer than a gateway takes to publish what it holds.
+	dealtExpires = 20 * time.Millisecond
 
 	// minDepth and bidDepth bound how many bids are parked on one lane, the k-th
 	// at the price of the k-th next request. As many are parked as were answered
@@ -33,49 +41,56 @@ const (
 	// every parked bid costs the broker work at each delivery.
 	parkedPerLane = 64
 
-	// backlogHolds is how long the word of a backlog is believed. A bid that does
-	// not wait finds out sooner.
+	// backlogHolds is how long the word of a backlog is believed. A bid that is
+	// dealt to it finds out sooner.
 	backlogHolds = time.Minute
+
+	// activeFor is how long a tier counts as active after a request of it began
+	// here.
+	activeFor = time.Minute
+
+	// homeTouch is after how long without a bid a home lane is touched, so that
+	// the broker keeps its consumer.
+	homeTouch = 45 * time.Second
 
 	retryBid  = 250 * time.Millisecond // after an answer that says "not now"
 	standBack = 25 * time.Millisecond  // after handing a request back for another worker
 	bidTick   = 100 * time.Millisecond
+	awayAgain = 10 * time.Millisecond // between looks at the lanes away from home, while slots become free
 )
 
-// lane is one queue that the worker bids on.
-type lane struct {
-	number  int
-	pool    *pool
-	tier    int // index of Config.Tiers
-	subject string
-	open    []bid // the cheapest first, the oldest first within a price
-	waiting uint64
-	heard   time.Time // when waiting was told
-	notTill time.Time // no bids before
-	served  int       // deliveries since the last tick
-	rate    float64   // deliveries per tick, of late
-	retired bool      // the engine no longer serves the pool
+// bidKind is how long a bid waits, and what for.
+type bidKind int
+
+const (
+	parked bidKind = iota
+	brief          // parked, for a tier with an active one above it
+	dealt          // a slot that a backlog has a right to
+	touch          // it does not wait
+	bidKinds
+)
+
+// expires is zero for a bid that does not wait.
+func (k bidKind) expires() time.Duration {
+	return [bidKinds]time.Duration{bidExpires, briefExpires, dealtExpires, 0}[k]
 }
 
-type bid struct {
-	rung    int
-	expires time.Time
-}
-
-// backlogged says whether requests are known to wait here.
-func (l *lane) backlogged(now time.Time) bool {
-	return l.waiting > 0 && now.Sub(l.heard) < backlogHolds
-}
-
-// drop forgets the first open bid at a rung, or the first of all for rung -1.
-func (l *lane) drop(rung int) {
-	for i, b := range l.open {
-		if rung < 0 || b.rung == rung {
-			l.open = slices.Delete(l.open, i, i+1)
-			return
+// bidBodies are all bids that there are.
+var bidBodies = func() (bodies [bidKinds][policy.Rungs][]byte) {
+	for kind := range bidKinds {
+		for rung := range policy.Rungs {
+			body, err := json.Marshal(subjects.Bid{
+				Batch: 1, Expires: int64(kind.expires()), NoWait: kind.expires() == 0,
+				Group: subjects.PriorityGroup, Priority: rung,
+			})
+			if err != nil {
+				panic(err) // a struct of numbers always encodes
+			}
+			bodies[kind][rung] = body
 		}
 	}
-}
+	return bodies
+}()
 
 // bidLoop bids when time alone changes something: a pause ends, a price fades,
 // an answer got lost.
@@ -90,15 +105,31 @@ func (w *Worker) bidLoop(ctx context.Context) {
 			return
 		case <-status:
 			w.reconnected()
+		case <-w.gateOpens.C:
+			w.mu.Lock()
+			w.bidLocked()
+			w.mu.Unlock()
 		case <-tick.C:
 			w.mu.Lock()
-			for _, l := range w.lanes {
-				l.rate, l.served = (l.rate+float64(l.served))/2, 0
-			}
-			w.bidLocked()
+			w.tickLocked(time.Now())
 			w.mu.Unlock()
 		}
 	}
+}
+
+func (w *Worker) tickLocked(now time.Time) {
+	for _, l := range w.lanes {
+		l.rate, l.served = (l.rate+float64(l.served))/2, 0
+		l.forgetLate(now)
+		if l.home != "" && now.Sub(l.last) > homeTouch {
+			w.bidOnLocked(l, bid{rung: policy.Rungs - 1, kind: touch}, now)
+		}
+	}
+	for _, l := range w.away {
+		l.forgetLate(now)
+	}
+	w.bidLocked()
+	w.bidAwayLocked(now)
 }
 
 // reconnected bids anew: the broker may have lost what was parked.
@@ -106,152 +137,270 @@ func (w *Worker) reconnected() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.connected = time.Now()
-	for _, l := range w.lanes {
+	for _, l := range w.byQueue {
 		l.open = l.open[:0]
 	}
 	w.bidLocked()
 }
 
+// takesLocked says whether the worker takes new requests at all.
+func (w *Worker) takesLocked() bool { return w.state == subjects.Ready && !w.cordoned }
+
 // bidLocked parks the bids that the free slots allow. Where several tiers have
-// a backlog, the slots are dealt to them by their shares, with bids that do not
-// wait; else every lane gets bids, which may overlap by one for each lane.
+// a backlog, the slots are dealt to them by their shares; else every lane gets
+// bids, which may overlap by one for each lane.
 func (w *Worker) bidLocked() {
 	now := time.Now()
 	if w.state == subjects.Paused && !now.Before(w.pausedTo) {
 		w.setStateLocked(subjects.Ready, "")
 	}
-	if w.state != subjects.Ready {
-		return
-	}
 	free := w.cfg.Slots - w.inFlight
-	if free <= 0 {
+	if free <= 0 || !w.takesLocked() {
 		return
 	}
-	open, lanes := 0, 0
-	shares := make([]int, len(w.cfg.Tiers))
-	contended := 0
+	wait := w.prefillsLocked(now)
+	if first, contended := w.lookLocked(now); contended {
+		w.dealLocked(first, free, wait, now)
+	} else {
+		w.parkLocked(free, wait, now)
+	}
+	if lowest := &w.tiers[len(w.tiers)-1]; lowest.below && !wait.until.IsZero() && !wait.until.Equal(w.gateAt) {
+		w.gateAt = wait.until
+		w.gateOpens.Reset(wait.until.Sub(now))
+	}
+	if free == 1 && now.Sub(w.lookedAway) > awayAgain { // it was full: there was no looking until now
+		w.bidAwayLocked(now)
+	}
+}
+
+// tier is a service class as this worker sees it.
+type tier struct {
+	policy.Tier
+	ceiling int       // slots that it may fill
+	seen    time.Time // when a request of it last began here
+
+	// As of the last lookLocked.
+	below bool // a tier above it is active
+	lanes int  // that have a backlog
+}
+
+// lookLocked looks at which tiers are active and which have a backlog. It says
+// whether the slots have to be dealt, and which is the first that has one.
+func (w *Worker) lookLocked(now time.Time) (first int, contended bool) {
+	active := false
+	for i := range w.tiers {
+		t := &w.tiers[i]
+		t.below, t.lanes = active && !w.cfg.Ungated, 0
+		active = active || now.Sub(t.seen) < activeFor
+	}
 	for _, l := range w.lanes {
-		// An answer that never came, say because the broker restarted.
-		l.open = slices.DeleteFunc(l.open, func(b bid) bool { return now.After(b.expires.Add(2 * time.Second)) })
+		if l.backlogged(now) && !l.shut(now) {
+			w.tiers[l.tier].lanes++
+		}
+	}
+	first, backlogs := -1, 0
+	for i := range w.tiers {
+		if w.tiers[i].lanes > 0 {
+			backlogs++
+			if first < 0 {
+				first = i
+			}
+		}
+	}
+	// The gate lets one request through at a time: the lanes take turns.
+	return first, backlogs > 1 || backlogs == 1 && w.tiers[first].below && w.tiers[first].lanes > 1
+}
+
+// opensLocked says whether there may be a bid for the k-th next request, of a
+// tier.
+func (w *Worker) opensLocked(tier, k int, wait prefills) bool {
+	t := &w.tiers[tier]
+	return policy.Opens(t.ceiling, w.inFlight+k-1, wait.n+k-1, t.below)
+}
+
+// parkLocked parks bids on every lane.
+func (w *Worker) parkLocked(free int, wait prefills, now time.Time) {
+	open := 0
+	for _, l := range w.lanes {
 		open += len(l.open)
-		if l.retired || now.Before(l.notTill) {
-			continue
-		}
-		lanes++
-		if l.backlogged(now) && shares[l.tier] == 0 {
-			shares[l.tier] = w.cfg.Tiers[l.tier].Share
-			contended++
+		if l.home != "" && len(l.open) > 0 {
+			open-- // that of the shared lane is the one that overlaps for its tier
 		}
 	}
-	if contended > 1 {
-		for _, l := range w.lanes { // the others stay open to what may come
-			if !l.retired && !now.Before(l.notTill) && shares[l.tier] == 0 && len(l.open) == 0 {
-				w.bidOnLocked(l, w.rungLocked(l.pool, 1, now), now, false)
-			}
-		}
-		for ; open < free; open++ {
-			l := w.nextOfLocked(w.wheel.Next(shares), now)
-			if l == nil {
-				return
-			}
-			w.bidOnLocked(l, w.rungLocked(l.pool, len(l.open)+1, now), now, true)
-		}
-		return
-	}
-	prefills := w.prefillsLocked(now)
 	for k := 1; k <= bidDepth; k++ {
 		var priced *pool // the lanes of a pool follow each other and cost the same
-		rung := 0
+		rung, some := 0, false
 		for _, l := range w.lanes {
-			if l.retired || now.Before(l.notTill) || (k > 1 && (open >= free || k > l.depth())) {
+			if l.shut(now) || k > 1 && (open >= free || k > l.depth()) || !w.opensLocked(l.tier, k, wait) {
 				continue
 			}
+			some = true
 			if l.pool != priced {
-				priced, rung = l.pool, w.rungOf(l.pool, l.pool.curve(now), w.inFlight+k, prefills+k-1)
+				priced, rung = l.pool, w.rungOf(l.pool, w.inFlight+k, wait.n+k-1, now)
 			}
 			// A bid that is as cheap is parked already; dearer ones stay beside, but
 			// never keep the cheapest out: it is at most one for each rung.
 			if len(l.open) >= k && l.open[k-1].rung <= rung || k > 1 && len(l.open) >= 2*l.depth() {
 				continue
 			}
-			w.bidOnLocked(l, rung, now, false)
+			w.bidOnLocked(l, bid{rung: rung, kind: w.kindLocked(l)}, now)
 			open++
+		}
+		if !some {
+			return
 		}
 	}
 }
 
-// depth is how many bids are parked on the lane; all workers of its pool
-// together stay near parkedPerLane.
-func (l *lane) depth() int {
-	need := minDepth + int(l.rate*float64(depthFor)/float64(bidTick))
-	return min(need, bidDepth, max(parkedPerLane/max(l.pool.ref.Workers, 1), 1))
+// dealLocked deals the free slots to the tiers that have a backlog. What the
+// first of them may bid for is dealt to all of them by their shares: what one
+// after it would leave alone, for the gate or the reserve, the first would take.
+// But the word of a backlog may be old, so of several slots, the others keep to
+// their own limits for all but the last.
+func (w *Worker) dealLocked(first, free int, wait prefills, now time.Time) {
+	out := 0
+	for _, l := range w.lanes {
+		for _, b := range l.open {
+			if b.kind == dealt {
+				out++
+			}
+		}
+	}
+	for _, l := range w.lanes { // the others stay open to what may come
+		if len(l.open) == 0 && !l.backlogged(now) && !l.shut(now) && w.opensLocked(l.tier, 1, wait) {
+			w.bidOnLocked(l, bid{rung: w.rungOf(l.pool, w.inFlight+1, wait.n, now), kind: w.kindLocked(l)}, now)
+		}
+	}
+	for ; out < free && w.opensLocked(first, out+1, wait); out++ {
+		last := out == free-1 || !w.opensLocked(first, out+2, wait)
+		for i := range w.tiers {
+			w.shares[i] = 0
+			if w.tiers[i].lanes > 0 && (last || w.opensLocked(i, out+1, wait)) {
+				w.shares[i] = w.tiers[i].Share
+			}
+		}
+		l := w.nextOfLocked(w.wheel.Next(w.shares), now)
+		w.turns++
+		l.turn = w.turns
+		rung := w.rungOf(l.pool, w.inFlight+out+1, wait.n+out, now)
+		w.bidOnLocked(l, bid{rung: rung, kind: dealt, ceiling: w.tiers[first].ceiling}, now)
+	}
 }
 
-// nextOfLocked is the backlogged lane of a tier with the fewest open bids.
+// nextOfLocked is the backlogged lane of a tier whose last turn is longest ago.
 func (w *Worker) nextOfLocked(tier int, now time.Time) *lane {
 	var next *lane
 	for _, l := range w.lanes {
-		if l.tier == tier && !l.retired && !now.Before(l.notTill) && l.backlogged(now) &&
-			(next == nil || len(l.open) < len(next.open)) {
+		if l.tier == tier && l.backlogged(now) && !l.shut(now) && (next == nil || l.turn < next.turn) {
 			next = l
 		}
 	}
 	return next
 }
 
-// rungLocked is the rung of the k-th next request of a pool.
-func (w *Worker) rungLocked(p *pool, k int, now time.Time) int {
-	return w.rungOf(p, p.curve(now), w.inFlight+k, w.prefillsLocked(now)+k-1)
+// bidAwayLocked parks a bid on each home lane of others: dearer, so that theirs
+// are first. What it brings is taken only if the price still holds.
+func (w *Worker) bidAwayLocked(now time.Time) {
+	w.lookedAway = now
+	if len(w.away) == 0 {
+		return
+	}
+	wait := w.prefillsLocked(now)
+	for _, l := range w.away {
+		w.bidAwayOnLocked(l, wait, now)
+	}
+}
+
+func (w *Worker) bidAwayOnLocked(l *lane, wait prefills, now time.Time) {
+	if !w.takesLocked() || w.inFlight >= w.cfg.Slots || l.shut(now) || !w.opensLocked(l.tier, 1, wait) {
+		return
+	}
+	if rung := w.awayRungLocked(l, wait, now); len(l.open) == 0 || rung < l.open[0].rung {
+		w.bidOnLocked(l, bid{rung: rung, kind: parked}, now)
+	}
+}
+
+func (w *Worker) awayRungLocked(l *lane, wait prefills, now time.Time) int {
+	return policy.Dearer(w.rungOf(l.pool, w.inFlight+1, wait.n, now), policy.AwayPenalty)
+}
+
+// depth is how many bids are parked on the lane; all workers of its pool
+// together stay near parkedPerLane.
+func (l *lane) depth() int {
+	if l.pool.balance == policy.RoundRobin {
+		return policy.RoundRobinDepth
+	}
+	need := minDepth + int(l.rate*float64(depthFor)/float64(bidTick))
+	if l.home != "" { // there are many, and most have little to do
+		need--
+	}
+	return min(need, bidDepth, max(parkedPerLane/max(l.pool.ref.Workers, 1), 1))
+}
+
+// kindLocked is how a bid that is not dealt waits on a lane.
+func (w *Worker) kindLocked(l *lane) bidKind {
+	if w.tiers[l.tier].below {
+		return brief
+	}
+	return parked
 }
 
 // rungOf is the rung of a request that would be the n-th in flight, behind
-// prefills others.
-func (w *Worker) rungOf(p *pool, c *policy.Curve, n, prefills int) int {
-	price, known := c.Price(p.ref.Mean, n, prefills)
-	switch {
-	case p.ref.Price <= 0:
-		return policy.LoadRung(n, w.cfg.Slots, w.cfg.Weight)
-	case !known:
-		return policy.TrialRung(n, w.cfg.Slots, w.cfg.Weight)
+// waiting others that have no first token. A pool that spills over to here is
+// priced by what this engine was measured to do, with what its own requests are
+// like: that is what one of them would cost here.
+func (w *Worker) rungOf(p *pool, n, waiting int, now time.Time) int {
+	var rung int
+	switch p.balance {
+	case policy.RoundRobin:
+	case policy.LeastLoaded:
+		rung = policy.LeastLoadedRung(n, w.cfg.Slots)
+	case policy.Weighted:
+		rung = policy.WeightedRung(n, w.weight, p.ref.Slots, p.ref.Weight)
+	default:
+		rung = policy.PriceRung(p.by.curve(now), p.ref.Mean, p.ref.Price, n, waiting, w.cfg.Slots, w.weight)
 	}
-	return policy.Rung(price/w.cfg.Weight, p.ref.Price)
+	return policy.Dearer(rung, p.penalty)
 }
 
-func (w *Worker) bidOnLocked(l *lane, rung int, now time.Time, noWait bool) {
-	b := subjects.Bid{Batch: 1, Expires: int64(bidExpires), Group: subjects.PriorityGroup, Priority: rung}
-	if noWait {
-		b.Expires, b.NoWait = 0, true
+func (w *Worker) bidOnLocked(l *lane, b bid, now time.Time) {
+	inbox := &l.inboxes[b.kind][b.rung]
+	if *inbox == "" {
+		*inbox = subjects.WorkerBids(w.id) + "." + strconv.Itoa(l.number) + "." + strconv.Itoa(int(b.kind)) + "." + strconv.Itoa(b.rung)
 	}
-	body, err := json.Marshal(b)
-	if err != nil {
-		panic(err) // a struct of numbers always encodes
-	}
-	inbox := fmt.Sprintf("%s.%d.%d", subjects.WorkerBids(w.id), l.number, rung)
-	if err := w.nc.PublishRequest(l.subject, inbox, body); err != nil {
+	if err := w.nc.PublishRequest(l.subject, *inbox, bidBodies[b.kind][b.rung]); err != nil {
 		l.notTill = now.Add(retryBid)
 		return
 	}
-	at, _ := slices.BinarySearchFunc(l.open, rung+1, func(b bid, r int) int { return b.rung - r })
-	l.open = slices.Insert(l.open, at, bid{rung: rung, expires: now.Add(bidExpires)})
+	l.last, b.expires = now, now.Add(b.kind.expires())
+	at, _ := slices.BinarySearchFunc(l.open, b.rung+1, func(b bid, rung int) int { return cmp.Compare(b.rung, rung) })
+	l.open = slices.Insert(l.open, at, b)
 }
 
-// bidStatus hears that a bid ended without a request.
+// bidStatus hears that a bid ended without a request. It is named by lane, kind
+// and rung.
 func (w *Worker) bidStatus(which, code, description string) {
-	num, rung, _ := strings.Cut(which, ".")
-	number, err1 := strconv.Atoi(num)
-	r, err2 := strconv.Atoi(rung)
+	var name [3]int
+	for i, part := range strings.SplitN(which, ".", len(name)) {
+		n, err := strconv.Atoi(part)
+		if err != nil {
+			return
+		}
+		name[i] = n
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err1 != nil || err2 != nil || number >= len(w.lanes) {
+	l, kind := w.byNumber[name[0]], bidKind(name[1])
+	if l == nil { // it is no lane any more
 		return
 	}
-	l := w.lanes[number]
-	l.drop(r)
+	l.drop(kind, name[2])
 	now := time.Now()
 	switch code {
-	case "408": // expired
-	case "404": // nothing there for a bid that does not wait
-		l.waiting = 0
+	case "404", "408": // expired
+		if kind == dealt { // nothing was there
+			l.waiting, l.held = 0, 0
+		}
 	case "409":
 		if !strings.Contains(description, "Leadership Change") {
 			l.notTill = now.Add(retryBid)
@@ -260,14 +409,16 @@ func (w *Worker) bidStatus(which, code, description string) {
 		l.notTill = now.Add(retryBid)
 		l.open = l.open[:0]
 	default:
-		w.log.Warn("bid refused", "pool", l.pool.name, "tier", w.cfg.Tiers[l.tier].Name, "code", code, "reason", description)
+		w.log.Warn("bid refused", "pool", l.pool.name, "tier", w.tiers[l.tier].Name, "code", code, "reason", description)
 		l.notTill = now.Add(retryBid)
 	}
-	w.bidLocked()
+	if !l.away {
+		w.bidLocked()
+	}
 }
 
 // deliver takes a request that answered a bid, or hands it back at once if
-// there is no slot for it any more.
+// there is no room for it any more.
 func (w *Worker) deliver(m *nats.Msg) {
 	d, err := subjects.ParseAck(m.Reply)
 	if err != nil {
@@ -276,53 +427,42 @@ func (w *Worker) deliver(m *nats.Msg) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	l := w.byQueue[d.Stream+" "+d.Consumer]
+	l := w.byQueue[queueName{d.Stream, d.Consumer}]
 	if l == nil {
 		w.nc.Publish(m.Reply, subjects.Nak)
 		return
 	}
-	l.drop(-1)
+	b := l.answered()
 	l.served++
 	now := time.Now()
 	l.waiting, l.heard = d.Pending, now
-	if w.state != subjects.Ready || w.inFlight >= w.cfg.Slots || l.retired {
+	if !w.hasRoomLocked(l, b, now) {
 		w.nc.Publish(m.Reply, subjects.Nak)
 		l.waiting++
 		w.bidLocked()
+		if l.away {
+			w.bidAwayOnLocked(l, w.prefillsLocked(now), now)
+		}
 		return
 	}
 	a := w.beginLocked(m, l, now)
 	w.bidLocked()
+	if l.away && l.waiting > 0 {
+		w.bidAwayOnLocked(l, w.prefillsLocked(now), now)
+	}
 	w.attempts.Go(func() { w.run(a) })
 }
 
-// setModels makes the worker serve these pools and no others.
-func (w *Worker) setModels(models []string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, m := range models {
-		if w.pools[m] != nil {
-			continue
-		}
-		p := &pool{name: m}
-		w.pools[m] = p
-		for i, t := range w.cfg.Tiers {
-			l := &lane{number: len(w.lanes), pool: p, tier: i, subject: subjects.BidSubject(t.Name, m, subjects.Shared)}
-			w.lanes = append(w.lanes, l)
-			w.byQueue[subjects.ReqStream(t.Name)+" "+subjects.ReqConsumer(m, subjects.Shared)] = l
-		}
+// hasRoomLocked says whether a delivery finds what its bid promised: time has
+// passed since.
+func (w *Worker) hasRoomLocked(l *lane, b bid, now time.Time) bool {
+	switch {
+	case !w.takesLocked() || l.pool.paused || w.inFlight >= w.cfg.Slots:
+		return false
+	case b.kind == dealt:
+		return w.inFlight < b.ceiling
 	}
-	for _, l := range w.lanes {
-		l.retired = !slices.Contains(models, l.pool.name)
-	}
-}
-
-func (w *Worker) servedLocked() []*pool {
-	var served []*pool
-	for _, l := range w.lanes {
-		if l.tier == 0 && !l.retired {
-			served = append(served, l.pool)
-		}
-	}
-	return served
+	w.lookLocked(now)
+	wait := w.prefillsLocked(now)
+	return w.opensLocked(l.tier, 1, wait) && !(l.away && w.awayRungLocked(l, wait, now) > b.rung)
 }

@@ -8,4 +8,11 @@
 // (stream.go) → the attempt is settled, measured (learn.go), and its slot bids
 // again. Beside that, health.go tells the world every half second how the
 // worker is, and asks the engine.
+//
+// What there is to bid on, lanes.go works out anew whenever the engine's models,
+// the policy (policy.go) or the gateways' references change: for each tier, the
+// shared lane of each pool and the worker's own home lane in it, the shared lanes
+// of pools that spill over to here, and the home lanes of others. Bids are never
+// taken back, so whatever an operator stops, a request that still comes by one is
+// handed back at once and is another worker's.
 package worker

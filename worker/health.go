@@ -99,7 +99,7 @@ func (w *Worker) askEngine(ctx context.Context) error {
 		if resp.StatusCode >= 500 {
 			return fmt.Errorf("GET /v1/models: %s", resp.Status)
 		}
-		w.setModels(w.cfg.Models)
+		w.serve(w.poolsOf(w.cfg.Models))
 		return nil
 	}
 	if err != nil {
@@ -126,8 +126,24 @@ func (w *Worker) askEngine(ctx context.Context) error {
 		return fmt.Errorf("GET /v1/models: no models")
 	}
 	slices.Sort(models)
-	w.setModels(slices.Compact(models))
+	models = slices.Compact(models)
+	if w.cfg.Pool != "" && len(models) > 1 {
+		return fmt.Errorf("GET /v1/models: %d models, and pool %q takes one: name it (model=NAME)", len(models), w.cfg.Pool)
+	}
+	w.serve(w.poolsOf(models))
 	return nil
+}
+
+// poolsOf says which pools the engine's models make the worker a part of.
+func (w *Worker) poolsOf(models []string) []served {
+	if w.cfg.Pool != "" {
+		return []served{{pool: w.cfg.Pool, model: models[0]}}
+	}
+	pools := make([]served, 0, len(models))
+	for _, m := range models {
+		pools = append(pools, served{pool: m, model: m})
+	}
+	return pools
 }
 
 // engineIs notes the engine's health and says whether it changed.
@@ -155,18 +171,32 @@ func (w *Worker) heartbeat() subjects.Heartbeat {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
+	state, reason := w.toldLocked()
+	wait := w.prefillsLocked(now)
 	h := subjects.Heartbeat{
 		Worker: w.id, Name: w.cfg.Name, Engine: w.cfg.Kind, URL: w.cfg.Engine, Host: w.host,
-		Version: w.cfg.Version, Started: w.started, State: w.state, Reason: w.reason,
-		Slots: w.cfg.Slots, InFlight: w.inFlight, Prefills: w.prefillsLocked(now),
-		Weight: w.cfg.Weight, Done: w.done, Failed: w.failed,
+		Version: w.cfg.Version, Started: w.started, State: state, Reason: reason,
+		Slots: w.cfg.Slots, InFlight: w.inFlight, Prefills: wait.n,
+		Weight: w.weight, Done: w.done, Failed: w.failed,
 	}
 	for _, p := range w.servedLocked() {
-		h.Pools = append(h.Pools, subjects.PoolStatus{
-			Pool: p.name, Curve: p.curve(now), Mean: p.mean, Rung: w.rungLocked(p, 1, now),
-		})
+		s := subjects.PoolStatus{
+			Pool: p.name, Curve: p.curve(now), Mean: p.mean, Rung: w.rungOf(p, w.inFlight+1, wait.n, now),
+		}
+		if p.model != p.name {
+			s.Model = p.model
+		}
+		h.Pools = append(h.Pools, s)
 	}
 	return h
+}
+
+// toldLocked is the worker's state as others should see it.
+func (w *Worker) toldLocked() (subjects.State, string) {
+	if w.cordoned && (w.state == subjects.Ready || w.state == subjects.Paused) {
+		return subjects.Cordoned, "an operator cordoned it"
+	}
+	return w.state, w.reason
 }
 
 func (w *Worker) beat() {
@@ -222,17 +252,24 @@ func (w *Worker) hearGateway(m *nats.Msg) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.gateways[ref.Gateway] = time.Now()
+	now := time.Now()
+	w.gateways[ref.Gateway] = now
+	changed := false
 	for name, p := range w.pools {
-		r, ok := ref.Pools[name]
-		if !ok {
+		if r, ok := ref.Pools[name]; ok {
+			changed = p.hear(ref.Gateway, r, now) || changed
+		}
+	}
+	if changed {
+		w.arrangeLocked()
+	}
+	for _, l := range w.byQueue {
+		if _, ok := ref.Pools[l.pool.name]; !ok {
 			continue
 		}
-		p.ref = r
-		for _, l := range w.lanes {
-			if l.pool == p {
-				l.notTill = time.Time{} // its queues exist now
-			}
+		l.notTill = time.Time{} // its queues exist now
+		if l.home == "" {
+			l.held = l.pool.held(w.tiers[l.tier].Name)
 		}
 	}
 	w.bidLocked()

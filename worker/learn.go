@@ -1,23 +1,11 @@
 package worker
 
 import (
+	"slices"
 	"time"
 
 	"github.com/pulley-lb/pulley/policy"
-	"github.com/pulley-lb/pulley/subjects"
 )
-
-// pool is what the worker knows of one pool that it serves. Guarded by
-// Worker.mu.
-type pool struct {
-	name    string
-	ref     subjects.PoolReference // as the gateways last published it
-	prefill policy.Fit
-	itl     policy.Fit
-	mean    policy.Mean
-	fit     *policy.Curve // as of fitted
-	fitted  time.Time
-}
 
 // curve is what was measured, nil if nothing was. Every bid asks for it, so it
 // is worked out anew only after a sample, or when time may have made it stale.
@@ -54,26 +42,70 @@ func (m *meter) until(now time.Time) float64 {
 	return m.area + float64(m.level)*now.Sub(m.at).Seconds()
 }
 
-// prefillsLocked counts the requests in flight that still wait for their first
-// token. A request that does not stream never shows its first token; it counts
-// until it should have had it.
-func (w *Worker) prefillsLocked(now time.Time) int {
-	n := 0
-	for _, a := range w.running {
+const (
+	// prefillUnknown is how long a request that shows no first token counts as
+	// waiting for it while nothing is measured.
+	prefillUnknown = time.Second
+
+	// itlPerPrefill is how many input tokens an engine prefills in the time of one
+	// inter-token interval, where only that is measured: fewer than engines do
+	// (110 to 200 on an L4, an A100 and an H100), so that the gate opens late
+	// rather than early.
+	itlPerPrefill = 100
+)
+
+// prefills are the requests in flight that wait for their first token. One that
+// does not stream never shows it; it counts until it should have had it.
+type prefills struct {
+	n     int
+	until time.Time // when time alone makes them fewer; zero: it does not
+}
+
+func (w *Worker) prefillsLocked(now time.Time) prefills {
+	var p prefills
+	for i := 0; i < len(w.prefilling); i++ {
+		a := w.prefilling[i]
 		switch {
-		case !a.firstByte.IsZero():
-		case a.req == nil || a.req.Stream || a.expectFirst == 0:
-			n++
-		case now.Sub(a.started) < a.expectFirst:
-			n++
+		case a.req == nil || a.req.Stream:
+		case !now.Before(a.firstBy):
+			w.prefilling = slices.Delete(w.prefilling, i, i+1)
+			i--
+			continue
+		case p.until.IsZero() || a.firstBy.Before(p.until):
+			p.until = a.firstBy
 		}
+		p.n++
 	}
-	return n
+	return p
+}
+
+// prefilledLocked notes that an attempt waits for its first token no more.
+func (w *Worker) prefilledLocked(a *attempt) {
+	if i := slices.Index(w.prefilling, a); i >= 0 {
+		w.prefilling = slices.Delete(w.prefilling, i, i+1)
+	}
+}
+
+// expectLocked works out when an attempt should have its first token.
+func (w *Worker) expectLocked(a *attempt) {
+	input := float64(a.req.InputTokens)
+	c := a.lane.pool.by.curve(a.started)
+	seconds := func(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+	first := prefillUnknown
+	switch {
+	case c != nil && c.Prefill != nil:
+		a.expectFirst = seconds(c.Prefill.At(input))
+		first = a.expectFirst
+	case c != nil && c.ITL != nil:
+		first = min(first, seconds(c.ITL.At(1)*input/itlPerPrefill))
+	}
+	a.firstBy = a.started.Add(first)
 }
 
 // firstLocked notes an attempt's first byte.
 func (w *Worker) firstLocked(a *attempt, now time.Time) {
 	a.firstByte = now
+	w.prefilledLocked(a)
 	w.decodesLocked(a, now)
 	a.areaAtFirst = w.decoding.until(now)
 }
@@ -88,9 +120,9 @@ func (w *Worker) decodesLocked(a *attempt, now time.Time) {
 
 // learnLocked measures an attempt whose answer is whole.
 func (w *Worker) learnLocked(a *attempt, outputTokens int, now time.Time) {
-	p := a.lane.pool
 	input := float64(a.req.InputTokens)
-	p.mean.Add(input, float64(outputTokens))
+	a.lane.pool.mean.Add(input, float64(outputTokens))
+	p := a.lane.pool.by // the engine is its
 	p.fitted = time.Time{}
 	switch {
 	case a.streamed && !a.firstByte.IsZero():

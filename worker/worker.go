@@ -35,19 +35,24 @@ type Config struct {
 	// Models are the models to serve. Default: what the engine's /v1/models
 	// says, asked again every few seconds.
 	Models []string
+	// Pool is the pool to join, with the engine's one model. Default: for each
+	// model the pool of its name.
+	Pool string
 	// Slots is how many requests run at once. Default 8.
 	Slots int
-	// Weight divides the price: 2 takes requests as if it were twice as fast.
-	// Default 1.
+	// Weight divides the price: 2 takes requests as if it were twice as fast. The
+	// policy may say otherwise. Default 1.
 	Weight float64
-	// Tiers to bid on, the first first. Default policy.DefaultTiers.
-	Tiers []policy.Tier
 	// DrainTimeout bounds how long running requests may go on after Run was
 	// told to stop; then other workers take over. Default 10 min.
 	DrainTimeout time.Duration
 	// StallTimeout is how long a streaming engine may be silent before its
 	// attempt counts as failed. Default 2 min.
 	StallTimeout time.Duration
+	// Ungated lets tiers bid while prompts wait for their first token, whatever
+	// tier is active above them: to measure what the prefill gate does. Default
+	// false.
+	Ungated bool
 	// Transport calls the engine. Default: one of its own, without compression.
 	Transport http.RoundTripper
 	// Version is told in heartbeats.
@@ -66,6 +71,10 @@ var (
 	ErrStalled     = errors.New("the engine went silent")
 )
 
+// ErrDrained is what Run returns when the worker has drained and left as an
+// operator ordered, and not because it was stopped.
+var ErrDrained = errors.New("drained by an operator's order")
+
 // Worker serves one engine. Create it with New, then Run it once.
 type Worker struct {
 	// Fixed after New.
@@ -79,14 +88,26 @@ type Worker struct {
 	started time.Time
 
 	attempts sync.WaitGroup
+	ordered  chan struct{} // closed when it was told to leave
+	order    sync.Once
 
-	mu      sync.Mutex
-	state   subjects.State
-	reason  string
-	pools   map[string]*pool
-	lanes   []*lane          // by their number, which is part of the bids' inbox
-	byQueue map[string]*lane // by stream and consumer
-	running map[uint64]*attempt
+	mu       sync.Mutex
+	policy   *policy.Policy // in force
+	weight   float64        // in force
+	cordoned bool
+	state    subjects.State // but for cordoned: see toldLocked
+	reason   string
+	serves   []served // what the engine has
+	pools    map[string]*pool
+	tiers    []tier
+	lanes    []*lane // shared, and its own home lanes: each delivery and each end looks at all of them
+	away     []*lane // home lanes of others
+	byQueue  map[queueName]*lane
+	byNumber map[int]*lane
+	numbers  int // of lanes so far
+	running  map[uint64]*attempt
+	// prefilling are those that may still wait for their first token.
+	prefilling []*attempt
 	// failedHere are requests that lately failed here: the queue gives them to
 	// the cheapest bid, which is likely to be here again, and the engine should
 	// not be asked before the others had their chance.
@@ -98,6 +119,11 @@ type Worker struct {
 	pausedTo   time.Time // no bids before
 	decoding   meter
 	wheel      policy.Wheel
+	shares     []int  // of the tiers; what the wheel turns by
+	turns      uint64 // of the wheel
+	lookedAway time.Time
+	gateOpens  *time.Timer          // when time alone opens the gate
+	gateAt     time.Time            // what it is set to
 	gateways   map[string]time.Time // last sign of life
 	connected  time.Time
 	probe      chan struct{} // asks healthLoop to look at the engine now
@@ -120,6 +146,12 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 			return nil, fmt.Errorf("engine %s: model %.40q: a name has 1 to %d bytes of UTF-8", cfg.Engine, m, subjects.MaxName)
 		}
 	}
+	if cfg.Pool != "" && len(cfg.Models) > 1 {
+		return nil, fmt.Errorf("engine %s: pool %q takes one model, and %d are named", cfg.Engine, cfg.Pool, len(cfg.Models))
+	}
+	if len(cfg.Pool) > subjects.MaxName || !utf8.ValidString(cfg.Pool) {
+		return nil, fmt.Errorf("engine %s: pool %.40q: a name has 1 to %d bytes of UTF-8", cfg.Engine, cfg.Pool, subjects.MaxName)
+	}
 	cfg.Name = cmp.Or(cfg.Name, u.Host)
 	if len(cfg.Name) > 64 || !utf8.ValidString(cfg.Name) {
 		return nil, fmt.Errorf("engine %s: name %.40q: a name has at most 64 bytes of UTF-8", cfg.Engine, cfg.Name)
@@ -130,12 +162,6 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	cfg.DrainTimeout = cmp.Or(cfg.DrainTimeout, 10*time.Minute)
 	cfg.StallTimeout = cmp.Or(cfg.StallTimeout, 2*time.Minute)
 	cfg.Version = cmp.Or(cfg.Version, "dev")
-	if cfg.Tiers == nil {
-		cfg.Tiers = policy.DefaultTiers()
-	}
-	if err := policy.CheckTiers(cfg.Tiers); err != nil {
-		return nil, err
-	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -161,28 +187,36 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		nc:         nc,
 		host:       host,
 		client:     &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		ordered:    make(chan struct{}),
+		policy:     policy.Default(),
+		weight:     cfg.Weight,
 		state:      subjects.Down,
 		reason:     "not asked yet",
 		pools:      make(map[string]*pool),
-		byQueue:    make(map[string]*lane),
+		byQueue:    make(map[queueName]*lane),
+		byNumber:   make(map[int]*lane),
 		running:    make(map[uint64]*attempt),
 		failedHere: make(map[subjects.ID]time.Time),
 		gateways:   make(map[string]time.Time),
 		probe:      make(chan struct{}, 1),
 	}
 	w.log = cfg.Logger.With("worker", cfg.Name)
+	w.arrangeLocked() // nobody else has it yet
 	return w, nil
 }
 
 // ID is the worker's unique id, a subject token.
 func (w *Worker) ID() string { return w.id }
 
-// Run serves until ctx is done, then drains: it takes nothing new, lets what
-// runs finish within DrainTimeout, hands the rest to other workers, and says
-// good-bye. It returns when all of that is over.
+// Run serves until ctx is done or an operator orders it to leave, then drains:
+// it takes nothing new, lets what runs finish within DrainTimeout, hands the rest
+// to other workers, and says good-bye. It returns when all of that is over:
+// ErrDrained if it was ordered, else nil.
 func (w *Worker) Run(ctx context.Context) error {
 	w.started = time.Now()
 	w.connected = w.started
+	w.gateOpens = time.NewTimer(time.Hour) // until the gate is first closed
+	defer w.gateOpens.Stop()
 	var subs []*nats.Subscription
 	for subject, handle := range map[string]nats.MsgHandler{
 		"pulley.wk." + w.id + ".>": w.receive,
@@ -203,22 +237,29 @@ func (w *Worker) Run(ctx context.Context) error {
 	loops.Go(func() { w.healthLoop(life) })
 	loops.Go(func() { w.bidLoop(life) })
 	loops.Go(func() { w.aliveLoop(life) })
+	loops.Go(func() { w.policyLoop(life) })
 
-	<-ctx.Done()
-	w.drain()
+	var left error
+	select {
+	case <-ctx.Done():
+		w.drain("")
+	case <-w.ordered:
+		left = ErrDrained
+		w.drain("an operator ordered it")
+	}
 	end()
 	loops.Wait()
 	for _, sub := range subs {
 		sub.Unsubscribe()
 	}
 	w.log.Info("worker stopped", "done", w.done, "failed", w.failed)
-	return nil
+	return left
 }
 
 // drain returns when nothing runs any more.
-func (w *Worker) drain() {
+func (w *Worker) drain(why string) {
 	w.mu.Lock()
-	w.setStateLocked(subjects.Draining, "")
+	w.setStateLocked(subjects.Draining, why)
 	left := w.inFlight
 	w.mu.Unlock()
 	w.beat()
@@ -274,6 +315,8 @@ func (w *Worker) receive(m *nats.Msg) {
 		w.cancelled(m)
 	case "credit":
 		w.credited(m)
+	case "drain":
+		w.leaveAsOrdered(m)
 	}
 }
 

@@ -10,26 +10,21 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/pulley-lb/pulley/gateway"
-	"github.com/pulley-lb/pulley/policy"
 )
 
 // gatewayFlags are the flags that pulley gateway and pulley up share.
 type gatewayFlags struct {
-	listen, admin        string
-	allowUnauthenticated bool
-	maxQueue             int
-	maxAttempts          int
-	cfg                  gateway.Config
+	listen, admin string
+	auth          string
+	cfg           gateway.Config
 }
 
 func addGatewayFlags(fs *pflag.FlagSet) *gatewayFlags {
 	g := &gatewayFlags{}
 	fs.StringVar(&g.listen, "listen", "127.0.0.1:8080", "`host:port` of the API; port 0 takes a free one")
 	fs.StringVar(&g.admin, "admin", "127.0.0.1:8081", "`host:port` of health, metrics and profiles; port 0 takes a free one, \"\" turns it off")
-	fs.BoolVar(&g.allowUnauthenticated, "allow-unauthenticated", false, "serve anybody who can reach --listen, if that is not loopback")
+	fs.StringVar(&g.auth, "auth", "auto", "whether clients need a key: required, off, or auto: as soon as one exists, and always where --listen is not loopback")
 	fs.StringArrayVar(&g.cfg.CORSOrigins, "cors-origin", nil, "`origin` whose pages may call from a browser, such as https://chat.example.com; * is any (repeatable)")
-	fs.IntVar(&g.maxQueue, "max-queue", 0, "requests that may wait for a model in one tier (default 2000, batch 10000)")
-	fs.IntVar(&g.maxAttempts, "max-attempts", 0, "workers that may fail a request before it is given up (default 3)")
 	fs.DurationVar(&g.cfg.NoWorkerWait, "no-worker-wait", 0, "how long a request waits while no worker serves its model (default 30s)")
 	fs.DurationVar(&g.cfg.KeepAlive, "keep-alive", 0, "silence after which a stream that waits gets a comment (default 10s)")
 	fs.DurationVar(&g.cfg.SlowClient, "slow-client", 0, "how long a client may take no bytes before it is cut off (default 30s)")
@@ -40,30 +35,34 @@ func addGatewayFlags(fs *pflag.FlagSet) *gatewayFlags {
 	return g
 }
 
-// config is the gateway's configuration; it refuses to serve strangers unasked.
+// config is the gateway's configuration; it does not serve strangers unasked.
 func (g *gatewayFlags) config(ctx context.Context) (gateway.Config, error) {
 	cfg := g.cfg
 	cfg.Logger, cfg.Version = logger(ctx), buildVersion()
-	cfg.Tiers = policy.DefaultTiers()
-	for i := range cfg.Tiers {
-		if g.maxQueue < 0 || g.maxAttempts < 0 {
-			return cfg, usagef("--max-queue, --max-attempts: want 1 or more")
-		}
-		if g.maxQueue > 0 {
-			cfg.Tiers[i].MaxQueue = g.maxQueue
-		}
-		if g.maxAttempts > 0 {
-			cfg.Tiers[i].MaxAttempts = g.maxAttempts
-		}
-	}
 	host, _, err := net.SplitHostPort(g.listen)
 	if err != nil {
 		return cfg, usagef("--listen %q: want host:port, such as 127.0.0.1:8080", g.listen)
 	}
-	if !loopback(host) && !g.allowUnauthenticated {
-		return cfg, refusedError{fmt.Errorf("--listen %s: anybody who reaches it could use your GPUs, since there are no keys; listen on 127.0.0.1, or say --allow-unauthenticated", g.listen)}
+	switch mode := gateway.AuthMode(g.auth); {
+	case mode == gateway.AuthAuto && !loopback(host): // strangers must not use the GPUs
+		cfg.Auth = gateway.AuthRequired
+	case mode == gateway.AuthAuto, mode == gateway.AuthRequired, mode == gateway.AuthOff:
+		cfg.Auth = mode
+	default:
+		return cfg, usagef("--auth %q: want auto, required or off", g.auth)
 	}
 	return cfg, nil
+}
+
+// keysInWords says whether clients need a key.
+func keysInWords(auth gateway.AuthMode, auto string) string {
+	switch auth {
+	case gateway.AuthOff:
+		return "not asked for (--auth off)"
+	case gateway.AuthRequired:
+		return "needed; add one: pulley key add --tenant NAME"
+	}
+	return auto
 }
 
 func loopback(host string) bool {
@@ -135,6 +134,7 @@ It creates the streams and consumers that it needs. Stop it with SIGTERM:
 		if admin != nil {
 			fmt.Fprintf(cmd.OutOrStdout(), "admin    http://%s\n", admin.Addr())
 		}
+		fmt.Fprintf(cmd.OutOrStdout(), "keys     %s\n", keysInWords(cfg.Auth, "needed as soon as there is one (pulley key ls)"))
 		return runParts(cmd.Context(), [][]part{{{"gateway", func(ctx context.Context) error { return gw.Run(ctx, ingress, admin) }}}})
 	}
 	return cmd

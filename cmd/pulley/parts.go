@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+
+	"github.com/pulley-lb/pulley/worker"
 )
 
 // part is something that runs until its context is done.
@@ -14,7 +16,8 @@ type part struct {
 }
 
 // runParts runs stages of parts side by side, and stops them, the last stage
-// first, when ctx is done or one of them ends.
+// first, when ctx is done or one of them ends. A worker that was ordered to leave
+// ends alone.
 func runParts(ctx context.Context, stages [][]part) error {
 	lean, stopLean := context.WithCancel(context.WithoutCancel(ctx))
 	var collector sync.WaitGroup
@@ -47,11 +50,19 @@ func runParts(ctx context.Context, stages [][]part) error {
 		}
 		started = append(started, r)
 	}
+	left := 0
+	for _, r := range started {
+		left += r.count
+	}
 	var errs []error
-	select {
-	case <-ctx.Done():
-	case err := <-ended:
-		errs = append(errs, err)
+	for left > 0 && len(errs) == 0 && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case err := <-ended:
+			if left--; !errors.Is(err, worker.ErrDrained) {
+				errs = append(errs, err)
+			}
+		}
 	}
 	for i := len(started) - 1; i >= 0; i-- {
 		started[i].stop()
@@ -60,7 +71,9 @@ func runParts(ctx context.Context, stages [][]part) error {
 		}
 	}
 	for len(ended) > 0 {
-		errs = append(errs, <-ended)
+		if err := <-ended; !errors.Is(err, worker.ErrDrained) {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -115,7 +115,7 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 		}
 		workers = append(workers, part{"worker " + cfg.Name, w.Run})
 	}
-	ban := &banner{out: cmd.OutOrStdout(), ingress: ingress.Addr(), broker: b.ClientURL(), store: u.storeDir, engines: engines, simulated: len(simulated) > 0}
+	ban := &banner{out: cmd.OutOrStdout(), gateway: gw, auth: cfg.Auth, ingress: ingress.Addr(), broker: b.ClientURL(), store: u.storeDir, engines: engines, simulated: len(simulated) > 0}
 	if admin != nil {
 		ban.admin = admin.Addr()
 	}
@@ -197,6 +197,8 @@ func simulate() ([]worker.Config, simulations, error) {
 // banner says, once everything is there, what was started and how to try it.
 type banner struct {
 	out            io.Writer
+	gateway        *gateway.Gateway
+	auth           gateway.AuthMode
 	ingress, admin net.Addr
 	broker, store  string
 	engines        []worker.Config
@@ -207,7 +209,7 @@ type banner struct {
 // without them, and then waits: it is one of the parts.
 func (b *banner) run(ctx context.Context) error {
 	url := "http://" + b.ingress.String()
-	models := waitForModels(ctx, url, 5*time.Second)
+	models := b.waitForModels(ctx, 5*time.Second)
 	var s strings.Builder
 	fmt.Fprintf(&s, "\nPulley %s\n\n", buildVersion())
 	fmt.Fprintf(&s, "  gateway  %-28s  OpenAI-compatible API\n", url)
@@ -215,6 +217,11 @@ func (b *banner) run(ctx context.Context) error {
 		fmt.Fprintf(&s, "  admin    %-28s  /readyz /metrics\n", "http://"+b.admin.String())
 	}
 	fmt.Fprintf(&s, "  broker   %-28s  store %s\n", b.broker, b.store)
+	auto := "none yet: open to everybody on this machine (pulley key add --tenant NAME)"
+	if b.gateway.KeysRequired() {
+		auto = "needed, since there are some"
+	}
+	fmt.Fprintf(&s, "  keys     %s\n", keysInWords(b.auth, auto))
 	for _, e := range b.engines {
 		kind := e.Kind
 		if kind == "" {
@@ -229,13 +236,35 @@ func (b *banner) run(ctx context.Context) error {
 		s.WriteString("\n  No model yet. The workers wait for their engines.\n\n")
 	} else {
 		fmt.Fprintf(&s, "\n  models   %s\n\n", strings.Join(models, ", "))
-		fmt.Fprintf(&s, "Try it:\n\n  curl -N %s/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{\"model\":\"%s\",\"stream\":true,\"max_tokens\":20,\"messages\":[{\"role\":\"user\",\"content\":\"Hello!\"}]}'\n\n", url, models[0])
+		key := ""
+		if b.gateway.KeysRequired() {
+			key = ` -H "authorization: Bearer $PULLEY_KEY"`
+		}
+		fmt.Fprintf(&s, "Try it:\n\n  curl -N %s/v1/chat/completions%s -H 'content-type: application/json' \\\n    -d '{\"model\":\"%s\",\"stream\":true,\"max_tokens\":20,\"messages\":[{\"role\":\"user\",\"content\":\"Hello!\"}]}'\n\n", url, key, models[0])
 	}
 	if ctx.Err() == nil {
 		io.WriteString(b.out, s.String())
 	}
 	<-ctx.Done()
 	return nil
+}
+
+// waitForModels waits until the gateway is ready and knows of some.
+func (b *banner) waitForModels(ctx context.Context, within time.Duration) []string {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if models := b.gateway.Models(); len(models) > 0 && b.gateway.NotReady() == "" {
+			return models
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }
 
 // portError says what to do about a port that cannot be had.

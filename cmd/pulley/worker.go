@@ -16,13 +16,13 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-const engineHelp = "`URL[,model=NAME][,slots=N][,name=NAME][,weight=W][,key-env=VAR]` of an engine (repeatable)"
+const engineHelp = "`URL[,model=NAME][,pool=NAME][,slots=N][,name=NAME][,weight=W][,key-env=VAR]` of an engine (repeatable)"
 
 // parseEngine reads an --engine flag. model may be given several times.
 func parseEngine(spec string) (worker.Config, error) {
 	var cfg worker.Config
 	bad := func(format string, args ...any) (worker.Config, error) {
-		return cfg, usagef("--engine %q: %s; want URL[,model=NAME][,slots=N][,name=NAME][,weight=W][,key-env=VAR]", spec, fmt.Sprintf(format, args...))
+		return cfg, usagef("--engine %q: %s; want URL[,model=NAME][,pool=NAME][,slots=N][,name=NAME][,weight=W][,key-env=VAR]", spec, fmt.Sprintf(format, args...))
 	}
 	parts := strings.Split(spec, ",")
 	cfg.Engine = parts[0]
@@ -41,6 +41,8 @@ func parseEngine(spec string) (worker.Config, error) {
 		switch k {
 		case "model":
 			cfg.Models = append(cfg.Models, v)
+		case "pool":
+			cfg.Pool = v
 		case "slots":
 			if cfg.Slots, err = strconv.Atoi(v); err != nil || cfg.Slots < 1 {
 				return bad("slots=%s: want 1 or more", v)
@@ -58,6 +60,9 @@ func parseEngine(spec string) (worker.Config, error) {
 		default:
 			return bad("there is no %q", k)
 		}
+	}
+	if cfg.Pool != "" && len(cfg.Models) > 1 {
+		return bad("a pool takes one model, and %d are named", len(cfg.Models))
 	}
 	return cfg, nil
 }
@@ -117,10 +122,17 @@ Each --engine gets a worker of its own. The models are what the engine's
 at once (default what the engine says, else 8, Ollama 4); key-env= names the environment
 variable that holds the engine's API key.
 
-Stop it with SIGTERM: it takes nothing new, finishes what runs, and leaves;
-what still runs after --drain-timeout goes on elsewhere.`,
+A model's requests are in the pool of its name. With pool= the worker joins that
+one instead, whatever its engine calls the model: so two pools can serve one
+model, and a route can split its requests between them. The engine must have that
+one model alone, or model= names it.
+
+Stop it with SIGTERM, or from anywhere with pulley worker drain: it takes nothing
+new, finishes what runs, and leaves; what still runs after --drain-timeout goes on
+elsewhere. The command ends when all of its workers have left.`,
 		Example: `  pulley worker --nats nats://broker-1:4222 --engine http://127.0.0.1:8000,slots=64
-  pulley worker --engine http://127.0.0.1:11434,model=llama3.2,slots=4,name=desk`,
+  pulley worker --engine http://127.0.0.1:11434,model=llama3.2,slots=4,name=desk
+  pulley worker --engine http://127.0.0.1:8001,pool=llama-70b-canary,name=canary-1`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false

@@ -1,0 +1,196 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// eventKinds are all there are, and what happened then.
+var eventKinds = []struct {
+	kind  subjects.EventKind
+	about string
+}{
+	{subjects.EventWorkerJoined, "a worker is there"},
+	{subjects.EventWorkerLeft, "a worker has said good-bye"},
+	{subjects.EventWorkerLost, "a worker fell silent"},
+	{subjects.EventWorkerState, "a worker is ready, down, draining or cordoned"},
+	{subjects.EventPolicy, "the policy was changed, or cannot be read"},
+	{subjects.EventShift, "a canary has made a step, or has ended"},
+	{subjects.EventDead, "a request became a dead letter"},
+	{subjects.EventFull, "a queue is full"},
+	{subjects.EventKey, "a key was added, rotated or removed"},
+}
+
+// newEventsCommand is pulley events: it follows what happens.
+func newEventsCommand() *cobra.Command {
+	var only eventFilter
+	var output string
+	cmd := &cobra.Command{
+		Use:   "events",
+		Short: "Follow what happens: workers, policy, full queues, dead letters",
+		Long: `Follow what happens, a line for each event, until Ctrl-C. Events are kept nowhere:
+what happened before is in the logs of the gateways.
+
+Kinds
+` + describeKinds("  %-13s  %s\n"),
+		Example: `  pulley events
+  pulley events --kind dead --kind full --pool llama-70b
+  pulley events -o json | jq -r .text`,
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.StringArrayVar(&only.kinds, "kind", nil, "`kind` to follow (repeatable; default all)")
+	fs.StringVar(&only.pool, "pool", "", "follow only what is about this `pool`")
+	fs.StringVar(&only.worker, "worker", "", "follow only what is about this `worker`, a name or an id")
+	fs.StringVarP(&output, "output", "o", "text", "how to print: text, or json with an object on each line")
+	cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(strings.Split(describeKinds("%s\t%s\n"), "\n"), cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	c := addConnectFlags(fs)
+	cmd.RegisterFlagCompletionFunc("pool", completeFlag(c, livePools))
+	cmd.RegisterFlagCompletionFunc("worker", completeFlag(c, liveWorkers))
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if output != "text" && output != "json" {
+			return usagef("--output %q: want text or json", output)
+		}
+		if err := only.check(); err != nil {
+			return err
+		}
+		nc, err := c.connect(cmd.Context(), "pulley events")
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		return followEvents(cmd, nc, only, output == "json")
+	}
+	return cmd
+}
+
+// followEvents prints events until the command's context ends, which is no
+// error.
+func followEvents(cmd *cobra.Command, nc *nats.Conn, only eventFilter, asJSON bool) error {
+	ctx, out := cmd.Context(), cmd.OutOrStdout()
+	t := terminalOf(out)
+	t.width = 0 // long lines wrap: none is cut
+	sub, err := nc.SubscribeSync(subjects.AllEvents)
+	if err != nil {
+		return fmt.Errorf("subscribe %s: %w", subjects.AllEvents, err)
+	}
+	within, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	if err := nc.FlushWithContext(within); err != nil {
+		return fmt.Errorf("subscribe %s: %w", subjects.AllEvents, err)
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "following %s on %s; Ctrl-C ends\n", only, nc.ConnectedUrlRedacted())
+	for {
+		m, err := sub.NextMsgWithContext(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("events: %w", err)
+		}
+		var e subjects.Event
+		if err := json.Unmarshal(m.Data, &e); err != nil {
+			logger(ctx).Warn("event dropped", "subject", m.Subject, "err", err)
+			continue
+		}
+		if !only.wants(e) {
+			continue
+		}
+		line := eventLine(&page{terminal: t}, e) + "\n"
+		if asJSON {
+			b, err := json.Marshal(e)
+			if err != nil {
+				return err
+			}
+			line = string(b) + "\n"
+		}
+		if _, err := io.WriteString(out, line); err != nil {
+			return err
+		}
+	}
+}
+
+// eventLine is an event for people, on one line.
+func eventLine(p *page, e subjects.Event) string {
+	return p.paint(dim, e.At.Local().Format(time.TimeOnly)) + "  " + p.paint(eventStyle(e.Kind), fmt.Sprintf("%-13s", printable(string(e.Kind)))) + "  " + printable(e.Text)
+}
+
+// eventStyle says how much an event matters.
+func eventStyle(k subjects.EventKind) style {
+	switch k {
+	case subjects.EventWorkerLost, subjects.EventDead:
+		return red
+	case subjects.EventFull, subjects.EventWorkerLeft, subjects.EventWorkerState:
+		return yellow
+	case subjects.EventWorkerJoined:
+		return green
+	}
+	return unstyled
+}
+
+// eventFilter says which events are wanted. The zero value wants all.
+type eventFilter struct {
+	kinds        []string
+	pool, worker string
+}
+
+func (f *eventFilter) check() error {
+	known := kindNames()
+	for _, k := range f.kinds {
+		if !slices.Contains(known, k) {
+			return usagef("--kind %q: want one of %s%s", k, strings.Join(known, ", "), didYouMean(k, known))
+		}
+	}
+	return nil
+}
+
+func (f eventFilter) wants(e subjects.Event) bool {
+	return (len(f.kinds) == 0 || slices.Contains(f.kinds, string(e.Kind))) &&
+		(f.pool == "" || e.Pool == f.pool) &&
+		(f.worker == "" || e.Worker == f.worker || isWorkerID(e.Worker, f.worker))
+}
+
+// isWorkerID says whether an id is of a worker with that name: the name's token
+// and '-' before six hex digits.
+func isWorkerID(id, name string) bool {
+	i := strings.LastIndexByte(id, '-')
+	return i > 0 && id[:i] == subjects.Token(name)
+}
+
+func (f eventFilter) String() string {
+	s := cmp.Or(strings.Join(f.kinds, ", "), "all") + " events"
+	if f.pool != "" {
+		s += " of pool " + printable(f.pool)
+	}
+	if f.worker != "" {
+		s += " of worker " + printable(f.worker)
+	}
+	return s
+}
+
+func kindNames() (names []string) {
+	for _, k := range eventKinds {
+		names = append(names, string(k.kind))
+	}
+	return names
+}
+
+func describeKinds(format string) string {
+	var b strings.Builder
+	for _, k := range eventKinds {
+		fmt.Fprintf(&b, format, k.kind, k.about)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}

@@ -1,0 +1,138 @@
+package gateway
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// maxHomes bounds how many conversations each of the two generations remembers:
+// with about 100 bytes each, 25 MB for both.
+const maxHomes = 128 << 10
+
+// homesFade is how long a conversation is remembered, at the least: longer than
+// an engine keeps a prefix that nobody asks for.
+const homesFade = 30 * time.Minute
+
+// homes is where conversations went: which worker has the beginning of which in
+// its cache. It is learned from claims, shared between gateways, never stored,
+// and empty after a restart. What it says may be wrong, and costs a prefill
+// then.
+type homes struct {
+	g *Gateway
+
+	mu       sync.Mutex
+	young    map[uint64]subjects.Home // those seen of late
+	old      map[uint64]subjects.Home // and before
+	turnedAt time.Time
+	fresh    []subjects.Home // to be told
+}
+
+func newHomes(g *Gateway) *homes {
+	return &homes{g: g, young: make(map[uint64]subjects.Home), turnedAt: time.Now()}
+}
+
+// find is the home of the conversation that a request goes on with, if there is
+// one, and the hash under which its next home is to be learned; 0: not at all.
+// Tenants and models do not share conversations.
+func (h *homes) find(c *call, tenant, session string) (home subjects.Home, learn uint64) {
+	scope := hashOf("home", tenant, c.model)
+	if session != "" {
+		learn = mix(scope, hashOf(session))
+		home, _ = h.get(learn)
+		return home, learn
+	}
+	if whole := c.learnable(); whole != 0 {
+		learn = mix(scope, whole)
+	}
+	for prefix := range c.follows {
+		var ok bool
+		if home, ok = h.get(mix(scope, prefix)); ok {
+			break
+		}
+	}
+	return home, learn
+}
+
+// mix makes one hash of two; never 0.
+func mix(a, b uint64) uint64 {
+	x := a ^ b*0x9e3779b97f4a7c15
+	x ^= x >> 32
+	x *= 0xd6e8feb86659fd93
+	x ^= x >> 32
+	return max(x, 1)
+}
+
+func (h *homes) get(prefix uint64) (subjects.Home, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	home, ok := h.young[prefix]
+	if ok {
+		return home, true
+	}
+	if home, ok = h.old[prefix]; ok {
+		h.putLocked(home)
+	}
+	return home, ok
+}
+
+func (h *homes) putLocked(home subjects.Home) {
+	if now := time.Now(); len(h.young) >= maxHomes || now.Sub(h.turnedAt) > homesFade {
+		h.old, h.young, h.turnedAt = h.young, make(map[uint64]subjects.Home), now
+	}
+	h.young[home.Prefix] = home
+}
+
+// learn notes that a worker has taken a conversation.
+func (h *homes) learn(prefix uint64, pool, worker string) {
+	home := subjects.Home{Prefix: prefix, Pool: pool, Worker: worker}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.putLocked(home)
+	if len(h.fresh) < maxHomes {
+		h.fresh = append(h.fresh, home)
+	}
+}
+
+// hear takes what another gateway has learned.
+func (h *homes) hear(m *nats.Msg) {
+	var told subjects.HomesTold
+	if json.Unmarshal(m.Data, &told) != nil || told.Gateway == h.g.id {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, home := range told.Homes {
+		h.putLocked(home)
+	}
+}
+
+// loop tells the other gateways what is new.
+func (h *homes) loop(ctx context.Context) {
+	tick := time.NewTicker(subjects.HomesEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		h.mu.Lock()
+		fresh := h.fresh
+		h.fresh = nil
+		h.mu.Unlock()
+		const each = 1000 // 100 KB
+		for len(fresh) > 0 {
+			n := min(each, len(fresh))
+			if h.g.fleet.gateways(time.Now()) > 1 {
+				h.g.publishJSON(subjects.Homes, subjects.HomesTold{Gateway: h.g.id, Homes: fresh[:n]})
+			}
+			fresh = fresh[n:]
+		}
+	}
+}

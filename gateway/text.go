@@ -1,0 +1,282 @@
+package gateway
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// text walks over JSON without taking it apart. It takes exactly what jsontext
+// takes when that allows duplicate names and invalid UTF-8, at about twice its
+// speed, for most of a body is strings that nobody here reads. The first thing
+// that is no JSON makes it bad, and it goes no further.
+type text struct {
+	b     []byte
+	at    int
+	bad   bool
+	fresh bool // just behind an opening bracket: no comma comes first
+	depth int  // of what is open around it
+	cache bool // a member "cache_control" was skipped
+	in    [maxDepth/64 + 1]uint64
+}
+
+// maxDepth is jsontext's.
+const maxDepth = 10_000
+
+// peek is the next byte that is no white space, 0 at the end.
+func (t *text) peek() byte {
+	t.at = skipSpace(t.b, t.at)
+	if t.at == len(t.b) {
+		return 0
+	}
+	return t.b[t.at]
+}
+
+// open goes into the object or array that begins here; name or element go
+// through it and out of it.
+func (t *text) open() {
+	t.peek()
+	t.at++
+	t.depth++
+	t.fresh = true
+	t.bad = t.bad || t.depth > maxDepth
+}
+
+// name is the quoted name of the next member of the object that t is in, nil
+// behind the last one or if it is bad. Its value comes next.
+func (t *text) name() []byte {
+	if !t.more('}') {
+		return nil
+	}
+	from := t.at
+	if t.peek() != '"' {
+		t.bad = true
+		return nil
+	}
+	end := skipString(t.b, from)
+	t.at = max(end, from)
+	if end < 0 || t.peek() != ':' {
+		t.bad = true
+		return nil
+	}
+	t.at++
+	t.peek()
+	return t.b[from:end]
+}
+
+// element says whether another value of the array that t is in comes next.
+func (t *text) element() bool { return t.more(']') }
+
+func (t *text) more(end byte) bool {
+	fresh := t.fresh
+	t.fresh = false
+	switch c := t.peek(); {
+	case t.bad:
+		return false
+	case c == end:
+		t.at++
+		t.depth--
+		return false
+	case fresh:
+		return true
+	case c == ',':
+		t.at++
+		t.peek()
+		return true
+	}
+	t.bad = true
+	return false
+}
+
+// value goes over the next value and gives its bytes, nil if it is bad.
+func (t *text) value() []byte {
+	t.peek()
+	from := t.at
+	if end := t.skip(from); end >= 0 && !t.bad {
+		t.at = end
+		return t.b[from:end]
+	}
+	t.bad = true
+	return nil
+}
+
+// skip is where the value that begins at i ends, -1 if none does.
+func (t *text) skip(i int) int {
+	b, depth := t.b, t.depth
+values:
+	for i >= 0 && i < len(b) {
+		switch c := b[i]; c {
+		case '"':
+			i = skipString(b, i)
+		case '{', '[':
+			if depth == maxDepth {
+				return -1
+			}
+			depth++
+			if c == '{' {
+				t.in[depth/64] |= 1 << (depth % 64)
+			} else {
+				t.in[depth/64] &^= 1 << (depth % 64)
+			}
+			i = skipSpace(b, i+1)
+			if i < len(b) && b[i] == c+2 { // the ASCII of its closing bracket
+				break
+			}
+			if c == '{' {
+				i = t.skipName(i)
+			}
+			continue
+		case 't':
+			i = skipWord(b, i, "true")
+		case 'f':
+			i = skipWord(b, i, "false")
+		case 'n':
+			i = skipWord(b, i, "null")
+		default:
+			i = skipNumber(b, i)
+		}
+		for i >= 0 && depth > t.depth { // behind a value: what it is in goes on or ends
+			if i = skipSpace(b, i); i == len(b) {
+				return -1
+			}
+			object := t.in[depth/64]>>(depth%64)&1 == 1
+			switch c := b[i]; {
+			case c == ',':
+				if i = skipSpace(b, i+1); object {
+					i = t.skipName(i)
+				}
+				continue values
+			case c == '}' && object, c == ']' && !object:
+				depth--
+				i++
+			default:
+				return -1
+			}
+		}
+		return i
+	}
+	return -1
+}
+
+func skipSpace(b []byte, i int) int {
+	for i < len(b) && (b[i] == ' ' || b[i] == '\n' || b[i] == '\t' || b[i] == '\r') {
+		i++
+	}
+	return i
+}
+
+// skipName goes over a member's name and colon to where its value begins.
+func (t *text) skipName(i int) int {
+	b, from := t.b, i
+	if i == len(b) || b[i] != '"' {
+		return -1
+	}
+	if i = skipString(b, i); i < 0 {
+		return -1
+	}
+	if string(b[from:i]) == cacheControl {
+		t.cache = true
+	}
+	if i = skipSpace(b, i); i == len(b) || b[i] != ':' {
+		return -1
+	}
+	return skipSpace(b, i+1)
+}
+
+// skipString goes over a string.
+func skipString(b []byte, i int) int {
+	for i++; ; {
+		i = plainRun(b, i)
+		switch {
+		case i == len(b), b[i] < ' ':
+			return -1
+		case b[i] == '"':
+			return i + 1
+		}
+		if i = skipEscape(b, i); i < 0 {
+			return -1
+		}
+	}
+}
+
+// plainRun is where, from i on, the first quote, backslash or control byte is:
+// anything else may be in a string. It looks at eight bytes at a time.
+func plainRun(b []byte, i int) int {
+	const each, high = 0x0101010101010101, 0x8080808080808080
+	for ; i+8 <= len(b); i += 8 {
+		x := binary.LittleEndian.Uint64(b[i : i+8 : i+8])
+		// The high bit of each byte that is one of the three. A byte above such a
+		// one may be found wrongly, so only the first is believed.
+		found := (((x ^ each*'"') - each) | ((x ^ each*'\\') - each) | (x - each*' ')) &^ x & high
+		if found != 0 {
+			return i + bits.TrailingZeros64(found)/8
+		}
+	}
+	for i < len(b) && b[i] >= ' ' && b[i] != '"' && b[i] != '\\' {
+		i++
+	}
+	return i
+}
+
+func skipEscape(b []byte, i int) int {
+	if i+1 >= len(b) {
+		return -1
+	}
+	switch b[i+1] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		return i + 2
+	case 'u':
+		if i+6 > len(b) {
+			return -1
+		}
+		for _, c := range b[i+2 : i+6] {
+			if !('0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'f') {
+				return -1
+			}
+		}
+		return i + 6
+	}
+	return -1
+}
+
+func skipWord(b []byte, i int, word string) int {
+	if len(b)-i < len(word) || string(b[i:i+len(word)]) != word {
+		return -1
+	}
+	return i + len(word)
+}
+
+func skipNumber(b []byte, i int) int {
+	if i < len(b) && b[i] == '-' {
+		i++
+	}
+	if i < len(b) && b[i] == '0' {
+		i++
+	} else if i = skipDigits(b, i); i < 0 {
+		return -1
+	}
+	if i < len(b) && b[i] == '.' {
+		if i = skipDigits(b, i+1); i < 0 {
+			return -1
+		}
+	}
+	if i < len(b) && (b[i] == 'e' || b[i] == 'E') {
+		i++
+		if i < len(b) && (b[i] == '+' || b[i] == '-') {
+			i++
+		}
+		return skipDigits(b, i)
+	}
+	return i
+}
+
+// skipDigits goes over digits, of which there must be one.
+func skipDigits(b []byte, i int) int {
+	from := i
+	for i < len(b) && '0' <= b[i] && b[i] <= '9' {
+		i++
+	}
+	if i == from {
+		return -1
+	}
+	return i
+}

@@ -1,0 +1,113 @@
+package policy
+
+import "slices"
+
+// A worker's bid is a rung, and a method of balancing (see Balance) is a way to
+// arrive at one. Price is the default and needs nobody's help. The others are
+// for those who know better than a measurement, or want what they are used to.
+//
+//	price         PriceRung       unlike workers, or you do not know: it learns which is fast, and how fast it is with n requests
+//	least-loaded  LeastLoadedRung slots say all: engines that were given as many slots as they do well, whatever they are
+//	weighted      WeightedRung    weights say all: you measured, or want to fill one worker before another
+//	round-robin   always rung 0   like workers and like requests, such as embeddings: it costs the broker the least
+
+// PriceRung is the rung of a request that would be the n-th in flight, behind
+// prefills others, under Price: the latency that the worker expects to give it,
+// by its own measurements, over the pool's reference price. A weight of 2 makes
+// the worker bid as if it were twice as fast.
+//
+// Use it unless you have a reason not to. While nobody in the pool has measured
+// anything (reference 0) it is the load fraction, and for a worker that has not,
+// among others that have, TrialRung.
+func PriceRung(c *Curve, mean Mean, reference float64, n, prefills, slots int, weight float64) int {
+	price, known := c.Price(mean, n, prefills)
+	switch {
+	case reference <= 0:
+		return LoadRung(n, slots, weight)
+	case !known:
+		return TrialRung(n, slots, weight)
+	}
+	return Rung(price/weight, reference)
+}
+
+// LeastLoadedRung is the rung of the n-th request in flight under LeastLoaded:
+// the part of the slots that is taken without it, in tenths.
+//
+// Use it where the slots were chosen with care, so that a half-full worker is as
+// good as any other half-full one. Fast and slow workers fill alike: a slow one
+// takes requests while a fast one has room.
+func LeastLoadedRung(n, slots int) int { return LoadRung(n, slots, 1) }
+
+// WeightedRung is the rung of the n-th request in flight under Weighted: what is
+// in flight without it, over the worker's weight. The last rung is reached at the
+// pool's mean of slots for each unit of weight, so that the ladder fits what the
+// pool can hold; poolSlots and poolWeight are the sums over its workers.
+//
+// Use it where the operator knows better than a measurement, say to prefer
+// machines that are paid for anyway. Requests in flight split like the weights
+// while nobody is full, whatever each worker's slots and speed are.
+func WeightedRung(n int, weight float64, poolSlots int, poolWeight float64) int {
+	if poolSlots <= 0 || poolWeight <= 0 {
+		return min(n-1, Rungs-1)
+	}
+	full := weight * float64(poolSlots) / poolWeight
+	return int(min(Rungs*float64(n-1)/full, Rungs-1))
+}
+
+// RoundRobinDepth is how many bids a worker parks on a lane under RoundRobin.
+// They are all on rung 0, where the queue serves whoever has waited longest: with
+// one each, workers take turns, and who is full is passed over. It bounds a
+// worker to one request for each round trip to the broker, which no model server
+// notices.
+const RoundRobinDepth = 1
+
+// Dearer is a rung some steps up, at most the last.
+func Dearer(rung, by int) int { return min(rung+by, Rungs-1) }
+
+// AwayPenalty is how many rungs dearer a worker bids on another's home lane than
+// on its own: a conversation leaves the worker that has its beginning cached
+// once that is so much dearer than another, a factor of 1.7.
+const AwayPenalty = 2
+
+const (
+	// manyHomes is from how many home lanes on a worker bids on a few of the
+	// others only: each parked bid costs the broker work.
+	manyHomes = 32
+	fewHomes  = 4
+)
+
+// Away are the home lanes of others that a worker bids on too. In a large pool
+// they are the next few in the ring of all, so that each lane has as many
+// bidders. The homes are sorted and without doubles; self need not be there.
+func Away(self string, homes []string) []string {
+	at, there := slices.BinarySearch(homes, self)
+	after := homes[at:]
+	if there {
+		after = homes[at+1:]
+	}
+	others := slices.Concat(after, homes[:at])
+	if len(homes) > manyHomes {
+		others = others[:fewHomes]
+	}
+	return others
+}
+
+// Ceiling is how many of a worker's slots the i-th tier may fill: all but what
+// the tiers before it have in reserve, and always one. So a request of a tier
+// with a reserve finds a slot at once, however long the backlog after it.
+func Ceiling(tiers []Tier, i, slots int) int {
+	reserve := 0
+	for _, t := range tiers[:i] {
+		reserve += t.Reserve
+	}
+	return max(slots-slots*reserve/100, 1)
+}
+
+// Opens says whether a worker may bid for one more request of a tier, with so
+// many in flight and prefills waiting on it. A tier with a more important one
+// active above it waits while any prefill does (the prefill gate): an engine
+// prefills one prompt after the other, and a request of the one above, which has
+// a slot at once, would stand behind it.
+func Opens(ceiling, inFlight, prefills int, activeAbove bool) bool {
+	return inFlight < ceiling && (prefills == 0 || !activeAbove)
+}

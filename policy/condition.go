@@ -1,0 +1,135 @@
+package policy
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Condition is a comparison of the two sides, such as "error_rate>1%" or
+// "p95_ttft>1.5x"; see ParseCondition.
+type Condition string
+
+// Test is a parsed Condition.
+type Test struct {
+	name     string
+	metric   Metric
+	quantile float64 // of a metric; 0: the error rate
+	bound    float64 // a rate, seconds, or how many times the stable side's
+	relative bool    // the latter
+	text     string  // the bound as it was written
+}
+
+const errorRate = "error_rate"
+
+var quantiles = map[string]float64{"p50": 0.50, "p95": 0.95, "p99": 0.99}
+
+// ParseCondition reads a condition, METRIC>NUMBER and a unit. Metrics are
+// error_rate and p50_, p95_ and p99_ of ttft and e2e. With x the bound is that
+// many times the stable side's value; with % (of a rate), ms or s (of a time) it
+// is the value itself. Times are as exact as Side.Quantile is.
+func ParseCondition(s string) (Test, error) {
+	bad := func(format string, args ...any) (Test, error) {
+		return Test{}, fmt.Errorf("%q: %s, such as error_rate>1%% or p95_ttft>1.5x", s, fmt.Sprintf(format, args...))
+	}
+	name, value, ok := strings.Cut(s, ">")
+	if !ok {
+		return bad("want METRIC>NUMBER and a unit")
+	}
+	t := Test{name: strings.TrimSpace(name)}
+	if t.name != errorRate {
+		p, metric, _ := strings.Cut(t.name, "_")
+		t.quantile, t.metric = quantiles[p], Metric(metric)
+		if t.quantile == 0 || t.metric != TTFT && t.metric != E2E {
+			return bad("want error_rate, or p50, p95 or p99 of ttft or e2e before the >")
+		}
+	}
+	value = strings.TrimSpace(value)
+	end := strings.IndexFunc(value, func(r rune) bool { return (r < '0' || r > '9') && r != '.' })
+	if end < 0 {
+		return bad("want a unit after the number")
+	}
+	n, err := strconv.ParseFloat(value[:end], 64)
+	if err != nil {
+		return bad("want a number after the >")
+	}
+	unit := strings.TrimSpace(value[end:])
+	t.text = strconv.FormatFloat(n, 'f', -1, 64) + " " + unit
+	switch {
+	case unit == "x":
+		t.bound, t.relative, t.text = n, true, strconv.FormatFloat(n, 'f', -1, 64)+"×"
+		if n <= 0 || n > 1000 {
+			return bad("the factor must be above 0 and at most 1000")
+		}
+	case t.quantile == 0 && unit == "%":
+		t.bound = n / 100
+		if n >= 100 {
+			return bad("a rate is never above 100 percent: want less")
+		}
+	case t.quantile > 0 && unit == "ms":
+		t.bound = n / 1000
+	case t.quantile > 0 && unit == "s":
+		t.bound = n
+	case t.quantile == 0:
+		return bad("error_rate is compared with %% or x")
+	default:
+		return bad("a time is compared with ms, s or x")
+	}
+	if t.quantile > 0 && !t.relative && (t.bound < 0.001 || t.bound > 3600) {
+		return bad("the time must be 1ms to 3600s")
+	}
+	return t, nil
+}
+
+// Fails says whether the condition holds for a canary, and both values in words.
+// It says false, and nothing, when there is no value to compare; how many
+// answers stand behind the values is for the caller to judge.
+//
+// A stable side without an error counts as if it had one: so many answers do not
+// show a rate below that, and any multiple of 0 is 0.
+func (t Test) Fails(canary, stable Side) (fails bool, why string) {
+	if t.sample(canary) == 0 || t.relative && t.sample(stable) == 0 {
+		return false, ""
+	}
+	value, is := t.value(canary, 0)
+	bound, limit := t.bound, t.text
+	if t.relative {
+		base, text := t.value(stable, 1)
+		bound, limit = t.bound*base, t.text+" "+text
+	}
+	if value > bound*(1+1e-9) { // 1.1 · 0.1 is not above 0.11
+		return true, t.name + " " + is + " > " + limit
+	}
+	return false, t.name + " " + is + " ≤ " + limit
+}
+
+// sample is how many of a side's answers the test looks at.
+func (t Test) sample(s Side) int {
+	if t.quantile > 0 {
+		return s.Answers() - s.Errors() // only these are timed
+	}
+	return s.Answers()
+}
+
+// value is what the test looks at, as a number and in words.
+func (t Test) value(s Side, leastErrors int) (float64, string) {
+	if t.quantile > 0 {
+		d, _ := s.Quantile(t.metric, t.quantile)
+		if d < time.Second {
+			return d.Seconds(), fmt.Sprintf("%d ms", d.Milliseconds())
+		}
+		return d.Seconds(), fmt.Sprintf("%.1f s", d.Seconds())
+	}
+	n, answers := max(s.Errors(), leastErrors), s.Answers()
+	rate := float64(n) / float64(answers)
+	return rate, fmt.Sprintf("%.1f %% (%d of %d)", 100*rate, n, answers)
+}
+
+// Metric is a time that a Side measures.
+type Metric string
+
+const (
+	TTFT Metric = "ttft" // until the first byte of the answer
+	E2E  Metric = "e2e"  // until its last
+)

@@ -1,0 +1,150 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A key reads sk-pulley-, its id, a dash, and its secret.
+const (
+	keyPrefix   = "sk-pulley-"
+	keyIDLength = 10
+)
+
+// KeyID is the id in an API key. False: it is no key of ours. The secret is not
+// looked at, beyond that there is one.
+func KeyID(key string) (id string, ok bool) {
+	rest, ok := strings.CutPrefix(key, keyPrefix)
+	if !ok || len(rest) < keyIDLength+2 || rest[keyIDLength] != '-' || !isKeyID(rest[:keyIDLength]) {
+		return "", false
+	}
+	return rest[:keyIDLength], true
+}
+
+func isKeyID(id string) bool {
+	return len(id) == keyIDLength && !strings.ContainsFunc(id, func(r rune) bool { return !(r >= '0' && r <= '9' || r >= 'a' && r <= 'z') })
+}
+
+// HashKey is what is stored of an API key.
+func HashKey(key string) string {
+	sum := sha256.Sum256([]byte(key))
+	return hex.EncodeToString(sum[:])
+}
+
+func isHash(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == sha256.Size
+}
+
+// Key is an API key as it is stored: what it opens, and a hash of its secret.
+type Key struct {
+	ID     string `json:"id"` // public; part of the key itself
+	Tenant string `json:"tenant"`
+	// Hash is the SHA-256 of the whole key, in hex. A key has 256 random bits, so
+	// that a slow hash would add nothing.
+	Hash string `json:"hash"`
+	// OldHash is that of the key before a rotation, good until OldUntil.
+	OldHash  string    `json:"old_hash,omitempty"`
+	OldUntil time.Time `json:"old_until,omitzero"`
+
+	// Tiers that it may ask for; the first serves requests that ask for none.
+	// Default: DefaultTier and those after it.
+	Tiers []string `json:"tiers,omitempty"`
+	// Models that it may ask for; a trailing * is any ending. Default: all.
+	Models []string `json:"models,omitempty"`
+
+	RPM         int `json:"rpm,omitempty"`         // requests per minute; 0: no limit
+	TPM         int `json:"tpm,omitempty"`         // tokens per minute, in and out; 0: no limit
+	Concurrency int `json:"concurrency,omitempty"` // requests at once; 0: no limit
+	// MaxQueueShare is the percentage of a queue that the tenant's requests may
+	// take. Default 0: all of it.
+	MaxQueueShare int `json:"max_queue_share,omitempty"`
+
+	Created time.Time `json:"created"`
+	Expires time.Time `json:"expires,omitzero"`
+}
+
+// Check says what is wrong with a key.
+func (k *Key) Check() error {
+	var c checker
+	if !isKeyID(k.ID) {
+		c.add([]string{"id"}, "%q: must be %d lower-case letters and digits", k.ID, keyIDLength)
+	}
+	c.name([]string{"tenant"}, k.Tenant)
+	if !isHash(k.Hash) {
+		c.add([]string{"hash"}, "must be 64 hex digits")
+	}
+	if k.OldHash != "" && !isHash(k.OldHash) {
+		c.add([]string{"old_hash"}, "must be 64 hex digits")
+	}
+	for _, n := range []struct {
+		name  string
+		value int
+	}{{"rpm", k.RPM}, {"tpm", k.TPM}, {"concurrency", k.Concurrency}} {
+		if n.value < 0 || n.value > 1_000_000_000 {
+			c.add([]string{n.name}, "%d: must be 0 (no limit) to 1000000000", n.value)
+		}
+	}
+	if k.MaxQueueShare < 0 || k.MaxQueueShare > 100 {
+		c.add([]string{"max_queue_share"}, "%d: must be 0 to 100 percent", k.MaxQueueShare)
+	}
+	for _, t := range k.Tiers {
+		if !tierName.MatchString(t) {
+			c.add([]string{"tiers"}, "%q: no name of a tier", t)
+		}
+	}
+	for _, m := range k.Models {
+		c.name([]string{"models"}, m)
+	}
+	if c.problems == nil {
+		return nil
+	}
+	return Invalid{c.problems}
+}
+
+// AllowsModel says whether the key may ask for a model.
+func (k *Key) AllowsModel(model string) bool {
+	if len(k.Models) == 0 {
+		return true
+	}
+	for _, m := range k.Models {
+		if Matches(m, model) {
+			return true
+		}
+	}
+	return false
+}
+
+// AllowsTier says whether the key may ask for a tier of a policy's.
+func (k *Key) AllowsTier(tier string, tiers []Tier) bool {
+	if len(k.Tiers) > 0 {
+		return slices.Contains(k.Tiers, tier)
+	}
+	after := false
+	for _, t := range tiers {
+		if after = after || t.Name == DefaultTier; t.Name == tier {
+			return after
+		}
+	}
+	return false
+}
+
+// DefaultTier is the tier of requests that ask for none.
+func (k *Key) DefaultTier() string {
+	if len(k.Tiers) > 0 {
+		return k.Tiers[0]
+	}
+	return DefaultTier
+}
+
+// Matches says whether a pattern covers a name: equal, or equal up to a
+// trailing *.
+func Matches(pattern, name string) bool {
+	if head, ok := strings.CutSuffix(pattern, "*"); ok {
+		return strings.HasPrefix(name, head)
+	}
+	return pattern == name
+}

@@ -1,0 +1,427 @@
+package policy_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/pulley-lb/pulley/policy"
+)
+
+// begin asks n times, alone, and says how many requests were let in.
+func begin(l *policy.Limits, k *policy.Key, tokens, n int, now time.Time) int {
+	let := 0
+	for range n {
+		if _, ok := l.Begin(k, tokens, 1, now); ok {
+			let++
+		}
+	}
+	return let
+}
+
+func TestRequestsPerMinute(t *testing.T) {
+	k := &policy.Key{RPM: 60}
+	var l policy.Limits
+	for _, c := range []struct {
+		after time.Duration
+		want  int
+		why   string
+	}{
+		{0, 60, "a key that was idle may use a minute's limit at once"},
+		{999 * time.Millisecond, 0, "after that one in a second"},
+		{time.Second, 1, "after that one in a second"},
+		{time.Second, 0, "it has come already"},
+		{11 * time.Second, 10, "what was not used adds up"},
+		{10 * time.Minute, 60, "but to no more than the limit"},
+		{5 * time.Minute, 0, "a time before the last changes nothing"},
+	} {
+		if got := begin(&l, k, 1, 100, noon.Add(c.after)); got != c.want {
+			t.Errorf("after %v: %d requests, want %d: %s", c.after, got, c.want, c.why)
+		}
+	}
+}
+
+func TestAnExcessTellsWhenToComeBack(t *testing.T) {
+	for _, rpm := range []int{1, 7, 60, 999, 100_000} {
+		k := &policy.Key{RPM: rpm}
+		var l policy.Limits
+		if got := begin(&l, k, 1, rpm+1, noon); got != rpm {
+			t.Fatalf("RPM %d: %d at once", rpm, got)
+		}
+		now := noon
+		for range 100 {
+			e, ok := l.Begin(k, 1, 1, now)
+			if ok || e.Limit != policy.LimitRequests || e.Max != rpm || e.Used != rpm || e.Asks != 1 || e.Shared {
+				t.Fatalf("RPM %d: %+v, %t", rpm, e, ok)
+			}
+			if _, ok := l.Begin(k, 1, 1, now.Add(e.Again-time.Duration(float64(time.Minute)/float64(rpm)/100))); ok {
+				t.Fatalf("RPM %d: a request before the time that was told", rpm)
+			}
+			now = now.Add(e.Again)
+			if _, ok := l.Begin(k, 1, 1, now); !ok {
+				t.Fatalf("RPM %d: refused at the time that was told", rpm)
+			}
+		}
+		if d := now.Sub(noon); math.Abs(d.Minutes()-100/float64(rpm)) > 1e-6*100/float64(rpm) {
+			t.Errorf("RPM %d: 100 more took %v", rpm, d)
+		}
+	}
+}
+
+func TestTokensPerMinute(t *testing.T) {
+	k := &policy.Key{TPM: 6000} // 100 in a second
+	var l policy.Limits
+	if got := begin(&l, k, 1000, 10, noon); got != 6 {
+		t.Errorf("%d requests of 1000 estimated tokens, want 6", got)
+	}
+	e, _ := l.Begin(k, 1000, 1, noon)
+	if e.Limit != policy.LimitTokens || e.Used != 6000 || e.Asks != 1000 || e.Again != 10*time.Millisecond {
+		t.Errorf("%+v", e)
+	}
+	l.End(k, 2000, noon) // twice the estimate more
+	if s := l.Tokens(k, noon); s != (policy.Standing{Limit: 6000, Left: 0, Reset: 80 * time.Second}) {
+		t.Errorf("after a long answer: %+v", s)
+	}
+	if got := begin(&l, k, 1, 1, noon.Add(20*time.Second)); got != 0 {
+		t.Error("admitted before the debt has drained")
+	}
+	l.End(k, -999, noon.Add(20*time.Second)) // less than the estimate
+	if s := l.Tokens(k, noon.Add(20*time.Second)); s.Left != 999 {
+		t.Errorf("after a short answer: %+v, want 999 left", s)
+	}
+	if got := begin(&l, k, 100_000, 2, noon.Add(20*time.Second)); got != 1 {
+		t.Errorf("%d requests larger than the limit, want 1 while any token is left", got)
+	}
+}
+
+func TestConcurrency(t *testing.T) {
+	k := &policy.Key{Concurrency: 3}
+	var l policy.Limits
+	if got := begin(&l, k, 1, 10, noon); got != 3 {
+		t.Errorf("%d at once, want 3", got)
+	}
+	e, _ := l.Begin(k, 1, 1, noon)
+	if e.Limit != policy.LimitConcurrency || e.Max != 3 || e.Used != 3 || e.Again != time.Second {
+		t.Errorf("%+v", e)
+	}
+	l.End(k, 0, noon)
+	if got := begin(&l, k, 1, 10, noon); got != 1 {
+		t.Errorf("%d after one ended, want 1", got)
+	}
+	l.Heard(k, policy.Used{Running: 2}, noon)
+	l.End(k, 0, noon)
+	l.End(k, 0, noon)
+	if got := begin(&l, k, 1, 10, noon); got != 0 {
+		t.Errorf("%d beside three, want 0", got)
+	}
+	l.Heard(k, policy.Used{Running: -2}, noon) // its gateway died
+	if got := begin(&l, k, 1, 10, noon); got != 2 {
+		t.Errorf("%d after the others' are gone, want 2", got)
+	}
+}
+
+func TestOfSeveralLimitsTheOneThatTakesLongestIsTold(t *testing.T) {
+	k := &policy.Key{RPM: 6, TPM: 6, Concurrency: 100}
+	var l policy.Limits
+	begin(&l, k, 3, 2, noon)
+	l.Heard(k, policy.Used{Requests: 10}, noon)
+	if e, ok := l.Begin(k, 1, 1, noon); ok || e.Limit != policy.LimitRequests || e.Again != 70*time.Second {
+		t.Errorf("%+v, %t, want the requests after 70 s", e, ok)
+	}
+	l.Heard(k, policy.Used{Tokens: 10}, noon)
+	if e, ok := l.Begin(k, 1, 1, noon); ok || e.Limit != policy.LimitTokens || e.Again != 110*time.Second {
+		t.Errorf("%+v, %t, want the tokens after 110 s", e, ok)
+	}
+	if own := l.Own(); own != (policy.Used{Requests: 2, Tokens: 6, Running: 2}) {
+		t.Errorf("own use %+v: a request that was refused took something", own)
+	}
+}
+
+func TestALimitMayChange(t *testing.T) {
+	var l policy.Limits
+	begin(&l, &policy.Key{RPM: 60}, 1, 60, noon)
+	if got := begin(&l, &policy.Key{RPM: 100}, 1, 100, noon); got != 40 {
+		t.Errorf("%d more under a higher limit, want 40", got)
+	}
+	if got := begin(&l, &policy.Key{RPM: 60}, 1, 100, noon.Add(40*time.Second)); got != 0 {
+		t.Errorf("%d more under the old limit, want 0 until it has drained", got)
+	}
+	if got := begin(&l, &policy.Key{}, 1, 100, noon); got != 100 {
+		t.Errorf("%d of 100 without a limit", got)
+	}
+}
+
+func TestAGatewayThatJoins(t *testing.T) {
+	k := &policy.Key{RPM: 60}
+	for _, c := range []struct {
+		gateways int
+		after    time.Duration
+		want     int
+	}{{1, 0, 60}, {3, 0, 20}, {7, 0, 9}, {100, 0, 1}, {3, 10 * time.Second, 30}, {3, time.Minute, 60}} {
+		var l policy.Limits
+		l.Join(k, c.gateways, noon, noon.Add(c.after))
+		if got := begin(&l, k, 1, 100, noon.Add(c.after)); got != c.want {
+			t.Errorf("one of %d that started %v ago: %d at once, want %d", c.gateways, c.after, got, c.want)
+		}
+	}
+}
+
+// fleet is gateways that tell each other what they use, late.
+type fleet struct {
+	key      *policy.Key
+	r        *rand.Rand
+	gateways []*gateway
+	now      time.Time
+
+	used, worst float64 // of RPM, as if everybody knew everything at once
+	running     int
+	most        int
+	let         int
+	ends        []ending
+}
+
+type gateway struct {
+	limits policy.Limits
+	tells  time.Time // when next
+	told   policy.Used
+	news   []news
+	busy   float64 // part of the time in which it asks
+	until  time.Time
+	asks   bool
+}
+
+type news struct {
+	at   time.Time // when it is heard
+	used policy.Used
+}
+
+type ending struct {
+	at time.Time
+	of *gateway
+}
+
+const (
+	tick      = 10 * time.Millisecond
+	tellEvery = 100 * time.Millisecond
+)
+
+func newFleet(key *policy.Key, n int, seed uint64) *fleet {
+	f := &fleet{key: key, r: rand.New(rand.NewPCG(seed, 1)), now: noon}
+	for range n {
+		f.gateways = append(f.gateways, &gateway{tells: noon.Add(time.Duration(f.r.Int64N(int64(tellEvery)))), busy: 1})
+	}
+	return f
+}
+
+// step lets a tick pass: ask says how often a gateway is asked in it, takes how
+// long a request takes.
+func (f *fleet) step(ask func(g *gateway) int, takes func() time.Duration) {
+	f.now = f.now.Add(tick)
+	f.used = max(0, f.used-float64(f.key.RPM)*tick.Minutes())
+	f.ends = slices.DeleteFunc(f.ends, func(e ending) bool {
+		if e.at.After(f.now) {
+			return false
+		}
+		e.of.limits.End(f.key, 0, f.now)
+		f.running--
+		return true
+	})
+	for _, i := range f.r.Perm(len(f.gateways)) {
+		g := f.gateways[i]
+		for len(g.news) > 0 && !g.news[0].at.After(f.now) {
+			g.limits.Heard(f.key, g.news[0].used, f.now)
+			g.news = g.news[1:]
+		}
+		for range ask(g) {
+			if _, ok := g.limits.Begin(f.key, 1, len(f.gateways), f.now); !ok {
+				break
+			}
+			f.let++
+			f.used++
+			f.running++
+			f.ends = append(f.ends, ending{f.now.Add(takes()), g})
+			f.worst = max(f.worst, f.used-float64(f.key.RPM))
+			f.most = max(f.most, f.running)
+		}
+		if !g.tells.After(f.now) {
+			f.tell(g)
+		}
+	}
+}
+
+func (f *fleet) tell(g *gateway) {
+	own := g.limits.Own()
+	news := news{used: policy.Used{Requests: own.Requests - g.told.Requests, Running: own.Running - g.told.Running}}
+	g.told, g.tells = own, g.tells.Add(tellEvery)
+	for _, other := range f.gateways {
+		if other == g {
+			continue
+		}
+		// In order, and with the tick within HeardWithin.
+		news.at = f.now.Add(time.Duration(f.r.Int64N(int64(policy.HeardWithin - tellEvery - 2*tick))))
+		if n := len(other.news); n > 0 && other.news[n-1].at.After(news.at) {
+			news.at = other.news[n-1].at
+		}
+		other.news = append(other.news, news)
+	}
+}
+
+// demands are ways in which clients may ask.
+var demands = map[string]func(f *fleet) func(*gateway) int{
+	"everybody, all the time": func(f *fleet) func(*gateway) int {
+		return func(*gateway) int { return math.MaxInt }
+	},
+	"one gateway only": func(f *fleet) func(*gateway) int {
+		return func(g *gateway) int {
+			if g == f.gateways[0] {
+				return math.MaxInt
+			}
+			return 0
+		}
+	},
+	"all at once, then nothing": func(f *fleet) func(*gateway) int {
+		return func(g *gateway) int {
+			if f.now.Second()%20 == 0 {
+				return math.MaxInt
+			}
+			return 0
+		}
+	},
+	"each by fits and starts": func(f *fleet) func(*gateway) int {
+		return func(g *gateway) int {
+			if !g.until.After(f.now) {
+				g.asks = !g.asks
+				g.until = f.now.Add(time.Duration(f.r.ExpFloat64() * float64(policy.HeardWithin)))
+			}
+			if g.asks {
+				return 1 + f.r.IntN(f.key.RPM/len(f.gateways)+1)
+			}
+			return 0
+		}
+	},
+	"one after the other": func(f *fleet) func(*gateway) int {
+		return func(g *gateway) int {
+			turn := int(f.now.Sub(noon)/(policy.HeardWithin-2*tick)) % len(f.gateways)
+			if g == f.gateways[turn] {
+				return math.MaxInt
+			}
+			return 0
+		}
+	},
+	"here and there": func(f *fleet) func(*gateway) int {
+		return func(*gateway) int {
+			if f.r.IntN(20) == 0 {
+				return 1 + f.r.IntN(3)
+			}
+			return 0
+		}
+	},
+}
+
+// With n gateways no more than n−1 requests too many are ever admitted, however
+// clients ask; and the limit can be used.
+func TestManyGatewaysShareALimit(t *testing.T) {
+	for _, rpm := range []int{1, 10, 60, 600, 6000} {
+		for _, n := range []int{1, 2, 3, 5, 8} {
+			for name, demand := range demands {
+				f := newFleet(&policy.Key{RPM: rpm}, n, uint64(rpm*n))
+				ask := demand(f)
+				for range 3 * time.Minute / tick {
+					f.step(ask, func() time.Duration { return 0 })
+				}
+				if f.worst > float64(n-1)+1e-3 {
+					t.Errorf("RPM %d, %d gateways, %s: %.1f requests too many, want at most %d", rpm, n, name, f.worst, n-1)
+				}
+				if most := float64(4*rpm + n - 1); name == "everybody, all the time" && float64(f.let) < 0.95*most-float64(n) {
+					t.Errorf("RPM %d, %d gateways, %s: %d requests in 3 minutes, want about %.0f", rpm, n, name, f.let, most)
+				}
+				if name == "one gateway only" && float64(f.let) < 3.2*float64(rpm)-1 {
+					t.Errorf("RPM %d, one of %d gateways asked: %d requests in 3 minutes, want at least %d", rpm, n, f.let, 3*rpm)
+				}
+			}
+		}
+	}
+}
+
+func TestManyGatewaysShareConcurrency(t *testing.T) {
+	for _, limit := range []int{1, 4, 30, 300} {
+		for _, n := range []int{1, 2, 3, 5, 8} {
+			for name, demand := range demands {
+				f := newFleet(&policy.Key{Concurrency: limit, RPM: 1e9}, n, uint64(limit*n))
+				ask := demand(f)
+				within := func(g *gateway) int { return min(ask(g), 2*limit) }
+				for range time.Minute / tick {
+					f.step(within, func() time.Duration { return time.Duration(f.r.ExpFloat64() * float64(2*time.Second)) })
+				}
+				if over := f.most - limit; over > n-1 {
+					t.Errorf("concurrency %d, %d gateways, %s: %d requests too many, want at most %d", limit, n, name, over, n-1)
+				}
+				if name == "everybody, all the time" && f.most < limit {
+					t.Errorf("concurrency %d, %d gateways, %s: never more than %d at once", limit, n, name, f.most)
+				}
+			}
+		}
+	}
+}
+
+// A search for the worst: random gateways ask, each until it is refused, at
+// random times around which the others hear of it.
+func TestNoOrderOfRequestsBreaksALimit(t *testing.T) {
+	for _, n := range []int{2, 3, 4, 8} {
+		worst := 0.0
+		for seed := range uint64(60) {
+			f := newFleet(&policy.Key{RPM: 600}, n, seed)
+			ask := func(g *gateway) int {
+				if f.r.IntN(10*n) == 0 {
+					return 1 + f.r.IntN(600/n)
+				}
+				return 0
+			}
+			for range 20 * time.Second / tick {
+				f.step(ask, func() time.Duration { return 0 })
+			}
+			worst = max(worst, f.worst)
+		}
+		t.Logf("%d gateways: at worst %.2f requests too many", n, worst)
+		if worst > float64(n-1)+1e-3 {
+			t.Errorf("%d gateways: %.2f requests too many, want at most %d", n, worst, n-1)
+		}
+	}
+}
+
+// Beyond eight gateways nothing is proved.
+func TestLargeFleetsShareALimit(t *testing.T) {
+	for _, n := range []int{12, 20} {
+		worst := 0.0
+		for _, demand := range demands {
+			f := newFleet(&policy.Key{RPM: 600}, n, uint64(n))
+			ask := demand(f)
+			for range time.Minute / tick {
+				f.step(ask, func() time.Duration { return 0 })
+			}
+			worst = max(worst, f.worst)
+		}
+		t.Logf("%d gateways: at worst %.2f requests too many", n, worst)
+		if worst > float64(n-1)+1e-3 {
+			t.Errorf("%d gateways: %.2f requests too many", n, worst)
+		}
+	}
+}
+
+func BenchmarkLimits(b *testing.B) {
+	for _, gateways := range []int{1, 3} {
+		b.Run(fmt.Sprint("gateways=", gateways), func(b *testing.B) {
+			k := &policy.Key{RPM: 1e9, TPM: 1e9, Concurrency: 1e9}
+			var l policy.Limits
+			now := noon
+			for b.Loop() {
+				now = now.Add(time.Microsecond)
+				l.Begin(k, 10, gateways, now)
+				l.End(k, 5, now)
+			}
+		})
+	}
+}

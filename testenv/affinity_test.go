@@ -1,0 +1,447 @@
+package testenv_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+	"github.com/pulley-lb/pulley/testenv"
+	"github.com/pulley-lb/pulley/worker"
+)
+
+// TestAffinity replays a trace of conversations through the whole of Pulley.
+func TestAffinity(t *testing.T) {
+	turns := readTurns(t, "testdata/mooncake_synthetic.csv")
+	for _, c := range []struct {
+		name    string
+		engines []engine.SimConfig
+		load    float64
+	}{
+		{"eight alike at 80 %", alike(), 0.8},
+		{"eight alike at 110 %", alike(), 1.1},
+		{"half of eight slow at 80 %", mixed(), 0.8},
+		{"half of eight slow at 110 %", mixed(), 1.1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := turnsAtLoad(c.load, turns, c.engines)
+			model := func(pick turnRoute) affinityFigures {
+				return affinityFiguresOf(s, replayTurns(s, c.engines, pick))
+			}
+			auto := affinityFiguresOf(s, replayConversations(t, s, c.engines, policy.AffinityAuto))
+			off := affinityFiguresOf(s, replayConversations(t, s, c.engines, policy.AffinityOff))
+			t.Logf("%d requests\nseconds             hit   TTFT p50     p90     p99   E2E p50     p99\n"+
+				"pulley, auto      %v\npulley, off       %v\nmodel: price      %v\nmodel: hashed     %v\nmodel: homes      %v\nmodel: central    %v",
+				len(s), auto, off, model(byPrice(s, c.engines, 0)), model(hashed), model(byPrice(s, c.engines, 2)), model(central(s)))
+		})
+	}
+}
+
+// TestAffinityCostsNothingWithoutRepeats replays a trace in which nobody goes on
+// with anything.
+func TestAffinityCostsNothingWithoutRepeats(t *testing.T) {
+	if testing.Short() {
+		t.Skip("replays minutes of a trace")
+	}
+	trace := readTrace(t, "testdata/azure_conv_slice.csv")
+	engines := unlike()
+	scaled := atLoad(0.8, trace, engines)
+	with := make(map[policy.Affinity]figures)
+	for _, affinity := range []policy.Affinity{policy.AffinityOff, policy.AffinityAuto} {
+		testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			g, _, _ := pair(t, env, engines...)
+			env.SetPolicy(func(p *policy.Policy) { p.Pools = map[string]policy.Pool{"m": {Affinity: affinity}} })
+			g.Client.Transport.(*http.Transport).MaxIdleConnsPerHost = 1000
+			with[affinity] = figuresOf(replayHTTP(t, scaled, g.Client, "http://gateway"))
+		})
+	}
+	t.Logf("%d requests at 80 %% of capacity\nseconds   TTFT p50     p95     p99   E2E p50     p95     p99\noff        %v\nauto       %v",
+		len(scaled), with[policy.AffinityOff], with[policy.AffinityAuto])
+}
+
+// replayConversations runs a trace of conversations through a gateway, a broker
+// and a worker for each engine.
+func replayConversations(t *testing.T, turns []turn, engines []engine.SimConfig, affinity policy.Affinity) []answered {
+	t.Helper()
+	bodies := bodiesOf(turns)
+	as := make([]answered, len(turns))
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, es, _ := pair(t, env, engines...)
+		env.SetPolicy(func(p *policy.Policy) { p.Pools = map[string]policy.Pool{"m": {Affinity: affinity}} })
+		g.Client.Transport.(*http.Transport).MaxIdleConnsPerHost = 1000
+		begun := time.Now()
+		var wg sync.WaitGroup
+		for i, tn := range turns {
+			time.Sleep(time.Until(begun.Add(seconds(tn.at))))
+			wg.Go(func() {
+				var err error
+				if as[i], err = converse(g.Client, "http://gateway", bodies(i)); err != nil {
+					t.Errorf("request %d: %v", i, err)
+				}
+			})
+		}
+		wg.Wait()
+		for _, e := range es {
+			s := e.Stats()
+			t.Logf("%s: %d requests, at most %d at once, %.3f of their tokens cached", s.Name, s.Finished, s.MaxRunning,
+				float64(s.Cached)/float64(s.Queried))
+		}
+	})
+	return as
+}
+
+// bodiesOf makes the bodies of the turns, of which each begins with the messages
+// of the one before. An answer is in them as the client may have kept it: what
+// it is does not matter, only that the next turn repeats it.
+func bodiesOf(turns []turn) func(i int) string {
+	longest := make(map[int]int)
+	for _, tn := range turns {
+		longest[tn.session] = max(longest[tn.session], tn.input)
+	}
+	texts := make(map[int]string)
+	for session, n := range longest {
+		texts[session] = text(uint64(session), n)
+	}
+	return func(i int) string {
+		tn := turns[i]
+		var b strings.Builder
+		fmt.Fprintf(&b, `{"model":"m","stream":true,"stream_options":{"include_usage":true},"max_tokens":%d,"messages":[`, tn.output)
+		from := 0
+		for k, end := range tn.ends {
+			if k > 0 {
+				b.WriteByte(',')
+			}
+			fmt.Fprintf(&b, `{"role":%q,"content":"`, []string{"user", "assistant"}[k%2])
+			b.WriteString(texts[tn.session][4*from : 4*end])
+			b.WriteString(`"}`)
+			from = end
+		}
+		b.WriteString(`]}`)
+		return b.String()
+	}
+}
+
+// text is n tokens of four bytes, which is what a gateway takes one for.
+func text(seed uint64, n int) string {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	b := make([]byte, 0, 4*n)
+	for range n {
+		x := rng.Uint32()
+		b = append(b, 'a'+byte(x%26), 'a'+byte(x>>8%26), 'a'+byte(x>>16%26), ' ')
+	}
+	return string(b)
+}
+
+// converse asks for one answer and times it.
+func converse(client *http.Client, url, body string) (answered, error) {
+	begun := time.Now()
+	resp, err := client.Post(url+"/v1/chat/completions", "application/json", strings.NewReader(body))
+	if err != nil {
+		return answered{}, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(resp.Body)
+		return answered{}, fmt.Errorf("%s: %s", resp.Status, text)
+	}
+	var a answered
+	var last []byte
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		data, ok := bytes.CutPrefix(lines.Bytes(), []byte("data: "))
+		if !ok {
+			continue
+		}
+		if a.ttft == 0 {
+			a.ttft = time.Since(begun).Seconds()
+		}
+		if bytes.Contains(data, []byte(`"cached_tokens"`)) {
+			var v struct {
+				Usage struct {
+					PromptTokensDetails struct {
+						CachedTokens int `json:"cached_tokens"`
+					} `json:"prompt_tokens_details"`
+				}
+			}
+			if err := json.Unmarshal(data, &v); err != nil {
+				return a, err
+			}
+			a.cached = v.Usage.PromptTokensDetails.CachedTokens
+		}
+		last = append(last[:0], data...)
+	}
+	a.e2e = time.Since(begun).Seconds()
+	if err := lines.Err(); err != nil {
+		return a, err
+	}
+	if string(last) != "[DONE]" {
+		return a, fmt.Errorf("the stream ends with %q", last)
+	}
+	return a, nil
+}
+
+// talk is a conversation of a client: each turn repeats all before it.
+type talk struct {
+	topic    string
+	session  string // in a header; empty: none
+	messages []string
+	last     string // which engine answered
+}
+
+// heard is what came of a turn.
+type heard struct {
+	from   string // the engine's name
+	cached int    // tokens
+	took   time.Duration
+}
+
+// says takes a turn, of a hundred tokens.
+func (k *talk) says(t testing.TB, g *testenv.Gateway) heard {
+	t.Helper()
+	turn := text(uint64(len(k.messages)), 99)
+	k.messages = append(k.messages, fmt.Sprintf(`{"role":"user","content":"%s %s"}`, k.topic, turn))
+	body := fmt.Sprintf(`{"model":"m","max_tokens":20,"messages":[%s]}`, strings.Join(k.messages, ","))
+	var header []string
+	if k.session != "" {
+		header = []string{"x-session-id", k.session}
+	}
+	r := ask(t, g, body, "", header...)
+	if r.status != http.StatusOK || r.err != nil {
+		t.Fatalf("%s: %d %s %v", k.topic, r.status, r.body, r.err)
+	}
+	var v struct {
+		Usage struct {
+			PromptTokensDetails struct {
+				CachedTokens int `json:"cached_tokens"`
+			} `json:"prompt_tokens_details"`
+		}
+	}
+	if err := json.Unmarshal([]byte(r.body), &v); err != nil {
+		t.Fatal(err)
+	}
+	k.messages = append(k.messages, fmt.Sprintf(`{"role":"assistant","content":%q}`, content(t, r.body)))
+	k.last = r.header.Get("X-Sim-Name")
+	return heard{k.last, v.Usage.PromptTokensDetails.CachedTokens, r.took}
+}
+
+// talks are n conversations that have taken their first turn.
+func talks(t testing.TB, g *testenv.Gateway, n int) []*talk {
+	t.Helper()
+	ks := make([]*talk, n)
+	for i := range ks {
+		ks[i] = &talk{topic: fmt.Sprintf("topic-%d", i)}
+		ks[i].says(t, g)
+	}
+	return ks
+}
+
+// wantHome checks that a turn was answered by the engine that answered the one
+// before, from its cache.
+func (k *talk) wantHome(t testing.TB, g *testenv.Gateway) {
+	t.Helper()
+	home, cached := k.last, (len(k.messages)/2*120-20)/block*block
+	if h := k.says(t, g); h.from != home || h.cached != cached {
+		t.Errorf("%s, turn %d: %s answered with %d tokens cached, want %s with %d", k.topic, len(k.messages)/2, h.from, h.cached, home, cached)
+	}
+}
+
+// caching is an engine that prefills a turn of talk in 100 ms and answers in
+// 200 ms.
+func caching(name string, slots int) engine.SimConfig {
+	return engine.SimConfig{Name: name, Models: []string{"m"}, Slots: slots, PrefillRate: 1000, ITLBase: 10 * time.Millisecond, PrefixCache: 100_000}
+}
+
+// joined is long enough for a worker to be known, with its lane.
+const joined = 3 * time.Second
+
+func TestConversationsStayAtTheirHomes(t *testing.T) {
+	for affinity, stay := range map[policy.Affinity]bool{policy.AffinityAuto: true, policy.AffinityOff: false} {
+		t.Run(string(affinity), func(t *testing.T) {
+			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+				g, es, _ := pair(t, env, caching("a", 4), caching("b", 4), caching("c", 4))
+				env.SetPolicy(func(p *policy.Policy) { p.Pools = map[string]policy.Pool{"m": {Affinity: affinity}} })
+				ks := talks(t, g, 7)
+				moved := 0
+				for range 4 {
+					for _, k := range ks {
+						if home := k.last; k.says(t, g).from != home {
+							moved++
+						}
+					}
+				}
+				if (moved == 0) != stay {
+					t.Errorf("%d of 28 follow-ups changed their worker", moved)
+				}
+				for _, e := range es {
+					if e.Stats().Finished == 0 {
+						t.Errorf("%s answered nothing", e.Stats().Name)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestFollowUpsOfAFullHomeGoElsewhereAndItsOthersComeBack(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, _, _ := pair(t, env, caching("a", 2))
+		ks := talks(t, g, 2)
+		// Two long answers take what a has, then b joins.
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() { ask(t, g, chat("m", false, 1000), "") })
+		}
+		time.Sleep(10 * time.Millisecond)
+		env.Worker(env.Engine(caching("b", 2)), worker.Config{Name: "b", Slots: 2})
+		time.Sleep(joined)
+		if h := ks[0].says(t, g); h.from != "b" || h.cached != 0 || h.took > 550*time.Millisecond {
+			t.Errorf("while a is full: %+v, want b's answer after 420 ms", h)
+		}
+		wg.Wait()
+		ks[1].last = "a"
+		ks[1].wantHome(t, g)
+		ks[0].wantHome(t, g) // it has moved, and its cache with it
+	})
+}
+
+func TestFollowUpOfADeadHomeIsServedAtOnce(t *testing.T) {
+	for name, after := range map[string]time.Duration{"before anybody has noticed": 0, "when it was noticed": 5 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+				g, es, ws := pair(t, env, caching("a", 4), caching("b", 4))
+				for _, k := range talks(t, g, 4) {
+					if k.last != "a" {
+						continue
+					}
+					ws[0].Kill(es[0])
+					time.Sleep(after)
+					if h := k.says(t, g); h.from != "b" || h.took > 550*time.Millisecond {
+						t.Errorf("after a died: %+v, want b's answer after 420 ms", h)
+					}
+					k.wantHome(t, g)
+					return
+				}
+				t.Fatal("no conversation has its home at a")
+			})
+		})
+	}
+}
+
+func TestWorkerThatJoinsTakesNoFollowUps(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, _, _ := pair(t, env, caching("a", 8))
+		ks := talks(t, g, 6)
+		env.Worker(env.Engine(caching("b", 8)), worker.Config{Name: "b", Slots: 8})
+		time.Sleep(joined)
+		for range 3 {
+			for _, k := range ks {
+				k.wantHome(t, g)
+			}
+		}
+		took := 0
+		for i := range 8 {
+			k := talk{topic: fmt.Sprintf("new-%d", i)}
+			if k.says(t, g).from == "b" {
+				took++
+			}
+			k.wantHome(t, g)
+		}
+		if took < 2 {
+			t.Errorf("the worker that joined took %d of 8 first turns", took)
+		}
+	})
+}
+
+func TestGatewayThatRestartsLearnsTheHomesAnew(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, _, _ := pair(t, env, caching("a", 4), caching("b", 4), caching("c", 4))
+		ks := talks(t, g, 6)
+		if err := g.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		g = env.Gateway(gateway.Config{})
+		g.Serves(t, "m")
+		for _, k := range ks {
+			k.says(t, g) // wherever
+		}
+		for range 2 {
+			for _, k := range ks {
+				k.wantHome(t, g)
+			}
+		}
+	})
+}
+
+func TestGatewaysShareWhatTheyLearn(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		first, _, _ := pair(t, env, caching("a", 4), caching("b", 4), caching("c", 4))
+		gs := []*testenv.Gateway{first, env.Gateway(gateway.Config{}), env.Gateway(gateway.Config{})}
+		for _, g := range gs {
+			g.Serves(t, "m")
+		}
+		ks := talks(t, first, 6)
+		for turn := range 5 {
+			time.Sleep(2 * subjects.HomesEvery)
+			for _, k := range ks {
+				k.wantHome(t, gs[(turn+1)%len(gs)])
+			}
+		}
+	})
+}
+
+func TestSessionWaitsForItsHome(t *testing.T) {
+	const full = 5 * time.Second // how long the home has no slot
+	for name, c := range map[string]struct {
+		stick time.Duration
+		dies  bool
+		from  string
+		took  time.Duration // about
+	}{
+		"as long as it takes":      {stick: time.Minute, from: "a", took: full + 300*time.Millisecond},
+		"no longer than it sticks": {stick: 2 * time.Second, from: "b", took: 2*time.Second + 420*time.Millisecond},
+		"unless it dies":           {stick: time.Minute, dies: true, from: "b", took: 3 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+				a := env.Engine(caching("a", 1))
+				g := env.Gateway(gateway.Config{})
+				w := env.Worker(a, worker.Config{Name: "a", Slots: 1})
+				g.Serves(t, "m")
+				env.SetPolicy(func(p *policy.Policy) {
+					p.Pools = map[string]policy.Pool{"m": {StickFor: policy.Duration(c.stick)}}
+				})
+				k := talk{topic: "state", session: "s-1"}
+				k.says(t, g)
+				env.Worker(env.Engine(caching("b", 2)), worker.Config{Name: "b", Slots: 2})
+				time.Sleep(joined)
+				var wg sync.WaitGroup
+				wg.Go(func() { // a session, so that it goes to a as well
+					ask(t, g, chat("m", false, int(full/(10*time.Millisecond))), "", "x-session-id", "s-1")
+				})
+				time.Sleep(10 * time.Millisecond)
+				if c.dies {
+					wg.Go(func() {
+						time.Sleep(time.Second)
+						w.Kill(a)
+					})
+				}
+				h := k.says(t, g)
+				if h.from != c.from || h.took < c.took-600*time.Millisecond || h.took > c.took+600*time.Millisecond {
+					t.Errorf("got %+v, want the answer of %s after about %v", h, c.from, c.took)
+				}
+				wg.Wait()
+			})
+		})
+	}
+}

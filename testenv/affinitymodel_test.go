@@ -1,0 +1,405 @@
+package testenv_test
+
+import (
+	"cmp"
+	"encoding/csv"
+	"fmt"
+	"hash/fnv"
+	"math"
+	"os"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/policy"
+)
+
+// The model of model_test.go with a prefix cache in each engine, and a trace of
+// conversations for it.
+
+// coarse is how many tokens of the trace one token of a prompt stands for, so
+// that prompts of 40 000 tokens are quick to send. Prefill rates and caches are
+// as many times smaller, which leaves every time as it was. Answers are not
+// scaled.
+const coarse = 8
+
+// block is a block of engine.Sim's prefix cache, in tokens.
+const block = 16
+
+// turn is one request of a conversation. Its prompt begins with the whole
+// prompt of the turn before.
+type turn struct {
+	traced
+	session int
+	ends    []int // of its messages, in tokens; the user's and the assistant's in turn
+	before  int   // tokens of the turn before; 0: it is the first
+}
+
+// cacheable is how much of the prompt an engine that had the turn before, and
+// forgot nothing, does not compute.
+func (t *turn) cacheable() int { return min(t.before/block, (t.input-1)/block) * block }
+
+// readTurns makes conversations of a trace with the columns arrival_seconds,
+// input_tokens, output_tokens, session and reused_prefix_blocks. A first turn is
+// as long as there, a later one adds what it had to compute there: some of it
+// is the assistant's answer, the rest is the user's.
+func readTurns(t testing.TB, file string) []turn {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	rows, err := csv.NewReader(f).ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const reusedBlock = 512 // tokens
+	last := make(map[int]*turn)
+	var turns []turn
+	for i, row := range rows[1:] {
+		at, err := strconv.ParseFloat(row[0], 64)
+		var n [4]int // input, output, session, reused
+		for k := range n {
+			var err2 error
+			n[k], err2 = strconv.Atoi(row[1+k])
+			err = cmp.Or(err, err2)
+		}
+		if err != nil {
+			t.Fatalf("%s: line %d: %v", file, i+2, err)
+		}
+		tn := turn{traced: traced{at: at, output: max(n[1], 1)}, session: n[2]}
+		if l := last[tn.session]; l == nil {
+			tn.input = max(n[0]/coarse, 1)
+			tn.ends = []int{tn.input}
+		} else {
+			fresh := max((n[0]-n[3]*reusedBlock)/coarse, 2)
+			answer := min(max(l.output/coarse, 1), fresh-1)
+			tn.input, tn.before = l.input+fresh, l.input
+			tn.ends = append(slices.Clone(l.ends), l.input+answer, tn.input)
+		}
+		last[tn.session] = &tn
+		turns = append(turns, tn)
+	}
+	return turns
+}
+
+// turnsAtLoad stretches the turns so that they come at a part of what engines
+// without a cache can do.
+func turnsAtLoad(load float64, turns []turn, engines []engine.SimConfig) []turn {
+	plain := make([]traced, len(turns))
+	for i, t := range turns {
+		plain[i] = t.traced
+	}
+	scaled := slices.Clone(turns)
+	for i, p := range atLoad(load, plain, engines) {
+		scaled[i].at = p.at
+	}
+	return scaled
+}
+
+// alike are eight engines of one kind with a prefix cache, mixed eight of which
+// half are slower.
+func alike() (engines []engine.SimConfig) {
+	for i := range 8 {
+		engines = append(engines, engine.SimConfig{
+			Name: fmt.Sprint("fast-", i), Models: []string{"m"}, Slots: 64, PrefillRate: 20000. / coarse,
+			ITLBase: 10 * time.Millisecond, ITLPerRequest: 200 * time.Microsecond, TokensPerEvent: 128,
+			PrefixCache: 1 << 20 / coarse,
+		})
+	}
+	return engines
+}
+
+func mixed() []engine.SimConfig {
+	engines := alike()
+	for i := range engines {
+		if e := &engines[i]; i%2 == 1 {
+			e.Name = fmt.Sprint("slow-", i)
+			e.Slots, e.PrefillRate = 32, 8000./coarse
+			e.ITLBase, e.ITLPerRequest = 20*time.Millisecond, 500*time.Microsecond
+			e.PrefixCache /= 2
+		}
+	}
+	return engines
+}
+
+// turnJob is a turn on its way through the model. Its input is what is to be
+// computed, once its prefill has begun.
+type turnJob struct {
+	job
+	turn   *turn
+	takes  float64 // seconds of prefill, as foreseen
+	cached int     // tokens; known when its prefill begins
+}
+
+// cachingEngine is an engine with a prefix cache in the model.
+type cachingEngine struct {
+	modelEngine
+	line    []*turnJob  // those that are being prefilled
+	cache   map[int]int // blocks of each session
+	used    []int       // the sessions in the cache, the one used last at the end
+	blocks  int         // in the cache
+	prefill float64     // seconds that one has taken of late
+}
+
+// knows is how many blocks of a turn's prompt need not be computed, once what
+// is in line is done.
+func (e *cachingEngine) knows(t *turn) int {
+	n := e.cache[t.session]
+	for _, j := range e.line {
+		if j.turn.session == t.session {
+			n = max(n, j.turn.input/block)
+		}
+	}
+	return min(n, (t.input-1)/block)
+}
+
+// takes is how long the prefill of a turn will take.
+func (e *cachingEngine) takes(t *turn) float64 {
+	return float64(t.input-block*e.knows(t)) / e.PrefillRate
+}
+
+// backlog is how long it will take until a new prefill begins.
+func (e *cachingEngine) backlog(now float64) float64 {
+	if len(e.line) == 0 {
+		return 0
+	}
+	s := e.prefillEnd - now
+	for _, j := range e.line[1:] {
+		s += j.takes
+	}
+	return s
+}
+
+func (e *cachingEngine) give(j *turnJob, t float64) {
+	j.takes = e.takes(j.turn)
+	e.prefill += (j.takes - e.prefill) / 50
+	e.line = append(e.line, j)
+	if len(e.line) == 1 {
+		e.look(j)
+	}
+	e.start(&j.job, t)
+}
+
+func (e *cachingEngine) step() {
+	if len(e.line) > 0 && e.prefillEnd <= e.next() {
+		e.keep(e.line[0].turn)
+		e.line = e.line[1:]
+		if len(e.line) > 0 {
+			e.look(e.line[0])
+		}
+	}
+	e.modelEngine.step()
+}
+
+// look finds what of a prompt is cached when its prefill begins.
+func (e *cachingEngine) look(j *turnJob) {
+	t := j.turn
+	j.cached = block * min(e.cache[t.session], (t.input-1)/block)
+	j.input = t.input - j.cached
+}
+
+// keep caches a prompt. Of the session that was used longest ago the last
+// blocks go first.
+func (e *cachingEngine) keep(t *turn) {
+	room := e.PrefixCache / block
+	n := max(e.cache[t.session], min(t.input/block, room))
+	e.blocks += n - e.cache[t.session]
+	e.cache[t.session] = n
+	e.used = append(slices.DeleteFunc(e.used, func(s int) bool { return s == t.session }), t.session)
+	for over := e.blocks - room; over > 0; over = e.blocks - room {
+		oldest := e.used[0]
+		gone := min(over, e.cache[oldest])
+		e.blocks -= gone
+		if e.cache[oldest] -= gone; e.cache[oldest] == 0 {
+			delete(e.cache, oldest)
+			e.used = e.used[1:]
+		}
+	}
+}
+
+// A turnRoute picks the engine for a turn, or nil while it has to wait.
+type turnRoute func(engines []*cachingEngine, t *turn, now float64) *cachingEngine
+
+// answered is what a client saw of one turn.
+type answered struct {
+	latency
+	cached int // tokens of the prompt
+}
+
+// replayTurns runs a trace of conversations over engines.
+func replayTurns(turns []turn, engines []engine.SimConfig, pick turnRoute) []answered {
+	var es []*cachingEngine
+	input := 0.0
+	for _, t := range turns {
+		input += float64(t.input) / float64(len(turns))
+	}
+	for _, cfg := range engines {
+		es = append(es, &cachingEngine{modelEngine: modelEngine{SimConfig: cfg}, cache: make(map[int]int), prefill: input / cfg.PrefillRate})
+	}
+	jobs := make([]turnJob, len(turns))
+	var queue []*turnJob
+	arrived, taken := 0, 0
+	for {
+		now, at := math.Inf(1), (*cachingEngine)(nil)
+		if arrived < len(turns) {
+			now = turns[arrived].at
+		}
+		for _, e := range es {
+			if n := e.next(); n < now {
+				now, at = n, e
+			}
+		}
+		switch {
+		case at != nil:
+			at.step()
+		case arrived < len(turns):
+			j := &jobs[arrived]
+			j.turn, j.traced = &turns[arrived], turns[arrived].traced
+			queue = append(queue, j)
+			arrived++
+		default:
+			return answersOf(jobs)
+		}
+		queue = slices.DeleteFunc(queue, func(j *turnJob) bool {
+			e := pick(es, j.turn, now)
+			if e == nil {
+				return false
+			}
+			taken++
+			e.took = taken
+			e.give(j, now)
+			return true
+		})
+	}
+}
+
+func answersOf(jobs []turnJob) []answered {
+	as := make([]answered, len(jobs))
+	for i, j := range jobs {
+		as[i] = answered{latency{ttft: j.first - j.at, e2e: j.end - j.at}, j.cached}
+	}
+	return as
+}
+
+// turnPrice is a worker's price for the next request, as package policy has it,
+// of an engine whose backlog it knows exactly.
+func turnPrice(meanOutput float64) func(*cachingEngine, float64) float64 {
+	return func(e *cachingEngine, now float64) float64 {
+		return e.backlog(now) + e.prefill + meanOutput*e.itl(e.running()+1)
+	}
+}
+
+// byPrice lets the cheapest take a turn, of those on one rung the one that took
+// one longest ago. Learned homes are that with a penalty: a follow-up costs so
+// many rungs more on every engine but the one that took the turn before.
+func byPrice(turns []turn, engines []engine.SimConfig, penalty int) turnRoute {
+	input, output := 0.0, 0.0
+	for _, t := range turns {
+		input += float64(t.input) / float64(len(turns))
+		output += float64(t.output) / float64(len(turns))
+	}
+	price := turnPrice(output)
+	reference := math.Inf(1)
+	for _, e := range engines {
+		reference = min(reference, input/e.PrefillRate+output*e.ITLBase.Seconds())
+	}
+	homes := make(map[int]*cachingEngine)
+	return func(es []*cachingEngine, t *turn, now float64) *cachingEngine {
+		var best *cachingEngine
+		least := math.MaxInt
+		for _, e := range es {
+			if e.running() == e.Slots {
+				continue
+			}
+			rung := policy.Rung(price(e, now), reference)
+			if home := homes[t.session]; penalty > 0 && home != nil && home != e {
+				rung = min(rung+penalty, policy.Rungs-1)
+			}
+			if rung < least || rung == least && e.took < best.took {
+				best, least = e, rung
+			}
+		}
+		if best != nil {
+			homes[t.session] = best
+		}
+		return best
+	}
+}
+
+// hashed sends all turns of a session to one engine, by the session's hash and
+// the engines' prefill rates.
+func hashed(es []*cachingEngine, t *turn, _ float64) *cachingEngine {
+	var best *cachingEngine
+	most := math.Inf(-1)
+	for _, e := range es {
+		h := fnv.New64a()
+		fmt.Fprint(h, t.session, e.Name)
+		x := h.Sum64()
+		x = (x ^ x>>32) * 0xd6e8feb86659fd93
+		u := (float64(x>>11) + 0.5) / (1 << 53)
+		if score := -e.PrefillRate / math.Log(u); score > most {
+			best, most = e, score
+		}
+	}
+	if best.running() == best.Slots {
+		return nil
+	}
+	return best
+}
+
+// central is a router that sees every cache and every queue, and sends each
+// turn to where it should end first.
+func central(turns []turn) turnRoute {
+	output := 0.0
+	for _, t := range turns {
+		output += float64(t.output) / float64(len(turns))
+	}
+	return func(es []*cachingEngine, t *turn, now float64) *cachingEngine {
+		var best *cachingEngine
+		first := math.Inf(1)
+		for _, e := range es {
+			if e.running() == e.Slots {
+				continue
+			}
+			if end := e.backlog(now) + e.takes(t) + output*e.itl(e.running()+1); end < first {
+				best, first = e, end
+			}
+		}
+		return best
+	}
+}
+
+// affinityFigures are the share of what could be cached that was, and
+// percentiles of the latencies.
+type affinityFigures struct {
+	hit  float64
+	ttft [3]float64 // p50, p90, p99
+	e2e  [2]float64 // p50, p99
+}
+
+func affinityFiguresOf(turns []turn, as []answered) (f affinityFigures) {
+	cached, cacheable := 0, 0
+	var ttft, e2e []float64
+	for i, a := range as {
+		cached += a.cached
+		cacheable += turns[i].cacheable()
+		ttft = append(ttft, a.ttft)
+		e2e = append(e2e, a.e2e)
+	}
+	f.hit = float64(cached) / float64(cacheable)
+	of := func(vs []float64, q float64) float64 {
+		slices.Sort(vs)
+		return vs[int(q*float64(len(vs)-1))]
+	}
+	f.ttft = [3]float64{of(ttft, .5), of(ttft, .9), of(ttft, .99)}
+	f.e2e = [2]float64{of(e2e, .5), of(e2e, .99)}
+	return f
+}
+
+func (f affinityFigures) String() string {
+	return fmt.Sprintf("%5.3f   %7.3f %7.3f %7.3f   %7.2f %7.2f", f.hit, f.ttft[0], f.ttft[1], f.ttft[2], f.e2e[0], f.e2e[1])
+}

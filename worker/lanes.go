@@ -1,0 +1,270 @@
+package worker
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// lane is one queue that the worker bids on.
+type lane struct {
+	number  int // in the subjects of its bids; never used again
+	pool    *pool
+	tier    int    // index of Worker.tiers
+	home    string // the id of the worker whose home lane it is; empty for the shared one
+	away    bool   // that is another worker
+	subject string
+	inboxes [bidKinds][policy.Rungs]string // made when first used
+
+	open    []bid // the cheapest first, the oldest first within a price
+	waiting uint64
+	heard   time.Time // when waiting was told
+	held    int       // requests that gateways hold back until there is room
+	notTill time.Time // no bids before
+	last    time.Time // bid
+	turn    uint64    // when it was last dealt a slot
+	served  int       // deliveries since the last tick
+	rate    float64   // deliveries per tick, of late
+}
+
+type bid struct {
+	rung    int
+	kind    bidKind
+	ceiling int // slots that may be taken when a dealt one is answered
+	expires time.Time
+}
+
+// queueName is where a delivery comes from.
+type queueName struct{ stream, consumer string }
+
+// shut says that there are to be no bids on the lane now.
+func (l *lane) shut(now time.Time) bool { return l.pool.paused || now.Before(l.notTill) }
+
+// backlogged says whether requests are known to wait here.
+func (l *lane) backlogged(now time.Time) bool {
+	return l.held > 0 || l.waiting > 0 && now.Sub(l.heard) < backlogHolds
+}
+
+// answered takes out the open bid that a delivery answers: the queue serves the
+// cheapest first, and the oldest within a price.
+func (l *lane) answered() bid {
+	if len(l.open) == 0 {
+		return bid{}
+	}
+	b := l.open[0]
+	l.open = slices.Delete(l.open, 0, 1)
+	return b
+}
+
+// drop forgets the first open bid of a kind and a rung.
+func (l *lane) drop(kind bidKind, rung int) {
+	for i, b := range l.open {
+		if b.kind == kind && b.rung == rung {
+			l.open = slices.Delete(l.open, i, i+1)
+			return
+		}
+	}
+}
+
+// forgetLate forgets bids whose answer never came, say because the broker
+// restarted.
+func (l *lane) forgetLate(now time.Time) {
+	l.open = slices.DeleteFunc(l.open, func(b bid) bool { return now.After(b.expires.Add(2 * time.Second)) })
+}
+
+// pool is what the worker knows of one pool that it bids on. Guarded by
+// Worker.mu.
+type pool struct {
+	name    string
+	model   string // as the engine calls it
+	by      *pool  // whose measurements price it: itself, or, for one that only spills over to here, a pool that is served
+	penalty int    // rungs, of a spill
+
+	// As the policy says.
+	balance policy.Balance
+	paused  bool
+	homing  bool // it has home lanes
+	staying bool // which nobody but their worker bids on
+
+	ref   subjects.PoolReference // as a gateway last published it
+	heard map[string]reference   // by gateway
+	homes []string               // all of theirs, sorted
+
+	prefill policy.Fit
+	itl     policy.Fit
+	mean    policy.Mean
+	fit     *policy.Curve // as of fitted
+	fitted  time.Time
+}
+
+// reference is what one gateway last said of a pool.
+type reference struct {
+	subjects.PoolReference
+	at time.Time
+}
+
+// referenceHolds is how long a gateway's word is believed that home lanes exist.
+const referenceHolds = 3*subjects.ReferenceEvery + subjects.ReferenceEvery/2
+
+// hear takes a gateway's reference and says whether the lanes to bid on may be
+// others now.
+func (p *pool) hear(gateway string, r subjects.PoolReference, now time.Time) (changed bool) {
+	changed = len(p.heard) == 0
+	p.ref = r
+	if p.heard == nil {
+		p.heard = make(map[string]reference)
+	}
+	p.heard[gateway] = reference{r, now}
+	var homes []string
+	for gw, r := range p.heard {
+		if now.Sub(r.at) > referenceHolds {
+			delete(p.heard, gw)
+			continue
+		}
+		homes = append(homes, r.Homes...)
+	}
+	slices.Sort(homes)
+	homes = slices.Compact(homes)
+	changed = changed || !slices.Equal(homes, p.homes)
+	p.homes = homes
+	return changed
+}
+
+// held is how many requests of a tier all gateways hold back.
+func (p *pool) held(tier string) int {
+	n := 0
+	for _, r := range p.heard {
+		n += r.Held[tier]
+	}
+	return n
+}
+
+// served is a pool that the engine's model makes the worker a part of.
+type served struct{ pool, model string }
+
+// serve makes the worker serve these pools and no others.
+func (w *Worker) serve(pools []served) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !slices.Equal(pools, w.serves) {
+		w.serves = pools
+		w.arrangeLocked()
+	}
+}
+
+// arrangeLocked works out anew which lanes there are to bid on, from what the
+// engine serves, the policy and the references. What goes on being a lane keeps
+// its bids; of others nothing is kept, and what their bids still bring is handed
+// back.
+func (w *Worker) arrangeLocked() {
+	w.arrangeTiersLocked()
+	was := w.pools
+	w.pools = make(map[string]*pool)
+	var order []*pool
+	add := func(name string) *pool {
+		p := was[name]
+		if p == nil {
+			p = &pool{name: name}
+		}
+		rules := w.policy.Pools[name]
+		p.balance, p.paused = w.policy.BalanceOf(name), rules.Paused
+		p.homing, p.staying = w.policy.AffinityOf(name) != policy.AffinityOff, rules.StickFor > 0
+		w.pools[name] = p
+		order = append(order, p)
+		return p
+	}
+	for _, s := range w.serves {
+		p := add(s.pool)
+		p.by, p.model, p.penalty = p, s.model, 0
+	}
+	own := len(order)
+	for _, name := range slices.Sorted(maps.Keys(w.policy.Pools)) {
+		if w.pools[name] != nil {
+			continue
+		}
+		for _, s := range w.policy.Pools[name].Spill {
+			if by := w.pools[s.Pool]; by != nil && by.by == by {
+				p := add(name)
+				p.by, p.model, p.penalty = by, by.model, s.Penalty
+				break
+			}
+		}
+	}
+
+	lanes, away := make([]*lane, 0, len(w.lanes)), make([]*lane, 0, len(w.away))
+	byQueue := make(map[queueName]*lane, len(w.byQueue))
+	for i, p := range order {
+		if i >= own && len(p.heard) == 0 { // nobody may ever have served it
+			continue
+		}
+		_, home := slices.BinarySearch(p.homes, w.id)
+		for t := range w.tiers {
+			lanes = append(lanes, w.laneLocked(p, t, "", byQueue))
+			if home && p.homing && i < own {
+				lanes = append(lanes, w.laneLocked(p, t, w.id, byQueue))
+			}
+		}
+		if !p.homing || p.staying || i >= own {
+			continue
+		}
+		for _, home := range policy.Away(w.id, p.homes) {
+			for t := range w.tiers {
+				away = append(away, w.laneLocked(p, t, home, byQueue))
+			}
+		}
+	}
+	w.lanes, w.away, w.byQueue = lanes, away, byQueue
+	clear(w.byNumber)
+	for _, l := range byQueue {
+		w.byNumber[l.number] = l
+	}
+}
+
+// arrangeTiersLocked takes the tiers from the policy.
+func (w *Worker) arrangeTiersLocked() {
+	was := w.tiers
+	w.tiers = make([]tier, len(w.policy.Tiers))
+	for i, t := range w.policy.Tiers {
+		w.tiers[i] = tier{Tier: t, ceiling: policy.Ceiling(w.policy.Tiers, i, w.cfg.Slots)}
+		for j := range was {
+			if was[j].Name == t.Name {
+				w.tiers[i].seen = was[j].seen
+			}
+		}
+	}
+	if !slices.EqualFunc(was, w.tiers, func(a, b tier) bool { return a.Name == b.Name }) {
+		w.wheel = policy.Wheel{}
+		w.shares = make([]int, len(w.tiers))
+	}
+}
+
+// laneLocked is a lane of a pool and a tier, the one that there was if there was
+// one.
+func (w *Worker) laneLocked(p *pool, tier int, home string, byQueue map[queueName]*lane) *lane {
+	name := home
+	if home == "" {
+		name = subjects.Shared
+	}
+	t := w.tiers[tier].Name
+	queue := queueName{subjects.ReqStream(t), subjects.ReqConsumer(p.name, name)}
+	l := w.byQueue[queue]
+	if l == nil {
+		w.numbers++
+		l = &lane{number: w.numbers, home: home, away: home != "" && home != w.id, subject: subjects.BidSubject(t, p.name, name)}
+	}
+	l.pool, l.tier = p, tier
+	byQueue[queue] = l
+	return l
+}
+
+// servedLocked are the pools that the worker is a part of.
+func (w *Worker) servedLocked() []*pool {
+	pools := make([]*pool, 0, len(w.serves))
+	for _, s := range w.serves {
+		pools = append(pools, w.pools[s.pool])
+	}
+	return pools
+}
