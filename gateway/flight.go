@@ -20,7 +20,8 @@ type flight struct {
 	routed  string        // the route's name
 	home    uint64        // where the conversation goes is learned under it; 0: not at all
 	edits   edits
-	cost    int // tokens, in its tenant's turn
+	cost    int  // tokens, in its tenant's turn
+	nobody  bool // waits for it: a copy, or a dead letter that runs again
 	arrived time.Time
 
 	// The handler's own.

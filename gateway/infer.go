@@ -590,6 +590,9 @@ func (g *Gateway) judge(f *flight, a *attempt, fail *subjects.Fail, crashed bool
 
 // bury keeps a request that no worker could answer, for the operator.
 func (g *Gateway) bury(f *flight, reason string) {
+	if f.nobody { // it is one already, or of no consequence
+		return
+	}
 	m, err := f.req.Msg(subjects.Shared, f.body, 0)
 	if err != nil {
 		g.log.Error("dead letter", "id", f.req.ID, "err", err)

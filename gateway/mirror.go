@@ -64,6 +64,7 @@ func (g *Gateway) mirrorTo(f *flight, pool string, timeout time.Duration) (sent 
 // unattended carries a request that no client waits for. It returns the answer
 // and as much of its body as keep bytes hold.
 func (g *Gateway) unattended(f *flight, timeout time.Duration, keep int) (*sink, error) {
+	f.nobody = true
 	ctx, cancel := context.WithTimeoutCause(g.life, timeout, errDeadline)
 	defer cancel()
 	s := &sink{header: make(http.Header), keep: keep}

@@ -307,6 +307,9 @@ func TestRetryADeadLetter(t *testing.T) {
 		if r := command[subjects.RetryResult](t, nc, subjects.DoRetry, subjects.RetryOrder{Sequence: seq}); r.Status != 502 || r.Error == "" {
 			t.Errorf("while it is broken: %+v", r)
 		}
+		if dead, err := js.Stream(t.Context(), subjects.DeadStream); err != nil || dead.CachedInfo().State.Msgs != 1 {
+			t.Errorf("a retry that failed left %+v, %v: want the one dead letter", dead.CachedInfo().State, err)
+		}
 		broken.Store(false)
 		time.Sleep(10 * time.Second)
 		if r := command[subjects.RetryResult](t, nc, subjects.DoRetry, subjects.RetryOrder{Sequence: seq}); r.Status != 200 || string(r.Body) != `{"answer":42}` {

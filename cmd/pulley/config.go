@@ -43,9 +43,15 @@ func configure(cmd *cobra.Command) error {
 	return errors.Join(errs...)
 }
 
-// configurable is false for --help, and for aliases, which are hidden and
-// belong to the command line alone.
-func configurable(f *pflag.Flag) bool { return f.Name != "help" && f.Name != "version" && !f.Hidden }
+// configurable is false for --help, for aliases, which are hidden and belong to
+// the command line alone, and for what an operator's verb is to do (typedOnly).
+func configurable(f *pflag.Flag) bool {
+	return f.Name != "help" && f.Name != "version" && !f.Hidden && f.Annotations[typedOnly] == nil
+}
+
+// typedOnly marks flags that say what a verb is to do: no variable that was set
+// for something else may change a tier, or answer for the operator.
+const typedOnly = "pulley-typed-only"
 
 // envName is the environment variable of a flag.
 func envName(flag string) string {

@@ -41,6 +41,20 @@ batch         1        -      10000         -        1h        0        0
 	}
 }
 
+// What a verb does is said on its command line alone.
+func TestVerbsDoNotListenToTheEnvironment(t *testing.T) {
+	t.Setenv("PULLEY_FORCE", "true")
+	t.Setenv("PULLEY_SHARE", "7")
+	s := newSite(t)
+	s.story(
+		step{"tier set night", 0, `(?s)tier night created, policy revision 1\n.*`},
+		step{"tier rm night", 4, `(?s).*`},
+	)
+	if night, _ := s.policy().Tier("night"); night.Share != 1 {
+		t.Errorf("share %d from the environment", night.Share)
+	}
+}
+
 func TestTierWithRequestsIsNotRemovedUnasked(t *testing.T) {
 	s := newSite(t)
 	s.ok("key add --tenant acme --tier batch")

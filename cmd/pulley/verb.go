@@ -51,6 +51,11 @@ func noun(name, short, long string, verbs ...func(*connectFlags) *cobra.Command)
 // act makes cmd a verb that does something.
 func act(cmd *cobra.Command, c *connectFlags, do func(s *session) error) *cobra.Command {
 	cmd.Flags().SortFlags = false
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.Name != "output" {
+			cmd.Flags().SetAnnotation(f.Name, typedOnly, []string{})
+		}
+	})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		s, err := begin(cmd, args, c)
 		if err != nil {
