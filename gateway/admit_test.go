@@ -90,7 +90,7 @@ func BenchmarkAdmit(b *testing.B) {
 			if size.routes > 0 {
 				model = "model-500-turbo"
 			}
-			body := []byte(fmt.Sprintf(`{"model":%q,"stream":true,"max_tokens":20,"messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"Hello!"}]}`, model))
+			body := fmt.Appendf(nil, `{"model":%q,"stream":true,"max_tokens":20,"messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"Hello!"}]}`, model)
 			r := httptest.NewRequest(http.MethodPost, "/v1/chat/completions", nil)
 			r.Header.Set("Content-Type", "application/json")
 			r.Header.Set("Authorization", "Bearer "+key)
@@ -120,8 +120,8 @@ func BenchmarkAdmit(b *testing.B) {
 					b.Fatal(err)
 				}
 				g.keys.end(who, 10, 10, now)
-				f.at().queue.ask("", 1)
-				f.at().queue.leave(true, now)
+				f.at().queue.ask(subjects.Shared, "", 1)
+				f.at().queue.leave(subjects.Shared, true, now)
 			}
 			b.ReportMetric(float64(int64(after.HeapAlloc)-int64(before.HeapAlloc))/(1<<20), "MiB-held")
 			runtime.KeepAlive(keys)

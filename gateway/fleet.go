@@ -524,6 +524,11 @@ func (g *Gateway) abandon(h subjects.Heartbeat, why string) {
 	for i := range h.Pools {
 		pools[h.Pools[i].Pool] = true
 	}
+	for pool, p := range g.rules.Load().Policy.Pools { // those that it helped out
+		for _, s := range p.Spill {
+			pools[pool] = pools[pool] || pools[s.Pool]
+		}
+	}
 	var waiting []*flight
 	for _, f := range g.all() {
 		f.lostWorker(h.Worker, why)

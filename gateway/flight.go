@@ -158,7 +158,7 @@ func (f *flight) claim(c subjects.Claim, now time.Time, others func(not ...map[s
 	f.starts++
 	f.current = &attempt{mark: c.Attempt, worker: c.Worker, name: c.Name, ack: c.Ack, number: f.starts, began: now, alive: now}
 	f.claimed = now
-	f.at().queue.leave(true, now)
+	f.at().queue.leave(f.at().lane, true, now)
 	return subjects.Go, 0
 }
 

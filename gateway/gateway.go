@@ -312,7 +312,7 @@ func (g *Gateway) heldByQueue() map[queueKey]int {
 	g.mu.Unlock()
 	held := make(map[queueKey]int)
 	for k, q := range queues {
-		if n := q.held(); n > 0 {
+		if n := q.here(); n > 0 {
 			held[k] = n
 		}
 	}

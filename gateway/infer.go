@@ -308,7 +308,7 @@ const (
 // turn to go there.
 func (g *Gateway) queueUp(ctx context.Context, f *flight) error {
 	f.since = time.Now()
-	if f.turn = f.at().queue.ask(f.req.Tenant, f.cost); f.turn != nil {
+	if f.turn = f.at().queue.ask(f.at().lane, f.req.Tenant, f.cost); f.turn != nil {
 		return nil
 	}
 	return g.publish(ctx, f)
@@ -458,7 +458,7 @@ func (g *Gateway) move(ctx context.Context, f *flight, pool string, tier policy.
 		f.turn = nil
 	} else {
 		g.takeBack(f, f.left.stream, seq)
-		from.queue.leave(false, now)
+		from.queue.leave(from.lane, false, now)
 	}
 	to.queue.join()
 	f.where.Store(&to)
@@ -532,12 +532,17 @@ func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) 
 		f.mu.Lock()
 		f.current = nil
 		f.mu.Unlock()
-		f.at().queue.back()
+		f.at().queue.back(f.at().lane)
 		if ev.crashed || fail.Class == subjects.FailTruncated || fail.Class == subjects.FailStalled {
 			g.cancelAttempt(a.worker, f.req.ID, a.mark, "failed over") // should it still run
 		}
 		if err := g.handBack(ctx, f, a.ack, g.retryDelay(f)); err != nil {
 			return true, ans.refuse(g.ended(ctx, f, err))
+		}
+		if at := f.at(); at.lane == a.worker { // nobody else may bid there
+			if err := g.move(ctx, f, at.pool, at.tier, subjects.Shared); err != nil {
+				return true, ans.refuse(g.ended(ctx, f, err))
+			}
 		}
 		return false, nil
 	case policy.GiveBack:
@@ -651,7 +656,7 @@ func (g *Gateway) land(f *flight, ans *answer) {
 	case f.turn != nil:
 		at.queue.giveUp(f.turn)
 	case a == nil:
-		at.queue.leave(false, time.Now())
+		at.queue.leave(at.lane, false, time.Now())
 		if seq > 0 {
 			g.takeBack(f, subjects.ReqStream(at.tier.Name), seq)
 		}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
 )
 
 // queue is what this gateway knows of the queue of one pool and tier, and what
@@ -13,20 +14,28 @@ import (
 // about to take (policy.Window), and the rest waits here by tenant.
 type queue struct {
 	mu      sync.Mutex
-	own     int                // requests of this gateway that wait
-	out     int                // of these, those that the broker has
-	window  int                // how many that may be
-	here    policy.Fair[*turn] // the others
-	told    int                // waiting in the broker for everybody, as the last delivery's ack subject told, kept up since
-	heard   time.Time          // when
+	own     int                  // requests of this gateway that wait
+	window  int                  // how many of them the broker may have on the shared lane
+	lanes   map[string]*lineHere // by lane; those where something waits
+	held    int                  // requests that wait here, on all lanes
+	told    int                  // waiting in the broker for everybody, as the last delivery's ack subject told, kept up since
+	heard   time.Time            // when
 	drain   policy.Rate
 	service float64 // mean seconds that a slot is busy with a request
 	served  float64 // how many stand behind it, at most policy.MeanMemory
 }
 
+// lineHere is one lane of a queue: a home lane that is full must not hold up the
+// others.
+type lineHere struct {
+	out  int // requests that the broker has
+	here policy.Fair[*turn]
+}
+
 // turn is a request's wait for its turn to go to the broker.
 type turn struct {
 	come  chan struct{} // closed when it is there
+	lane  string
 	place *policy.Turn[*turn]
 }
 
@@ -36,11 +45,15 @@ const toldHolds = 5 * time.Second
 // leastWindow is what every gateway may have in the broker.
 const leastWindow = 1
 
+// homeWindow is what every gateway may have in the broker on each home lane: one
+// worker serves it, and who does not find it free soon goes elsewhere.
+const homeWindow = 4
+
 func (q *queue) waitingLocked(now time.Time) int {
 	if now.Sub(q.heard) > toldHolds {
 		return q.own
 	}
-	return max(q.own, q.told+q.here.Len())
+	return max(q.own, q.told+q.held)
 }
 
 // view is the queue as a new request finds it.
@@ -69,7 +82,7 @@ func (q *queue) enter(t policy.Tier, tenant string, share int, left time.Duratio
 	defer q.mu.Unlock()
 	view := q.viewLocked(t, slots, now)
 	a := view.Admit(left)
-	if a == policy.Admitted && share < t.MaxQueue && q.here.Waiting(tenant) >= share {
+	if a == policy.Admitted && share < t.MaxQueue && q.waitingOf(tenant) >= share {
 		a = policy.ShareFull
 	}
 	if a == policy.Admitted {
@@ -85,45 +98,80 @@ func (q *queue) join() {
 	q.own++
 }
 
-// ask asks for a turn to be published: nil if it is now.
-func (q *queue) ask(tenant string, cost int) *turn {
+// waitingOf is how many requests of a tenant wait here.
+func (q *queue) waitingOf(tenant string) int {
+	n := 0
+	for _, l := range q.lanes {
+		n += l.here.Waiting(tenant)
+	}
+	return n
+}
+
+func (q *queue) laneLocked(lane string) *lineHere {
+	l := q.lanes[lane]
+	if l == nil {
+		if q.lanes == nil {
+			q.lanes = make(map[string]*lineHere)
+		}
+		l = new(lineHere)
+		q.lanes[lane] = l
+	}
+	return l
+}
+
+func (q *queue) windowLocked(lane string) int {
+	if lane == subjects.Shared {
+		return max(q.window, leastWindow)
+	}
+	return homeWindow
+}
+
+// ask asks for a turn to be published on a lane: nil if it is now.
+func (q *queue) ask(lane, tenant string, cost int) *turn {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.here.Len() == 0 && q.out < max(q.window, leastWindow) {
-		q.out++
+	l := q.laneLocked(lane)
+	if l.here.Len() == 0 && l.out < q.windowLocked(lane) {
+		l.out++
 		q.told++
 		return nil
 	}
-	t := &turn{come: make(chan struct{})}
-	t.place = q.here.Push(tenant, cost, t)
+	t := &turn{come: make(chan struct{}), lane: lane}
+	t.place = l.here.Push(tenant, cost, t)
+	q.held++
 	return t
 }
 
-// dealLocked gives turns while the broker's part is not full.
-func (q *queue) dealLocked() {
-	for q.out < max(q.window, leastWindow) {
-		t, ok := q.here.Pop()
+// dealLocked gives turns while the broker's part of a lane is not full.
+func (q *queue) dealLocked(lane string) {
+	l := q.laneLocked(lane)
+	for l.out < q.windowLocked(lane) {
+		t, ok := l.here.Pop()
 		if !ok {
-			return
+			break
 		}
-		q.out++
+		q.held--
+		l.out++
 		q.told++
 		close(t.come)
+	}
+	if lane != subjects.Shared && l.out == 0 && l.here.Len() == 0 {
+		delete(q.lanes, lane)
 	}
 }
 
 // leave notes that a published request waits no more: claimed, or given up.
-func (q *queue) leave(claimed bool, now time.Time) {
+func (q *queue) leave(lane string, claimed bool, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.own--
-	q.out--
+	q.laneLocked(lane).out--
 	q.told = max(q.told-1, 0)
 	if claimed {
 		q.drain.Add(now)
 		q.window-- // a slot less is free
 	}
-	q.dealLocked()
+	q.dealLocked(lane)
 }
 
 // giveUp notes that a request waits no more that had asked for a turn.
@@ -131,19 +179,22 @@ func (q *queue) giveUp(t *turn) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.own--
-	if !q.here.Remove(t.place) { // its turn had come
-		q.out--
+	l := q.laneLocked(t.lane)
+	if l.here.Remove(t.place) {
+		q.held--
+	} else { // its turn had come
+		l.out--
 		q.told = max(q.told-1, 0)
-		q.dealLocked()
 	}
+	q.dealLocked(t.lane)
 }
 
 // back notes that a request waits again, in the broker.
-func (q *queue) back() {
+func (q *queue) back(lane string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.own++
-	q.out++
+	q.laneLocked(lane).out++
 	q.told++
 }
 
@@ -153,7 +204,7 @@ func (q *queue) resize(free, gateways int, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.window = policy.Window(free, gateways, q.drain.Per(now))
-	q.dealLocked()
+	q.dealLocked(subjects.Shared)
 }
 
 // tell takes the depth from a delivery.
@@ -177,9 +228,9 @@ func (q *queue) waiting(now time.Time) int {
 	return q.waitingLocked(now)
 }
 
-// held is how many requests wait here for their turn.
-func (q *queue) held() int {
+// here is how many requests wait here for their turn.
+func (q *queue) here() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.here.Len()
+	return q.held
 }

@@ -12,15 +12,15 @@ import "slices"
 //	round-robin   always rung 0   like workers and like requests, such as embeddings: it costs the broker the least
 
 // PriceRung is the rung of a request that would be the n-th in flight, behind
-// prefills others, under Price: the latency that the worker expects to give it,
+// as much prefill as that of so many mean requests, under Price: the latency that the worker expects to give it,
 // by its own measurements, over the pool's reference price. A weight of 2 makes
 // the worker bid as if it were twice as fast.
 //
 // Use it unless you have a reason not to. While nobody in the pool has measured
 // anything (reference 0) it is the load fraction, and for a worker that has not,
 // among others that have, TrialRung.
-func PriceRung(c *Curve, mean Mean, reference float64, n, prefills, slots int, weight float64) int {
-	price, known := c.Price(mean, n, prefills)
+func PriceRung(c *Curve, mean Mean, reference float64, n int, behind float64, slots int, weight float64) int {
+	price, known := c.Price(mean, n, behind)
 	switch {
 	case reference <= 0:
 		return LoadRung(n, slots, weight)
@@ -66,8 +66,8 @@ func Dearer(rung, by int) int { return min(rung+by, Rungs-1) }
 
 // AwayPenalty is how many rungs dearer a worker bids on another's home lane than
 // on its own: a conversation leaves the worker that has its beginning cached
-// once that is so much dearer than another, a factor of 1.7.
-const AwayPenalty = 2
+// once that is so much dearer than another, a factor of 2.2.
+const AwayPenalty = 3
 
 const (
 	// manyHomes is from how many home lanes on a worker bids on a few of the

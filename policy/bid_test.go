@@ -26,7 +26,7 @@ func TestPriceRung(t *testing.T) {
 		"others have measured, it has not":  {nil, 0.65, 4, 0, 1, 3},
 		"it has measured, and nobody heard": {curve, 0, 33, 0, 1, 5},
 	} {
-		if got := policy.PriceRung(c.curve, chat, c.reference, c.n, c.wait, 64, c.weight); got != c.want {
+		if got := policy.PriceRung(c.curve, chat, c.reference, c.n, float64(c.wait), 64, c.weight); got != c.want {
 			t.Errorf("%s: rung %d, want %d", what, got, c.want)
 		}
 	}

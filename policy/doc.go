@@ -39,7 +39,7 @@
 //
 // A follow-up goes to the lane of the worker that has the conversation's
 // beginning cached. That worker bids on it at its price, the others [AwayPenalty]
-// rungs dearer: so the conversation stays until its worker is 1.7 times as dear
+// rungs dearer: so the conversation stays until its worker is 2.2 times as dear
 // as another, full, or gone. A first turn is taken by price. With stick_for the
 // others do not bid before that time is over, for engines that keep a session's
 // state.
@@ -67,9 +67,9 @@
 //
 // Inside a tier tenants take turns. The broker has only as many requests of a
 // queue as workers are about to take ([Window]); the rest waits in the gateway,
-// and the tenant that has been served the fewest tokens is next ([Fair]). So a
-// tenant that floods waits behind itself, and one that comes back waits for at
-// most one request of each other.
+// and the tenant that has been served the fewest tokens is next ([Fair]). Who
+// asks now and then has a small credit and goes ahead. So a tenant that floods
+// waits behind itself.
 //
 // # Limits
 //

@@ -61,13 +61,13 @@ type Curve struct {
 }
 
 // Price is the latency in seconds that a worker expects to give a mean request
-// when it takes it as the n-th in flight, behind prefills others that still
-// wait for their first token:
+// when it takes it as the n-th in flight, behind as much prefill as that of so
+// many mean requests:
 //
-//	prefill(mean input) · (1 + prefills) + mean output · itl(n)
+//	prefill(mean input) · (1 + behind) + mean output · itl(n)
 //
 // It says false while the part that matters is not measured.
-func (c *Curve) Price(mean Mean, n, prefills int) (float64, bool) {
+func (c *Curve) Price(mean Mean, n int, behind float64) (float64, bool) {
 	if c == nil || mean.Samples == 0 {
 		return 0, false
 	}
@@ -76,7 +76,7 @@ func (c *Curve) Price(mean Mean, n, prefills int) (float64, bool) {
 	}
 	var p float64
 	if c.Prefill != nil {
-		p = c.Prefill.At(mean.Input) * float64(1+prefills)
+		p = c.Prefill.At(mean.Input) * (1 + behind)
 	}
 	if c.ITL != nil {
 		p += mean.Output * c.ITL.At(float64(n))

@@ -198,7 +198,7 @@ func TestPrice(t *testing.T) {
 		"nothing measured":               {nil, chat, 1, 0, 0, false},
 		"empty curve":                    {&policy.Curve{}, chat, 1, 0, 0, false},
 	} {
-		got, known := c.curve.Price(c.mean, c.n, c.prefills)
+		got, known := c.curve.Price(c.mean, c.n, float64(c.prefills))
 		if known != c.known || math.Abs(got-c.want) > 1e-9 {
 			t.Errorf("%s: price %v, %v; want %v, %v", what, got, known, c.want, c.known)
 		}

@@ -110,7 +110,7 @@
 // A worker pulls by publishing a Bid to
 // $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>, batch 1, with its
 // price's rung 0 to 9 as priority, and reply subject pulley.wk.<w>.bid.<lane
-// number of its own>.<rung>. An answer is a request, on the subject it was
+// number of its own>.<kind of bid>. An answer is a request, on the subject it was
 // published to and with an ack subject as reply, or a status:
 //
 //	404, 408   nothing was there, or the bid expired
@@ -118,14 +118,17 @@
 //	503        no such consumer yet: wait for a Reference that has the pool
 //
 // A worker bids on the shared lane and on its own home lane at its price, and on
-// the home lanes of other workers (PoolReference.Homes) two rungs dearer, where
+// the home lanes of other workers (PoolReference.Homes) three rungs dearer, where
 // the pool's policy does not forbid it. So a conversation stays where its
-// beginning is cached until that worker is two rungs dearer than another, full
+// beginning is cached until that worker is three rungs dearer than another, full
 // or gone.
 //
-// Bids expire after 8 s and are never cancelled, since that races with a
-// delivery. A request that arrives without a slot for it is handed back at once
-// (-NAK). The ack subject tells, as pending, how many requests wait behind it:
+// Bids expire after 8 s, those of a tier below an active one after 2 s, and are
+// never cancelled, since that races with a delivery. What arrives when the bid
+// holds no more is handed back at once (-NAK): there is no slot for it, its tier
+// has to stand back, its pool is paused, the worker is cordoned, or the price has
+// risen since; for the last a request is handed back twice at the most. A home
+// lane has a bid at least every 45 s, so that it stays. The ack subject tells, as pending, how many requests wait behind it:
 //
 //	$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>
 //	$JS.ACK.<domain>.<account>.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>.<random>
@@ -220,7 +223,7 @@
 //	refused: gone                            worker       +TERM
 //	refused: not-you                         worker       -NAK, with the Refusal's delay
 //	refused: elsewhere                       nobody       the end of the other attempt settles it
-//	no slot for it                           worker       -NAK
+//	its bid does not hold any more           worker       -NAK
 //	cannot be read                           worker       +TERM
 //	its gateway is gone                      worker       +TERM
 //	its worker is gone before the claim      gateway      -NAK, on a made-up ack subject (AckSubject)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"strings"
@@ -24,13 +25,18 @@ import (
 // What learned homes may lose against a router that sees every cache and every
 // queue.
 const (
-	mostTTFT = 1.3  // at p90
-	mostE2E  = 1.05 // at p99
+	mostTTFT  = 1.3  // at p90
+	mostE2E   = 1.05 // at p99
+	mostMixed = 1.15 // the same on unlike engines
+
+	learning = 100 // requests, which come within half a minute
 )
 
 // TestAffinity replays a trace of conversations through the whole of Pulley,
 // over engines with prefix caches that its workers know nothing of, and compares
-// what clients see with what others would have made of it.
+// what clients see with what others would have made of it. The first requests
+// do not count, anywhere: a slow engine takes some of them before its worker
+// knows that it is slow, and those alone would be the p99.
 func TestAffinity(t *testing.T) {
 	if testing.Short() {
 		t.Skip("replays minutes of a trace")
@@ -43,35 +49,34 @@ func TestAffinity(t *testing.T) {
 		name    string
 		engines []engine.SimConfig
 		load    float64 // of what they can do without their caches
+		e2e     float64 // most, over the central router's
 	}{
-		{"alike at 80%", alike(), 0.8},
-		{"alike at 110%", alike(), 1.1},
-		{"mixed at 80%", mixed(), 0.8},
-		{"mixed at 110%", mixed(), 1.1},
+		{"alike at 80%", alike(), 0.8, mostE2E},
+		{"alike at 110%", alike(), 1.1, mostE2E},
+		{"mixed at 80%", mixed(), 0.8, mostMixed},
+		{"mixed at 110%", mixed(), 1.1, mostMixed},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := turnsAtLoad(c.load, turns, c.engines)
-			model := func(pick turnRoute) affinityFigures {
-				return affinityFiguresOf(s, replayTurns(s, c.engines, pick))
-			}
-			auto := affinityFiguresOf(s, replayConversations(t, s, c.engines, policy.AffinityAuto))
-			off := affinityFiguresOf(s, replayConversations(t, s, c.engines, policy.AffinityOff))
-			best := model(central(s))
+			of := func(as []answered) affinityFigures { return affinityFiguresOf(s[learning:], as[learning:]) }
+			model := func(pick turnRoute) affinityFigures { return of(replayTurns(s, c.engines, pick)) }
+			pulley := of(replayConversations(t, s, c.engines))
+			price, best := model(byPrice(s, c.engines, 0)), model(central(s))
 			t.Logf("%d requests at %.0f %% of what the engines can do without their caches\n"+
 				"seconds              hit   TTFT p50     p90     p99   E2E p50     p99\n"+
-				"pulley             %v\npulley, off        %v\nprice in theory    %v\nhomes in theory    %v\nhashed sessions    %v\ncentral router     %v",
-				len(s), 100*c.load, auto, off, model(byPrice(s, c.engines, 0)), model(byPrice(s, c.engines, policy.AwayPenalty)), model(hashed), best)
+				"pulley             %v\nhomes in theory    %v\nno affinity        %v\nhashed sessions    %v\ncentral router     %v",
+				len(s), 100*c.load, pulley, model(byPrice(s, c.engines, policy.AwayPenalty)), price, model(hashed), best)
 			if raceEnabled {
 				return
 			}
-			if most := mostTTFT * best.ttft[1]; auto.ttft[1] > most {
-				t.Errorf("TTFT p90 is %.3f s, want at most %v × %.3f s", auto.ttft[1], mostTTFT, best.ttft[1])
+			if pulley.ttft[1] > mostTTFT*best.ttft[1] {
+				t.Errorf("TTFT p90 is %.3f s, want at most %v × %.3f s", pulley.ttft[1], mostTTFT, best.ttft[1])
 			}
-			if most := mostE2E * best.e2e[1]; auto.e2e[1] > most {
-				t.Errorf("E2E p99 is %.3f s, want at most %v × %.3f s", auto.e2e[1], mostE2E, best.e2e[1])
+			if pulley.e2e[1] > c.e2e*best.e2e[1] {
+				t.Errorf("E2E p99 is %.3f s, want at most %v × %.3f s", pulley.e2e[1], c.e2e, best.e2e[1])
 			}
-			if auto.hit < 2*off.hit {
-				t.Errorf("%.3f of what could be cached was, want at least twice the %.3f without affinity", auto.hit, off.hit)
+			if pulley.hit < 2*price.hit {
+				t.Errorf("%.3f of what could be cached was, want at least twice the %.3f without affinity", pulley.hit, price.hit)
 			}
 		})
 	}
@@ -117,34 +122,78 @@ func TestAffinityCostsNothingWithoutRepeats(t *testing.T) {
 	}
 }
 
+// TestModelOfTheCacheAgreesWithTheSimulator replays conversations on one engine
+// whose cache is too small for them, in the model and in virtual time.
+func TestModelOfTheCacheAgreesWithTheSimulator(t *testing.T) {
+	engines := mixed()[1:2]
+	engines[0].PrefixCache = 300_000
+	var turns []turn
+	last := make(map[int]float64)
+	for _, tn := range readTurns(t, "testdata/mooncake_synthetic.csv")[:1500] {
+		// A turn that comes before the one before it is over would share its
+		// session's blocks in another order than the model thinks.
+		if at, ok := last[tn.session]; !ok || tn.at > at+30 {
+			turns = append(turns, tn)
+		}
+		last[tn.session] = tn.at
+	}
+	turns = turnsAtLoad(0.9, turns, engines)
+	for i := range turns[1:] { // of two that come at once, either may be first
+		turns[i+1].at = max(turns[i+1].at, turns[i].at+1e-6)
+	}
+	want := replayTurns(turns, engines, byPrice(turns, engines, 0))
+	cached, cacheable := 0, 0
+	bodies := bodiesOf(turns)
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		e := env.Engine(engines[0])
+		client := &http.Client{Transport: e.Transport}
+		for i, got := range sendTurns(t, turns, client, e.URL, bodies) {
+			cached += got.cached
+			cacheable += turns[i].cacheable()
+			if math.Abs(got.ttft-want[i].ttft) > 1e-6 || math.Abs(got.e2e-want[i].e2e) > 1e-6 || got.cached != want[i].cached {
+				t.Fatalf("request %d: got %v, the model says %v", i, got, want[i])
+			}
+		}
+	})
+	if cached == 0 || cached == cacheable {
+		t.Errorf("%d tokens of %d were cached: it says little", cached, cacheable)
+	}
+}
+
 // replayConversations runs a trace of conversations through a gateway, a broker
 // and a worker for each engine.
-func replayConversations(t *testing.T, turns []turn, engines []engine.SimConfig, affinity policy.Affinity) []answered {
+func replayConversations(t *testing.T, turns []turn, engines []engine.SimConfig) []answered {
 	t.Helper()
 	bodies := bodiesOf(turns)
-	as := make([]answered, len(turns))
+	var as []answered
 	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
 		g, es, _ := pair(t, env, engines...)
-		env.SetPolicy(func(p *policy.Policy) { p.Pools = map[string]policy.Pool{"m": {Affinity: affinity}} })
 		g.Client.Transport.(*http.Transport).MaxIdleConnsPerHost = 1000
-		begun := time.Now()
-		var wg sync.WaitGroup
-		for i, tn := range turns {
-			time.Sleep(time.Until(begun.Add(seconds(tn.at))))
-			wg.Go(func() {
-				var err error
-				if as[i], err = converse(g.Client, "http://gateway", bodies(i)); err != nil {
-					t.Errorf("request %d: %v", i, err)
-				}
-			})
-		}
-		wg.Wait()
+		as = sendTurns(t, turns, g.Client, "http://gateway", bodies)
 		for _, e := range es {
 			s := e.Stats()
 			t.Logf("%s: %d requests, at most %d at once, %.3f of their tokens cached", s.Name, s.Finished, s.MaxRunning,
 				float64(s.Cached)/float64(s.Queried))
 		}
 	})
+	return as
+}
+
+// sendTurns sends each turn at its time, whatever became of those before it.
+func sendTurns(t *testing.T, turns []turn, client *http.Client, url string, bodies func(int) string) []answered {
+	as := make([]answered, len(turns))
+	begun := time.Now()
+	var wg sync.WaitGroup
+	for i, tn := range turns {
+		time.Sleep(time.Until(begun.Add(seconds(tn.at))))
+		wg.Go(func() {
+			var err error
+			if as[i], err = converse(client, url, bodies(i)); err != nil {
+				t.Errorf("request %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
 	return as
 }
 
@@ -495,4 +544,29 @@ func TestSessionWaitsForItsHome(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestSessionsThatWaitHoldUpNobodyElse(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{})
+		env.Worker(env.Engine(caching("a", 1)), worker.Config{Name: "a", Slots: 1})
+		g.Serves(t, "m")
+		env.SetPolicy(func(p *policy.Policy) {
+			p.Pools = map[string]policy.Pool{"m": {StickFor: policy.Duration(time.Minute)}}
+		})
+		k := talk{topic: "state", session: "s-1"}
+		k.says(t, g)
+		env.Worker(env.Engine(caching("b", 2)), worker.Config{Name: "b", Slots: 2})
+		time.Sleep(joined)
+		var wg sync.WaitGroup
+		for range 5 { // one runs at a, the others wait for it
+			wg.Go(func() { ask(t, g, chat("m", false, 1000), "", "x-session-id", k.session) })
+		}
+		time.Sleep(time.Second)
+		other := talk{topic: "other"}
+		if h := other.says(t, g); h.from != "b" || h.took > 500*time.Millisecond {
+			t.Errorf("beside four that wait for a: %+v, want b's answer after 300 ms", h)
+		}
+		wg.Wait()
+	})
 }

@@ -104,6 +104,9 @@ func (e *Env) StartBroker() {
 // StopBroker stops the broker. Memory streams are lost, those on file are not.
 func (e *Env) StopBroker() {
 	e.t.Helper()
+	// A server that shuts down sleeps with its streams locked; whoever waited for
+	// one, to create a consumer, would stop the bubble's clock.
+	synctest.Wait()
 	if err := e.broker.Stop(); err != nil {
 		e.t.Error(err)
 	}

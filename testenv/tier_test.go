@@ -95,7 +95,7 @@ func TestBackloggedTiersShareTheSlots(t *testing.T) {
 					engines = append(engines, brief(fmt.Sprint("engine-", i)))
 				}
 				g, es, _ := pair(t, env, engines...)
-				env.SetPolicy(func(p *policy.Policy) { p.Tiers[0].Reserve = c.reserve })
+				env.SetPolicy(func(p *policy.Policy) { p.Tiers[0].Reserve, p.Tiers[1].Reserve = c.reserve, 0 })
 				var s served
 				var wg sync.WaitGroup
 				for tier, n := range c.backlog {

@@ -44,6 +44,7 @@ type attempt struct {
 	claimed     bool          // the claim is on its way
 	sent        uint32        // messages
 	taken       int64         // body bytes that the client took
+	prefillTook time.Duration // as far as can be told; 0: it cannot
 	expectFirst time.Duration // how long a first token was to take, by what was measured
 	firstBy     time.Time     // until when it counts as waiting for it, if it does not stream
 	firstByte   time.Time

@@ -53,6 +53,13 @@ const (
 	// the broker keeps its consumer.
 	homeTouch = 45 * time.Second
 
+	// answerLate is how long after it has expired the word of it is awaited.
+	answerLate = 500 * time.Millisecond
+
+	// mostBounces is how often a request is handed back for a bid that was too
+	// cheap by then. Each time costs 0.05 ms.
+	mostBounces = 2
+
 	retryBid  = 250 * time.Millisecond // after an answer that says "not now"
 	standBack = 25 * time.Millisecond  // after handing a request back for another worker
 	bidTick   = 100 * time.Millisecond
@@ -120,13 +127,16 @@ func (w *Worker) bidLoop(ctx context.Context) {
 func (w *Worker) tickLocked(now time.Time) {
 	for _, l := range w.lanes {
 		l.rate, l.served = (l.rate+float64(l.served))/2, 0
-		l.forgetLate(now)
+		l.findLate(now)
 		if l.home != "" && now.Sub(l.last) > homeTouch {
 			w.bidOnLocked(l, bid{rung: policy.Rungs - 1, kind: touch}, now)
 		}
 	}
 	for _, l := range w.away {
-		l.forgetLate(now)
+		l.findLate(now)
+	}
+	if len(w.byQueue) > len(w.lanes)+len(w.away) {
+		w.forgetRetiredLocked(now)
 	}
 	w.bidLocked()
 	w.bidAwayLocked(now)
@@ -138,7 +148,7 @@ func (w *Worker) reconnected() {
 	defer w.mu.Unlock()
 	w.connected = time.Now()
 	for _, l := range w.byQueue {
-		l.open = l.open[:0]
+		l.noBids()
 	}
 	w.bidLocked()
 }
@@ -236,7 +246,7 @@ func (w *Worker) parkLocked(free int, wait prefills, now time.Time) {
 			}
 			some = true
 			if l.pool != priced {
-				priced, rung = l.pool, w.rungOf(l.pool, w.inFlight+k, wait.n+k-1, now)
+				priced, rung = l.pool, w.rungOf(l.pool, w.inFlight+k, wait, k-1, now)
 			}
 			// A bid that is as cheap is parked already; dearer ones stay beside, but
 			// never keep the cheapest out: it is at most one for each rung.
@@ -268,7 +278,7 @@ func (w *Worker) dealLocked(first, free int, wait prefills, now time.Time) {
 	}
 	for _, l := range w.lanes { // the others stay open to what may come
 		if len(l.open) == 0 && !l.backlogged(now) && !l.shut(now) && w.opensLocked(l.tier, 1, wait) {
-			w.bidOnLocked(l, bid{rung: w.rungOf(l.pool, w.inFlight+1, wait.n, now), kind: w.kindLocked(l)}, now)
+			w.bidOnLocked(l, bid{rung: w.rungOf(l.pool, w.inFlight+1, wait, 0, now), kind: w.kindLocked(l)}, now)
 		}
 	}
 	for ; out < free && w.opensLocked(first, out+1, wait); out++ {
@@ -280,9 +290,12 @@ func (w *Worker) dealLocked(first, free int, wait prefills, now time.Time) {
 			}
 		}
 		l := w.nextOfLocked(w.wheel.Next(w.shares), now)
+		if l == nil { // there is no connection to bid on
+			return
+		}
 		w.turns++
 		l.turn = w.turns
-		rung := w.rungOf(l.pool, w.inFlight+out+1, wait.n+out, now)
+		rung := w.rungOf(l.pool, w.inFlight+out+1, wait, out, now)
 		w.bidOnLocked(l, bid{rung: rung, kind: dealt, ceiling: w.tiers[first].ceiling}, now)
 	}
 }
@@ -321,7 +334,7 @@ func (w *Worker) bidAwayOnLocked(l *lane, wait prefills, now time.Time) {
 }
 
 func (w *Worker) awayRungLocked(l *lane, wait prefills, now time.Time) int {
-	return policy.Dearer(w.rungOf(l.pool, w.inFlight+1, wait.n, now), policy.AwayPenalty)
+	return policy.Dearer(w.rungOf(l.pool, w.inFlight+1, wait, 0, now), policy.AwayPenalty)
 }
 
 // depth is how many bids are parked on the lane; all workers of its pool
@@ -345,11 +358,11 @@ func (w *Worker) kindLocked(l *lane) bidKind {
 	return parked
 }
 
-// rungOf is the rung of a request that would be the n-th in flight, behind
-// waiting others that have no first token. A pool that spills over to here is
+// rungOf is the rung of a request that would be the n-th in flight, behind what
+// waits for its first token and more mean requests. A pool that spills over to here is
 // priced by what this engine was measured to do, with what its own requests are
 // like: that is what one of them would cost here.
-func (w *Worker) rungOf(p *pool, n, waiting int, now time.Time) int {
+func (w *Worker) rungOf(p *pool, n int, wait prefills, more int, now time.Time) int {
 	var rung int
 	switch p.balance {
 	case policy.RoundRobin:
@@ -358,17 +371,19 @@ func (w *Worker) rungOf(p *pool, n, waiting int, now time.Time) int {
 	case policy.Weighted:
 		rung = policy.WeightedRung(n, w.weight, p.ref.Slots, p.ref.Weight)
 	default:
-		rung = policy.PriceRung(p.by.curve(now), p.ref.Mean, p.ref.Price, n, waiting, w.cfg.Slots, w.weight)
+		curve, behind := p.by.curve(now), float64(wait.n+more)
+		if curve != nil && curve.Prefill != nil && wait.known {
+			if one := curve.Prefill.At(p.ref.Mean.Input); one > 0 {
+				behind = wait.work/one + float64(more)
+			}
+		}
+		rung = policy.PriceRung(curve, p.ref.Mean, p.ref.Price, n, behind, w.cfg.Slots, w.weight)
 	}
 	return policy.Dearer(rung, p.penalty)
 }
 
 func (w *Worker) bidOnLocked(l *lane, b bid, now time.Time) {
-	inbox := &l.inboxes[b.kind][b.rung]
-	if *inbox == "" {
-		*inbox = subjects.WorkerBids(w.id) + "." + strconv.Itoa(l.number) + "." + strconv.Itoa(int(b.kind)) + "." + strconv.Itoa(b.rung)
-	}
-	if err := w.nc.PublishRequest(l.subject, *inbox, bidBodies[b.kind][b.rung]); err != nil {
+	if err := w.nc.PublishRequest(l.subject, l.inboxes[b.kind], bidBodies[b.kind][b.rung]); err != nil {
 		l.notTill = now.Add(retryBid)
 		return
 	}
@@ -377,28 +392,23 @@ func (w *Worker) bidOnLocked(l *lane, b bid, now time.Time) {
 	l.open = slices.Insert(l.open, at, b)
 }
 
-// bidStatus hears that a bid ended without a request. It is named by lane, kind
-// and rung.
+// bidStatus hears that a bid ended without a request. It is named by its lane and
+// its kind.
 func (w *Worker) bidStatus(which, code, description string) {
-	var name [3]int
-	for i, part := range strings.SplitN(which, ".", len(name)) {
-		n, err := strconv.Atoi(part)
-		if err != nil {
-			return
-		}
-		name[i] = n
-	}
+	number, kind, _ := strings.Cut(which, ".")
+	n, err1 := strconv.Atoi(number)
+	k, err2 := strconv.Atoi(kind)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	l, kind := w.byNumber[name[0]], bidKind(name[1])
-	if l == nil { // it is no lane any more
+	l := w.byNumber[n]
+	if err1 != nil || err2 != nil || l == nil {
 		return
 	}
-	l.drop(kind, name[2])
+	l.ended()
 	now := time.Now()
 	switch code {
 	case "404", "408": // expired
-		if kind == dealt { // nothing was there
+		if bidKind(k) == dealt { // nothing was there
 			l.waiting, l.held = 0, 0
 		}
 	case "409":
@@ -407,9 +417,8 @@ func (w *Worker) bidStatus(which, code, description string) {
 		}
 	case "503": // no such consumer: a gateway creates it when it hears of the pool
 		l.notTill = now.Add(retryBid)
-		l.open = l.open[:0]
 	default:
-		w.log.Warn("bid refused", "pool", l.pool.name, "tier", w.tiers[l.tier].Name, "code", code, "reason", description)
+		w.log.Warn("bid refused", "lane", l.subject, "code", code, "reason", description)
 		l.notTill = now.Add(retryBid)
 	}
 	if !l.away {
@@ -436,7 +445,7 @@ func (w *Worker) deliver(m *nats.Msg) {
 	l.served++
 	now := time.Now()
 	l.waiting, l.heard = d.Pending, now
-	if !w.hasRoomLocked(l, b, now) {
+	if !w.hasRoomLocked(l, b, now, d.Delivered) {
 		w.nc.Publish(m.Reply, subjects.Nak)
 		l.waiting++
 		w.bidLocked()
@@ -455,14 +464,23 @@ func (w *Worker) deliver(m *nats.Msg) {
 
 // hasRoomLocked says whether a delivery finds what its bid promised: time has
 // passed since.
-func (w *Worker) hasRoomLocked(l *lane, b bid, now time.Time) bool {
+func (w *Worker) hasRoomLocked(l *lane, b bid, now time.Time, delivered uint64) bool {
 	switch {
-	case !w.takesLocked() || l.pool.paused || w.inFlight >= w.cfg.Slots:
+	case !w.takesLocked() || l.pool.paused || l.retired || w.inFlight >= w.cfg.Slots:
 		return false
 	case b.kind == dealt:
 		return w.inFlight < b.ceiling
 	}
 	w.lookLocked(now)
 	wait := w.prefillsLocked(now)
-	return w.opensLocked(l.tier, 1, wait) && !(l.away && w.awayRungLocked(l, wait, now) > b.rung)
+	if !w.opensLocked(l.tier, 1, wait) {
+		return false
+	}
+	if l.away {
+		return w.awayRungLocked(l, wait, now) <= b.rung
+	}
+	// Bids are never taken back, and what came by another lane has made this one
+	// too cheap. A request that has been handed back by others is taken, and so is
+	// one with others behind it: there is no time to be choosy.
+	return delivered > mostBounces || l.waiting > 0 || w.rungOf(l.pool, w.inFlight+1, wait, 0, now) <= b.rung
 }

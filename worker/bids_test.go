@@ -78,6 +78,11 @@ func TestOfWorkersThatAreGoneNothingStays(t *testing.T) {
 		w.bidAwayLocked(time.Now())
 		w.mu.Unlock()
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, later := range []time.Duration{10 * time.Second, 20 * time.Second} { // their bids expire, and are not heard of
+		w.forgetRetiredLocked(time.Now().Add(later))
+	}
 	const tiers, pools = 3, 2
 	if got, want := len(w.lanes), pools*tiers*2; got != want {
 		t.Errorf("%d lanes, want %d: shared and its own", got, want)
@@ -93,9 +98,41 @@ func TestOfWorkersThatAreGoneNothingStays(t *testing.T) {
 	}
 }
 
+// However the answers come, there are as many bids as the broker has.
+func TestEachAnswerTakesOutOneBid(t *testing.T) {
+	at := time.Now()
+	l := &lane{open: []bid{{rung: 0, expires: at.Add(3 * time.Second)}, {rung: 1, expires: at}, {rung: 4, expires: at.Add(time.Second)}}}
+	l.answered() // the broker answered the one at rung 1, and has not got that at rung 0 yet
+	if len(l.open) != 2 || l.open[0].rung != 1 {
+		t.Fatalf("open: %+v", l.open)
+	}
+	l.findLate(at.Add(answerLate + time.Millisecond)) // of course that one never expires
+	if len(l.open) != 1 || l.late != 1 {
+		t.Fatalf("open: %+v, late %d", l.open, l.late)
+	}
+	l.answered() // the one at rung 0
+	if len(l.open) != 1 || l.open[0].rung != 4 || l.late != 0 {
+		t.Errorf("open: %+v, late %d", l.open, l.late)
+	}
+	l.ended()
+	if len(l.open) != 0 {
+		t.Errorf("open: %+v", l.open)
+	}
+	l.ended() // of nothing that is known
+	if b := l.answered(); b != (bid{}) || l.late != 0 {
+		t.Errorf("answered: %+v, late %d", b, l.late)
+	}
+	l.open = append(l.open, bid{expires: at})
+	l.findLate(at.Add(time.Minute))
+	l.findLate(at.Add(2 * time.Minute))
+	if l.late != 0 {
+		t.Error("a lost answer is awaited for ever")
+	}
+}
+
 // A bid on another's home lane was parked while the worker was idle, and lives
 // on while it gets busy: what it brings then is cheaper at home.
-func TestAwayFromHomeOnlyAPriceThatHoldsIsTaken(t *testing.T) {
+func TestOnlyAPriceThatHoldsIsTaken(t *testing.T) {
 	w := busy(t, 8)
 	now := time.Now()
 	w.bidAwayLocked(now)
@@ -104,15 +141,22 @@ func TestAwayFromHomeOnlyAPriceThatHoldsIsTaken(t *testing.T) {
 		t.Fatalf("parked there: %+v", l.open)
 	}
 	b := l.open[0]
-	if !w.hasRoomLocked(l, b, now) {
+	if !w.hasRoomLocked(l, b, now, 1) {
 		t.Error("nothing has changed, and it is handed back")
 	}
 	w.inFlight = 60
-	if w.hasRoomLocked(l, b, now) {
+	if w.hasRoomLocked(l, b, now, 1) {
 		t.Error("with twice as many in flight, it is taken at the old price")
 	}
-	if own := w.lanes[0]; !w.hasRoomLocked(own, own.open[0], now) {
-		t.Error("on the shared lane, it is handed back")
+	own := w.lanes[0]
+	if w.hasRoomLocked(own, own.open[0], now, 1) {
+		t.Error("on the shared lane, it is taken at the old price")
+	}
+	if !w.hasRoomLocked(own, own.open[0], now, mostBounces+1) {
+		t.Error("others have handed it back, and it is handed back again")
+	}
+	if own.waiting = 3; !w.hasRoomLocked(own, own.open[0], now, 1) {
+		t.Error("others wait behind it, and it is handed back")
 	}
 }
 

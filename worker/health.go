@@ -181,7 +181,7 @@ func (w *Worker) heartbeat() subjects.Heartbeat {
 	}
 	for _, p := range w.servedLocked() {
 		s := subjects.PoolStatus{
-			Pool: p.name, Curve: p.curve(now), Mean: p.mean, Rung: w.rungOf(p, w.inFlight+1, wait.n, now),
+			Pool: p.name, Curve: p.curve(now), Mean: p.mean, Rung: w.rungOf(p, w.inFlight+1, wait, 0, now),
 		}
 		if p.model != p.name {
 			s.Model = p.model
@@ -264,7 +264,7 @@ func (w *Worker) hearGateway(m *nats.Msg) {
 		w.arrangeLocked()
 	}
 	for _, l := range w.byQueue {
-		if _, ok := ref.Pools[l.pool.name]; !ok {
+		if _, ok := ref.Pools[l.pool.name]; !ok || l.retired {
 			continue
 		}
 		l.notTill = time.Time{} // its queues exist now

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -16,10 +17,13 @@ type lane struct {
 	tier    int    // index of Worker.tiers
 	home    string // the id of the worker whose home lane it is; empty for the shared one
 	away    bool   // that is another worker
+	retired bool   // it is no lane any more; it stays while it has bids
 	subject string
-	inboxes [bidKinds][policy.Rungs]string // made when first used
+	inboxes [bidKinds]string
 
-	open    []bid // the cheapest first, the oldest first within a price
+	open    []bid     // the cheapest first, the oldest first within a price
+	late    int       // bids whose answer is overdue
+	lateAt  time.Time // when the last of them was found
 	waiting uint64
 	heard   time.Time // when waiting was told
 	held    int       // requests that gateways hold back until there is room
@@ -41,39 +45,66 @@ type bid struct {
 type queueName struct{ stream, consumer string }
 
 // shut says that there are to be no bids on the lane now.
-func (l *lane) shut(now time.Time) bool { return l.pool.paused || now.Before(l.notTill) }
+func (l *lane) shut(now time.Time) bool { return l.pool.paused || l.retired || now.Before(l.notTill) }
 
 // backlogged says whether requests are known to wait here.
 func (l *lane) backlogged(now time.Time) bool {
 	return l.held > 0 || l.waiting > 0 && now.Sub(l.heard) < backlogHolds
 }
 
+// Which of several bids was answered is a guess: a delivery does not tell, and
+// the queue may not have had the cheapest yet when it was sent. What must hold is
+// the number of bids, or it would be off for as long as requests keep coming:
+// each bid ends with one answer, and each answer takes out one.
+
 // answered takes out the open bid that a delivery answers: the queue serves the
 // cheapest first, and the oldest within a price.
 func (l *lane) answered() bid {
 	if len(l.open) == 0 {
+		l.late = max(l.late-1, 0)
 		return bid{}
 	}
 	b := l.open[0]
-	l.open = slices.Delete(l.open, 0, 1)
+	if l.late > 0 { // one that was taken for answered before was not
+		l.late--
+	} else {
+		l.open = slices.Delete(l.open, 0, 1)
+	}
 	return b
 }
 
-// drop forgets the first open bid of a kind and a rung.
-func (l *lane) drop(kind bidKind, rung int) {
-	for i, b := range l.open {
-		if b.kind == kind && b.rung == rung {
-			l.open = slices.Delete(l.open, i, i+1)
-			return
+// ended takes out a bid that ended without a request: the one that is due first.
+func (l *lane) ended() {
+	switch {
+	case l.late > 0:
+		l.late--
+	case len(l.open) > 0:
+		first := 0
+		for i, b := range l.open {
+			if b.expires.Before(l.open[first].expires) {
+				first = i
+			}
 		}
+		l.open = slices.Delete(l.open, first, first+1)
 	}
 }
 
-// forgetLate forgets bids whose answer never came, say because the broker
-// restarted.
-func (l *lane) forgetLate(now time.Time) {
-	l.open = slices.DeleteFunc(l.open, func(b bid) bool { return now.After(b.expires.Add(2 * time.Second)) })
+// findLate lets bids make room whose answer is overdue. It may be that of
+// another bid that comes yet; after a while it is known to be lost, say because
+// the broker restarted.
+func (l *lane) findLate(now time.Time) {
+	n := len(l.open)
+	l.open = slices.DeleteFunc(l.open, func(b bid) bool { return now.Sub(b.expires) > answerLate })
+	if n > len(l.open) {
+		l.late, l.lateAt = l.late+n-len(l.open), now
+	}
+	if now.Sub(l.lateAt) > bidExpires+answerLate {
+		l.late = 0
+	}
 }
+
+// noBids forgets all bids: the broker has none of them any more.
+func (l *lane) noBids() { l.open, l.late = l.open[:0], 0 }
 
 // pool is what the worker knows of one pool that it bids on. Guarded by
 // Worker.mu.
@@ -157,8 +188,7 @@ func (w *Worker) serve(pools []served) {
 
 // arrangeLocked works out anew which lanes there are to bid on, from what the
 // engine serves, the policy and the references. What goes on being a lane keeps
-// its bids; of others nothing is kept, and what their bids still bring is handed
-// back.
+// its bids; what their bids still bring to others is handed back.
 func (w *Worker) arrangeLocked() {
 	w.arrangeTiersLocked()
 	was := w.pools
@@ -216,10 +246,36 @@ func (w *Worker) arrangeLocked() {
 			}
 		}
 	}
+	for queue, l := range w.byQueue {
+		if l.retired = byQueue[queue] == nil; l.retired && len(l.open)+l.late > 0 {
+			byQueue[queue] = l
+		}
+	}
 	w.lanes, w.away, w.byQueue = lanes, away, byQueue
+	w.numberLocked()
+}
+
+// numberLocked makes the lanes known by their numbers.
+func (w *Worker) numberLocked() {
 	clear(w.byNumber)
-	for _, l := range byQueue {
+	for _, l := range w.byQueue {
 		w.byNumber[l.number] = l
+	}
+}
+
+// forgetRetiredLocked forgets lanes that are none any more, when their last bid
+// has ended.
+func (w *Worker) forgetRetiredLocked(now time.Time) {
+	n := len(w.byQueue)
+	maps.DeleteFunc(w.byQueue, func(_ queueName, l *lane) bool {
+		if !l.retired {
+			return false
+		}
+		l.findLate(now)
+		return len(l.open)+l.late == 0
+	})
+	if len(w.byQueue) < n {
+		w.numberLocked()
 	}
 }
 
@@ -254,6 +310,9 @@ func (w *Worker) laneLocked(p *pool, tier int, home string, byQueue map[queueNam
 	if l == nil {
 		w.numbers++
 		l = &lane{number: w.numbers, home: home, away: home != "" && home != w.id, subject: subjects.BidSubject(t, p.name, name)}
+		for kind := range l.inboxes {
+			l.inboxes[kind] = fmt.Sprintf("%s.%d.%d", subjects.WorkerBids(w.id), l.number, kind)
+		}
 	}
 	l.pool, l.tier = p, tier
 	byQueue[queue] = l

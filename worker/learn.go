@@ -59,10 +59,12 @@ const (
 type prefills struct {
 	n     int
 	until time.Time // when time alone makes them fewer; zero: it does not
+	work  float64   // seconds that they take together, if each is known
+	known bool
 }
 
 func (w *Worker) prefillsLocked(now time.Time) prefills {
-	var p prefills
+	p := prefills{known: true}
 	for i := 0; i < len(w.prefilling); i++ {
 		a := w.prefilling[i]
 		switch {
@@ -75,14 +77,31 @@ func (w *Worker) prefillsLocked(now time.Time) prefills {
 			p.until = a.firstBy
 		}
 		p.n++
+		if a.expectFirst == 0 {
+			p.known = false
+		}
+		p.work += a.expectFirst.Seconds()
+	}
+	// The engine is at the first of them since it was done with the one before.
+	if p.n > 0 {
+		first := w.prefilling[0]
+		p.work -= min(now.Sub(later(first.started, w.prefilledAt)), first.expectFirst).Seconds()
 	}
 	return p
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // prefilledLocked notes that an attempt waits for its first token no more.
 func (w *Worker) prefilledLocked(a *attempt) {
 	if i := slices.Index(w.prefilling, a); i >= 0 {
 		w.prefilling = slices.Delete(w.prefilling, i, i+1)
+		w.prefilledAt = time.Now()
 	}
 }
 
@@ -94,7 +113,7 @@ func (w *Worker) expectLocked(a *attempt) {
 	first := prefillUnknown
 	switch {
 	case c != nil && c.Prefill != nil:
-		a.expectFirst = seconds(c.Prefill.At(input))
+		a.expectFirst = max(seconds(c.Prefill.At(input)), time.Microsecond)
 		first = a.expectFirst
 	case c != nil && c.ITL != nil:
 		first = min(first, seconds(c.ITL.At(1)*input/itlPerPrefill))
@@ -105,6 +124,13 @@ func (w *Worker) expectLocked(a *attempt) {
 // firstLocked notes an attempt's first byte.
 func (w *Worker) firstLocked(a *attempt, now time.Time) {
 	a.firstByte = now
+	if len(w.prefilling) > 0 && w.prefilling[0] == a {
+		// An engine prefills one prompt after the other: this one since the last was
+		// done. Those that came to an idle engine alone would say it more exactly,
+		// but under load there are none, and an estimate that fades makes a worker
+		// too cheap just then.
+		a.prefillTook = now.Sub(later(a.started, w.prefilledAt))
+	}
 	w.prefilledLocked(a)
 	w.decodesLocked(a, now)
 	a.areaAtFirst = w.decoding.until(now)
@@ -126,8 +152,8 @@ func (w *Worker) learnLocked(a *attempt, outputTokens int, now time.Time) {
 	p.fitted = time.Time{}
 	switch {
 	case a.streamed && !a.firstByte.IsZero():
-		if a.alone {
-			p.prefill.Add(input, a.firstByte.Sub(a.started).Seconds(), now)
+		if a.prefillTook > 0 {
+			p.prefill.Add(input, a.prefillTook.Seconds(), now)
 		}
 		if d := now.Sub(a.firstByte).Seconds(); outputTokens > 4 && d > 0 {
 			p.itl.Add((w.decoding.until(now)-a.areaAtFirst)/d, d/float64(outputTokens-1), now)

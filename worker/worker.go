@@ -107,7 +107,8 @@ type Worker struct {
 	numbers  int // of lanes so far
 	running  map[uint64]*attempt
 	// prefilling are those that may still wait for their first token.
-	prefilling []*attempt
+	prefilling  []*attempt
+	prefilledAt time.Time // when the last of them had its first token
 	// failedHere are requests that lately failed here: the queue gives them to
 	// the cheapest bid, which is likely to be here again, and the engine should
 	// not be asked before the others had their chance.

@@ -215,7 +215,7 @@ func (w *workerSeen) fields(s *snapshot) []field {
 	for i := range w.Pools {
 		p := &w.Pools[i]
 		text := fmt.Sprintf("rung %d", p.Rung)
-		if price, ok := p.Curve.Price(p.Mean, w.InFlight+1, w.Prefills); ok {
+		if price, ok := p.Curve.Price(p.Mean, w.InFlight+1, float64(w.Prefills)); ok {
 			text += fmt.Sprintf(", price %s", age(time.Duration(price*float64(time.Second))))
 		}
 		if p.Mean.Samples > 0 {

@@ -170,7 +170,7 @@ func priceInWords(st subjects.PoolStatus, h subjects.Heartbeat) []field {
 	if st.Curve == nil {
 		return []field{{"next bid", next, ""}, {"measured", "nothing yet: it bids by its load", ""}}
 	}
-	if price, ok := st.Curve.Price(st.Mean, h.InFlight+1, h.Prefills); ok {
+	if price, ok := st.Curve.Price(st.Mean, h.InFlight+1, float64(h.Prefills)); ok {
 		next += fmt.Sprintf("; it expects to take %s", seconds(price))
 	}
 	list := []field{{"next bid", next, ""}}
