@@ -39,12 +39,14 @@ func TestProbeTellsKinds(t *testing.T) {
 		kind  string
 		slots int
 	}{
-		"Ollama":       {false, map[string]string{"/api/version": `{"version":"0.17.0"}`}, engine.KindOllama, 0},
+		"Ollama":       {false, map[string]string{"/api/version": `{"version":"0.17.0"}`, "/api/ps": `{"models":[]}`}, engine.KindOllama, 0},
 		"llama.cpp":    {false, map[string]string{"/props": `{"total_slots":4,"model_path":"x"}`}, engine.KindLlamaCpp, 4},
 		"LM Studio":    {true, map[string]string{"/api/v0/models": `{"data":[]}`}, engine.KindLMStudio, 0},
 		"SGLang":       {false, map[string]string{"/get_server_info": `{"model_path":"x","max_running_requests":48,"version":"0.5"}`}, engine.KindSGLang, 48},
 		"newer SGLang": {false, map[string]string{"/server_info": `{"max_running_requests":null}`}, engine.KindSGLang, 0},
-		"vLLM":         {false, map[string]string{"/version": `{"version":"0.11"}`}, engine.KindVLLM, 0},
+		"SGLang's own": {false, map[string]string{"/get_server_info": `{"max_running_requests":48,"internal_states":[{"effective_max_running_requests_per_dp":9}]}`}, engine.KindSGLang, 9},
+		"TGI":          {false, map[string]string{"/info": tgiInfo}, engine.KindTGI, 128},
+		"vLLM":         {false, map[string]string{"/metrics": "vllm:num_requests_running 0\n"}, engine.KindVLLM, 0},
 		"vLLM by owner": {false, map[string]string{
 			"/v1/models": `{"data":[{"id":"a"},{"id":"b","owned_by":"vllm"}]}`}, engine.KindVLLM, 0},
 		"anything": {false, nil, engine.KindOpenAI, 0},
@@ -53,7 +55,7 @@ func TestProbeTellsKinds(t *testing.T) {
 			paths := map[string]string{"/v1/models": models}
 			maps.Copy(paths, c.paths)
 			url := fakeEngine(t, c.lax, paths)
-			want := engine.Info{URL: url, Kind: c.kind, Models: []string{"a", "b"}, Slots: c.slots}
+			want := engine.Info{URL: url, Kind: c.kind, Dialect: engine.Dialect(c.kind), Models: []string{"a", "b"}, Slots: c.slots}
 			for _, suffix := range []string{"", "/", "/v1", "/v1/"} {
 				got, err := engine.Probe(t.Context(), http.DefaultClient, url+suffix)
 				if err != nil || !reflect.DeepEqual(got, want) {
@@ -65,12 +67,13 @@ func TestProbeTellsKinds(t *testing.T) {
 }
 
 func TestProbeKnowsSims(t *testing.T) {
-	for dialect, slots := range map[string]int{engine.DialectVLLM: 3, engine.DialectOllama: 5} {
+	for slots, dialect := range engine.SimDialects() {
+		slots++
 		srv := httptest.NewServer(newSim(t, engine.SimConfig{Slots: slots, Dialect: dialect}))
 		defer srv.Close()
 		got, err := engine.Probe(t.Context(), srv.Client(), srv.URL)
-		if err != nil || got.Kind != engine.KindSim || got.Slots != slots {
-			t.Errorf("got %+v, %v", got, err)
+		if err != nil || got.Kind != engine.KindSim || got.Slots != slots || got.Dialect != dialect {
+			t.Errorf("%s: got %+v, %v", dialect, got, err)
 		}
 	}
 }

@@ -15,15 +15,6 @@ import (
 	"time"
 )
 
-// Dialects of a Sim.
-const (
-	// DialectVLLM is an engine that does what OpenAI's specification says, with vLLM's /metrics.
-	DialectVLLM = "vllm"
-	// DialectOllama ignores max_completion_tokens, repeats the role in every chunk, answers an unknown model with type
-	// api_error and code null, has /api/version and has no /metrics.
-	DialectOllama = "ollama"
-)
-
 // SimConfig says how a simulated engine behaves. The probabilities are per request, exclude one another and add up to at
 // most 1.
 type SimConfig struct {
@@ -62,8 +53,14 @@ type SimConfig struct {
 	RefuseStatus int
 	// RetryAfter is what a refusal advises, in whole seconds. Default 1s.
 	RetryAfter time.Duration
-	// Dialect is DialectVLLM or DialectOllama. Default DialectVLLM.
-	Dialect string
+	// KVTokens is how many tokens of KV cache its metrics tell of. No more than that: it never runs out. Default 8192 for
+	// each slot.
+	KVTokens int
+	// Dialect is whose pages it has, with what goes on in this engine: any but DialectLlamaSwap and DialectLMStudio. To
+	// inference requests all answer as OpenAI's specification says, but for DialectOllama, which ignores
+	// max_completion_tokens, repeats the role in every chunk, and answers an unknown model with type api_error and code
+	// null. Default DialectVLLM.
+	Dialect Dialect
 	// Seed starts the draws of misbehaviours. Default 1.
 	Seed uint64
 }
@@ -74,7 +71,11 @@ func (c SimConfig) withDefaults() SimConfig {
 	c.TokensPerEvent = cmp.Or(c.TokensPerEvent, 1)
 	c.RefuseStatus = cmp.Or(c.RefuseStatus, http.StatusTooManyRequests)
 	c.RetryAfter = cmp.Or(c.RetryAfter, time.Second)
+	c.KVTokens = cmp.Or(c.KVTokens, 8192*c.Slots)
 	c.Dialect = cmp.Or(c.Dialect, DialectVLLM)
+	if d, err := ParseDialect(string(c.Dialect)); err == nil {
+		c.Dialect = d
+	}
 	c.Seed = cmp.Or(c.Seed, 1)
 	c.Models = slices.Clone(c.Models)
 	return c
@@ -107,6 +108,7 @@ func (c SimConfig) check() error {
 		{"MaxQueue", float64(c.MaxQueue), 0},
 		{"PrefillRate", c.PrefillRate, 0},
 		{"PrefixCache", float64(c.PrefixCache), 0},
+		{"KVTokens", float64(c.KVTokens), 1},
 		{"ITLBase", float64(c.ITLBase), 0},
 		{"ITLPerRequest", float64(c.ITLPerRequest), 0},
 		{"TTFT", float64(c.TTFT), 0},
@@ -133,8 +135,8 @@ func (c SimConfig) check() error {
 	if c.RefuseStatus != http.StatusTooManyRequests && c.RefuseStatus != http.StatusServiceUnavailable {
 		return bad("RefuseStatus", "%d: want 429 or 503", c.RefuseStatus)
 	}
-	if c.Dialect != DialectVLLM && c.Dialect != DialectOllama {
-		return bad("Dialect", "%q: want %s or %s", c.Dialect, DialectVLLM, DialectOllama)
+	if !slices.Contains(SimDialects(), c.Dialect) {
+		return bad("Dialect", "%q: want %s", c.Dialect, spellDialects(SimDialects()))
 	}
 	return nil
 }
@@ -194,15 +196,9 @@ func (s *Sim) routes() *http.ServeMux {
 	mux.Handle("POST /v2/models/{model}/infer", s.handle(inferEndpoint))
 	mux.HandleFunc("GET /v1/models", s.listModels)
 	mux.HandleFunc("GET /v1/models/{id...}", s.showModel)
-	mux.HandleFunc("GET /health", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /sim/stats", s.showStats)
-	switch s.cfg.Dialect {
-	case DialectVLLM:
-		mux.HandleFunc("GET /metrics", s.showMetrics)
-	case DialectOllama:
-		mux.HandleFunc("GET /api/version", func(w http.ResponseWriter, _ *http.Request) {
-			writeJSON(w, http.StatusOK, map[string]string{"version": "0.0.0-sim"})
-		})
+	for path, show := range s.pages() {
+		mux.HandleFunc(path, show)
 	}
 	return mux
 }

@@ -187,10 +187,10 @@ func TestCacheAgreesWithAPlainList(t *testing.T) {
 	var used []string // blocks with all before them; the last one was used last
 	for n := range 400 {
 		var blocks []string
-		path := ""
+		var path strings.Builder
 		for range 1 + rng.IntN(12) {
-			path += string('a' + rune(rng.IntN(2)))
-			blocks = append(blocks, path)
+			path.WriteString(string('a' + rune(rng.IntN(2))))
+			blocks = append(blocks, path.String())
 		}
 		hits := 0
 		for hits < len(blocks) && slices.Contains(used, blocks[hits]) {

@@ -3,31 +3,259 @@ package engine
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
+	"strings"
 )
 
-// showMetrics speaks vLLM's dialect, as far as routers read it. The model is the first one: vLLM has but one. The cache is
-// in use as far as the slots are.
-func (s *Sim) showMetrics(w http.ResponseWriter, _ *http.Request) {
-	st := s.Stats()
-	var b bytes.Buffer
-	for _, m := range []struct {
-		name, kind, help string
-		value            float64
-	}{
-		{"num_requests_running", "gauge", "Number of requests in model execution batches.", float64(st.Running)},
-		{"num_requests_waiting", "gauge", "Number of requests waiting to be processed.", float64(st.Waiting)},
-		{"kv_cache_usage_perc", "gauge", "KV-cache usage. 1 means 100 percent usage.", float64(st.Running) / float64(st.Slots)},
-		{"prefix_cache_queries_total", "counter", "Prefix cache queries, in terms of number of queried tokens.", float64(st.Queried)},
-		{"prefix_cache_hits_total", "counter", "Prefix cache hits, in terms of number of cached tokens.", float64(st.Cached)},
-		{"prompt_tokens_total", "counter", "Number of prefill tokens processed.", float64(s.tokensIn.Load())},
-		{"generation_tokens_total", "counter", "Number of generation tokens processed.", float64(s.tokens.Load())},
-		{"request_success_total", "counter", "Count of successfully processed requests.", float64(st.Finished)},
-	} {
-		fmt.Fprintf(&b, "# HELP vllm:%s %s\n# TYPE vllm:%s %s\n", m.name, m.help, m.name, m.kind)
-		fmt.Fprintf(&b, "vllm:%s{engine=\"0\",model_name=%q} %s\n", m.name, s.cfg.Models[0],
-			strconv.FormatFloat(m.value, 'g', -1, 64))
+// SimDialects are those that a Sim can speak.
+func SimDialects() []Dialect {
+	return []Dialect{DialectVLLM, DialectSGLang, DialectTGI, DialectLlamaCpp, DialectOllama, DialectTriton, DialectTRTLLM,
+		DialectOpenAI}
+}
+
+// pages are the GETs and others by which an engine of the Sim's dialect tells of itself. Triton's metrics are on the same
+// port as all else: a Sim has but one.
+func (s *Sim) pages() map[string]http.HandlerFunc {
+	healthy := func(http.ResponseWriter, *http.Request) {}
+	pages := map[string]http.HandlerFunc{"GET /health": healthy}
+	switch s.cfg.Dialect {
+	case DialectVLLM:
+		pages["GET /metrics"] = s.showMetrics(s.vllmMetrics)
+		pages["GET /version"] = showJSON(func(simState) any { return object{"version": simVersion} }, s)
+	case DialectSGLang:
+		pages["GET /metrics"] = s.showMetrics(s.sglangMetrics)
+		pages["GET /v1/loads"] = showJSON(s.sglangLoads, s)
+		pages["GET /get_model_info"] = showJSON(s.sglangModel, s)
+	case DialectTGI:
+		pages["GET /metrics"] = s.showMetrics(s.tgiMetrics)
+		pages["GET /info"] = showJSON(s.tgiInfo, s)
+	case DialectLlamaCpp:
+		pages["GET /health"] = showJSON(func(simState) any { return object{"status": "ok"} }, s)
+		pages["GET /metrics"] = s.showMetrics(s.llamacppMetrics)
+		pages["GET /props"] = showJSON(s.llamacppProps, s)
+		pages["GET /slots"] = showJSON(s.llamacppSlots, s)
+	case DialectOllama:
+		delete(pages, "GET /health")
+		pages["GET /api/version"] = showJSON(func(simState) any { return object{"version": simVersion} }, s)
+		pages["GET /api/tags"] = showJSON(s.ollamaModels, s)
+		pages["GET /api/ps"] = showJSON(s.ollamaModels, s)
+	case DialectTriton:
+		delete(pages, "GET /health")
+		pages["GET /v2"] = showJSON(func(simState) any {
+			return object{"name": "triton", "version": simVersion, "extensions": []string{"model_repository", "statistics"}}
+		}, s)
+		pages["GET /v2/health/ready"] = healthy
+		pages["GET /metrics"] = s.showMetrics(s.tritonMetrics)
+		pages["POST /v2/repository/index"] = showJSON(s.tritonModels, s)
+	case DialectTRTLLM:
+		pages["GET /version"] = showJSON(func(simState) any { return object{"version": simVersion} }, s)
+		pages["GET /prometheus/metrics"] = s.showMetrics(s.trtllmMetrics)
+		pages["GET /metrics"] = showJSON(func(simState) any { return []any{} }, s)
+	case DialectOpenAI:
+		delete(pages, "GET /health")
 	}
-	writeBody(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", b.Bytes())
+	return pages
+}
+
+const simVersion = "0.0.0-sim"
+
+// simState is what the pages tell of.
+type simState struct {
+	SimStats
+	model          string // the first one: most engines have but one
+	held, kvTokens int    // in the KV cache
+	in, out        int64  // tokens of requests that were computed to their end
+}
+
+func (s *Sim) state() simState {
+	return simState{
+		SimStats: s.Stats(), model: s.cfg.Models[0], held: min(s.batch.held(), s.cfg.KVTokens), kvTokens: s.cfg.KVTokens,
+		in: s.tokensIn.Load(), out: s.tokens.Load(),
+	}
+}
+
+func (st simState) usage() float64 { return float64(st.held) / float64(st.kvTokens) }
+
+// held is how many tokens the requests in the batch have in the KV cache: prompts whose prefill has begun, and what was
+// made.
+func (b *batch) held() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	tokens := 0
+	if len(b.prefilling) > 0 {
+		tokens += b.prefilling[0].in
+	}
+	for _, q := range b.resting {
+		tokens += q.in
+	}
+	for _, q := range b.decoding {
+		tokens += q.in + min(max(q.made, int(math.Floor(b.progress-q.join))+1), q.limit)
+	}
+	return tokens
+}
+
+func showJSON(of func(simState) any, s *Sim) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, of(s.state())) }
+}
+
+// showMetrics answers a page in Prometheus' text format.
+func (s *Sim) showMetrics(of func(simState) []simMetric) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		var b bytes.Buffer
+		described := ""
+		for _, m := range of(s.state()) {
+			if described != m.name {
+				fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n", m.name, m.help, m.name, m.kind)
+				described = m.name
+			}
+			b.WriteString(m.name)
+			if m.labels != "" {
+				b.WriteString("{" + m.labels + "}")
+			}
+			b.WriteString(" " + strconv.FormatFloat(m.value, 'g', -1, 64) + "\n")
+		}
+		writeBody(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", b.Bytes())
+	}
+}
+
+type simMetric struct {
+	name, labels, kind, help string
+	value                    float64
+}
+
+// withLabels puts the same labels on all.
+func withLabels(prefix, labels string, ms []simMetric) []simMetric {
+	for i := range ms {
+		ms[i].name = prefix + ms[i].name
+		ms[i].labels = strings.Trim(labels+","+ms[i].labels, ",")
+	}
+	return ms
+}
+
+func (s *Sim) vllmMetrics(st simState) []simMetric {
+	return withLabels("vllm:", fmt.Sprintf(`engine="0",model_name=%q`, st.model), []simMetric{
+		{"num_requests_running", "", "gauge", "Number of requests in model execution batches.", float64(st.Running)},
+		{"num_requests_waiting", "", "gauge", "Number of requests waiting to be processed.", float64(st.Waiting)},
+		{"kv_cache_usage_perc", "", "gauge", "KV-cache usage. 1 means 100 percent usage.", st.usage()},
+		{"cache_config_info", fmt.Sprintf(`block_size="1",num_gpu_blocks="%d"`, st.kvTokens), "gauge",
+			"Information of the LLMEngine CacheConfig", 1},
+		{"num_preemptions_total", "", "counter", "Cumulative number of preemption from the engine.", 0},
+		{"prefix_cache_queries_total", "", "counter", "Prefix cache queries, in terms of number of queried tokens.", float64(st.Queried)},
+		{"prefix_cache_hits_total", "", "counter", "Prefix cache hits, in terms of number of cached tokens.", float64(st.Cached)},
+		{"prompt_tokens_total", "", "counter", "Number of prefill tokens processed.", float64(st.in)},
+		{"generation_tokens_total", "", "counter", "Number of generation tokens processed.", float64(st.out)},
+		{"request_success_total", "", "counter", "Count of successfully processed requests.", float64(st.Finished)},
+	})
+}
+
+func (s *Sim) sglangMetrics(st simState) []simMetric {
+	return withLabels("sglang:", fmt.Sprintf(`engine_type="unified",model_name=%q,pp_rank="0",tp_rank="0"`, st.model), []simMetric{
+		{"num_running_reqs", "", "gauge", "The number of running requests.", float64(st.Running)},
+		{"num_queue_reqs", "", "gauge", "The number of requests in the waiting queue.", float64(st.Waiting)},
+		{"num_used_tokens", "", "gauge", "The number of used tokens.", float64(st.held)},
+		{"token_usage", "", "gauge", "The token usage.", st.usage()},
+		{"max_total_num_tokens", "", "gauge", "Maximum total number of tokens in the KV cache pool.", float64(st.kvTokens)},
+		{"num_retracted_requests_total", "", "counter", "Total number of retracted requests.", 0},
+		{"prompt_tokens_total", "", "counter", "Number of prefill tokens processed.", float64(st.in)},
+		{"generation_tokens_total", "", "counter", "Number of generation tokens processed.", float64(st.out)},
+		{"cached_tokens_total", `cache_source="device"`, "counter", "Number of cached prompt tokens.", float64(st.Cached)},
+	})
+}
+
+func (s *Sim) sglangLoads(st simState) any {
+	return object{"version": simVersion, "dp_rank_count": 1, "loads": []object{{
+		"dp_rank": 0, "num_running_reqs": st.Running, "num_waiting_reqs": st.Waiting, "num_total_reqs": st.Running + st.Waiting,
+		"num_used_tokens": st.held, "max_total_num_tokens": st.kvTokens, "token_usage": st.usage(), "max_running_requests": st.Slots,
+	}}}
+}
+
+func (s *Sim) sglangModel(st simState) any {
+	return object{"model_path": st.model, "tokenizer_path": st.model, "is_generation": true}
+}
+
+func (s *Sim) tgiMetrics(st simState) []simMetric {
+	return withLabels("tgi_", "", []simMetric{
+		{"batch_current_size", "", "gauge", "Current batch size", float64(st.Running)},
+		{"batch_current_max_tokens", "", "gauge", "Maximum tokens of the current batch", float64(st.held)},
+		{"queue_size", "", "gauge", "Current queue size", float64(st.Waiting)},
+		{"request_generated_tokens_sum", "", "counter", "Generated tokens of finished requests", float64(st.out)},
+		{"request_generated_tokens_count", "", "counter", "Finished requests", float64(st.Finished)},
+		{"request_success", "", "counter", "Finished requests", float64(st.Finished)},
+	})
+}
+
+func (s *Sim) tgiInfo(st simState) any {
+	return object{"model_id": st.model, "max_concurrent_requests": st.Slots, "max_best_of": 1, "max_stop_sequences": 4,
+		"router": "text-generation-router", "version": simVersion}
+}
+
+func (s *Sim) llamacppMetrics(st simState) []simMetric {
+	return withLabels("llamacpp:", "", []simMetric{
+		{"prompt_tokens_total", "", "counter", "Number of prompt tokens processed.", float64(st.in)},
+		{"tokens_predicted_total", "", "counter", "Number of generation tokens processed.", float64(st.out)},
+		{"requests_processing", "", "gauge", "Number of requests processing.", float64(st.Running)},
+		{"requests_deferred", "", "gauge", "Number of requests deferred.", float64(st.Waiting)},
+	})
+}
+
+func (s *Sim) llamacppProps(st simState) any {
+	return object{"total_slots": st.Slots, "model_path": st.model, "build_info": simVersion}
+}
+
+func (s *Sim) llamacppSlots(st simState) any {
+	slots := make([]object, st.Slots)
+	for i := range slots {
+		slots[i] = object{"id": i, "is_processing": i < st.Running}
+	}
+	return slots
+}
+
+// ollamaModels are all that there are, and all are loaded.
+func (s *Sim) ollamaModels(simState) any {
+	var models []object
+	for _, m := range s.cfg.Models {
+		models = append(models, object{"name": m, "model": m, "size": 1 << 30, "size_vram": 1 << 30, "context_length": 4096})
+	}
+	return object{"models": models}
+}
+
+func (s *Sim) tritonMetrics(st simState) []simMetric {
+	ofModel := fmt.Sprintf(`model=%q,version="1"`, st.model)
+	requests := func(kind string, n int) simMetric {
+		return simMetric{"trt_llm_request_metrics", `request_type="` + kind + `"`, "gauge", "TRT LLM request metrics", float64(n)}
+	}
+	blocks := func(kind string, v float64) simMetric {
+		return simMetric{"trt_llm_kv_cache_block_metrics", `kv_cache_block_type="` + kind + `"`, "gauge", "TRT LLM KV cache block metrics", v}
+	}
+	return withLabels("nv_", ofModel, []simMetric{
+		requests("waiting", st.Waiting), requests("scheduled", st.Running), requests("max", st.Slots),
+		requests("active", st.Running+st.Waiting),
+		blocks("fraction", st.usage()), blocks("tokens_per", 1), blocks("used", float64(st.held)),
+		blocks("free", float64(st.kvTokens-st.held)), blocks("max", float64(st.kvTokens)),
+		{"inference_request_success", "", "counter", "Number of successful inference requests, all batch sizes", float64(st.Finished)},
+		{"inference_pending_request_count", "", "gauge", "Instantaneous number of pending requests awaiting execution per-model.", float64(st.Waiting)},
+	})
+}
+
+func (s *Sim) tritonModels(simState) any {
+	var models []object
+	for _, m := range s.cfg.Models {
+		models = append(models, object{"name": m, "version": "1", "state": "READY", "reason": ""})
+	}
+	return models
+}
+
+func (s *Sim) trtllmMetrics(st simState) []simMetric {
+	return withLabels("trtllm_", fmt.Sprintf(`engine_type="trtllm",model_name=%q`, st.model), []simMetric{
+		{"num_requests_running", "", "gauge", "Number of active requests", float64(st.Running)},
+		{"num_requests_waiting", "", "gauge", "Number of queued requests", float64(st.Waiting)},
+		{"max_num_active_requests", "", "gauge", "Maximum number of active requests", float64(st.Slots)},
+		{"kv_cache_utilization", "", "gauge", "KV cache utilization", st.usage()},
+		{"kv_cache_max_blocks", "", "gauge", "Maximum number of KV cache blocks", float64(st.kvTokens)},
+		{"kv_cache_used_blocks", "", "gauge", "Used KV cache blocks", float64(st.held)},
+		{"kv_cache_tokens_per_block", "", "gauge", "Tokens per KV cache block", 1},
+		{"generation_tokens_total", "", "counter", "Cumulative number of generation (output) tokens produced.", float64(st.out)},
+	})
 }

@@ -242,9 +242,10 @@ func TestAudio(t *testing.T) {
 
 func TestErrorsHaveTheShapeOfTheAPI(t *testing.T) {
 	for name, c := range map[string]struct {
-		dialect, path, body, orders string
-		status                      int
-		want                        string
+		dialect            engine.Dialect
+		path, body, orders string
+		status             int
+		want               string
 	}{
 		"unknown model": {path: "/v1/chat/completions", body: `{"model":"x","messages":[]}`, status: 404,
 			want: "{\"error\":{\"code\":\"model_not_found\",\"message\":\"The model `x` does not exist. There is: m\",\"param\":\"model\",\"type\":\"invalid_request_error\"}}"},
@@ -403,6 +404,7 @@ func TestBadConfigNamesTheField(t *testing.T) {
 		"Hang":         {Models: models, Fail: 0.5, Hang: 0.6},
 		"RefuseStatus": {Models: models, RefuseStatus: 500},
 		"Dialect":      {Models: models, Dialect: "klingon"},
+		"KVTokens":     {Models: models, KVTokens: -1},
 		"Name":         {Models: models, Name: "a\nb"},
 	} {
 		_, err := engine.NewSim(cfg)

@@ -32,12 +32,15 @@ the batch makes a token per A + B × (requests in the batch), as --itl says. All
 --prefix-cache a prompt that begins like an earlier one is prefilled only from where they part.
 
 It answers chat, completions, embeddings, responses, messages, rerank, images, audio and /v2/models/M/infer, /v1/models,
-/health, /metrics in vLLM's dialect, and /sim/stats.
+/sim/stats, and what an engine of its --dialect tells of itself, such as vLLM's /health and /metrics.
 
 Any request may order a misbehaviour in the header x-sim, as a comma-separated list of
   fail[=STATUS]  refuse[=429|503]  close  hang  hang-after=N  cut-after=N  ttft=DURATION  early-header  on=NAME`,
 		Example: `  # 16 slots of a mid-range GPU
   pulley sim --model llama --slots 16 --prefill-rate 3000 --itl 35ms,1.2ms
+
+  # what SGLang says of itself
+  pulley sim --model llama --dialect sglang
 
   # one request in ten loses its connection after 20 tokens, one in fifty is refused
   pulley sim --model llama --cut-after 20 --cut 0.1 --refuse 0.02
@@ -77,7 +80,8 @@ Any request may order a misbehaviour in the header x-sim, as a comma-separated l
 	f.Float64Var(&cfg.Cut, "cut", 0, "probability of a cut connection (default 1 where --cut-after is given, else 0)")
 	f.Float64Var(&cfg.Refuse, "refuse", 0, "probability of a refusal with retry-after")
 	f.IntVar(&cfg.RefuseStatus, "refuse-status", http.StatusTooManyRequests, "status of a refusal, 429 or 503")
-	f.StringVar(&cfg.Dialect, "dialect", engine.DialectVLLM, "whose habits to have, vllm or ollama")
+	f.StringVar((*string)(&cfg.Dialect), "dialect", string(engine.DialectVLLM), "whose metrics, health and model pages to have: "+simDialects())
+	f.IntVar(&cfg.KVTokens, "kv-tokens", 0, "size of the KV cache that the metrics tell of, in tokens; 0 is 8192 for each slot")
 	f.Uint64Var(&cfg.Seed, "seed", 1, "seed of the misbehaviours' probabilities")
 	return cmd
 }
@@ -120,7 +124,15 @@ var simFlags = map[string]string{
 	"Name": "name", "Models": "model", "Slots": "slots", "MaxQueue": "max-queue", "PrefillRate": "prefill-rate",
 	"PrefixCache": "prefix-cache", "ITLBase": "itl", "ITLPerRequest": "itl", "TTFT": "ttft", "TokensPerEvent": "tokens-per-event",
 	"Fail": "fail", "Hang": "hang", "Cut": "cut", "CutAfter": "cut-after", "Refuse": "refuse",
-	"RefuseStatus": "refuse-status", "Dialect": "dialect",
+	"RefuseStatus": "refuse-status", "Dialect": "dialect", "KVTokens": "kv-tokens",
+}
+
+func simDialects() string {
+	var names []string
+	for _, d := range engine.SimDialects() {
+		names = append(names, string(d))
+	}
+	return strings.Join(names, ", ")
 }
 
 // itlFlag is an inter-token time, A + B × batch.

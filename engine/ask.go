@@ -1,0 +1,124 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// maxPage is how much of an engine's page is read. A page of vLLM's metrics has about 100 kB.
+const maxPage = 4 << 20
+
+// An asker gets pages from one engine.
+type asker struct {
+	client *http.Client
+	base   string // without a slash or /v1 at its end
+	key    string
+}
+
+func newAsker(client *http.Client, baseURL, key string) asker {
+	return asker{client: client, base: strings.TrimSuffix(strings.TrimRight(baseURL, "/"), "/v1"), key: key}
+}
+
+// A statusError is an answer that is not 200.
+type statusError struct {
+	method, url string
+	code        int
+	body        []byte // its beginning
+}
+
+func (e *statusError) Error() string {
+	return fmt.Sprintf("%s %s: %d %s", strings.ToLower(e.method), e.url, e.code, http.StatusText(e.code))
+}
+
+// absent reports whether the engine answered that it has no such page.
+func (e *statusError) absent() bool {
+	switch e.code {
+	case http.StatusRequestTimeout, http.StatusTooManyRequests:
+		return false
+	case http.StatusNotImplemented: // llama.cpp without --metrics
+		return true
+	}
+	return e.code >= 400 && e.code < 500
+}
+
+// ask reads one page into buf, up to maxPage bytes. The key goes to the engine alone.
+func (a asker) ask(ctx context.Context, method, url string, buf *bytes.Buffer) (http.Header, error) {
+	var body io.Reader
+	if method == http.MethodPost {
+		body = strings.NewReader("{}")
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, body)
+	if err != nil {
+		return nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if a.key != "" && strings.HasPrefix(url, a.base+"/") {
+		req.Header.Set("Authorization", "Bearer "+a.key)
+	}
+	resp, err := a.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	buf.Reset()
+	if _, err := buf.ReadFrom(io.LimitReader(resp.Body, maxPage+1)); err != nil {
+		return resp.Header, fmt.Errorf("get %s: %w", url, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return resp.Header, &statusError{method, url, resp.StatusCode, bytes.Clone(buf.Bytes()[:min(buf.Len(), 1024)])}
+	}
+	if buf.Len() > maxPage {
+		return resp.Header, fmt.Errorf("get %s: more than %d MiB", url, maxPage>>20)
+	}
+	return resp.Header, nil
+}
+
+// get reads the JSON at path.
+func (a asker) get(ctx context.Context, path string, v any) error {
+	var buf bytes.Buffer
+	if _, err := a.ask(ctx, http.MethodGet, a.base+path, &buf); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(buf.Bytes(), v); err != nil {
+		return fmt.Errorf("get %s%s: %w", a.base, path, err)
+	}
+	return nil
+}
+
+// locate is where a page is: at the engine, on another port of its host, or where the caller said that its metrics are.
+func (a asker) locate(p page, metricsURL string) string {
+	if p.scrape && metricsURL != "" {
+		return metricsURL
+	}
+	if p.port == "" {
+		return a.base + p.path
+	}
+	u, err := url.Parse(a.base)
+	if err != nil {
+		return a.base + p.path
+	}
+	u.Host = u.Hostname() + ":" + p.port
+	if strings.Contains(u.Hostname(), ":") { // IPv6
+		u.Host = "[" + u.Hostname() + "]:" + p.port
+	}
+	u.Path = p.path
+	return u.String()
+}
+
+// outOfTime reports whether an engine gave no answer in time, which may mean that it is busy.
+func outOfTime(err error) bool {
+	timeout, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err)
+	return ok && timeout.Timeout()
+}

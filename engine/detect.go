@@ -1,0 +1,167 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+)
+
+// Detect asks the engine at baseURL, which may end in /v1, which dialect it has. It takes at most two seconds, and GETs
+// of pages that cost an engine nothing. Engines answer each other's paths: SGLang, llama.cpp and others have some of
+// Ollama's, LM Studio answers 200 to anything. So the first of these decides that says something of its own:
+//
+//  1. whom /v1/models names as the owner: vLLM, SGLang, llama.cpp, TensorRT-LLM and llama-swap name themselves
+//  2. the header Server, of llama.cpp
+//  3. the prefix of its metrics
+//  4. a page that only this kind has, with the fields that only this kind has
+//
+// An engine that lists its models but is none of these, or does not show it in time, is DialectOpenAI. A dialect that
+// somebody told, see [ParseDialect], needs no Detect.
+func Detect(ctx context.Context, client *http.Client, baseURL string) (Dialect, error) {
+	return DetectWithKey(ctx, client, baseURL, "")
+}
+
+// DetectWithKey is Detect for an engine that wants an API key as a bearer token.
+func DetectWithKey(ctx context.Context, client *http.Client, baseURL, key string) (Dialect, error) {
+	d, _, err := detect(ctx, newAsker(client, baseURL, key))
+	return d, err
+}
+
+// detect also says whether there was the time to ask for everything.
+func detect(ctx context.Context, a asker) (d Dialect, inTime bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	p := &prober{asker: a}
+	err = p.list(ctx)
+	d, sure := p.tell(ctx)
+	if !sure && err != nil {
+		return "", false, fmt.Errorf("detect engine: %w", err)
+	}
+	return d, sure || ctx.Err() == nil, nil
+}
+
+// A prober finds out what one engine is.
+type prober struct {
+	asker
+	models []string // as /v1/models lists them
+	owner  string   // of one of them
+	server string   // the header
+}
+
+// list asks for /v1/models.
+func (p *prober) list(ctx context.Context) error {
+	var buf bytes.Buffer
+	header, err := p.ask(ctx, http.MethodGet, p.base+"/v1/models", &buf)
+	p.server = header.Get("Server")
+	if err != nil {
+		return err
+	}
+	var list modelList
+	if err := json.Unmarshal(buf.Bytes(), &list); err != nil {
+		return fmt.Errorf("get %s/v1/models: %w", p.base, err)
+	}
+	if list.Data == nil {
+		return fmt.Errorf("%s/v1/models is no list of models", p.base)
+	}
+	for _, m := range list.Data {
+		p.models = append(p.models, m.ID)
+		if m.OwnedBy != "" {
+			p.owner = m.OwnedBy
+		}
+	}
+	return nil
+}
+
+// owners name themselves in /v1/models. Those that are no dialect of their own are here because they answer Ollama's
+// paths too.
+var owners = map[string]Dialect{
+	"vllm":         DialectVLLM,
+	"sglang":       DialectSGLang,
+	"llamacpp":     DialectLlamaCpp,
+	"tensorrt_llm": DialectTRTLLM,
+	"llama-swap":   DialectLlamaSwap,
+	"koboldcpp":    DialectOpenAI,
+	"lemonade":     DialectOpenAI,
+}
+
+// tell knows the dialect; ok if it is sure of it.
+func (p *prober) tell(ctx context.Context) (d Dialect, ok bool) {
+	if d, ok := owners[p.owner]; ok {
+		return d, true
+	}
+	if p.server == "llama.cpp" {
+		return DialectLlamaCpp, true
+	}
+	if d, ok := p.tellByMetrics(ctx, "/metrics"); ok {
+		return d, true
+	}
+	for _, c := range characters {
+		if p.has(ctx, c.path, c.fields) && (c.also == "" || p.has(ctx, c.also, c.alsoFields)) {
+			return c.dialect, true
+		}
+	}
+	if d, ok := p.tellByMetrics(ctx, "/prometheus/metrics"); ok {
+		return d, true
+	}
+	return DialectOpenAI, false
+}
+
+// tellByMetrics goes by whose metrics a page has. Triton's may have those of the engines behind it too.
+func (p *prober) tellByMetrics(ctx context.Context, path string) (Dialect, bool) {
+	var buf bytes.Buffer
+	if _, err := p.ask(ctx, http.MethodGet, p.base+path, &buf); err != nil {
+		return "", false
+	}
+	for _, f := range []struct {
+		family
+		dialect Dialect
+	}{
+		{newFamily("nv_inference"), DialectTriton}, {newFamily("nv_trt_llm"), DialectTriton},
+		{vllmMetrics, DialectVLLM}, {sglangMetrics, DialectSGLang}, {tgiMetrics, DialectTGI},
+		{llamacppMetrics, DialectLlamaCpp}, {trtllmMetrics, DialectTRTLLM},
+	} {
+		if f.owns(buf.Bytes()) {
+			return f.dialect, true
+		}
+	}
+	return "", false
+}
+
+// characters are the pages that one kind of engine has, by fields and the beginning of their JSON. The more others
+// imitate one, the later it comes.
+var characters = []struct {
+	dialect    Dialect
+	path       string
+	fields     map[string]string
+	also       string
+	alsoFields map[string]string
+}{
+	{dialect: DialectTGI, path: "/info", fields: map[string]string{"model_id": `"`, "max_concurrent_requests": "", "max_best_of": ""}},
+	{dialect: DialectTriton, path: "/v2", fields: map[string]string{"name": `"triton"`, "extensions": "["}},
+	{dialect: DialectLlamaCpp, path: "/props", fields: map[string]string{"total_slots": ""}},
+	{dialect: DialectSGLang, path: "/get_model_info", fields: map[string]string{"model_path": `"`, "is_generation": ""}},
+	{dialect: DialectSGLang, path: "/model_info", fields: map[string]string{"model_path": `"`, "is_generation": ""}},
+	{dialect: DialectSGLang, path: "/get_server_info", fields: map[string]string{"max_running_requests": ""}},
+	{dialect: DialectSGLang, path: "/server_info", fields: map[string]string{"max_running_requests": ""}},
+	{dialect: DialectLMStudio, path: "/api/v0/models", fields: map[string]string{"data": "["}},
+	{dialect: DialectLlamaSwap, path: "/running", fields: map[string]string{"running": "["}},
+	{dialect: DialectOllama, path: "/api/version", fields: map[string]string{"version": `"`},
+		also: "/api/ps", alsoFields: map[string]string{"models": "["}},
+}
+
+// has reports whether the page at path is a JSON object with these fields, each beginning as said.
+func (p *prober) has(ctx context.Context, path string, want map[string]string) bool {
+	var fields map[string]json.RawMessage
+	if p.get(ctx, path, &fields) != nil {
+		return false
+	}
+	for name, begin := range want {
+		if v, ok := fields[name]; !ok || !strings.HasPrefix(string(v), begin) {
+			return false
+		}
+	}
+	return true
+}

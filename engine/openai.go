@@ -1,0 +1,77 @@
+package engine
+
+import (
+	"encoding/json"
+	"errors"
+)
+
+// A modelList is what /v1/models answers, as far as engines say more than OpenAI.
+type modelList struct {
+	Data []struct {
+		ID      string `json:"id"`
+		OwnedBy string `json:"owned_by"`
+		Status  struct {
+			Value string `json:"value"` // of llama.cpp as a router
+		} `json:"status"`
+	} `json:"data"`
+}
+
+var errNoList = errors.New("no list of models")
+
+func readModels(body []byte, st *Status) error { return readModelList(body, st, true) }
+
+// readModelsUnloaded is for engines that tell elsewhere what is loaded.
+func readModelsUnloaded(body []byte, st *Status) error { return readModelList(body, st, false) }
+
+func readModelList(body []byte, st *Status, loaded bool) error {
+	var list modelList
+	if err := json.Unmarshal(body, &list); err != nil {
+		return err
+	}
+	if list.Data == nil {
+		return errNoList
+	}
+	st.Models = []Model{}
+	for _, m := range list.Data {
+		st.Models = append(st.Models, Model{Name: m.ID, Loaded: loaded && (m.Status.Value == "" || m.Status.Value == "loaded")})
+	}
+	return nil
+}
+
+// readLlamaSwapRunning takes the models whose server has come up.
+func readLlamaSwapRunning(body []byte, st *Status) error {
+	var list struct {
+		Running []struct {
+			Model string `json:"model"`
+			State string `json:"state"`
+		} `json:"running"`
+	}
+	if err := json.Unmarshal(body, &list); err != nil {
+		return err
+	}
+	st.Models = []Model{}
+	for _, m := range list.Running {
+		st.Models = append(st.Models, Model{Name: m.Model, Loaded: m.State == "ready"})
+	}
+	return nil
+}
+
+func readLMStudioModels(body []byte, st *Status) error {
+	var list struct {
+		Data []struct {
+			ID    string `json:"id"`
+			State string `json:"state"`
+		} `json:"data"`
+	}
+	if err := json.Unmarshal(body, &list); err != nil {
+		return err
+	}
+	if list.Data == nil {
+		return errNoList
+	}
+	st.Models = []Model{}
+	for _, m := range list.Data {
+		st.Models = append(st.Models, Model{Name: m.ID, Loaded: m.State == "loaded"})
+	}
+	return nil
+}

@@ -1,0 +1,65 @@
+package engine
+
+import "strconv"
+
+// vllmMetrics and their older names. Until 0.8 the KV cache was the "gpu cache", and requests were swapped to the host.
+var vllmMetrics = newFamily("vllm",
+	"num_requests_running", "num_requests_waiting", "num_requests_swapped",
+	"kv_cache_usage_perc", "gpu_cache_usage_perc", "cache_config_info",
+	"num_preemptions_total", "generation_tokens_total",
+	"prefix_cache_hits_total", "gpu_prefix_cache_hits_total",
+	"prefix_cache_queries_total", "gpu_prefix_cache_queries_total",
+	"engine_sleep_state")
+
+// vllmRanks tell the data-parallel engines behind one server apart. Several API servers tell of each with a pid of theirs.
+var vllmRanks = []string{"model_name", "engine"}
+
+func readVLLM(body []byte, st *Status) error {
+	m := vllmMetrics.parse(body)
+	st.Running = number(m.sum(vllmRanks, "num_requests_running"))
+	st.Waiting = number(m.sum(vllmRanks, "num_requests_waiting"))
+	if swapped := number(m.sum(vllmRanks, "num_requests_swapped")); st.Waiting != nil && swapped != nil {
+		st.Waiting = new(*st.Waiting + *swapped)
+	}
+	st.KVTotal = vllmCapacity(m)
+	st.KVUsage = fraction(m.mean(vllmRanks, "kv_cache_usage_perc", "gpu_cache_usage_perc"))
+	st.Preemptions = whole(m.sum(vllmRanks, "num_preemptions_total"))
+	st.Generated = whole(m.sum(vllmRanks, "generation_tokens_total"))
+	st.PrefixHits = whole(m.sum(vllmRanks, "prefix_cache_hits_total", "gpu_prefix_cache_hits_total"))
+	st.PrefixQueries = whole(m.sum(vllmRanks, "prefix_cache_queries_total", "gpu_prefix_cache_queries_total"))
+	if awake := m.where("engine_sleep_state", "sleep_state", "awake").sum(nil, "engine_sleep_state"); awake != nil && *awake == 0 {
+		st.Reason = "it sleeps"
+	}
+	return nil
+}
+
+// vllmCapacity is what the engines hold in their KV caches, in tokens. Of engines that run side by side older versions
+// tell of one; the others are like it. The number of blocks may be None.
+func vllmCapacity(m metrics) *int64 {
+	told := make(map[string]int64)
+	for _, s := range m["cache_config_info"] {
+		tokens, err := strconv.ParseInt(s.label("kv_cache_size_tokens"), 10, 48)
+		if err != nil {
+			blocks, err1 := strconv.ParseInt(s.label("num_gpu_blocks"), 10, 32)
+			size, err2 := strconv.ParseInt(s.label("block_size"), 10, 16)
+			if err1 != nil || err2 != nil {
+				continue
+			}
+			tokens = blocks * size
+		}
+		if tokens > 0 {
+			told[s.label("engine")] = tokens
+		}
+	}
+	var total int64
+	for _, tokens := range told {
+		total += tokens
+	}
+	if total == 0 {
+		return nil
+	}
+	if engines := len(m.values(vllmRanks, "num_requests_running")); len(told) == 1 && engines > 1 {
+		total *= int64(engines)
+	}
+	return &total
+}
