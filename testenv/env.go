@@ -303,18 +303,24 @@ func Eventually(t testing.TB, what string, within time.Duration, holds func() bo
 	}
 }
 
-// SetPolicy changes the policy, as an operator would, and waits until it is in
-// force everywhere.
-func (e *Env) SetPolicy(change func(*policy.Policy)) {
+// policyStore is an operator's way to the policy, for a moment.
+func (e *Env) policyStore() (ctx context.Context, store *subjects.PolicyStore, done func()) {
 	e.t.Helper()
 	nc, _ := e.Connect("operator")
-	defer nc.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
 	store, err := subjects.OpenPolicyStore(ctx, nc)
 	if err != nil {
 		e.t.Fatal(err)
 	}
+	return ctx, store, func() { cancel(); nc.Close() }
+}
+
+// SetPolicy changes the policy, as an operator would, and waits until it is in
+// force everywhere.
+func (e *Env) SetPolicy(change func(*policy.Policy)) {
+	e.t.Helper()
+	ctx, store, done := e.policyStore()
+	defer done()
 	if _, err := store.Update(ctx, "test", "test", func(p *policy.Policy) error { change(p); return nil }); err != nil {
 		e.t.Fatal(err)
 	}
@@ -324,14 +330,8 @@ func (e *Env) SetPolicy(change func(*policy.Policy)) {
 // Policy is the policy in force.
 func (e *Env) Policy() *policy.Policy {
 	e.t.Helper()
-	nc, _ := e.Connect("operator")
-	defer nc.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	store, err := subjects.OpenPolicyStore(ctx, nc)
-	if err != nil {
-		e.t.Fatal(err)
-	}
+	ctx, store, done := e.policyStore()
+	defer done()
 	v, err := store.Load(ctx)
 	if err != nil {
 		e.t.Fatal(err)
@@ -342,14 +342,8 @@ func (e *Env) Policy() *policy.Policy {
 // AddKey makes an API key for a tenant, and waits until it is good everywhere.
 func (e *Env) AddKey(tenant string, set ...func(*policy.Key)) string {
 	e.t.Helper()
-	nc, _ := e.Connect("operator")
-	defer nc.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	store, err := subjects.OpenPolicyStore(ctx, nc)
-	if err != nil {
-		e.t.Fatal(err)
-	}
+	ctx, store, done := e.policyStore()
+	defer done()
 	id := strings.ToLower(rand.Text()[:10])
 	key := "sk-pulley-" + id + "-" + rand.Text() + rand.Text()[:17]
 	k := policy.Key{ID: id, Tenant: tenant, Hash: policy.HashKey(key), Created: time.Now()}

@@ -17,6 +17,8 @@ var commands = []func() *cobra.Command{
 	newUpCommand,
 	newGatewayCommand,
 	newWorkerNoun,
+	newGPUCommand,
+	newGPUProbeCommand,
 	newBrokerCommand,
 	newTierCommand,
 	newRouteCommand,
