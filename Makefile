@@ -1,7 +1,8 @@
 # Targets with a ## comment are listed by `make help`.
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
-LDFLAGS := -s -w $(if $(VERSION),-X main.version=$(VERSION))
+# Lazily bound: NVML's symbols are looked up at run time, where there may be none.
+LDFLAGS := -s -w $(if $(VERSION),-X main.version=$(VERSION)) -extldflags=-Wl,-z,lazy
 GOFILES  = find . -name node_modules -prune -o -name '*.go' -print
 FUZZTIME ?= 20s
 

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/pulley-lb/pulley/gpu"
+)
+
+// newGPUProbeCommand is the child process that calls NVML.
+func newGPUProbeCommand() *cobra.Command {
+	var cfg gpu.ProbeConfig
+	cmd := &cobra.Command{
+		Use:    "gpu-probe",
+		Hidden: true,
+		Short:  "Print what NVML says of this machine's GPUs, as lines of JSON",
+		Long: `Print what NVML says of this machine's GPUs, as a line of JSON each interval,
+until the standard input ends. Workers run it beside them: what NVML does, dying
+and hanging included, then happens to a process of its own.`,
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.DurationVar(&cfg.Interval, "interval", time.Second, "how often to read the GPUs")
+	addLibraryFlag(fs, &cfg.Library)
+	fs.BoolVar(&cfg.All, "all", false, "the GPUs too that the environment hides")
+	fs.VisitAll(func(f *pflag.Flag) { fs.SetAnnotation(f.Name, typedOnly, []string{}) }) // its parent tells it all
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if cfg.Interval < 10*time.Millisecond {
+			return usagef("--interval %v: want 10ms or more", cfg.Interval)
+		}
+		ctx := cmd.Context()
+		if terminalOf(os.Stdin).width == 0 {
+			// A signal for all of a service is for its worker to hear: that closes our
+			// input when it needs us no longer.
+			ctx = context.WithoutCancel(ctx)
+		}
+		return gpu.Probe(ctx, cmd.InOrStdin(), cmd.OutOrStdout(), cfg)
+	}
+	return cmd
+}
+
+func addLibraryFlag(fs *pflag.FlagSet, path *string) {
+	fs.StringVar(path, "nvml-library", "", "`path` of NVML, libnvidia-ml.so.1 (default: where the loader, a driver container or WSL has it)")
+}

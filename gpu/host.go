@@ -1,0 +1,97 @@
+package gpu
+
+import (
+	"bufio"
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// host is what the machine says of itself and its driver, below a root folder,
+// which is "/" but in tests.
+type host struct{ root string }
+
+func (h host) path(name string) string { return filepath.Join(h.root, name) }
+
+func (h host) has(name string) bool {
+	_, err := os.Stat(h.path(name))
+	return err == nil
+}
+
+func (h host) read(name string) string {
+	b, _ := os.ReadFile(h.path(name)) // what cannot be read is not known
+	return strings.TrimSpace(string(b))
+}
+
+// container says whether this process is in one.
+func (h host) container() bool {
+	return h.has("/.dockerenv") || h.has("/run/.containerenv") || h.has("/var/run/secrets/kubernetes.io") ||
+		strings.Contains(h.read("/proc/1/cgroup"), "kubepods")
+}
+
+// deviceNodes says whether the driver can be talked to.
+func (h host) deviceNodes() bool { return h.has("/dev/nvidiactl") || h.has("/dev/dxg") }
+
+var moduleVersion = regexp.MustCompile(`Kernel Module.*?\s(\d+\.\d[\d.]*)`)
+
+// kernelDriver is the version of the driver that is loaded, empty if none is.
+func (h host) kernelDriver() string {
+	if v := h.read("/sys/module/nvidia/version"); v != "" {
+		return v
+	}
+	if m := moduleVersion.FindStringSubmatch(h.read("/proc/driver/nvidia/version")); m != nil {
+		return m[1]
+	}
+	return ""
+}
+
+// hardware says whether there is an NVIDIA device on the PCI bus.
+func (h host) hardware() bool {
+	vendors, _ := filepath.Glob(h.path("/sys/bus/pci/devices/*/vendor"))
+	for _, v := range vendors {
+		if b, _ := os.ReadFile(v); string(bytes.TrimSpace(b)) == "0x10de" {
+			return true
+		}
+	}
+	return false
+}
+
+// memory is the machine's: Free is what could be had without swapping.
+func (h host) memory() *Memory {
+	var total, available uint64
+	lines := bufio.NewScanner(strings.NewReader(h.read("/proc/meminfo")))
+	for lines.Scan() {
+		name, rest, _ := strings.Cut(lines.Text(), ":")
+		kib, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 54)
+		if err != nil {
+			continue
+		}
+		switch name {
+		case "MemTotal":
+			total = kib << 10
+		case "MemAvailable":
+			available = kib << 10
+		}
+	}
+	if total == 0 || available > total {
+		return nil
+	}
+	return &Memory{Total: total, Used: total - available, Free: available, Host: true}
+}
+
+// libraries are where NVML's library is if the loader does not know it: where a
+// driver container or a WSL machine has it.
+func (h host) libraries() []string {
+	var found []string
+	for _, root := range []string{"", "/run/nvidia/driver", "/driver-root"} {
+		for _, dir := range []string{"/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/lib64", "/usr/lib/wsl/lib"} {
+			if name := root + dir + "/libnvidia-ml.so.1"; h.has(name) {
+				found = append(found, h.path(name))
+			}
+		}
+	}
+	return found
+}

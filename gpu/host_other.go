@@ -1,0 +1,5 @@
+//go:build !linux
+
+package gpu
+
+func (h host) load() string { return "" }

@@ -1,0 +1,322 @@
+//go:build linux && cgo
+
+package gpu
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+)
+
+// Probe prints a [Reading] as a line of JSON each interval, and at once when a GPU
+// reports an error, until in ends or ctx does, which is no failure. If NVML does
+// not work, or does not any more, it prints a last line that says why and returns
+// that failure: only a new process sees a new driver.
+//
+// It is meant to be all that a process does. A call that hangs in the driver
+// leaves its goroutine behind when Probe returns, and the process may still die of
+// what NVML does.
+func Probe(ctx context.Context, in io.Reader, out io.Writer, cfg ProbeConfig) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // ends with in, or with the process
+		io.Copy(io.Discard, in)
+		cancel()
+	}()
+	p := &probe{cfg: cfg, out: bufio.NewWriter(out), host: host{"/"}, lookup: os.LookupEnv}
+	p.cfg.Interval = cmp.Or(cfg.Interval, time.Second)
+	begun := make(chan *Failure, 1)
+	go func() { begun <- p.begin() }() // hangs with the driver
+	select {
+	case <-ctx.Done():
+		return nil
+	case f := <-begun:
+		if f != nil {
+			return p.fail(f)
+		}
+	}
+	return p.run(ctx)
+}
+
+// probe gathers what the goroutines of the GPUs find. All but lib and host is
+// owned by run.
+type probe struct {
+	cfg    ProbeConfig
+	out    *bufio.Writer
+	host   host
+	lookup func(string) (string, bool)
+
+	lib     *library
+	load    string
+	reading Reading // what does not change
+	gpus    [][]Snapshot
+	watches []bool
+	fresh   []bool  // read since the last line
+	xids    [][]XID // since the last line
+}
+
+// news is what a GPU's goroutines tell.
+type news struct {
+	index   int
+	gpus    []Snapshot // nil: no change
+	urgent  bool
+	watches bool
+	xid     *XID
+	err     error // NVML does not work any more
+}
+
+// begin loads NVML and counts the GPUs.
+func (p *probe) begin() *Failure {
+	p.load = p.host.load()
+	var f *Failure
+	if p.lib, f = openLibrary(p.cfg.Library, p.host); f != nil {
+		return f
+	}
+	count := value(newAsker(p.lib, nil), p.lib.DeviceGetCount, "nvmlDeviceGetCount_v2", "nvmlDeviceGetCount")
+	if count == nil {
+		return &Failure{Kind: Other, Detail: "the GPUs cannot be counted"}
+	}
+	if *count == 0 {
+		return &Failure{Kind: NoGPU, Detail: "NVML sees none"}
+	}
+	p.reading.Driver = p.lib.text("nvmlSystemGetDriverVersion", p.lib.SystemGetDriverVersion)
+	p.reading.NVML = p.lib.text("nvmlSystemGetNVMLVersion", p.lib.SystemGetNVMLVersion)
+	p.gpus, p.xids = make([][]Snapshot, *count), make([][]XID, *count)
+	p.watches, p.fresh = make([]bool, *count), make([]bool, *count)
+	return nil
+}
+
+// beginWithin is how long the first line waits for all GPUs to answer.
+const beginWithin = 10 * time.Second
+
+// run starts the goroutines of the GPUs and prints what they find. A line goes
+// out when all of them have been read anew, each interval if some do not answer,
+// and at once after an error.
+func (p *probe) run(ctx context.Context) error {
+	tell := make(chan news)
+	for i := range p.gpus {
+		hurry := make(chan struct{}, 1)
+		// They end with ctx, unless a call of theirs hangs: nobody may wait for them.
+		go p.readLoop(ctx, i, tell, hurry)
+		go p.watchLoop(ctx, i, tell, hurry)
+	}
+	began := time.Now()
+	tick := time.NewTicker(p.cfg.Interval)
+	defer tick.Stop()
+	for {
+		due := false
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if load := p.host.load(); load != p.load {
+				return p.fail(&Failure{Kind: Other, Detail: "the driver was loaded anew"})
+			}
+			due = slices.Contains(p.fresh, false)
+		case n := <-tell:
+			if n.err != nil {
+				return p.fail(Diagnose(n.err))
+			}
+			p.hear(n)
+			due = n.urgent || n.xid != nil || !slices.Contains(p.fresh, false)
+		}
+		if partial := slices.ContainsFunc(p.gpus, func(g []Snapshot) bool { return g == nil }); due && (!partial || time.Since(began) > beginWithin) {
+			if err := p.print(partial); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (p *probe) hear(n news) {
+	if n.gpus != nil {
+		p.gpus[n.index], p.fresh[n.index] = n.gpus, true
+	} else {
+		p.watches[n.index] = n.watches
+	}
+	if n.xid != nil {
+		p.xids[n.index] = append(p.xids[n.index], *n.xid)
+	}
+}
+
+// print writes a line.
+func (p *probe) print(partial bool) error {
+	r := p.reading
+	r.At, r.Partial = time.Now(), partial
+	var all []Snapshot
+	var devices []Device
+	for i, gpus := range p.gpus {
+		if gpus == nil {
+			gpus = []Snapshot{{Device: Device{Index: i}, Load: p.load}}
+		}
+		for _, s := range gpus {
+			s.WatchesXIDs = p.watches[i]
+			s.XIDs = slices.DeleteFunc(slices.Clone(p.xids[i]), func(x XID) bool { return !x.within(s.Device) })
+			all = append(all, s)
+			devices = append(devices, s.Device)
+		}
+	}
+	r.GPUs = all
+	if !p.cfg.All {
+		var visible []Device
+		visible, r.Notes = Visible(devices, p.lookup)
+		r.GPUs = make([]Snapshot, 0, len(visible))
+		for _, d := range visible {
+			i := slices.IndexFunc(devices, func(o Device) bool { return o.Index == d.Index && o.UUID == d.UUID })
+			r.GPUs = append(r.GPUs, all[i])
+		}
+	}
+	if len(r.GPUs) == 0 {
+		r.Failure = &Failure{Kind: NoneVisible, Detail: fmt.Sprintf("NVML sees %d", len(p.gpus))}
+	}
+	clear(p.fresh)
+	clear(p.xids)
+	return p.write(r)
+}
+
+func (p *probe) write(r Reading) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	p.out.Write(b)
+	p.out.WriteByte('\n')
+	return p.out.Flush()
+}
+
+// fail prints the last line.
+func (p *probe) fail(f *Failure) error {
+	if err := p.write(Reading{At: time.Now(), Failure: f}); err != nil {
+		return err
+	}
+	return f
+}
+
+// readLoop reads a GPU each interval, and when there is a hurry.
+func (p *probe) readLoop(ctx context.Context, index int, tell chan<- news, hurry <-chan struct{}) {
+	g := &gpuReader{lib: p.lib, host: p.host, index: index, load: p.load}
+	tick := time.NewTicker(p.cfg.Interval)
+	defer tick.Stop()
+	urgent := false
+	for {
+		gpus, err := g.read(urgent)
+		select {
+		case tell <- news{index: index, gpus: gpus, urgent: urgent, err: err}:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			urgent = false
+		case <-hurry:
+			urgent = true
+		}
+	}
+}
+
+// waitForXID is how long one call waits for an XID; watchAgain is the pause after
+// one that failed, which a lost GPU makes fail at once.
+const (
+	waitForXID = time.Second
+	watchAgain = time.Second
+)
+
+// watchLoop waits for the errors of a GPU. What happens before it has begun is
+// never told.
+func (p *probe) watchLoop(ctx context.Context, index int, tell chan<- news, hurry chan<- struct{}) {
+	say := func(n news) {
+		n.index = index
+		select {
+		case tell <- n:
+		case <-ctx.Done():
+		}
+	}
+	for ctx.Err() == nil {
+		set, ok := p.watch(index)
+		if ok {
+			say(news{watches: true})
+			p.await(ctx, set, func(x XID) {
+				say(news{watches: true, xid: &x})
+				poke(hurry)
+			}, func() { poke(hurry) })
+			set.Free()
+			say(news{watches: false})
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * watchAgain):
+		}
+	}
+}
+
+func poke(hurry chan<- struct{}) {
+	select {
+	case hurry <- struct{}{}:
+	default:
+	}
+}
+
+// watch registers for the XIDs of a GPU.
+func (p *probe) watch(index int) (nvml.EventSet, bool) {
+	if p.lib.lacks([]string{"nvmlEventSetCreate"}) || p.lib.lacks([]string{"nvmlEventSetFree"}) ||
+		p.lib.lacks([]string{"nvmlDeviceRegisterEvents"}) || p.lib.lacks([]string{"nvmlEventSetWait_v2", "nvmlEventSetWait"}) {
+		return nil, false
+	}
+	a := newAsker(p.lib, nil)
+	dev := value(a, func() (nvml.Device, nvml.Return) { return p.lib.DeviceGetHandleByIndex(index) }, "nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetHandleByIndex")
+	if dev == nil {
+		return nil, false
+	}
+	types := value(a, (*dev).GetSupportedEventTypes, "nvmlDeviceGetSupportedEventTypes")
+	if types == nil || *types&nvml.EventTypeXidCriticalError == 0 {
+		return nil, false
+	}
+	set, ret := p.lib.EventSetCreate()
+	if ret != nvml.SUCCESS {
+		return nil, false
+	}
+	if (*dev).RegisterEvents(nvml.EventTypeXidCriticalError, set) != nvml.SUCCESS {
+		set.Free()
+		return nil, false
+	}
+	return set, true
+}
+
+// await tells the XIDs of a set until the set does not work any more.
+func (p *probe) await(ctx context.Context, set nvml.EventSet, happened func(XID), failed func()) {
+	for failures := 0; failures < 3 && ctx.Err() == nil; {
+		event, ret := set.Wait(uint32(waitForXID.Milliseconds()))
+		switch {
+		case ret == nvml.ERROR_TIMEOUT:
+			failures = 0
+		case ret != nvml.SUCCESS:
+			failures++
+			failed()
+			select {
+			case <-ctx.Done():
+			case <-time.After(watchAgain):
+			}
+		case event.EventType&nvml.EventTypeXidCriticalError != 0:
+			failures = 0
+			happened(XID{At: time.Now(), Code: int(event.EventData), GPUInstance: partID(event.GpuInstanceId), ComputeInstance: partID(event.ComputeInstanceId)})
+		}
+	}
+}
+
+// partID is the id of a part of a GPU, nil for all of it.
+func partID(id uint32) *int {
+	if id == 0xFFFFFFFF {
+		return nil
+	}
+	return new(int(id))
+}

@@ -1,0 +1,303 @@
+package gpu
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Config says how to learn of the GPUs.
+type Config struct {
+	// Command is the program that prints readings, to which --interval and
+	// --nvml-library are added. Default: this executable with the argument
+	// gpu-probe.
+	Command []string
+	// Library is the path of libnvidia-ml.so.1. Default: where the loader finds
+	// it, or where driver containers and WSL have it.
+	Library string
+	// All reads the devices too that the environment hides. Default false.
+	All bool
+	// Interval is how often the GPUs are read. Default 1 s.
+	Interval time.Duration
+	// Hang is how long the probe may be silent, or all GPUs may not answer,
+	// before it is given up. It may take twice as long to begin: a GPU without
+	// persistence mode wakes up for seconds. Default 30 s.
+	Hang time.Duration
+	// Pause is the first one before a probe that died is started again. Each is
+	// twice the one before, up to a minute. Default 1 s.
+	Pause time.Duration
+	// Logger hears of probes that die, and of what they complain of. Default:
+	// silent.
+	Logger *slog.Logger
+}
+
+// Sampler knows how the GPUs are. Nothing that NVML does blocks it.
+type Sampler struct {
+	// fixed after New
+	cfg   Config
+	log   *slog.Logger
+	start func(Config) (*child, error) // nil: this build has no probe
+
+	mu      sync.Mutex
+	latest  Reading
+	heard   time.Time // when that came, or Run began
+	failure *Failure
+	known   []Snapshot // the last of each device that was ever identified
+	xids    map[string][]XID
+	seq     uint64
+	stuck   int // children that were given up and still live
+}
+
+// NewSampler makes one. It starts nothing.
+func NewSampler(cfg Config) (*Sampler, error) {
+	for name, d := range map[string]time.Duration{"Interval": cfg.Interval, "Hang": cfg.Hang, "Pause": cfg.Pause} {
+		if d < 0 {
+			return nil, fmt.Errorf("gpu: %s %v: want more than 0", name, d)
+		}
+	}
+	cfg.Interval = cmp.Or(cfg.Interval, time.Second)
+	cfg.Hang = cmp.Or(cfg.Hang, 30*time.Second)
+	cfg.Pause = cmp.Or(cfg.Pause, time.Second)
+	s := &Sampler{cfg: cfg, log: cfg.Logger, heard: time.Now(), xids: make(map[string][]XID)}
+	if supported || len(cfg.Command) > 0 {
+		s.start = startChild
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	return s, nil
+}
+
+// Latest is the newest reading, each value with its state, and how long ago it
+// came; without one, how long none has come. Its Failure says why there is none
+// newer. It never blocks. The caller must not change what it points to.
+func (s *Sampler) Latest() (Reading, time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	r := s.latest
+	r.State = stateAt(r.At, now, s.cfg.Interval)
+	r.GPUs = slices.Clone(r.GPUs)
+	for i := range r.GPUs {
+		r.GPUs[i].State = stateAt(r.GPUs[i].At, now, s.cfg.Interval)
+	}
+	r.Failure = cmp.Or(s.failure, r.Failure)
+	return r, now.Sub(s.heard)
+}
+
+// mostStuck is how many children that cannot be killed there may be. Another one
+// would hang as they do.
+const mostStuck = 2
+
+const longestPause = time.Minute
+
+// Run keeps a probe running until ctx ends. It returns nil, within seconds, even
+// if a child is stuck.
+func (s *Sampler) Run(ctx context.Context) error {
+	s.mu.Lock()
+	s.heard = time.Now()
+	s.mu.Unlock()
+	if s.start == nil { // there will never be one
+		s.fail(&Failure{Kind: Unsupported})
+		<-ctx.Done()
+		return nil
+	}
+	var pause time.Duration
+	for {
+		began := time.Now()
+		if s.mayStart() {
+			failure := s.runChild(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			s.fail(failure)
+		}
+		pause = s.nextPause(pause, time.Since(began))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// nextPause is how long to wait after a child that lived so long.
+func (s *Sampler) nextPause(before, lived time.Duration) time.Duration {
+	if lived > time.Minute {
+		return s.cfg.Pause
+	}
+	return min(max(s.cfg.Pause, 2*before), max(longestPause, s.cfg.Pause))
+}
+
+func (s *Sampler) mayStart() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stuck < mostStuck
+}
+
+// fail notes why there is no probe now. The same reason is logged once.
+func (s *Sampler) fail(f *Failure) {
+	s.mu.Lock()
+	same := s.failure != nil && *s.failure == *f
+	s.failure = f
+	s.mu.Unlock()
+	switch {
+	case same:
+	case f.Kind == Unsupported || f.Kind == NoGPU:
+		s.log.Info("GPUs are not watched", "why", f.Error())
+	default:
+		s.log.Warn("GPUs are not watched", "why", f.Error(), "remedy", f.Remedy())
+	}
+}
+
+// runChild runs a probe until it ends or is given up, and says why.
+func (s *Sampler) runChild(ctx context.Context) *Failure {
+	c, err := s.start(s.cfg)
+	if err != nil {
+		return &Failure{Kind: Crashed, Detail: err.Error()}
+	}
+	failure := s.listen(ctx, c)
+	if !c.end(failure != nil && failure.Kind == Silent) {
+		s.log.Warn("a GPU probe cannot be killed: the driver hangs; it is left alone", "pid", c.pid)
+		s.abandon(c)
+	}
+	if failure == nil {
+		failure = c.death()
+	}
+	return failure
+}
+
+// listen takes a child's lines until they end, which is nil, the child says why
+// it cannot go on, or it has been silent for too long.
+func (s *Sampler) listen(ctx context.Context, c *child) *Failure {
+	silence := time.NewTimer(2 * s.cfg.Hang)
+	defer silence.Stop()
+	spoke := time.Now()
+	answered := spoke
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-silence.C:
+			return &Failure{Kind: Silent, Detail: fmt.Sprintf("no line for %v", time.Since(spoke).Round(time.Millisecond))}
+		case line, ok := <-c.lines:
+			if !ok {
+				return nil
+			}
+			now := time.Now()
+			r, err := parseReading(line, now)
+			if err != nil {
+				s.log.Debug("not a reading", "err", err)
+				continue // it does not count as a sign of life
+			}
+			if r.Failure != nil && r.Failure.Kind != NoneVisible {
+				return r.Failure
+			}
+			spoke = now
+			silence.Reset(s.cfg.Hang)
+			s.receive(r)
+			if answered = latest(answered, newest(r)); len(r.GPUs) == 0 {
+				answered = now
+			}
+			if now.Sub(answered) > s.cfg.Hang {
+				return &Failure{Kind: Silent, Detail: fmt.Sprintf("no GPU has answered for %v", s.cfg.Hang)}
+			}
+		}
+	}
+}
+
+func newest(r Reading) time.Time {
+	var t time.Time
+	for _, g := range r.GPUs {
+		t = latest(t, g.At)
+	}
+	return t
+}
+
+// abandon leaves a child alone that nothing ends.
+func (s *Sampler) abandon(c *child) {
+	s.mu.Lock()
+	s.stuck++
+	s.mu.Unlock()
+	go func() { // ends with the child, which is when the driver lets go of it
+		<-c.done
+		s.mu.Lock()
+		s.stuck--
+		s.mu.Unlock()
+	}()
+}
+
+// receive takes a reading in: it adds what the child cannot know, which is what
+// was before it began.
+func (s *Sampler) receive(r Reading) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range r.GPUs {
+		s.identifyLocked(&r.GPUs[i])
+		s.rememberXIDsLocked(&r.GPUs[i])
+	}
+	if s.failure != nil {
+		s.log.Info("GPUs are watched", "driver", r.Driver, "gpus", len(r.GPUs))
+	}
+	s.failure = nil
+	for _, k := range s.known {
+		if !r.Partial && !slices.ContainsFunc(r.GPUs, func(g Snapshot) bool { return g.UUID == k.UUID }) {
+			r.GPUs = append(r.GPUs, Snapshot{Device: k.Device, At: r.At, Load: k.Load, Lost: lostGone, XIDs: s.xids[k.UUID]})
+		}
+	}
+	for _, g := range r.GPUs {
+		s.knowLocked(g)
+	}
+	s.latest, s.heard = r, r.At
+}
+
+const lostGone = "is no longer there"
+
+// identifyLocked finds out which device one is that is lost, and cannot say it
+// any more.
+func (s *Sampler) identifyLocked(g *Snapshot) {
+	if g.UUID != "" {
+		return
+	}
+	for _, k := range s.known {
+		if k.Label() == g.Label() {
+			g.Device = k.Device
+			return
+		}
+	}
+}
+
+func (s *Sampler) knowLocked(g Snapshot) {
+	i := slices.IndexFunc(s.known, func(k Snapshot) bool { return k.UUID == g.UUID })
+	switch {
+	case g.UUID == "":
+	case i < 0:
+		s.known = append(s.known, g)
+	case g.Lost == lostGone: // as it was when it was there
+	default:
+		s.known[i] = g
+	}
+}
+
+// mostXIDs is how many XIDs of a device are kept.
+const mostXIDs = 16
+
+func (s *Sampler) rememberXIDsLocked(g *Snapshot) {
+	key := cmp.Or(g.UUID, g.Label())
+	list := slices.Clone(s.xids[key]) // those who read it keep what they have
+	for _, x := range g.XIDs {
+		s.seq++
+		x.Seq = s.seq
+		list = append(list, x)
+		s.log.Warn("the driver reports an error", "gpu", key, "xid", x.Code, "text", x.String())
+	}
+	if n := len(list) - mostXIDs; n > 0 {
+		list = list[n:]
+	}
+	s.xids[key] = list
+	g.XIDs = list
+}
