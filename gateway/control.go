@@ -73,9 +73,10 @@ func (g *Gateway) doPurge(m *nats.Msg) {
 	}
 	n := 0
 	for _, f := range g.all() {
-		at := f.at()
-		if _, queued := f.queued(); queued && at.pool == o.Pool && (o.Tier == "" || at.tier.Name == o.Tier) {
-			f.order(unavailable("purged", 5*time.Second, "an operator emptied the queue of %s", quote(o.Pool)))
+		if at := f.at(); at.pool != o.Pool || o.Tier != "" && at.tier.Name != o.Tier {
+			continue
+		}
+		if f.purge(unavailable("purged", 5*time.Second, "an operator emptied the queue of %s", quote(o.Pool))) {
 			n++
 		}
 	}

@@ -112,6 +112,18 @@ func (f *flight) order(err error) {
 	f.wake()
 }
 
+// purge does the same if it waits for a worker. It says whether it does.
+func (f *flight) purge(err error) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over || f.current != nil {
+		return false
+	}
+	f.purged = err // from here on no claim is granted
+	f.wake()
+	return true
+}
+
 // displace makes it leave the home lane of a worker that is gone.
 func (f *flight) displace(worker string) {
 	f.mu.Lock()

@@ -238,7 +238,7 @@ func (b *banner) run(ctx context.Context) error {
 		fmt.Fprintf(&s, "\n  models   %s\n\n", strings.Join(models, ", "))
 		key := ""
 		if b.gateway.KeysRequired() {
-			key = ` -H "authorization: Bearer $PULLEY_KEY"`
+			key = ` -H "authorization: Bearer $KEY"`
 		}
 		fmt.Fprintf(&s, "Try it:\n\n  curl -N %s/v1/chat/completions%s -H 'content-type: application/json' \\\n    -d '{\"model\":\"%s\",\"stream\":true,\"max_tokens\":20,\"messages\":[{\"role\":\"user\",\"content\":\"Hello!\"}]}'\n\n", url, key, models[0])
 	}
