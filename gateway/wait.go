@@ -1,0 +1,201 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+const (
+	// lookAfter is how often a waiting request looks whether anybody could serve it.
+	lookAfter = time.Second
+
+	// lookInQueue is how often it looks whether the queue still has it.
+	lookInQueue = 15 * time.Second
+)
+
+// queueUp puts a request on the queue of its place, or has it wait here for its
+// turn to go there.
+func (g *Gateway) queueUp(ctx context.Context, f *flight) error {
+	f.since = time.Now()
+	if f.turn = f.at().queue.ask(f.at().lane, f.req.Tenant, f.cost); f.turn != nil {
+		return nil
+	}
+	return g.publish(ctx, f)
+}
+
+// follow writes what comes back, until the answer ends or the client does.
+func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
+	quiet := time.NewTimer(g.cfg.KeepAlive)
+	defer quiet.Stop()
+	moved := time.Now() // when something last came
+	look := time.NewTimer(f.lookIn())
+	defer look.Stop()
+	for {
+		var turn <-chan struct{}
+		if f.turn != nil {
+			turn = f.turn.come
+		}
+		select {
+		case <-turn:
+			f.turn = nil
+			if err := g.publish(ctx, f); err != nil {
+				return ans.refuse(g.ended(ctx, f, err))
+			}
+		case <-f.notify:
+			if err := g.ordered(ctx, f); err != nil {
+				return ans.refuse(g.ended(ctx, f, err))
+			}
+			done, err := g.progress(ctx, f, ans)
+			if done || err != nil {
+				return err
+			}
+			if ans.got == nil { // it waits again
+				look.Reset(f.lookIn())
+			}
+			moved = time.Now()
+		case <-ctx.Done():
+			return ans.refuse(g.ended(ctx, f, ctx.Err()))
+		case <-quiet.C:
+			if d := time.Since(moved); d < g.cfg.KeepAlive {
+				quiet.Reset(g.cfg.KeepAlive - d)
+				continue
+			}
+			if err := ans.keepAlive(f.at().queue.waiting(time.Now())); err != nil {
+				return err
+			}
+			quiet.Reset(g.cfg.KeepAlive)
+		case <-look.C:
+			if _, queued := f.queued(); !queued {
+				continue // should the attempt fail, it looks again
+			}
+			if err := g.look(ctx, f); err != nil {
+				return ans.refuse(g.ended(ctx, f, err))
+			}
+			look.Reset(f.lookIn())
+		}
+	}
+}
+
+// lookIn is when a waiting request has to look what has become of its queue.
+func (f *flight) lookIn() time.Duration {
+	in := lookAfter
+	if most := time.Duration(f.at().tier.MaxWait); most > 0 {
+		in = min(in, max(most-time.Since(f.arrived), 0)+time.Millisecond)
+	}
+	return in
+}
+
+// look sees to a request that waits: whether it may go on to, and where.
+func (g *Gateway) look(ctx context.Context, f *flight) error {
+	now, at := time.Now(), f.at()
+	waited := now.Sub(f.arrived)
+	if most := time.Duration(at.tier.MaxWait); most > 0 && waited >= most {
+		g.metrics.refused(at.pool, at.tier.Name, "max_wait")
+		return &Error{Status: http.StatusTooManyRequests, Code: "queue_timeout", RetryAfter: time.Second,
+			Message: fmt.Sprintf("no worker took the request within the %v that tier %s allows", most, at.tier.Name)}
+	}
+	if pool := g.betterPool(f, waited, now); pool != "" {
+		return g.move(ctx, f, pool, at.tier, subjects.Shared)
+	}
+	if since := g.fleet.emptySince(at.pool); !since.IsZero() && now.Sub(since) > g.cfg.NoWorkerWait && waited > g.cfg.NoWorkerWait {
+		return unavailable("no_worker", 10*time.Second, "no worker serves %s", quote(f.req.Model))
+	}
+	if at.lane != subjects.Shared && now.Sub(f.since) >= max(time.Duration(g.rules.Load().Policy.Pools[at.pool].StickFor), lookAfter) {
+		return g.move(ctx, f, at.pool, at.tier, subjects.Shared)
+	}
+	return g.stillQueued(ctx, f)
+}
+
+// betterPool is the fallback that a waiting request should go to; "" if it
+// should stay.
+func (g *Gateway) betterPool(f *flight, waited time.Duration, now time.Time) string {
+	if f.route == nil || len(f.route.Fallback) == 0 {
+		return ""
+	}
+	at := f.at()
+	after := time.Duration(f.route.FallbackAfter)
+	if g.fleet.slots(at.pool) > 0 && (after == 0 || waited < after) {
+		return ""
+	}
+	for _, pool := range f.route.Fallback {
+		if pool == at.pool {
+			return "" // it is as far as it can get
+		}
+		if g.serves(f.route, pool, now) {
+			return pool
+		}
+	}
+	return ""
+}
+
+// ordered does what was decided outside of the request's handler.
+func (g *Gateway) ordered(ctx context.Context, f *flight) error {
+	f.mu.Lock()
+	err, move := f.purged, f.move
+	f.move = false
+	f.mu.Unlock()
+	if err != nil || !move {
+		return err
+	}
+	at := f.at()
+	tier, ok := g.rules.Load().tiers[at.tier.Name]
+	if !ok {
+		tier = g.rules.Load().tiers[policy.DefaultTier]
+	}
+	return g.move(ctx, f, at.pool, tier, subjects.Shared)
+}
+
+// move takes a waiting request to another queue. One that a worker has claimed
+// stays with it; one that was delivered meanwhile is refused there.
+func (g *Gateway) move(ctx context.Context, f *flight, pool string, tier policy.Tier, lane string) error {
+	from := f.at()
+	to := place{pool: pool, tier: tier, lane: lane, queue: g.queue(pool, tier.Name)}
+	now := time.Now()
+	f.mu.Lock()
+	if f.over || f.current != nil {
+		f.mu.Unlock()
+		return nil
+	}
+	seq := f.seq
+	if f.turn == nil {
+		f.left = leftover{stream: subjects.ReqStream(from.tier.Name), seq: seq}
+	}
+	f.seq = 0
+	f.mu.Unlock()
+	if f.turn != nil {
+		from.queue.giveUp(f.turn)
+		f.turn = nil
+	} else {
+		g.takeBack(f, f.left.stream, seq)
+		from.queue.leave(from.lane, false, now)
+	}
+	to.queue.join()
+	f.where.Store(&to)
+	g.log.Info("request moved", "id", f.req.ID, "pool", pool, "tier", tier.Name, "lane", lane, "from_pool", from.pool, "from_tier", from.tier.Name, "from_lane", from.lane)
+	return g.queueUp(ctx, f)
+}
+
+// stillQueued publishes a request again that waits for long and that the
+// queue, against its word, no longer has.
+func (g *Gateway) stillQueued(ctx context.Context, f *flight) error {
+	now := time.Now()
+	if now.Sub(f.inQueue) < lookInQueue {
+		return nil
+	}
+	f.inQueue = now
+	seq, queued := f.queued()
+	if !queued || seq == 0 {
+		return nil
+	}
+	there, err := g.holds(ctx, f, subjects.ReqStream(f.at().tier.Name), seq)
+	if there || err != nil {
+		return nil // not knowing is no reason to run it twice
+	}
+	g.log.Warn("the queue lost a request; publishing it again", "id", f.req.ID)
+	return g.publish(ctx, f)
+}
