@@ -55,7 +55,8 @@
 //
 // # The simulator's model of time
 //
-// A request first waits in the engine's own FIFO queue until one of its slots is free. Its prompt is then prefilled:
+// A request first waits in the engine's own FIFO queue until one of its slots is free, there is memory for it, see below,
+// and those with a slot that still wait for their prefill leave some of PrefillBatch. Its prompt is then prefilled:
 // prompts are prefilled one at a time, in the order in which they took their slots, at PrefillRate tokens per second, but
 // for the tokens that the prefix cache has.
 // TTFT later (this part overlaps with other requests) the first token is there and the request joins the decode batch,
@@ -66,6 +67,8 @@
 // A batch that grows or shrinks changes the pace of all, from that instant on and also in the middle of a token. The last
 // token frees the slot. A client that goes away frees it at once, in whatever phase its request is. A slow reader does
 // not slow the engine down: its tokens wait for it.
+//
+// [Sim.SetClock], or POST /sim/clock?factor=0.5, changes how fast it computes while it runs, as throttled clocks do.
 //
 // All of it is computed from the time package's clock, one event after the other, so that it is exact to the nanosecond
 // in a testing/synctest bubble and does not drift on a real clock. What takes no time starts no timer: an engine with all
@@ -100,6 +103,23 @@
 //
 // The usage tells: prompt_tokens_details.cached_tokens, input_tokens_details.cached_tokens, or cache_read_input_tokens,
 // which in Anthropic's API are not among the input_tokens.
+//
+// # The KV cache
+//
+// A request takes memory for its prompt and its first token when it takes its slot, and for one token more with each that
+// it makes; its end gives all of it back. A prompt for which there is no room waits, and all behind it with it. When a
+// token finds no room, the request that took its slot last is preempted, as with vLLM: it goes to the front of the queue,
+// and when it gets its slot again, its prompt and the tokens that it had made are prefilled anew. Its answer only comes
+// later. One request alone may have more than there is.
+//
+// The prefix cache is apart from that, and takes none of this memory.
+//
+// # Models that take turns
+//
+// With Loaded, an engine holds so many of its models at once, none to begin with, as Ollama and llama-swap do. A request
+// for another one waits until nothing runs any more of the model that has to go, the one that was asked for longest ago,
+// idle ones first; and then LoadTime for its load. Requests for models that are there pass it meanwhile, but for the one
+// that has to go; with DialectOllama nothing passes what waits before it.
 //
 // # Orders
 //

@@ -7,23 +7,34 @@ import (
 
 // A modelList is what /v1/models answers, as far as engines say more than OpenAI.
 type modelList struct {
-	Data []struct {
-		ID      string `json:"id"`
-		OwnedBy string `json:"owned_by"`
-		Status  struct {
-			Value string `json:"value"` // of llama.cpp as a router
-		} `json:"status"`
-	} `json:"data"`
+	Data []listedModel `json:"data"`
+}
+
+type listedModel struct {
+	ID      string `json:"id"`
+	OwnedBy string `json:"owned_by"`
+	State   string `json:"state"` // of LM Studio
+	Status  struct {
+		Value string `json:"value"` // of llama.cpp as a router
+	} `json:"status"`
 }
 
 var errNoList = errors.New("no list of models")
 
-func readModels(body []byte, st *Status) error { return readModelList(body, st, true) }
+func readModels(body []byte, st *Status) error {
+	return readModelList(body, st, func(m listedModel) bool { return m.Status.Value == "" || m.Status.Value == "loaded" })
+}
 
 // readModelsUnloaded is for engines that tell elsewhere what is loaded.
-func readModelsUnloaded(body []byte, st *Status) error { return readModelList(body, st, false) }
+func readModelsUnloaded(body []byte, st *Status) error {
+	return readModelList(body, st, func(listedModel) bool { return false })
+}
 
-func readModelList(body []byte, st *Status, loaded bool) error {
+func readLMStudioModels(body []byte, st *Status) error {
+	return readModelList(body, st, func(m listedModel) bool { return m.State == "loaded" })
+}
+
+func readModelList(body []byte, st *Status, loaded func(listedModel) bool) error {
 	var list modelList
 	if err := json.Unmarshal(body, &list); err != nil {
 		return err
@@ -33,7 +44,7 @@ func readModelList(body []byte, st *Status, loaded bool) error {
 	}
 	st.Models = []Model{}
 	for _, m := range list.Data {
-		st.Models = append(st.Models, Model{Name: m.ID, Loaded: loaded && (m.Status.Value == "" || m.Status.Value == "loaded")})
+		st.Models = append(st.Models, Model{Name: m.ID, Loaded: loaded(m)})
 	}
 	return nil
 }
@@ -52,26 +63,6 @@ func readLlamaSwapRunning(body []byte, st *Status) error {
 	st.Models = []Model{}
 	for _, m := range list.Running {
 		st.Models = append(st.Models, Model{Name: m.Model, Loaded: m.State == "ready"})
-	}
-	return nil
-}
-
-func readLMStudioModels(body []byte, st *Status) error {
-	var list struct {
-		Data []struct {
-			ID    string `json:"id"`
-			State string `json:"state"`
-		} `json:"data"`
-	}
-	if err := json.Unmarshal(body, &list); err != nil {
-		return err
-	}
-	if list.Data == nil {
-		return errNoList
-	}
-	st.Models = []Model{}
-	for _, m := range list.Data {
-		st.Models = append(st.Models, Model{Name: m.ID, Loaded: m.State == "loaded"})
 	}
 	return nil
 }

@@ -28,6 +28,9 @@ type SimConfig struct {
 	MaxQueue int
 	// PrefillRate is in prompt tokens per second. Default 0, infinitely fast.
 	PrefillRate float64
+	// PrefillBatch is how many prompt tokens are taken for prefill together, vLLM's max_num_batched_tokens: prompts beyond
+	// that wait in the queue, without a slot. It changes what the engine tells of itself, and no time. Default 8192.
+	PrefillBatch int
 	// ITLBase is the part of the inter-token time that does not depend on the batch. Default 0.
 	ITLBase time.Duration
 	// ITLPerRequest is the part of the inter-token time that each request in the batch adds. Default 0.
@@ -53,10 +56,15 @@ type SimConfig struct {
 	RefuseStatus int
 	// RetryAfter is what a refusal advises, in whole seconds. Default 1s.
 	RetryAfter time.Duration
-	// KVTokens is how many tokens of KV cache its metrics tell of. No more than that: it never runs out. Default 8192 for
-	// each slot.
+	// KVTokens is how many tokens its KV cache holds: prompts wait until there is room, and where answers outgrow it, the
+	// last comer is preempted. Default 65536 for each slot, which hardly ever runs out.
 	KVTokens int
-	// Dialect is whose pages it has, with what goes on in this engine: any but DialectLlamaSwap and DialectLMStudio. To
+	// Loaded is how many of the models it holds at once: a request for another one waits for its load, and for what runs
+	// of the model that makes room for it. Default 0, all of them.
+	Loaded int
+	// LoadTime is what a load takes. Default 0.
+	LoadTime time.Duration
+	// Dialect is whose pages it has, with what goes on in this engine: any but DialectLMStudio. To
 	// inference requests all answer as OpenAI's specification says, but for DialectOllama, which ignores
 	// max_completion_tokens, repeats the role in every chunk, and answers an unknown model with type api_error and code
 	// null. Default DialectVLLM.
@@ -68,10 +76,11 @@ type SimConfig struct {
 func (c SimConfig) withDefaults() SimConfig {
 	c.Name = cmp.Or(c.Name, "sim")
 	c.Slots = cmp.Or(c.Slots, 8)
+	c.PrefillBatch = cmp.Or(c.PrefillBatch, 8192)
 	c.TokensPerEvent = cmp.Or(c.TokensPerEvent, 1)
 	c.RefuseStatus = cmp.Or(c.RefuseStatus, http.StatusTooManyRequests)
 	c.RetryAfter = cmp.Or(c.RetryAfter, time.Second)
-	c.KVTokens = cmp.Or(c.KVTokens, 8192*c.Slots)
+	c.KVTokens = cmp.Or(c.KVTokens, 65536*c.Slots)
 	c.Dialect = cmp.Or(c.Dialect, DialectVLLM)
 	if d, err := ParseDialect(string(c.Dialect)); err == nil {
 		c.Dialect = d
@@ -107,8 +116,11 @@ func (c SimConfig) check() error {
 		{"Slots", float64(c.Slots), 1},
 		{"MaxQueue", float64(c.MaxQueue), 0},
 		{"PrefillRate", c.PrefillRate, 0},
+		{"PrefillBatch", float64(c.PrefillBatch), 1},
 		{"PrefixCache", float64(c.PrefixCache), 0},
 		{"KVTokens", float64(c.KVTokens), 1},
+		{"Loaded", float64(c.Loaded), 0},
+		{"LoadTime", float64(c.LoadTime), 0},
 		{"ITLBase", float64(c.ITLBase), 0},
 		{"ITLPerRequest", float64(c.ITLPerRequest), 0},
 		{"TTFT", float64(c.TTFT), 0},
@@ -149,7 +161,8 @@ type Sim struct {
 	cfg        SimConfig
 	mux        *http.ServeMux
 	batch      *batch
-	born       int64 // unix seconds; "created" of the models
+	loader     *loader // nil: all models are there
+	born       int64   // unix seconds; "created" of the models
 	nameHeader []string
 
 	lastID   atomic.Uint64
@@ -174,6 +187,7 @@ func NewSim(cfg SimConfig) (*Sim, error) {
 	s := &Sim{
 		cfg:        cfg,
 		batch:      newBatch(cfg),
+		loader:     newLoader(cfg),
 		born:       time.Now().Unix(),
 		nameHeader: []string{cfg.Name},
 		draws:      rand.New(rand.NewPCG(cfg.Seed, 0)),
@@ -197,6 +211,7 @@ func (s *Sim) routes() *http.ServeMux {
 	mux.HandleFunc("GET /v1/models", s.listModels)
 	mux.HandleFunc("GET /v1/models/{id...}", s.showModel)
 	mux.HandleFunc("GET /sim/stats", s.showStats)
+	mux.HandleFunc("POST /sim/clock", s.orderClock)
 	for path, show := range s.pages() {
 		mux.HandleFunc(path, show)
 	}
@@ -256,19 +271,22 @@ func (s *Sim) refusal(status int) error {
 
 // SimStats counts requests of a Sim.
 type SimStats struct {
-	Name       string `json:"name"`
-	Slots      int    `json:"slots"`
-	Running    int    `json:"running"`     // hold a slot
-	Waiting    int    `json:"waiting"`     // in the engine's queue
-	MaxRunning int    `json:"max_running"` // the most that ever ran at once
-	Received   int64  `json:"received"`    // inference requests that came, answered or not
-	Started    int64  `json:"started"`     // got a slot
-	Finished   int64  `json:"finished"`    // were computed to their end for a client that was still there
-	Aborted    int64  `json:"aborted"`     // lost their client before that, waiting or running
-	Refused    int64  `json:"refused"`     // 429 or 503, queue full or as ordered
-	Failed     int64  `json:"failed"`      // 500, closed or cut, as ordered
-	Queried    int64  `json:"queried"`     // prompt tokens that were looked for in the prefix cache
-	Cached     int64  `json:"cached"`      // prompt tokens that were found there
+	Name       string  `json:"name"`
+	Slots      int     `json:"slots"`
+	Running    int     `json:"running"`     // hold a slot
+	Waiting    int     `json:"waiting"`     // in the engine's queue
+	MaxRunning int     `json:"max_running"` // the most that ever ran at once
+	Received   int64   `json:"received"`    // inference requests that came, answered or not
+	Started    int64   `json:"started"`     // got a slot
+	Finished   int64   `json:"finished"`    // were computed to their end for a client that was still there
+	Aborted    int64   `json:"aborted"`     // lost their client before that, waiting or running
+	Refused    int64   `json:"refused"`     // 429 or 503, queue full or as ordered
+	Failed     int64   `json:"failed"`      // 500, closed or cut, as ordered
+	Preempted  int64   `json:"preempted"`   // times that a request was put back for lack of KV cache
+	Queried    int64   `json:"queried"`     // prompt tokens that were looked for in the prefix cache
+	Cached     int64   `json:"cached"`      // prompt tokens that were found there
+	Loads      int64   `json:"loads"`       // of models
+	Clock      float64 `json:"clock"`       // see SetClock
 }
 
 // Stats is a snapshot. A client that has its whole answer finds it counted as finished.
@@ -277,11 +295,38 @@ func (s *Sim) Stats() SimStats {
 	st.Name, st.Slots = s.cfg.Name, s.cfg.Slots
 	st.Received, st.Finished, st.Aborted = s.received.Load(), s.finished.Load(), s.aborted.Load()
 	st.Refused, st.Failed = s.refused.Load(), s.failed.Load()
+	s.loader.stats(&st)
 	return st
 }
 
 func (s *Sim) showStats(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, s.Stats())
+}
+
+// minClock is as good as a standstill: a token takes hours.
+const minClock = 1e-6
+
+// SetClock makes prefill and decoding so many times as fast as configured, from now on and also in the middle of a token,
+// as a GPU's clocks do: 0.5 is half as fast, 1 is as configured. Less than 0.000001 is refused.
+func (s *Sim) SetClock(factor float64) error {
+	if !(factor >= minClock) || math.IsInf(factor, 0) {
+		return fmt.Errorf("clock %v: want a factor from %v on, such as 0.5", factor, minClock)
+	}
+	s.batch.setClock(factor)
+	return nil
+}
+
+// orderClock is SetClock with the parameter factor, from the query or a form.
+func (s *Sim) orderClock(w http.ResponseWriter, r *http.Request) {
+	factor, err := strconv.ParseFloat(r.FormValue("factor"), 64)
+	if err == nil {
+		err = s.SetClock(factor)
+	}
+	if err != nil {
+		badRequest("factor", "%v", err).write(w, false)
+		return
+	}
+	s.showStats(w, r)
 }
 
 type modelCard struct {

@@ -192,51 +192,72 @@ func TestAbortedPrefillLetsTheNextBeginAtOnce(t *testing.T) {
 
 // TestAgreesWithTheModel replays random requests and compares each with a plain time-stepping of the same model.
 func TestAgreesWithTheModel(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		cfg := engine.SimConfig{
-			Slots: 6, PrefillRate: 3000, ITLBase: 3 * time.Millisecond, ITLPerRequest: 1700 * time.Microsecond,
-		}
-		rng := rand.New(rand.NewPCG(7, 7))
-		var reqs []*modelRequest
-		at := 0.0
-		for range 150 {
-			at += rng.ExpFloat64() * 0.05
-			reqs = append(reqs, &modelRequest{at: at, in: rng.IntN(200), out: 1 + rng.IntN(40)})
-		}
-		runModel(cfg, reqs)
-		r := newRig(t, cfg)
-		var wg sync.WaitGroup
-		for i, q := range reqs {
-			wg.Go(func() {
-				time.Sleep(time.Duration(q.at * 1e9))
-				times := r.tokenTimes("", q.in, q.out)
-				if len(times) != q.out {
-					t.Errorf("request %d: %d tokens, want %d", i, len(times), q.out)
-					return
-				}
-				first, end := times[0].Seconds(), times[q.out-1].Seconds()
-				if d := max(first-q.first, q.first-first, end-q.end, q.end-end); d > 1e-6 {
-					t.Errorf("request %d: first %v end %v, want %v and %v", i, first, end, q.first, q.end)
-				}
+	for name, memory := range map[string]int{"enough memory": 0, "little memory": 600} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				agreesWithTheModel(t, engine.SimConfig{
+					Slots: 6, PrefillRate: 3000, ITLBase: 3 * time.Millisecond, ITLPerRequest: 1700 * time.Microsecond, KVTokens: memory,
+				})
 			})
-		}
-		wg.Wait()
-	})
+		})
+	}
+}
+
+func agreesWithTheModel(t *testing.T, cfg engine.SimConfig) {
+	rng := rand.New(rand.NewPCG(7, 7))
+	var reqs []*modelRequest
+	at := 0.0
+	for range 150 {
+		at += rng.ExpFloat64() * 0.05
+		reqs = append(reqs, &modelRequest{at: at, in: rng.IntN(200), out: 1 + rng.IntN(40)})
+	}
+	preempted := runModel(cfg, reqs)
+	r := newRig(t, cfg)
+	var wg sync.WaitGroup
+	for i, q := range reqs {
+		wg.Go(func() {
+			time.Sleep(time.Duration(q.at * 1e9))
+			times := r.tokenTimes("", q.in, q.out)
+			if len(times) != q.out {
+				t.Errorf("request %d: %d tokens, want %d", i, len(times), q.out)
+				return
+			}
+			first, end := times[0].Seconds(), times[q.out-1].Seconds()
+			if d := max(first-q.first, q.first-first, end-q.end, q.end-end); d > 1e-6 {
+				t.Errorf("request %d: first %v end %v, want %v and %v", i, first, end, q.first, q.end)
+			}
+		})
+	}
+	wg.Wait()
+	if got := r.sim.Stats().Preempted; got != int64(preempted) || (cfg.KVTokens > 0) != (got > 0) {
+		t.Errorf("%d were preempted, want %d", got, preempted)
+	}
+	t.Logf("%d were preempted", preempted)
 }
 
 type modelRequest struct {
 	at      float64
 	in, out int
 
-	first, end, made float64
+	first, end float64
+	again      int     // tokens made when it was preempted
+	made       float64 // since its prefill, after the first
 }
 
-// runModel goes from one change of the batch to the next and touches every request each time.
-func runModel(cfg engine.SimConfig, reqs []*modelRequest) {
+func (q *modelRequest) tokens() int { return q.again + 1 + int(q.made+1e-9) }
+
+// runModel goes from one token to the next and touches every request each time.
+func runModel(cfg engine.SimConfig, reqs []*modelRequest) (preempted int) {
 	const never = 1e18
 	arriving := slices.Clone(reqs)
-	var queue, prefill, batch []*modelRequest
+	var queue, running, prefill, batch []*modelRequest
 	now, prefillEnd := 0.0, never
+	held := func() (tokens int) {
+		for _, q := range running {
+			tokens += q.in + q.tokens()
+		}
+		return tokens
+	}
 	for {
 		itl := cfg.ITLBase.Seconds() + cfg.ITLPerRequest.Seconds()*float64(len(batch))
 		next := prefillEnd
@@ -244,10 +265,11 @@ func runModel(cfg engine.SimConfig, reqs []*modelRequest) {
 			next = min(next, arriving[0].at)
 		}
 		for _, q := range batch {
-			next = min(next, now+(float64(q.out-1)-q.made)*itl)
+			token := float64(q.tokens() - q.again) // what it has of made when the next token is there
+			next = min(next, now+(token-q.made)*itl)
 		}
 		if next == never {
-			return
+			return preempted
 		}
 		for _, q := range batch {
 			q.made += (next - now) / itl
@@ -257,18 +279,42 @@ func runModel(cfg engine.SimConfig, reqs []*modelRequest) {
 			queue, arriving = append(queue, arriving[0]), arriving[1:]
 		}
 		if prefillEnd <= now {
-			prefill[0].first = now
-			batch, prefill, prefillEnd = append(batch, prefill[0]), prefill[1:], never
+			q := prefill[0]
+			if q.again == 0 {
+				q.first = now
+			}
+			batch, prefill, prefillEnd = append(batch, q), prefill[1:], never
 		}
-		batch = slices.DeleteFunc(batch, func(q *modelRequest) bool {
-			q.end = now
-			return q.made > float64(q.out-1)-1e-9
-		})
-		for len(queue) > 0 && len(batch)+len(prefill) < cfg.Slots {
-			prefill, queue = append(prefill, queue[0]), queue[1:]
+		for _, q := range batch {
+			q.end = now // until it goes on
+		}
+		ended := func(q *modelRequest) bool { return q.end == now && q.tokens() >= q.out }
+		running = slices.DeleteFunc(running, ended)
+		batch = slices.DeleteFunc(batch, ended)
+		for cfg.KVTokens > 0 && len(running) > 1 && held() > cfg.KVTokens {
+			q := running[len(running)-1]
+			running = running[:len(running)-1]
+			if i := slices.Index(batch, q); i >= 0 {
+				q.again, q.made = q.tokens(), 0
+				batch = slices.Delete(batch, i, i+1)
+			} else if i := slices.Index(prefill, q); i >= 0 {
+				prefill = slices.Delete(prefill, i, i+1)
+				if i == 0 {
+					prefillEnd = never
+				}
+			}
+			queue = slices.Insert(queue, 0, q)
+			preempted++
+		}
+		for len(queue) > 0 && len(running) < cfg.Slots {
+			q := queue[0]
+			if cfg.KVTokens > 0 && len(running) > 0 && held()+q.in+q.tokens() > cfg.KVTokens {
+				break
+			}
+			running, prefill, queue = append(running, q), append(prefill, q), queue[1:]
 		}
 		if prefillEnd == never && len(prefill) > 0 {
-			prefillEnd = now + float64(prefill[0].in)/cfg.PrefillRate
+			prefillEnd = now + float64(prefill[0].in+prefill[0].again)/cfg.PrefillRate
 		}
 	}
 }

@@ -3,7 +3,6 @@ package engine
 import (
 	"bytes"
 	"fmt"
-	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -12,7 +11,7 @@ import (
 // SimDialects are those that a Sim can speak.
 func SimDialects() []Dialect {
 	return []Dialect{DialectVLLM, DialectSGLang, DialectTGI, DialectLlamaCpp, DialectOllama, DialectTriton, DialectTRTLLM,
-		DialectOpenAI}
+		DialectLlamaSwap, DialectOpenAI}
 }
 
 // pages are the GETs and others by which an engine of the Sim's dialect tells of itself. Triton's metrics are on the same
@@ -40,7 +39,10 @@ func (s *Sim) pages() map[string]http.HandlerFunc {
 		delete(pages, "GET /health")
 		pages["GET /api/version"] = showJSON(func(simState) any { return object{"version": simVersion} }, s)
 		pages["GET /api/tags"] = showJSON(s.ollamaModels, s)
-		pages["GET /api/ps"] = showJSON(s.ollamaModels, s)
+		pages["GET /api/ps"] = showJSON(s.ollamaLoaded, s)
+	case DialectLlamaSwap:
+		pages["GET /health"] = llamaSwapHealth
+		pages["GET /running"] = showJSON(s.llamaSwapRunning, s)
 	case DialectTriton:
 		delete(pages, "GET /health")
 		pages["GET /v2"] = showJSON(func(simState) any {
@@ -77,24 +79,6 @@ func (s *Sim) state() simState {
 }
 
 func (st simState) usage() float64 { return float64(st.held) / float64(st.kvTokens) }
-
-// held is how many tokens the requests in the batch have in the KV cache: prompts whose prefill has begun, and what was
-// made.
-func (b *batch) held() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	tokens := 0
-	if len(b.prefilling) > 0 {
-		tokens += b.prefilling[0].in
-	}
-	for _, q := range b.resting {
-		tokens += q.in
-	}
-	for _, q := range b.decoding {
-		tokens += q.in + min(max(q.made, int(math.Floor(b.progress-q.join))+1), q.limit)
-	}
-	return tokens
-}
 
 func showJSON(of func(simState) any, s *Sim) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, of(s.state())) }
@@ -141,7 +125,7 @@ func (s *Sim) vllmMetrics(st simState) []simMetric {
 		{"kv_cache_usage_perc", "", "gauge", "KV-cache usage. 1 means 100 percent usage.", st.usage()},
 		{"cache_config_info", fmt.Sprintf(`block_size="1",num_gpu_blocks="%d"`, st.kvTokens), "gauge",
 			"Information of the LLMEngine CacheConfig", 1},
-		{"num_preemptions_total", "", "counter", "Cumulative number of preemption from the engine.", 0},
+		{"num_preemptions_total", "", "counter", "Cumulative number of preemption from the engine.", float64(st.Preempted)},
 		{"prefix_cache_queries_total", "", "counter", "Prefix cache queries, in terms of number of queried tokens.", float64(st.Queried)},
 		{"prefix_cache_hits_total", "", "counter", "Prefix cache hits, in terms of number of cached tokens.", float64(st.Cached)},
 		{"prompt_tokens_total", "", "counter", "Number of prefill tokens processed.", float64(st.in)},
@@ -157,7 +141,7 @@ func (s *Sim) sglangMetrics(st simState) []simMetric {
 		{"num_used_tokens", "", "gauge", "The number of used tokens.", float64(st.held)},
 		{"token_usage", "", "gauge", "The token usage.", st.usage()},
 		{"max_total_num_tokens", "", "gauge", "Maximum total number of tokens in the KV cache pool.", float64(st.kvTokens)},
-		{"num_retracted_requests_total", "", "counter", "Total number of retracted requests.", 0},
+		{"num_retracted_requests_total", "", "counter", "Total number of retracted requests.", float64(st.Preempted)},
 		{"prompt_tokens_total", "", "counter", "Number of prefill tokens processed.", float64(st.in)},
 		{"generation_tokens_total", "", "counter", "Number of generation tokens processed.", float64(st.out)},
 		{"cached_tokens_total", `cache_source="device"`, "counter", "Number of cached prompt tokens.", float64(st.Cached)},
@@ -212,11 +196,11 @@ func (s *Sim) llamacppSlots(st simState) any {
 	return slots
 }
 
-// ollamaModels are all that there are, and all are loaded.
+// ollamaModels are all that there are.
 func (s *Sim) ollamaModels(simState) any {
 	var models []object
 	for _, m := range s.cfg.Models {
-		models = append(models, object{"name": m, "model": m, "size": 1 << 30, "size_vram": 1 << 30, "context_length": 4096})
+		models = append(models, object{"name": m, "model": m, "size": 1 << 30})
 	}
 	return object{"models": models}
 }

@@ -65,6 +65,7 @@ func (s *Sim) run(w http.ResponseWriter, r *http.Request, wk *work, a answer, o 
 		limit:  wk.out,
 		extra:  s.cfg.TTFT + o.ttft,
 		sticks: o.hang,
+		fresh:  -1,
 		wake:   make(chan struct{}, 1),
 	}
 	if o.hang || o.cut {
@@ -75,12 +76,17 @@ func (s *Sim) run(w http.ResponseWriter, r *http.Request, wk *work, a answer, o 
 	if streamed {
 		q.step = s.cfg.TokensPerEvent
 	}
+	leave, err := s.loader.enter(r.Context(), wk.model)
+	if err != nil {
+		s.aborted.Add(1)
+		return err
+	}
+	defer leave()
 	if !s.batch.submit(q) {
 		return s.refusal(s.cfg.RefuseStatus)
 	}
 	defer s.batch.leave(q)
 
-	var err error
 	if streamed {
 		err = s.writeStream(w, r, wk, pieces, q, o)
 	} else {

@@ -405,6 +405,7 @@ func TestBadConfigNamesTheField(t *testing.T) {
 		"RefuseStatus": {Models: models, RefuseStatus: 500},
 		"Dialect":      {Models: models, Dialect: "klingon"},
 		"KVTokens":     {Models: models, KVTokens: -1},
+		"PrefillBatch": {Models: models, PrefillBatch: -1},
 		"Name":         {Models: models, Name: "a\nb"},
 	} {
 		_, err := engine.NewSim(cfg)

@@ -29,7 +29,12 @@ exact timing. It takes no GPU, and serves as the engine in tests, benchmarks and
 
 A prompt has as many tokens as words. Prompts are prefilled one after the other at --prefill-rate; then every request in
 the batch makes a token per A + B × (requests in the batch), as --itl says. All times are zero unless given. With
---prefix-cache a prompt that begins like an earlier one is prefilled only from where they part.
+--prefix-cache a prompt that begins like an earlier one is prefilled only from where they part. A prompt waits until
+--kv-tokens has room for it; when those that run outgrow it, the last of them is preempted: it waits again, and then has
+its prompt and what it had made prefilled anew.
+
+POST /sim/clock?factor=0.5 makes it compute half as fast from then on, as a GPU whose clocks are throttled; 1 is as
+configured, and 0.000001 as good as a standstill.
 
 It answers chat, completions, embeddings, responses, messages, rerank, images, audio and /v2/models/M/infer, /v1/models,
 /sim/stats, and what an engine of its --dialect tells of itself, such as vLLM's /health and /metrics.
@@ -42,8 +47,17 @@ Any request may order a misbehaviour in the header x-sim, as a comma-separated l
   # what SGLang says of itself
   pulley sim --model llama --dialect sglang
 
+  # as Ollama with three models, of which the GPU holds one
+  pulley sim --model a --model b --model c --loaded 1 --load-time 8s --dialect ollama
+
   # one request in ten loses its connection after 20 tokens, one in fifty is refused
   pulley sim --model llama --cut-after 20 --cut 0.1 --refuse 0.02
+
+  # an L4 with an 8B model: memory for about 20 requests at once
+  pulley sim --model llama --slots 256 --prefill-rate 2500 --itl 55ms,700us --kv-tokens 30000
+
+  # its GPU gets hot
+  curl -d factor=0.5 localhost:9000/sim/clock
 
   # misbehave for one request only
   curl -H 'x-sim: cut-after=5, ttft=2s' localhost:9000/v1/chat/completions \
@@ -70,6 +84,7 @@ Any request may order a misbehaviour in the header x-sim, as a comma-separated l
 	f.IntVar(&cfg.Slots, "slots", 8, "requests that run at once")
 	f.IntVar(&cfg.MaxQueue, "max-queue", 0, "requests that may wait for a slot before more are refused; 0 is no limit")
 	f.Float64Var(&cfg.PrefillRate, "prefill-rate", 0, "prompt tokens per second; 0 is infinitely fast")
+	f.IntVar(&cfg.PrefillBatch, "prefill-batch", 0, "prompt tokens taken for prefill together, while other prompts wait in the queue; 0 is 8192")
 	f.Var(&itl, "itl", "inter-token time as `A,B`: A + B × (requests in the batch), such as 20ms,500us; B may be left out")
 	f.IntVar(&cfg.PrefixCache, "prefix-cache", 0, "prompt tokens to keep for prompts that begin alike; 0 keeps none")
 	f.DurationVar(&cfg.TTFT, "ttft", 0, "time before the first token, on top of the prefill")
@@ -81,7 +96,9 @@ Any request may order a misbehaviour in the header x-sim, as a comma-separated l
 	f.Float64Var(&cfg.Refuse, "refuse", 0, "probability of a refusal with retry-after")
 	f.IntVar(&cfg.RefuseStatus, "refuse-status", http.StatusTooManyRequests, "status of a refusal, 429 or 503")
 	f.StringVar((*string)(&cfg.Dialect), "dialect", string(engine.DialectVLLM), "whose metrics, health and model pages to have: "+simDialects())
-	f.IntVar(&cfg.KVTokens, "kv-tokens", 0, "size of the KV cache that the metrics tell of, in tokens; 0 is 8192 for each slot")
+	f.IntVar(&cfg.KVTokens, "kv-tokens", 0, "size of the KV cache in tokens; 0 is 65536 for each slot")
+	f.IntVar(&cfg.Loaded, "loaded", 0, "how many of its models it holds at once; 0 is all of them")
+	f.DurationVar(&cfg.LoadTime, "load-time", 0, "time to load a model, where it does not hold all of them")
 	f.Uint64Var(&cfg.Seed, "seed", 1, "seed of the misbehaviours' probabilities")
 	return cmd
 }
@@ -121,10 +138,11 @@ func runSim(cmd *cobra.Command, listen string, cfg engine.SimConfig) error {
 
 // simFlags are the flags that set the fields of engine.SimConfig.
 var simFlags = map[string]string{
-	"Name": "name", "Models": "model", "Slots": "slots", "MaxQueue": "max-queue", "PrefillRate": "prefill-rate",
+	"Name": "name", "Models": "model", "Slots": "slots", "MaxQueue": "max-queue", "PrefillRate": "prefill-rate", "PrefillBatch": "prefill-batch",
 	"PrefixCache": "prefix-cache", "ITLBase": "itl", "ITLPerRequest": "itl", "TTFT": "ttft", "TokensPerEvent": "tokens-per-event",
 	"Fail": "fail", "Hang": "hang", "Cut": "cut", "CutAfter": "cut-after", "Refuse": "refuse",
 	"RefuseStatus": "refuse-status", "Dialect": "dialect", "KVTokens": "kv-tokens",
+	"Loaded": "loaded", "LoadTime": "load-time",
 }
 
 func simDialects() string {

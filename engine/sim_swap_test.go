@@ -1,0 +1,118 @@
+package engine_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pulley-lb/pulley/engine"
+)
+
+func modelBody(model string, tokens int) string {
+	return fmt.Sprintf(`{"model":%q,"max_tokens":%d,"messages":[{"role":"user","content":"one"}]}`, model, tokens)
+}
+
+func TestSimSwapsModels(t *testing.T) {
+	type ask struct {
+		at     time.Duration
+		model  string
+		tokens int // a tenth of a second each
+		leaves time.Duration
+		want   time.Duration // when the answer is there
+	}
+	const s = time.Second
+	tests := map[string]struct {
+		loaded  int
+		dialect engine.Dialect
+		asks    []ask
+		loads   int64
+	}{
+		"the first load, and then none": {1, engine.DialectOllama, []ask{
+			{0, "a", 1, 0, 5 * s}, {6 * s, "a", 1, 0, 6 * s}}, 1},
+		"another model waits for what runs, and its load": {1, engine.DialectOllama, []ask{
+			{0, "a", 21, 0, 7 * s}, {6 * s, "b", 1, 0, 12 * s}}, 2},
+		"two that fit do not wait for each other": {2, engine.DialectOllama, []ask{
+			{0, "a", 101, 0, 15 * s}, {6 * s, "b", 1, 0, 11 * s}}, 2},
+		"what was asked for longest ago goes": {2, engine.DialectOllama, []ask{
+			{0, "a", 1, 0, 5 * s}, {6 * s, "b", 1, 0, 11 * s}, {12 * s, "a", 1, 0, 12 * s},
+			{13 * s, "c", 1, 0, 18 * s}, {19 * s, "a", 1, 0, 19 * s}, {20 * s, "b", 1, 0, 25 * s}}, 4},
+		"ollama: nothing passes": {1, engine.DialectOllama, []ask{
+			{0, "a", 21, 0, 7 * s}, {6 * s, "b", 1, 0, 12 * s}, {6100 * time.Millisecond, "a", 1, 0, 17 * s}, {6200 * time.Millisecond, "b", 1, 0, 22 * s}}, 4},
+		"llama-swap: those of a model go together": {1, engine.DialectLlamaSwap, []ask{
+			{0, "a", 21, 0, 7 * s}, {6 * s, "b", 1, 0, 12 * s}, {6100 * time.Millisecond, "a", 1, 0, 17 * s}, {6200 * time.Millisecond, "b", 1, 0, 12 * s}}, 3},
+		"who leaves before its load is not loaded for": {1, engine.DialectOllama, []ask{
+			{0, "a", 41, 0, 9 * s}, {6 * s, "b", 1, 7 * s, 0}, {6100 * time.Millisecond, "a", 1, 0, 7 * s}}, 1},
+	}
+	for what, test := range tests {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, engine.SimConfig{Models: []string{"a", "b", "c"}, Loaded: test.loaded, LoadTime: 5 * s,
+					Dialect: test.dialect, ITLBase: s / 10})
+				var wg sync.WaitGroup
+				for _, a := range test.asks {
+					wg.Go(func() {
+						time.Sleep(a.at)
+						ctx, cancel := t.Context(), context.CancelFunc(func() {})
+						if a.leaves > 0 {
+							ctx, cancel = context.WithTimeout(ctx, a.leaves-a.at)
+						}
+						defer cancel()
+						resp, err := r.post(ctx, "/v1/chat/completions", "", modelBody(a.model, a.tokens))
+						if err == nil {
+							resp.Body.Close()
+						}
+						if gone := a.leaves > 0; gone != (err != nil) {
+							t.Errorf("%s at %v: %v", a.model, a.at, err)
+						} else if at := r.since(); !gone && at != a.want {
+							t.Errorf("%s at %v: answered at %v, want %v", a.model, a.at, at, a.want)
+						}
+					})
+				}
+				wg.Wait()
+				if loads := r.sim.Stats().Loads; loads != test.loads {
+					t.Errorf("%d loads, want %d", loads, test.loads)
+				}
+			})
+		})
+	}
+}
+
+func TestSimTellsWhatIsLoaded(t *testing.T) {
+	for _, dialect := range []engine.Dialect{engine.DialectOllama, engine.DialectLlamaSwap} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, engine.SimConfig{Models: []string{"a", "b"}, Loaded: 1, LoadTime: 5 * time.Second, Dialect: dialect})
+			s, err := engine.NewScraper(engine.ScraperConfig{URL: "http://sim", Client: r.client})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { s.Run(ctx) })
+			tells := func(want ...string) {
+				t.Helper()
+				time.Sleep(time.Second)
+				st := s.Latest()
+				if got := st.Loaded(); st.Dialect != dialect || len(st.Models) != 2 || !slices.Equal(got, want) {
+					t.Errorf("%s: loaded %q of %v, want %q", st.Dialect, got, st.Models, want)
+				}
+			}
+			tells()
+			wg.Go(func() { r.answer("/v1/chat/completions", "", modelBody("b", 1)) })
+			if dialect == engine.DialectOllama { // it lists what it loads
+				tells("b")
+			} else {
+				tells()
+			}
+			time.Sleep(5 * time.Second)
+			tells("b")
+			r.answer("/v1/chat/completions", "", modelBody("a", 1))
+			tells("a")
+			stop()
+			wg.Wait()
+		})
+	}
+}
