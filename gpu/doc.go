@@ -7,21 +7,15 @@
 // NVIDIA's library kills the process that calls a function which the installed
 // driver lacks, blocks a call for as long as the driver hangs, and cannot be
 // replaced under a process that has it open. So it lives in a child process,
-// `pulley gpu-probe` ([Probe]), that prints a [Reading] as a line of JSON each
+// `pulley gpu-probe`, that prints a [Reading] as a line of JSON each
 // interval, and at once when a GPU reports an XID. A [Sampler] starts it, reads
 // it, starts it again with growing pauses when it dies, and gives it up when it
 // is stuck: a child in an uninterruptible call cannot even be killed, so nobody
 // waits for it. The child ends when its standard input does, as it does when its
 // parent dies.
 //
-// Within the child each GPU has a goroutine of its own, so that one that does
-// not answer keeps no other from answering; every function is looked up in the
-// library before it is called; what a GPU does not support is asked again only
-// after ten minutes. Each second: memory, utilisation, temperature, power,
-// clocks, throttling. Each ten seconds, and after an XID: ECC, remapped rows, the
-// recovery action. Each thirty seconds, since it holds the driver's lock for
-// milliseconds: processes. Each minute, and after any error: who is there.
-// Nothing is ever written to a GPU.
+// What the child does is package gpu/probe. It alone calls NVML, which takes cgo;
+// this package is plain Go, and whoever imports it stays so.
 //
 // A client of NVML keeps the kernel module in use: stop the workers of a machine,
 // or run them with NVML off, before the driver is unloaded.
@@ -66,9 +60,6 @@
 //
 // # Building
 //
-// NVML needs Linux and cgo. Elsewhere, and with CGO_ENABLED=0, the package is
-// whole but says that this build cannot ([Unsupported]). The library's functions
-// are resolved as they are called, so a binary with it must be linked lazily: with
-// -ldflags='-extldflags=-Wl,-z,lazy' where a toolchain hardens by default. One
-// linked with -z now, or started with LD_BIND_NOW=1, dies before main.
+// NVML needs Linux and cgo. A child of another build says that it cannot
+// ([Unsupported]), and is asked no more.
 package gpu

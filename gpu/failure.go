@@ -2,7 +2,6 @@ package gpu
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 )
 
@@ -31,6 +30,9 @@ const (
 	Silent Kind = "silent"
 	// NoneVisible is an environment that leaves no GPU.
 	NoneVisible Kind = "none-visible"
+	// NotThere is a GPU that an engine is said to run on, and that NVML does not
+	// show.
+	NotThere Kind = "not-there"
 	// Other is anything else.
 	Other Kind = "other"
 )
@@ -57,6 +59,7 @@ func (f *Failure) Error() string {
 		Crashed:      "the GPU probe died",
 		Silent:       "the GPU probe does not answer",
 		NoneVisible:  "the environment leaves no GPU",
+		NotThere:     "a GPU that the engine is said to run on is not here",
 		Other:        "NVML does not work",
 	}[f.Kind]
 	if f.Detail != "" {
@@ -65,6 +68,12 @@ func (f *Failure) Error() string {
 	return text
 }
 
+// NoSuchLibrary is how the detail ends if it is the library that was named which
+// is not there.
+const NoSuchLibrary = "is no such library"
+
+const intoContainer = "start the container with the NVIDIA runtime, such as with --gpus all or runtimeClassName: nvidia, and with NVIDIA_DRIVER_CAPABILITIES=utility,compute"
+
 // Remedy is what to do, in a sentence or a few. Whatever the failure, a worker
 // goes on without: by its engine's word alone.
 func (f *Failure) Remedy() string {
@@ -72,10 +81,16 @@ func (f *Failure) Remedy() string {
 	case Unsupported:
 		return "use a release for Linux, or build it on Linux with CGO_ENABLED=1 and -ldflags='-extldflags=-Wl,-z,lazy'"
 	case NoGPU:
-		return "there is nothing to do if there should be none: turn NVML off to hear no more of it"
-	case NoLibrary:
 		if f.Container {
-			return "start the container with the NVIDIA runtime, such as with --gpus all or runtimeClassName: nvidia, and with NVIDIA_DRIVER_CAPABILITIES=utility,compute"
+			return "there is nothing to do if there should be none; else " + intoContainer
+		}
+		return "there is nothing to do if there should be none"
+	case NoLibrary:
+		if strings.HasSuffix(f.Detail, NoSuchLibrary) {
+			return "name the driver's libnvidia-ml.so.1 with --nvml-library, or leave that out"
+		}
+		if f.Container {
+			return intoContainer
 		}
 		return "install the driver's user space part (nvidia-utils, or libnvidia-compute and its version), or say where it is with --nvml-library"
 	case NoDriver:
@@ -95,6 +110,8 @@ func (f *Failure) Remedy() string {
 		return "see whether nvidia-smi answers; if it hangs too, the driver hangs, and 'dmesg | grep -i nvrm' says why"
 	case NoneVisible:
 		return "see NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES"
+	case NotThere:
+		return "see with 'pulley gpu ls --local' what is there, and correct gpus= of --engine"
 	}
 	return "see whether nvidia-smi works, and what 'dmesg | grep -i nvrm' says"
 }
@@ -109,74 +126,4 @@ func Diagnose(err error) *Failure {
 		return f
 	}
 	return &Failure{Kind: Other, Detail: err.Error()}
-}
-
-// The values that NVML returns and on which something depends.
-const (
-	retUninitialized = 1
-	retInvalid       = 2
-	retNotSupported  = 3
-	retNoPermission  = 4
-	retNotFound      = 6
-	retNotLoaded     = 9
-	retTimeout       = 10
-	retNoLibrary     = 12
-	retNoFunction    = 13
-	retLost          = 15
-	retResetRequired = 16
-	retOS            = 17
-	retMismatch      = 18
-	retVersion       = 25
-	retUnknown       = 999
-	retNotInLibrary  = -1 // ours: the library lacks the function
-)
-
-// returned is the text for a value that NVML returned. NVML's own function for
-// that may be missing too.
-func returned(ret int) string {
-	text, ok := map[int]string{
-		retUninitialized: "not initialised", retInvalid: "invalid argument", retNotSupported: "not supported",
-		retNoPermission: "no permission", retNotFound: "not found", retNotLoaded: "driver not loaded", retTimeout: "timeout",
-		retNoLibrary: "library not found", retNoFunction: "function not found", retLost: "GPU is lost",
-		retResetRequired: "GPU requires a reset", retOS: "blocked by the operating system",
-		retMismatch: "driver and library versions differ", retVersion: "unknown version of an argument", retUnknown: "unknown error",
-		retNotInLibrary: "not in this library",
-	}[ret]
-	if !ok {
-		return fmt.Sprintf("NVML error %d", ret)
-	}
-	return text
-}
-
-// failureToInit says why NVML could not be initialised.
-func failureToInit(ret int, h host) *Failure {
-	f := &Failure{Kind: Other, Container: h.container()}
-	kernel := h.kernelDriver()
-	switch ret {
-	case retNoLibrary:
-		f.Kind = NoLibrary
-		if !f.Container && kernel == "" && !h.hardware() && !h.deviceNodes() {
-			f.Kind = NoGPU
-		}
-		return f
-	case retMismatch:
-		f.Kind = Mismatch
-		if kernel != "" {
-			f.Detail = "the driver that is loaded is " + kernel
-		}
-		return f
-	case retNoPermission:
-		f.Kind = NoPermission
-	case retNotLoaded:
-		f.Kind = NoDriver
-		if f.Container || kernel != "" && !h.deviceNodes() {
-			f.Kind = NoAccess
-		}
-	case retOS, retUnknown:
-		if f.Container {
-			f.Kind = NoAccess
-		}
-	}
-	f.Detail = returned(ret)
-	return f
 }

@@ -40,7 +40,7 @@ type Sampler struct {
 	// fixed after New
 	cfg   Config
 	log   *slog.Logger
-	start func(Config) (*child, error) // nil: this build has no probe
+	start func(Config) (*child, error)
 
 	mu      sync.Mutex
 	latest  Reading
@@ -62,10 +62,7 @@ func NewSampler(cfg Config) (*Sampler, error) {
 	cfg.Interval = cmp.Or(cfg.Interval, time.Second)
 	cfg.Hang = cmp.Or(cfg.Hang, 30*time.Second)
 	cfg.Pause = cmp.Or(cfg.Pause, time.Second)
-	s := &Sampler{cfg: cfg, log: cfg.Logger, heard: time.Now(), xids: make(map[string][]XID)}
-	if supported || len(cfg.Command) > 0 {
-		s.start = startChild
-	}
+	s := &Sampler{cfg: cfg, log: cfg.Logger, heard: time.Now(), start: startChild, xids: make(map[string][]XID)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -101,11 +98,6 @@ func (s *Sampler) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.heard = time.Now()
 	s.mu.Unlock()
-	if s.start == nil { // there will never be one
-		s.fail(&Failure{Kind: Unsupported})
-		<-ctx.Done()
-		return nil
-	}
 	var pause time.Duration
 	for {
 		began := time.Now()
@@ -115,6 +107,10 @@ func (s *Sampler) Run(ctx context.Context) error {
 				return nil
 			}
 			s.fail(failure)
+			if failure.Kind == Unsupported { // only another build can
+				<-ctx.Done()
+				return nil
+			}
 		}
 		pause = s.nextPause(pause, time.Since(began))
 		select {

@@ -293,28 +293,17 @@ func TestXIDsAreBounded(t *testing.T) {
 	}
 }
 
-func TestUnsupportedBuild(t *testing.T) {
-	s, err := NewSampler(Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.start = nil // as in a build without NVML
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- s.Run(ctx) }()
-	for {
-		if r, _ := s.Latest(); r.Failure != nil {
-			if r.Failure.Kind != Unsupported {
-				t.Errorf("failure %v", r.Failure)
-			}
-			break
+func TestUnsupportedBuildIsAskedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, starts := scripted(t, false, func(c *fakeChild) {
+			b, _ := json.Marshal(Reading{At: time.Now(), Failure: &Failure{Kind: Unsupported}})
+			c.print(b)
+		})
+		time.Sleep(time.Hour)
+		if r, _ := s.Latest(); r.Failure == nil || r.Failure.Kind != Unsupported || len(starts()) != 1 {
+			t.Errorf("failure %v, %d children, want 1", r.Failure, len(starts()))
 		}
-		time.Sleep(time.Millisecond)
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Errorf("Run: %v", err)
-	}
+	})
 }
 
 func TestConfigIsChecked(t *testing.T) {

@@ -2,7 +2,6 @@ package gpu
 
 import (
 	"fmt"
-	"math"
 	"time"
 )
 
@@ -50,7 +49,8 @@ type Instance struct {
 const referenceBandwidth = 2039e9
 
 // Weight is how fast a device decodes, about, where an A100 with 80 GB is 1.
-// Decoding is bound by memory bandwidth. It is false if that is unknown.
+// Decoding reads all weights of the model for each token, so that the bandwidth
+// of the memory bounds it. It is false if that is unknown.
 func (d Device) Weight() (float64, bool) {
 	if d.Bandwidth == nil {
 		return 0, false
@@ -182,32 +182,4 @@ func (r Recovery) String() string {
 type Process struct {
 	PID    int     `json:"pid"`
 	Memory *uint64 `json:"memory,omitempty"` // bytes
-}
-
-// bandwidth is that of a memory bus of so many bits at so many MHz, two bits
-// per clock and line.
-func bandwidth(bits, mhz uint32) *float64 {
-	if bits == 0 || mhz == 0 {
-		return nil
-	}
-	return new(float64(bits) / 8 * float64(mhz) * 1e6 * 2)
-}
-
-// instanceBandwidth is an instance's part of its GPU's bandwidth, which MIG gives
-// in eighths along with the memory.
-func instanceBandwidth(whole *float64, total, part *uint64) *float64 {
-	if whole == nil || total == nil || part == nil || *total == 0 {
-		return nil
-	}
-	eighths := math.Round(8 * float64(*part) / float64(*total))
-	return new(*whole * min(max(eighths, 1), 8) / 8)
-}
-
-// profile is the name of a MIG instance's size. The driver gives a little less
-// memory than the name says.
-func profile(slices uint32, mib uint64) string {
-	if slices == 0 || mib == 0 {
-		return ""
-	}
-	return fmt.Sprintf("%dg.%dgb", slices, (mib+1023)/1024)
 }

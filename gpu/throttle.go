@@ -26,6 +26,15 @@ const (
 
 var throttleNames = []string{"idle", "app_clocks", "power_cap", "hw_slowdown", "sync_boost", "thermal", "hw_thermal", "hw_power_brake", "display"}
 
+// AllThrottle is every reason that has a name, with that name.
+func AllThrottle() map[Throttle]string {
+	all := make(map[Throttle]string, len(throttleNames))
+	for i, name := range throttleNames {
+		all[1<<i] = name
+	}
+	return all
+}
+
 // Hard says that the board itself slows down: it is about half as fast.
 func (t Throttle) Hard() bool {
 	return t&(ThrottleHardware|ThrottleHardwareHeat|ThrottleHardwarePower) != 0

@@ -47,8 +47,8 @@ func (x XID) severity() severity {
 	return fatal
 }
 
-// within says whether an XID concerns a device: all of its GPU, or its instance.
-func (x XID) within(d Device) bool {
+// Within says whether an XID concerns a device: all of its GPU, or its instance.
+func (x XID) Within(d Device) bool {
 	if d.Instance == nil || x.GPUInstance == nil {
 		return true
 	}

@@ -8,12 +8,12 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/pulley-lb/pulley/gpu"
+	"github.com/pulley-lb/pulley/gpu/probe"
 )
 
 // newGPUProbeCommand is the child process that calls NVML.
 func newGPUProbeCommand() *cobra.Command {
-	var cfg gpu.ProbeConfig
+	var cfg probe.Config
 	cmd := &cobra.Command{
 		Use:    "gpu-probe",
 		Hidden: true,
@@ -38,7 +38,7 @@ and hanging included, then happens to a process of its own.`,
 			// input when it needs us no longer.
 			ctx = context.WithoutCancel(ctx)
 		}
-		return gpu.Probe(ctx, cmd.InOrStdin(), cmd.OutOrStdout(), cfg)
+		return probe.Run(ctx, cmd.InOrStdin(), cmd.OutOrStdout(), cfg)
 	}
 	return cmd
 }

@@ -1,6 +1,6 @@
 //go:build linux && cgo
 
-package gpu
+package probe
 
 import (
 	"bufio"
@@ -14,17 +14,19 @@ import (
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"github.com/pulley-lb/pulley/gpu"
 )
 
-// Probe prints a [Reading] as a line of JSON each interval, and at once when a GPU
+// Run prints a [gpu.Reading] as a line of JSON each interval, and at once when a GPU
 // reports an error, until in ends or ctx does, which is no failure. If NVML does
 // not work, or does not any more, it prints a last line that says why and returns
 // that failure: only a new process sees a new driver.
 //
 // It is meant to be all that a process does. A call that hangs in the driver
-// leaves its goroutine behind when Probe returns, and the process may still die of
+// leaves its goroutine behind when Run returns, and the process may still die of
 // what NVML does.
-func Probe(ctx context.Context, in io.Reader, out io.Writer, cfg ProbeConfig) error {
+func Run(ctx context.Context, in io.Reader, out io.Writer, cfg Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { // ends with in, or with the process
@@ -33,7 +35,7 @@ func Probe(ctx context.Context, in io.Reader, out io.Writer, cfg ProbeConfig) er
 	}()
 	p := &probe{cfg: cfg, out: bufio.NewWriter(out), host: host{"/"}, lookup: os.LookupEnv}
 	p.cfg.Interval = cmp.Or(cfg.Interval, time.Second)
-	begun := make(chan *Failure, 1)
+	begun := make(chan *gpu.Failure, 1)
 	go func() { begun <- p.begin() }() // hangs with the driver
 	select {
 	case <-ctx.Done():
@@ -49,47 +51,47 @@ func Probe(ctx context.Context, in io.Reader, out io.Writer, cfg ProbeConfig) er
 // probe gathers what the goroutines of the GPUs find. All but lib and host is
 // owned by run.
 type probe struct {
-	cfg    ProbeConfig
+	cfg    Config
 	out    *bufio.Writer
 	host   host
 	lookup func(string) (string, bool)
 
 	lib     *library
 	load    string
-	reading Reading // what does not change
-	gpus    [][]Snapshot
+	reading gpu.Reading // what does not change
+	gpus    [][]gpu.Snapshot
 	watches []bool
-	fresh   []bool  // read since the last line
-	xids    [][]XID // since the last line
+	fresh   []bool      // read since the last line
+	xids    [][]gpu.XID // since the last line
 }
 
 // news is what a GPU's goroutines tell.
 type news struct {
 	index   int
-	gpus    []Snapshot // nil: no change
+	gpus    []gpu.Snapshot // nil: no change
 	urgent  bool
 	watches bool
-	xid     *XID
+	xid     *gpu.XID
 	err     error // NVML does not work any more
 }
 
 // begin loads NVML and counts the GPUs.
-func (p *probe) begin() *Failure {
+func (p *probe) begin() *gpu.Failure {
 	p.load = p.host.load()
-	var f *Failure
+	var f *gpu.Failure
 	if p.lib, f = openLibrary(p.cfg.Library, p.host); f != nil {
 		return f
 	}
 	count := value(newAsker(p.lib, nil), p.lib.DeviceGetCount, "nvmlDeviceGetCount_v2", "nvmlDeviceGetCount")
 	if count == nil {
-		return &Failure{Kind: Other, Detail: "the GPUs cannot be counted"}
+		return &gpu.Failure{Kind: gpu.Other, Detail: "the GPUs cannot be counted"}
 	}
 	if *count == 0 {
-		return &Failure{Kind: NoGPU, Detail: "NVML sees none"}
+		return &gpu.Failure{Kind: gpu.NoGPU, Detail: "NVML sees none"}
 	}
 	p.reading.Driver = p.lib.text("nvmlSystemGetDriverVersion", p.lib.SystemGetDriverVersion)
 	p.reading.NVML = p.lib.text("nvmlSystemGetNVMLVersion", p.lib.SystemGetNVMLVersion)
-	p.gpus, p.xids = make([][]Snapshot, *count), make([][]XID, *count)
+	p.gpus, p.xids = make([][]gpu.Snapshot, *count), make([][]gpu.XID, *count)
 	p.watches, p.fresh = make([]bool, *count), make([]bool, *count)
 	return nil
 }
@@ -118,17 +120,17 @@ func (p *probe) run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			if load := p.host.load(); load != p.load {
-				return p.fail(&Failure{Kind: Other, Detail: "the driver was loaded anew"})
+				return p.fail(&gpu.Failure{Kind: gpu.Other, Detail: "the driver was loaded anew"})
 			}
 			due = slices.Contains(p.fresh, false)
 		case n := <-tell:
 			if n.err != nil {
-				return p.fail(Diagnose(n.err))
+				return p.fail(gpu.Diagnose(n.err))
 			}
 			p.hear(n)
 			due = n.urgent || n.xid != nil || !slices.Contains(p.fresh, false)
 		}
-		if partial := slices.ContainsFunc(p.gpus, func(g []Snapshot) bool { return g == nil }); due && (!partial || time.Since(began) > beginWithin) {
+		if partial := slices.ContainsFunc(p.gpus, func(g []gpu.Snapshot) bool { return g == nil }); due && (!partial || time.Since(began) > beginWithin) {
 			if err := p.print(partial); err != nil {
 				return err
 			}
@@ -151,38 +153,38 @@ func (p *probe) hear(n news) {
 func (p *probe) print(partial bool) error {
 	r := p.reading
 	r.At, r.Partial = time.Now(), partial
-	var all []Snapshot
-	var devices []Device
+	var all []gpu.Snapshot
+	var devices []gpu.Device
 	for i, gpus := range p.gpus {
 		if gpus == nil {
-			gpus = []Snapshot{{Device: Device{Index: i}, Load: p.load}}
+			gpus = []gpu.Snapshot{{Device: gpu.Device{Index: i}, Load: p.load}}
 		}
 		for _, s := range gpus {
 			s.WatchesXIDs = p.watches[i]
-			s.XIDs = slices.DeleteFunc(slices.Clone(p.xids[i]), func(x XID) bool { return !x.within(s.Device) })
+			s.XIDs = slices.DeleteFunc(slices.Clone(p.xids[i]), func(x gpu.XID) bool { return !x.Within(s.Device) })
 			all = append(all, s)
 			devices = append(devices, s.Device)
 		}
 	}
 	r.GPUs = all
 	if !p.cfg.All {
-		var visible []Device
-		visible, r.Notes = Visible(devices, p.lookup)
-		r.GPUs = make([]Snapshot, 0, len(visible))
+		var visible []gpu.Device
+		visible, r.Notes = gpu.Visible(devices, p.lookup)
+		r.GPUs = make([]gpu.Snapshot, 0, len(visible))
 		for _, d := range visible {
-			i := slices.IndexFunc(devices, func(o Device) bool { return o.Index == d.Index && o.UUID == d.UUID })
+			i := slices.IndexFunc(devices, func(o gpu.Device) bool { return o.Index == d.Index && o.UUID == d.UUID })
 			r.GPUs = append(r.GPUs, all[i])
 		}
 	}
 	if len(r.GPUs) == 0 {
-		r.Failure = &Failure{Kind: NoneVisible, Detail: fmt.Sprintf("NVML sees %d", len(p.gpus))}
+		r.Failure = &gpu.Failure{Kind: gpu.NoneVisible, Detail: fmt.Sprintf("NVML sees %d", len(p.gpus))}
 	}
 	clear(p.fresh)
 	clear(p.xids)
 	return p.write(r)
 }
 
-func (p *probe) write(r Reading) error {
+func (p *probe) write(r gpu.Reading) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -193,8 +195,8 @@ func (p *probe) write(r Reading) error {
 }
 
 // fail prints the last line.
-func (p *probe) fail(f *Failure) error {
-	if err := p.write(Reading{At: time.Now(), Failure: f}); err != nil {
+func (p *probe) fail(f *gpu.Failure) error {
+	if err := p.write(gpu.Reading{At: time.Now(), Failure: f}); err != nil {
 		return err
 	}
 	return f
@@ -245,7 +247,7 @@ func (p *probe) watchLoop(ctx context.Context, index int, tell chan<- news, hurr
 		set, ok := p.watch(index)
 		if ok {
 			say(news{watches: true})
-			p.await(ctx, set, func(x XID) {
+			p.await(ctx, set, func(x gpu.XID) {
 				say(news{watches: true, xid: &x})
 				poke(hurry)
 			}, func() { poke(hurry) })
@@ -293,7 +295,7 @@ func (p *probe) watch(index int) (nvml.EventSet, bool) {
 }
 
 // await tells the XIDs of a set until the set does not work any more.
-func (p *probe) await(ctx context.Context, set nvml.EventSet, happened func(XID), failed func()) {
+func (p *probe) await(ctx context.Context, set nvml.EventSet, happened func(gpu.XID), failed func()) {
 	for failures := 0; failures < 3 && ctx.Err() == nil; {
 		event, ret := set.Wait(uint32(waitForXID.Milliseconds()))
 		switch {
@@ -308,7 +310,7 @@ func (p *probe) await(ctx context.Context, set nvml.EventSet, happened func(XID)
 			}
 		case event.EventType&nvml.EventTypeXidCriticalError != 0:
 			failures = 0
-			happened(XID{At: time.Now(), Code: int(event.EventData), GPUInstance: partID(event.GpuInstanceId), ComputeInstance: partID(event.ComputeInstanceId)})
+			happened(gpu.XID{At: time.Now(), Code: int(event.EventData), GPUInstance: partID(event.GpuInstanceId), ComputeInstance: partID(event.ComputeInstanceId)})
 		}
 	}
 }

@@ -1,5 +1,5 @@
 //go:build !linux
 
-package gpu
+package probe
 
 func (h host) load() string { return "" }

@@ -1,6 +1,6 @@
 //go:build linux && cgo
 
-package gpu
+package probe_test
 
 import (
 	"context"
@@ -14,7 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/gpu/fakenvml"
+	"github.com/pulley-lb/pulley/gpu/probe"
 )
 
 // TestMain makes this binary the probe that its tests start.
@@ -26,12 +28,12 @@ func TestMain(m *testing.M) {
 }
 
 func beProbe() int {
-	var cfg ProbeConfig
+	var cfg probe.Config
 	flag.StringVar(&cfg.Library, "nvml-library", "", "")
 	flag.DurationVar(&cfg.Interval, "interval", 0, "")
 	flag.BoolVar(&cfg.All, "all", false, "")
 	flag.Parse()
-	if err := Probe(context.Background(), os.Stdin, os.Stdout, cfg); err != nil {
+	if err := probe.Run(context.Background(), os.Stdin, os.Stdout, cfg); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -44,13 +46,13 @@ var asProbe = []string{"env", "GPU_TEST_PROBE=1", os.Args[0]}
 const interval = 40 * time.Millisecond
 
 // watched is a sampler that runs, with this binary as its probe.
-func watched(t *testing.T, lib *fakenvml.Library, edit ...func(*Config)) *Sampler {
+func watched(t *testing.T, lib *fakenvml.Library, edit ...func(*gpu.Config)) *gpu.Sampler {
 	t.Helper()
-	cfg := Config{Command: asProbe, Library: lib.Path, Interval: interval, Pause: interval}
+	cfg := gpu.Config{Command: asProbe, Library: lib.Path, Interval: interval, Pause: interval}
 	for _, e := range edit {
 		e(&cfg)
 	}
-	s, err := NewSampler(cfg)
+	s, err := gpu.NewSampler(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +74,7 @@ func watched(t *testing.T, lib *fakenvml.Library, edit ...func(*Config)) *Sample
 }
 
 // await waits for a reading of which is says that it is the one.
-func await(t *testing.T, s *Sampler, what string, is func(Reading) bool) Reading {
+func await(t *testing.T, s *gpu.Sampler, what string, is func(gpu.Reading) bool) gpu.Reading {
 	t.Helper()
 	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		asked := time.Now()
@@ -89,8 +91,8 @@ func await(t *testing.T, s *Sampler, what string, is func(Reading) bool) Reading
 	}
 }
 
-func has(n int) func(Reading) bool {
-	return func(r Reading) bool { return r.State == Fresh && len(r.GPUs) == n }
+func has(n int) func(gpu.Reading) bool {
+	return func(r gpu.Reading) bool { return r.State == gpu.Fresh && len(r.GPUs) == n }
 }
 
 // shown is a value for comparison, "-" if there is none.
@@ -102,7 +104,7 @@ func shown[T any](p *T) string {
 }
 
 // told is all values of a snapshot in words.
-func told(s Snapshot) string {
+func told(s gpu.Snapshot) string {
 	processes := []string{}
 	for _, p := range s.Processes {
 		processes = append(processes, fmt.Sprintf("%d:%s", p.PID, shown(p.Memory)))
@@ -119,14 +121,14 @@ func told(s Snapshot) string {
 		shown(s.Power), shown(s.PowerLimit), shown(s.SMClock), shown(s.MemoryClock), shown(s.Throttle), ecc, shown(s.Rows), shown(s.Recovery), s.WatchesXIDs, processes)
 }
 
-func expect(t *testing.T, s Snapshot, want string) {
+func expect(t *testing.T, s gpu.Snapshot, want string) {
 	t.Helper()
 	if got := told(s); got != want {
 		t.Errorf("snapshot:\n got %s\nwant %s", got, want)
 	}
 }
 
-func watches(r Reading) bool { return len(r.GPUs) > 0 && r.GPUs[0].WatchesXIDs }
+func watches(r gpu.Reading) bool { return len(r.GPUs) > 0 && r.GPUs[0].WatchesXIDs }
 
 func TestH100(t *testing.T) {
 	lib := fakenvml.New(t)
@@ -143,7 +145,7 @@ func TestH100(t *testing.T) {
 	if w, ok := g.Weight(); !ok || w < 1.6 || w > 1.7 {
 		t.Errorf("weight %v, want 1.64", w)
 	}
-	if reason, _ := Sick(Snapshot{}, g); reason != "" {
+	if reason, _ := gpu.Sick(gpu.Snapshot{}, g); reason != "" {
 		t.Errorf("sick: %s", reason)
 	}
 }
@@ -153,7 +155,7 @@ func TestSplitA100(t *testing.T) {
 	lib.Set(t, "count=1")
 	lib.Set(t, fakenvml.SplitA100(0)...)
 	s := watched(t, lib)
-	r := await(t, s, "two instances", func(r Reading) bool { return has(2)(r) && watches(r) })
+	r := await(t, s, "two instances", func(r gpu.Reading) bool { return has(2)(r) && watches(r) })
 	expect(t, r.GPUs[0], "0:0 NVIDIA A100-SXM4-40GB ampere sm 8.0 | memory 13107200/20937965568 free 20924858368 reserved 0 | util -"+
 		" | temp 41 memory - margin - | power 90 of 400 | clocks 1410 1215 | idle | ecc 0/0 | rows - | recovery none | xids true | [99:1048576]")
 	for i, want := range []string{"3g.20gb 0.5", "1g.5gb 0.125"} {
@@ -164,20 +166,20 @@ func TestSplitA100(t *testing.T) {
 	}
 
 	lib.Set(t, "xid=1:0:94:7:0")
-	r = await(t, s, "an XID", func(r Reading) bool { return len(r.GPUs) == 2 && len(r.GPUs[1].XIDs) == 1 })
+	r = await(t, s, "an XID", func(r gpu.Reading) bool { return len(r.GPUs) == 2 && len(r.GPUs[1].XIDs) == 1 })
 	if n := len(r.GPUs[0].XIDs); n != 0 {
 		t.Errorf("the other instance has %d XIDs", n)
 	}
-	if reason, isFatal := Sick(Snapshot{}, r.GPUs[1]); !isFatal || reason != "XID 94 (contained ECC error)" {
+	if reason, isFatal := gpu.Sick(gpu.Snapshot{}, r.GPUs[1]); !isFatal || reason != "XID 94 (contained ECC error)" {
 		t.Errorf("sick: %q, %v", reason, isFatal)
 	}
 
 	// The driver gives the handle of an instance that was made anew no sense.
 	lib.Set(t, "0.m1.uuid=MIG-cccccccc-0000-4000-8000-000000000000", "0.ret.nvmlDeviceGetMemoryInfo_v2=2")
-	await(t, s, "an instance made anew", func(r Reading) bool {
+	await(t, s, "an instance made anew", func(r gpu.Reading) bool {
 		_, ok := r.GPU("MIG-cccccccc-0000-4000-8000-000000000000")
 		old, _ := r.GPU("MIG-bbbbbbbb-0000-4000-8000-000000000000")
-		return ok && old.Lost == lostGone
+		return ok && old.Lost == "is no longer there"
 	})
 }
 
@@ -215,32 +217,32 @@ func TestLostGPU(t *testing.T) {
 	id := before.GPUs[0].UUID
 
 	lib.Set(t, "0.ret=15")
-	lost := func(r Reading) bool { return len(r.GPUs) == 2 && r.GPUs[0].Lost != "" && r.GPUs[0].UUID == id }
+	lost := func(r gpu.Reading) bool { return len(r.GPUs) == 2 && r.GPUs[0].Lost != "" && r.GPUs[0].UUID == id }
 	r := await(t, s, "a lost GPU", lost)
-	if reason, isFatal := Sick(before.GPUs[0], r.GPUs[0]); !isFatal || reason != "GPU is lost" {
+	if reason, isFatal := gpu.Sick(before.GPUs[0], r.GPUs[0]); !isFatal || reason != "GPU is lost" {
 		t.Errorf("sick: %q, %v", reason, isFatal)
 	}
 	if g := r.GPUs[0]; g.Memory != nil || g.Temperature != nil {
 		t.Errorf("a lost GPU says %s", told(g))
 	}
-	if reason, _ := Sick(before.GPUs[1], r.GPUs[1]); reason != "" || r.GPUs[1].State != Fresh {
+	if reason, _ := gpu.Sick(before.GPUs[1], r.GPUs[1]); reason != "" || r.GPUs[1].State != gpu.Fresh {
 		t.Errorf("the other GPU: %q, %s", reason, r.GPUs[1].State)
 	}
 
 	lib.Set(t, "all=1") // the probe starts again, and finds a GPU that cannot say who it is
-	await(t, s, "a failure", func(r Reading) bool { return r.Failure != nil })
+	await(t, s, "a failure", func(r gpu.Reading) bool { return r.Failure != nil })
 	lib.Set(t, "all=")
-	await(t, s, "the lost GPU, known by its index", func(r Reading) bool { return r.Failure == nil && r.State == Fresh && lost(r) })
+	await(t, s, "the lost GPU, known by its index", func(r gpu.Reading) bool { return r.Failure == nil && r.State == gpu.Fresh && lost(r) })
 
 	lib.Set(t, "0.ret=16")
-	await(t, s, "a reset required", func(r Reading) bool { return len(r.GPUs) == 2 && r.GPUs[0].Lost == "requires a reset" })
+	await(t, s, "a reset required", func(r gpu.Reading) bool { return len(r.GPUs) == 2 && r.GPUs[0].Lost == "requires a reset" })
 	lib.Set(t, "0.ret=")
-	await(t, s, "the GPU back", func(r Reading) bool { return has(2)(r) && r.GPUs[0].Lost == "" && r.GPUs[0].Memory != nil })
+	await(t, s, "the GPU back", func(r gpu.Reading) bool { return has(2)(r) && r.GPUs[0].Lost == "" && r.GPUs[0].Memory != nil })
 
 	lib.Set(t, "count=1", "all=1") // a probe that starts anew sees one less
-	await(t, s, "a failure", func(r Reading) bool { return r.Failure != nil })
+	await(t, s, "a failure", func(r gpu.Reading) bool { return r.Failure != nil })
 	lib.Set(t, "all=")
-	await(t, s, "a GPU gone", func(r Reading) bool { return len(r.GPUs) == 2 && r.GPUs[1].Lost != "" })
+	await(t, s, "a GPU gone", func(r gpu.Reading) bool { return len(r.GPUs) == 2 && r.GPUs[1].Lost != "" })
 }
 
 // TestXID has the interval of every day: an XID does not wait for it.
@@ -248,11 +250,11 @@ func TestXID(t *testing.T) {
 	lib := fakenvml.New(t)
 	lib.Set(t, "count=2")
 	lib.Set(t, append(fakenvml.H100(0), fakenvml.H100(1)...)...)
-	s := watched(t, lib, func(c *Config) { c.Interval = time.Second })
-	before := await(t, s, "two GPUs", func(r Reading) bool { return has(2)(r) && r.GPUs[0].WatchesXIDs && r.GPUs[1].WatchesXIDs })
+	s := watched(t, lib, func(c *gpu.Config) { c.Interval = time.Second })
+	before := await(t, s, "two GPUs", func(r gpu.Reading) bool { return has(2)(r) && r.GPUs[0].WatchesXIDs && r.GPUs[1].WatchesXIDs })
 
-	fences := make([]Fence, 2)
-	judge := func(r Reading) (verdicts []Verdict) {
+	fences := make([]gpu.Fence, 2)
+	judge := func(r gpu.Reading) (verdicts []gpu.Verdict) {
 		for i := range fences {
 			verdicts = append(verdicts, fences[i].Judge(r.GPUs[i], time.Time{}))
 		}
@@ -261,12 +263,12 @@ func TestXID(t *testing.T) {
 	judge(before)
 	lib.Set(t, "xid=1:1:31")
 	began := time.Now()
-	r := await(t, s, "XID 31", func(r Reading) bool { return len(r.GPUs[1].XIDs) == 1 })
-	if v := judge(r); v[1].Suspect != "XID 31 (memory page fault)" || v[1].Fenced || v[0] != (Verdict{}) {
+	r := await(t, s, "XID 31", func(r gpu.Reading) bool { return len(r.GPUs[1].XIDs) == 1 })
+	if v := judge(r); v[1].Suspect != "XID 31 (memory page fault)" || v[1].Fenced || v[0] != (gpu.Verdict{}) {
 		t.Errorf("verdicts %+v, want GPU 1 suspect", v)
 	}
 	lib.Set(t, "xid=2:0:79", "0.ret=15") // as it is: a GPU off the bus answers nothing
-	r = await(t, s, "XID 79", func(r Reading) bool { return len(r.GPUs[0].XIDs) == 1 })
+	r = await(t, s, "XID 79", func(r gpu.Reading) bool { return len(r.GPUs[0].XIDs) == 1 })
 	took := time.Since(began)
 	if v := judge(r); !v[0].Fenced || v[1].Fenced || v[1].Suspect != "" {
 		t.Errorf("verdicts %+v, want GPU 0 fenced", v)
@@ -274,7 +276,7 @@ func TestXID(t *testing.T) {
 	if took > 1500*time.Millisecond {
 		t.Errorf("two XIDs took %v", took)
 	}
-	r = await(t, s, "the loss", func(r Reading) bool { return r.GPUs[0].Lost != "" })
+	r = await(t, s, "the loss", func(r gpu.Reading) bool { return r.GPUs[0].Lost != "" })
 	if v := judge(r); v[0].Reason != "GPU is lost" {
 		t.Errorf("verdicts %+v, want the loss", v)
 	}
@@ -286,15 +288,15 @@ func TestXIDBringsBadNews(t *testing.T) {
 	lib := fakenvml.New(t)
 	lib.Set(t, "count=1")
 	lib.Set(t, fakenvml.H100(0)...)
-	s := watched(t, lib, func(c *Config) { c.Interval = time.Second })
+	s := watched(t, lib, func(c *gpu.Config) { c.Interval = time.Second })
 	await(t, s, "a GPU", watches)
 	began := time.Now()
 	lib.Set(t, "0.field230=2", "0.remap=1,1,1,0", "xid=1:0:154")
-	r := await(t, s, "the recovery action", func(r Reading) bool { return shown(r.GPUs[0].Recovery) == "restart the machine" })
+	r := await(t, s, "the recovery action", func(r gpu.Reading) bool { return shown(r.GPUs[0].Recovery) == "restart the machine" })
 	if took := time.Since(began); took > 1500*time.Millisecond {
 		t.Errorf("it took %v", took)
 	}
-	if reason, isFatal := Sick(Snapshot{}, r.GPUs[0]); !isFatal || reason != "the driver wants recovery: restart the machine" {
+	if reason, isFatal := gpu.Sick(gpu.Snapshot{}, r.GPUs[0]); !isFatal || reason != "the driver wants recovery: restart the machine" {
 		t.Errorf("sick: %q, %v", reason, isFatal)
 	}
 }
@@ -303,22 +305,21 @@ func TestHang(t *testing.T) {
 	lib := fakenvml.New(t)
 	lib.Set(t, "count=2")
 	lib.Set(t, append(fakenvml.H100(0), fakenvml.H100(1)...)...)
-	s := watched(t, lib, func(c *Config) { c.Hang = 600 * time.Millisecond })
+	s := watched(t, lib, func(c *gpu.Config) { c.Hang = 600 * time.Millisecond })
 	await(t, s, "two GPUs", has(2))
 
 	lib.Set(t, "sleep.0.nvmlDeviceGetMemoryInfo_v2=30000")
-	r := await(t, s, "one stale GPU", func(r Reading) bool { return r.GPUs[0].State == Stale })
-	if r.State != Fresh || r.GPUs[1].State != Fresh {
-		t.Errorf("the reading is %s, the other GPU %s; want both fresh", r.State, r.GPUs[1].State)
-	}
+	await(t, s, "one stale GPU beside a fresh one", func(r gpu.Reading) bool {
+		return r.GPUs[0].State == gpu.Stale && r.State == gpu.Fresh && r.GPUs[1].State == gpu.Fresh
+	})
 	lib.Set(t, "sleep.1.nvmlDeviceGetMemoryInfo_v2=30000")
-	r = await(t, s, "the probe given up", func(r Reading) bool { return r.Failure != nil })
-	if r.Failure.Kind != Silent {
-		t.Errorf("failure %v, want %s", r.Failure, Silent)
+	r := await(t, s, "the probe given up", func(r gpu.Reading) bool { return r.Failure != nil })
+	if r.Failure.Kind != gpu.Silent {
+		t.Errorf("failure %v, want %s", r.Failure, gpu.Silent)
 	}
 	lib.Set(t, "sleep.0.nvmlDeviceGetMemoryInfo_v2=", "sleep.1.nvmlDeviceGetMemoryInfo_v2=")
-	await(t, s, "both again", func(r Reading) bool {
-		return r.Failure == nil && has(2)(r) && r.GPUs[0].State == Fresh && r.GPUs[1].State == Fresh
+	await(t, s, "both again", func(r gpu.Reading) bool {
+		return r.Failure == nil && has(2)(r) && r.GPUs[0].State == gpu.Fresh && r.GPUs[1].State == gpu.Fresh
 	})
 }
 
@@ -326,9 +327,9 @@ func TestHangAtStart(t *testing.T) {
 	lib := fakenvml.New(t)
 	lib.Set(t, "count=1", "sleep.nvmlInit_v2=30000")
 	lib.Set(t, fakenvml.H100(0)...)
-	s := watched(t, lib, func(c *Config) { c.Hang = 300 * time.Millisecond })
-	r := await(t, s, "the probe given up", func(r Reading) bool { return r.Failure != nil })
-	if r.Failure.Kind != Silent || r.State != Unknown {
+	s := watched(t, lib, func(c *gpu.Config) { c.Hang = 300 * time.Millisecond })
+	r := await(t, s, "the probe given up", func(r gpu.Reading) bool { return r.Failure != nil })
+	if r.Failure.Kind != gpu.Silent || r.State != gpu.Unknown {
 		t.Errorf("failure %v, state %s", r.Failure, r.State)
 	}
 }
@@ -342,14 +343,14 @@ func TestDriverUpgrade(t *testing.T) {
 
 	lib.Upgrade(t, "590.10") // the files change under the probe, which has the old ones open
 	time.Sleep(5 * interval)
-	r := await(t, s, "the old driver still", func(r Reading) bool { return r.At.After(before.At) && r.State == Fresh })
+	r := await(t, s, "the old driver still", func(r gpu.Reading) bool { return r.At.After(before.At) && r.State == gpu.Fresh })
 	if r.Driver != "580.65.06" || r.Failure != nil {
 		t.Errorf("driver %s, failure %v; want the old one still", r.Driver, r.Failure)
 	}
 	lib.Set(t, "init=18", "all.580.65.06=9") // the old driver is unloaded, the new one not yet loaded
-	r = await(t, s, "a failure", func(r Reading) bool { return r.Failure != nil && r.Failure.Kind == Mismatch })
+	r = await(t, s, "a failure", func(r gpu.Reading) bool { return r.Failure != nil && r.Failure.Kind == gpu.Mismatch })
 	lib.Set(t, "init=")
-	r = await(t, s, "the new driver", func(r Reading) bool { return r.Failure == nil && r.State == Fresh })
+	r = await(t, s, "the new driver", func(r gpu.Reading) bool { return r.Failure == nil && r.State == gpu.Fresh })
 	if r.Driver != "590.10" || len(r.GPUs) != 1 || r.GPUs[0].UUID != before.GPUs[0].UUID || r.GPUs[0].Lost != "" {
 		t.Errorf("driver %s, GPUs %+v", r.Driver, r.GPUs)
 	}
@@ -358,8 +359,8 @@ func TestDriverUpgrade(t *testing.T) {
 func TestNoLibrary(t *testing.T) {
 	t.Parallel()
 	s := watched(t, &fakenvml.Library{Path: filepath.Join(t.TempDir(), "libnvidia-ml.so.1")})
-	r := await(t, s, "a failure", func(r Reading) bool { return r.Failure != nil })
-	if r.Failure.Kind != NoLibrary || r.Failure.Remedy() == "" || r.State != Unknown {
+	r := await(t, s, "a failure", func(r gpu.Reading) bool { return r.Failure != nil })
+	if r.Failure.Kind != gpu.NoLibrary || r.Failure.Remedy() == "" || r.State != gpu.Unknown {
 		t.Errorf("failure %v, state %s", r.Failure, r.State)
 	}
 }
@@ -370,8 +371,8 @@ func TestNotALibrary(t *testing.T) {
 	if err := os.WriteFile(path, []byte("no ELF"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	r := await(t, watched(t, &fakenvml.Library{Path: path}), "a failure", func(r Reading) bool { return r.Failure != nil })
-	if r.Failure.Kind != NoLibrary {
+	r := await(t, watched(t, &fakenvml.Library{Path: path}), "a failure", func(r gpu.Reading) bool { return r.Failure != nil })
+	if r.Failure.Kind != gpu.NoLibrary {
 		t.Errorf("failure %v", r.Failure)
 	}
 }
@@ -386,14 +387,14 @@ func TestVisibleDevicesOnly(t *testing.T) {
 	if got := r.GPUs[0].Label() + " " + r.GPUs[1].Label(); got != "1:1 2" || len(r.Notes) != 2 {
 		t.Errorf("visible: %s, notes %q", got, r.Notes)
 	}
-	all := watched(t, lib, func(c *Config) { c.All = true })
+	all := watched(t, lib, func(c *gpu.Config) { c.All = true })
 	r = await(t, all, "all", has(5))
 	if !r.GPUs[1].Split || r.GPUs[1].Instance != nil {
 		t.Errorf("the second is %+v, want the GPU that is split", r.GPUs[1].Device)
 	}
 	t.Setenv("CUDA_VISIBLE_DEVICES", "")
-	r = await(t, watched(t, lib), "a failure", func(r Reading) bool { return r.Failure != nil })
-	if r.Failure.Kind != NoneVisible {
+	r = await(t, watched(t, lib), "a failure", func(r gpu.Reading) bool { return r.Failure != nil })
+	if r.Failure.Kind != gpu.NoneVisible {
 		t.Errorf("failure %v", r.Failure)
 	}
 }
@@ -442,8 +443,8 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { (void)i; *d = &cell; r
 	s := watched(t, &fakenvml.Library{Path: path})
 	r := await(t, s, "a GPU that says nothing", has(1))
 	time.Sleep(15 * interval) // until all that is asked seldom has been
-	if r, _ = s.Latest(); r.Failure != nil || r.State != Fresh {
-		t.Fatalf("failure %v, state %s", r.Failure, r.State)
+	if r = await(t, s, "the same again", has(1)); r.Failure != nil {
+		t.Fatalf("failure %v", r.Failure)
 	}
 	expect(t, r.GPUs[0], "0   sm  | memory - | util - | temp - memory - margin - | power - of - | clocks - - | - | ecc - | rows - | recovery - | xids false | []")
 	if r.GPUs[0].Processes != nil {

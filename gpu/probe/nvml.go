@@ -1,6 +1,6 @@
 //go:build linux && cgo
 
-package gpu
+package probe
 
 import (
 	"slices"
@@ -8,10 +8,9 @@ import (
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
-)
 
-// supported says whether this build can call NVML.
-const supported = true
+	"github.com/pulley-lb/pulley/gpu"
+)
 
 // library is NVML, loaded and initialised. Calling a function that it lacks ends
 // the process, so all calls go through ask, which looks first. Text for a value
@@ -30,7 +29,7 @@ type library struct {
 //
 // NVML is never shut down: the end of the process does that, and Shutdown after
 // a library that was not found is one more way to die.
-func openLibrary(path string, h host) (*library, *Failure) {
+func openLibrary(path string, h host) (*library, *gpu.Failure) {
 	candidates := []string{path}
 	if path == "" {
 		candidates = append(candidates, h.libraries()...)
@@ -51,7 +50,7 @@ func openLibrary(path string, h host) (*library, *Failure) {
 	}
 	f := failureToInit(retNoLibrary, h)
 	if path != "" {
-		f.Kind, f.Detail = NoLibrary, path+" is no such library"
+		f.Kind, f.Detail = gpu.NoLibrary, path+" "+gpu.NoSuchLibrary
 	}
 	return nil, f
 }

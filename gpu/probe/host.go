@@ -1,4 +1,4 @@
-package gpu
+package probe
 
 import (
 	"bufio"
@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/pulley-lb/pulley/gpu"
 )
 
 // host is what the machine says of itself and its driver, below a root folder,
@@ -60,7 +62,7 @@ func (h host) hardware() bool {
 }
 
 // memory is the machine's: Free is what could be had without swapping.
-func (h host) memory() *Memory {
+func (h host) memory() *gpu.Memory {
 	var total, available uint64
 	lines := bufio.NewScanner(strings.NewReader(h.read("/proc/meminfo")))
 	for lines.Scan() {
@@ -79,7 +81,7 @@ func (h host) memory() *Memory {
 	if total == 0 || available > total {
 		return nil
 	}
-	return &Memory{Total: total, Used: total - available, Free: available, Host: true}
+	return &gpu.Memory{Total: total, Used: total - available, Free: available, Host: true}
 }
 
 // libraries are where NVML's library is if the loader does not know it: where a

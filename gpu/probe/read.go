@@ -1,6 +1,6 @@
 //go:build linux && cgo
 
-package gpu
+package probe
 
 import (
 	"bytes"
@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"github.com/pulley-lb/pulley/gpu"
 )
 
 // gpuReader reads one GPU with its instances. It belongs to one goroutine.
@@ -27,11 +29,11 @@ type gpuReader struct {
 // part is a GPU or an instance of one, with what was last known of it.
 type part struct {
 	*asker
-	Snapshot
+	gpu.Snapshot
 }
 
 // read is how the GPU is now. urgent reads what changes slowly too.
-func (g *gpuReader) read(urgent bool) ([]Snapshot, error) {
+func (g *gpuReader) read(urgent bool) ([]gpu.Snapshot, error) {
 	if g.board == nil || g.board.trouble || g.board.lost != "" || g.round%60 == 0 {
 		g.identify()
 	}
@@ -51,14 +53,14 @@ func (g *gpuReader) read(urgent bool) ([]Snapshot, error) {
 
 // snapshots are those of the GPU and its instances, which share what the board
 // has.
-func (g *gpuReader) snapshots() []Snapshot {
+func (g *gpuReader) snapshots() []gpu.Snapshot {
 	now := time.Now()
 	b := &g.board.Snapshot
 	b.At, b.Load, b.Lost = now, g.load, g.board.lost
 	if b.Lost != "" {
-		*b = Snapshot{Device: b.Device, At: now, Load: g.load, Lost: b.Lost}
+		*b = gpu.Snapshot{Device: b.Device, At: now, Load: g.load, Lost: b.Lost}
 	}
-	list := []Snapshot{*b}
+	list := []gpu.Snapshot{*b}
 	for _, p := range g.instances {
 		s := *b
 		s.Device, s.Memory, s.Processes, s.Utilization = p.Device, p.Memory, p.Processes, nil
@@ -76,7 +78,7 @@ func (g *gpuReader) identify() {
 	dev := value(fresh, func() (nvml.Device, nvml.Return) { return g.lib.DeviceGetHandleByIndex(g.index) },
 		"nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetHandleByIndex")
 	if g.board == nil {
-		g.board = &part{asker: fresh, Snapshot: Snapshot{Device: Device{Index: g.index}}}
+		g.board = &part{asker: fresh, Snapshot: gpu.Snapshot{Device: gpu.Device{Index: g.index}}}
 	}
 	b := g.board
 	b.lost, b.gone, b.trouble = fresh.lost, fresh.gone, fresh.trouble || dev == nil
@@ -93,7 +95,7 @@ func (g *gpuReader) identify() {
 		if b.UUID != "" {
 			refused = make(map[string]refusal)
 		}
-		g.board = &part{asker: &asker{lib: g.lib, dev: b.dev, refused: refused}, Snapshot: Snapshot{Device: Device{Index: g.index, UUID: *uuid}}}
+		g.board = &part{asker: &asker{lib: g.lib, dev: b.dev, refused: refused}, Snapshot: gpu.Snapshot{Device: gpu.Device{Index: g.index, UUID: *uuid}}}
 		b = g.board
 	}
 	if name := value(b.asker, b.dev.GetName, "nvmlDeviceGetName"); name != nil {
@@ -162,7 +164,7 @@ func (g *gpuReader) identifyInstances() {
 		}
 		p.Device = b.Device
 		p.UUID, p.Split, p.MemoryTotal, p.Bandwidth = *uuid, false, nil, nil
-		p.Instance = &Instance{Parent: b.UUID, Number: i, GPUInstance: *gi, ComputeInstance: *ci}
+		p.Instance = &gpu.Instance{Parent: b.UUID, Number: i, GPUInstance: *gi, ComputeInstance: *ci}
 		if memory := g.memory(p, false); memory != nil {
 			p.MemoryTotal = &memory.Total
 		}
@@ -175,10 +177,10 @@ func (g *gpuReader) identifyInstances() {
 }
 
 // memory of a part. Where it has none of its own, hosted gives the machine's.
-func (g *gpuReader) memory(p *part, hosted bool) *Memory {
+func (g *gpuReader) memory(p *part, hosted bool) *gpu.Memory {
 	v2 := value(p.asker, p.dev.GetMemoryInfo_v2, "nvmlDeviceGetMemoryInfo_v2")
 	if v2 != nil && v2.Total > 0 {
-		return &Memory{Total: v2.Total, Used: v2.Used, Free: v2.Free, Reserved: &v2.Reserved}
+		return &gpu.Memory{Total: v2.Total, Used: v2.Used, Free: v2.Free, Reserved: &v2.Reserved}
 	}
 	var v1 nvml.Memory
 	ret := p.ask(func() (ret nvml.Return) {
@@ -186,7 +188,7 @@ func (g *gpuReader) memory(p *part, hosted bool) *Memory {
 		return ret
 	}, "nvmlDeviceGetMemoryInfo")
 	if ret == 0 && v1.Total > 0 {
-		return &Memory{Total: v1.Total, Used: v1.Used, Free: v1.Free}
+		return &gpu.Memory{Total: v1.Total, Used: v1.Used, Free: v1.Free}
 	}
 	if hosted && (ret == 0 || ret == retNotSupported) {
 		return g.host.memory()
@@ -203,7 +205,7 @@ func (g *gpuReader) readOften() {
 	b.Memory = g.memory(b, !b.Split)
 	b.Utilization = nil
 	if u := value(b.asker, b.dev.GetUtilizationRates, "nvmlDeviceGetUtilizationRates"); u != nil {
-		b.Utilization = &Utilization{GPU: int(u.Gpu), Memory: int(u.Memory)}
+		b.Utilization = &gpu.Utilization{GPU: int(u.Gpu), Memory: int(u.Memory)}
 	}
 	if t := value(b.asker, func() (nvml.Temperature, nvml.Return) { return b.dev.GetTemperatureV().V1() }, "nvmlDeviceGetTemperatureV"); t != nil {
 		b.Temperature = as[int](&t.Temperature)
@@ -222,7 +224,7 @@ func (g *gpuReader) readOften() {
 	if reasons == nil { // its name before R535
 		reasons = value(b.asker, b.dev.GetCurrentClocksThrottleReasons, "nvmlDeviceGetCurrentClocksThrottleReasons")
 	}
-	b.Throttle = (*Throttle)(reasons)
+	b.Throttle = (*gpu.Throttle)(reasons)
 	for _, p := range g.instances {
 		p.Memory = g.memory(p, false)
 		if p.lost != "" && b.lost == "" || p.trouble { // it may have been made anew
@@ -248,14 +250,14 @@ func (g *gpuReader) readSeldom() {
 		return valueOf(b.asker, what, func() (uint64, nvml.Return) { return b.dev.GetTotalEccErrors(kind, nvml.VOLATILE_ECC) }, "nvmlDeviceGetTotalEccErrors")
 	}
 	b.ECC = nil
-	if e := (ECC{Corrected: errorsOf("corrected", nvml.MEMORY_ERROR_TYPE_CORRECTED), Uncorrected: errorsOf("uncorrected", nvml.MEMORY_ERROR_TYPE_UNCORRECTED)}); e != (ECC{}) {
+	if e := (gpu.ECC{Corrected: errorsOf("corrected", nvml.MEMORY_ERROR_TYPE_CORRECTED), Uncorrected: errorsOf("uncorrected", nvml.MEMORY_ERROR_TYPE_UNCORRECTED)}); e != (gpu.ECC{}) {
 		b.ECC = &e
 	}
-	b.Rows = value(b.asker, func() (r Rows, ret nvml.Return) {
+	b.Rows = value(b.asker, func() (r gpu.Rows, ret nvml.Return) {
 		r.Correctable, r.Uncorrectable, r.Pending, r.Failed, ret = b.dev.GetRemappedRows()
 		return r, ret
 	}, "nvmlDeviceGetRemappedRows")
-	b.Recovery = (*Recovery)(b.field(nvml.FI_DEV_GET_GPU_RECOVERY_ACTION))
+	b.Recovery = (*gpu.Recovery)(b.field(nvml.FI_DEV_GET_GPU_RECOVERY_ACTION))
 	b.MemoryTemperature = b.field(nvml.FI_DEV_MEMORY_TEMP)
 }
 
@@ -289,9 +291,9 @@ func (g *gpuReader) readProcesses() {
 		if list == nil {
 			continue
 		}
-		p.Processes = []Process{}
+		p.Processes = []gpu.Process{}
 		for _, info := range *list {
-			one := Process{PID: int(info.Pid)}
+			one := gpu.Process{PID: int(info.Pid)}
 			if info.UsedGpuMemory != math.MaxUint64 { // "not available"
 				one.Memory = &info.UsedGpuMemory
 			}
