@@ -13,7 +13,8 @@ type Profile struct {
 	Name string
 	// Stretch is how many times the inter-token time of a request alone that of
 	// many may be. A step of an engine takes about t0 + a·n for n requests, so that
-	// a stretch of τ is about 1 − 1/τ of the most tokens per second that it can do.
+	// a stretch of τ is about 1 − 1/τ of the most tokens per second that it can do. 0:
+	// requests may slow each other down as they do.
 	Stretch float64
 	// ITL and TTFT are objectives for the mean inter-token time and for the 90th
 	// percentile of the time to the first token. Default 0: none.
@@ -30,11 +31,15 @@ var (
 	Latency    = Profile{Name: "latency", Stretch: 1.5}
 	Balanced   = Profile{Name: "balanced", Stretch: 3}
 	Throughput = Profile{Name: "throughput", Stretch: 6}
+	// GivenSlots is for slots that somebody has chosen: fewer are used only while
+	// the engine is overloaded.
+	GivenSlots = Profile{Name: "slots"}
 	FixedSlots = Profile{Name: "fixed", Fixed: true}
 )
 
-// Profiles are all there are. The default is Balanced.
-var Profiles = []Profile{Latency, Balanced, Throughput, FixedSlots}
+// Profiles are all there are. The default is Balanced; where slots are
+// configured, GivenSlots.
+var Profiles = []Profile{Latency, Balanced, Throughput, GivenSlots, FixedSlots}
 
 // ProfileNamed finds a profile. No name is Balanced.
 func ProfileNamed(name string) (Profile, bool) {
@@ -63,14 +68,18 @@ func ProfileNamed(name string) (Profile, bool) {
 //	r < 0.9                                                 L = L · max(0.5, r)^0.3, hold 3 s
 //	r > 1.1, no hold, in flight ≥ 0.8·⌊L⌋, fewer than
 //	EngineQueue wait all the window, no GPU sample stale    L = max(L + 1, L · min(1.5, r)^0.3)
+//	  the same, and L has never shrunk nor come near r = 1  L = max(L + 1, L · min(2, r)), with the window's mean for e if that is more
 //
 // from max(1, round(8·weight)) on, between 1 and the slots of the engine plus
-// EngineQueue, else the configured slots, else 64. Overload is looked at every
+// EngineQueue, else the configured slots, else 1024 if the engine tells what waits
+// in it, else 64. A step takes t0 + a·n, so that r times as many do not take more
+// than r times as long: the first growth does not overshoot, and an H100 is where
+// it ought to be after four seconds and not after twenty. Overload is looked at every
 // second, however few tokens there were. While requests wait in the engine, L
 // stays at those that it runs at least: however low it is, the queue is as long
-// until some of them end. Of answers that are not streamed no inter-token time is
-// known: while only such end, overload shrinks the limit and every second without
-// adds one.
+// until some of them end. See Scraped for what counts as waiting. Of answers that
+// are not streamed no inter-token time is known: while only such end, overload
+// shrinks the limit and every second without adds one.
 //
 // # Without engine metrics
 //
@@ -98,8 +107,18 @@ func ProfileNamed(name string) (Profile, bool) {
 // per second, an hour making 3.7 %, but to no more than a quarter above the
 // least: without that bound, a simulated day without a quiet minute took the
 // limit from 57 to 152, and it was still rising; with it, to 76.
-// And a median below half the mean counts as half the mean: tokens that come in
-// bursts, through a proxy or from speculative decoding, have a median near 0.
+// And where the times of a window are not alike, its mean stands for the median:
+// of tokens that come in bursts, through a proxy or from speculative decoding, the
+// median is near 0, and of events of many tokens it is now that of whole events and
+// now that of what is left for the last.
+//
+// # What fewer requests do not help
+//
+// Clocks, a neighbour on the GPU, or a baseline that was an accident make tokens
+// come slowly however few requests there are. So when the limit has been halved
+// and the pace is hardly better, that was in vain: it goes back to where it was,
+// and the pace counts as that of the engine for five minutes. Without this, the
+// limit went to 1 under every such error, and a queue grew before idle slots.
 //
 // 1.3·b is the floor of the target because below that there is no load to shed:
 // one objective for a fleet would leave its slow GPUs with one request each, at a
@@ -114,9 +133,17 @@ type Limit struct {
 	base      float64 // b, in seconds; 0: not measured
 	least     float64 // that b has been
 	pace      float64 // e
+	last      float64 // mean of the last window, in seconds
+	settled   bool    // it has shrunk, or been near its target
 	holdTo    time.Time
 	preempted Reading
 	baseFirst float64 // least p90 of TTFT
+
+	// Since when it shrinks for the pace, and what it has come from; 0: it does not.
+	shrinks       float64
+	shrinksPace   float64
+	unavoidable   float64 // pace that shrinking did not better, in seconds
+	unavoidableTo time.Time
 }
 
 const (
@@ -124,34 +151,42 @@ const (
 	limitTokens = 20          // fewer have no median to speak of
 	limitFirsts = 20          // first tokens, for a p90
 
-	startPerWeight = 8 // requests, for an A100's weight
-	startCeiling   = 64
+	// Where the slots are unknown: of an engine that tells what waits in it, so that
+	// a limit above its slots shows, and of any other.
+	toldCeiling  = 1024
+	blindCeiling = 64
 
-	paceKeeps  = 0.7  // of e: a window may fall on one long prefill
-	loadFloor  = 1.3  // of b: less is noise
-	baseDrift  = 1e-5 // per second; twenty times as much doubled b within one busy hour
-	baseMost   = 1.25 // of the least
-	baseMoves  = 0.2  // towards what one request alone shows
-	burstFloor = 0.5  // of the mean, for the median
+	paceKeeps = 0.7  // of e: a window may fall on one long prefill
+	loadFloor = 1.3  // of b: less is noise
+	baseDrift = 1e-5 // per second; twenty times as much doubled b within one busy hour
+	baseMost  = 1.25 // of the least
+	baseMoves = 0.2  // towards what one request alone shows
+	alike     = 0.5  // of the last decile that the first quartile is, or the times are not alike
+	inVain    = 0.9  // of the pace that is left when the limit has been halved
+	vainFor   = 5 * time.Minute
 
 	deadBand  = 0.1  // of r, both ways: L would swing about the target
 	exponent  = 0.3  // of r: ITL is not in proportion to L, and answers late
 	mostShrug = 0.5  // r counts as no less: one bad window takes a fifth
 	mostBoast = 1.5  // r counts as no more: 13 % each window
+	firstRush = 2    // nor as more than this, until it has settled
 	busy      = 0.8  // of L in flight: with less, r says nothing about L
 	backOff   = 0.85 // of L, when overloaded
 	holdOver  = 5 * time.Second
 	holdSlow  = 3 * time.Second
 )
 
+// SlotsPerWeight is how many requests a limit starts with, for a weight of 1.
+const SlotsPerWeight = 8
+
 // NewLimit is the limit of an engine that has just started, on GPUs of a weight
-// (see BandwidthWeight). A baseline, the inter-token time of one request alone,
+// (see ParallelWeight). A baseline, the inter-token time of one request alone,
 // is for an engine that never is alone on its GPU; 0 has it measured.
 func NewLimit(p Profile, weight float64, baseline time.Duration) Limit {
 	if !(weight > 0) {
 		weight = 1
 	}
-	l := Limit{profile: p, start: max(1, math.Round(startPerWeight*weight)), baseline: baseline.Seconds()}
+	l := Limit{profile: p, start: max(1, math.Round(SlotsPerWeight*weight)), baseline: baseline.Seconds()}
 	l.Restart()
 	return l
 }
@@ -160,9 +195,6 @@ func NewLimit(p Profile, weight float64, baseline time.Duration) Limit {
 func (l *Limit) Restart() {
 	*l = Limit{profile: l.profile, start: l.start, baseline: l.baseline, value: l.start, base: l.baseline, least: l.baseline}
 }
-
-// SetProfile changes the profile. What was learnt stays.
-func (l *Limit) SetProfile(p Profile) { l.profile = p }
 
 // Value is the limit, at least 1; 0, none, for a fixed profile. It is no whole
 // number, so that small steps add up.
@@ -179,8 +211,12 @@ func (l *Limit) Baseline() time.Duration { return seconds(l.base) }
 // Pace is the inter-token time of late; 0 if not measured yet.
 func (l *Limit) Pace() time.Duration { return seconds(l.pace) }
 
-// Target is the inter-token time that the limit aims at; 0 if not known yet.
+// Target is the inter-token time that the limit aims at; 0 if not known yet, or
+// if it aims at none.
 func (l *Limit) Target() time.Duration {
+	if l.profile.Stretch <= 0 && l.profile.ITL <= 0 {
+		return 0
+	}
 	target := l.profile.Stretch * l.base
 	if slo := l.profile.ITL.Seconds(); slo > 0 && (slo < target || target <= 0) {
 		target = slo
@@ -202,6 +238,7 @@ func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Se
 type LimitWindow struct {
 	from    time.Time
 	gaps    times
+	quiet   times // of these, those without a prompt before the engine
 	firsts  times
 	ended   int
 	refused int
@@ -219,6 +256,25 @@ func (w *LimitWindow) Gap(d time.Duration, tokens int) {
 	}
 }
 
+// Quiet is a Gap in which no request waited for its first token. If there are
+// enough of these, a tenth of all, the others do not count: the prompts of others
+// slow tokens down however many sequences there are, and a limit that shrinks
+// under long prompts lets a queue grow before an engine that has room.
+func (w *LimitWindow) Quiet(d time.Duration, tokens int) {
+	w.Gap(d, tokens)
+	for range tokens {
+		w.quiet.add(d / time.Duration(tokens))
+	}
+}
+
+// pace are the times that tell how fast tokens come.
+func (w *LimitWindow) pace() *times {
+	if w.quiet.n >= max(limitTokens, w.gaps.n/10) {
+		return &w.quiet
+	}
+	return &w.gaps
+}
+
 // First is the time from the start of a request to its first token.
 func (w *LimitWindow) First(d time.Duration) { w.firsts.add(d) }
 
@@ -233,10 +289,13 @@ func (w *LimitWindow) Refused() { w.refused++ }
 
 // Scraped notes the engine's queue. Only what all scrapes of a window found is a
 // queue that stands: requests that have just come together wait for each other's
-// prefill, and that is no overload.
+// prefill, and that is no overload. Nor is it one if they come so often that some
+// always wait, as long as these are read within two seconds: with a lower limit
+// they would wait elsewhere, or go to a slower engine.
 func (w *LimitWindow) Scraped(s Scrape) {
-	if n, known := s.Waiting.Value(); known && (!w.waited.known || n < w.waited.value) {
-		w.waited = s.Waiting
+	queue := s.queue()
+	if n, known := queue.Value(); known && (!w.waited.known || n < w.waited.value) {
+		w.waited = queue
 	}
 }
 
@@ -264,6 +323,7 @@ const (
 	Grew         Change = "grew"
 	GrewBlind    Change = "grew without a measure: no answers were streamed"
 	ShrankSlow   Change = "shrank: tokens come too slowly"
+	Restored     Change = "restored: tokens come as slowly with half as many"
 	ShrankFirst  Change = "shrank: first tokens come too late"
 	ShrankRefuse Change = "shrank: the engine refused, or timed out"
 	ShrankKV     Change = "shrank: the engine preempted"
@@ -288,29 +348,49 @@ func (l *Limit) Update(w *LimitWindow, s Signals, now time.Time) Change {
 	if streamed {
 		l.measure(w, s, now)
 	}
+	was := l.value
 	change, runs := l.overloaded(w, s)
 	may := !now.Before(l.holdTo) && float64(w.most) >= busy*math.Floor(l.value) &&
 		w.waits() < float64(EngineQueue(l.value)) && s.GPUFreshness() != Stale
-	r := l.Target().Seconds() / l.pace
+	r := math.Inf(1)
+	if target := l.Target(); target > 0 {
+		r = target.Seconds() / l.pace
+		if now.Before(l.unavoidableTo) {
+			r = max(r, min(l.unavoidable/l.pace, 1))
+		}
+	}
 	switch {
 	case change != Unchanged:
 		l.value = min(l.value, max(backOff*min(l.value, float64(w.most)), runs))
 		l.holdTo = now.Add(holdOver)
+	case streamed && r < 1-deadBand && l.isInVain():
+		l.value = l.shrinks
+		l.unavoidable, l.unavoidableTo = l.pace, now.Add(vainFor)
+		l.holdTo = now.Add(holdSlow)
+		change = Restored
 	case streamed && r < 1-deadBand:
+		if l.shrinks == 0 {
+			l.shrinks, l.shrinksPace = l.value, l.pace
+		}
 		l.value *= math.Pow(max(mostShrug, r), exponent)
 		l.holdTo = now.Add(holdSlow)
 		change = ShrankSlow
 	case streamed && r > 1+deadBand && may:
-		l.value = max(l.value+1, l.value*math.Pow(min(mostBoast, r), exponent))
+		l.value = max(l.value+1, l.value*l.growth(r, w))
 		change = Grew
 	case w.gaps.n == 0 && w.ended > 0 && may:
 		l.value++
 		change = GrewBlind
 	}
-	l.value = max(1, min(l.value, l.ceiling(s)))
-	next := LimitWindow{from: now, gaps: w.gaps, firsts: w.firsts, prefilling: w.prefilling, leastPrefilling: w.prefilling}
+	l.settled = l.settled || change != Unchanged && change != Grew && change != GrewBlind || streamed && r <= 1+deadBand
+	if change != ShrankSlow && (change != Unchanged || r >= 1) {
+		l.shrinks = 0
+	}
+	l.value = max(1, min(l.value, l.ceiling(s, was)))
+	next := LimitWindow{from: now, gaps: w.gaps, quiet: w.quiet, firsts: w.firsts, prefilling: w.prefilling, leastPrefilling: w.prefilling}
 	if streamed {
 		next.gaps.empty()
+		next.quiet.empty()
 	} else { // what there was adds up
 		next.most = w.most
 	}
@@ -318,14 +398,33 @@ func (l *Limit) Update(w *LimitWindow, s Signals, now time.Time) Change {
 	return change
 }
 
+// growth is the factor by which the limit grows. What mostly waits for its first
+// token says little of how many decode well together.
+func (l *Limit) growth(r float64, w *LimitWindow) float64 {
+	if l.settled || 2*w.prefilling > w.most {
+		return math.Pow(min(mostBoast, r), exponent)
+	}
+	return min(firstRush, r*min(1, l.pace/l.last))
+}
+
+// isInVain says that the limit has been halved, and the pace is hardly better.
+func (l *Limit) isInVain() bool {
+	return l.shrinks > 0 && l.value <= l.shrinks/2 && l.pace > inVain*l.shrinksPace
+}
+
 // measure takes the inter-token times of a window in.
 func (l *Limit) measure(w *LimitWindow, s Signals, now time.Time) {
-	mean := w.gaps.mean()
+	gaps := w.pace()
+	mean := gaps.mean()
 	if l.pace == 0 {
 		l.pace = mean
 	}
+	l.last = mean
 	l.pace = paceKeeps*l.pace + (1-paceKeeps)*mean
-	median := max(w.gaps.quantile(0.5), burstFloor*mean)
+	median := gaps.quantile(0.5)
+	if gaps.quantile(0.25) < alike*gaps.quantile(0.9) {
+		median = mean
+	}
 	foreign := s.Scrape.Running.value + s.Scrape.Waiting.value - float64(s.Scrape.InFlight)
 	switch {
 	case l.base == 0 || median < l.base:
@@ -374,15 +473,17 @@ func (l *Limit) late(p90 float64, w *LimitWindow) bool {
 	return l.profile.TTFT > 0 && p90 > max(l.profile.TTFT.Seconds(), loadFloor*l.baseFirst)
 }
 
-// ceiling is the most that the limit may come to.
-func (l *Limit) ceiling(s Signals) float64 {
+// ceiling is the most that the limit may come to from what it was.
+func (l *Limit) ceiling(s Signals, was float64) float64 {
 	switch {
 	case s.EngineSlots > 0:
 		return float64(s.EngineSlots + EngineQueue(l.value))
 	case s.Slots > 0:
 		return float64(s.Slots)
+	case s.Scrape.Waiting.known:
+		return toldCeiling
 	}
-	return startCeiling
+	return max(blindCeiling, was) // what was found with metrics is not wrong without
 }
 
 // times are durations, of which the mean is exact, and quantiles are those of
@@ -428,53 +529,16 @@ func (t *times) quantile(q float64) float64 {
 // empty begins anew.
 func (t *times) empty() { *t = times{kept: t.kept[:0]} }
 
-// GPUMemory is what the bandwidth of a GPU's memory follows from, as NVML tells
-// it. The zero value is one that does not tell.
-type GPUMemory struct {
-	BusBits  int     // width of the bus
-	ClockMHz float64 // the highest of the memory
-	// Slices is how many eighths of the memory a MIG instance has. 0: all.
-	Slices int
-}
+// parallelPart of the sum is what tensor parallelism leaves.
+const parallelPart = 0.85
 
-const (
-	referenceBandwidth = 2039e9 // bytes per second, of an A100 with 80 GB: its weight is 1
-	migSlices          = 8
-	parallelPart       = 0.85 // of the sum, that tensor parallelism leaves
-)
-
-// BandwidthWeight is the weight of an engine on these GPUs while nothing is
-// measured: the bandwidth of their memory, in that of an A100 with 80 GB.
-// Decoding reads all weights of the model for each token, so that bandwidth is
-// what bounds it. It is
-//
-//	bus width · memory clock · 2 / 8,
-//
-// two transfers each clock and eight bits to the byte, which is the datasheets'
-// figure within 3 %: A100-40 0.76, H100 SXM 1.64, H200 2.41, L40S 0.42, L4 0.15,
-// T4 0.16, RTX 4090 0.49. Several GPUs for one engine come to 85 % of their sum.
-// It is 1 if any is unknown.
-//
-// It orders workers that have measured nothing, and is where their limits start.
-// It does not multiply credits: what a GPU can do is in its slots, its KV cache
-// and its latency already.
-func BandwidthWeight(gpus ...GPUMemory) float64 {
-	sum := 0.0
-	for _, g := range gpus {
-		w := float64(g.BusBits) * g.ClockMHz * 1e6 * 2 / 8 / referenceBandwidth
-		if g.Slices > 0 {
-			w *= float64(min(g.Slices, migSlices)) / migSlices
-		}
-		if !(w > 0) || math.IsInf(w, 0) {
-			return 1
-		}
-		sum += w
+// ParallelWeight is the weight of an engine on so many GPUs whose weights, by the
+// bandwidth of their memory, have this sum. It orders workers that have measured
+// nothing, and is where their limits start. It does not multiply credits: what a
+// GPU can do is in its slots, its KV cache and its latency already.
+func ParallelWeight(sum float64, gpus int) float64 {
+	if gpus > 1 {
+		return parallelPart * sum
 	}
-	switch len(gpus) {
-	case 0:
-		return 1
-	case 1:
-		return sum
-	}
-	return parallelPart * sum
+	return sum
 }

@@ -198,6 +198,7 @@ func (w *simWorker) look() {
 		Taken: true, InFlight: w.inFlight,
 		Running: policy.Read(float64(len(w.running))), Waiting: policy.Read(float64(len(w.waiting))),
 		KVUsed: policy.Read(w.cached / w.cache), Preempted: policy.Read(float64(w.preempted)),
+		Prefilling: w.prefilling, Prefill: time.Duration(w.perPrefill * w.mean.Input * float64(time.Second)),
 	}
 	w.window.Scraped(w.scrape)
 }
@@ -416,12 +417,14 @@ func TestControllerDoesNotDrift(t *testing.T) {
 			t.Parallel()
 			for _, profile := range policy.Profiles[:3] {
 				var l policy.Limit
-				f := trial{batching: engine, profile: profile, scrape: often, limit: &l}.run()
-				_, early, _ := f.limit(600, 1500)
-				low, late, high := f.limit(2700, 3600)
-				t.Logf("%s: limit %.1f in the second quarter of an hour, %.1f (%.0f to %.0f) in the last; baseline %v", profile.Name, early, late, low, high, l.Baseline())
+				f := trial{batching: engine, profile: profile, scrape: often, limit: &l, seconds: 7200}.run()
+				// An L4's limit goes up and down within minutes: a quarter of an hour
+				// against another is off by as much as 24 % without any drift.
+				_, early, _ := f.limit(600, 3600)
+				low, late, high := f.limit(4200, 7200)
+				t.Logf("%s: limit %.1f in the first hour, %.1f (%.0f to %.0f) in the second; baseline %v", profile.Name, early, late, low, high, l.Baseline())
 				if off := late/early - 1; math.Abs(off) > .15 {
-					t.Errorf("%s: drifts by %.0f %% in an hour", profile.Name, 100*off)
+					t.Errorf("%s: drifts by %.0f %% from one hour to the next", profile.Name, 100*off)
 				}
 				if alone := engine.step + engine.perSequence; l.Baseline().Seconds() > 1.15*alone || l.Baseline().Seconds() < .98*alone {
 					t.Errorf("%s: baseline %v, one alone takes %.1f ms", profile.Name, l.Baseline(), 1e3*alone)

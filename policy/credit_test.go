@@ -37,34 +37,46 @@ func TestCredit(t *testing.T) {
 		total, more int
 		bound       policy.Bound
 	}{
-		"the adaptive limit, by a quarter at a time": {func(s *policy.Signals) {}, 40, 10, policy.BoundLimit},
+		"the adaptive limit, by a quarter at a time": {func(s *policy.Signals) {}, 40, 20, policy.BoundLimit},
 		"what started since the scrape is in that quarter": {func(s *policy.Signals) {
 			s.InFlight = 17
-		}, 40, 3, policy.BoundLimit},
+		}, 40, 13, policy.BoundLimit},
 		"what ended since the scrape may be replaced, and the quarter beside": {func(s *policy.Signals) {
 			s.InFlight, s.Scrape.InFlight, s.Scrape.Running = 35, 40, policy.Read(40)
 		}, 40, 5, policy.BoundLimit},
-		"open bids are as good as taken":     {func(s *policy.Signals) { s.Bids = 8 }, 40, 2, policy.BoundLimit},
+		"open bids are as good as taken":     {func(s *policy.Signals) { s.Bids = 8 }, 40, 12, policy.BoundLimit},
 		"more bids than room":                {func(s *policy.Signals) { s.Bids = 80 }, 40, 0, policy.BoundLimit},
 		"more in flight than the credit":     {func(s *policy.Signals) { s.Limit = 5 }, 5, 0, policy.BoundLimit},
 		"never above the configured slots":   {func(s *policy.Signals) { s.Slots = 12 }, 12, 2, policy.BoundSlots},
-		"slots and limit alike: the slots":   {func(s *policy.Signals) { s.Slots = 40 }, 40, 10, policy.BoundSlots},
+		"slots and limit alike: the slots":   {func(s *policy.Signals) { s.Slots = 40 }, 40, 20, policy.BoundSlots},
 		"a limit with a fraction":            {func(s *policy.Signals) { s.Limit = 12.9 }, 12, 2, policy.BoundLimit},
-		"no adaptive limit":                  {func(s *policy.Signals) { s.Limit = 0 }, 65, 17, policy.BoundEngine},
-		"the engine's slots and a few queue": {func(s *policy.Signals) { s.EngineSlots = 20 }, 22, 6, policy.BoundEngine},
+		"no adaptive limit":                  {func(s *policy.Signals) { s.Limit = 0 }, 65, 20, policy.BoundEngine},
+		"the engine's slots and a few queue": {func(s *policy.Signals) { s.EngineSlots = 20 }, 22, 12, policy.BoundEngine},
 		"others' requests on the engine": {func(s *policy.Signals) {
 			s.Scrape.Running = policy.Read(50) // 40 of others
-		}, 26, 7, policy.BoundEngine},
+		}, 26, 16, policy.BoundEngine},
 		"what ended since the scrape is not others'": {func(s *policy.Signals) {
 			s.InFlight, s.Scrape.InFlight, s.EngineSlots, s.Scrape.Running = 2, 18, 18, policy.Read(18)
-		}, 20, 5, policy.BoundEngine},
+		}, 20, 18, policy.BoundEngine},
 		"an engine that others fill": {func(s *policy.Signals) { s.Scrape.Running = policy.Read(200) }, 0, 0, policy.BoundEngine},
+		"prompts wait for those before them": {func(s *policy.Signals) {
+			s.Scrape.Waiting, s.Scrape.Prefilling, s.Scrape.Prefill = policy.Read(8), 10, 250*time.Millisecond
+		}, 40, 20, policy.BoundLimit},
+		"too many prompts wait for those before them": {func(s *policy.Signals) {
+			s.Scrape.Waiting, s.Scrape.Prefilling, s.Scrape.Prefill = policy.Read(10), 12, 250*time.Millisecond
+		}, 10, 0, policy.BoundQueue},
+		"prompts wait for a slot": {func(s *policy.Signals) {
+			s.Scrape.Waiting, s.Scrape.Prefilling, s.Scrape.Prefill = policy.Read(8), 9, 250*time.Millisecond
+		}, 10, 0, policy.BoundQueue},
+		"prompts wait, nobody knows how long": {func(s *policy.Signals) {
+			s.Scrape.Waiting, s.Scrape.Prefilling = policy.Read(8), 10
+		}, 10, 0, policy.BoundQueue},
 		"requests wait in the engine": {func(s *policy.Signals) {
 			s.Scrape.Waiting = policy.Read(2)
 		}, 10, 0, policy.BoundQueue},
-		"one waits, as it may":              {func(s *policy.Signals) { s.Scrape.Waiting = policy.Read(1) }, 40, 10, policy.BoundLimit},
+		"one waits, as it may":              {func(s *policy.Signals) { s.Scrape.Waiting = policy.Read(1) }, 40, 20, policy.BoundLimit},
 		"one waits, and there were more":    {func(s *policy.Signals) { s.Scrape.Waiting, s.Queued = policy.Read(1), true }, 10, 0, policy.BoundQueue},
-		"none waits, and there were some":   {func(s *policy.Signals) { s.Queued = true }, 40, 10, policy.BoundLimit},
+		"none waits, and there were some":   {func(s *policy.Signals) { s.Queued = true }, 40, 20, policy.BoundLimit},
 		"the KV cache has room for five":    {func(s *policy.Signals) { s.Scrape.KVUsed = policy.Read(0.85) }, 15, 4, policy.BoundKV},
 		"two of them started since":         {func(s *policy.Signals) { s.Scrape.KVUsed, s.InFlight = policy.Read(0.85), 12 }, 15, 2, policy.BoundKV},
 		"one of them waits in the engine":   {func(s *policy.Signals) { s.Scrape.KVUsed, s.Scrape.Waiting = policy.Read(0.85), policy.Read(1) }, 14, 4, policy.BoundKV},
@@ -77,52 +89,57 @@ func TestCredit(t *testing.T) {
 		"requests of unknown size":          {func(s *policy.Signals) { s.Tokens, s.Scrape.KVUsed = 0, policy.Read(0.8) }, 19, 5, policy.BoundKV},
 		"KV cache not told: it does not bind": {func(s *policy.Signals) {
 			s.Scrape.KVUsed = policy.Reading{}
-		}, 40, 10, policy.BoundLimit},
+		}, 40, 30, policy.BoundLimit},
 		"a metric that is no number was not told": {func(s *policy.Signals) {
 			s.Scrape.KVUsed, s.Scrape.Waiting = policy.Read(math.NaN()), policy.Read(math.Inf(1))
-		}, 40, 10, policy.BoundLimit},
-		"memory for five, of an engine that takes it on demand": {onDemand(5.6*gib, gib), 15, 4, policy.BoundMemory},
+		}, 40, 30, policy.BoundLimit},
+		"memory for five, of an engine that takes it on demand": {onDemand(5.6*gib, gib), 15, 5, policy.BoundMemory},
 		"memory is short, whatever a request takes":             {onDemand(0.4*gib, 0), 10, 0, policy.BoundMemory},
-		"memory that is not short, for requests of any size":    {onDemand(5*gib, 0), 40, 10, policy.BoundLimit},
+		"memory that is not short, for requests of any size":    {onDemand(5*gib, 0), 40, 20, policy.BoundLimit},
 		"memory that was not told": {func(s *policy.Signals) {
 			s.OnDemand, s.BytesPerRequest = true, gib
-		}, 40, 10, policy.BoundLimit},
+		}, 40, 20, policy.BoundLimit},
 		"free memory of an engine that preallocates says nothing": {func(s *policy.Signals) {
 			onDemand(0, gib)(s)
 			s.OnDemand = false
-		}, 40, 10, policy.BoundLimit},
+		}, 40, 20, policy.BoundLimit},
 		"memory that was told too long ago": {func(s *policy.Signals) {
 			onDemand(0, gib)(s)
 			s.GPUs[0].Age = time.Minute
-		}, 40, 10, policy.BoundLimit},
-		"a GPU throttles":              {func(s *policy.Signals) { s.GPUs[0].Strain = policy.Hot }, 20, 5, policy.BoundThrottle},
-		"a GPU is warm":                {func(s *policy.Signals) { s.GPUs[0].Strain = policy.Warm }, 30, 8, policy.BoundThrottle},
-		"another process's memory":     {func(s *policy.Signals) { s.GPUs[0].Strain = policy.ForeignMemory }, 30, 8, policy.BoundMemory},
-		"the most strained GPU counts": {func(s *policy.Signals) { s.GPUs = append(s.GPUs, policy.GPU{Sampled: true, Strain: policy.Hot}) }, 20, 5, policy.BoundThrottle},
-		"a strain of a minute ago":     {func(s *policy.Signals) { s.GPUs[0] = policy.GPU{Sampled: true, Age: time.Minute, Strain: policy.Hot} }, 40, 10, policy.BoundLimit},
+		}, 40, 20, policy.BoundLimit},
+		"a GPU throttles":              {func(s *policy.Signals) { s.GPUs[0].Strain = policy.Hot }, 20, 10, policy.BoundThrottle},
+		"a GPU is warm":                {func(s *policy.Signals) { s.GPUs[0].Strain = policy.Warm }, 30, 20, policy.BoundThrottle},
+		"another process's memory":     {func(s *policy.Signals) { s.GPUs[0].Strain = policy.ForeignMemory }, 30, 20, policy.BoundMemory},
+		"the most strained GPU counts": {func(s *policy.Signals) { s.GPUs = append(s.GPUs, policy.GPU{Sampled: true, Strain: policy.Hot}) }, 20, 10, policy.BoundThrottle},
+		"a strain of a minute ago":     {func(s *policy.Signals) { s.GPUs[0] = policy.GPU{Sampled: true, Age: time.Minute, Strain: policy.Hot} }, 40, 20, policy.BoundLimit},
 		"a strain of ten seconds ago": {func(s *policy.Signals) {
 			s.GPUs[0] = policy.GPU{Sampled: true, Age: 10 * time.Second, Strain: policy.Hot}
-		}, 20, 5, policy.BoundThrottle},
+		}, 20, 10, policy.BoundThrottle},
 		"fenced":                         {func(s *policy.Signals) { s.Fence = "GPU lost" }, 0, 0, policy.BoundFence},
 		"fenced and idle":                {func(s *policy.Signals) { s.Fence, s.InFlight = "GPU lost", 0 }, 0, 0, policy.BoundFence},
-		"no NVML":                        {func(s *policy.Signals) { s.GPUs = nil }, 40, 10, policy.BoundLimit},
+		"no NVML":                        {func(s *policy.Signals) { s.GPUs = nil }, 40, 20, policy.BoundLimit},
 		"no NVML, and it is required":    {func(s *policy.Signals) { s.GPUs, s.NVMLRequired = nil, true }, 0, 0, policy.BoundFence},
-		"NVML is required and stale":     {func(s *policy.Signals) { s.NVMLRequired, s.GPUs[0].Age = true, 20*time.Second }, 40, 10, policy.BoundLimit},
+		"NVML is required and stale":     {func(s *policy.Signals) { s.NVMLRequired, s.GPUs[0].Age = true, 20*time.Second }, 40, 20, policy.BoundLimit},
 		"NVML is required and silent":    {func(s *policy.Signals) { s.NVMLRequired, s.GPUs[0].Age = true, 31*time.Second }, 0, 0, policy.BoundFence},
 		"a scrape of 3 s ago":            {func(s *policy.Signals) { s.Scrape.Age = 3 * time.Second }, 10, 0, policy.BoundStale},
-		"a scrape of 3 s ago, and idle":  {func(s *policy.Signals) { s.Scrape.Age, s.InFlight = 3*time.Second, 0 }, 1, 1, policy.BoundStale},
-		"a scrape of 11 s ago":           {func(s *policy.Signals) { s.Scrape.Age = 11 * time.Second }, 40, 10, policy.BoundLimit},
-		"no metrics: slots and limit":    {func(s *policy.Signals) { s.Scrape, s.Slots = policy.Scrape{}, 16 }, 16, 4, policy.BoundSlots},
-		"no metrics that tell anything":  {func(s *policy.Signals) { s.Scrape, s.Slots = policy.Scrape{Taken: true}, 16 }, 16, 4, policy.BoundSlots},
-		"no metrics: the engine's slots": {func(s *policy.Signals) { s.Scrape, s.Slots, s.EngineSlots = policy.Scrape{}, 0, 16 }, 16, 4, policy.BoundEngine},
+		"a scrape of 3 s ago, and idle":  {func(s *policy.Signals) { s.Scrape.Age, s.InFlight = 3*time.Second, 0 }, 10, 10, policy.BoundStale},
+		"what ended since is replaced":   {func(s *policy.Signals) { s.Scrape.Age, s.InFlight = 3*time.Second, 7 }, 10, 3, policy.BoundStale},
+		"but not where requests waited":  {func(s *policy.Signals) { s.Scrape.Age, s.InFlight, s.Queued = 3*time.Second, 7, true }, 7, 0, policy.BoundStale},
+		"a scrape of 11 s ago":           {func(s *policy.Signals) { s.Scrape.Age = 11 * time.Second }, 40, 30, policy.BoundLimit},
+		"no metrics: slots and limit":    {func(s *policy.Signals) { s.Scrape, s.Slots = policy.Scrape{}, 16 }, 16, 6, policy.BoundSlots},
+		"no metrics that tell anything":  {func(s *policy.Signals) { s.Scrape, s.Slots = policy.Scrape{Taken: true}, 16 }, 16, 6, policy.BoundSlots},
+		"no metrics: the engine's slots": {func(s *policy.Signals) { s.Scrape, s.Slots, s.EngineSlots = policy.Scrape{}, 0, 16 }, 16, 6, policy.BoundEngine},
 		"no metrics and no slots at all": {func(s *policy.Signals) { s.Scrape, s.Slots, s.EngineSlots = policy.Scrape{}, 0, 0 }, 1, 0, policy.BoundUnknown},
 		"no metrics, and a GPU throttles": {func(s *policy.Signals) {
 			s.Scrape, s.GPUs[0].Strain = policy.Scrape{}, policy.Hot
-		}, 20, 5, policy.BoundThrottle},
+		}, 20, 10, policy.BoundThrottle},
 		"nothing is known": {func(s *policy.Signals) { *s = policy.Signals{} }, 1, 1, policy.BoundUnknown},
+		"one waits for the slots that the engine tells: what ends is replaced": {func(s *policy.Signals) {
+			s.InFlight, s.Scrape.InFlight, s.EngineSlots, s.Scrape.Running, s.Scrape.Waiting, s.Limit = 3, 7, 6, policy.Read(6), policy.Read(1), 20
+		}, 7, 4, policy.BoundQueue},
 		"idle and everything full: one all the same": {func(s *policy.Signals) {
 			s.InFlight, s.Scrape.KVUsed, s.Scrape.Waiting, s.GPUs[0].Strain = 0, policy.Read(1), policy.Read(9), policy.Hot
-		}, 1, 1, policy.BoundQueue},
+		}, 1, 1, policy.BoundKV},
 		"fixed slots": {func(s *policy.Signals) { s.Fixed = true }, 100, 90, policy.BoundSlots},
 		"fixed slots, whatever the signals": {func(s *policy.Signals) {
 			onDemand(0, gib)(s)
@@ -191,6 +208,7 @@ func anySignals(r *rand.Rand) policy.Signals {
 		Scrape: policy.Scrape{
 			Taken: r.IntN(6) > 0, Age: time.Duration(r.Float64() * float64(3*time.Second)), InFlight: some(80),
 			Running: reading(80), Waiting: reading(6), KVUsed: reading(1),
+			Prefilling: some(8), Prefill: time.Duration(some(3)) * time.Second / 2,
 		},
 	}
 	if r.IntN(5) == 0 {
@@ -259,6 +277,9 @@ func TestCreditIsMonotone(t *testing.T) {
 		"open bids":     func(s *policy.Signals, by float64) { s.Bids += int(10 * by) },
 		"fence":         func(s *policy.Signals, by float64) { s.Fence = "down" },
 		"NVML required": func(s *policy.Signals, by float64) { s.NVMLRequired = true },
+		"slow prompts": func(s *policy.Signals, by float64) {
+			s.Scrape.Prefill = time.Duration(float64(s.Scrape.Prefill) * (1 + by))
+		},
 		"strain": func(s *policy.Signals, by float64) {
 			for i := range s.GPUs {
 				s.GPUs[i].Strain = min(s.GPUs[i].Strain+1, policy.Hot)
