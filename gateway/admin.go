@@ -117,7 +117,7 @@ func newMetrics(g *Gateway) *metrics {
 		ConstLabels: prometheus.Labels{"version": g.cfg.Version, "gateway": g.id}})
 	info.Set(1)
 	m.registry.MustRegister(m.requests, m.queue, m.ttft, m.duration, m.refusals, m.attempts, m.cancelled, m.broken, m.errors, m.tokens, m.mirrors,
-		inFlight, bodies, info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		inFlight, bodies, info, fleetMetrics{g}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 

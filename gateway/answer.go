@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
-	"mime"
 	"net/http"
 	"slices"
 	"strconv"
@@ -64,7 +63,7 @@ func (a *answer) head(payload []byte) error {
 		return errMalformed
 	}
 	a.got = h
-	ct, _, _ := mime.ParseMediaType(h.Header.Get("Content-Type"))
+	ct := subjects.MediaType(h.Header)
 	a.events = ct == "text/event-stream"
 	jsonLines := ct == "application/x-ndjson" || ct == "application/jsonl"
 	switch {
@@ -186,12 +185,17 @@ func (a *answer) begin(length int64) {
 	}
 	total := now.Sub(a.f.arrived)
 	h.Set("Openai-Processing-Ms", strconv.FormatInt(total.Milliseconds(), 10))
-	h.Add("Server-Timing", fmt.Sprintf("queue;dur=%.3f, engine;dur=%.3f, total;dur=%.3f",
-		millis(claimed.Sub(a.f.arrived)), millis(now.Sub(claimed)), millis(total)))
+	timing := make([]byte, 0, 64)
+	timing = appendMillis(append(timing, "queue;dur="...), claimed.Sub(a.f.arrived))
+	timing = appendMillis(append(timing, ", engine;dur="...), now.Sub(claimed))
+	timing = appendMillis(append(timing, ", total;dur="...), total)
+	h.Add("Server-Timing", string(timing))
 	a.header(a.got.Status)
 }
 
-func millis(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
+func appendMillis(b []byte, d time.Duration) []byte {
+	return strconv.AppendFloat(b, float64(d.Nanoseconds())/1e6, 'f', 3, 64)
+}
 
 func (a *answer) header(status int) {
 	a.w.Header().Set("X-Service-Tier", a.f.at().tier.Name)
@@ -241,10 +245,11 @@ func (a *answer) flush() error {
 
 // end completes the answer.
 func (a *answer) end(payload []byte) error {
-	if a.got == nil || json.Unmarshal(payload, &a.usage) != nil {
+	usage, err := subjects.ParseEnd(payload)
+	if err != nil || a.got == nil {
 		return a.refuse(errMalformed)
 	}
-	a.whole = true
+	a.whole, a.usage = true, *usage
 	if a.stream {
 		if !a.begun {
 			a.begin(-1)

@@ -33,10 +33,15 @@ func (b *budget) give(n int64) { b.held.Add(-n) }
 // of it is here, since a transport that still reads one cuts the answer
 // (golang/go#40747). The caller gives the returned hold back to the budget.
 func (g *Gateway) readBody(w http.ResponseWriter, r *http.Request) (body []byte, hold int64, err error) {
-	tooLarge := &Error{Status: http.StatusRequestEntityTooLarge, Code: "request_too_large",
-		Message: fmt.Sprintf("the body is larger than %d bytes", g.cfg.MaxBody)}
+	tooLarge := func() *Error {
+		return &Error{Status: http.StatusRequestEntityTooLarge, Code: "request_too_large",
+			Message: fmt.Sprintf("the body is larger than %d bytes", g.cfg.MaxBody)}
+	}
 	if r.ContentLength > g.cfg.MaxBody {
-		return nil, 0, tooLarge
+		return nil, 0, tooLarge()
+	}
+	if r.ContentLength == 0 { // a read deadline would end the server's watch over the connection
+		return nil, 0, nil
 	}
 	size := max(r.ContentLength, 512)
 	defer func() {
@@ -68,8 +73,7 @@ func (g *Gateway) readBody(w http.ResponseWriter, r *http.Request) (body []byte,
 			if _, err := r.Body.Read(end[:]); err != io.EOF {
 				return nil, hold, badRequest("", "the body could not be read: %v", err)
 			}
-			rc.SetReadDeadline(time.Time{})
-			return body, hold, nil
+			return body, hold, nil // with its end, the server has taken the deadline back
 		}
 		if len(body) == cap(body) {
 			more := min(int64(cap(body)), g.cfg.MaxBody+1-int64(cap(body)))
@@ -88,9 +92,8 @@ func (g *Gateway) readBody(w http.ResponseWriter, r *http.Request) (body []byte,
 		body = body[:len(body)+n]
 		switch {
 		case int64(len(body)) > g.cfg.MaxBody:
-			return nil, hold, tooLarge
+			return nil, hold, tooLarge()
 		case err == io.EOF:
-			rc.SetReadDeadline(time.Time{})
 			return body, hold, nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return nil, hold, &Error{Status: http.StatusRequestTimeout, Code: "body_timeout",

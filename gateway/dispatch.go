@@ -11,11 +11,14 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// receive handles, in order and without ever blocking, what workers send to
-// this gateway. That claims and frames come through one subscription is what
+// receive handles, in order and without ever blocking, what is sent to this
+// gateway. That claims and frames come through one subscription is what
 // makes a claim known before the frames that follow it.
 func (g *Gateway) receive(m *nats.Msg) {
-	switch subjects.LastToken(m.Subject) {
+	what, number, _ := strings.Cut(strings.TrimPrefix(m.Subject, subjects.Gateway(g.id)+"."), ".")
+	switch what {
+	case "stored":
+		g.stored(number, m)
 	case "rsp":
 		p, frames, err := subjects.ParsePrefix(m.Data)
 		if err != nil {
@@ -31,12 +34,14 @@ func (g *Gateway) receive(m *nats.Msg) {
 		g.listed(m)
 	case "body":
 		g.bodyWanted(m)
+	case "turn":
+		g.turned(m)
 	}
 }
 
 func (g *Gateway) claimed(m *nats.Msg) {
-	var c subjects.Claim
-	if err := json.Unmarshal(m.Data, &c); err != nil {
+	c, err := subjects.ParseClaim(m.Data)
+	if err != nil {
 		g.log.Warn("claim dropped", "err", err)
 		return
 	}
@@ -48,7 +53,7 @@ func (g *Gateway) claimed(m *nats.Msg) {
 		})
 		if d, err := subjects.ParseAck(c.Ack); err == nil {
 			if at := f.at(); at.lane == subjects.Shared {
-				at.queue.tell(d.Pending, now)
+				g.depth(at, d.Pending, now)
 			}
 		}
 		if refusal.Verdict == subjects.Go {
@@ -125,14 +130,20 @@ func (g *Gateway) tellWorkers(m *nats.Msg) {
 
 // respondList sends a list in as many messages as it takes, then an empty one.
 func (g *Gateway) respondList(m *nats.Msg, n int, piece func(from, to int) any) {
-	const each = 100
-	for from := 0; from < n; from += each {
-		body, err := json.Marshal(piece(from, min(from+each, n)))
+	each := 100
+	for from := 0; from < n; {
+		to := min(from+each, n)
+		body, err := json.Marshal(piece(from, to))
 		if err != nil {
 			g.log.Error("list", "err", err)
 			return
 		}
+		if int64(len(body)) > g.nc.MaxPayload() && to-from > 1 { // workers with many GPUs have much to tell
+			each = (to - from) / 2
+			continue
+		}
 		m.Respond(body)
+		from = to
 	}
 	m.Respond(nil)
 }

@@ -28,6 +28,10 @@ const (
 	// claimWithin is how long a delivery to a live worker takes to be claimed.
 	claimWithin = 50 * time.Millisecond
 
+	// bidMeets is after how long a request that a lost worker had has met a bid, if
+	// there is one: a retry may wait for a moment.
+	bidMeets = 500 * time.Millisecond
+
 	// listedWithin is how long an attempt may go unlisted by its worker.
 	listedWithin = 3*subjects.AliveEvery + subjects.AliveEvery/2
 )
@@ -35,12 +39,14 @@ const (
 // fleet is what this gateway knows of workers and pools, all of it heard.
 type fleet struct {
 	g      *Gateway
-	arrive chan laneName // lanes whose queues must exist
+	arrive chan laneName   // lanes whose queues must exist
+	lost   chan lostWorker // whose requests others must have
 
 	mu      sync.Mutex
 	workers map[string]*member
 	pools   map[string]*poolState
 	peers   map[string]time.Time // other gateways, and when they were last heard
+	gpus    map[gpuKey]*gpuHeard
 	swept   time.Time
 }
 
@@ -51,6 +57,12 @@ type member struct {
 	beat  subjects.Heartbeat
 	seen  time.Time
 	taken int // claims since beat
+}
+
+// lostWorker is one that is no more, and why.
+type lostWorker struct {
+	beat subjects.Heartbeat
+	why  string
 }
 
 type poolState struct {
@@ -69,8 +81,9 @@ func (p *poolState) ensured(lane string) bool { return p.lanes[lane] != nil && p
 
 func newFleet(g *Gateway) *fleet {
 	return &fleet{
-		g: g, arrive: make(chan laneName, 1024),
+		g: g, arrive: make(chan laneName, 1024), lost: make(chan lostWorker, 1024),
 		workers: make(map[string]*member), pools: make(map[string]*poolState), peers: make(map[string]time.Time),
+		gpus: make(map[gpuKey]*gpuHeard),
 	}
 }
 
@@ -89,12 +102,13 @@ func (fl *fleet) hear(m *nats.Msg) {
 			fl.forgetLocked(h.Worker)
 			fl.g.log.Info("worker left", "worker", h.Name)
 			fl.g.event(subjects.Event{Kind: subjects.EventWorkerLeft, Worker: h.Name, Text: "worker " + h.Name + " left"})
-			go fl.g.abandon(h, "worker "+h.Name+" left") // bounded by its own timeout
+			fl.lose(h, "worker "+h.Name+" left")
 		}
 		return
 	}
 	was := fl.workers[h.Worker]
 	fl.workers[h.Worker] = &member{beat: h, seen: now}
+	fl.hearGPUsLocked(&h, now)
 	fl.tellStateLocked(was, &h)
 	p := fl.g.rules.Load().Policy
 	for i := range h.Pools {
@@ -112,6 +126,9 @@ func (fl *fleet) hear(m *nats.Msg) {
 // tellStateLocked tells what is new about a worker.
 func (fl *fleet) tellStateLocked(was *member, h *subjects.Heartbeat) {
 	e := subjects.Event{Worker: h.Name}
+	if was != nil && fl.tellFenceLocked(was, h) {
+		return
+	}
 	switch {
 	case was == nil:
 		fl.g.log.Info("worker joined", "worker", h.Name, "engine", h.URL, "slots", h.Slots)
@@ -125,6 +142,9 @@ func (fl *fleet) tellStateLocked(was *member, h *subjects.Heartbeat) {
 		return
 	}
 	fl.g.event(e)
+	if was == nil {
+		fl.tellFenceLocked(was, h)
+	}
 }
 
 // needLocked makes sure that a lane's queues exist, soon.
@@ -155,6 +175,7 @@ func (fl *fleet) forgetLocked(worker string) {
 	for _, p := range fl.pools {
 		delete(p.lanes, worker)
 	}
+	fl.forgetGPUsLocked()
 }
 
 // hearPeer notes that another gateway lives.
@@ -247,8 +268,19 @@ func (fl *fleet) serving(pool, worker string) bool {
 	return m != nil && m.beat.Serves(pool)
 }
 
-// loop sweeps and publishes references.
+// lose has loop fail over what a worker had. Should there be too many at once,
+// sweep finds the attempts later.
+func (fl *fleet) lose(h subjects.Heartbeat, why string) {
+	select {
+	case fl.lost <- lostWorker{h, why}:
+	default:
+	}
+}
+
+// loop sweeps, publishes references, and fails over what lost workers had.
 func (fl *fleet) loop(ctx context.Context) {
+	var abandoning sync.WaitGroup
+	defer abandoning.Wait()
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
 	refs := time.NewTicker(subjects.ReferenceEvery)
@@ -261,6 +293,8 @@ func (fl *fleet) loop(ctx context.Context) {
 			fl.sweep(time.Now())
 		case <-refs.C:
 			fl.publishReferences()
+		case l := <-fl.lost:
+			abandoning.Go(func() { fl.g.abandon(ctx, l.beat, l.why) })
 		}
 	}
 }
@@ -302,7 +336,7 @@ func (fl *fleet) sweep(now time.Time) {
 	for _, m := range lost {
 		fl.g.event(subjects.Event{Kind: subjects.EventWorkerLost, Worker: m.beat.Name, Text: fmt.Sprintf("worker %s fell silent; what it had runs elsewhere", m.beat.Name)})
 		fl.g.log.Warn("worker lost", "worker", m.beat.Name, "silent", now.Sub(m.seen))
-		go fl.g.abandon(m.beat, fmt.Sprintf("worker %s fell silent", m.beat.Name)) // bounded by its own timeout
+		fl.lose(m.beat, fmt.Sprintf("worker %s fell silent", m.beat.Name))
 	}
 	for _, f := range fl.g.all() {
 		if slept {
@@ -339,6 +373,7 @@ func (fl *fleet) publishReferences() {
 		}
 		ref.Pools[name] = r
 	}
+	cold := make(map[string]bool) // pools whose model some worker would have to load
 	for _, m := range fl.workers {
 		if !m.beat.Live() {
 			continue
@@ -348,6 +383,10 @@ func (fl *fleet) publishReferences() {
 			r, ok := ref.Pools[p.Pool]
 			if !ok {
 				continue
+			}
+			cold[p.Pool] = cold[p.Pool] || p.Cold
+			if !p.Cold || p.Loads {
+				r.Loaded++
 			}
 			r.Workers++
 			r.Slots += m.beat.Slots
@@ -361,6 +400,7 @@ func (fl *fleet) publishReferences() {
 		}
 	}
 	fl.mu.Unlock()
+	fl.g.tellWaits(&ref, cold, time.Now())
 	for k, n := range fl.g.heldByQueue() {
 		if r, ok := ref.Pools[k.pool]; ok {
 			if r.Held == nil {
@@ -519,7 +559,7 @@ func (fl *fleet) heartbeats(now time.Time) []subjects.Heartbeat {
 
 // abandon fails over what a worker had that is no more: the attempts it ran,
 // and the requests that were delivered to it but never claimed.
-func (g *Gateway) abandon(h subjects.Heartbeat, why string) {
+func (g *Gateway) abandon(ctx context.Context, h subjects.Heartbeat, why string) {
 	pools := make(map[string]bool)
 	for i := range h.Pools {
 		pools[h.Pools[i].Pool] = true
@@ -531,21 +571,39 @@ func (g *Gateway) abandon(h subjects.Heartbeat, why string) {
 	}
 	var waiting []*flight
 	for _, f := range g.all() {
-		f.lostWorker(h.Worker, why)
+		had := f.lostWorker(h.Worker, why)
 		f.displace(h.Worker)
-		if seq, queued := f.queued(); queued && seq > 0 && pools[f.at().pool] {
+		if seq, queued := f.queued(); had || queued && seq > 0 && pools[f.at().pool] {
 			waiting = append(waiting, f)
 		}
 	}
 	if len(waiting) == 0 {
 		return
 	}
-	// What was delivered to a live worker this moment is claimed soon.
-	time.Sleep(claimWithin)
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	// What was delivered to a live worker this moment is claimed soon. And what the
+	// lost one had goes back to the queue, where it may meet a bid that is still
+	// parked there.
+	for _, pause := range []time.Duration{claimWithin, bidMeets} {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		g.takeBackUnclaimed(ctx, waiting)
+	}
+}
+
+// takeBackUnclaimed hands back what was delivered, of requests that wait, to
+// somebody who does not claim it.
+func (g *Gateway) takeBackUnclaimed(ctx context.Context, waiting []*flight) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	last := make(map[string]uint64) // each queue's last delivery
 	for _, f := range waiting {
+		seq, queued := f.queued()
+		if !queued || seq == 0 {
+			continue
+		}
 		at := f.at()
 		stream, consumer := subjects.ReqStream(at.tier.Name), subjects.ReqConsumer(at.pool, at.lane)
 		key := stream + " " + consumer
@@ -559,7 +617,7 @@ func (g *Gateway) abandon(h subjects.Heartbeat, why string) {
 				last[key] = info.Delivered.Consumer
 			}
 		}
-		if seq, queued := f.queued(); queued && seq > 0 && last[key] > 0 {
+		if last[key] > 0 {
 			// Of no effect unless it was delivered.
 			g.nc.Publish(subjects.AckSubject(stream, consumer, seq, last[key]), subjects.Nak)
 		}

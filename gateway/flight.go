@@ -152,7 +152,7 @@ func (f *flight) take() []event {
 
 // claim arbitrates a worker's claim. others says, of the live workers of the
 // pool that are not in a set, how many there are and how many have a free slot.
-func (f *flight) claim(c subjects.Claim, now time.Time, others func(not ...map[string]bool) (live, free int)) (v subjects.Verdict, delayMS int64) {
+func (f *flight) claim(c *subjects.Claim, now time.Time, others func(not ...map[string]bool) (live, free int)) (v subjects.Verdict, delayMS int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
@@ -229,12 +229,14 @@ func (f *flight) failLocked(fail subjects.Fail, crashed bool) {
 }
 
 // lostWorker ends the attempt that runs on a worker, if it does.
-func (f *flight) lostWorker(worker, why string) {
+func (f *flight) lostWorker(worker, why string) (had bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.current != nil && f.current.worker == worker {
-		f.failLocked(subjects.Fail{Class: subjects.FailEngine, Reason: why}, true)
+	if f.current == nil || f.current.worker != worker {
+		return false
 	}
+	f.failLocked(subjects.Fail{Class: subjects.FailEngine, Reason: why}, true)
+	return true
 }
 
 // listed takes a worker's word that it runs an attempt and how much it sent.

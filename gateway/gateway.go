@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"sync"
@@ -97,9 +96,11 @@ type Gateway struct {
 	ready    atomic.Bool // and everything that goes with them
 	draining atomic.Bool
 
-	mu      sync.Mutex
-	flights map[subjects.ID]*flight
-	queues  map[queueKey]*queue
+	mu        sync.Mutex
+	flights   map[subjects.ID]*flight
+	queues    map[queueKey]*queue
+	published uint64                    // messages to the tiers' streams
+	unstored  map[uint64]chan *nats.Msg // those of them that wait for the broker's answer, by number
 }
 
 type queueKey struct{ pool, tier string }
@@ -143,6 +144,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		flights: make(map[subjects.ID]*flight),
 		queues:  make(map[queueKey]*queue),
 
+		unstored:  make(map[uint64]chan *nats.Msg),
 		mirrors:   make(chan struct{}, maxMirrors),
 		newPolicy: make(chan struct{}, 1),
 	}
@@ -171,9 +173,10 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 
 	var subs []*nats.Subscription
 	for subject, handle := range map[string]nats.MsgHandler{
-		subjects.Gateway(g.id) + ".*": g.receive,
+		subjects.Gateway(g.id) + ".>": g.receive,
 		subjects.AllHeartbeats:        g.fleet.hear,
 		subjects.AllGateways:          g.fleet.hearPeer,
+		subjects.AllTold:              g.hearTold,
 		subjects.Homes:                g.homes.hear,
 		subjects.Sides:                g.shifts.hear,
 		subjects.AskRequests:          g.tellRequests,
@@ -297,21 +300,17 @@ func (g *Gateway) queue(pool, tier string) *queue {
 // resizeQueues tells each queue how much of it the broker may have.
 func (g *Gateway) resizeQueues(now time.Time) {
 	gateways := g.fleet.gateways(now)
-	g.mu.Lock()
-	queues := maps.Clone(g.queues)
-	g.mu.Unlock()
+	queues := g.allQueues()
 	for k, q := range queues {
-		q.resize(g.fleet.free(k.pool), gateways, now)
+		q.resize(g.fleet.slots(k.pool), g.fleet.free(k.pool), gateways, now)
 	}
+	g.tellQueues(queues, now)
 }
 
 // heldByQueue is how many requests wait here for their turn.
 func (g *Gateway) heldByQueue() map[queueKey]int {
-	g.mu.Lock()
-	queues := maps.Clone(g.queues)
-	g.mu.Unlock()
 	held := make(map[queueKey]int)
-	for k, q := range queues {
+	for k, q := range g.allQueues() {
 		if n := q.here(); n > 0 {
 			held[k] = n
 		}

@@ -248,8 +248,10 @@ func deadline(h http.Header, fallback, most time.Duration) (time.Duration, error
 		}
 		return min(d, most), nil
 	}
-	if secs, err := strconv.ParseFloat(h.Get("X-Stainless-Read-Timeout"), 64); err == nil && secs > 0 && secs < 1e9 {
-		return min(time.Duration(secs*float64(time.Second)), most), nil
+	if v := h.Get("X-Stainless-Read-Timeout"); v != "" {
+		if secs, err := strconv.ParseFloat(v, 64); err == nil && secs > 0 && secs < 1e9 {
+			return min(time.Duration(secs*float64(time.Second)), most), nil
+		}
 	}
 	return min(fallback, most), nil
 }

@@ -11,7 +11,8 @@ import (
 // queue is what this gateway knows of the queue of one pool and tier, and what
 // of it waits here: in the broker a queue is served in the order in which it
 // came, whoever it came from. So only as much of it is there as workers are
-// about to take (policy.Window), and the rest waits here by tenant.
+// about to take (policy.Window), and what tenants with a credit ask for; the rest
+// waits here by tenant.
 type queue struct {
 	mu      sync.Mutex
 	own     int                  // requests of this gateway that wait
@@ -23,6 +24,14 @@ type queue struct {
 	drain   policy.Rate
 	service float64 // mean seconds that a slot is busy with a request
 	served  float64 // how many stand behind it, at most policy.MeanMemory
+
+	// What the gateways deal together: see turns.go.
+	gateways int                   // that there are, this one included
+	short    int                   // with fewer requests in the broker, the next turn is due
+	peers    map[string]*peerQueue // what others tell, by gateway
+	unsaid   map[string]uint64     // tokens served to each tenant, that the others have not been told
+	telling  bool                  // there is something that the others need to know
+	said     bool                  // they have been told that requests wait here
 }
 
 // lineHere is one lane of a queue: a home lane that is full must not hold up the
@@ -34,9 +43,12 @@ type lineHere struct {
 
 // turn is a request's wait for its turn to go to the broker.
 type turn struct {
-	come  chan struct{} // closed when it is there
-	lane  string
-	place *policy.Turn[*turn]
+	come   chan struct{} // closed when it is there
+	lane   string
+	tenant string
+	cost   int
+	since  time.Time
+	place  *policy.Turn[*turn]
 }
 
 // toldHolds is how long the word of a depth is believed.
@@ -131,33 +143,67 @@ func (q *queue) ask(lane, tenant string, cost int) *turn {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	l := q.laneLocked(lane)
-	if l.here.Len() == 0 && l.out < q.windowLocked(lane) {
+	if l.here.Len() == 0 && q.openLocked(l, lane) {
 		l.out++
 		q.told++
+		if lane == subjects.Shared && q.othersHold() {
+			l.here.Charge(tenant, uint64(max(cost, 1)))
+			q.chargeLocked(tenant, cost)
+		}
 		return nil
 	}
-	t := &turn{come: make(chan struct{}), lane: lane}
+	t := &turn{come: make(chan struct{}), lane: lane, tenant: tenant, cost: cost, since: time.Now()}
 	t.place = l.here.Push(tenant, cost, t)
 	q.held++
-	return t
+	q.dealLocked(lane)
+	select {
+	case <-t.come:
+		return nil
+	default:
+		return t
+	}
 }
 
-// dealLocked gives turns while the broker's part of a lane is not full.
+// openLocked says whether a lane has room for a request that nobody waits
+// before.
+func (q *queue) openLocked(l *lineHere, lane string) bool {
+	if lane == subjects.Shared && q.othersHold() { // they may have a better right
+		return l.out < leastWindow
+	}
+	return l.out < q.windowLocked(lane)
+}
+
+// dealLocked gives turns to those with a credit, at once: they go ahead in the
+// order in which they came, and the broker keeps that. It gives turns to the
+// others while the broker's part of a lane is not full. Where there are more
+// gateways, these are dealt with each delivery.
 func (q *queue) dealLocked(lane string) {
 	l := q.laneLocked(lane)
-	for l.out < q.windowLocked(lane) {
-		t, ok := l.here.Pop()
-		if !ok {
+	together := lane == subjects.Shared && q.gateways > 1
+	for l.here.Ahead() || !together && l.out < q.windowLocked(lane) {
+		if !q.popLocked(l) {
 			break
 		}
-		q.held--
-		l.out++
-		q.told++
-		close(t.come)
 	}
 	if lane != subjects.Shared && l.out == 0 && l.here.Len() == 0 {
 		delete(q.lanes, lane)
 	}
+}
+
+// popLocked gives the next turn; false if nobody waits for one.
+func (q *queue) popLocked(l *lineHere) bool {
+	t, ok := l.here.Pop()
+	if !ok {
+		return false
+	}
+	q.held--
+	l.out++
+	q.told++
+	if t.lane == subjects.Shared {
+		q.chargeLocked(t.tenant, t.cost)
+	}
+	close(t.come)
+	return true
 }
 
 // leave notes that a published request waits no more: claimed, or given up.
@@ -170,6 +216,8 @@ func (q *queue) leave(lane string, claimed bool, now time.Time) {
 	if claimed {
 		q.drain.Add(now)
 		q.window-- // a slot less is free
+	} else {
+		q.stirLocked()
 	}
 	q.dealLocked(lane)
 }
@@ -185,6 +233,7 @@ func (q *queue) giveUp(t *turn) {
 	} else { // its turn had come
 		l.out--
 		q.told = max(q.told-1, 0)
+		q.stirLocked()
 	}
 	q.dealLocked(t.lane)
 }
@@ -198,20 +247,18 @@ func (q *queue) back(lane string) {
 	q.told++
 }
 
-// resize sets how many requests the broker may have, by the free slots of the
-// pool and the number of gateways.
-func (q *queue) resize(free, gateways int, now time.Time) {
+// resize sets how many requests the broker may have, by the slots of the pool
+// and the number of gateways.
+func (q *queue) resize(slots, free, gateways int, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.gateways = gateways
 	q.window = policy.Window(free, gateways, q.drain.Per(now))
+	q.short = shortOf(slots, q.service, q.drain.Per(now))
 	q.dealLocked(subjects.Shared)
-}
-
-// tell takes the depth from a delivery.
-func (q *queue) tell(pending uint64, now time.Time) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.told, q.heard = int(min(pending, 1<<30)), now
+	if now.Sub(q.heard) > stalled {
+		q.stirLocked()
+	}
 }
 
 // serve notes how long a request kept its slot.

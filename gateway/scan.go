@@ -42,13 +42,13 @@ func scan(r *http.Request, body []byte) (call, error) {
 	if len(r.Header["Content-Type"]) > 1 {
 		return call{}, badRequest("", "the request has more than one Content-Type")
 	}
-	ct, params, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	var c call
 	var err error
 	switch model, at, inPath := modelInPath(r.URL); {
 	case inPath:
 		c.model, c.modelAt = model, at
-	case ct == "multipart/form-data":
+	case subjects.MediaType(r.Header) == "multipart/form-data":
+		_, params, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 		c, err = scanForm(body, params["boundary"])
 	default:
 		c, err = scanJSON(body, messagesField(dialectOf(r.URL.Path)))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -117,10 +118,10 @@ func (g *Gateway) publish(ctx context.Context, f *flight) error {
 	}
 	patience := time.Now().Add(publishPatience)
 	for {
-		ack, err := g.tryPublish(ctx, m)
+		seq, err := g.tryPublish(m)
 		if err == nil {
 			f.mu.Lock()
-			f.seq = ack.Sequence
+			f.seq = seq
 			f.mu.Unlock()
 			return nil
 		}
@@ -143,10 +144,45 @@ func (g *Gateway) publish(ctx context.Context, f *flight) error {
 
 // tryPublish waits for the broker's word even for a client that is gone by now:
 // only that tells which message to take back.
-func (g *Gateway) tryPublish(ctx context.Context, m *nats.Msg) (*jetstream.PubAck, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-	defer cancel()
-	return g.js.PublishMsg(ctx, m, jetstream.WithRetryAttempts(0))
+func (g *Gateway) tryPublish(m *nats.Msg) (seq uint64, err error) {
+	answer := make(chan *nats.Msg, 1)
+	g.mu.Lock()
+	g.published++
+	number := g.published
+	g.unstored[number] = answer
+	g.mu.Unlock()
+	defer func() {
+		g.mu.Lock()
+		delete(g.unstored, number)
+		g.mu.Unlock()
+	}()
+	m.Reply = subjects.GatewayStored(g.id, number)
+	if err := g.nc.PublishMsg(m); err != nil {
+		return 0, err
+	}
+	timeout := time.NewTimer(2 * time.Second)
+	defer timeout.Stop()
+	select {
+	case a := <-answer:
+		return subjects.ParseStored(a)
+	case <-timeout.C:
+		return 0, errors.New("no answer from the stream")
+	}
+}
+
+// stored hands the broker's word on a message to who published it.
+func (g *Gateway) stored(number string, m *nats.Msg) {
+	n, err := strconv.ParseUint(number, 16, 64)
+	if err != nil {
+		return
+	}
+	g.mu.Lock()
+	answer := g.unstored[n]
+	delete(g.unstored, n)
+	g.mu.Unlock()
+	if answer != nil {
+		answer <- m
+	}
 }
 
 // takeBack takes a request's message off its queue. If it was delivered

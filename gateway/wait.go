@@ -22,7 +22,9 @@ const (
 // turn to go there.
 func (g *Gateway) queueUp(ctx context.Context, f *flight) error {
 	f.since = time.Now()
-	if f.turn = f.at().queue.ask(f.at().lane, f.req.Tenant, f.cost); f.turn != nil {
+	at := f.at()
+	if f.turn = at.queue.ask(at.lane, f.req.Tenant, f.cost); f.turn != nil {
+		g.tellNews(at.pool, at.tier.Name, at.queue, f.since)
 		return nil
 	}
 	return g.publish(ctx, f)

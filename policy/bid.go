@@ -18,13 +18,14 @@ import "slices"
 //
 // Use it unless you have a reason not to. While nobody in the pool has measured
 // anything (reference 0) it is the load fraction, and for a worker that has not,
-// among others that have, TrialRung.
+// among others that have, TrialRung. So it is for the first request of one whose
+// measurements have faded.
 func PriceRung(c *Curve, mean Mean, reference float64, n int, behind float64, slots int, weight float64) int {
 	price, known := c.Price(mean, n, behind)
 	switch {
 	case reference <= 0:
 		return LoadRung(n, slots, weight)
-	case !known:
+	case !known || c.Faded && n == 1:
 		return TrialRung(n, slots, weight)
 	}
 	return Rung(price/weight, reference)
@@ -92,15 +93,55 @@ func Away(self string, homes []string) []string {
 	return others
 }
 
+const (
+	// mostMisses is how many of the requests for which slots are in reserve may
+	// find all of them taken.
+	mostMisses = 0.01
+
+	// mostReserve is how many times the percentage the reserve may come to. So at
+	// 10 % the tiers after it keep half of a worker of few slots, and whoever sets
+	// 2 % says that they matter more than the time to the first token.
+	mostReserve = 5
+)
+
 // Ceiling is how many of a worker's slots the i-th tier may fill: all but what
 // the tiers before it have in reserve, and always one. So a request of a tier
 // with a reserve finds a slot at once, however long the backlog after it.
-func Ceiling(tiers []Tier, i, slots int) int {
-	reserve := 0
-	for _, t := range tiers[:i] {
-		reserve += t.Reserve
+//
+// A percentage of few slots is none, or too few for requests that come at
+// random. So where the tiers with a reserve have requests in flight, as many as
+// loads says on the mean of the last minute, the reserve is at least one slot and
+// what it takes that 99 in 100 of theirs find one, but at most five times the
+// percentage.
+func Ceiling(tiers []Tier, loads []float64, i, slots int) int {
+	percent, load, sum := 0, 0.0, 0.0
+	for j, t := range tiers[:i] {
+		sum += loads[j]
+		if t.Reserve > 0 {
+			percent += t.Reserve
+			load = sum
+		}
 	}
-	return max(slots-slots*reserve/100, 1)
+	reserve := slots * percent / 100
+	if load > 0 {
+		reserve = reserveFor(load, slots, reserve, slots*min(mostReserve*percent, 100)/100)
+	}
+	return max(slots-reserve, 1)
+}
+
+// reserveFor is the least reserve, between two bounds, in which no more than
+// mostMisses of the requests that it is for find all of it taken, where others
+// keep the rest of the slots filled. That is Erlang's loss formula over the
+// reserve alone; with all slots in reserve it is Erlang B.
+func reserveFor(load float64, slots, least, most int) int {
+	term, sum := 1.0, 1.0 // of 1/misses
+	for reserve := 0; ; reserve++ {
+		if reserve >= most || reserve >= least && 1/sum <= mostMisses {
+			return reserve
+		}
+		term *= float64(slots-reserve) / load
+		sum += term
+	}
 }
 
 // Opens says whether a worker may bid for one more request of a tier, with so

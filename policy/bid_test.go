@@ -10,6 +10,8 @@ import (
 
 func TestPriceRung(t *testing.T) {
 	curve := &policy.Curve{Prefill: &policy.Line{B: 0.001}, ITL: &policy.Line{A: 0.010, B: 0.001}}
+	faded := *curve
+	faded.Faded = true
 	chat := policy.Mean{Input: 100, Output: 50, Samples: 10} // 0.65 s alone
 	for what, c := range map[string]struct {
 		curve     *policy.Curve
@@ -25,6 +27,8 @@ func TestPriceRung(t *testing.T) {
 		"nobody has measured":               {nil, 0, 33, 0, 1, 5}, // its load
 		"others have measured, it has not":  {nil, 0.65, 4, 0, 1, 3},
 		"it has measured, and nobody heard": {curve, 0, 33, 0, 1, 5},
+		"it was long ago":                   {&faded, 0.1, 1, 0, 1, 0},
+		"and is tried by one request alone": {&faded, 0.1, 2, 0, 1, 7},
 	} {
 		if got := policy.PriceRung(c.curve, chat, c.reference, c.n, float64(c.wait), 64, c.weight); got != c.want {
 			t.Errorf("%s: rung %d, want %d", what, got, c.want)
@@ -114,30 +118,56 @@ func TestAwayInALargePoolGivesEachLaneAsManyBidders(t *testing.T) {
 	}
 }
 
-func TestCeiling(t *testing.T) {
-	tiers := func(reserves ...int) (ts []policy.Tier) {
-		for _, r := range reserves {
-			ts = append(ts, policy.Tier{Reserve: r})
-		}
-		return ts
+func tiersOf(reserves ...int) (ts []policy.Tier) {
+	for _, r := range reserves {
+		ts = append(ts, policy.Tier{Reserve: r})
 	}
+	return ts
+}
+
+func TestCeiling(t *testing.T) {
 	for what, c := range map[string]struct {
 		tiers []policy.Tier
 		slots int
 		want  []int
 	}{
-		"no reserve":                 {tiers(0, 0, 0), 64, []int{64, 64, 64}},
-		"of the first":               {tiers(40, 0, 0), 10, []int{10, 6, 6}},
-		"they add up":                {tiers(20, 10, 0), 100, []int{100, 80, 70}},
-		"part of a slot is nothing":  {tiers(10, 0), 8, []int{8, 8}},
-		"one slot is everybody's":    {tiers(90, 0), 1, []int{1, 1}},
-		"however much is in reserve": {tiers(45, 45, 10), 2, []int{2, 2, 1}},
-		"that of the last is its":    {tiers(0, 0, 50), 8, []int{8, 8, 8}},
+		"no reserve":                 {tiersOf(0, 0, 0), 64, []int{64, 64, 64}},
+		"of the first":               {tiersOf(40, 0, 0), 10, []int{10, 6, 6}},
+		"they add up":                {tiersOf(20, 10, 0), 100, []int{100, 80, 70}},
+		"part of a slot is nothing":  {tiersOf(10, 0), 8, []int{8, 8}},
+		"one slot is everybody's":    {tiersOf(90, 0), 1, []int{1, 1}},
+		"however much is in reserve": {tiersOf(45, 45, 10), 2, []int{2, 2, 1}},
+		"that of the last is its":    {tiersOf(0, 0, 50), 8, []int{8, 8, 8}},
 	} {
 		for i, want := range c.want {
-			if got := policy.Ceiling(c.tiers, i, c.slots); got != want {
+			if got := policy.Ceiling(c.tiers, make([]float64, len(c.tiers)), i, c.slots); got != want {
 				t.Errorf("%s: tier %d may fill %d of %d slots, want %d", what, i, got, c.slots, want)
 			}
+		}
+	}
+}
+
+func TestCeilingLeavesRoomForWhatComesAtRandom(t *testing.T) {
+	for what, c := range map[string]struct {
+		tiers []policy.Tier
+		loads []float64
+		slots int
+		want  int // of the last tier
+	}{
+		"a third of a worker of 16 slots":      {tiersOf(10, 0), []float64{5, 9}, 16, 12},
+		"a third of one of 64":                 {tiersOf(10, 0), []float64{20, 40}, 64, 58}, // the percentage is enough
+		"one request in a while":               {tiersOf(10, 0), []float64{0.05, 8}, 8, 7},
+		"half of one of 8":                     {tiersOf(10, 0), []float64{4, 4}, 8, 4},
+		"all of it, and still no more":         {tiersOf(10, 0), []float64{8, 0}, 8, 4},
+		"a smaller percentage leaves it less":  {tiersOf(5, 0), []float64{4, 4}, 8, 6},
+		"none is none":                         {tiersOf(0, 0), []float64{4, 4}, 8, 8},
+		"the tiers before it count as well":    {tiersOf(0, 10, 0), []float64{4, 0, 4}, 8, 4},
+		"but not one between without reserve":  {tiersOf(10, 0, 0), []float64{0, 4, 4}, 8, 8},
+		"what the last one has in flight, not": {tiersOf(10, 0), []float64{0, 8}, 8, 8},
+		"one slot is everybody's":              {tiersOf(90, 0), []float64{1, 0}, 1, 1},
+	} {
+		if got := policy.Ceiling(c.tiers, c.loads, len(c.tiers)-1, c.slots); got != c.want {
+			t.Errorf("%s: the last tier may fill %d of %d slots, want %d", what, got, c.slots, c.want)
 		}
 	}
 }

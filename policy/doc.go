@@ -16,7 +16,10 @@
 //     No tier starves.
 //   - Reserve: so many percent of each worker's slots stay free for the tier and
 //     those before it; the tiers after it do not bid on them ([Ceiling]). It
-//     trades their throughput for the inter-token time of those before.
+//     trades their throughput for the inter-token time of those before. On a
+//     worker of few slots, while those before have requests there, it is as many
+//     as it takes that 99 in 100 of them find a slot, at most five times the
+//     percentage.
 //   - Prefill gate: a tier with a more important one active above it does not bid
 //     on a worker where a prompt waits to be read ([Opens]). It guards the time
 //     to the first token and costs next to nothing.
@@ -33,7 +36,21 @@
 //	weighted      requests in flight over weight ([WeightedRung]): the weights say all
 //	round-robin   always 0, who has waited longest: like workers and like requests
 //
+// A measurement that is older than [FadeAfter] makes the worker's first request
+// cheap, and no other: so a worker that was slow is tried again.
+//
 // Spill lets the workers of another pool bid too, some rungs dearer.
+//
+// # Headroom
+//
+// A worker may have as many requests in flight as its [Signals] give credit for
+// ([Signals.Credit]): the least of the slots, the engine's own, what its queue and
+// its KV cache leave, and the adaptive limit. What an engine or a GPU does not
+// tell does not bind, what is old binds less. The [Limit] grows while requests do
+// not slow each other down by more than the [Profile] allows, and shrinks when
+// they do, or when the engine is overloaded; with configured slots, and no profile
+// named, only when it is overloaded. A strained GPU ([StrainWatch]) leaves half or
+// three quarters of the room and makes the worker dearer; a fence leaves nothing.
 //
 // # Affinity
 //
@@ -43,6 +60,15 @@
 // as another, full, or gone. A first turn is taken by price. With stick_for the
 // others do not bid before that time is over, for engines that keep a session's
 // state.
+//
+// # Swaps
+//
+// Some engines answer for more models than they hold at once, and load what is
+// asked for in the place of another. The worker beside one bids for what is
+// loaded, and lets another model in when that has nothing to do, or when a
+// request has waited too long for it; then that model stays for a while ([Swap]).
+// A bid for a model that has to be loaded is dearer by the load ([ColdRung]), so
+// that a worker which has it is first.
 //
 // # Routes
 //
@@ -68,8 +94,14 @@
 // Inside a tier tenants take turns. The broker has only as many requests of a
 // queue as workers are about to take ([Window]); the rest waits in the gateway,
 // and the tenant that has been served the fewest tokens is next ([Fair]). Who
-// asks now and then has a small credit and goes ahead. So a tenant that floods
-// waits behind itself.
+// asks now and then has a small credit and goes ahead, at once to the broker. So
+// a tenant that floods waits behind itself. The gateways do this as one: each
+// tells the others what it served to whom, and the next turn goes to the tenant
+// that was served the least through all of them, wherever it waits.
+//
+// What runs is not stopped for anybody. So whoever comes while others use every
+// slot waits for one to become free: with slots many and requests short that is
+// not long, but where a flood's requests are long, it is.
 //
 // # Limits
 //

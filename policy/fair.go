@@ -38,16 +38,25 @@ type Fair[T any] struct {
 	order   uint64      // of the last request
 	mean    uint64      // cost of a request, of late
 	n       int         // requests that wait
+	base    uint64      // the level at which all began anew
+	kept    bool        // see Keep
+	joined  bool        // the level is that of the others too
 }
 
 // fairCredit is about how many requests a person or a program has under way that
 // does not mean to flood.
 const fairCredit = 16
 
+// leastCredit is the credit, in mean requests, with which a tenant goes ahead.
+// What gateways tell each other of a tenant that always has requests waiting is
+// late by less.
+const leastCredit = fairCredit / 4
+
 // line is one tenant's requests.
 type line[T any] struct {
 	tenant      string
 	served      uint64       // tokens, from where it began
+	credit      bool         // it came back with one
 	in          *lineHeap[T] // where it is
 	index       int          // and at which place
 	first, last *Turn[T]
@@ -82,6 +91,7 @@ func (f *Fair[T]) Push(tenant string, cost int, item T) *Turn[T] {
 	l.last = t
 	f.n++
 	if l.n++; l.n == 1 {
+		l.credit = l.served+leastCredit*f.mean <= f.level
 		f.place(l)
 	}
 	return t
@@ -92,27 +102,87 @@ func (f *Fair[T]) Pop() (item T, ok bool) {
 	if f.n == 0 {
 		return item, false
 	}
-	for len(f.waiting.lines) > 0 && f.waiting.lines[0].served < f.level { // the level has passed it
-		f.place(f.waiting.lines[0])
-	}
-	from := &f.ahead
-	if len(from.lines) == 0 {
-		from = &f.waiting
-	}
-	l := from.lines[0]
+	l := f.next()
 	t := l.first
 	item = t.item
 	f.level = max(f.level, l.served)
 	l.served += t.cost
 	f.unlink(t)
-	for len(f.idle.lines) > 0 && f.idle.lines[0].served <= f.floor() { // it would begin there anyway
-		delete(f.lines, heap.Pop(&f.idle).(*line[T]).tenant)
-	}
+	f.prune()
 	return item, true
 }
 
+func (f *Fair[T]) next() *line[T] {
+	if len(f.ahead.lines) > 0 {
+		return f.ahead.lines[0]
+	}
+	return f.waiting.lines[0]
+}
+
+// Ahead says whether the next request is of a tenant that has a credit.
+func (f *Fair[T]) Ahead() bool { return len(f.ahead.lines) > 0 }
+
+// Next is the request whose turn it is, what its tenant has been served, and by
+// how much that grows with each turn while nobody comes or goes; false if none
+// waits.
+func (f *Fair[T]) Next() (item T, served, step uint64, ok bool) {
+	if f.n == 0 {
+		return item, 0, 0, false
+	}
+	l, tenants := f.next(), uint64(len(f.ahead.lines)+len(f.waiting.lines))
+	return l.first.item, l.served, max(f.mean/tenants, 1), true
+}
+
+// Several Fairs may be one: each then has a part of the requests, and each is
+// told what the others served. Keep says whether there are others where requests
+// wait: until there are none, what was served is not forgotten when none waits
+// here.
+func (f *Fair[T]) Keep(kept bool) {
+	if f.kept = kept; !kept && f.n == 0 {
+		f.reset()
+	}
+}
+
+// Charge counts tokens that a tenant was served without a turn here.
+func (f *Fair[T]) Charge(tenant string, tokens uint64) {
+	l := f.line(tenant)
+	l.served += tokens
+	f.place(l)
+	f.prune()
+}
+
+// Level is how far service has come.
+func (f *Fair[T]) Level() uint64 { return f.level }
+
+// Raise takes the word of another Fair for how far service has come. Who waits
+// is as far behind as that makes it; but what was served before all began anew
+// here is no part of it.
+func (f *Fair[T]) Raise(level uint64) {
+	by := level - min(f.level, level)
+	if !f.joined {
+		for _, l := range f.lines {
+			l.served += by
+		}
+		f.base += by
+	}
+	f.level += by
+	f.joined = true
+}
+
+// prune forgets who would begin at the floor anyway.
+func (f *Fair[T]) prune() {
+	for len(f.idle.lines) > 0 && f.idle.lines[0].served <= f.floor() {
+		delete(f.lines, heap.Pop(&f.idle).(*line[T]).tenant)
+	}
+}
+
+// reset makes all begin anew.
+func (f *Fair[T]) reset() {
+	*f = Fair[T]{mean: f.mean, level: f.level, base: f.level, kept: f.kept}
+}
+
 // floor is where a tenant begins that had nothing waiting.
-func (f *Fair[T]) floor() uint64 { return f.level - min(f.level, fairCredit*f.mean) }
+func (f *Fair[T]) floor() uint64 { return f.level - min(f.level-f.base, fairCredit*f.mean) }
 
 // Remove takes a request out that is not wanted any more, at no cost for its
 // tenant. It says false if the request does not wait.
@@ -161,7 +231,7 @@ func (f *Fair[T]) place(l *line[T]) {
 	switch {
 	case l.n == 0:
 		l.in = &f.idle
-	case l.served < f.level:
+	case l.credit && l.served < f.level:
 		l.in = &f.ahead
 	default:
 		l.in = &f.waiting
@@ -183,8 +253,8 @@ func (f *Fair[T]) unlink(t *Turn[T]) {
 	}
 	*t = Turn[T]{} // whoever keeps it keeps nothing else alive
 	l.n--
-	if f.n--; f.n == 0 { // nobody waits for anybody: all begin anew
-		*f = Fair[T]{mean: f.mean}
+	if f.n--; f.n == 0 && !f.kept { // nobody waits for anybody: all begin anew
+		f.reset()
 		return
 	}
 	f.place(l)

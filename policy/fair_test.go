@@ -230,6 +230,69 @@ func TestFairStarvesNobody(t *testing.T) {
 	}
 }
 
+// Two Fairs that tell each other what they serve serve like one: tenants with a
+// backlog get the same tokens, whichever they wait in, and who asks now and then
+// is ahead, though nobody floods where it waits.
+func TestFairsCountTogether(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(9, 10))
+	one, two := newCrowd(), newCrowd()
+	where := map[string]*crowd{"small": one, "large": two}
+	cost := map[string]int{"small": 100, "large": 3000}
+	both := newCrowd() // what all were served
+	one.Keep(true)
+	two.Keep(true)
+	for tenant, c := range where {
+		for range 2 {
+			c.push(tenant, cost[tenant])
+		}
+	}
+	for i := range 20_000 {
+		from, other := one, two
+		_, first, _, _ := one.Next()
+		if _, second, _, _ := two.Next(); second < first {
+			from, other = two, one
+		}
+		w := from.pop(t)
+		both.served[w.tenant] += w.cost
+		from.push(w.tenant, w.cost)
+		other.Charge(w.tenant, uint64(w.cost))
+		other.Raise(from.Level())
+		if off := both.spreadOf("small", "large"); off > 3000 {
+			t.Fatalf("served %v: %d apart", both.served, off)
+		}
+		if i > 1000 && rnd.IntN(100) == 0 {
+			if two.push("light", 100); !two.Ahead() {
+				t.Fatal("who asks now and then is not ahead")
+			}
+			if w := two.pop(t); w.tenant != "light" || two.Ahead() {
+				t.Fatalf("got %v", w)
+			}
+		}
+	}
+}
+
+// A Fair that was alone until now takes the others' level, and who waits in it
+// neither gains nor loses by that; nor does who comes when all have begun anew.
+func TestFairJoinsOthers(t *testing.T) {
+	c := newCrowd()
+	for range 100 {
+		c.push("busy", 10)
+	}
+	for range 50 {
+		c.pop(t)
+	}
+	c.Raise(1_000_000)
+	if _, served, _, _ := c.Next(); c.Ahead() || served < 1_000_000 || served > 1_000_010 {
+		t.Errorf("who waits was served %d, is ahead: %t", served, c.Ahead())
+	}
+	for c.Len() > 0 {
+		c.pop(t)
+	}
+	if c.push("busy", 10); c.Ahead() {
+		t.Error("who comes when nobody waits is ahead")
+	}
+}
+
 func TestFairRemove(t *testing.T) {
 	c := newCrowd()
 	first, second, third := c.push("a", 1), c.push("a", 1), c.push("a", 1)

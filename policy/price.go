@@ -58,6 +58,7 @@ func MeanOf(means []Mean) Mean {
 type Curve struct {
 	Prefill *Line `json:"prefill,omitempty"` // seconds to the first token over input tokens, nothing else waiting
 	ITL     *Line `json:"itl,omitempty"`     // seconds per output token over requests decoding at once
+	Faded   bool  `json:"faded,omitempty"`   // it is so old that the worker is to be tried again
 }
 
 // Price is the latency in seconds that a worker expects to give a mean request
@@ -110,12 +111,15 @@ func TrialRung(n, slots int, weight float64) int {
 }
 
 // FadeAfter is how long an estimate holds without a new sample. After that the
-// worker is tried again as one that has measured nothing.
+// worker is tried again, by one request that finds it idle; the next ones cost
+// what they did. Forgotten, a slow worker would take three to five until it was
+// known again, and those would be the pool's p99.
 const FadeAfter = 3 * time.Minute
 
 const (
 	fitForget  = 0.995 // weight of the last sample for the next: a memory of about 200
 	fitSamples = 2     // one alone may be an outlier; until then a worker is on trial
+	fitFaded   = 0.1   // what all that has faded counts against the sample that comes next
 )
 
 // Fit is an online least-squares line over samples that are forgotten
@@ -128,25 +132,27 @@ type Fit struct {
 
 // Add takes a sample in.
 func (f *Fit) Add(x, y float64, now time.Time) {
-	if f.stale(now) {
-		*f = Fit{}
+	keep := fitForget
+	if f.Faded(now) {
+		keep = fitFaded / f.n
 	}
-	f.n = f.n*fitForget + 1
-	f.sx = f.sx*fitForget + x
-	f.sy = f.sy*fitForget + y
-	f.sxx = f.sxx*fitForget + x*x
-	f.sxy = f.sxy*fitForget + x*y
+	f.n = f.n*keep + 1
+	f.sx = f.sx*keep + x
+	f.sy = f.sy*keep + y
+	f.sxx = f.sxx*keep + x*x
+	f.sxy = f.sxy*keep + x*y
 	f.samples++
 	f.last = now
 }
 
-func (f *Fit) stale(now time.Time) bool { return f.samples > 0 && now.Sub(f.last) > FadeAfter }
+// Faded says that there was no sample within FadeAfter.
+func (f *Fit) Faded(now time.Time) bool { return f.samples > 0 && now.Sub(f.last) > FadeAfter }
 
-// Line is the fitted line; nil with fewer than two samples, or none within
-// FadeAfter. Neither slope nor intercept is negative: more work is never
-// expected to take less time, nor less than none.
-func (f *Fit) Line(now time.Time) *Line {
-	if f.samples < fitSamples || f.stale(now) {
+// Line is the fitted line; nil with fewer than two samples. Neither slope nor
+// intercept is negative: more work is never expected to take less time, nor less
+// than none.
+func (f *Fit) Line() *Line {
+	if f.samples < fitSamples {
 		return nil
 	}
 	mx, my := f.sx/f.n, f.sy/f.n

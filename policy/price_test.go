@@ -29,7 +29,7 @@ func TestFitRecoversALineFromNoisySamples(t *testing.T) {
 	} {
 		var f policy.Fit
 		fitted(&f, want, 1000, 0.2, noon)
-		got := f.Line(noon)
+		got := f.Line()
 		for _, x := range []float64{1, 16, 64} {
 			if math.Abs(got.At(x)-want.At(x)) > 0.1*want.At(32) {
 				t.Errorf("%+v: fitted %+v, which is %.5f at %v, want %.5f", want, *got, got.At(x), x, want.At(x))
@@ -42,7 +42,7 @@ func TestFitFollowsAChange(t *testing.T) {
 	var f policy.Fit
 	fitted(&f, policy.Line{A: 0.010}, 1000, 0.1, noon)
 	fitted(&f, policy.Line{A: 0.030}, 1000, 0.1, noon)
-	if got := f.Line(noon).At(30); math.Abs(got-0.030) > 0.003 {
+	if got := f.Line().At(30); math.Abs(got-0.030) > 0.003 {
 		t.Errorf("after 1000 samples of 0.030 the fit says %.4f", got)
 	}
 }
@@ -55,7 +55,7 @@ func TestFitIsNeverNegative(t *testing.T) {
 		for range n {
 			f.Add(r.Float64()*100, r.Float64(), noon)
 		}
-		if l := f.Line(noon); l != nil && (l.A < 0 || l.B < 0 || math.IsNaN(l.A+l.B)) {
+		if l := f.Line(); l != nil && (l.A < 0 || l.B < 0 || math.IsNaN(l.A+l.B)) {
 			t.Fatalf("%d samples: fitted %+v", n, *l)
 		}
 	}
@@ -63,7 +63,7 @@ func TestFitIsNeverNegative(t *testing.T) {
 	for x := range 20 {
 		falling.Add(float64(x), float64(100-x), noon)
 	}
-	if l := falling.Line(noon); l.B != 0 || l.A <= 0 {
+	if l := falling.Line(); l.B != 0 || l.A <= 0 {
 		t.Errorf("a falling line is fitted as %+v, want a constant above 0", *l)
 	}
 }
@@ -73,30 +73,34 @@ func TestFitWithoutSpreadIsTheMean(t *testing.T) {
 	for _, y := range []float64{1, 2, 3, 2, 1, 3} {
 		f.Add(8, y, noon)
 	}
-	if l := f.Line(noon); l.B != 0 || math.Abs(l.A-2) > 0.02 {
+	if l := f.Line(); l.B != 0 || math.Abs(l.A-2) > 0.02 {
 		t.Errorf("fitted %+v, want about 2 everywhere", *l)
 	}
 }
 
 func TestFitFades(t *testing.T) {
 	var f policy.Fit
-	if f.Line(noon) != nil {
+	if f.Line() != nil {
 		t.Error("a line without samples")
 	}
 	f.Add(1, 1, noon)
-	if f.Line(noon) != nil {
+	if f.Line() != nil {
 		t.Error("a line from one sample: an outlier would decide alone")
 	}
 	fitted(&f, policy.Line{A: 1}, 100, 0, noon)
-	if f.Line(noon.Add(policy.FadeAfter)) == nil {
+	if f.Faded(noon.Add(policy.FadeAfter)) {
 		t.Error("the estimate faded too early")
 	}
 	late := noon.Add(policy.FadeAfter + time.Second)
-	if l := f.Line(late); l != nil {
-		t.Errorf("the estimate did not fade: %+v", *l)
+	if l := f.Line(); !f.Faded(late) || l == nil || math.Abs(l.At(10)-1) > 1e-9 {
+		t.Errorf("after %v: faded %t, %+v, want the old line, faded", late.Sub(noon), f.Faded(late), l)
+	}
+	f.Add(10, 5, late)
+	if l := f.Line(); f.Faded(late) || math.Abs(l.At(10)-5) > 0.5 {
+		t.Errorf("after a new sample: faded %t, %+v, want about 5, not faded", f.Faded(late), l)
 	}
 	fitted(&f, policy.Line{A: 5}, 10, 0, late)
-	if l := f.Line(late); l == nil || math.Abs(l.At(10)-5) > 1e-9 {
+	if l := f.Line(); math.Abs(l.At(10)-5) > 0.1 {
 		t.Errorf("after it faded, the old samples still count: %+v, want 5", l)
 	}
 }

@@ -19,7 +19,8 @@ type Tier struct {
 	// Share of the freed slots while tiers are backlogged.
 	Share int `json:"share" yaml:"share"`
 	// Reserve is the percentage of each worker's slots that stay free for this
-	// tier and those before it: the tiers after it do not bid on them.
+	// tier and those before it: the tiers after it do not bid on them. On a worker
+	// of few slots it is up to five times as much while it is needed (see Ceiling).
 	Reserve  int     `json:"reserve,omitempty" yaml:"reserve,omitempty"`
 	Storage  Storage `json:"storage" yaml:"storage"`
 	MaxQueue int     `json:"max_queue" yaml:"max_queue"` // requests of a pool that may wait in it

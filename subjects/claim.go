@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/go-json-experiment/json"
 )
 
 // Claim is a worker's word to the gateway that it starts on a request. The
@@ -14,6 +16,52 @@ type Claim struct {
 	Worker  string `json:"worker"`
 	Name    string `json:"name"` // the worker's name for people
 	Ack     string `json:"ack"`  // the delivery's ack subject: the gateway settles failures there
+}
+
+// Bytes is the claim as it travels.
+func (c *Claim) Bytes() ([]byte, error) {
+	b := builder{buf: make([]byte, 0, 256)}
+	b.lit(`{"id":`)
+	b.str(c.ID.String())
+	b.lit(`,"attempt":"`)
+	b.buf = strconv.AppendUint(b.buf, c.Attempt, 10)
+	b.lit(`","worker":`)
+	b.str(c.Worker)
+	b.lit(`,"name":`)
+	b.str(c.Name)
+	b.lit(`,"ack":`)
+	b.str(c.Ack)
+	b.lit(`}`)
+	return b.buf, b.err
+}
+
+// ParseClaim reads a claim.
+func ParseClaim(data []byte) (*Claim, error) {
+	c := new(Claim)
+	if !c.read(string(data)) {
+		*c = Claim{}
+		if err := json.Unmarshal(data, c); err != nil {
+			return nil, fmt.Errorf("claim: %w", err)
+		}
+	}
+	c.Worker = strings.Clone(c.Worker) // it is remembered for long, the rest is not
+	return c, nil
+}
+
+func (c *Claim) read(data string) bool {
+	j := reader{data}
+	var attempt string
+	if !(j.lit(`{"id":`) && j.id(&c.ID) &&
+		j.lit(`,"attempt":`) && j.str(&attempt) &&
+		j.lit(`,"worker":`) && j.str(&c.Worker) &&
+		j.lit(`,"name":`) && j.str(&c.Name) &&
+		j.lit(`,"ack":`) && j.str(&c.Ack) &&
+		j.rest == `}`) {
+		return false
+	}
+	n, err := strconv.ParseUint(attempt, 10, 64)
+	c.Attempt = n
+	return err == nil
 }
 
 // Verdict is a gateway's answer to a claim.
@@ -79,24 +127,29 @@ type Delivery struct {
 // ParseAck reads an ack subject, in the form with or without domain and
 // account hash.
 func ParseAck(subject string) (Delivery, error) {
-	t := strings.Split(subject, ".")
-	switch {
-	case len(t) == 9 && t[0] == "$JS" && t[1] == "ACK":
-		t = t[2:]
-	case len(t) >= 11 && t[0] == "$JS" && t[1] == "ACK":
-		t = t[4:]
-	default:
+	t, ok := strings.CutPrefix(subject, "$JS.ACK.")
+	dots := strings.Count(t, ".")
+	if !ok || dots != 6 && dots < 8 {
 		return Delivery{}, fmt.Errorf("%q is no ack subject", subject)
 	}
-	d := Delivery{Stream: t[0], Consumer: t[1]}
+	next := func() (token string) {
+		token, t, _ = strings.Cut(t, ".")
+		return token
+	}
+	if dots >= 8 {
+		next() // the domain
+		next() // the account
+	}
+	d := Delivery{Stream: next(), Consumer: next()}
 	if d.Stream == "" || d.Consumer == "" {
 		return Delivery{}, fmt.Errorf("%q is no ack subject", subject)
 	}
-	for i, p := range []*uint64{&d.Delivered, &d.StreamSeq, &d.ConsumerSeq, nil, &d.Pending} {
-		if p == nil {
+	for _, p := range []*uint64{&d.Delivered, &d.StreamSeq, &d.ConsumerSeq, nil, &d.Pending} {
+		token := next()
+		if p == nil { // the time
 			continue
 		}
-		v, err := strconv.ParseUint(t[2+i], 10, 64)
+		v, err := strconv.ParseUint(token, 10, 64)
 		if err != nil {
 			return Delivery{}, fmt.Errorf("%q is no ack subject: %w", subject, err)
 		}

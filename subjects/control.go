@@ -90,15 +90,17 @@ type Event struct {
 type EventKind string
 
 const (
-	EventWorkerJoined EventKind = "worker-joined"
-	EventWorkerLeft   EventKind = "worker-left"
-	EventWorkerLost   EventKind = "worker-lost"
-	EventWorkerState  EventKind = "worker-state" // of the engine: down, ready, cordoned, …
-	EventPolicy       EventKind = "policy"       // changed, or out of date
-	EventShift        EventKind = "shift"        // a step of one, its end
-	EventDead         EventKind = "dead"         // a request became a dead letter
-	EventFull         EventKind = "full"         // a queue is full; at most once in 10 s for each
-	EventKey          EventKind = "key"          // added, rotated, removed
+	EventWorkerJoined   EventKind = "worker-joined"
+	EventWorkerLeft     EventKind = "worker-left"
+	EventWorkerLost     EventKind = "worker-lost"
+	EventWorkerState    EventKind = "worker-state"    // of the engine: down, ready, cordoned, …
+	EventWorkerFenced   EventKind = "worker-fenced"   // its engine or a GPU is ill
+	EventWorkerUnfenced EventKind = "worker-unfenced" // it takes requests again
+	EventPolicy         EventKind = "policy"          // changed, or out of date
+	EventShift          EventKind = "shift"           // a step of one, its end
+	EventDead           EventKind = "dead"            // a request became a dead letter
+	EventFull           EventKind = "full"            // a queue is full; at most once in 10 s for each
+	EventKey            EventKind = "key"             // added, rotated, removed
 )
 
 // AllEvents is every event.

@@ -27,7 +27,10 @@
 //	pulley.gw.<gw>.rsp                 worker → gateway    frames
 //	pulley.gw.<gw>.alive               worker → gateway    Alive
 //	pulley.gw.<gw>.body                worker → gateway    BodyWant; the answer is bytes
+//	pulley.gw.<gw>.stored.<n>          broker → gateway    its answer to a Request (a PubAck)
 //	pulley.gw.<gw>.ref                 gateway → workers   Reference
+//	pulley.gw.<gw>.told                gateway → gateways  Told
+//	pulley.gw.<gw>.turn                gateway → gateway   Turn
 //	pulley.wk.<w>.cancel               gateway → worker    Cancel
 //	pulley.wk.<w>.credit               gateway → worker    Credit
 //	pulley.wk.<w>.drain                operator → worker   empty; the answer is an Outcome
@@ -39,7 +42,8 @@
 //	pulley.ask.requests, .ask.workers  operator → gateways empty; each answers with lists, then an empty message
 //	pulley.ask.request, pulley.do.…    operator → gateways see control.go
 //
-// What is not frames is JSON, with the field names of this package's types.
+// What is not frames is JSON, with the field names of this package's types; in
+// their order it is read the fastest, but any order will do.
 // Ids of requests are UUIDs as text, marks of attempts are decimal strings of 64
 // bits. Unknown fields are ignored: fields may be added, none changes its
 // meaning.
@@ -91,7 +95,7 @@
 //
 //	Pulley-Request   a Request, as one line of JSON
 //	Nats-Msg-Id      the request's id; with ".<sequence>" when it is published again after that one was lost
-//	Nats-TTL         whole seconds until the client's deadline
+//	Nats-TTL         whole seconds until the client's deadline, such as 600s
 //	Pulley-Reason    of a dead letter: why nobody could answer
 //
 // A Request names the gateway that holds the client, method, path with query
@@ -204,7 +208,8 @@
 //	            that its gateway does not want is cancelled; one unlisted for 3.5 s, or of which fewer messages came, has failed
 //	Reference   every second, and as soon as a pool's consumers exist: what a pool costs at the least and what its requests are
 //	            like, so that workers who do not hear each other price alike. After 10 s without one, and with a connection to the
-//	            broker as old, a worker drops what it runs for that gateway
+//	            broker as old, a worker drops what it runs for that gateway. Of a pool whose model some worker would have to load
+//	            (PoolStatus.Cold), it says also who has it loaded and how long requests have waited for it
 //
 // A worker renews the lease of what it runs (+WPI) every 10 s while its engine
 // makes progress. Its last heartbeat has state "left".

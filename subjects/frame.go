@@ -1,6 +1,7 @@
 package subjects
 
 import (
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -88,36 +89,86 @@ func NewWriter(id ID, attempt uint64) *Writer {
 
 // Free gives the writer's memory to the next attempt. w must not be used after.
 func (w *Writer) Free() {
-	if cap(w.buf) <= 16<<10 {
+	if cap(w.buf) <= 72<<10 { // more than a worker reads at once
 		writers.Put(w)
 	}
 }
 
-// JSON adds a frame with a Head, End or Fail.
-func (w *Writer) JSON(k Kind, v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(fmt.Sprintf("frame %c: %v", k, err)) // plain structs always encode
-	}
-	w.Data(k, b)
-}
-
 // Head adds the frame that begins an answer. Its header must be end to end.
-func (w *Writer) Head(h *Head) {
-	wire := *h
-	wire.Header = wireHeader(h.Header)
-	w.JSON(KindHead, &wire)
-}
+func (w *Writer) Head(h *Head) { w.json(KindHead, h.build) }
+
+// End adds the frame that ends a whole answer.
+func (w *Writer) End(e *End) { w.json(KindEnd, e.build) }
 
 // Fail adds the frame that ends an attempt which is not whole.
-func (w *Writer) Fail(f Fail) {
-	if f.Answer != nil {
-		wire := *f.Answer
-		wire.Header = wireHeader(f.Answer.Header)
-		f.Answer = &wire
+func (w *Writer) Fail(f *Fail) { w.json(KindFail, f.build) }
+
+// json adds a frame that is written in place.
+func (w *Writer) json(k Kind, build func(*builder)) {
+	at := len(w.buf)
+	b := builder{buf: append(w.buf, byte(k), 0, 0, 0, 0)}
+	build(&b)
+	if b.err != nil {
+		panic(fmt.Sprintf("frame %c: %v", k, b.err)) // names of headers are tokens, all else is made valid
 	}
-	f.Reason = strings.ToValidUTF8(f.Reason, "\ufffd") // it may quote an engine
-	w.JSON(KindFail, f)
+	w.buf = b.buf
+	binary.BigEndian.PutUint32(w.buf[at+1:], uint32(len(w.buf)-at-frameHeader))
+}
+
+func (h *Head) build(b *builder) {
+	b.lit(`{"status":`)
+	b.int(int64(h.Status))
+	b.lit(`,"header":`)
+	b.header(h.Header)
+	b.lit(`,"length":`)
+	b.int(h.Length)
+	b.lit(`}`)
+}
+
+func (h *Head) read(payload string) bool {
+	j := reader{payload}
+	return j.lit(`{"status":`) && j.int(&h.Status) &&
+		j.lit(`,"header":`) && j.header(&h.Header) &&
+		j.lit(`,"length":`) && j.int64(&h.Length) &&
+		j.rest == `}`
+}
+
+func (e *End) build(b *builder) {
+	b.lit(`{"engine_ms":`)
+	b.float(e.EngineMS)
+	b.lit(`,"first_ms":`)
+	b.float(e.FirstMS)
+	b.lit(`,"output_tokens":`)
+	b.int(int64(e.OutputTokens))
+	b.lit(`,"input_tokens":`)
+	b.int(int64(e.InputTokens))
+	b.lit(`}`)
+}
+
+func (e *End) read(payload string) bool {
+	j := reader{payload}
+	return j.lit(`{"engine_ms":`) && j.float(&e.EngineMS) &&
+		j.lit(`,"first_ms":`) && j.float(&e.FirstMS) &&
+		j.lit(`,"output_tokens":`) && j.int(&e.OutputTokens) &&
+		j.lit(`,"input_tokens":`) && j.int(&e.InputTokens) &&
+		j.rest == `}`
+}
+
+func (f *Fail) build(b *builder) {
+	b.lit(`{"class":`)
+	b.str(string(f.Class))
+	b.lit(`,"reason":`)
+	b.str(strings.ToValidUTF8(f.Reason, "\ufffd")) // it may quote an engine
+	if f.Answer != nil {
+		b.lit(`,"answer":`)
+		f.Answer.build(b)
+	}
+	if len(f.Body) > 0 {
+		b.lit(`,"body":"`)
+		b.buf = base64.StdEncoding.AppendEncode(b.buf, f.Body)
+		b.lit(`"`)
+	}
+	b.lit(`}`)
 }
 
 // Data adds a frame.
@@ -167,10 +218,26 @@ func (w *Writer) Take() []byte {
 // connection is gone.
 func ParseHead(payload []byte) (*Head, error) {
 	h := new(Head)
-	if err := json.Unmarshal(payload, h); err != nil {
-		return nil, fmt.Errorf("head: %w", err)
+	if !h.read(string(payload)) {
+		*h = Head{}
+		if err := json.Unmarshal(payload, h); err != nil {
+			return nil, fmt.Errorf("head: %w", err)
+		}
+		fromWire(h.Header)
 	}
-	return h, h.read()
+	return h, h.check()
+}
+
+// ParseEnd reads the payload of an end.
+func ParseEnd(payload []byte) (*End, error) {
+	e := new(End)
+	if !e.read(string(payload)) {
+		*e = End{}
+		if err := json.Unmarshal(payload, e); err != nil {
+			return nil, fmt.Errorf("end: %w", err)
+		}
+	}
+	return e, nil
 }
 
 // ParseFail reads the payload of a fail.
@@ -180,17 +247,18 @@ func ParseFail(payload []byte) (*Fail, error) {
 		return nil, fmt.Errorf("fail: %w", err)
 	}
 	if f.Answer != nil {
-		return f, f.Answer.read()
+		fromWire(f.Answer.Header)
+		return f, f.Answer.check()
 	}
 	return f, nil
 }
 
-func (h *Head) read() error {
+func (h *Head) check() error {
 	if h.Status < 200 || h.Status > 999 {
 		return fmt.Errorf("head: status %d", h.Status)
 	}
-	h.Header = EndToEnd(canonical(h.Header))
-	fromWire(h.Header)
+	h.Header = canonical(h.Header)
+	EndToEnd(h.Header)
 	return nil
 }
 

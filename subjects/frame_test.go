@@ -42,7 +42,7 @@ func TestFramesReadBack(t *testing.T) {
 	if !w.Empty() {
 		t.Error("a new writer is not empty")
 	}
-	w.JSON(subjects.KindEnd, subjects.End{OutputTokens: 3})
+	w.End(&subjects.End{OutputTokens: 3})
 	n := copy(w.Grow(10), "abc")
 	w.Commit(n)
 	w.Grow(100_000) // and nothing read
@@ -125,9 +125,9 @@ func TestNextFrameRefuses(t *testing.T) {
 // what is read is what a Writer would have written.
 func FuzzFrames(f *testing.F) {
 	w := subjects.NewWriter(subjects.ID{1}, 7)
-	w.JSON(subjects.KindHead, subjects.Head{Status: 200})
+	w.Head(&subjects.Head{Status: 200})
 	w.Data(subjects.KindData, []byte("data: x\n\n"))
-	w.JSON(subjects.KindEnd, subjects.End{})
+	w.End(&subjects.End{})
 	f.Add(bytes.Clone(w.Take()))
 	f.Add([]byte{})
 	f.Add(bytes.Repeat([]byte{0xff}, 64))
@@ -202,7 +202,7 @@ func TestHeadReadsBack(t *testing.T) {
 	}
 	w := subjects.NewWriter(subjects.NewID(), 1)
 	w.Head(&subjects.Head{Status: 201, Header: header, Length: -1})
-	w.Fail(subjects.Fail{Class: subjects.FailRefused, Reason: "full\xff", Answer: &subjects.Head{Status: 429, Header: header}, Body: []byte("\xff\x00")})
+	w.Fail(&subjects.Fail{Class: subjects.FailRefused, Reason: "full\xff", Answer: &subjects.Head{Status: 429, Header: header}, Body: []byte("\xff\x00")})
 	_, fs := frames(t, w.Take())
 	head, err := subjects.ParseHead([]byte(fs[0].payload))
 	if err != nil || head.Status != 201 || head.Length != -1 || !reflect.DeepEqual(head.Header, header) {

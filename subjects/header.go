@@ -8,27 +8,29 @@ import (
 	"unicode/utf8"
 )
 
-// EndToEnd is what of h goes further than one connection. The values are h's
-// own.
-func EndToEnd(h http.Header) http.Header {
-	out := maps.Clone(h)
-	if out == nil {
-		out = make(http.Header)
-	}
+// EndToEnd takes out of a header what belongs to one connection.
+func EndToEnd(h http.Header) {
 	for _, named := range h["Connection"] {
 		for name := range strings.SplitSeq(named, ",") {
-			out.Del(strings.TrimSpace(name))
+			h.Del(strings.TrimSpace(name))
 		}
 	}
-	for _, k := range []string{"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"} {
-		delete(out, k)
+	for _, k := range hops {
+		delete(h, k)
 	}
-	return out
 }
 
-// canonical gives names the one spelling that http.Header knows.
+var hops = []string{"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
+
+// MediaType is that of a header's content, without parameters.
+func MediaType(h http.Header) string {
+	ct, _, _ := strings.Cut(h.Get("Content-Type"), ";")
+	return strings.ToLower(strings.TrimSpace(ct))
+}
+
+// canonical gives names the one spelling that http.Header knows. It is never nil.
 func canonical(h http.Header) http.Header {
-	same := true
+	same := h != nil
 	for k := range h {
 		same = same && http.CanonicalHeaderKey(k) == k
 	}
@@ -47,31 +49,19 @@ func canonical(h http.Header) http.Header {
 // point of the same number, U+0000 to U+00FF, as in Fetch and in Python; ASCII
 // is itself.
 
-// wireHeader is h for the wire; h itself if all of it is ASCII.
-func wireHeader(h http.Header) http.Header {
-	var out http.Header
-	for k, vs := range h {
-		for i, v := range vs {
-			if ascii(v) {
-				continue
-			}
-			if out == nil {
-				out = h.Clone()
-			}
-			r := make([]rune, len(v))
-			for j := range len(v) {
-				r[j] = rune(v[j])
-			}
-			out[k][i] = string(r)
-		}
+// toWire is a value for the wire.
+func toWire(v string) string {
+	if ascii(v) {
+		return v
 	}
-	if out == nil {
-		return h
+	r := make([]rune, len(v))
+	for i := range len(v) {
+		r[i] = rune(v[i])
 	}
-	return out
+	return string(r)
 }
 
-// fromWire undoes wireHeader, in place. A value that is no bytes stays.
+// fromWire undoes toWire in a header, in place. A value that is no bytes stays.
 func fromWire(h http.Header) {
 	for _, vs := range h {
 		for i, v := range vs {

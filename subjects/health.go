@@ -3,6 +3,7 @@ package subjects
 import (
 	"time"
 
+	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
 )
 
@@ -23,6 +24,7 @@ const (
 	Ready    State = "ready"
 	Paused   State = "paused"   // its engine refused: it waits a moment
 	Down     State = "down"     // its engine does not answer
+	Fenced   State = "fenced"   // its engine or a GPU is ill: it finishes what it can
 	Draining State = "draining" // it finishes what it has
 	Cordoned State = "cordoned" // an operator lets it take nothing new
 	Left     State = "left"     // its last word
@@ -40,13 +42,78 @@ type Heartbeat struct {
 	Started  time.Time    `json:"started"`
 	State    State        `json:"state"`
 	Reason   string       `json:"reason,omitempty"`
-	Slots    int          `json:"slots"`
+	Slots    int          `json:"slots"` // that it may fill now
 	InFlight int          `json:"in_flight"`
 	Prefills int          `json:"prefills"` // requests in flight without a first token
 	Weight   float64      `json:"weight"`
 	Done     uint64       `json:"done"`   // attempts ended well
 	Failed   uint64       `json:"failed"` // attempts ended otherwise
 	Pools    []PoolStatus `json:"pools"`
+	Room     *Room        `json:"room,omitempty"`
+	Tells    *EngineTells `json:"tells,omitempty"` // nil: nothing was read yet
+	NVML     *NVML        `json:"nvml,omitempty"`  // nil: it is off
+}
+
+// Room is how many requests a worker may have, and why not more.
+type Room struct {
+	Profile  string       `json:"profile"`
+	Total    int          `json:"total"` // in flight at once
+	Bound    policy.Bound `json:"bound"`
+	Why      string       `json:"why,omitempty"`
+	Headroom float64      `json:"headroom"`
+	Factor   float64      `json:"factor"` // what a strained GPU leaves, 0 to 1
+	// Engine and GPU say how far what they tell is believed: fresh, stale, missing.
+	Engine string `json:"engine"`
+	GPU    string `json:"gpu"`
+	// Terms are the bounds that bind at all, by name.
+	Terms map[policy.Bound]float64 `json:"terms,omitempty"`
+	// Limit is the adaptive one, 0 for a fixed profile; the times are between two
+	// tokens, in milliseconds, 0 while unknown.
+	Limit      float64 `json:"limit,omitempty"`
+	AloneMS    float64 `json:"alone_ms,omitempty"`
+	PaceMS     float64 `json:"pace_ms,omitempty"`
+	TargetMS   float64 `json:"target_ms,omitempty"`
+	Infeasible bool    `json:"infeasible,omitempty"` // the objective is, with any number of requests
+	// Decisions are the last ones, the newest last.
+	Decisions []Decision `json:"decisions,omitempty"`
+}
+
+// Decision is a change of a worker's room that people ask about.
+type Decision struct {
+	At   time.Time `json:"at"`
+	Text string    `json:"text"`
+}
+
+// EngineTells is what an engine says of itself. What it does not say is nil.
+type EngineTells struct {
+	Dialect     string    `json:"dialect"`
+	At          time.Time `json:"at,omitzero"` // when its load was read
+	Slots       *int      `json:"slots,omitempty"`
+	Running     *int      `json:"running,omitempty"`
+	Waiting     *int      `json:"waiting,omitempty"`
+	KVTokens    *int64    `json:"kv_tokens,omitempty"`
+	KVUsage     *float64  `json:"kv_usage,omitempty"`
+	Preemptions *int64    `json:"preemptions,omitempty"`
+	// Loaded are the models that answer without a load, of an engine that swaps.
+	Loaded []string `json:"loaded,omitempty"`
+}
+
+// NVML is what it says of the GPUs of a worker's engine.
+type NVML struct {
+	Mode   string `json:"mode"` // auto or required
+	Driver string `json:"driver,omitempty"`
+	// Failure is why there is nothing newer, or nothing at all.
+	Failure *gpu.Failure `json:"failure,omitempty"`
+	GPUs    []GPU        `json:"gpus,omitempty"`
+}
+
+// GPU is one of them, as it was last seen.
+type GPU struct {
+	gpu.Snapshot
+	// Fenced is why nothing may run on it; Strain what holds it back. Else empty.
+	Fenced string    `json:"fenced,omitempty"`
+	Since  time.Time `json:"since,omitzero"` // when it was fenced
+	Strain string    `json:"strain,omitempty"`
 }
 
 // PoolStatus is what a worker knows of one pool that it serves.
@@ -56,6 +123,10 @@ type PoolStatus struct {
 	Curve *policy.Curve `json:"curve,omitempty"` // nil until measured
 	Mean  policy.Mean   `json:"mean"`
 	Rung  int           `json:"rung"` // of its next bid
+	// Cold says that a request of it begins with the load of its model.
+	Cold bool `json:"cold,omitempty"`
+	// Loads says that the worker is about to load it nevertheless.
+	Loads bool `json:"loads,omitempty"`
 }
 
 // Serves says whether the worker may be sent requests of the pool.
@@ -91,6 +162,11 @@ type PoolReference struct {
 	Held map[string]int `json:"held,omitempty"`
 	// Homes are the home lanes that exist: ids of workers.
 	Homes []string `json:"homes,omitempty"`
+	// Loaded is how many live workers have its model loaded, or soon, and WaitsMS how long
+	// the request of this gateway has waited that has waited the longest, by tier:
+	// where a worker would have to load it.
+	Loaded  int              `json:"loaded,omitempty"`
+	WaitsMS map[string]int64 `json:"waits_ms,omitempty"`
 }
 
 // RequestInfo is one line of `pulley request ls`.

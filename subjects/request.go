@@ -1,21 +1,24 @@
 package subjects
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Headers of a message in a request stream.
 const (
 	HeaderRequest = "Pulley-Request" // a Request as one line of JSON
 	HeaderMsgID   = "Nats-Msg-Id"    // the request id: a repeated publish is recognised
-	HeaderTTL     = "Nats-TTL"       // seconds until the client's deadline: dead requests leave by themselves
+	HeaderTTL     = "Nats-TTL"       // whole seconds until the client's deadline, as in 600s: dead requests leave by themselves
 	HeaderReason  = "Pulley-Reason"  // of a dead letter: why nobody could answer
 )
 
@@ -61,26 +64,104 @@ const (
 // Msg is the message that carries r and its body, which is left out when it
 // travels by reference. The TTL is the time left, rounded up to a second.
 func (r *Request) Msg(lane string, body []byte, ttl time.Duration) (*nats.Msg, error) {
-	wire := *r
-	wire.Header = wireHeader(r.Header)
-	meta, err := json.Marshal(&wire)
-	if err != nil {
-		return nil, fmt.Errorf("encode request %s: %w", r.ID, err)
+	b := builders.Get().(*builder)
+	defer builders.Put(b)
+	b.buf, b.err = b.buf[:0], nil
+	r.build(b)
+	if b.err != nil {
+		return nil, fmt.Errorf("encode request %s: %w", r.ID, b.err)
 	}
 	m := &nats.Msg{
 		Subject: Req(r.Tier, r.Pool, lane),
 		Header: nats.Header{
-			HeaderRequest: {string(meta)},
+			HeaderRequest: {string(b.buf)},
 			HeaderMsgID:   {r.ID.String()},
 		},
 	}
-	if ttl > 0 {
-		m.Header[HeaderTTL] = []string{strconv.FormatInt(int64((ttl+time.Second-1)/time.Second), 10)}
+	if ttl > 0 { // the server takes a number too, but only after it has tried a duration
+		m.Header[HeaderTTL] = []string{strconv.FormatInt(int64((ttl+time.Second-1)/time.Second), 10) + "s"}
 	}
 	if !r.ByReference {
 		m.Data = body
 	}
 	return m, nil
+}
+
+var builders = sync.Pool{New: func() any { return &builder{buf: make([]byte, 0, 1<<10)} }}
+
+func (r *Request) build(b *builder) {
+	b.lit(`{"id":`)
+	b.str(r.ID.String())
+	b.lit(`,"gw":`)
+	b.str(r.Gateway)
+	if r.Tenant != "" {
+		b.lit(`,"tenant":`)
+		b.str(r.Tenant)
+	}
+	b.lit(`,"tier":`)
+	b.str(r.Tier)
+	b.lit(`,"model":`)
+	b.str(r.Model)
+	if r.ModelAt != (ModelAt{}) {
+		b.lit(`,"model_at":{"in":`)
+		b.str(string(r.ModelAt.In))
+		b.lit(`,"from":`)
+		b.int(int64(r.ModelAt.From))
+		b.lit(`,"to":`)
+		b.int(int64(r.ModelAt.To))
+		b.lit(`}`)
+	}
+	b.lit(`,"pool":`)
+	b.str(r.Pool)
+	b.lit(`,"deadline":`)
+	b.int(r.Deadline)
+	b.lit(`,"method":`)
+	b.str(r.Method)
+	b.lit(`,"path":`)
+	b.str(r.Path)
+	if len(r.Header) > 0 {
+		b.lit(`,"header":`)
+		b.header(r.Header)
+	}
+	b.lit(`,"stream":`)
+	b.bool(r.Stream)
+	if r.Affinity != "" {
+		b.lit(`,"affinity":`)
+		b.str(r.Affinity)
+	}
+	b.lit(`,"in":`)
+	b.int(int64(r.InputTokens))
+	b.lit(`,"max_attempts":`)
+	b.int(int64(r.MaxAttempts))
+	b.lit(`,"size":`)
+	b.int(r.BodySize)
+	b.lit(`,"ref":`)
+	b.bool(r.ByReference)
+	b.lit(`}`)
+}
+
+// read reads what build has written. False: some of it, or none.
+func (r *Request) read(meta string) bool {
+	j := reader{meta}
+	return j.lit(`{"id":`) && j.id(&r.ID) &&
+		j.lit(`,"gw":`) && j.str(&r.Gateway) &&
+		(!j.lit(`,"tenant":`) || j.str(&r.Tenant)) &&
+		j.lit(`,"tier":`) && j.str(&r.Tier) &&
+		j.lit(`,"model":`) && j.str(&r.Model) &&
+		(!j.lit(`,"model_at":{"in":`) || j.str((*string)(&r.ModelAt.In)) &&
+			j.lit(`,"from":`) && j.int(&r.ModelAt.From) && j.lit(`,"to":`) && j.int(&r.ModelAt.To) && j.lit(`}`)) &&
+		j.lit(`,"pool":`) && j.str(&r.Pool) &&
+		j.lit(`,"deadline":`) && j.int64(&r.Deadline) &&
+		j.lit(`,"method":`) && j.str(&r.Method) &&
+		j.lit(`,"path":`) && j.str(&r.Path) &&
+		(!j.lit(`,"header":`) || j.header(&r.Header)) &&
+		j.lit(`,"stream":`) && j.bool(&r.Stream) &&
+		(!j.lit(`,"affinity":`) || j.str(&r.Affinity)) &&
+		j.lit(`,"in":`) && j.int(&r.InputTokens) &&
+		j.lit(`,"max_attempts":`) && j.int(&r.MaxAttempts) &&
+		j.lit(`,"size":`) && j.int64(&r.BodySize) &&
+		j.lit(`,"ref":`) && j.bool(&r.ByReference) &&
+		j.rest == `}`
 }
 
 // ParseRequest reads the Request of a delivered message. Its path begins with a
@@ -91,8 +172,12 @@ func ParseRequest(m *nats.Msg) (*Request, error) {
 		return nil, fmt.Errorf("message on %s: no %s header", m.Subject, HeaderRequest)
 	}
 	r := new(Request)
-	if err := json.Unmarshal([]byte(h[0]), r); err != nil {
-		return nil, fmt.Errorf("message on %s: %s: %w", m.Subject, HeaderRequest, err)
+	if !r.read(h[0]) {
+		*r = Request{}
+		if err := json.Unmarshal([]byte(h[0]), r); err != nil {
+			return nil, fmt.Errorf("message on %s: %s: %w", m.Subject, HeaderRequest, err)
+		}
+		fromWire(r.Header)
 	}
 	if !strings.HasPrefix(r.Path, "/") {
 		return nil, fmt.Errorf("message on %s: path %q: must begin with a slash", m.Subject, r.Path)
@@ -100,8 +185,33 @@ func ParseRequest(m *nats.Msg) (*Request, error) {
 	if r.BodySize < 0 {
 		return nil, fmt.Errorf("message on %s: body of %d bytes", m.Subject, r.BodySize)
 	}
-	fromWire(r.Header)
 	return r, nil
+}
+
+// ParseStored reads the broker's answer to a published Request: the sequence of
+// its message, or, mostly as a *jetstream.APIError, why it was not taken.
+func ParseStored(m *nats.Msg) (seq uint64, err error) {
+	var stream string
+	var n int64
+	if j := (reader{string(m.Data)}); j.lit(`{"stream":`) && j.str(&stream) && j.lit(`,"seq":`) && j.int64(&n) && n > 0 && j.rest == `}` {
+		return uint64(n), nil
+	}
+	if m.Header.Get("Status") == "503" {
+		return 0, jetstream.ErrNoStreamResponse
+	}
+	var a struct {
+		Seq   uint64              `json:"seq"`
+		Error *jetstream.APIError `json:"error"`
+	}
+	switch err := json.Unmarshal(m.Data, &a); {
+	case err != nil:
+		return 0, fmt.Errorf("the stream's answer: %w", err)
+	case a.Error != nil:
+		return 0, a.Error
+	case a.Seq == 0:
+		return 0, errors.New("the stream's answer has no sequence")
+	}
+	return a.Seq, nil
 }
 
 // BodyWant asks a gateway for a piece of a body held there. The answer is the

@@ -1,6 +1,7 @@
 package subjects_test
 
 import (
+	"errors"
 	"net/http"
 	"reflect"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -58,7 +60,7 @@ func TestRequestReadsBack(t *testing.T) {
 		t.Errorf("Msg changed the request's own header to %q", r.Header)
 	}
 	m = carried(t, m)
-	if got, want := m.Header.Get(subjects.HeaderTTL), "2"; got != want {
+	if got, want := m.Header.Get(subjects.HeaderTTL), "2s"; got != want {
 		t.Errorf("TTL %q, want %q: rounded up", got, want)
 	}
 	if got := m.Header.Get(subjects.HeaderMsgID); got != r.ID.String() {
@@ -90,6 +92,34 @@ func TestParseRequestRefuses(t *testing.T) {
 	} {
 		if r, err := subjects.ParseRequest(&nats.Msg{Header: header}); err == nil {
 			t.Errorf("%s: %+v, want an error", about, r)
+		}
+	}
+}
+
+func TestParseStored(t *testing.T) {
+	for about, data := range map[string]string{
+		"as the server says it": `{"stream":"S","seq":7}`,
+		"in a domain":           `{"stream":"S","domain":"d","seq":7}`,
+		"a second time":         `{"stream":"S","seq":7,"duplicate": true}`,
+		"in another order":      `{ "seq":7, "stream":"S" }`,
+	} {
+		if seq, err := subjects.ParseStored(&nats.Msg{Data: []byte(data)}); seq != 7 || err != nil {
+			t.Errorf("%s: %d, %v, want 7", about, seq, err)
+		}
+	}
+	full := &nats.Msg{Data: []byte(`{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"},"stream":"S","seq":0}`)}
+	if _, err := subjects.ParseStored(full); err == nil {
+		t.Error("a full stream is no error")
+	} else if api, ok := errors.AsType[*jetstream.APIError](err); !ok || api.ErrorCode != 10077 {
+		t.Errorf("a full stream: %v, want the server's own error", err)
+	}
+	nobody := &nats.Msg{Header: nats.Header{"Status": {"503"}}}
+	if _, err := subjects.ParseStored(nobody); !errors.Is(err, jetstream.ErrNoStreamResponse) {
+		t.Errorf("nobody listens: %v, want ErrNoStreamResponse", err)
+	}
+	for _, data := range []string{"", "{}", `{"stream":"S","seq":0}`, `{"stream":"S","seq":-1}`, `[]`, `{"stream":"S"`} {
+		if seq, err := subjects.ParseStored(&nats.Msg{Data: []byte(data)}); err == nil {
+			t.Errorf("%q: %d, want an error", data, seq)
 		}
 	}
 }

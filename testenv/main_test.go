@@ -110,13 +110,21 @@ func slow(name string) engine.SimConfig {
 // pair is one gateway and a worker for each engine.
 func pair(t *testing.T, env *testenv.Env, engines ...engine.SimConfig) (*testenv.Gateway, []*testenv.Engine, []*testenv.Worker) {
 	t.Helper()
+	return pairWith(t, env, func(cfg engine.SimConfig) worker.Config { return worker.Config{Slots: cfg.Slots} }, engines...)
+}
+
+// pairWith is one gateway and a worker for each engine, configured like this.
+func pairWith(t *testing.T, env *testenv.Env, like func(engine.SimConfig) worker.Config, engines ...engine.SimConfig) (*testenv.Gateway, []*testenv.Engine, []*testenv.Worker) {
+	t.Helper()
 	g := env.Gateway(gateway.Config{})
 	var es []*testenv.Engine
 	var ws []*testenv.Worker
 	for _, cfg := range engines {
 		e := env.Engine(cfg)
 		es = append(es, e)
-		ws = append(ws, env.Worker(e, worker.Config{Name: cfg.Name, Slots: cfg.Slots}))
+		c := like(cfg)
+		c.Name = cfg.Name
+		ws = append(ws, env.Worker(e, c))
 	}
 	g.Serves(t, "m")
 	return g, es, ws

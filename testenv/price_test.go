@@ -17,6 +17,7 @@ import (
 
 	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/testenv"
+	"github.com/pulley-lb/pulley/worker"
 )
 
 // unlike are five engines of three kinds, the fastest about nine times as
@@ -56,14 +57,15 @@ func TestPullByPrice(t *testing.T) {
 	for _, load := range []float64{0.4, 0.8} {
 		t.Run(fmt.Sprintf("load %.0f%%", 100*load), func(t *testing.T) {
 			scaled := atLoad(load, trace, engines)
-			pulley := figuresOf(replayPulley(t, scaled, engines))
+			pulley := figuresOf(replayPulley(t, scaled, engines, func(cfg engine.SimConfig) worker.Config { return worker.Config{Slots: cfg.Slots} }))
+			untold := figuresOf(replayPulley(t, scaled, engines, func(engine.SimConfig) worker.Config { return worker.Config{} }))
 			best := figuresOf(replayModel(scaled, engines, oracle(meanOutput)))
 			wlc := figuresOf(replayModel(scaled, engines, leastConnections(weights)))
 			central := figuresOf(replayModel(scaled, engines, fifo))
 			t.Logf("%d requests at %.0f %% of capacity\n"+
 				"seconds              TTFT p50     p95     p99   E2E p50     p95     p99\n"+
-				"pulley                %v\noracle                %v\nweighted least conn.  %v\ncentral FIFO queue    %v",
-				len(scaled), 100*load, pulley, best, wlc, central)
+				"pulley                %v\npulley, no slots told %v\noracle                %v\nweighted least conn.  %v\ncentral FIFO queue    %v",
+				len(scaled), 100*load, pulley, untold, best, wlc, central)
 			if raceEnabled {
 				return
 			}
@@ -74,12 +76,14 @@ func TestPullByPrice(t *testing.T) {
 					t.Errorf("%s p99 is %.3f s, want at most %.3f × %.3f s", what, got, factor, than)
 				}
 			}
-			if load == 0.4 {
-				atMost("E2E against the oracle:", pulley.e2e[p99], 1.15, best.e2e[p99])
-				atMost("E2E against weighted least connections:", pulley.e2e[p99], 1/1.5, wlc.e2e[p99])
-			} else {
-				atMost("E2E against a central queue:", pulley.e2e[p99], 1, central.e2e[p99])
-				atMost("TTFT against a central queue:", pulley.ttft[p99], 1.35, central.ttft[p99])
+			for what, f := range map[string]figures{"": pulley, "no slots told: ": untold} {
+				if load == 0.4 {
+					atMost(what+"E2E against the oracle:", f.e2e[p99], 1.15, best.e2e[p99])
+					atMost(what+"E2E against weighted least connections:", f.e2e[p99], 1/1.5, wlc.e2e[p99])
+				} else {
+					atMost(what+"E2E against a central queue:", f.e2e[p99], 1, central.e2e[p99])
+					atMost(what+"TTFT against a central queue:", f.ttft[p99], 1.35, central.ttft[p99])
+				}
 			}
 		})
 	}
@@ -107,10 +111,10 @@ func TestModelAgreesWithTheSimulator(t *testing.T) {
 
 // replayPulley runs a trace through a gateway, a broker and a worker for each
 // engine.
-func replayPulley(t *testing.T, trace []traced, engines []engine.SimConfig) (ls []latency) {
+func replayPulley(t *testing.T, trace []traced, engines []engine.SimConfig, like func(engine.SimConfig) worker.Config) (ls []latency) {
 	t.Helper()
 	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
-		g, es, _ := pair(t, env, engines...)
+		g, es, _ := pairWith(t, env, like, engines...)
 		g.Client.Transport.(*http.Transport).MaxIdleConnsPerHost = 1000
 		ls = replayHTTP(t, trace, g.Client, "http://gateway")
 		for _, e := range es {

@@ -154,12 +154,13 @@ func (b beside) String() string { return fmt.Sprintf("%v   %7.2f", b.priority, b
 
 // besideBatch replays a trace at priority while batch clients keep a backlog of
 // so many requests of the same kind: each sends the next when the last one is
-// answered.
-func besideBatch(t *testing.T, trace []traced, backlog, reserve int, ungated bool) (b beside) {
+// answered. The first requests do not count: some of them go to a slow engine
+// that nobody knows yet.
+func besideBatch(t *testing.T, engines []engine.SimConfig, trace []traced, backlog, reserve int, ungated bool) (b beside) {
 	t.Helper()
 	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
 		g := env.Gateway(gateway.Config{})
-		for _, cfg := range unlike() {
+		for _, cfg := range engines {
 			env.Worker(env.Engine(cfg), worker.Config{Name: cfg.Name, Slots: cfg.Slots, Ungated: ungated})
 			if backlog > 0 {
 				backlog += cfg.Slots
@@ -192,7 +193,8 @@ func besideBatch(t *testing.T, trace []traced, backlog, reserve int, ungated boo
 		time.Sleep(30 * time.Second) // the slots fill
 		was := done.Load()
 		priority := &http.Client{Transport: asking{"priority", g.Client.Transport}}
-		b.priority = figuresOf(replayHTTP(t, trace, priority, "http://gateway"))
+		ls := replayHTTP(t, trace, priority, "http://gateway")
+		b.priority = figuresOf(ls[min(learning, len(ls)/2):])
 		b.batch = float64(done.Load()-was) / trace[len(trace)-1].at
 		stop()
 		clients.Wait()
@@ -228,31 +230,58 @@ func (a asking) RoundTrip(r *http.Request) (*http.Response, error) {
 	return a.RoundTripper.RoundTrip(r)
 }
 
+// fastAndSlow are two engines of few slots, of which one is five to eight times
+// as capable and four times as fast to the first token.
+func fastAndSlow(fast, slow int) []engine.SimConfig {
+	return []engine.SimConfig{
+		{Name: "fast", Models: []string{"m"}, Slots: fast, PrefillRate: 8000,
+			ITLBase: 15 * time.Millisecond, ITLPerRequest: 300 * time.Microsecond, TokensPerEvent: 64},
+		{Name: "slow", Models: []string{"m"}, Slots: slow, PrefillRate: 2000,
+			ITLBase: 45 * time.Millisecond, ITLPerRequest: 2 * time.Millisecond, TokensPerEvent: 64},
+	}
+}
+
 // A priority trace at 30 % of what the engines can do is hardly hurt by a batch
 // backlog without an end, and the gate that sees to it costs batch little.
 func TestPriorityBesideABatchBacklog(t *testing.T) {
 	if testing.Short() {
-		t.Skip("replays minutes of a trace three times")
+		t.Skip("replays minutes of a trace many times")
 	}
-	const reserve = 10
-	trace := readTrace(t, "testdata/azure_conv_slice.csv")[:500]
-	if raceEnabled {
-		trace = trace[:100] // for its races; the figures mean little
-	}
-	trace = atLoad(0.3, trace, unlike())
-	alone := besideBatch(t, trace, 0, reserve, false)
-	gated := besideBatch(t, trace, 200, reserve, false)
-	ungated := besideBatch(t, trace, 200, reserve, true)
-	t.Logf("reserve %d %%\n"+besideHead+"\nno batch       %v\nbatch          %v\nand no gate    %v", reserve, alone, gated, ungated)
-	if raceEnabled {
-		return
-	}
-	const p99 = 2
-	if got, most := gated.priority.ttft[p99], 1.5*alone.priority.ttft[p99]; got > most {
-		t.Errorf("priority's TTFT p99 is %.3f s beside batch, want at most %.3f s", got, most)
-	}
-	if got, least := gated.batch, 0.9*ungated.batch; got < least {
-		t.Errorf("batch gets %.2f requests/s, want at least %.2f", got, least)
+	for _, c := range []struct {
+		name     string
+		engines  []engine.SimConfig
+		requests int
+		backlog  int // beside what fills the slots
+		reserve  int
+		within   float64 // times the p99 without batch
+	}{
+		{"five unlike engines", unlike(), 600, 200, 10, 1.5},
+		// Of two engines, p99 is that of the ten requests which meet the slow one with
+		// a long prompt: 1.3 to 1.9 times, from run to run.
+		{"a fast and a slow one", fastAndSlow(16, 4), 1100, 40, 10, 2.2},
+		{"of few slots", fastAndSlow(8, 4), 1100, 40, 20, 2.2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			trace := readTrace(t, "testdata/azure_conv_slice.csv")[:c.requests]
+			if raceEnabled {
+				trace = trace[:100] // for its races; the figures mean little
+			}
+			trace = atLoad(0.3, trace, c.engines)
+			alone := besideBatch(t, c.engines, trace, 0, c.reserve, false)
+			gated := besideBatch(t, c.engines, trace, c.backlog, c.reserve, false)
+			ungated := besideBatch(t, c.engines, trace, c.backlog, c.reserve, true)
+			t.Logf("reserve %d %%\n"+besideHead+"\nno batch       %v\nbatch          %v\nand no gate    %v", c.reserve, alone, gated, ungated)
+			if raceEnabled {
+				return
+			}
+			const p99 = 2
+			if got, most := gated.priority.ttft[p99], c.within*alone.priority.ttft[p99]; got > most {
+				t.Errorf("priority's TTFT p99 is %.3f s beside batch, want at most %.3f s", got, most)
+			}
+			if got, least := gated.batch, 0.9*ungated.batch; got < least {
+				t.Errorf("batch gets %.2f requests/s, want at least %.2f", got, least)
+			}
+		})
 	}
 }
 
@@ -264,10 +293,10 @@ func TestReserveFrontier(t *testing.T) {
 	}
 	trace := atLoad(0.3, readTrace(t, "testdata/azure_conv_slice.csv")[:2000], unlike())
 	var table strings.Builder
-	fmt.Fprintf(&table, "%s\nno batch       %v", besideHead, besideBatch(t, trace, 0, 0, false))
+	fmt.Fprintf(&table, "%s\nno batch       %v", besideHead, besideBatch(t, unlike(), trace, 0, 0, false))
 	for _, reserve := range []int{0, 10, 20, 40, 60} {
-		fmt.Fprintf(&table, "\nreserve %2d %%   %v", reserve, besideBatch(t, trace, 200, reserve, false))
-		fmt.Fprintf(&table, "\n  without gate %v", besideBatch(t, trace, 200, reserve, true))
+		fmt.Fprintf(&table, "\nreserve %2d %%   %v", reserve, besideBatch(t, unlike(), trace, 200, reserve, false))
+		fmt.Fprintf(&table, "\n  without gate %v", besideBatch(t, unlike(), trace, 200, reserve, true))
 	}
 	t.Logf("%d requests at priority\n%s", len(trace), &table)
 }

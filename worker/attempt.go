@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -30,8 +29,11 @@ type attempt struct {
 	stop    context.CancelCauseFunc
 	credit  chan struct{} // told when taken grew
 	started time.Time
-	alone   bool // no other waited for its first token when it began
-	besides int  // others in flight then
+	alone   bool  // no other waited for its first token when it began
+	besides int   // others in flight then
+	served  *pool // whose model it runs on
+	cold    bool  // that had to be loaded
+	loads   bool  // and it was the first to ask for it
 
 	// Owned by run.
 	out      *subjects.Writer
@@ -49,6 +51,8 @@ type attempt struct {
 	firstBy     time.Time     // until when it counts as waiting for it, if it does not stream
 	firstByte   time.Time
 	lastByte    time.Time
+	waits       bool // it counts in room.firsts
+	behindLoad  bool // its first byte came of a load
 	decodes     bool // it is in the decoding meter
 	areaAtFirst float64
 	renewed     time.Time // when the delivery's lease was last renewed
@@ -64,14 +68,19 @@ func (w *Worker) beginLocked(m *nats.Msg, l *lane, now time.Time) *attempt {
 	}
 	w.running[a.mark] = a
 	w.prefilling = append(w.prefilling, a)
+	w.room.prefills++
 	w.tiers[l.tier].seen = now
 	w.inFlight++
+	a.served = l.pool.by
+	w.enterModelLocked(a, now)
+	w.room.window.Started(w.inFlight)
 	return a
 }
 
 // run carries an attempt out and settles it. The slot is free again as soon as
 // the engine is done with it.
 func (w *Worker) run(a *attempt) {
+	growStack()
 	defer a.stop(nil)
 	req, err := subjects.ParseRequest(a.msg)
 	if err != nil {
@@ -91,7 +100,9 @@ func (w *Worker) run(a *attempt) {
 		w.settle(a)
 		return
 	}
-	if !req.Stream { // its first token will not show: it counts as decoding from here
+	if req.Stream {
+		w.waitsLocked(a, true)
+	} else { // its first token will not show: it counts as decoding from here
 		w.decodesLocked(a, a.started)
 	}
 	w.expectLocked(a)
@@ -110,12 +121,24 @@ func (w *Worker) run(a *attempt) {
 	w.settle(a)
 }
 
+// growStack gives a new goroutine at once the stack that calling an engine takes.
+// It would grow there step by step, and each step is a copy: 3 % of a small
+// request.
+//
+//go:noinline
+func growStack() {
+	var frame [6 << 10]byte
+	use(&frame)
+}
+
+//go:noinline
+func use(*[6 << 10]byte) {}
+
 func (w *Worker) claim(a *attempt) {
-	body, err := json.Marshal(subjects.Claim{
-		ID: a.req.ID, Attempt: a.mark, Worker: w.id, Name: w.cfg.Name, Ack: a.msg.Reply,
-	})
+	claim := subjects.Claim{ID: a.req.ID, Attempt: a.mark, Worker: w.id, Name: w.cfg.Name, Ack: a.msg.Reply}
+	body, err := claim.Bytes()
 	if err != nil {
-		panic(err) // plain fields always encode
+		panic(err) // names are UTF-8
 	}
 	inbox := "pulley.wk." + w.id + ".refused." + strconv.FormatUint(a.mark, 16)
 	w.nc.PublishRequest(subjects.GatewayClaim(a.req.Gateway), inbox, body)
@@ -168,18 +191,25 @@ func (w *Worker) answer(a *attempt) {
 		w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: err.Error()})
 		return
 	}
-	maps.Copy(hr.Header, a.req.Header)
+	if a.req.Header != nil {
+		hr.Header = a.req.Header
+	}
 	if w.cfg.APIKey != "" {
 		hr.Header.Set("Authorization", "Bearer "+w.cfg.APIKey)
+	} else if user := hr.URL.User; user != nil {
+		password, _ := user.Password()
+		hr.SetBasicAuth(user.Username(), password)
 	}
-	resp, err := w.client.Do(hr)
+	resp, err := w.cfg.Transport.RoundTrip(hr) // as a proxy does: what a client adds is not wanted
 	if err != nil {
+		w.brokeOff(a, err)
 		w.lookAtEngine()
 		w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %v", w.cfg.Name, err)})
 		return
 	}
 	defer resp.Body.Close()
-	head := &subjects.Head{Status: resp.StatusCode, Header: subjects.EndToEnd(resp.Header), Length: resp.ContentLength}
+	subjects.EndToEnd(resp.Header)
+	head := &subjects.Head{Status: resp.StatusCode, Header: resp.Header, Length: resp.ContentLength}
 	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500 {
 		w.turnedDown(a, resp, head)
 		return
@@ -203,18 +233,42 @@ func (w *Worker) turnedDown(a *attempt, resp *http.Response, head *subjects.Head
 		f.Class = subjects.FailRefused
 	}
 	secs, _ := strconv.ParseFloat(resp.Header.Get("Retry-After"), 64)
-	w.pause(time.Duration(secs*float64(time.Second)), string(f.Class)+": "+resp.Status)
+	w.pause(time.Duration(secs*float64(time.Second)), string(f.Class)+": "+resp.Status, f.Class == subjects.FailRefused)
 	w.fail(a, f)
 }
 
 // pause stops bidding for a while after the engine turned a request down.
-func (w *Worker) pause(asked time.Duration, reason string) {
+func (w *Worker) pause(asked time.Duration, reason string, full bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.badInRow++
+	if full {
+		w.room.window.Refused()
+	}
 	if w.state == subjects.Ready || w.state == subjects.Paused {
 		w.pausedTo = time.Now().Add(policy.Pause(w.badInRow, asked))
 		w.setStateLocked(subjects.Paused, reason)
+	}
+}
+
+// manyBroken is how many answers in a row have to break off before the worker
+// stops to bid for a while. One that fails fast is free again at once, and would
+// draw the whole queue.
+const manyBroken = 3
+
+// brokeOff notes that the engine closed a connection, or gave none.
+func (w *Worker) brokeOff(a *attempt, err error) {
+	if a.ctx.Err() != nil { // it was us
+		return
+	}
+	w.mu.Lock()
+	many := w.badInRow+1 >= manyBroken
+	if !many {
+		w.badInRow++
+	}
+	w.mu.Unlock()
+	if many {
+		w.pause(0, fmt.Sprintf("%d answers in a row broke off: %v", manyBroken, err), false)
 	}
 }
 
@@ -225,6 +279,7 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 	a.out.Head(head)
 	room, most := 8<<10, int(min(64<<10, w.nc.MaxPayload()/2))
 	var sent int64
+	var pace pace
 	for {
 		buf := a.out.Grow(room)
 		n, err := resp.Body.Read(buf)
@@ -240,12 +295,18 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 		w.mu.Lock()
 		if n > 0 {
 			if a.firstByte.IsZero() {
+				if a.cold && resp.StatusCode < 300 {
+					w.loadedLocked(a, now)
+				}
 				w.firstLocked(a, now)
 				if a.streamed {
 					w.bidLocked() // a prefill less: the price fell
 				}
 			}
-			a.lastByte = now
+			if a.streamed {
+				w.tokensLocked(&pace, watch, now)
+			}
+			a.lastByte, w.room.lastToken = now, now
 		}
 		taken := a.taken
 		w.mu.Unlock()
@@ -255,23 +316,27 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 				w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)})
 				return
 			}
-			w.finish(a, head.Status, watch, now)
+			w.finish(a, head.Status, watch, &pace, now)
 			return
 		case err != nil:
+			w.brokeOff(a, err)
 			w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: answer broke off: %v", w.cfg.Name, err)})
 			return
 		case n > 0:
 			w.send(a)
 		}
-		if sent-taken > subjects.Window && !w.waitCredit(a, sent) {
-			w.fail(a, subjects.Fail{Class: subjects.FailCancelled, Reason: "stopped"})
-			return
+		if sent-taken > subjects.Window {
+			if !w.waitCredit(a, sent) {
+				w.fail(a, subjects.Fail{Class: subjects.FailCancelled, Reason: "stopped"})
+				return
+			}
+			pace.at = time.Time{}
 		}
 	}
 }
 
 // finish sends the end of a whole answer.
-func (w *Worker) finish(a *attempt, status int, watch *watch, now time.Time) {
+func (w *Worker) finish(a *attempt, status int, watch *watch, pace *pace, now time.Time) {
 	end := subjects.End{EngineMS: ms(now.Sub(a.started)), OutputTokens: watch.outputTokens(), InputTokens: watch.inputTokens()}
 	w.mu.Lock()
 	if a.firstByte.IsZero() {
@@ -283,11 +348,13 @@ func (w *Worker) finish(a *attempt, status int, watch *watch, now time.Time) {
 	}
 	w.done++
 	w.badInRow = 0
+	w.room.window.Ended()
+	w.streamedLocked(pace, watch)
 	if w.state == subjects.Paused { // the engine has room again
 		w.pausedTo = now
 	}
 	w.mu.Unlock()
-	a.out.JSON(subjects.KindEnd, end)
+	a.out.End(&end)
 	w.send(a)
 }
 
@@ -302,7 +369,10 @@ func (w *Worker) fail(a *attempt, f subjects.Fail) {
 	case errors.Is(cause, ErrDraining):
 		f = subjects.Fail{Class: subjects.FailDraining, Reason: "worker " + w.cfg.Name + " stops"}
 	case errors.Is(cause, ErrStalled):
-		f = subjects.Fail{Class: subjects.FailStalled, Reason: fmt.Sprintf("engine %s: silent for %v", w.cfg.Name, w.cfg.StallTimeout)}
+		w.mu.Lock()
+		silent := time.Since(a.lastByte).Round(time.Second)
+		w.mu.Unlock()
+		f = subjects.Fail{Class: subjects.FailStalled, Reason: fmt.Sprintf("engine %s: silent for %v", w.cfg.Name, silent)}
 	}
 	if f.Class != subjects.FailDraining {
 		w.mu.Lock()
@@ -310,7 +380,7 @@ func (w *Worker) fail(a *attempt, f subjects.Fail) {
 		w.failedHere[a.req.ID] = time.Now()
 		w.mu.Unlock()
 	}
-	a.out.Fail(f)
+	a.out.Fail(&f)
 	w.send(a)
 }
 
@@ -348,8 +418,10 @@ func (w *Worker) release(a *attempt) {
 	if a.decodes {
 		w.decoding.add(-1, time.Now())
 	}
+	w.waitsLocked(a, false)
 	w.prefilledLocked(a)
 	w.inFlight--
+	w.leaveModelLocked(a, time.Now())
 	w.bidLocked()
 }
 

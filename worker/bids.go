@@ -138,6 +138,7 @@ func (w *Worker) tickLocked(now time.Time) {
 	if len(w.byQueue) > len(w.lanes)+len(w.away) {
 		w.forgetRetiredLocked(now)
 	}
+	w.busyLocked(now)
 	w.bidLocked()
 	w.bidAwayLocked(now)
 }
@@ -154,7 +155,9 @@ func (w *Worker) reconnected() {
 }
 
 // takesLocked says whether the worker takes new requests at all.
-func (w *Worker) takesLocked() bool { return w.state == subjects.Ready && !w.cordoned }
+func (w *Worker) takesLocked() bool {
+	return w.state == subjects.Ready && !w.cordoned && w.room.fence == ""
+}
 
 // bidLocked parks the bids that the free slots allow. Where several tiers have
 // a backlog, the slots are dealt to them by their shares; else every lane gets
@@ -164,7 +167,10 @@ func (w *Worker) bidLocked() {
 	if w.state == subjects.Paused && !now.Before(w.pausedTo) {
 		w.setStateLocked(subjects.Ready, "")
 	}
-	free := w.cfg.Slots - w.inFlight
+	if w.swaps.on {
+		w.swapLocked(now)
+	}
+	free := w.fitLocked()
 	if free <= 0 || !w.takesLocked() {
 		return
 	}
@@ -188,6 +194,7 @@ type tier struct {
 	policy.Tier
 	ceiling int       // slots that it may fill
 	seen    time.Time // when a request of it last began here
+	load    tierLoad
 
 	// As of the last lookLocked.
 	below bool // a tier above it is active
@@ -325,7 +332,7 @@ func (w *Worker) bidAwayLocked(now time.Time) {
 }
 
 func (w *Worker) bidAwayOnLocked(l *lane, wait prefills, now time.Time) {
-	if !w.takesLocked() || w.inFlight >= w.cfg.Slots || l.shut(now) || !w.opensLocked(l.tier, 1, wait) {
+	if !w.takesLocked() || w.fitLocked() <= 0 || l.shut(now) || !w.opensLocked(l.tier, 1, wait) {
 		return
 	}
 	if rung := w.awayRungLocked(l, wait, now); len(l.open) == 0 || rung < l.open[0].rung {
@@ -343,6 +350,9 @@ func (l *lane) depth() int {
 	if l.pool.balance == policy.RoundRobin {
 		return policy.RoundRobinDepth
 	}
+	if l.pool.by.swap.cold() { // after the first of them all is different
+		return 1
+	}
 	need := minDepth + int(l.rate*float64(depthFor)/float64(bidTick))
 	if l.home != "" { // there are many, and most have little to do
 		need--
@@ -352,7 +362,7 @@ func (l *lane) depth() int {
 
 // kindLocked is how a bid that is not dealt waits on a lane.
 func (w *Worker) kindLocked(l *lane) bidKind {
-	if w.tiers[l.tier].below {
+	if w.tiers[l.tier].below || l.pool.by.swap.cold() {
 		return brief
 	}
 	return parked
@@ -367,9 +377,9 @@ func (w *Worker) rungOf(p *pool, n int, wait prefills, more int, now time.Time) 
 	switch p.balance {
 	case policy.RoundRobin:
 	case policy.LeastLoaded:
-		rung = policy.LeastLoadedRung(n, w.cfg.Slots)
+		rung = policy.LeastLoadedRung(n, w.room.slots)
 	case policy.Weighted:
-		rung = policy.WeightedRung(n, w.weight, p.ref.Slots, p.ref.Weight)
+		rung = policy.WeightedRung(n, w.weightLocked(), p.ref.Slots, p.ref.Weight)
 	default:
 		curve, behind := p.by.curve(now), float64(wait.n+more)
 		if curve != nil && curve.Prefill != nil && wait.known {
@@ -377,7 +387,14 @@ func (w *Worker) rungOf(p *pool, n int, wait prefills, more int, now time.Time) 
 				behind = wait.work/one + float64(more)
 			}
 		}
-		rung = policy.PriceRung(curve, p.ref.Mean, p.ref.Price, n, behind, w.cfg.Slots, w.weight)
+		weight := cmp.Or(w.weight, 1)
+		if curve == nil {
+			weight = w.weightLocked()
+		}
+		rung = policy.PriceRung(curve, p.ref.Mean, p.ref.Price, n, behind, max(w.room.slots, 1), weight*w.speedLocked())
+	}
+	if p.by.swap.cold() {
+		rung = w.coldRungLocked(p, rung)
 	}
 	return policy.Dearer(rung, p.penalty)
 }
@@ -466,7 +483,7 @@ func (w *Worker) deliver(m *nats.Msg) {
 // passed since.
 func (w *Worker) hasRoomLocked(l *lane, b bid, now time.Time, delivered uint64) bool {
 	switch {
-	case !w.takesLocked() || l.pool.paused || l.retired || w.inFlight >= w.cfg.Slots:
+	case !w.takesLocked() || l.pool.paused || l.pool.by.swap.shut || l.retired || w.fitLocked() <= 0:
 		return false
 	case b.kind == dealt:
 		return w.inFlight < b.ceiling

@@ -9,6 +9,14 @@
 // again. Beside that, health.go tells the world every half second how the
 // worker is, and asks the engine.
 //
+// How many requests there may be is room.go's: it asks the credit of package
+// policy with what the engine says of itself, what NVML says of its GPUs
+// (fence.go), and how fast tokens come (pace.go). Where a GPU or the engine is ill,
+// a fence stops the bids at once, and the running requests finish or move on.
+//
+// Of an engine that swaps models, swap.go says which ones requests may be taken of
+// now, and what a load adds to the price: see policy.Swap.
+//
 // What there is to bid on, lanes.go works out anew whenever the engine's models,
 // the policy (policy.go) or the gateways' references change: for each tier, the
 // shared lane of each pool and the worker's own home lane in it, the shared lanes

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -32,10 +33,11 @@ func (w *Worker) healthLoop(ctx context.Context) {
 	probe := time.NewTimer(0)
 	defer probe.Stop()
 	asked := make(chan error, 1)
-	asking := false
+	asking, again := false, false
+	var since time.Time // when it was asked
 	ask := func() {
 		if !asking {
-			asking = true
+			asking, since = true, time.Now()
 			go func() { asked <- w.askEngine(ctx) }() // ends within probeTimeout; waited for below
 		}
 	}
@@ -49,6 +51,7 @@ func (w *Worker) healthLoop(ctx context.Context) {
 		case <-probe.C:
 			ask()
 		case <-w.probe:
+			again = asking // its answer may be as old as that
 			ask()
 		case err := <-asked:
 			asking = false
@@ -56,11 +59,15 @@ func (w *Worker) healthLoop(ctx context.Context) {
 			if err != nil {
 				next = probeDown
 			}
-			if w.engineIs(err) {
+			if w.engineIs(err, since) {
 				w.beat()
 				w.join(ctx)
 			}
 			probe.Reset(next)
+			if again {
+				again = false
+				ask()
+			}
 		case <-beat.C:
 			w.beat()
 		case <-member.C:
@@ -146,23 +153,41 @@ func (w *Worker) poolsOf(models []string) []served {
 	return pools
 }
 
-// engineIs notes the engine's health and says whether it changed.
-func (w *Worker) engineIs(err error) bool {
+// engineIs notes what came of asking the engine, and says whether it changed
+// anything.
+func (w *Worker) engineIs(err error, asked time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	was := w.state
+	now := time.Now()
+	w.engineErr = err
+	if err == nil && !asked.Before(w.room.suspected) {
+		w.room.suspect = ""
+	}
+	changed := w.judgeEngineLocked(now)
+	changed = w.fenceLocked(now) || changed
+	w.bidLocked()
+	return changed
+}
+
+// judgeEngineLocked says whether the engine's health changed. It is well if it
+// tells its models and says nothing else.
+func (w *Worker) judgeEngineLocked(now time.Time) (changed bool) {
+	was, why := w.state, w.room.unwell
+	if w.engineErr != nil {
+		why = w.engineErr.Error()
+	}
 	switch {
-	case err != nil && was != subjects.Draining && was != subjects.Left:
-		if was != subjects.Down || w.reason != err.Error() {
-			w.log.Warn("engine does not answer", "err", err)
+	case why != "" && was != subjects.Draining && was != subjects.Left:
+		if was != subjects.Down || w.reason != why {
+			w.log.Warn("engine is not well", "reason", why)
 		}
-		w.setStateLocked(subjects.Down, err.Error())
-	case err == nil && was == subjects.Down:
+		w.setStateLocked(subjects.Down, why)
+	case why == "" && was == subjects.Down:
 		w.log.Info("engine answers", "models", len(w.servedLocked()))
 		w.badInRow = 0
+		w.engineStartedLocked(now)
 		w.setStateLocked(subjects.Ready, "")
 	}
-	w.bidLocked()
 	return was != w.state
 }
 
@@ -176,13 +201,18 @@ func (w *Worker) heartbeat() subjects.Heartbeat {
 	h := subjects.Heartbeat{
 		Worker: w.id, Name: w.cfg.Name, Engine: w.cfg.Kind, URL: w.cfg.Engine, Host: w.host,
 		Version: w.cfg.Version, Started: w.started, State: state, Reason: reason,
-		Slots: w.cfg.Slots, InFlight: w.inFlight, Prefills: wait.n,
-		Weight: w.weight, Done: w.done, Failed: w.failed,
+		Slots: w.room.slots, InFlight: w.inFlight, Prefills: wait.n,
+		Weight: w.weightLocked(), Done: w.done, Failed: w.failed,
+		Room: w.tellRoomLocked(), Tells: w.tellEngineLocked(), NVML: w.tellGPUsLocked(),
+	}
+	if h.Engine == string(engine.DialectOpenAI) && h.Tells != nil {
+		h.Engine = h.Tells.Dialect
 	}
 	for _, p := range w.servedLocked() {
 		s := subjects.PoolStatus{
 			Pool: p.name, Curve: p.curve(now), Mean: p.mean, Rung: w.rungOf(p, w.inFlight+1, wait, 0, now),
 		}
+		s.Cold, s.Loads = p.swap.cold(), w.swaps.state.To == p.name
 		if p.model != p.name {
 			s.Model = p.model
 		}
@@ -195,6 +225,9 @@ func (w *Worker) heartbeat() subjects.Heartbeat {
 func (w *Worker) toldLocked() (subjects.State, string) {
 	if w.cordoned && (w.state == subjects.Ready || w.state == subjects.Paused) {
 		return subjects.Cordoned, "an operator cordoned it"
+	}
+	if w.room.fence != "" && (w.state == subjects.Ready || w.state == subjects.Paused) {
+		return subjects.Fenced, w.room.fence
 	}
 	return w.state, w.reason
 }
@@ -311,7 +344,7 @@ func (w *Worker) alive() map[string]*subjects.Alive {
 		case !heard(a.req.Gateway) && w.nc.IsConnected():
 			a.stop(ErrGatewayGone)
 			continue
-		case a.req.Stream && now.Sub(a.lastByte) > w.cfg.StallTimeout:
+		case w.silentLocked(a, now):
 			a.stop(ErrStalled)
 		case now.Sub(a.renewed) >= leaseEvery:
 			a.renewed = now

@@ -45,7 +45,9 @@ type bid struct {
 type queueName struct{ stream, consumer string }
 
 // shut says that there are to be no bids on the lane now.
-func (l *lane) shut(now time.Time) bool { return l.pool.paused || l.retired || now.Before(l.notTill) }
+func (l *lane) shut(now time.Time) bool {
+	return l.pool.paused || l.pool.by.swap.shut || l.retired || now.Before(l.notTill)
+}
 
 // backlogged says whether requests are known to wait here.
 func (l *lane) backlogged(now time.Time) bool {
@@ -124,6 +126,7 @@ type pool struct {
 	heard map[string]reference   // by gateway
 	homes []string               // all of theirs, sorted
 
+	swap    modelSwap
 	prefill policy.Fit
 	itl     policy.Fit
 	mean    policy.Mean
@@ -183,6 +186,7 @@ func (w *Worker) serve(pools []served) {
 	if !slices.Equal(pools, w.serves) {
 		w.serves = pools
 		w.arrangeLocked()
+		w.hearLoadedLocked(w.room.tells, time.Now())
 	}
 }
 
@@ -284,13 +288,14 @@ func (w *Worker) arrangeTiersLocked() {
 	was := w.tiers
 	w.tiers = make([]tier, len(w.policy.Tiers))
 	for i, t := range w.policy.Tiers {
-		w.tiers[i] = tier{Tier: t, ceiling: policy.Ceiling(w.policy.Tiers, i, w.cfg.Slots)}
+		w.tiers[i] = tier{Tier: t}
 		for j := range was {
 			if was[j].Name == t.Name {
-				w.tiers[i].seen = was[j].seen
+				w.tiers[i].seen, w.tiers[i].load = was[j].seen, was[j].load
 			}
 		}
 	}
+	w.ceilLocked()
 	if !slices.EqualFunc(was, w.tiers, func(a, b tier) bool { return a.Name == b.Name }) {
 		w.wheel = policy.Wheel{}
 		w.shares = make([]int, len(w.tiers))

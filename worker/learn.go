@@ -14,7 +14,10 @@ func (p *pool) curve(now time.Time) *policy.Curve {
 		return p.fit
 	}
 	p.fitted = now
-	p.fit = &policy.Curve{Prefill: p.prefill.Line(now), ITL: p.itl.Line(now)}
+	p.fit = &policy.Curve{Prefill: p.prefill.Line(), ITL: p.itl.Line(), Faded: p.itl.Faded(now)}
+	if p.fit.ITL == nil { // embeddings and the like
+		p.fit.Faded = p.prefill.Faded(now)
+	}
 	if p.fit.Prefill == nil && p.fit.ITL == nil {
 		p.fit = nil
 	}
@@ -119,12 +122,21 @@ func (w *Worker) expectLocked(a *attempt) {
 		first = min(first, seconds(c.ITL.At(1)*input/itlPerPrefill))
 	}
 	a.firstBy = a.started.Add(first)
+	if a.cold {
+		w.awaitLoadLocked(a)
+	}
 }
 
 // firstLocked notes an attempt's first byte.
 func (w *Worker) firstLocked(a *attempt, now time.Time) {
 	a.firstByte = now
-	if len(w.prefilling) > 0 && w.prefilling[0] == a {
+	if a.req.Stream {
+		w.waitsLocked(a, false)
+		if !a.cold && !w.fencedSinceLocked(a.started) {
+			w.room.window.First(now.Sub(a.started))
+		}
+	}
+	if len(w.prefilling) > 0 && w.prefilling[0] == a && !a.behindLoad {
 		// An engine prefills one prompt after the other: this one since the last was
 		// done. Those that came to an idle engine alone would say it more exactly,
 		// but under load there are none, and an estimate that fades makes a worker
@@ -136,6 +148,21 @@ func (w *Worker) firstLocked(a *attempt, now time.Time) {
 	a.areaAtFirst = w.decoding.until(now)
 }
 
+// waitsLocked counts an attempt among those that wait for their first token and
+// will show it, or no more among them.
+func (w *Worker) waitsLocked(a *attempt, waits bool) {
+	if a.waits == waits {
+		return
+	}
+	a.waits = waits
+	if waits {
+		w.room.firsts++
+	} else {
+		w.room.firsts--
+	}
+	w.room.window.Prefilling(w.room.firsts)
+}
+
 // decodesLocked counts an attempt among those that decode.
 func (w *Worker) decodesLocked(a *attempt, now time.Time) {
 	if !a.decodes {
@@ -144,10 +171,15 @@ func (w *Worker) decodesLocked(a *attempt, now time.Time) {
 	}
 }
 
-// learnLocked measures an attempt whose answer is whole.
+// learnLocked measures an attempt whose answer is whole. One that was in flight
+// while the engine or a GPU was ill says how long that lasted, and nothing of the
+// price.
 func (w *Worker) learnLocked(a *attempt, outputTokens int, now time.Time) {
 	input := float64(a.req.InputTokens)
 	a.lane.pool.mean.Add(input, float64(outputTokens))
+	if w.fencedSinceLocked(a.started) {
+		return
+	}
 	p := a.lane.pool.by // the engine is its
 	p.fitted = time.Time{}
 	switch {
@@ -158,6 +190,7 @@ func (w *Worker) learnLocked(a *attempt, outputTokens int, now time.Time) {
 		if d := now.Sub(a.firstByte).Seconds(); outputTokens > 4 && d > 0 {
 			p.itl.Add((w.decoding.until(now)-a.areaAtFirst)/d, d/float64(outputTokens-1), now)
 		}
+	case a.cold: // the load is in it
 	case outputTokens > 0:
 		d := now.Sub(a.started) - a.expectFirst
 		if d > 0 {
@@ -166,4 +199,40 @@ func (w *Worker) learnLocked(a *attempt, outputTokens int, now time.Time) {
 	case a.alone: // embeddings and the like: all of it is prefill
 		p.prefill.Add(input, now.Sub(a.started).Seconds(), now)
 	}
+}
+
+// loadHolds is how long after its last request here a tier is reckoned with. To a
+// slow worker come few, but they come when the fast ones are full.
+const loadHolds = 10 * time.Minute
+
+// tierLoad is how many requests of a tier are in flight here on the mean: since it
+// was idle, at most of the last minute. Zero is a tier that is.
+type tierLoad struct {
+	mean    float64
+	samples float64
+}
+
+func (l *tierLoad) add(n int) {
+	l.samples = min(l.samples+1, float64(activeFor/bidTick))
+	l.mean += (float64(n) - l.mean) / l.samples
+}
+
+// busyLocked takes a sample of each tier's load, and sets what they leave to
+// each other by it.
+func (w *Worker) busyLocked(now time.Time) {
+	inFlight := make([]int, len(w.tiers))
+	for _, a := range w.running {
+		if t := a.lane.tier; t < len(inFlight) { // a retired lane's tier may be gone
+			inFlight[t]++
+		}
+	}
+	for i := range w.tiers {
+		t := &w.tiers[i]
+		if inFlight[i] == 0 && now.Sub(t.seen) > loadHolds {
+			t.load = tierLoad{}
+			continue
+		}
+		t.load.add(inFlight[i])
+	}
+	w.ceilLocked()
 }

@@ -2,10 +2,11 @@ package worker
 
 import (
 	"bytes"
-	"mime"
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/pulley-lb/pulley/subjects"
 )
 
 // watch looks at an answer's bytes as they pass: how many tokens, what the
@@ -42,7 +43,7 @@ const (
 )
 
 func newWatch(path string, resp *http.Response) *watch {
-	ct, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	ct := subjects.MediaType(resp.Header)
 	path, _, _ = strings.Cut(path, "?")
 	wt := &watch{
 		sse:     ct == "text/event-stream",
@@ -147,29 +148,27 @@ func (wt *watch) seeTail(b []byte) {
 	wt.tail = append(wt.tail, b...)
 }
 
-// usage notes the token counts that a piece of JSON reports.
+// usage notes the token counts that a piece of JSON reports, the last of each.
 func (wt *watch) usage(b []byte) {
-	if !bytes.Contains(b, []byte(`_tokens"`)) {
-		return
-	}
-	for _, f := range []struct {
-		field string
-		to    *int
-	}{
-		{`"completion_tokens"`, &wt.output}, {`"output_tokens"`, &wt.output},
-		{`"prompt_tokens"`, &wt.input}, {`"input_tokens"`, &wt.input},
-	} {
-		i := bytes.LastIndex(b, []byte(f.field))
+	for {
+		i := bytes.Index(b, []byte(`_tokens"`))
 		if i < 0 {
-			continue
+			return
 		}
-		v := bytes.TrimLeft(b[i+len(f.field):], ": \t")
+		var to *int
+		switch name := b[bytes.LastIndexByte(b[:i], '"')+1 : i]; string(name) {
+		case "completion", "output":
+			to = &wt.output
+		case "prompt", "input":
+			to = &wt.input
+		}
+		b = bytes.TrimLeft(b[i+len(`_tokens"`):], ": \t")
 		end := 0
-		for end < len(v) && '0' <= v[end] && v[end] <= '9' {
+		for end < len(b) && '0' <= b[end] && b[end] <= '9' {
 			end++
 		}
-		if n, err := strconv.Atoi(string(v[:end])); err == nil {
-			*f.to = n
+		if n, err := strconv.Atoi(string(b[:end])); err == nil && to != nil {
+			*to = n
 		}
 	}
 }

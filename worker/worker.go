@@ -18,6 +18,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -38,10 +40,31 @@ type Config struct {
 	// Pool is the pool to join, with the engine's one model. Default: for each
 	// model the pool of its name.
 	Pool string
-	// Slots is how many requests run at once. Default 8.
+	// Slots is how many requests run at once at most. Default: as many as the
+	// engine says it runs; where it says nothing of its load, 8.
 	Slots int
+	// Profile is how far requests may slow each other down for the sake of more of
+	// them: a name, and objectives if there are any. Default policy.Balanced, and
+	// policy.GivenSlots with Slots.
+	Profile policy.Profile
+	// Baseline is the time between two tokens of a request alone, for an engine
+	// that never is alone on its GPU. Default: measured.
+	Baseline time.Duration
+	// Dialect is how the engine tells of itself. Default: found out.
+	Dialect engine.Dialect
+	// MetricsURL is where the engine's metrics are, if not where its dialect has
+	// them. Default "".
+	MetricsURL string
+	// NVML tells how the GPUs are; nil is without. It must be running.
+	NVML GPUs
+	// NVMLRequired says that nothing may start without word of every GPU.
+	NVMLRequired bool
+	// GPUs are those that the engine runs on, by UUID, the beginning of one, or
+	// NVML's index, with an instance as index:number. Default: all that NVML shows.
+	GPUs []string
 	// Weight divides the price: 2 takes requests as if it were twice as fast. The
-	// policy may say otherwise. Default 1.
+	// policy may say otherwise. Default 1; while nothing is measured, the bandwidth
+	// of the GPUs' memory.
 	Weight float64
 	// DrainTimeout bounds how long running requests may go on after Run was
 	// told to stop; then other workers take over. Default 10 min.
@@ -49,6 +72,10 @@ type Config struct {
 	// StallTimeout is how long a streaming engine may be silent before its
 	// attempt counts as failed. Default 2 min.
 	StallTimeout time.Duration
+	// SwapAfter is how long a request waits at most for a model that the engine
+	// would have to load, while those that are loaded have work: see policy.Swap.
+	// Default policy.SwapAfter, 10 s.
+	SwapAfter time.Duration
 	// Ungated lets tiers bid while prompts wait for their first token, whatever
 	// tier is active above them: to measure what the prefill gate does. Default
 	// false.
@@ -61,6 +88,15 @@ type Config struct {
 	// engine. Default: silent.
 	Logger *slog.Logger
 }
+
+// GPUs tells how the GPUs of the machine are, and how old that is. A
+// [gpu.Sampler] does.
+type GPUs interface {
+	Latest() (gpu.Reading, time.Duration)
+}
+
+// errNotAsked is why the engine does not count as well before its models are known.
+var errNotAsked = errors.New("not asked yet")
 
 // Why an attempt was stopped, as causes of its context.
 var (
@@ -84,6 +120,7 @@ type Worker struct {
 	nc      *nats.Conn
 	log     *slog.Logger
 	client  *http.Client
+	scraper *engine.Scraper
 	host    string
 	started time.Time
 
@@ -93,11 +130,12 @@ type Worker struct {
 
 	mu       sync.Mutex
 	policy   *policy.Policy // in force
-	weight   float64        // in force
+	weight   float64        // that an operator gave it; 0: none
 	cordoned bool
 	state    subjects.State // but for cordoned: see toldLocked
 	reason   string
-	serves   []served // what the engine has
+	downAt   time.Time // when state last became down
+	serves   []served  // what the engine has
 	pools    map[string]*pool
 	tiers    []tier
 	lanes    []*lane // shared, and its own home lanes: each delivery and each end looks at all of them
@@ -114,6 +152,9 @@ type Worker struct {
 	// not be asked before the others had their chance.
 	failedHere map[subjects.ID]time.Time
 	inFlight   int
+	room       room
+	swaps      swaps
+	engineErr  error // of the last question for its models
 	done       uint64
 	failed     uint64
 	badInRow   int       // refusals and failures of the engine without a success between
@@ -158,10 +199,23 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		return nil, fmt.Errorf("engine %s: name %.40q: a name has at most 64 bytes of UTF-8", cfg.Engine, cfg.Name)
 	}
 	cfg.Kind = cmp.Or(cfg.Kind, "openai")
-	cfg.Slots = cmp.Or(cfg.Slots, 8)
-	cfg.Weight = cmp.Or(cfg.Weight, 1)
+	if cfg.Profile.Name == "" {
+		cfg.Profile.Name = policy.Balanced.Name
+		if cfg.Slots > 0 {
+			cfg.Profile.Name = policy.GivenSlots.Name
+		}
+	}
+	named, ok := policy.ProfileNamed(cfg.Profile.Name)
+	if !ok {
+		return nil, fmt.Errorf("engine %s: there is no profile %q", cfg.Engine, cfg.Profile.Name)
+	}
+	cfg.Profile.Stretch, cfg.Profile.Fixed = named.Stretch, named.Fixed
 	cfg.DrainTimeout = cmp.Or(cfg.DrainTimeout, 10*time.Minute)
 	cfg.StallTimeout = cmp.Or(cfg.StallTimeout, 2*time.Minute)
+	if cfg.SwapAfter < 0 {
+		return nil, fmt.Errorf("engine %s: swap after %v: must be above 0", cfg.Engine, cfg.SwapAfter)
+	}
+	cfg.SwapAfter = cmp.Or(cfg.SwapAfter, policy.SwapAfter)
 	cfg.Version = cmp.Or(cfg.Version, "dev")
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -169,7 +223,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	if cfg.Transport == nil {
 		cfg.Transport = &http.Transport{
 			Proxy:               http.ProxyFromEnvironment,
-			MaxIdleConnsPerHost: cfg.Slots + 8,
+			MaxIdleConnsPerHost: max(cfg.Slots, 256) + 8,
 			IdleConnTimeout:     90 * time.Second,
 			DisableCompression:  true,
 			ReadBufferSize:      32 << 10,
@@ -191,8 +245,10 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		ordered:    make(chan struct{}),
 		policy:     policy.Default(),
 		weight:     cfg.Weight,
+		room:       newRoom(cfg, cmp.Or(cfg.Weight, 1)),
 		state:      subjects.Down,
-		reason:     "not asked yet",
+		reason:     errNotAsked.Error(),
+		engineErr:  errNotAsked,
 		pools:      make(map[string]*pool),
 		byQueue:    make(map[queueName]*lane),
 		byNumber:   make(map[int]*lane),
@@ -202,6 +258,13 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		probe:      make(chan struct{}, 1),
 	}
 	w.log = cfg.Logger.With("worker", cfg.Name)
+	scraper, err := engine.NewScraper(engine.ScraperConfig{
+		URL: w.base, Dialect: cfg.Dialect, MetricsURL: cfg.MetricsURL, APIKey: cfg.APIKey, Client: w.client, OnStatus: w.hearEngine,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("engine %s: %w", cfg.Engine, err)
+	}
+	w.scraper = scraper
 	w.arrangeLocked() // nobody else has it yet
 	return w, nil
 }
@@ -230,7 +293,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		sub.SetPendingLimits(-1, -1) // bounded by slots, bids and credit
 		subs = append(subs, sub)
 	}
-	w.log.Info("worker started", "engine", w.cfg.Engine, "slots", w.cfg.Slots)
+	w.log.Info("worker started", "engine", w.cfg.Engine, "slots", w.room.slots, "profile", w.cfg.Profile.Name)
 
 	// Two contexts: ctx ends pulling, life ends everything else.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -239,6 +302,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	loops.Go(func() { w.bidLoop(life) })
 	loops.Go(func() { w.aliveLoop(life) })
 	loops.Go(func() { w.policyLoop(life) })
+	loops.Go(func() { w.roomLoop(life) })
+	loops.Go(func() { w.scraper.Run(life) })
 
 	var left error
 	select {
@@ -327,6 +392,9 @@ func (w *Worker) setStateLocked(s subjects.State, reason string) {
 	}
 	if w.state == subjects.Left || w.state == subjects.Draining && s != subjects.Left {
 		return
+	}
+	if s == subjects.Down && w.state != s {
+		w.downAt = time.Now()
 	}
 	w.state, w.reason = s, reason
 }

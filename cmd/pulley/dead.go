@@ -234,17 +234,33 @@ func newDeadShowCommand(c *connectFlags) *cobra.Command {
 	})
 }
 
+// deadChoice says which dead letters a verb is for, where no arguments do.
+type deadChoice struct {
+	all  bool
+	pool string
+}
+
+func addDeadChoice(cmd *cobra.Command, c *connectFlags) *deadChoice {
+	d := &deadChoice{}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.StringVar(&d.pool, "pool", "", "all of this `pool`")
+	fs.BoolVar(&d.all, "all", false, "all there are")
+	cmd.RegisterFlagCompletionFunc("pool", completeFlag(c, livePools))
+	return d
+}
+
 // chosenDead are the dead letters that arguments, or --all or --pool, name.
-func (s *session) chosenDead(all bool, pool string) ([]uint64, error) {
+func (s *session) chosenDead(d *deadChoice) ([]uint64, error) {
 	switch {
-	case len(s.args) > 0 && (all || pool != ""), all && pool != "":
+	case len(s.args) > 0 && (d.all || d.pool != ""), d.all && d.pool != "":
 		return nil, usagef("name dead letters, or --pool, or --all: only one of these")
 	case len(s.args) > 0:
 		return sequences(s.args)
-	case !all && pool == "":
+	case !d.all && d.pool == "":
 		return nil, usagef("name dead letters, or --pool, or --all")
 	}
-	list, _, err := deadLetters(s.ctx(), s.js, deadFilter("", pool), 0)
+	list, _, err := deadLetters(s.ctx(), s.js, deadFilter("", d.pool), 0)
 	if err != nil {
 		return nil, err
 	}
@@ -259,8 +275,7 @@ func (s *session) chosenDead(all bool, pool string) ([]uint64, error) {
 const retryAtOnce = 8
 
 func newDeadRetryCommand(c *connectFlags) *cobra.Command {
-	var all, showBody bool
-	var pool string
+	var showBody bool
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use: "retry [SEQ...]", Short: "Run dead letters again",
@@ -272,15 +287,11 @@ if any did.`,
 		Args:              cobra.ArbitraryArgs,
 		ValidArgsFunction: complete(c, 0, liveDeadLetters),
 	}
-	fs := cmd.Flags()
-	fs.SortFlags = false
-	fs.StringVar(&pool, "pool", "", "all of this `pool`")
-	fs.BoolVar(&all, "all", false, "all there are")
-	fs.BoolVar(&showBody, "show-body", false, "show the answers too")
-	fs.DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait for each answer")
-	cmd.RegisterFlagCompletionFunc("pool", completeFlag(c, livePools))
+	choice := addDeadChoice(cmd, c)
+	cmd.Flags().BoolVar(&showBody, "show-body", false, "show the answers too")
+	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait for each answer")
 	return act(cmd, c, func(s *session) error {
-		chosen, err := s.chosenDead(all, pool)
+		chosen, err := s.chosenDead(choice)
 		if err != nil {
 			return err
 		}
@@ -362,8 +373,6 @@ func (s *session) tellRetry(sequence uint64, r subjects.RetryResult, showBody bo
 }
 
 func newDeadRemoveCommand(c *connectFlags) *cobra.Command {
-	var all bool
-	var pool string
 	cmd := &cobra.Command{
 		Use: "rm [SEQ...]", Aliases: []string{"remove"}, Short: "Remove dead letters",
 		Long: "Remove dead letters for good.",
@@ -372,13 +381,9 @@ func newDeadRemoveCommand(c *connectFlags) *cobra.Command {
 		Args:              cobra.ArbitraryArgs,
 		ValidArgsFunction: complete(c, 0, liveDeadLetters),
 	}
-	fs := cmd.Flags()
-	fs.SortFlags = false
-	fs.StringVar(&pool, "pool", "", "all of this `pool`")
-	fs.BoolVar(&all, "all", false, "all there are")
-	cmd.RegisterFlagCompletionFunc("pool", completeFlag(c, livePools))
+	choice := addDeadChoice(cmd, c)
 	return harm(cmd, c, func(s *session) error {
-		chosen, err := s.chosenDead(all, pool)
+		chosen, err := s.chosenDead(choice)
 		if err != nil {
 			return err
 		}

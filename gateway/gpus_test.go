@@ -1,0 +1,157 @@
+package gateway
+
+import (
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/pulley-lb/pulley/gpu"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// hears has a gateway hear workers, at these times after noon.
+func hears(t *testing.T, g *Gateway, after time.Duration, beats ...subjects.Heartbeat) {
+	t.Helper()
+	now := noon.Add(after)
+	g.fleet.mu.Lock()
+	defer g.fleet.mu.Unlock()
+	for _, h := range beats {
+		g.fleet.workers[h.Worker] = &member{beat: h, seen: now}
+		g.fleet.hearGPUsLocked(&h, now)
+	}
+}
+
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// onGPU is a worker with one GPU.
+func onGPU(name, uuid string, sampled time.Duration, xids ...gpu.XID) subjects.Heartbeat {
+	return subjects.Heartbeat{
+		Worker: name + "-1", Name: name, Host: "h", State: subjects.Ready, InFlight: 3, Started: noon,
+		Room: &subjects.Room{Total: 8, Bound: policy.BoundKV, Headroom: 0.25, Factor: 1, Terms: map[policy.Bound]float64{policy.BoundKV: 8, policy.BoundLimit: 12}},
+		NVML: &subjects.NVML{Mode: "auto", GPUs: []subjects.GPU{{Snapshot: gpu.Snapshot{
+			Device: gpu.Device{UUID: uuid, Name: "H100"}, At: noon.Add(sampled), State: gpu.Fresh, XIDs: xids, Temperature: new(64),
+			Memory: &gpu.Memory{Total: 100, Used: 60, Free: 40},
+		}}}},
+	}
+}
+
+func metricsGateway() *Gateway {
+	g := &Gateway{queues: make(map[queueKey]*queue)}
+	g.fleet = newFleet(g)
+	return g
+}
+
+// wantMetrics wants these lines, and no others, of the metrics with these names.
+func wantMetrics(t *testing.T, g *Gateway, names string, want string) {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(fleetMetrics{g})
+	page := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
+	if page.Code != 200 {
+		t.Fatalf("%d: %s", page.Code, page.Body)
+	}
+	var got, wanted []string
+	for line := range strings.Lines(page.Body.String()) {
+		if name, _, ok := strings.Cut(line, "{"); ok && slices.Contains(strings.Fields(names), name) {
+			got = append(got, strings.TrimSpace(line))
+		}
+	}
+	for line := range strings.Lines(strings.TrimSpace(want)) {
+		wanted = append(wanted, strings.TrimSpace(line))
+	}
+	slices.Sort(got)
+	slices.Sort(wanted)
+	if !slices.Equal(got, wanted) {
+		t.Errorf(" got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(wanted, "\n"))
+	}
+}
+
+func TestMetricsOfAWorker(t *testing.T) {
+	g := metricsGateway()
+	hears(t, g, 0, onGPU("a", "GPU-1", 0))
+	const names = "pulley_worker_credits pulley_worker_bound_requests pulley_worker_headroom_ratio pulley_worker_in_flight pulley_worker_fenced pulley_nvml_up pulley_gpu_memory_bytes pulley_gpu_temperature_celsius pulley_gpu_power_watts pulley_gpu_fenced"
+	wantMetrics(t, g, names, `
+		pulley_worker_credits{bound="kv",host="h",worker="a"} 8
+		pulley_worker_bound_requests{bound="kv",host="h",worker="a"} 8
+		pulley_worker_bound_requests{bound="limit",host="h",worker="a"} 12
+		pulley_worker_headroom_ratio{host="h",worker="a"} 0.25
+		pulley_worker_in_flight{host="h",worker="a"} 3
+		pulley_worker_fenced{host="h",reason="",worker="a"} 0
+		pulley_nvml_up{host="h",worker="a"} 1
+		pulley_gpu_memory_bytes{UUID="GPU-1",gpu="0",host="h",modelName="H100",state="free"} 40
+		pulley_gpu_memory_bytes{UUID="GPU-1",gpu="0",host="h",modelName="H100",state="total"} 100
+		pulley_gpu_memory_bytes{UUID="GPU-1",gpu="0",host="h",modelName="H100",state="used"} 60
+		pulley_gpu_temperature_celsius{UUID="GPU-1",gpu="0",host="h",modelName="H100"} 64
+		pulley_gpu_fenced{UUID="GPU-1",gpu="0",host="h",modelName="H100",reason=""} 0`)
+
+	h := onGPU("a", "GPU-1", time.Second)
+	h.State, h.Reason = subjects.Fenced, "the engine has stalled: it has requests, and no token and an idle GPU for 10s"
+	h.Room.Bound, h.Room.Total = "moon", 0 // of a newer version
+	h.NVML.GPUs[0].Fenced, h.NVML.GPUs[0].State = "XID 79 (fallen off the bus)", gpu.Unknown
+	hears(t, g, time.Second, h)
+	wantMetrics(t, g, "pulley_worker_credits pulley_worker_fenced pulley_gpu_fenced pulley_gpu_temperature_celsius", `
+		pulley_worker_credits{bound="other",host="h",worker="a"} 0
+		pulley_worker_fenced{host="h",reason="stalled",worker="a"} 1
+		pulley_gpu_fenced{UUID="GPU-1",gpu="0",host="h",modelName="H100",reason="xid"} 1`)
+
+	g.fleet.mu.Lock()
+	g.fleet.forgetLocked("a-1")
+	left := len(g.fleet.gpus)
+	g.fleet.mu.Unlock()
+	wantMetrics(t, g, names+" pulley_gpu_xid_total", "")
+	if left != 0 {
+		t.Errorf("%d GPUs are kept of a worker that is gone", left)
+	}
+}
+
+// Two workers of a name, or of a GPU, are one line each: a page with a line twice
+// is refused whole.
+func TestMetricsNameEverythingOnce(t *testing.T) {
+	g := metricsGateway()
+	old, again, other := onGPU("a", "GPU-1", 0), onGPU("a", "GPU-1", time.Second), onGPU("b", "GPU-1", 0)
+	again.Worker, again.Started, again.InFlight = "a-2", noon.Add(time.Minute), 5
+	hears(t, g, 0, old, again, other)
+	wantMetrics(t, g, "pulley_worker_in_flight pulley_gpu_temperature_celsius", `
+		pulley_worker_in_flight{host="h",worker="a"} 5
+		pulley_worker_in_flight{host="h",worker="b"} 3
+		pulley_gpu_temperature_celsius{UUID="GPU-1",gpu="0",host="h",modelName="H100"} 64`)
+}
+
+// An XID counts once, however often and by however many workers it is told, and
+// goes on counting when the oldest are told no more.
+func TestXIDsAreCountedOnce(t *testing.T) {
+	g := metricsGateway()
+	at := func(after time.Duration, code int) gpu.XID { return gpu.XID{At: noon.Add(after), Code: code} }
+	for _, h := range []subjects.Heartbeat{
+		onGPU("a", "GPU-1", 0, at(0, 31)),
+		onGPU("a", "GPU-1", 0, at(0, 31)),
+		onGPU("b", "GPU-1", 0, at(20*time.Millisecond, 31)),
+		onGPU("a", "GPU-1", 0, at(0, 31), at(time.Minute, 31), at(time.Minute, 79)),
+		onGPU("a", "GPU-1", 0, at(time.Minute, 31), at(time.Minute, 79)),
+		onGPU("a", "GPU-1", 0, at(time.Hour, 31)),
+	} {
+		hears(t, g, 0, h)
+	}
+	wantMetrics(t, g, "pulley_gpu_xid_total", `
+		pulley_gpu_xid_total{UUID="GPU-1",gpu="0",host="h",modelName="H100",xid="31"} 3
+		pulley_gpu_xid_total{UUID="GPU-1",gpu="0",host="h",modelName="H100",xid="79"} 1`)
+}
+
+func TestFenceClasses(t *testing.T) {
+	for reason, want := range map[string]string{
+		"GPU 1: XID 79 (fallen off the bus)": "xid", "GPU 0: GPU is lost": "lost", "GPU 0: GPU is no longer there": "lost", "GPU 0: GPU requires a reset": "reset_required",
+		"GPU 0: row remapping failed": "row_remap", "GPU 0: the driver wants recovery: reset the GPU": "recovery", "GPU 0: uncorrectable ECC errors: 3 more": "ecc",
+		"NVML is required, and tells nothing of the engine's GPUs": "nvml", "the engine has stalled: it has requests, and no token and an idle GPU for 10s": "stalled", "the moon": "other",
+	} {
+		if got := fenceClass(reason); got != want {
+			t.Errorf("%s: %s, want %s", reason, got, want)
+		}
+	}
+}
