@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
+	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -79,8 +80,8 @@ var checks = []check{
 		t := e.fleet.Totals
 		return fmt.Sprintf("%s with %s, %d in flight", count(t.Live, "worker"), count(t.Slots, "slot"), t.InFlight)
 	}},
-	// What GPUs say belongs here, between the workers that have them and the
-	// pools that need them.
+	{"gpus", ofFleet((*snapshot).findGPUs), func(e *examination) string { return e.fleet.fineGPUs() }},
+	{"headroom", ofFleet((*snapshot).findRoom), func(e *examination) string { return e.fleet.fineRoom() }},
 	{"pools", ofFleet((*snapshot).findPools), func(e *examination) string {
 		return fmt.Sprintf("%s, %s waiting", count(len(e.fleet.Pools), "pool"), count(e.fleet.Totals.Waiting, "request"))
 	}},
@@ -131,27 +132,37 @@ type examination struct {
 	keys       map[string]policy.Key
 	keysErr    error
 	fleet      snapshot
+
+	askedLocally bool // this machine's NVML was asked
+	localGPUs    gpu.Reading
+	localFailure *gpu.Failure
 }
 
 func newDoctorCommand() *cobra.Command {
-	var output string
+	var output, library string
+	var local bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what is wrong and what to do",
 		Long: `Examine a Pulley from its broker: the connection, JetStream, streams and buckets,
-the policy, gateways, workers and their engines, pools, tiers, keys and dead
-letters. Each is ok, or has warnings and problems with a remedy. It changes
-nothing, and takes a few seconds.
+the policy, gateways, workers with their engines and GPUs, pools, tiers, keys and
+dead letters. Each is ok, or has warnings and problems with a remedy. It changes
+nothing, and takes a few seconds. With --local it asks NVML on this machine too,
+whether or not a worker runs here.
 
 The exit code is 1 where there is a problem, 0 where there are none but warnings.`,
 		Example: `  pulley doctor
   pulley doctor --server nats://broker-1:4222
+  pulley doctor --local
   pulley doctor -o json | jq '.found[] | select(.verdict == "problem")'`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringVarP(&output, "output", "o", "table", "how to print: table, json or yaml")
 	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+	fs.BoolVar(&local, "local", false, "ask NVML on this machine too")
+	fs.SetAnnotation("local", typedOnly, []string{})
+	addLibraryFlag(fs, &library)
 	c := addConnectFlags(fs)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if !slices.Contains([]string{"table", "json", "yaml"}, output) {
@@ -160,6 +171,11 @@ The exit code is 1 where there is a problem, 0 where there are none but warnings
 		e, err := examine(cmd.Context(), c)
 		if err != nil {
 			return err
+		}
+		if local {
+			if err := e.askLocally(cmd.Context(), library); err != nil {
+				return err
+			}
 		}
 		found := e.findings()
 		out := cmd.OutOrStdout()
@@ -225,7 +241,7 @@ func examine(ctx context.Context, c *connectFlags) (*examination, error) {
 
 // findings asks all checks.
 func (e *examination) findings() []diagnosis {
-	var all []diagnosis
+	all := e.checkLocally()
 	for _, c := range checks {
 		found := c.find(e)
 		if len(found) == 0 {
@@ -493,7 +509,7 @@ func (s *snapshot) diagnose() []diagnosis {
 		find func(*snapshot) []diagnosis
 	}{
 		{"policy", (*snapshot).findPolicy}, {"gateways", (*snapshot).findGateways}, {"workers", (*snapshot).findWorkers},
-		{"pools", (*snapshot).findPools}, {"tiers", (*snapshot).findTiers},
+		{"gpus", (*snapshot).findGPUs}, {"headroom", (*snapshot).findRoom}, {"pools", (*snapshot).findPools}, {"tiers", (*snapshot).findTiers},
 	} {
 		for _, d := range ask.find(s) {
 			d.Check = ask.name
@@ -541,6 +557,9 @@ func (s *snapshot) findWorkers() []diagnosis {
 		case w.State == subjects.Down:
 			found = append(found, diagnosis{Verdict: problem, Text: fmt.Sprintf("%s: engine down: %s", about, cmp.Or(w.Reason, "it does not answer")),
 				Remedy: fmt.Sprintf("start the engine at %s, or look at its log", w.URL)})
+		case w.State == subjects.Fenced && !w.gpuFenced():
+			found = append(found, diagnosis{Verdict: problem, Text: fmt.Sprintf("%s is fenced: %s", about, cmp.Or(w.Reason, "its engine or a GPU is ill")),
+				Remedy: fmt.Sprintf("'pulley worker info %s' says more; if its engine hangs, start that anew", shellWord(w.Name))})
 		case w.State == subjects.Paused:
 			found = append(found, diagnosis{Verdict: warning, Text: fmt.Sprintf("%s paused: %s", about, cmp.Or(w.Reason, "its engine refuses")),
 				Remedy: fmt.Sprintf("if it goes on, give it fewer slots (it has %d), or the engine more room", w.Slots)})
@@ -567,7 +586,7 @@ func (s *snapshot) findPools() []diagnosis {
 				Remedy: "pulley pool resume " + shellWord(p.Pool)})
 		case p.Live == 0 && p.Waiting > 0 && s.settled():
 			found = append(found, diagnosis{Verdict: problem, Text: fmt.Sprintf("pool %s: %s waiting, and no live worker", p.Pool, count(p.Waiting, "request")),
-				Remedy: "start a worker for it: pulley worker --engine URL --model " + shellWord(p.Pool)})
+				Remedy: "start a worker for it: pulley worker --engine " + shellWord("URL,model="+p.Pool)})
 		case oldest > stuckAfter && p.Slots-p.Busy > 0 && p.Live > 0:
 			found = append(found, diagnosis{Verdict: warning, Text: fmt.Sprintf("pool %s: a request waits for %s beside %s", p.Pool, age(oldest), count(p.Slots-p.Busy, "free slot")),
 				Remedy: "see the workers' logs: may they bid (publish to $JS.API.CONSUMER.MSG.NEXT.>)?"})

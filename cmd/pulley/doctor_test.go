@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/broker"
+	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -57,6 +58,21 @@ func TestDoctorFinds(t *testing.T) {
 	worker := func(change func(*workerSeen)) func(*examination) {
 		return fleet(func(s *snapshot) { change(&s.Workers[0]) })
 	}
+	told := func(state subjects.State, gpus ...subjects.GPU) func(*examination) {
+		return worker(func(w *workerSeen) { w.State, w.NVML = state, &subjects.NVML{Mode: "auto", GPUs: gpus} })
+	}
+	failing := func(k gpu.Kind, container bool) func(*examination) {
+		return worker(func(w *workerSeen) {
+			w.NVML = &subjects.NVML{Mode: "auto", Failure: &gpu.Failure{Kind: k, Container: container}}
+		})
+	}
+	room := func(change func(*workerSeen)) func(*examination) {
+		return worker(func(w *workerSeen) {
+			w.Room = &subjects.Room{Profile: "balanced", Total: 16, Bound: policy.BoundKV, Factor: 1, Engine: "fresh", GPU: "missing"}
+			w.Tells = &subjects.EngineTells{Dialect: "vllm", At: noon}
+			change(w)
+		})
+	}
 	tests := map[string]struct {
 		change  func(*examination)
 		verdict verdict
@@ -98,10 +114,40 @@ func TestDoctorFinds(t *testing.T) {
 		"engine down":              {worker(func(w *workerSeen) { w.State, w.Reason = subjects.Down, "connection refused" }), problem, "workers", "fast: engine down: connection refused", "start the engine at http://fast"},
 		"worker lost":              {worker(func(w *workerSeen) { w.Lost = 3 * time.Second }), problem, "workers", "fast is lost: silent for 3.0s", "host-fast"},
 		"engine refuses":           {worker(func(w *workerSeen) { w.State = subjects.Paused }), warning, "workers", "fast paused", "fewer slots"},
-		"cordoned":                 {worker(func(w *workerSeen) { w.State, w.Name = subjects.Cordoned, "my gpu" }), warning, "workers", "my gpu is cordoned", "uncordon 'my gpu'"},
+		"worker fenced": {worker(func(w *workerSeen) {
+			w.State, w.Reason = subjects.Fenced, "the engine has stalled: it has requests, and no token and an idle GPU for 10s"
+		}), problem, "workers", "fast is fenced: the engine has stalled", "pulley worker info fast"},
+		"GPU fenced": {told(subjects.Fenced, toldGPU(2, lost)), problem, "gpus", "GPU host-fast/2 (fast) is fenced: XID 79 (fallen off the bus)", "reset the GPU"},
+		"GPU needs a new engine": {told(subjects.Fenced, toldGPU(0, func(g *subjects.GPU) { g.Fenced = "XID 94 (contained ECC error)" })), problem, "gpus",
+			"is fenced: XID 94", "start the engine anew"},
+		"GPU to be exchanged": {told(subjects.Fenced, toldGPU(0, func(g *subjects.GPU) { g.Fenced, g.Rows = "row remapping failed", &gpu.Rows{Failed: true} })), problem, "gpus",
+			"is fenced: row remapping failed", "exchanged"},
+		"GPU hot":                   {told(subjects.Ready, toldGPU(1, hot)), warning, "gpus", "GPU host-fast/1 (fast) is throttled: the GPU slows itself down for heat or power (hw_thermal)", "cooling"},
+		"GPU shared":                {told(subjects.Ready, toldGPU(1, func(g *subjects.GPU) { g.Strain = policy.ForeignMemory.String() })), warning, "gpus", "strained: another process takes GPU memory", "nvidia-smi"},
+		"GPU silent":                {told(subjects.Ready, toldGPU(1, func(g *subjects.GPU) { g.State = gpu.Unknown })), warning, "gpus", "GPU host-fast/1 (fast): it has not answered for half a minute", "nvidia-smi answers"},
+		"no such GPU":               {told(subjects.Ready), warning, "gpus", "worker fast: NVML shows none of its GPUs", "pulley gpu ls --local --all"},
+		"no library":                {failing(gpu.NoLibrary, false), warning, "gpus", "libnvidia-ml.so.1, is not here; workers go by their engines alone", "nvidia-utils"},
+		"no library in a container": {failing(gpu.NoLibrary, true), warning, "gpus", "host-fast: NVML", "NVIDIA_DRIVER_CAPABILITIES=utility"},
+		"no access":                 {failing(gpu.NoAccess, true), warning, "gpus", "this container has no access", "container anew"},
+		"driver upgrade":            {failing(gpu.Mismatch, false), warning, "gpus", "of different versions", "restart the machine"},
+		"no permission":             {failing(gpu.NoPermission, false), warning, "gpus", "may not open", "/dev/nvidiactl"},
+		"no driver":                 {failing(gpu.NoDriver, false), warning, "gpus", "driver is not loaded", "modprobe nvidia"},
+		"gpus= of another machine":  {failing(gpu.NotThere, false), warning, "gpus", "host-fast (fast): a GPU that the engine is said to run on is not here", "correct gpus="},
+		"driver hangs":              {failing(gpu.Silent, false), warning, "gpus", "does not answer", "dmesg"},
+		"NVML required": {worker(func(w *workerSeen) {
+			w.State, w.NVML = subjects.Fenced, &subjects.NVML{Mode: "required", Failure: &gpu.Failure{Kind: gpu.NoGPU}}
+		}), problem, "gpus", "host-fast: there is no NVIDIA GPU here; with --nvml required workers take nothing", "nothing to do if there should be none"},
+		"metrics are old": {room(func(w *workerSeen) { w.Room.Engine, w.Tells.At = "stale", noon.Add(-7*time.Second) }), warning, "headroom", "worker fast: the engine's metrics are 7.0s old", "http://fast/metrics"},
+		"no metrics":      {room(func(w *workerSeen) { w.Room.Engine, w.Tells.Dialect = "missing", "sglang" }), warning, "headroom", "its engine (sglang) tells nothing of its load", "--enable-metrics"},
+		"infeasible":      {room(func(w *workerSeen) { w.Room.Infeasible, w.Room.AloneMS = true, 62 }), warning, "headroom", "cannot meet its objective: a request alone has 62 ms between two tokens", "--slo-itl"},
+		"too many slots": {room(func(w *workerSeen) {
+			w.Room.Bound, w.Room.Limit, w.Room.PaceMS, w.Room.TargetMS = policy.BoundLimit, 40, 30, 30
+			w.Room.Terms = map[policy.Bound]float64{policy.BoundSlots: 256, policy.BoundLimit: 40}
+		}), warning, "headroom", "worker fast has 256 slots, and does well with about 40", "leave slots= out"},
+		"cordoned": {worker(func(w *workerSeen) { w.State, w.Name = subjects.Cordoned, "my gpu" }), warning, "workers", "my gpu is cordoned", "uncordon 'my gpu'"},
 		"waiting for nobody": {fleet(func(s *snapshot) {
 			s.Queues = append(s.Queues, queueSeen{Pool: "mistral", Tier: "batch", Waiting: 3})
-		}), problem, "pools", "mistral: 3 requests waiting, and no live worker", "--model mistral"},
+		}), problem, "pools", "mistral: 3 requests waiting, and no live worker", "--engine URL,model=mistral"},
 		"paused pool": {fleet(func(s *snapshot) {
 			s.Policy.Policy.Pools = map[string]policy.Pool{"qwen": {Paused: true}}
 		}), warning, "pools", "qwen is paused: 0 requests waiting", "pulley pool resume qwen"},

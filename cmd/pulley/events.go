@@ -25,6 +25,8 @@ var eventKinds = []struct {
 	{subjects.EventWorkerLeft, "a worker has said good-bye"},
 	{subjects.EventWorkerLost, "a worker fell silent"},
 	{subjects.EventWorkerState, "a worker is ready, down, draining or cordoned"},
+	{subjects.EventWorkerFenced, "a worker takes nothing: its engine or a GPU is ill"},
+	{subjects.EventWorkerUnfenced, "a fenced worker takes requests again"},
 	{subjects.EventPolicy, "the policy was changed, or cannot be read"},
 	{subjects.EventShift, "a canary has made a step, or has ended"},
 	{subjects.EventDead, "a request became a dead letter"},
@@ -43,7 +45,7 @@ func newEventsCommand() *cobra.Command {
 what happened before is in the logs of the gateways.
 
 Kinds
-` + describeKinds("  %-13s  %s\n"),
+` + describeKinds("  %-15s  %s\n"),
 		Example: `  pulley events
   pulley events --kind dead --kind full --pool llama-70b
   pulley events -o json | jq -r .text`,
@@ -124,17 +126,17 @@ func followEvents(cmd *cobra.Command, nc *nats.Conn, only eventFilter, asJSON bo
 
 // eventLine is an event for people, on one line.
 func eventLine(p *page, e subjects.Event) string {
-	return p.paint(dim, e.At.Local().Format(time.TimeOnly)) + "  " + p.paint(eventStyle(e.Kind), fmt.Sprintf("%-13s", printable(string(e.Kind)))) + "  " + printable(e.Text)
+	return p.paint(dim, e.At.Local().Format(time.TimeOnly)) + "  " + p.paint(eventStyle(e.Kind), fmt.Sprintf("%-15s", printable(string(e.Kind)))) + "  " + printable(e.Text)
 }
 
 // eventStyle says how much an event matters.
 func eventStyle(k subjects.EventKind) style {
 	switch k {
-	case subjects.EventWorkerLost, subjects.EventDead:
+	case subjects.EventWorkerLost, subjects.EventWorkerFenced, subjects.EventDead:
 		return red
 	case subjects.EventFull, subjects.EventWorkerLeft, subjects.EventWorkerState:
 		return yellow
-	case subjects.EventWorkerJoined:
+	case subjects.EventWorkerJoined, subjects.EventWorkerUnfenced:
 		return green
 	}
 	return unstyled

@@ -47,7 +47,7 @@ func TestEventFilter(t *testing.T) {
 
 func TestEventLine(t *testing.T) {
 	e := subjects.Event{At: noon, Kind: subjects.EventWorkerLost, Text: "worker \x1b[2J fell\nsilent"}
-	if got, want := eventLine(&page{}, e), `12:00:00  worker-lost    worker \x1b[2J fell\nsilent`; got != want {
+	if got, want := eventLine(&page{}, e), `12:00:00  worker-lost      worker \x1b[2J fell\nsilent`; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if got := eventLine(&page{terminal: terminal{color: true}}, e); !strings.Contains(got, "\x1b[31mworker-lost") {
@@ -74,7 +74,7 @@ func TestFollowEvents(t *testing.T) {
 	defer nc.Close()
 	for format, check := range map[string]func(t *testing.T, out string){
 		"text": func(t *testing.T, out string) {
-			if want := "12:00:00  dead           given up\n"; out != want {
+			if want := "12:00:00  dead             given up\n"; out != want {
 				t.Errorf("got %q, want %q", out, want)
 			}
 		},

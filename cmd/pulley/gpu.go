@@ -15,58 +15,67 @@ import (
 )
 
 func newGPUCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "gpu",
-		Short: "Show this machine's GPUs",
-		Long: `Show what NVML, the library of the NVIDIA driver, says of the GPUs of this machine,
-those that NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES leave.
+	return noun("gpu", "Show the GPUs of all hosts, or of this one",
+		`Show what NVML, the library of the NVIDIA driver, says of the GPUs that workers
+run on. The workers tell it all the time, so it costs the GPUs nothing to look.
 
-It needs no broker. So far that is the only way: say --local.`,
-	}
-	cmd.AddCommand(newGPUListCommand(), newGPUInfoCommand())
-	return cmd
+With --local this machine is asked instead: no broker is needed, and no worker.
+It shows the GPUs that NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES leave.`,
+		newGPUListCommand, newGPUInfoCommand)
 }
 
 // gpuVerb is how a verb asks this machine for its GPUs.
 type gpuVerb struct {
-	local  bool
-	all    bool
-	watch  bool
-	output *string
-	cfg    gpu.Config
+	local bool
+	all   bool
+	cfg   gpu.Config
 }
 
 // gpuProbe is the program that asks NVML; a variable for tests.
 var gpuProbe []string
 
-// lookLocally makes cmd a verb that shows this machine's GPUs.
-func lookLocally(cmd *cobra.Command, show func(r gpu.Reading, args []string) (view, error)) *cobra.Command {
+// lookAtGPUs makes cmd a verb that shows the GPUs of the fleet, or with --local
+// those of this machine.
+func lookAtGPUs(cmd *cobra.Command, c *connectFlags, fleet func(list []gpuSeen, args []string) (view, error), local func(r gpu.Reading, args []string) (view, error)) *cobra.Command {
+	look(cmd, c, func(s *session) (view, error) {
+		list, err := workers(s.ctx(), s.nc)
+		if err != nil {
+			return view{}, err
+		}
+		return fleet(gpusOf(list), s.args)
+	})
 	var v gpuVerb
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	fs.BoolVar(&v.local, "local", false, "ask this machine")
-	fs.BoolVar(&v.all, "all", false, "the GPUs too that the environment hides")
+	fs.BoolVar(&v.all, "all", false, "with --local: the GPUs too that the environment hides")
 	addLibraryFlag(fs, &v.cfg.Library)
-	v.output = addOutputFlag(cmd)
-	fs.BoolVarP(&v.watch, "watch", "w", false, "look again every second, until Ctrl-C")
-	for _, name := range []string{"local", "all", "watch"} {
+	for _, name := range []string{"local", "all"} {
 		fs.SetAnnotation(name, typedOnly, []string{})
 	}
+	askFleet := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if !v.local {
-			return usagef("--local: workers do not tell of their GPUs yet; with it this machine is asked")
+		if v.local {
+			return v.run(cmd, args, local)
 		}
-		if err := checkOutput(*v.output); err != nil {
-			return err
+		if v.all {
+			return usagef("--all: only this machine can be asked for that: say --local too")
 		}
-		return v.run(cmd, args, show)
+		return askFleet(cmd, args)
 	}
 	return cmd
 }
 
 // run has a sampler run while the verb does.
 func (v *gpuVerb) run(cmd *cobra.Command, args []string, show func(gpu.Reading, []string) (view, error)) error {
-	v.cfg.Command, v.cfg.All, v.cfg.Logger = gpuProbe, v.all, nil
+	output := cmd.Flag("output").Value.String()
+	if err := checkOutput(output); err != nil {
+		return err
+	}
+	again, err := cmd.Flags().GetBool("watch")
+	if err != nil {
+		return err
+	}
+	v.cfg.Command, v.cfg.All = gpuProbe, v.all
 	sampler, err := gpu.NewSampler(v.cfg)
 	if err != nil {
 		return err
@@ -85,15 +94,15 @@ func (v *gpuVerb) run(cmd *cobra.Command, args []string, show func(gpu.Reading, 
 		return show(r, args)
 	}
 	out := cmd.OutOrStdout()
-	if v.watch {
+	if again {
 		title := strings.Join(append([]string{cmd.CommandPath()}, args...), " ")
-		return watch(ctx, out, title, *v.output, read)
+		return watch(ctx, out, title, output, read)
 	}
 	list, err := read()
 	if err != nil {
 		return err
 	}
-	b, err := list.render(*v.output, terminalOf(out))
+	b, err := list.render(output, terminalOf(out))
 	if err != nil {
 		return err
 	}
@@ -127,17 +136,27 @@ func readGPUs(ctx context.Context, sampler *gpu.Sampler) (gpu.Reading, error) {
 	}
 }
 
-func newGPUListCommand() *cobra.Command {
-	return lookLocally(&cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List this machine's GPUs",
-		Long: `List this machine's GPUs and the MIG instances of those that are split: who they
-are, how busy, hot and full, and whether they are well. "-" is what a GPU or its
-driver does not tell.
+func newGPUListCommand(c *connectFlags) *cobra.Command {
+	return lookAtGPUs(&cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List the GPUs",
+		Long: `List the GPUs that workers run on, and the MIG instances of those that are split:
+how full, busy and hot they are, whether they are well, and who uses them. "-" is
+what a GPU or its driver does not tell. Hosts that tell nothing are named below,
+with the reason and what to do.
+
+STATE is ok; throttled, by heat or a failing power supply; strained, by another
+process that takes its memory; fenced, when nothing may run on it; stale, when
+it has not answered for seconds; unknown, when not for half a minute.
 
 UTIL is the share of time in which anything ran at all, and most engines take all
-memory when they start: neither says how much room there is for requests.`,
-		Example: `  pulley gpu ls --local
-  pulley gpu ls --local -o json | jq -r '.[].uuid'`,
+memory when they start: neither says how much room there is for requests. That
+is in 'pulley worker ls'.`,
+		Example: `  pulley gpu ls
+  pulley gpu ls -o wide --watch
+  pulley gpu ls --local
+  pulley gpu ls -o json | jq -r '.[] | select(.status == "fenced") | .host'`,
+	}, c, func(list []gpuSeen, _ []string) (view, error) {
+		return view{list, func(p *page) { printFleetGPUs(p, list) }}, nil
 	}, func(r gpu.Reading, _ []string) (view, error) {
 		return view{r.GPUs, func(p *page) { printGPUs(p, r) }}, nil
 	})
@@ -186,15 +205,24 @@ func paintGPU(state string) style {
 	return red
 }
 
-func newGPUInfoCommand() *cobra.Command {
-	return lookLocally(&cobra.Command{
-		Use: "info [GPU]", Short: "Describe a GPU of this machine",
-		Long: `Describe a GPU of this machine: everything that NVML tells of it. Name it by its
-number, by number:instance, or by its UUID or a beginning of that; it need not be
+func newGPUInfoCommand(c *connectFlags) *cobra.Command {
+	return lookAtGPUs(&cobra.Command{
+		Use: "info [GPU]", Short: "Describe a GPU",
+		Long: `Describe a GPU: everything that NVML tells of it, what is wrong with it, and what
+to do. Name it HOST/NUMBER, HOST/NUMBER:INSTANCE, or by its UUID; the beginning is
+enough where no other has it. With --local leave the host out. It need not be
 named if there is one.`,
-		Example: `  pulley gpu info 0 --local
-  pulley gpu info GPU-1f2e3d4c --local -o yaml`,
-		Args: cobra.MaximumNArgs(1),
+		Example: `  pulley gpu info gpu-host-3/0
+  pulley gpu info GPU-1f2e3d4c -o yaml
+  pulley gpu info 0 --local`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: complete(c, 1, liveGPUs),
+	}, c, func(list []gpuSeen, args []string) (view, error) {
+		g, err := findFleetGPU(list, args)
+		if err != nil {
+			return view{}, err
+		}
+		return view{g, func(p *page) { printFleetGPU(p, g) }}, nil
 	}, func(r gpu.Reading, args []string) (view, error) {
 		g, err := findGPU(r, args)
 		if err != nil {
@@ -236,31 +264,59 @@ func findGPU(r gpu.Reading, args []string) (gpu.Snapshot, error) {
 
 func printGPU(p *page, r gpu.Reading, g gpu.Snapshot) {
 	state, reason := gpuState(g)
+	style := paintGPU(state)
 	if reason != "" {
 		state += ": " + reason
 	}
 	p.fields(
 		field{"gpu", g.Label(), bold},
+		field{"state", state, style},
+		field{"read", ago(g.At) + " ago", ""},
+		field{"driver", strings.TrimSpace(r.Driver + " NVML " + r.NVML), ""},
+	)
+	printDevice(p, g)
+	printNow(p, g)
+	printHealth(p, g, "this command")
+	printProcesses(p, g)
+}
+
+// printDevice says what a GPU is.
+func printDevice(p *page, g gpu.Snapshot) {
+	p.heading("device")
+	p.fields(
 		field{"name", g.Name, ""},
 		field{"uuid", g.UUID, ""},
-		field{"state", state, paintGPU(strings.TrimSuffix(strings.Fields(state)[0], ":"))},
-		field{"read", ago(g.At) + " ago", ""},
 		field{"bus", g.BusID, ""},
 		field{"architecture", strings.TrimSpace(g.Architecture + " " + g.Compute), ""},
-		field{"driver", strings.TrimSpace(r.Driver + " NVML " + r.NVML), ""},
 		field{"MIG", migInWords(g.Device), ""},
 		field{"bandwidth", bandwidthInWords(g.Device), ""},
 	)
+}
+
+// printNow says what changes from second to second.
+func printNow(p *page, g gpu.Snapshot) {
+	list := []field{
+		{"memory", memoryInWords(g.Memory), ""},
+		{"of this free", freeInWords(g.Memory), ""},
+		{"a kernel ran", utilization(g), ""},
+		{"temperature", temperatures(g), ""},
+		{"power", power(g), ""},
+		{"clocks", strings.Trim(unit(g.SMClock, " MHz")+", memory "+unit(g.MemoryClock, " MHz"), ", "), ""},
+		{"clocks held by", throttling(g), ""},
+	}
+	if g.SMClock == nil && g.MemoryClock == nil {
+		list[5].value = ""
+	}
+	if !slices.ContainsFunc(list, func(f field) bool { return f.value != "" }) {
+		return // a lost one says nothing
+	}
 	p.heading("now")
-	p.fields(
-		field{"memory", memoryInWords(g.Memory), ""},
-		field{"of this free", freeInWords(g.Memory), ""},
-		field{"a kernel ran", utilization(g), ""},
-		field{"temperature", temperatures(g), ""},
-		field{"power", power(g), ""},
-		field{"clocks", strings.Trim(unit(g.SMClock, " MHz")+", memory "+unit(g.MemoryClock, " MHz"), ", "), ""},
-		field{"clocks held by", throttling(g), ""},
-	)
+	p.fields(list...)
+}
+
+// printHealth says what has gone wrong with a GPU, as far as who asks NVML has
+// seen it.
+func printHealth(p *page, g gpu.Snapshot, witness string) {
 	p.heading("health")
 	rows, recovery, xids := "", "", "not told here"
 	if g.Rows != nil {
@@ -273,27 +329,32 @@ func printGPU(p *page, r gpu.Reading, g gpu.Snapshot) {
 		recovery = g.Recovery.String()
 	}
 	if g.WatchesXIDs {
-		xids = "none since this command began"
+		xids = "none since " + witness + " began"
 	}
-	p.fields(
-		field{"ECC errors", uncorrected(g), ""},
-		field{"rows remapped", rows, ""},
-		field{"recovery", recovery, ""},
-	)
+	list := []field{
+		{"ECC errors", uncorrected(g), ""},
+		{"rows remapped", rows, ""},
+		{"recovery", recovery, ""},
+	}
 	for _, x := range g.XIDs {
 		xids = ""
-		p.fields(field{"error", fmt.Sprintf("%s %v", clock(x.At), x), red})
+		list = append(list, field{"error", fmt.Sprintf("%s %v", clock(x.At), x), red})
 	}
-	p.fields(field{"XIDs", xids, ""})
-	for i, one := range g.Processes {
-		if i == 0 {
-			p.heading("processes")
-		}
-		memory := ""
+	p.fields(append(list, field{"XIDs", xids, ""})...)
+}
+
+func printProcesses(p *page, g gpu.Snapshot) {
+	var list []field
+	for _, one := range g.Processes {
+		memory := "-"
 		if one.Memory != nil {
 			memory = gib(*one.Memory)
 		}
-		p.fields(field{strconv.Itoa(one.PID), memory + " ", ""})
+		list = append(list, field{strconv.Itoa(one.PID), memory, ""})
+	}
+	if len(list) > 0 {
+		p.heading("processes")
+		p.fields(list...)
 	}
 }
 

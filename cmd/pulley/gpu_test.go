@@ -56,8 +56,8 @@ func TestGPUInfo(t *testing.T) {
 	lib.Set(t, "count=2")
 	lib.Set(t, append(fakenvml.H100(0), fakenvml.GB10(1)...)...)
 	code, stdout, stderr := onFake(t, lib, "gpu", "info", "GPU-1f", "--local")
-	for _, want := range []string{"architecture  hopper 9.0\n", "driver        580.65.06 NVML 13.580.65.06\n", "bandwidth     about 3352 GB/s, weight 1.64\n",
-		"temperature   64°C, memory 71°C, slows down in 21°C\n", "power         655 W of 700 W\n", "ECC errors     0\n", "recovery       none\n", "4711  70.0 GiB\n", "4712"} {
+	for _, want := range []string{"architecture  hopper 9.0\n", "driver  580.65.06 NVML 13.580.65.06\n", "bandwidth     about 3352 GB/s, weight 1.64\n",
+		"temperature   64°C, memory 71°C, slows down in 21°C\n", "power         655 W of 700 W\n", "ECC errors     0\n", "recovery       none\n", "4711  70.0 GiB\n", "4712  -\n"} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("no %q", want)
 		}
@@ -79,10 +79,10 @@ func TestGPUErrors(t *testing.T) {
 		code int
 		want string
 	}{
-		"no broker is asked yet": {"gpu ls", 2, "pulley: --local: workers do not tell of their GPUs yet; with it this machine is asked\n"},
-		"no such GPU":            {"gpu info 7 --local", 3, "pulley: no GPU \"7\"; there is 0, 1\n"},
-		"which GPU":              {"gpu info --local", 2, "pulley: name the GPU: which of 0, 1?\n"},
-		"an unknown format":      {"gpu ls --local -o xml", 2, "pulley: --output \"xml\": want table, wide, json or yaml\n"},
+		"no such GPU":       {"gpu info 7 --local", 3, "pulley: no GPU \"7\"; there is 0, 1\n"},
+		"which GPU":         {"gpu info --local", 2, "pulley: name the GPU: which of 0, 1?\n"},
+		"an unknown format": {"gpu ls --local -o xml", 2, "pulley: --output \"xml\": want table, wide, json or yaml\n"},
+		"all of whom":       {"gpu ls --all", 2, "pulley: --all: only this machine can be asked for that: say --local too\n"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -394,7 +394,7 @@ func paintState(s string) style {
 		return green
 	case "paused", "draining", "cordoned", "queued", "rotating":
 		return yellow
-	case "down", "left", "aborted", "expired", "no":
+	case "down", "left", "fenced", "aborted", "expired", "no":
 		return red
 	}
 	return unstyled

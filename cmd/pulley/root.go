@@ -42,10 +42,10 @@ have room for from NATS JetStream.
 Configuration
   Every flag --some-flag is also the environment variable PULLEY_SOME_FLAG and
   the key some-flag in the YAML file given by --config, unless it says what one of
-  the verbs of tier, route, pool, worker, queue, request, dead, key or policy is to
-  do. The flag wins over the environment, the environment over the file. In the file a key at the top level
-  holds for each command with that flag; under the name of a command it holds
-  for that command alone, and wins:
+  the verbs of gpu, tier, route, pool, worker, queue, request, dead, key or policy
+  is to do. The flag wins over the environment, the environment over the file. In
+  the file a key at the top level holds for each command with that flag; under the
+  name of a command it holds for that command alone, and wins:
 
     nats: nats://broker-1:4222
     log-level: debug

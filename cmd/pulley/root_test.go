@@ -169,6 +169,7 @@ func TestBePulley(t *testing.T) {
 	if !ok {
 		t.Skip("started by other tests only")
 	}
+	gpuProbe = []string{"sh", "-c", `BE_PULLEY="gpu-probe $*" exec "$0" -test.run='^TestBePulley$'`, os.Args[0]}
 	os.Args = append([]string{"pulley"}, strings.Fields(args)...)
 	main()
 }

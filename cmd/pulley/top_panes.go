@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -145,13 +146,15 @@ var workersPane = pane{
 	columns: []paneColumn{
 		{name: "WORKER", least: 10},
 		{name: "STATE"},
-		{name: "ENGINE", least: 6, drop: 5},
+		{name: "ENGINE", least: 6, drop: 7},
 		{name: "SLOTS", numbers: true},
-		{name: "RUNG", right: true, drop: 3},
+		{name: "BOUND", drop: 3, ifAny: true},
+		{name: "GPU", least: 16, numbers: true, drop: 4, ifAny: true},
+		{name: "RUNG", right: true, drop: 5},
 		{name: "DONE/S", right: true, drop: 1},
 		{name: "TOK/S", right: true, drop: 2},
-		{name: "FAILED", right: true, drop: 4},
-		{name: "POOLS", least: 8, drop: 6},
+		{name: "FAILED", right: true, drop: 6},
+		{name: "POOLS", least: 8, drop: 8},
 	},
 	rows: func(s *snapshot, g glyphs) []paneRow {
 		var rows []paneRow
@@ -171,7 +174,7 @@ var workersPane = pane{
 			}
 			rows = append(rows, paneRow{w.Worker, []paneCell{
 				textCell(w.Name), state, textCell(w.Engine), shown(g.bar(w.InFlight, w.Slots, barWidth), float64(w.InFlight)),
-				rung, rateCell(w.DonePerSecond), rateCell(w.TokensPerSecond), failed, textCell(strings.Join(w.pools(), " ")),
+				textCell(cmp.Or(boundOf(&w.Heartbeat), "-")), w.gpuCell(), rung, rateCell(w.DonePerSecond), rateCell(w.TokensPerSecond), failed, textCell(strings.Join(w.pools(), " ")),
 			}})
 		}
 		return rows
@@ -195,6 +198,55 @@ func (w *workerSeen) pools() []string {
 	return names
 }
 
+// gpuCell is the worst of the worker's GPUs: what is wrong with it, else how hot,
+// busy and full it is. It is sorted by heat, what is ill first.
+func (w *workerSeen) gpuCell() paneCell {
+	if w.NVML == nil || len(w.NVML.GPUs) == 0 || w.Lost > 0 {
+		return paneCell{text: "-", by: -1}
+	}
+	var words []string
+	cell := paneCell{}
+	var hottest, busiest *int
+	var used, total uint64
+	worst := "ok"
+	for i := range w.NVML.GPUs {
+		g := &w.NVML.GPUs[i]
+		if status, _, _ := gpuStatus(*g); gpuRank(status) > gpuRank(worst) {
+			worst = status
+		}
+		if t := g.Temperature; t != nil && (hottest == nil || *t > *hottest) {
+			hottest = t
+		}
+		if u := g.Utilization; u != nil && (busiest == nil || u.GPU > *busiest) {
+			busiest = &u.GPU
+		}
+		if g.Memory != nil {
+			used, total = used+g.Memory.Used, total+g.Memory.Total
+		}
+	}
+	if worst != "ok" {
+		words, cell.style = append(words, worst), paintGPUStatus(worst)
+	}
+	if hottest != nil {
+		words = append(words, unit(hottest, "C"))
+		cell.by = float64(*hottest)
+	}
+	if worst != "fenced" && worst != "unknown" {
+		words = append(words, strings.Fields(unit(busiest, "%"))...)
+		if total > 0 {
+			words = append(words, fmt.Sprintf("%d/%dG", used>>30, total>>30))
+		}
+	}
+	cell.by += 1000 * float64(gpuRank(worst))
+	cell.text = strings.Join(words, " ")
+	return cell
+}
+
+// gpuRank is how bad a state is.
+func gpuRank(status string) int {
+	return slices.Index([]string{"ok", "stale", "unknown", "strained", "throttled", "fenced"}, status)
+}
+
 func (w *workerSeen) fields(s *snapshot) []field {
 	list := []field{
 		{name: "worker", value: w.Name}, {name: "id", value: w.Worker},
@@ -208,6 +260,19 @@ func (w *workerSeen) fields(s *snapshot) []field {
 	}
 	if w.Lost > 0 {
 		list = append(list, field{name: "silent", value: age(w.Lost), style: red})
+	}
+	if r := w.Room; r != nil && w.Lost == 0 {
+		list = append(list, field{name: "room", value: fmt.Sprintf("%d of %d: %s", w.InFlight, r.Total, boundInWords(r))},
+			field{name: "bounds", value: termsInWords(r)}, field{name: "profile", value: r.Profile}, field{name: "token time", value: pacesInWords(r)})
+	}
+	if w.NVML != nil {
+		if f := w.NVML.Failure; f != nil {
+			list = append(list, field{name: "NVML", value: f.Error(), style: yellow})
+		}
+		for i := range w.NVML.GPUs {
+			g := &w.NVML.GPUs[i]
+			list = append(list, field{name: "GPU " + g.Label(), value: gpuInWords(g), style: paintGPUStatus(gpuWord(g))})
+		}
 	}
 	if w.TokensPerSecond > 0 {
 		list = append(list, field{name: "tokens", value: perSecond(w.TokensPerSecond) + "/s, by its measured pace"})

@@ -64,6 +64,8 @@ q               leave
 SLOTS    requests in flight of a worker's slots
 WAITING  requests that wait, in gateways and queues; OLDEST for how long
 TAKEN/S  requests that workers take from the queues
+BOUND    why a worker may not have more: see 'pulley worker ls --help'
+GPU      how hot, busy and full a worker's GPUs are, or what is wrong with them
 RUNG     price of the next bid: 0 is the cheapest, 9 the dearest
 TOK/S    tokens per second by the worker's own measured pace`
 

@@ -27,6 +27,7 @@ type paneColumn struct {
 	numbers bool // it is sorted by the cells' numbers, as right ones are
 	least   int  // width to which it may be cut; 0: not at all
 	drop    int  // the highest go first where the screen is narrow; 0: never
+	ifAny   bool // it is there if any row has something in it
 }
 
 func (c *paneColumn) sortsNumbers() bool { return c.right || c.numbers }
@@ -126,6 +127,9 @@ func fit(columns []paneColumn, rows []paneRow, sorted, width int) (visible, widt
 	}
 	widths = make([]int, len(columns))
 	for i, c := range columns {
+		if c.ifAny && !slices.ContainsFunc(rows, func(r paneRow) bool { return r.cells[i].text != "-" && r.cells[i].text != "" }) {
+			continue
+		}
 		visible = append(visible, i)
 		widths[i] = ansi.StringWidth(c.name)
 		if i == sorted {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/charmbracelet/x/ansi"
 
+	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -231,11 +232,45 @@ func TestScreenAt80By24(t *testing.T) {
 		"fast     ready     vllm    ███░░░░░ 6/16     2     4.5   1234       3  llama-7",
 		"gone     lost ",
 		"…000000000002  llama-70b  standard  queued",
-		"11:59:59  worker-lost    worker gone fell silent\n",
+		"11:59:59  worker-lost      worker gone fell silent\n",
 		"q quit",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+}
+
+// Workers that know of their room and their GPUs show both, and still fit.
+func TestScreenShowsRoomAndGPUs(t *testing.T) {
+	m := screenAtNoon(80, 24)
+	told := func(i int, b policy.Bound, gpus ...subjects.GPU) {
+		w := &m.latest.Workers[i]
+		w.Room, w.NVML = &subjects.Room{Bound: b, Total: 16, Profile: "balanced", Terms: map[policy.Bound]float64{b: 16}}, &subjects.NVML{Mode: "auto", GPUs: gpus}
+	}
+	told(0, policy.BoundKV, toldGPU(0), toldGPU(1))                                       // fast
+	told(2, policy.BoundFence, toldGPU(2, lost), toldGPU(3))                              // idle, by name the third
+	told(1, policy.BoundLimit, toldGPU(4, func(g *subjects.GPU) { g.State = gpu.Stale })) // gone
+	m.latest.Workers[2].State = subjects.Fenced
+	got := m.keys("3").seen()
+	for _, want := range []string{
+		"WORKER▴  STATE   SLOTS          BOUND  GPU              ",
+		"fast     ready   ███░░░░░ 6/16  kv     64C 97% 144/160G ",
+		"idle     fenced  ░░░░░░░░ 0/8   fence  fenced 64C       ",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+	for line := range strings.Lines(got) {
+		if w := ansi.StringWidth(strings.TrimSuffix(line, "\n")); w > 80 {
+			t.Errorf("a line of %d: %q", w, line)
+		}
+	}
+	detail := m.keys("enter").seen()
+	for _, want := range []string{"6 of 16: the KV cache has no room for more", "GPU 1", "ok, H100 80GB HBM3, 72.0/80.0 GiB, 97% busy"} {
+		if !strings.Contains(detail, want) {
+			t.Errorf("no %q in\n%s", want, detail)
 		}
 	}
 }

@@ -26,6 +26,7 @@ type upFlags struct {
 	natsListen string
 	storeDir   string
 	engines    []string
+	room       *roomFlags
 	drain      time.Duration
 }
 
@@ -40,6 +41,8 @@ Without --engine it looks for engines on this machine where they usually listen:
 Ollama 11434, vLLM 8000, llama.cpp 8080, SGLang 30000, LM Studio 1234. With none
 there it starts two simulated engines of unlike speed.
 
+Keys of --engine, and how much the workers take: see 'pulley worker --help'.
+
 More workers can join from other machines (pulley worker --nats …) if
 --nats-listen is an address that they reach. Ctrl-C finishes what runs, then
 exits; a second one exits at once.`,
@@ -50,6 +53,7 @@ exits; a second one exits at once.`,
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringArrayVar(&u.engines, "engine", nil, engineHelp)
+	u.room = addRoomFlags(cmd)
 	u.gateway = addGatewayFlags(fs)
 	fs.StringVar(&u.natsListen, "nats-listen", "127.0.0.1:4222", "`host:port` of the broker; port 0 takes a free one")
 	fs.StringVar(&u.storeDir, "store-dir", defaultStoreDir(), "`directory` for the broker's streams")
@@ -66,6 +70,9 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 		}
 		ctx = context.WithValue(ctx, loggerKey{}, log)
 	}
+	if err := u.room.check(); err != nil {
+		return err
+	}
 	cfg, err := u.gateway.config(ctx)
 	if err != nil {
 		return err
@@ -77,6 +84,12 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer simulated.close()
+	if len(simulated) > 0 {
+		u.room.nvml = "off" // they run on no GPU
+	}
+	if err := u.room.equip(ctx, engines); err != nil {
+		return err
+	}
 
 	ingress, admin, err := u.gateway.listeners()
 	if err != nil {
@@ -119,9 +132,11 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 	if admin != nil {
 		ban.admin = admin.Addr()
 	}
-	return runParts(ctx, [][]part{
-		append(workers, part{"banner", ban.run}),
-		{{"gateway", func(ctx context.Context) error { return gw.Run(ctx, ingress, admin) }}},
+	return u.room.during(ctx, func() error {
+		return runParts(ctx, [][]part{
+			append(workers, part{"banner", ban.run}),
+			{{"gateway", func(ctx context.Context) error { return gw.Run(ctx, ingress, admin) }}},
+		})
 	})
 }
 

@@ -264,7 +264,7 @@ func TestVerbsWithoutPulleyOnTheBroker(t *testing.T) {
 
 // Every verb says what it does, with an example that names it.
 func TestEveryVerbHasHelp(t *testing.T) {
-	nouns := []string{"tier", "route", "pool", "worker", "queue", "request", "dead", "key", "policy"}
+	nouns := []string{"gpu", "tier", "route", "pool", "worker", "queue", "request", "dead", "key", "policy"}
 	seen := make(map[string]bool)
 	for _, cmd := range newRootCommand().Commands() {
 		if !slices.Contains(nouns, cmd.Name()) {
@@ -430,7 +430,7 @@ func TestEveryOutputFormat(t *testing.T) {
 	s.answer()
 	s.ok("route set chat --to llama")
 	s.ok("key add --tenant acme")
-	for _, noun := range []string{"tier", "route", "pool", "worker", "queue", "request", "dead", "key"} {
+	for _, noun := range []string{"gpu", "tier", "route", "pool", "worker", "queue", "request", "dead", "key"} {
 		for _, output := range []string{"table", "wide", "json", "yaml"} {
 			out := s.ok(noun + " ls -o " + output)
 			switch output {

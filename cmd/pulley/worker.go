@@ -16,13 +16,15 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-const engineHelp = "`URL[,model=NAME][,pool=NAME][,slots=N][,name=NAME][,weight=W][,key-env=VAR]` of an engine (repeatable)"
+const engineHelp = "`URL[,KEY=VALUE]...` of an engine (repeatable); keys: " + engineKeys
+
+const engineKeys = "name, model, pool, slots, profile, weight, gpus, dialect, metrics, baseline-itl, swap-after, key-env"
 
 // parseEngine reads an --engine flag. model may be given several times.
 func parseEngine(spec string) (worker.Config, error) {
 	var cfg worker.Config
 	bad := func(format string, args ...any) (worker.Config, error) {
-		return cfg, usagef("--engine %q: %s; want URL[,model=NAME][,pool=NAME][,slots=N][,name=NAME][,weight=W][,key-env=VAR]", spec, fmt.Sprintf(format, args...))
+		return cfg, usagef("--engine %q: %s", spec, fmt.Sprintf(format, args...))
 	}
 	parts := strings.Split(spec, ",")
 	cfg.Engine = parts[0]
@@ -36,7 +38,7 @@ func parseEngine(spec string) (worker.Config, error) {
 	for _, p := range parts[1:] {
 		k, v, _ := strings.Cut(p, "=")
 		if v == "" {
-			return bad("%q has no value", p)
+			return bad("%q has no value; want URL[,KEY=VALUE]..., such as http://127.0.0.1:8000,slots=64", p)
 		}
 		switch k {
 		case "model":
@@ -53,12 +55,36 @@ func parseEngine(spec string) (worker.Config, error) {
 			if cfg.Weight, err = strconv.ParseFloat(v, 64); err != nil || !(cfg.Weight > 0) || cfg.Weight > 1e6 {
 				return bad("weight=%s: want a number above 0", v)
 			}
+		case "profile":
+			if cfg.Profile, err = parseProfile(v); err != nil {
+				return bad("profile %v", err)
+			}
+		case "gpus":
+			if cfg.GPUs, err = parseGPUs(v); err != nil {
+				return bad("%v", err)
+			}
+		case "dialect":
+			if cfg.Dialect, err = engine.ParseDialect(v); err != nil {
+				return bad("dialect %v", err)
+			}
+		case "metrics":
+			if cfg.MetricsURL, err = parseMetricsURL(v); err != nil {
+				return bad("%v", err)
+			}
+		case "baseline-itl":
+			if cfg.Baseline, err = time.ParseDuration(v); err != nil || cfg.Baseline <= 0 {
+				return bad("baseline-itl=%s: want the time between two tokens of a request alone, such as 12ms", v)
+			}
+		case "swap-after":
+			if cfg.SwapAfter, err = time.ParseDuration(v); err != nil || cfg.SwapAfter <= 0 {
+				return bad("swap-after=%s: want a time such as 10s", v)
+			}
 		case "key-env":
 			if cfg.APIKey = os.Getenv(v); cfg.APIKey == "" {
 				return bad("the environment variable %s is empty", v)
 			}
 		default:
-			return bad("there is no %q", k)
+			return bad("there is no %q%s; keys: %s", k, didYouMean(k, strings.Split(engineKeys, ", ")), engineKeys)
 		}
 	}
 	if cfg.Pool != "" && len(cfg.Models) > 1 {
@@ -68,7 +94,7 @@ func parseEngine(spec string) (worker.Config, error) {
 }
 
 // learnEngine asks an engine what the flag left open. An engine that is not
-// there yet is no error: its worker waits for it.
+// there yet is no error: its worker waits for it, and finds out its slots.
 func learnEngine(ctx context.Context, cfg *worker.Config) {
 	info, err := engine.ProbeWithKey(ctx, http.DefaultClient, cfg.Engine, cfg.APIKey)
 	if err != nil {
@@ -76,11 +102,8 @@ func learnEngine(ctx context.Context, cfg *worker.Config) {
 		return
 	}
 	cfg.Kind = info.Kind
-	if cfg.Slots == 0 {
-		cfg.Slots = info.Slots
-	}
 	if cfg.Slots == 0 && info.Kind == engine.KindOllama {
-		cfg.Slots = 4 // its default for OLLAMA_NUM_PARALLEL, which it does not tell
+		cfg.Slots = 1 // its default for OLLAMA_NUM_PARALLEL, which it does not tell
 	}
 	if cfg.Name == "" {
 		if u, err := url.Parse(cfg.Engine); err == nil {
@@ -118,9 +141,30 @@ func newWorkerCommand() *cobra.Command {
 a price that says how fast it expects to be, and streams the answers back.
 
 Each --engine gets a worker of its own. The models are what the engine's
-/v1/models says, unless model= names them; slots= is how many requests may run
-at once (default what the engine says, else 8, Ollama 4); key-env= names the environment
+/v1/models says, unless model= names them; key-env= names the environment
 variable that holds the engine's API key.
+
+` + roomHelp + `
+
+slots= is how many requests may run at once at most; it need not be said where the
+engine tells its load. Ollama tells nothing: without slots= it gets one request at a
+time, as its OLLAMA_NUM_PARALLEL is 1 unless you set it. profile= is one engine's
+own. gpus=0+1 are the GPUs that it runs on, by NVML's index or UUID, for a machine
+with several engines (default all that are visible). dialect= and metrics=URL say
+how and where it tells its load, if that is not found out; baseline-itl= is the
+time between two tokens of a request alone, for an engine that never has its GPU
+for itself. weight= prefers an engine; without it the GPUs' memory bandwidth is
+the first guess of its speed.
+
+Of an engine that swaps models, such as Ollama and llama-swap, the worker takes
+requests for what is loaded first; those for another model when that has nothing
+to do, or when one of them has waited for --swap-after (swap-after= for one
+engine). A model that was loaded then stays for as long, and for twice the time
+that a load takes.
+
+NVML tells of a GPU that is lost, ill, hot or short of memory; the worker then
+takes nothing, or less. A machine without NVIDIA's driver does without. With
+--nvml required the worker takes nothing until it has word of all its GPUs.
 
 A model's requests are in the pool of its name. With pool= the worker joins that
 one instead, whatever its engine calls the model: so two pools can serve one
@@ -132,11 +176,13 @@ new, finishes what runs, and leaves; what still runs after --drain-timeout goes 
 elsewhere. The command ends when all of its workers have left.`,
 		Example: `  pulley worker --nats nats://broker-1:4222 --engine http://127.0.0.1:8000,slots=64
   pulley worker --engine http://127.0.0.1:11434,model=llama3.2,slots=4,name=desk
+  pulley worker --engine http://127.0.0.1:8000,gpus=0+1 --engine http://127.0.0.1:8001,gpus=2,profile=latency
   pulley worker --engine http://127.0.0.1:8001,pool=llama-70b-canary,name=canary-1`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringArrayVar(&engines, "engine", nil, engineHelp)
+	room := addRoomFlags(cmd)
 	fs.DurationVar(&drain, "drain-timeout", 10*time.Minute, "how long running requests may go on after SIGTERM")
 	fs.DurationVar(&stall, "stall-timeout", 2*time.Minute, "how long a streaming engine may be silent before another worker takes over")
 	c := addConnectFlags(fs)
@@ -144,9 +190,15 @@ elsewhere. The command ends when all of its workers have left.`,
 		if len(engines) == 0 {
 			return usagef("--engine: name at least one engine, such as --engine http://127.0.0.1:8000")
 		}
+		if err := room.check(); err != nil {
+			return err
+		}
 		ctx := cmd.Context()
 		cfgs, err := workerConfigs(ctx, engines)
 		if err != nil {
+			return err
+		}
+		if err := room.equip(ctx, cfgs); err != nil {
 			return err
 		}
 		var parts []part
@@ -165,7 +217,7 @@ elsewhere. The command ends when all of its workers have left.`,
 			fmt.Fprintf(cmd.OutOrStdout(), "worker   %s  %s\n", w.ID(), cfg.Engine)
 			parts = append(parts, part{"worker " + cfg.Name, w.Run})
 		}
-		return runParts(ctx, [][]part{parts})
+		return room.during(ctx, func() error { return runParts(ctx, [][]part{parts}) })
 	}
 	cmd.AddCommand(newWorkerListCommand())
 	return cmd

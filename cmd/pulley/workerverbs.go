@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -43,8 +44,24 @@ func newWorkerListCommand() *cobra.Command { return connected(newWorkerListVerb)
 func newWorkerListVerb(c *connectFlags) *cobra.Command {
 	return look(&cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the workers",
-		Long: `List the workers that live: what they serve, how loaded they are, and the rung of
-their next bid (0 is the cheapest, 9 the dearest).`,
+		Long: `List the workers that live: what they serve, how many requests each has of those
+that it may have now, and the rung of its next bid (0 is the cheapest, 9 the
+dearest).
+
+BOUND is why it may not have more:
+
+  slots     the configured slots
+  engine    the engine's own slots, less what others have sent it
+  queue     requests wait inside the engine
+  kv        the KV cache has no room
+  memory    the GPU memory has no room, or another process took some
+  limit     with more, each would be slower than the profile allows
+  throttle  a GPU is held back by heat or power
+  stale     the engine's metrics are old: no more than when they were read
+  unknown   neither slots nor engine metrics: one at a time
+  fence     nothing may start: REASON says why
+
+'pulley worker info' says more.`,
 		Example: `  pulley worker ls
   pulley worker ls -o json | jq '.[] | select(.state != "ready")'`,
 	}, c, func(s *session) (view, error) {
@@ -58,19 +75,52 @@ their next bid (0 is the cheapest, 9 the dearest).`,
 
 func printWorkers(p *page, list []subjects.Heartbeat) {
 	t := table{
-		columns: []column{text("NAME"), painted(word("STATE"), paintState), word("ENGINE"), number("RUNNING"), number("SLOTS"), number("RUNG"),
-			number("DONE"), number("FAILED"), text("POOLS"), wide(number("WEIGHT")), wide(number("UP")), wide(text("HOST")), wide(text("URL")), wide(text("VERSION")), wide(word("ID")), ifAny(column{name: "REASON", cut: 12})},
+		columns: []column{text("NAME"), painted(word("STATE"), paintState), word("ENGINE"), number("IN USE"), ifAny(word("BOUND")), number("RUNG"),
+			number("DONE"), number("FAILED"), text("POOLS"), wide(ifAny(number("HEADROOM"))), wide(ifAny(word("PROFILE"))), wide(ifAny(number("LIMIT"))), wide(ifAny(word("KV"))),
+			wide(ifAny(word("GPUS"))), wide(number("SLOTS")), wide(number("WEIGHT")), wide(number("UP")), wide(text("HOST")), wide(text("URL")), wide(text("VERSION")), wide(word("ID")), ifAny(column{name: "REASON", cut: 12})},
 		empty: "no workers; start one with 'pulley worker --engine URL'",
 	}
-	for _, h := range list {
+	for i := range list {
+		h := &list[i]
 		var pools []string
 		for _, p := range h.Pools {
 			pools = append(pools, p.Pool)
 		}
-		t.row(h.Name, h.State, h.Engine, h.InFlight, h.Slots, rungsOf(h), h.Done, h.Failed, joined(pools), h.Weight, ago(h.Started), h.Host, h.URL, h.Version, h.Worker, h.Reason)
+		var headroom, profile, limit, kv string
+		if r := h.Room; r != nil {
+			headroom, profile = share(r.Headroom), r.Profile
+			if r.Limit > 0 {
+				limit = fmt.Sprintf("%.0f", math.Floor(r.Limit))
+			}
+		}
+		if h.Tells != nil && h.Tells.KVUsage != nil {
+			kv = share(*h.Tells.KVUsage)
+		}
+		t.row(h.Name, h.State, h.Engine, inUse(h), boundOf(h), rungsOf(*h), h.Done, h.Failed, joined(pools), headroom, profile, limit, kv,
+			gpusInWords(h), h.Slots, shortFloat(h.Weight), ago(h.Started), h.Host, h.URL, h.Version, h.Worker, reasonOf(h))
 	}
 	p.table(t)
 }
+
+// gpusInWords are the numbers of a worker's GPUs, with how those are that are not
+// well.
+func gpusInWords(h *subjects.Heartbeat) string {
+	if h.NVML == nil {
+		return ""
+	}
+	var words []string
+	for _, g := range h.NVML.GPUs {
+		word := g.Label()
+		if status, _, _ := gpuStatus(g); status != "ok" {
+			word += " " + status
+		}
+		words = append(words, word)
+	}
+	return strings.Join(words, ", ")
+}
+
+// shortFloat is a number to at most two places.
+func shortFloat(x float64) string { return strconv.FormatFloat(math.Round(100*x)/100, 'f', -1, 64) }
 
 // rungsOf is the rung of a worker's next bid, or from which to which they are if
 // it serves several pools.
@@ -127,7 +177,10 @@ func (s *session) findWorker(named string) (subjects.Heartbeat, error) {
 func newWorkerInfoCommand(c *connectFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "info WORKER", Short: "Describe a worker",
-		Long:              "Describe a worker: everything it tells of itself, and what it has measured.",
+		Long: `Describe a worker: everything it tells of itself, how much room it has and why not
+more, what its engine and its GPUs say, what it has measured, and what it has
+decided of late. Headroom is the free part of whatever it has least of: room for
+requests, KV cache, memory, or degrees until its GPU slows down.`,
 		Example:           `  pulley worker info gpu-3`,
 		Args:              wantArgs("WORKER"),
 		ValidArgsFunction: complete(c, 1, liveWorkers),
@@ -151,9 +204,12 @@ func printWorker(p *page, h subjects.Heartbeat) {
 		field{"version", h.Version, ""},
 		field{"up", fmt.Sprintf("%s, since %s", ago(h.Started), clock(h.Started)), ""},
 		field{"slots", fmt.Sprintf("%d, %d running, %d of these before their first token", h.Slots, h.InFlight, h.Prefills), ""},
-		field{"weight", fmt.Sprint(h.Weight), ""},
+		field{"weight", shortFloat(h.Weight), ""},
 		field{"done", fmt.Sprintf("%s, %d failed", count(h.Done, "attempt"), h.Failed), ""},
 	)
+	printRoom(p, &h)
+	printEngine(p, &h)
+	printWorkerGPUs(p, &h)
 	for _, st := range h.Pools {
 		p.heading("pool " + printable(st.Pool))
 		model := ""
@@ -162,6 +218,7 @@ func printWorker(p *page, h subjects.Heartbeat) {
 		}
 		p.fields(append([]field{{"engine's model", model, ""}}, priceInWords(st, h)...)...)
 	}
+	printDecisions(p, &h)
 }
 
 // priceInWords says how a worker comes to its price.

@@ -20,9 +20,9 @@ func TestWorkers(t *testing.T) {
 	down.Reason = "connection refused"
 	s.workers = []subjects.Heartbeat{down, beat("gpu-1", subjects.Ready, 3, "llama")}
 	s.story(
-		step{"worker ls", 0, `NAME   STATE  ENGINE  RUNNING  SLOTS  RUNG  DONE  FAILED  POOLS        REASON
-gpu-1  ready  vllm          3      8     0    12       0  llama        -
-gpu-2  down   vllm          0      8   0-1    12       0  llama, qwen  connection refused\n`},
+		step{"worker ls", 0, `NAME   STATE  ENGINE  IN USE  RUNG  DONE  FAILED  POOLS        REASON
+gpu-1  ready  vllm       3/8     0    12       0  llama        -
+gpu-2  down   vllm       0/8   0-1    12       0  llama, qwen  connection refused\n`},
 		step{"worker info gpu-1", 0, `worker   gpu-1\nid       gpu-1-00ff\nstate    ready\n.*slots    8, 3 running, .*pool llama\nnext bid  rung 0, .*measured  nothing yet: .*`},
 		step{"worker info gpu-2-", 0, `worker   gpu-2\n.*state    down \(connection refused\)\n.*`},
 		step{"worker info gpu", 2, `pulley: worker gpu: which of gpu-1-00ff, gpu-2-00ff\?\nrun .*`},

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net"
+	neturl "net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/gpu"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// newWorkerPasses is how long a worker may take to hear from its engine and its
+// GPUs before that is worth a word.
+const newWorkerPasses = 10 * time.Second
+
+// farAbove is how many times what the limit finds slots may be.
+const farAbove = 2
+
+// heartbeats are those of the workers that are not lost.
+func (s *snapshot) heartbeats() []subjects.Heartbeat {
+	var list []subjects.Heartbeat
+	for i := range s.Workers {
+		if s.Workers[i].Lost == 0 {
+			list = append(list, s.Workers[i].Heartbeat)
+		}
+	}
+	return list
+}
+
+// findGPUs finds GPUs that are ill or held back, and hosts that tell nothing.
+func (s *snapshot) findGPUs() []diagnosis {
+	beats := s.heartbeats()
+	list := gpusOf(beats)
+	var found []diagnosis
+	type trouble struct {
+		hosts    []string
+		failure  *gpu.Failure
+		required bool
+	}
+	var troubles []*trouble
+	for i := range list {
+		g := &list[i]
+		if f := g.Failure; f != nil {
+			required := slices.ContainsFunc(beats, func(h subjects.Heartbeat) bool {
+				return h.Host == g.Host && h.NVML != nil && h.NVML.Mode == "required"
+			})
+			about := g.Host
+			if f.Kind == gpu.NotThere { // that is one worker's affair
+				about += " (" + joined(g.Workers) + ")"
+			}
+			at := slices.IndexFunc(troubles, func(t *trouble) bool { return *t.failure == *f && t.required == required })
+			switch {
+			case at >= 0 && !slices.Contains(troubles[at].hosts, about):
+				troubles[at].hosts = append(troubles[at].hosts, about)
+			case at < 0 && (required || f.Kind != gpu.NoGPU && f.Kind != gpu.Unsupported):
+				troubles = append(troubles, &trouble{[]string{about}, f, required})
+			}
+		}
+		if d, is := g.diagnosis(); is {
+			found = append(found, d)
+		}
+	}
+	for _, t := range troubles {
+		d := diagnosis{Verdict: warning, Text: fmt.Sprintf("%s: %s; workers go by their engines alone", shorten(joined(t.hosts), 160), t.failure.Error()), Remedy: t.failure.Remedy()}
+		if t.required {
+			d.Verdict = problem
+			d.Text = fmt.Sprintf("%s: %s; with --nvml required workers take nothing", shorten(joined(t.hosts), 160), t.failure.Error())
+		}
+		found = append(found, d)
+	}
+	for i := range beats {
+		h := &beats[i]
+		if h.NVML != nil && h.NVML.Failure == nil && len(h.NVML.GPUs) == 0 && s.At.Sub(h.Started) > newWorkerPasses {
+			found = append(found, diagnosis{Verdict: warning, Text: fmt.Sprintf("worker %s: NVML shows none of its GPUs", h.Name),
+				Remedy: fmt.Sprintf("see its gpus=, and 'pulley gpu ls --local --all' on %s", h.Host)})
+		}
+	}
+	return found
+}
+
+// diagnosis says what is wrong with a GPU itself.
+func (g *gpuSeen) diagnosis() (diagnosis, bool) {
+	d := diagnosis{Verdict: warning, Remedy: g.Remedy}
+	about := fmt.Sprintf("GPU %s (%s)", g.name(), joined(g.Workers))
+	switch g.Status {
+	case "fenced":
+		d.Verdict = problem
+		d.Text = fmt.Sprintf("%s is fenced: %s", about, g.Reason)
+	case "throttled":
+		if g.Strain == "" {
+			return d, false // a moment of it is nothing
+		}
+		d.Text = fmt.Sprintf("%s is throttled: %s (%s)", about, g.Strain, g.Reason)
+	case "strained":
+		d.Text = fmt.Sprintf("%s is strained: %s", about, g.Reason)
+		d.Remedy = cmp.Or(d.Remedy, "'nvidia-smi' on "+g.Host+" says who takes its memory")
+	case "stale", "unknown":
+		if g.GPU == nil || g.Failure != nil {
+			return d, false // that is told of the host
+		}
+		d.Text = fmt.Sprintf("%s: %s", about, g.Reason)
+		d.Remedy = (&gpu.Failure{Kind: gpu.Silent}).Remedy()
+	default:
+		return d, false
+	}
+	return d, true
+}
+
+// fineGPUs is what there is to say where nothing is wrong.
+func (s *snapshot) fineGPUs() string {
+	hosts, without, n := make(map[string]bool), make(map[string]bool), 0
+	for _, g := range gpusOf(s.heartbeats()) {
+		if g.GPU == nil {
+			without[g.Host] = true
+			continue
+		}
+		n++
+		hosts[g.Host] = true
+	}
+	if n == 0 {
+		return "none: no worker has word of one"
+	}
+	text := fmt.Sprintf("%s on %s, all well", count(n, "GPU"), count(len(hosts), "host"))
+	if len(without) > 0 {
+		text += fmt.Sprintf("; %s without, or with NVML off", count(len(without), "host"))
+	}
+	return text
+}
+
+// findRoom finds workers that know too little of their engine, or were told
+// something about it that is not so.
+func (s *snapshot) findRoom() []diagnosis {
+	var found []diagnosis
+	for _, h := range s.heartbeats() {
+		r := h.Room
+		if r == nil || !h.Live() || s.At.Sub(h.Started) < newWorkerPasses {
+			continue
+		}
+		about := "worker " + h.Name
+		if r.Profile != policy.FixedSlots.Name {
+			found = append(found, metricsOf(&h, s.At)...)
+		}
+		if r.Infeasible {
+			found = append(found, diagnosis{Verdict: warning, Text: fmt.Sprintf("%s cannot meet its objective: a request alone has %s between two tokens", about, cmp.Or(millis(r.AloneMS), "more")),
+				Remedy: "a longer --slo-itl, or another worker for what needs it: give this one a pool of its own (pool=)"})
+		}
+		if slots := r.Terms[policy.BoundSlots]; r.Bound == policy.BoundLimit && r.Limit > 0 && slots >= farAbove*r.Limit && r.PaceMS > 0 && r.PaceMS >= 0.9*r.TargetMS {
+			found = append(found, diagnosis{Verdict: warning, Text: fmt.Sprintf("%s has %.0f slots, and does well with about %.0f", about, slots, r.Limit),
+				Remedy: "leave slots= out, or take --profile throughput if slower answers are fine; only the fixed profile would fill them"})
+		}
+	}
+	return found
+}
+
+// metricsOf finds an engine that does not tell its load, and could.
+func metricsOf(h *subjects.Heartbeat, now time.Time) []diagnosis {
+	d := diagnosis{Verdict: warning}
+	dialect := engine.Dialect(h.Engine)
+	if h.Tells != nil {
+		dialect = engine.Dialect(h.Tells.Dialect)
+	}
+	switch h.Room.Engine {
+	case "stale":
+		old := "old"
+		if h.Tells != nil && !h.Tells.At.IsZero() {
+			old = age(max(0, now.Sub(h.Tells.At))) + " old"
+		}
+		d.Text = fmt.Sprintf("worker %s: the engine's metrics are %s: it takes no more than it had when they were read", h.Name, old)
+		d.Remedy = fmt.Sprintf("does %s answer within a second? If it is elsewhere, say metrics=URL", metricsAt(h.URL, dialect))
+	case "missing":
+		how, known := map[engine.Dialect]string{
+			engine.DialectVLLM:     "is it blocked? If it is elsewhere, say metrics=URL",
+			engine.DialectSGLang:   "start SGLang with --enable-metrics",
+			engine.DialectTGI:      "is it blocked? If it is elsewhere, say metrics=URL",
+			engine.DialectLlamaCpp: "start llama-server with --metrics",
+			engine.DialectTriton:   "is port 8002 open to the worker? If it is elsewhere, say metrics=URL",
+			engine.DialectTRTLLM:   "start trtllm-serve with its Prometheus metrics on, or say metrics=URL",
+		}[dialect]
+		if !known { // the others have none
+			return nil
+		}
+		d.Text = fmt.Sprintf("worker %s: its engine (%s) tells nothing of its load at %s: the worker goes by its own count of requests", h.Name, dialect, metricsAt(h.URL, dialect))
+		d.Remedy = how
+	default:
+		return nil
+	}
+	return []diagnosis{d}
+}
+
+// metricsAt is where an engine's metrics are, if nobody says otherwise.
+func metricsAt(url string, d engine.Dialect) string {
+	base := strings.TrimSuffix(strings.TrimRight(url, "/"), "/v1")
+	switch d {
+	case engine.DialectTRTLLM:
+		return base + "/prometheus/metrics"
+	case engine.DialectTriton:
+		if u, err := neturl.Parse(base); err == nil && u.Hostname() != "" {
+			u.Host = net.JoinHostPort(u.Hostname(), "8002")
+			base = u.String()
+		}
+	}
+	return base + "/metrics"
+}
+
+// fineRoom is how full the workers are.
+func (s *snapshot) fineRoom() string {
+	room, inFlight := 0, 0
+	for _, h := range s.heartbeats() {
+		if h.Room != nil && h.Live() {
+			room += h.Room.Total
+			inFlight += h.InFlight
+		}
+	}
+	if room == 0 {
+		return "no worker has room now"
+	}
+	return fmt.Sprintf("%d in flight, room for %d", inFlight, room)
+}
+
+// gpuFenced says whether it is a GPU that is ill, or nobody knows of and has to.
+func (w *workerSeen) gpuFenced() bool {
+	return w.NVML != nil && w.NVML.Mode == "required" && w.NVML.Failure != nil || w.NVML != nil && slices.ContainsFunc(w.NVML.GPUs, func(g subjects.GPU) bool { return g.Fenced != "" })
+}
+
+// checkLocally is what there is to say of this machine's GPUs, if that was asked.
+func (e *examination) checkLocally() []diagnosis {
+	const check = "this machine"
+	if !e.askedLocally {
+		return nil
+	}
+	if f := e.localFailure; f != nil {
+		d := diagnosis{check, warning, f.Error(), f.Remedy()}
+		if f.Kind == gpu.NoGPU {
+			d.Verdict, d.Remedy = fine, ""
+		}
+		return []diagnosis{d}
+	}
+	var found []diagnosis
+	for _, g := range e.localGPUs.GPUs {
+		state, reason := gpuState(g)
+		if state == "ok" {
+			continue
+		}
+		d := diagnosis{check, warning, fmt.Sprintf("GPU %s is %s: %s", g.Label(), state, cmp.Or(reason, throttling(g))), ""}
+		if state == "sick" {
+			d.Verdict, d.Remedy = problem, unfence(g)
+		}
+		found = append(found, d)
+	}
+	if len(found) == 0 {
+		text := count(len(e.localGPUs.GPUs), "GPU")
+		if v := e.localGPUs.Driver; v != "" {
+			text += ", driver " + v
+		}
+		found = []diagnosis{{check, fine, text, ""}}
+	}
+	return found
+}
+
+// localWait is how long this machine's GPUs may take to answer the doctor.
+const localWait = 15 * time.Second
+
+// askLocally reads this machine's GPUs.
+func (e *examination) askLocally(ctx context.Context, library string) error {
+	e.askedLocally = true
+	sampler, err := gpu.NewSampler(gpu.Config{Command: gpuProbe, Library: library, All: true})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, localWait)
+	defer cancel()
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var sampling sync.WaitGroup
+	sampling.Go(func() { sampler.Run(watching) })
+	defer sampling.Wait()
+	defer stop()
+	r, err := readGPUs(ctx, sampler)
+	switch {
+	case r.Failure != nil:
+		e.localFailure = r.Failure
+	case err != nil:
+		e.localFailure = &gpu.Failure{Kind: gpu.Silent, Detail: fmt.Sprintf("no answer within %v", localWait)}
+	}
+	e.localGPUs = r
+	return nil
+}
