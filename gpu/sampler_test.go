@@ -162,14 +162,18 @@ func TestPausesGrow(t *testing.T) {
 
 func TestReadingsAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		idle, err := NewSampler(Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, age := idle.Latest(); r.State != Unknown || len(r.GPUs) != 0 || age != 0 {
+			t.Errorf("before all: %s, %d GPUs, age %v", r.State, len(r.GPUs), age)
+		}
 		s, _ := scripted(t, false, func(c *fakeChild) {
 			c.print([]byte(`garbage`))
 			c.print([]byte(`{"at":"2026-01-01T00:00:00Z","gpus":7}`))
 			c.print(line(known("GPU-1"), Snapshot{Device: Device{UUID: "GPU-2"}, At: time.Now().Add(-5 * time.Second)}))
 		})
-		if r, age := s.Latest(); r.State != Unknown || len(r.GPUs) != 0 || age != 0 {
-			t.Errorf("before all: %s, %d GPUs, age %v", r.State, len(r.GPUs), age)
-		}
 		for _, step := range []struct {
 			after time.Duration
 			want  string
