@@ -26,7 +26,7 @@ run: build ## build, and run everything in one process
 
 .PHONY: test
 test: ## run all Go tests
-	go test ./...
+	go test -timeout 20m ./...
 
 .PHONY: check
 check: gofmt vet fix staticcheck govulncheck race ## what must pass before a change is sent
@@ -61,7 +61,7 @@ endif
 # vet has run on its own.
 .PHONY: race
 race:
-	go test -race -vet=off ./...
+	go test -race -vet=off -timeout 20m ./...
 
 .PHONY: bench
 bench: build ## measure this machine, side by side with a plain reverse proxy
