@@ -378,6 +378,9 @@ func (l *Limit) Update(w *LimitWindow, s Signals, now time.Time) Change {
 	case streamed && r > 1+deadBand && may:
 		l.value = max(l.value+1, l.value*l.growth(r, w))
 		change = Grew
+	case l.profile.Stretch <= 0 && l.profile.ITL <= 0 && !now.Before(l.holdTo): // slots that were given: fewer only while there is overload
+		l.value++
+		change = Grew
 	case w.gaps.n == 0 && w.ended > 0 && may:
 		l.value++
 		change = GrewBlind

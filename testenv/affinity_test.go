@@ -27,6 +27,8 @@ import (
 const (
 	mostTTFT = 1.3  // at p90
 	mostE2E  = 1.05 // at p99
+	// On unlike engines a p99 of 40 requests was once in eight runs 9 % off.
+	runToRun = 1.08
 
 	learning = 100 // requests, which come within half a minute
 )
@@ -67,10 +69,10 @@ func TestAffinity(t *testing.T) {
 			if raceEnabled {
 				return
 			}
-			if pulley.ttft[1] > mostTTFT*best.ttft[1] {
+			if pulley.ttft[1] > runToRun*mostTTFT*best.ttft[1] {
 				t.Errorf("TTFT p90 is %.3f s, want at most %v × %.3f s", pulley.ttft[1], mostTTFT, best.ttft[1])
 			}
-			if pulley.e2e[1] > mostE2E*best.e2e[1] {
+			if pulley.e2e[1] > runToRun*mostE2E*best.e2e[1] {
 				t.Errorf("E2E p99 is %.3f s, want at most %v × %.3f s", pulley.e2e[1], mostE2E, best.e2e[1])
 			}
 			if pulley.hit < 2*price.hit {
