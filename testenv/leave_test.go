@@ -1,0 +1,166 @@
+package testenv_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/testenv"
+	"github.com/pulley-lb/pulley/worker"
+)
+
+func get(t testing.TB, g *testenv.Gateway, url string) reply {
+	t.Helper()
+	resp, err := g.Client.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return reply{status: resp.StatusCode, header: resp.Header, body: string(b), err: err}
+}
+
+func TestDrainingWorker(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, es, ws := pair(t, env, slow("a"))
+		var got reply
+		var wg sync.WaitGroup
+		wg.Go(func() { got = ask(t, g, chat("m", true, 100), "") })
+		time.Sleep(time.Second)
+		wg.Go(func() { ws[0].Stop() })
+		time.Sleep(time.Second)
+		eb := env.Engine(slow("b"))
+		env.Worker(eb, worker.Config{Name: "b", Slots: 4})
+		time.Sleep(2 * time.Second)
+		for range 3 {
+			if r := ask(t, g, chat("m", false, 1), ""); r.status != 200 || r.header.Get("x-sim-name") != "b" {
+				t.Errorf("got %d by %s, want b alone to take new requests", r.status, r.header.Get("x-sim-name"))
+			}
+		}
+		wg.Wait()
+		if got.status != 200 || words(content(t, got.body)) != 100 {
+			t.Errorf("the draining worker's request: %d, %d words", got.status, words(content(t, got.body)))
+		}
+		if s := es[0].Stats(); s.Aborted != 0 {
+			t.Errorf("%d aborted", s.Aborted)
+		}
+	})
+}
+
+// What a worker cannot finish before its drain ends is done elsewhere, if no
+// byte of it was seen.
+func TestDrainEnds(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{})
+		ea, eb := env.Engine(slow("a")), env.Engine(slow("b"))
+		wa := env.Worker(ea, worker.Config{Name: "a", Slots: 4, DrainTimeout: 5 * time.Second})
+		g.Serves(t, "m")
+		var plain, stream reply
+		var wg sync.WaitGroup
+		wg.Go(func() { plain = ask(t, g, chat("m", false, 200), "") })
+		wg.Go(func() { stream = ask(t, g, chat("m", true, 200), "") })
+		time.Sleep(time.Second)
+		env.Worker(eb, worker.Config{Name: "b", Slots: 4})
+		time.Sleep(time.Second)
+		if err := wa.Stop(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if plain.status != 200 || plain.header.Get("x-sim-name") != "b" || words(content(t, plain.body)) != 200 {
+			t.Errorf("plain: %d by %s", plain.status, plain.header.Get("x-sim-name"))
+		}
+		if !strings.Contains(stream.body, "upstream_lost") || strings.Contains(stream.body, "[DONE]") {
+			t.Errorf("the stream had begun, and ends with %q", stream.body[max(0, len(stream.body)-100):])
+		}
+	})
+}
+
+func TestRollingRestart(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, es, ws := pair(t, env, slow("a"), slow("b"), slow("c"))
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		var bad []string
+		n := 0
+		ctx, stop := context.WithCancel(t.Context())
+		for i := range 6 {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					r := ask(t, g, chat("m", i%2 == 0, 10), "")
+					mu.Lock()
+					n++
+					if r.status != 200 || r.err != nil || words(content(t, r.body)) != 10 {
+						bad = append(bad, fmt.Sprintf("%d %q %v", r.status, r.body, r.err))
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		for i := range ws {
+			time.Sleep(5 * time.Second)
+			ws[i].Stop()
+			env.Worker(es[i], worker.Config{Name: es[i].Stats().Name, Slots: 4})
+		}
+		time.Sleep(5 * time.Second)
+		stop()
+		wg.Wait()
+		if len(bad) > 0 {
+			t.Errorf("%d of %d failed, first %s", len(bad), n, bad[0])
+		}
+		for _, e := range es {
+			if s := e.Stats(); s.Aborted > 0 {
+				t.Errorf("%s: %d aborted", s.Name, s.Aborted)
+			}
+		}
+		emptyQueues(t, env)
+	})
+}
+
+func TestGatewayStops(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, _, _ := pair(t, env, slow("a"))
+		var got reply
+		var wg sync.WaitGroup
+		wg.Go(func() { got = ask(t, g, chat("m", true, 50), "") })
+		time.Sleep(time.Second)
+		if err := g.Stop(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if got.status != 200 || words(content(t, got.body)) != 50 || !strings.Contains(got.body, "[DONE]") {
+			t.Errorf("got %d, %d words", got.status, words(content(t, got.body)))
+		}
+		if _, err := post(t.Context(), g, "/v1/chat/completions", chat("m", true, 1), ""); err == nil {
+			t.Error("a stopped gateway answers")
+		}
+	})
+}
+
+func TestGatewayStopsHard(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{DrainTimeout: 3 * time.Second})
+		e := env.Engine(slow("a"))
+		env.Worker(e, worker.Config{Name: "a", Slots: 1})
+		g.Serves(t, "m")
+		var running, waiting reply
+		var wg sync.WaitGroup
+		wg.Go(func() { running = ask(t, g, chat("m", true, 500), "") })
+		time.Sleep(100 * time.Millisecond)
+		wg.Go(func() { waiting = ask(t, g, chat("m", false, 500), "") })
+		time.Sleep(time.Second)
+		g.Stop()
+		wg.Wait()
+		if !strings.Contains(running.body, "gateway_stopping") || strings.Contains(running.body, "[DONE]") {
+			t.Errorf("running: ends with %q", running.body[max(0, len(running.body)-200):])
+		}
+		if waiting.status != 503 || !strings.Contains(waiting.body, "gateway_stopping") {
+			t.Errorf("waiting: %d %q", waiting.status, waiting.body)
+		}
+		idle(t, e, time.Second)
+	})
+}
