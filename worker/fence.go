@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -66,7 +67,7 @@ func (w *Worker) lookAtGPUsLocked(now time.Time) {
 		if isNew && s.State == gpu.Fresh {
 			was := g.strain
 			if g.strain = g.strains.Add(sample(s), !r.signals.OnDemand, now); g.strain != was {
-				w.decideLocked(now, fmt.Sprintf("GPU %s: %s", s.Label(), orWord(g.strain.String(), "is at its ease again")))
+				w.decideLocked(now, fmt.Sprintf("GPU %s: %s", s.Label(), cmp.Or(g.strain.String(), "is at its ease again")))
 			}
 		}
 		if u := s.Utilization; s.State != gpu.Fresh || u == nil {
@@ -82,21 +83,14 @@ func (w *Worker) lookAtGPUsLocked(now time.Time) {
 	case r.idleSince.IsZero():
 		r.idleSince = now
 	}
-	w.signalGPUsLocked(now)
-}
-
-func orWord(s, or string) string {
-	if s == "" {
-		return or
-	}
-	return s
+	w.signalGPUsLocked(len(wrong), now)
 }
 
 // signalGPUsLocked puts the GPUs among the signals. Those that were configured
-// and are not there count as GPUs without a word.
-func (w *Worker) signalGPUsLocked(now time.Time) {
+// and are absent count as GPUs without a word.
+func (w *Worker) signalGPUsLocked(absent int, now time.Time) {
 	r := &w.room
-	gpus := make([]policy.GPU, 0, max(len(r.gpus), len(w.cfg.GPUs)))
+	gpus := make([]policy.GPU, 0, len(r.gpus)+absent)
 	bandwidths, known := 0.0, len(r.gpus) > 0
 	for _, g := range r.gpus {
 		gpus = append(gpus, policy.GPU{
@@ -106,7 +100,7 @@ func (w *Worker) signalGPUsLocked(now time.Time) {
 		weight, ok := g.last.Weight()
 		bandwidths, known = bandwidths+weight, known && ok
 	}
-	for range len(w.cfg.GPUs) - len(r.gpus) {
+	for range absent {
 		gpus = append(gpus, policy.GPU{})
 	}
 	r.signals.GPUs = gpus

@@ -98,3 +98,28 @@ func TestWhatIsSilentForTooLong(t *testing.T) {
 		})
 	}
 }
+
+// A GPU that is named twice is there all the same, and one of two that is absent
+// is not made up for by another.
+func TestRequiredGPUsByName(t *testing.T) {
+	for what, test := range map[string]struct {
+		names []string
+		blind bool
+	}{
+		"by index and by UUID":  {[]string{"0", "GPU-1"}, false},
+		"twice":                 {[]string{"0", "0"}, false},
+		"one there, one absent": {[]string{"0", "7"}, true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := connected(t)
+			w.cfg.NVML, w.cfg.GPUs, w.cfg.NVMLRequired = &board{}, test.names, true
+			w.room.signals.NVMLRequired = true
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.lookAtGPUsLocked(time.Now())
+			if got := w.blindLocked(); got != test.blind {
+				t.Errorf("without word of its GPUs: %v", got)
+			}
+		})
+	}
+}

@@ -342,8 +342,8 @@ func TestDriverUpgrade(t *testing.T) {
 	before := await(t, s, "a GPU", has(1))
 
 	lib.Upgrade(t, "590.10") // the files change under the probe, which has the old ones open
-	time.Sleep(5 * interval)
-	r := await(t, s, "the old driver still", func(r gpu.Reading) bool { return r.At.After(before.At) && r.State == gpu.Fresh })
+	upgraded := time.Now()
+	r := await(t, s, "the old driver still", func(r gpu.Reading) bool { return r.At.After(upgraded.Add(5*interval)) && r.State == gpu.Fresh })
 	if r.Driver != "580.65.06" || r.Failure != nil {
 		t.Errorf("driver %s, failure %v; want the old one still", r.Driver, r.Failure)
 	}
@@ -441,9 +441,9 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { (void)i; *d = &cell; r
 		t.Fatalf("gcc: %v\n%s", err, out)
 	}
 	s := watched(t, &fakenvml.Library{Path: path})
-	r := await(t, s, "a GPU that says nothing", has(1))
-	time.Sleep(15 * interval) // until all that is asked seldom has been
-	if r = await(t, s, "the same again", has(1)); r.Failure != nil {
+	first := await(t, s, "a GPU that says nothing", has(1))
+	r := await(t, s, "the same when all that is asked seldom has been", func(r gpu.Reading) bool { return r.At.After(first.At.Add(15 * interval)) })
+	if r.Failure != nil || len(r.GPUs) != 1 {
 		t.Fatalf("failure %v", r.Failure)
 	}
 	expect(t, r.GPUs[0], "0   sm  | memory - | util - | temp - memory - margin - | power - of - | clocks - - | - | ecc - | rows - | recovery - | xids false | []")
