@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"time"
@@ -20,14 +21,7 @@ func (g *Gateway) receive(m *nats.Msg) {
 	case "stored":
 		g.stored(number, m)
 	case "rsp":
-		p, frames, err := subjects.ParsePrefix(m.Data)
-		if err != nil {
-			g.log.Warn("frames dropped", "err", err)
-			return
-		}
-		if f := g.find(p.ID); f != nil {
-			f.message(p, frames)
-		}
+		g.frames(m.Data)
 	case "claim":
 		g.claimed(m)
 	case "alive":
@@ -39,13 +33,44 @@ func (g *Gateway) receive(m *nats.Msg) {
 	}
 }
 
+func (g *Gateway) frames(msg []byte) {
+	p, frames, err := subjects.ParsePrefix(msg)
+	if err != nil {
+		g.log.Warn("frames dropped", "err", err)
+		return
+	}
+	if f := g.find(p.ID); f != nil {
+		f.message(p, frames)
+	}
+}
+
 func (g *Gateway) claimed(m *nats.Msg) {
 	c, err := subjects.ParseClaim(m.Data)
 	if err != nil {
 		g.log.Warn("claim dropped", "err", err)
 		return
 	}
-	refusal := subjects.Refusal{Verdict: subjects.Gone, Ack: c.Ack}
+	refusal := g.arbitrate(c)
+	if refusal == nil {
+		return
+	}
+	body, err := json.Marshal(refusal)
+	if err != nil {
+		panic(err) // plain fields always encode
+	}
+	m.Respond(body)
+}
+
+// near is the gateway for the workers of its own process.
+type near struct{ g *Gateway }
+
+func (n near) Claim(c *subjects.Claim) *subjects.Refusal { return n.g.arbitrate(c) }
+
+func (n near) Frames(msg []byte) { n.g.frames(bytes.Clone(msg)) }
+
+// arbitrate says whether a claim is granted: nil, or why not.
+func (g *Gateway) arbitrate(c *subjects.Claim) *subjects.Refusal {
+	refusal := &subjects.Refusal{Verdict: subjects.Gone, Ack: c.Ack}
 	if f := g.find(c.ID); f != nil {
 		now := time.Now()
 		refusal.Verdict, refusal.DelayMS = f.claim(c, now, func(not ...map[string]bool) (live, free int) {
@@ -63,14 +88,10 @@ func (g *Gateway) claimed(m *nats.Msg) {
 				g.homes.learn(f.home, at.pool, c.Worker)
 			}
 			g.metrics.queueTime(at.pool, at.tier.Name, now.Sub(f.arrived))
-			return
+			return nil
 		}
 	}
-	body, err := json.Marshal(refusal)
-	if err != nil {
-		panic(err) // plain fields always encode
-	}
-	m.Respond(body)
+	return refusal
 }
 
 // listed checks a worker's list of what it runs for us. What should not run is

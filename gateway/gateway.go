@@ -54,6 +54,8 @@ type Config struct {
 	DrainDelay time.Duration
 	// CORSOrigins may call from a browser; "*" is any. Default: none.
 	CORSOrigins []string
+	// Local, if not nil, lets workers of this process reach the gateway directly.
+	Local *subjects.Local
 	// Version is told in metrics.
 	Version string
 	// Logger gets a line for each request that was not answered well, at debug
@@ -199,6 +201,8 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 		sub.SetPendingLimits(-1, -1) // bounded by credit; the handlers never block
 		subs = append(subs, sub)
 	}
+
+	defer g.cfg.Local.Open(g.id, near{g})()
 
 	var loops sync.WaitGroup
 	loops.Go(func() { g.fleet.loop(life) })

@@ -8,7 +8,7 @@ import (
 )
 
 func TestAnswer(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		r := ask(t, g, chat("m", false, 10), "")
 		if r.status != 200 || words(content(t, r.body)) != 10 {

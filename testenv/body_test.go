@@ -126,7 +126,7 @@ func wantIntact(t *testing.T, g *testenv.Gateway, sizes []int) {
 }
 
 func TestBodiesArriveIntact(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g := with(t, env, gateway.Config{}, digest)
 		wantIntact(t, g, bodySizes)
 		var wg sync.WaitGroup

@@ -373,7 +373,7 @@ func TestDeadlines(t *testing.T) {
 		{"X-Request-Timeout", "2"}, {"X-Request-Timeout", "2s"}, {"X-Stainless-Read-Timeout", "2.0"},
 		{"X-Request-Timeout", "2", "X-Stainless-Read-Timeout", "9"},
 	} {
-		testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 			cfg := slow("a")
 			cfg.Slots = 1
 			g, es, _ := pair(t, env, cfg)
@@ -426,7 +426,7 @@ func TestDeadlines(t *testing.T) {
 func TestAnswersPass(t *testing.T) {
 	large := noise(12 << 20)
 	latin := "caf\xe9"
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
 			var order struct {
 				Status  int

@@ -39,6 +39,7 @@ type Env struct {
 	dir    string
 	broker *process
 	serve  *broker.Broker
+	local  *subjects.Local // of workers and gateways, if they are to share a process
 	mu     sync.Mutex
 }
 
@@ -46,13 +47,25 @@ type Env struct {
 // in it is stopped before it returns.
 func Run(t *testing.T, test func(t *testing.T, env *Env)) {
 	t.Helper()
+	run(t, nil, test)
+}
+
+// RunBoth runs a test twice: with gateways and workers that have only the broker
+// between them, and with all of them in one process, as in pulley up.
+func RunBoth(t *testing.T, test func(t *testing.T, env *Env)) {
+	t.Run("apart", func(t *testing.T) { run(t, nil, test) })
+	t.Run("in one process", func(t *testing.T) { run(t, new(subjects.Local), test) })
+}
+
+func run(t *testing.T, local *subjects.Local, test func(t *testing.T, env *Env)) {
+	t.Helper()
 	dir := t.TempDir()
 	// nats.go keeps used timers in a sync.Pool; one of an earlier bubble would
 	// end this one. Two collections empty the pool.
 	runtime.GC()
 	runtime.GC()
 	synctest.Test(t, func(t *testing.T) {
-		env := &Env{t: t, dir: filepath.Join(dir, "store")}
+		env := &Env{t: t, dir: filepath.Join(dir, "store"), local: local}
 		env.StartBroker()
 		t.Cleanup(env.StopBroker)
 		test(t, env)
@@ -204,11 +217,11 @@ type Worker struct {
 	nc   *nats.Conn
 }
 
-// Worker starts a worker for an engine. The fields Engine and Transport of cfg
-// are filled in.
+// Worker starts a worker for an engine. The fields Engine, Transport and Local of
+// cfg are filled in.
 func (e *Env) Worker(en *Engine, cfg worker.Config) *Worker {
 	e.t.Helper()
-	cfg.Engine, cfg.Transport = en.URL, en.Transport
+	cfg.Engine, cfg.Transport, cfg.Local = en.URL, en.Transport, e.local
 	nc, link := e.Connect("worker")
 	w, err := worker.New(cfg, nc)
 	if err != nil {
@@ -243,6 +256,7 @@ type Gateway struct {
 func (e *Env) Gateway(cfg gateway.Config) *Gateway {
 	e.t.Helper()
 	nc, link := e.Connect("gateway")
+	cfg.Local = e.local
 	g, err := gateway.New(cfg, nc)
 	if err != nil {
 		e.t.Fatal(err)

@@ -45,7 +45,7 @@ func TestClientGone(t *testing.T) {
 	for _, stream := range []bool{true, false} {
 		for _, when := range []string{"queued", "before the first token", "answering"} {
 			t.Run(fmt.Sprintf("%s, stream %t", when, stream), func(t *testing.T) {
-				testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+				testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 					cfg := slow("a")
 					cfg.Slots = 1
 					g, es, _ := pair(t, env, cfg)
@@ -229,7 +229,7 @@ func TestStoppedWorkerWakes(t *testing.T) {
 }
 
 func TestErrorsOfTheClientPass(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"))
 		for _, status := range []int{400, 401, 404, 408, 409, 413, 422} {
 			r := ask(t, g, chat("m", false, 5), fmt.Sprintf("fail=%d", status))
@@ -245,7 +245,7 @@ func TestErrorsOfTheClientPass(t *testing.T) {
 
 func TestAllEnginesRefuse(t *testing.T) {
 	for _, order := range []string{"refuse", "refuse=503"} {
-		testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 			g, es, _ := pair(t, env, slow("a"), slow("b"), slow("c"))
 			r := ask(t, g, chat("m", true, 5), order)
 			want := 429
@@ -273,7 +273,7 @@ func TestAllEnginesRefuse(t *testing.T) {
 }
 
 func TestPausedWorkerLetsOthers(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"))
 		if r := ask(t, g, chat("m", false, 5), onA("refuse")); r.status != 200 {
 			t.Fatalf("got %d %s", r.status, r.body)
@@ -298,7 +298,7 @@ func TestBrokenAfterTheFirstByte(t *testing.T) {
 		"/v1/responses":        "event: response.failed\ndata: {",
 	} {
 		t.Run(path, func(t *testing.T) {
-			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 				g, es, _ := pair(t, env, slow("a"), slow("b"))
 				body := `{"model":"m","stream":true,"max_tokens":20,"max_output_tokens":20,"prompt":"x","input":"x","messages":[{"role":"user","content":"x"}]}`
 				r := askAt(t, g, path, body, "cut-after=5")
@@ -334,7 +334,7 @@ func TestStruckMidStream(t *testing.T) {
 		"frames lost":    func(g *testenv.Gateway, e *testenv.Engine, w *testenv.Worker) { g.Link.Cut(false) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 				g, es, ws := pair(t, env, slow("a"))
 				var got reply
 				var wg sync.WaitGroup
@@ -363,7 +363,7 @@ func TestStruckMidStream(t *testing.T) {
 }
 
 func TestPlainAnswerIsNeverTruncated(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"))
 		r := ask(t, g, chat("m", false, 20), onA("cut-after=5"))
 		if r.status != 200 || r.err != nil || words(content(t, r.body)) != 20 {
@@ -382,7 +382,7 @@ func TestPlainAnswerIsNeverTruncated(t *testing.T) {
 }
 
 func TestDeadLetter(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"), slow("c"), slow("d"))
 		r := ask(t, g, chat("m", false, 5), "fail")
 		if r.status != 502 || !strings.Contains(r.body, `"dead_lettered"`) {
@@ -495,7 +495,7 @@ func TestGatewayKilled(t *testing.T) {
 // A broker that loses what it held in memory loses no request: the gateway
 // holds them too.
 func TestBrokerRestarts(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		cfg := slow("a")
 		cfg.Slots = 1
 		g, e, _ := pair(t, env, cfg)
@@ -545,7 +545,7 @@ func TestBrokerAwayIsSaid(t *testing.T) {
 
 // One engine's token must be on the wire before the next one is made.
 func TestTokensAreNotHeldBack(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		resp, err := post(t.Context(), g, "/v1/chat/completions", chat("m", true, 10), "")
 		if err != nil {
@@ -580,7 +580,7 @@ func TestTokensAreNotHeldBack(t *testing.T) {
 
 // A hanging engine is found out by its silence.
 func TestEngineHangs(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g := env.Gateway(gateway.Config{})
 		ea, eb := env.Engine(slow("a")), env.Engine(slow("b"))
 		env.Worker(ea, worker.Config{Name: "a", Slots: 4, StallTimeout: 20 * time.Second})
@@ -601,7 +601,7 @@ func TestEngineHangs(t *testing.T) {
 // A client that goes away while its request is on the way to the broker leaves
 // nothing behind that would take the place of others.
 func TestClientGoneWhilePublishing(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		cfg := slow("a")
 		cfg.Slots = 1
 		g, es, _ := pair(t, env, cfg)

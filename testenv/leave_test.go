@@ -26,7 +26,7 @@ func get(t testing.TB, g *testenv.Gateway, url string) reply {
 }
 
 func TestDrainingWorker(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g, es, ws := pair(t, env, slow("a"))
 		var got reply
 		var wg sync.WaitGroup
@@ -55,7 +55,7 @@ func TestDrainingWorker(t *testing.T) {
 // What a worker cannot finish before its drain ends is done elsewhere, if no
 // byte of it was seen.
 func TestDrainEnds(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g := env.Gateway(gateway.Config{})
 		ea, eb := env.Engine(slow("a")), env.Engine(slow("b"))
 		wa := env.Worker(ea, worker.Config{Name: "a", Slots: 4, DrainTimeout: 5 * time.Second})
@@ -81,7 +81,7 @@ func TestDrainEnds(t *testing.T) {
 }
 
 func TestRollingRestart(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g, es, ws := pair(t, env, slow("a"), slow("b"), slow("c"))
 		var wg sync.WaitGroup
 		var mu sync.Mutex
@@ -122,7 +122,7 @@ func TestRollingRestart(t *testing.T) {
 }
 
 func TestGatewayStops(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		var got reply
 		var wg sync.WaitGroup
@@ -142,7 +142,7 @@ func TestGatewayStops(t *testing.T) {
 }
 
 func TestGatewayStopsHard(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g := env.Gateway(gateway.Config{DrainTimeout: 3 * time.Second})
 		e := env.Engine(slow("a"))
 		env.Worker(e, worker.Config{Name: "a", Slots: 1})

@@ -163,7 +163,7 @@ func TestNoStreamAfterComments(t *testing.T) {
 }
 
 func TestSlowClient(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		var sent atomic.Int64
 		gone := make(chan time.Time, 1)
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {

@@ -136,12 +136,19 @@ func use(*[6 << 10]byte) {}
 
 func (w *Worker) claim(a *attempt) {
 	claim := subjects.Claim{ID: a.req.ID, Attempt: a.mark, Worker: w.id, Name: w.cfg.Name, Ack: a.msg.Reply}
-	body, err := claim.Bytes()
-	if err != nil {
-		panic(err) // names are UTF-8
+	if gw, ok := w.cfg.Local.Gateway(a.req.Gateway); ok {
+		if r := gw.Claim(&claim); r != nil {
+			a.stop(ErrRefused)
+			w.giveUp(r)
+		}
+	} else {
+		body, err := claim.Bytes()
+		if err != nil {
+			panic(err) // names are UTF-8
+		}
+		inbox := "pulley.wk." + w.id + ".refused." + strconv.FormatUint(a.mark, 16)
+		w.nc.PublishRequest(subjects.GatewayClaim(a.req.Gateway), inbox, body)
 	}
-	inbox := "pulley.wk." + w.id + ".refused." + strconv.FormatUint(a.mark, 16)
-	w.nc.PublishRequest(subjects.GatewayClaim(a.req.Gateway), inbox, body)
 	w.mu.Lock()
 	a.claimed = true // after the claim: a gateway cancels what it hears of before
 	w.mu.Unlock()
@@ -166,6 +173,11 @@ func (w *Worker) refused(mark string, m *nats.Msg) {
 	if len(m.Data) == 0 || json.Unmarshal(m.Data, &r) != nil {
 		return
 	}
+	w.giveUp(&r)
+}
+
+// giveUp settles a delivery whose claim was refused.
+func (w *Worker) giveUp(r *subjects.Refusal) {
 	switch r.Verdict {
 	case subjects.Gone:
 		w.nc.Publish(r.Ack, subjects.Term("gone"))
@@ -387,7 +399,11 @@ func (w *Worker) fail(a *attempt, f subjects.Fail) {
 // send publishes what has gathered. The reply subject makes the broker say so
 // when the gateway no longer listens.
 func (w *Worker) send(a *attempt) {
-	w.nc.PublishRequest(a.rsp, a.gone, a.out.Take())
+	if gw, ok := w.cfg.Local.Gateway(a.req.Gateway); ok {
+		gw.Frames(a.out.Take())
+	} else {
+		w.nc.PublishRequest(a.rsp, a.gone, a.out.Take())
+	}
 	w.mu.Lock()
 	a.sent = a.out.Sent() // after the message: the list of what was sent must not overtake it
 	w.mu.Unlock()

@@ -80,6 +80,8 @@ type Config struct {
 	// tier is active above them: to measure what the prefill gate does. Default
 	// false.
 	Ungated bool
+	// Local, if not nil, has the gateways of this process.
+	Local *subjects.Local
 	// Transport calls the engine. Default: one of its own, without compression.
 	Transport http.RoundTripper
 	// Version is told in heartbeats.

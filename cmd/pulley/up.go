@@ -18,6 +18,7 @@ import (
 	"github.com/pulley-lb/pulley/broker"
 	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/worker"
 )
 
@@ -110,13 +111,15 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer nc.Close()
+	local := new(subjects.Local)
+	cfg.Local = local
 	gw, err := gateway.New(cfg, nc)
 	if err != nil {
 		return usageError{err}
 	}
 	var workers []part
 	for _, cfg := range engines {
-		cfg.DrainTimeout, cfg.Logger, cfg.Version = u.drain, logger(ctx), buildVersion()
+		cfg.DrainTimeout, cfg.Logger, cfg.Version, cfg.Local = u.drain, logger(ctx), buildVersion(), local
 		wnc, err := connect("pulley worker " + cfg.Name)
 		if err != nil {
 			return err
