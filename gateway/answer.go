@@ -160,7 +160,7 @@ func (a *answer) begin(length int64) {
 	claimed := a.f.claimed
 	a.f.mu.Unlock()
 	at := a.f.at()
-	a.g.metrics.firstByte(at.pool, at.tier.Name, now.Sub(a.f.arrived))
+	at.queue.meters.ttft.Observe(now.Sub(a.f.arrived).Seconds())
 	if a.opened {
 		return
 	}

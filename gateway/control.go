@@ -138,10 +138,10 @@ func (g *Gateway) retryDead(o subjects.RetryOrder) (subjects.RetryResult, error)
 	if err := g.enter(&at, who, timeout, now); err != nil {
 		return result, err
 	}
-	f := newFlight(req, at, raw.Data, now)
+	f := newFlight(req, at, raw.Data, now, timeout)
 	f.caller, f.cost = who, req.InputTokens
 	g.log.Info("dead letter runs again", "seq", o.Sequence, "id", req.ID, "by", o.By)
-	s, err := g.unattended(f, timeout, int(g.nc.MaxPayload()/2))
+	s, err := g.unattended(f, int(g.nc.MaxPayload()/2))
 	result.Status, result.Body = s.status, s.body
 	if err != nil {
 		e := asError(err)

@@ -87,7 +87,7 @@ func (g *Gateway) arbitrate(c *subjects.Claim) *subjects.Refusal {
 			if f.home != 0 && g.fleet.serving(at.pool, c.Worker) {
 				g.homes.learn(f.home, at.pool, c.Worker)
 			}
-			g.metrics.queueTime(at.pool, at.tier.Name, now.Sub(f.arrived))
+			at.queue.meters.queue.Observe(now.Sub(f.arrived).Seconds())
 			return nil
 		}
 	}

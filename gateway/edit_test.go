@@ -365,7 +365,7 @@ func answering(path string, ed edits) (*answer, *httptest.ResponseRecorder) {
 	g := &Gateway{cfg: Config{SlowClient: time.Minute}, queues: make(map[queueKey]*queue)}
 	g.fleet = newFleet(g)
 	g.metrics = newMetrics(g)
-	f := newFlight(&subjects.Request{Stream: true}, place{pool: "p", tier: policy.Tier{Name: "batch"}, queue: g.queue("p", "batch")}, nil, time.Now())
+	f := newFlight(&subjects.Request{Stream: true}, place{pool: "p", tier: policy.Tier{Name: "batch"}, queue: g.queue("p", "batch")}, nil, time.Now(), time.Minute)
 	f.edits = ed
 	f.current = &attempt{}
 	w := httptest.NewRecorder()

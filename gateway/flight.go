@@ -23,6 +23,7 @@ type flight struct {
 	cost    int  // tokens, in its tenant's turn
 	nobody  bool // waits for it: a copy, or a dead letter that runs again
 	arrived time.Time
+	until   time.Time // its deadline
 
 	// The handler's own.
 	inQueue time.Time // when it was last seen to be there
@@ -91,9 +92,9 @@ type leftover struct {
 	seq    uint64 // it, and all before it
 }
 
-func newFlight(req *subjects.Request, at place, body []byte, now time.Time) *flight {
+func newFlight(req *subjects.Request, at place, body []byte, now time.Time, timeout time.Duration) *flight {
 	f := &flight{
-		req: req, body: body, arrived: now, inQueue: now, since: now,
+		req: req, body: body, arrived: now, until: now.Add(timeout), inQueue: now, since: now,
 		history: policy.History{MaxAttempts: at.tier.Retries + 1},
 		notify:  make(chan struct{}, 1),
 	}

@@ -63,7 +63,7 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Why a request's context ended.
+// Why a request ended, if it was not answered and its client is there.
 var (
 	errDeadline = errors.New("the request's deadline has passed")
 	errStopping = errors.New("the gateway stops")
@@ -290,12 +290,18 @@ func (g *Gateway) find(id subjects.ID) *flight {
 }
 
 func (g *Gateway) queue(pool, tier string) *queue {
+	k := queueKey{pool, tier}
+	g.mu.Lock()
+	q := g.queues[k]
+	g.mu.Unlock()
+	if q != nil {
+		return q
+	}
+	meters := g.metrics.of(pool, tier) // not under mu, which a scrape asks for
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	k := queueKey{pool, tier}
-	q := g.queues[k]
-	if q == nil {
-		q = new(queue)
+	if q = g.queues[k]; q == nil {
+		q = &queue{meters: meters}
 		g.queues[k] = q
 	}
 	return q

@@ -35,13 +35,12 @@ func (g *Gateway) infer(w http.ResponseWriter, r *http.Request, id subjects.ID) 
 		return err
 	}
 	g.mirror(f, timeout)
-	return g.carry(w, r, f, timeout)
+	return g.carry(w, r, f)
 }
 
 // carry takes an admitted request to its end.
-func (g *Gateway) carry(w http.ResponseWriter, r *http.Request, f *flight, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeoutCause(r.Context(), timeout, errDeadline)
-	defer cancel()
+func (g *Gateway) carry(w http.ResponseWriter, r *http.Request, f *flight) error {
+	ctx := r.Context()
 	g.mu.Lock()
 	g.flights[f.req.ID] = f
 	g.mu.Unlock()
@@ -99,7 +98,7 @@ func (g *Gateway) admit(out http.Header, r *http.Request, id subjects.ID, who *c
 		g.keys.end(who, req.InputTokens, 0, now)
 		return nil, 0, err
 	}
-	f := newFlight(req, at, body, now)
+	f := newFlight(req, at, body, now, timeout)
 	f.caller, f.route, f.routed, f.home, f.edits = who, way.route, way.name, way.learn, served
 	f.cost = req.InputTokens + min(cmp.Or(c.maxTokens, usualOutput), mostOutput)
 	return f, timeout, nil
@@ -430,13 +429,13 @@ func (g *Gateway) bury(f *flight, reason string) {
 		Text: fmt.Sprintf("request %s to %s is a dead letter: %s", f.req.ID, f.at().pool, reason)})
 }
 
-// ended turns the end of a request's context into the client's words.
+// ended puts why a request ended into the client's words.
 func (g *Gateway) ended(ctx context.Context, f *flight, err error) error {
-	if _, ok := errors.AsType[*Error](err); ok || ctx.Err() == nil {
+	if _, ok := errors.AsType[*Error](err); ok {
 		return err
 	}
-	switch cause := context.Cause(ctx); {
-	case errors.Is(cause, errDeadline):
+	switch {
+	case errors.Is(err, errDeadline):
 		_, queued := f.queued()
 		where := "it was running"
 		if queued {
@@ -444,7 +443,9 @@ func (g *Gateway) ended(ctx context.Context, f *flight, err error) error {
 		}
 		return &Error{Status: http.StatusGatewayTimeout, Code: "deadline_exceeded",
 			Message: fmt.Sprintf("the request's deadline of %v passed while %s", time.UnixMilli(f.req.Deadline).Sub(f.arrived).Round(time.Millisecond), where)}
-	case errors.Is(cause, errStopping):
+	case ctx.Err() == nil:
+		return err
+	case errors.Is(context.Cause(ctx), errStopping):
 		return unavailable("gateway_stopping", time.Second, "the gateway stops")
 	}
 	return errClientGone

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"context"
 	"net/http"
 	"time"
 
@@ -51,29 +50,27 @@ func (g *Gateway) mirrorTo(f *flight, pool string, timeout time.Duration) (sent 
 		done()
 		return false
 	}
-	c := newFlight(&req, at, f.body, now)
+	c := newFlight(&req, at, f.body, now, timeout)
 	c.caller, c.cost = who, f.cost
 	g.background.Go(func() {
 		defer done()
 		defer g.bodies.give(size)
-		g.unattended(c, timeout, 0)
+		g.unattended(c, 0)
 	})
 	return true
 }
 
 // unattended carries a request that no client waits for. It returns the answer
 // and as much of its body as keep bytes hold.
-func (g *Gateway) unattended(f *flight, timeout time.Duration, keep int) (*sink, error) {
+func (g *Gateway) unattended(f *flight, keep int) (*sink, error) {
 	f.nobody = true
-	ctx, cancel := context.WithTimeoutCause(g.life, timeout, errDeadline)
-	defer cancel()
 	s := &sink{header: make(http.Header), keep: keep}
-	r, err := http.NewRequestWithContext(ctx, f.req.Method, f.req.Path, http.NoBody)
+	r, err := http.NewRequestWithContext(g.life, f.req.Method, f.req.Path, http.NoBody)
 	if err != nil {
 		g.land(f, newAnswer(g, s, &http.Request{}, f))
 		return s, err
 	}
-	return s, g.carry(s, r, f, timeout)
+	return s, g.carry(s, r, f)
 }
 
 // sink is a client that takes everything and reads the beginning.

@@ -14,6 +14,8 @@ import (
 // about to take (policy.Window), and what tenants with a credit ask for; the rest
 // waits here by tenant.
 type queue struct {
+	meters meters // fixed
+
 	mu      sync.Mutex
 	own     int                  // requests of this gateway that wait
 	window  int                  // how many of them the broker may have on the shared lane

@@ -125,13 +125,17 @@ func (g *Gateway) publish(ctx context.Context, f *flight) error {
 			f.mu.Unlock()
 			return nil
 		}
-		if ctx.Err() != nil {
+		now := time.Now()
+		switch {
+		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case !now.Before(f.until):
+			return errDeadline
 		}
 		if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == 10077 {
 			return g.full(at, "the broker's queue is full")
 		}
-		if time.Now().After(patience) {
+		if now.After(patience) {
 			g.log.Error("request not published", "id", f.req.ID, "err", err)
 			return unavailable("queue_unavailable", 5*time.Second, "the request queue cannot be reached")
 		}
@@ -188,9 +192,7 @@ func (g *Gateway) stored(number string, m *nats.Msg) {
 // takeBack takes a request's message off its queue. If it was delivered
 // meanwhile, the worker's claim is refused.
 func (g *Gateway) takeBack(f *flight, stream string, seq uint64) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	if there, err := g.holds(ctx, f, stream, seq); err != nil || !there {
+	if there, err := g.holds(context.Background(), f, stream, seq); err != nil || !there {
 		return // a claim or its TTL will find it
 	}
 	g.nc.Publish("$JS.API.STREAM.MSG.DELETE."+stream, fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
@@ -199,6 +201,8 @@ func (g *Gateway) takeBack(f *flight, stream string, seq uint64) {
 // holds says whether a queue still has a request's message. A sequence alone
 // does not tell: a broker that lost a stream in memory counts from 1 again.
 func (g *Gateway) holds(ctx context.Context, f *flight, stream string, seq uint64) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
 	m, err := g.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+stream, fmt.Appendf(nil, `{"seq":%d}`, seq))
 	if err != nil {
 		return false, fmt.Errorf("look for message %d: %w", seq, err)

@@ -32,11 +32,11 @@ func (g *Gateway) queueUp(ctx context.Context, f *flight) error {
 
 // follow writes what comes back, until the answer ends or the client does.
 func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
-	quiet := time.NewTimer(g.cfg.KeepAlive)
-	defer quiet.Stop()
-	moved := time.Now() // when something last came
-	look := time.NewTimer(f.lookIn())
-	defer look.Stop()
+	moved := time.Now()                 // when something last came
+	quiet := moved.Add(g.cfg.KeepAlive) // when to see whether a keep-alive is due
+	look := moved.Add(f.lookIn())       // when to look, while it waits
+	alarm := time.NewTimer(earliest(f.until, quiet, look).Sub(moved))
+	defer alarm.Stop()
 	for {
 		var turn <-chan struct{}
 		if f.turn != nil {
@@ -56,31 +56,50 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 			if done || err != nil {
 				return err
 			}
-			if ans.got == nil { // it waits again
-				look.Reset(f.lookIn())
-			}
 			moved = time.Now()
+			if ans.got == nil { // it waits again
+				look = moved.Add(f.lookIn())
+				alarm.Reset(earliest(f.until, quiet, look).Sub(moved))
+			}
 		case <-ctx.Done():
 			return ans.refuse(g.ended(ctx, f, ctx.Err()))
-		case <-quiet.C:
-			if d := time.Since(moved); d < g.cfg.KeepAlive {
-				quiet.Reset(g.cfg.KeepAlive - d)
-				continue
+		case <-alarm.C:
+			now := time.Now()
+			if !now.Before(f.until) {
+				return ans.refuse(g.ended(ctx, f, errDeadline))
 			}
-			if err := ans.keepAlive(f.at().queue.waiting(time.Now())); err != nil {
-				return err
+			if !now.Before(quiet) {
+				quiet = moved.Add(g.cfg.KeepAlive)
+				if !now.Before(quiet) {
+					if err := ans.keepAlive(f.at().queue.waiting(now)); err != nil {
+						return err
+					}
+					quiet = now.Add(g.cfg.KeepAlive)
+				}
 			}
-			quiet.Reset(g.cfg.KeepAlive)
-		case <-look.C:
-			if _, queued := f.queued(); !queued {
-				continue // should the attempt fail, it looks again
+			if !now.Before(look) {
+				if _, queued := f.queued(); queued {
+					if err := g.look(ctx, f); err != nil {
+						return ans.refuse(g.ended(ctx, f, err))
+					}
+					look = time.Now().Add(f.lookIn())
+				} else { // should the attempt fail, it looks again
+					look = f.until
+				}
 			}
-			if err := g.look(ctx, f); err != nil {
-				return ans.refuse(g.ended(ctx, f, err))
-			}
-			look.Reset(f.lookIn())
+			alarm.Reset(time.Until(earliest(f.until, quiet, look)))
 		}
 	}
+}
+
+func earliest(a, b, c time.Time) time.Time {
+	if b.Before(a) {
+		a = b
+	}
+	if c.Before(a) {
+		a = c
+	}
+	return a
 }
 
 // lookIn is when a waiting request has to look what has become of its queue.

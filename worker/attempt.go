@@ -77,10 +77,38 @@ func (w *Worker) beginLocked(m *nats.Msg, l *lane, now time.Time) *attempt {
 	return a
 }
 
+// maxIdle bounds the goroutines that wait for their next attempt.
+const maxIdle = 64
+
+// start runs an attempt, on a goroutine whose last one ended if there is such.
+// The stack that calling an engine takes has grown there already, which a new
+// goroutine's does step by step, with a copy each: 3 % of a small request.
+func (w *Worker) start(a *attempt) {
+	w.attempts.Add(1)
+	select {
+	case w.idle <- a:
+	default:
+		go w.runAll(a) // ends when it is one too many, or with Run
+	}
+}
+
+// runAll runs an attempt, and then others.
+func (w *Worker) runAll(a *attempt) {
+	for ok := true; ok; {
+		w.run(a)
+		w.attempts.Done()
+		if w.idlers.Add(1) <= maxIdle {
+			a, ok = <-w.idle
+		} else {
+			ok = false
+		}
+		w.idlers.Add(-1)
+	}
+}
+
 // run carries an attempt out and settles it. The slot is free again as soon as
 // the engine is done with it.
 func (w *Worker) run(a *attempt) {
-	growStack()
 	defer a.stop(nil)
 	req, err := subjects.ParseRequest(a.msg)
 	if err != nil {
@@ -120,19 +148,6 @@ func (w *Worker) run(a *attempt) {
 	w.release(a)
 	w.settle(a)
 }
-
-// growStack gives a new goroutine at once the stack that calling an engine takes.
-// It would grow there step by step, and each step is a copy: 3 % of a small
-// request.
-//
-//go:noinline
-func growStack() {
-	var frame [6 << 10]byte
-	use(&frame)
-}
-
-//go:noinline
-func use(*[6 << 10]byte) {}
 
 func (w *Worker) claim(a *attempt) {
 	claim := subjects.Claim{ID: a.req.ID, Attempt: a.mark, Worker: w.id, Name: w.cfg.Name, Ack: a.msg.Reply}

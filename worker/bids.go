@@ -476,7 +476,7 @@ func (w *Worker) deliver(m *nats.Msg) {
 	if l.away && l.waiting > 0 {
 		w.bidAwayOnLocked(l, w.prefillsLocked(now), now)
 	}
-	w.attempts.Go(func() { w.run(a) })
+	w.start(a)
 }
 
 // hasRoomLocked says whether a delivery finds what its bid promised: time has

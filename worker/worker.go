@@ -13,6 +13,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -127,6 +128,8 @@ type Worker struct {
 	started time.Time
 
 	attempts sync.WaitGroup
+	idle     chan *attempt // to goroutines that have none; closed by Run
+	idlers   atomic.Int32  // how many these are
 	ordered  chan struct{} // closed when it was told to leave
 	order    sync.Once
 
@@ -245,6 +248,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		host:       host,
 		client:     &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		ordered:    make(chan struct{}),
+		idle:       make(chan *attempt),
 		policy:     policy.Default(),
 		weight:     cfg.Weight,
 		room:       newRoom(cfg, cmp.Or(cfg.Weight, 1)),
@@ -320,6 +324,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	for _, sub := range subs {
 		sub.Unsubscribe()
 	}
+	close(w.idle)
 	w.log.Info("worker stopped", "done", w.done, "failed", w.failed)
 	return left
 }

@@ -1,0 +1,31 @@
+package gateway
+
+import (
+	"fmt"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"time"
+)
+
+// A scrape takes the locks of the metrics and asks for the gateway's. A queue that
+// is new needs both too.
+func TestQueuesAppearWhileScraped(t *testing.T) {
+	g := &Gateway{cfg: Config{SlowClient: time.Minute}, queues: make(map[queueKey]*queue)}
+	g.fleet = newFleet(g)
+	g.metrics = newMetrics(g)
+	for i := range 500 {
+		g.queue(fmt.Sprint("old", i), "standard")
+	}
+	admin := g.adminHandler()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := range 500 {
+			g.queue(fmt.Sprint("new", i), "standard")
+		}
+	})
+	for range 10 {
+		admin.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/metrics", nil))
+	}
+	wg.Wait()
+}
