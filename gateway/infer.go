@@ -84,7 +84,7 @@ func (g *Gateway) admit(out http.Header, r *http.Request, id subjects.ID, who *c
 	req := &subjects.Request{
 		ID: id, Gateway: g.id, Tenant: who.tenant, Tier: tier.Name, Model: c.model, ModelAt: c.modelAt, Pool: way.pool,
 		Deadline: now.Add(timeout).UnixMilli(), Method: r.Method, Path: requestURI(r.URL),
-		Header: forEngine(r.Header, id), Stream: c.stream, InputTokens: max(len(body)/4, 1),
+		Header: forEngine(r.Header, out["X-Request-Id"]), Stream: c.stream, InputTokens: max(len(body)/4, 1),
 		MaxAttempts: tier.Retries + 1, BodySize: int64(len(body)),
 	}
 	if err := g.fit(req, body); err != nil {
@@ -263,7 +263,7 @@ var notForEngine = []string{
 	"Authorization", "X-Api-Key", "Api-Key", "Cookie", "Origin", "Referer", "X-Request-Timeout",
 }
 
-func forEngine(h http.Header, id subjects.ID) http.Header {
+func forEngine(h http.Header, id []string) http.Header {
 	out := make(http.Header, len(h))
 	for k, v := range h {
 		if !slices.Contains(notForEngine, k) && !strings.HasPrefix(k, "Nats-") && !strings.HasPrefix(k, "X-Pulley-") && !strings.HasPrefix(k, "Sec-") {
@@ -275,7 +275,7 @@ func forEngine(h http.Header, id subjects.ID) http.Header {
 			out.Del(strings.TrimSpace(name))
 		}
 	}
-	out["X-Request-Id"] = []string{id.String()}
+	out["X-Request-Id"] = id
 	return out
 }
 

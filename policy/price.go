@@ -91,9 +91,21 @@ func Rung(price, reference float64) int {
 	if price <= reference || reference <= 0 {
 		return 0
 	}
-	// The epsilon keeps a price of exactly k steps on rung k.
-	return int(min(math.Log(price/reference)/math.Log(RungRatio)+1e-9, Rungs-1))
+	rung := 0
+	for rung < Rungs-1 && price >= reference*rungs[rung+1] {
+		rung++
+	}
+	return rung
 }
+
+// rungs is how many times the reference a price is on each rung at the least. The
+// epsilon keeps a price of exactly k steps on rung k.
+var rungs = func() (least [Rungs]float64) {
+	for k := range least {
+		least[k] = math.Pow(RungRatio, float64(k)-1e-9)
+	}
+	return least
+}()
 
 // LoadRung is the rung of a worker of a pool where nobody has measured anything
 // yet: its load fraction before it takes the n-th request, ⌊10·(n-1)/slots⌋.

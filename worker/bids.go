@@ -243,12 +243,16 @@ func (w *Worker) parkLocked(free int, wait prefills, now time.Time) {
 		if l.home != "" && len(l.open) > 0 {
 			open-- // that of the shared lane is the one that overlaps for its tier
 		}
+		l.most = 0
+		if !l.shut(now) {
+			l.most = max(l.depth(), 1)
+		}
 	}
 	for k := 1; k <= bidDepth; k++ {
 		var priced *pool // the lanes of a pool follow each other and cost the same
 		rung, some := 0, false
 		for _, l := range w.lanes {
-			if l.shut(now) || k > 1 && (open >= free || k > l.depth()) || !w.opensLocked(l.tier, k, wait) {
+			if k > l.most || k > 1 && open >= free || !w.opensLocked(l.tier, k, wait) {
 				continue
 			}
 			some = true
@@ -257,7 +261,7 @@ func (w *Worker) parkLocked(free int, wait prefills, now time.Time) {
 			}
 			// A bid that is as cheap is parked already; dearer ones stay beside, but
 			// never keep the cheapest out: it is at most one for each rung.
-			if len(l.open) >= k && l.open[k-1].rung <= rung || k > 1 && len(l.open) >= 2*l.depth() {
+			if len(l.open) >= k && l.open[k-1].rung <= rung || k > 1 && len(l.open) >= 2*l.most {
 				continue
 			}
 			w.bidOnLocked(l, bid{rung: rung, kind: w.kindLocked(l)}, now)
@@ -401,7 +405,7 @@ func (w *Worker) rungOf(p *pool, n int, wait prefills, more int, now time.Time) 
 
 func (w *Worker) bidOnLocked(l *lane, b bid, now time.Time) {
 	if err := w.nc.PublishRequest(l.subject, l.inboxes[b.kind], bidBodies[b.kind][b.rung]); err != nil {
-		l.notTill = now.Add(retryBid)
+		l.notTill, l.most = now.Add(retryBid), 0
 		return
 	}
 	l.last, b.expires = now, now.Add(b.kind.expires())

@@ -29,6 +29,7 @@ type lane struct {
 	held    int       // requests that gateways hold back until there is room
 	notTill time.Time // no bids before
 	last    time.Time // bid
+	most    int       // bids that parkLocked may park
 	turn    uint64    // when it was last dealt a slot
 	served  int       // deliveries since the last tick
 	rate    float64   // deliveries per tick, of late
