@@ -65,6 +65,13 @@ Exit codes
   4    refused: the thing named is in no state for it, or it is not allowed
   130  interrupted`
 
+// helpWidth is where the descriptions of flags are wrapped, in columns.
+const helpWidth = 118
+
+func init() { // cobra keeps them for the whole process
+	cobra.AddTemplateFunc("wrapped", func(fs *pflag.FlagSet) string { return fs.FlagUsagesWrapped(helpWidth) })
+}
+
 // newRootCommand is the whole command line.
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
@@ -78,6 +85,9 @@ func newRootCommand() *cobra.Command {
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return prepare(cmd) },
 	}
 	root.SetVersionTemplate("pulley {{.Version}}\n")
+	root.SetUsageTemplate(strings.NewReplacer(
+		".LocalFlags.FlagUsages", "wrapped .LocalFlags", ".InheritedFlags.FlagUsages", "wrapped .InheritedFlags",
+	).Replace(root.UsageTemplate()))
 	fs := root.PersistentFlags()
 	fs.String("config", "", "YAML `file` with further settings")
 	fs.String("log-level", "info", "what to log: debug, info, warn or error")

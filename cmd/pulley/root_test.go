@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -109,6 +110,20 @@ func TestHelpNamesTheVariableOfEachFlag(t *testing.T) {
 				t.Errorf("%s --help names %s %d times, want once", cmd.CommandPath(), envName(f.Name), n)
 			}
 		})
+	})
+}
+
+func TestHelpIsNotWide(t *testing.T) {
+	root := newRootCommand()
+	forEachCommand(root, func(cmd *cobra.Command) {
+		cmd.InitDefaultHelpFlag()
+		for line := range strings.Lines(cmd.UsageString()) {
+			if strings.HasPrefix(line, "  -") || strings.HasPrefix(line, "      ") {
+				if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 120 {
+					t.Errorf("%s --help has a line of %d columns: %q", cmd.CommandPath(), n, line)
+				}
+			}
+		}
 	})
 }
 
