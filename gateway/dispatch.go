@@ -68,30 +68,29 @@ func (n near) Claim(c *subjects.Claim) *subjects.Refusal { return n.g.arbitrate(
 
 func (n near) Frames(msg []byte) { n.g.frames(bytes.Clone(msg)) }
 
-// arbitrate says whether a claim is granted: nil, or why not.
+// arbitrate says why a claim is not granted; nil if it is.
 func (g *Gateway) arbitrate(c *subjects.Claim) *subjects.Refusal {
-	refusal := &subjects.Refusal{Verdict: subjects.Gone, Ack: c.Ack}
-	if f := g.find(c.ID); f != nil {
-		now := time.Now()
-		refusal.Verdict, refusal.DelayMS = f.claim(c, now, func(not ...map[string]bool) (live, free int) {
-			return g.fleet.others(f.at().pool, now, not...)
-		})
-		if d, err := subjects.ParseAck(c.Ack); err == nil {
-			if at := f.at(); at.lane == subjects.Shared {
-				g.depth(at, d.Pending, now)
-			}
-		}
-		if refusal.Verdict == subjects.Go {
-			at := f.at()
-			g.fleet.claimed(c.Worker)
-			if f.home != 0 && g.fleet.serving(at.pool, c.Worker) {
-				g.homes.learn(f.home, at.pool, c.Worker)
-			}
-			at.queue.meters.queue.Observe(now.Sub(f.arrived).Seconds())
-			return nil
-		}
+	f := g.find(c.ID)
+	if f == nil {
+		return &subjects.Refusal{Verdict: subjects.Gone, Ack: c.Ack}
 	}
-	return refusal
+	now := time.Now()
+	verdict, delayMS := f.claim(c, now, func(not ...map[string]bool) (live, free int) {
+		return g.fleet.others(f.at().pool, now, not...)
+	})
+	at := f.at()
+	if d, err := subjects.ParseAck(c.Ack); err == nil && at.lane == subjects.Shared {
+		g.depth(at, d.Pending, now)
+	}
+	if verdict != subjects.Go {
+		return &subjects.Refusal{Verdict: verdict, Ack: c.Ack, DelayMS: delayMS}
+	}
+	g.fleet.claimed(c.Worker)
+	if f.home != 0 && g.fleet.serving(at.pool, c.Worker) {
+		g.homes.learn(f.home, at.pool, c.Worker)
+	}
+	at.queue.meters.queue.Observe(now.Sub(f.arrived).Seconds())
+	return nil
 }
 
 // listed checks a worker's list of what it runs for us. What should not run is

@@ -9,10 +9,10 @@
 // a flight (flight.go) that is published when its tenant's turn comes (wait.go,
 // streams.go), which the gateways deal together (turns.go). While it waits it may
 // move to another queue (wait.go). Workers' claims and frames arrive in
-// Gateway.receive (dispatch.go), which hands them to their flight and never
-// blocks. The handler's own goroutine takes them from there: it writes the answer
-// (answer.go, edit.go) and decides, after a failure, whether there is another
-// attempt (policy.History).
+// Gateway.receive, those of workers in the same process in near (dispatch.go),
+// which hand them to their flight and never block. The handler's own goroutine
+// takes them from there: it writes the answer (answer.go, edit.go) and decides,
+// after a failure, whether there is another attempt (policy.History).
 //
 // Beside that: fleet.go knows which workers and gateways live and fails over what
 // a dead worker had, gpus.go shows the workers and their GPUs in the metrics,

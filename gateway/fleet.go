@@ -40,6 +40,7 @@ const (
 type fleet struct {
 	g      *Gateway
 	arrive chan laneName   // lanes whose queues must exist
+	checks chan laneName   // lanes whose queues may be gone
 	lost   chan lostWorker // whose requests others must have
 
 	mu      sync.Mutex
@@ -73,15 +74,21 @@ type poolState struct {
 }
 
 type laneState struct {
-	ensured bool // its consumers exist
-	asked   bool // and that was asked for
+	ensured bool      // its consumers exist
+	asked   bool      // and that was asked for
+	checked time.Time // when it was asked whether they still do
 }
+
+// checkLane is how often it is asked whether a lane's consumers still exist,
+// while requests wait there for longer than lookAfter. Nobody tells a gateway if
+// they do not.
+const checkLane = 10 * time.Second
 
 func (p *poolState) ensured(lane string) bool { return p.lanes[lane] != nil && p.lanes[lane].ensured }
 
 func newFleet(g *Gateway) *fleet {
 	return &fleet{
-		g: g, arrive: make(chan laneName, 1024), lost: make(chan lostWorker, 1024),
+		g: g, arrive: make(chan laneName, 1024), checks: make(chan laneName, 64), lost: make(chan lostWorker, 1024),
 		workers: make(map[string]*member), pools: make(map[string]*poolState), peers: make(map[string]time.Time),
 		gpus: make(map[gpuKey]*gpuHeard),
 	}
@@ -299,12 +306,43 @@ func (fl *fleet) loop(ctx context.Context) {
 	}
 }
 
+// check sees to it that the consumers of a lane still exist, where requests wait.
+func (fl *fleet) check(pool, lane string, now time.Time) {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	p := fl.pools[pool]
+	if p == nil || !p.ensured(lane) || now.Sub(p.lanes[lane].checked) < checkLane {
+		return
+	}
+	select {
+	case fl.checks <- laneName{pool, lane}:
+		p.lanes[lane].checked = now
+	default: // there is enough to do
+	}
+}
+
+// recreate creates those of a lane's consumers that are gone.
+func (fl *fleet) recreate(ctx context.Context, l laneName) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for _, t := range fl.g.tiers() {
+		stream, consumer := subjects.ReqStream(t.Name), subjects.ReqConsumer(l.pool, l.lane)
+		if _, err := fl.g.js.Consumer(ctx, stream, consumer); !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			continue
+		}
+		err := subjects.EnsureConsumer(ctx, fl.g.js, t.Name, l.pool, l.lane)
+		fl.g.log.Warn("the consumer of a lane was gone; creating it again", "stream", stream, "consumer", consumer, "err", err)
+	}
+}
+
 // ensureLoop creates queues.
 func (fl *fleet) ensureLoop(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case l := <-fl.checks:
+			fl.recreate(ctx, l)
 		case l := <-fl.arrive:
 			fl.ensure(ctx, l)
 			if len(fl.arrive) == 0 {

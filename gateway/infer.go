@@ -442,7 +442,7 @@ func (g *Gateway) ended(ctx context.Context, f *flight, err error) error {
 			where = "it waited for a worker"
 		}
 		return &Error{Status: http.StatusGatewayTimeout, Code: "deadline_exceeded",
-			Message: fmt.Sprintf("the request's deadline of %v passed while %s", time.UnixMilli(f.req.Deadline).Sub(f.arrived).Round(time.Millisecond), where)}
+			Message: fmt.Sprintf("the request's deadline of %v passed while %s", f.until.Sub(f.arrived).Round(time.Millisecond), where)}
 	case ctx.Err() == nil:
 		return err
 	case errors.Is(context.Cause(ctx), errStopping):

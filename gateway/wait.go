@@ -120,6 +120,7 @@ func (g *Gateway) look(ctx context.Context, f *flight) error {
 		return &Error{Status: http.StatusTooManyRequests, Code: "queue_timeout", RetryAfter: time.Second,
 			Message: fmt.Sprintf("no worker took the request within the %v that tier %s allows", most, at.tier.Name)}
 	}
+	g.fleet.check(at.pool, at.lane, now)
 	if pool := g.betterPool(f, waited, now); pool != "" {
 		return g.move(ctx, f, pool, at.tier, subjects.Shared)
 	}

@@ -113,13 +113,15 @@
 //
 // A worker pulls by publishing a Bid to
 // $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>, batch 1, with its
-// price's rung 0 to 9 as priority, and reply subject pulley.wk.<w>.bid.<lane
-// number of its own>.<kind of bid>. An answer is a request, on the subject it was
-// published to and with an ack subject as reply, or a status:
+// price's rung 0 to 9 as priority. The reply subject is
+// pulley.wk.<w>.bid.<lane number of its own>.<kind of bid>.<number of the bid>, and
+// no two open bids share one: a broker that replicates the consumer tells them apart
+// by it. An answer is a request, on the subject it was published to and with an ack
+// subject as reply, or a status:
 //
 //	404, 408   nothing was there, or the bid expired
 //	409        not now: bid again after a moment
-//	503        no such consumer yet: wait for a Reference that has the pool
+//	503        no such consumer, and so none of the lane's bids: bid again after a moment
 //
 // A worker bids on the shared lane and on its own home lane at its price, and on
 // the home lanes of other workers (PoolReference.Homes) three rungs dearer, where
@@ -234,6 +236,12 @@
 //	its worker is gone before the claim      gateway      -NAK, on a made-up ack subject (AckSubject)
 //	not delivered yet, and nobody waits      gateway      deletes the message
 //	none of these came through               the queue    delivers it again after 30 s without +WPI; removes it at its TTL
+//
+// # In one process
+//
+// Where a worker and a gateway share a process (pulley up), Claim and frames are
+// calls with the same contents, in the same order, and with the same answer: see
+// Local. Everything else is as above.
 //
 // # Failover
 //

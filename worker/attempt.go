@@ -142,19 +142,23 @@ func (w *Worker) run(a *attempt) {
 
 	a.out = subjects.NewWriter(req.ID, a.mark)
 	a.rsp, a.gone = subjects.GatewayRsp(req.Gateway), "pulley.wk."+w.id+".gone."+req.Gateway
-	w.claim(a)
-	w.answer(a)
+	if w.claim(a) {
+		w.answer(a)
+	}
 	a.out.Free()
 	w.release(a)
 	w.settle(a)
 }
 
-func (w *Worker) claim(a *attempt) {
+// claim tells the gateway that the attempt begins. False: the gateway is in this
+// process, and has refused already.
+func (w *Worker) claim(a *attempt) (granted bool) {
 	claim := subjects.Claim{ID: a.req.ID, Attempt: a.mark, Worker: w.id, Name: w.cfg.Name, Ack: a.msg.Reply}
 	if gw, ok := w.cfg.Local.Gateway(a.req.Gateway); ok {
 		if r := gw.Claim(&claim); r != nil {
 			a.stop(ErrRefused)
 			w.giveUp(r)
+			return false
 		}
 	} else {
 		body, err := claim.Bytes()
@@ -167,6 +171,7 @@ func (w *Worker) claim(a *attempt) {
 	w.mu.Lock()
 	a.claimed = true // after the claim: a gateway cancels what it hears of before
 	w.mu.Unlock()
+	return true
 }
 
 // refused hears that a claim was refused, or that there is no gateway. A claim

@@ -37,6 +37,11 @@ const (
 	bidDepth = 16
 	depthFor = 4 * time.Millisecond
 
+	// bidNumbers is how many numbers bids have in turn: more than are open at once,
+	// since a broker that replicates the consumer tells bids apart by them, and few,
+	// since it remembers who listens to a subject.
+	bidNumbers = 64
+
 	// parkedPerLane bounds what all workers of a pool park on a lane together:
 	// every parked bid costs the broker work at each delivery.
 	parkedPerLane = 64
@@ -404,7 +409,9 @@ func (w *Worker) rungOf(p *pool, n int, wait prefills, more int, now time.Time) 
 }
 
 func (w *Worker) bidOnLocked(l *lane, b bid, now time.Time) {
-	if err := w.nc.PublishRequest(l.subject, l.inboxes[b.kind], bidBodies[b.kind][b.rung]); err != nil {
+	l.bids++
+	inbox := l.inboxes[b.kind] + strconv.Itoa(l.bids%bidNumbers)
+	if err := w.nc.PublishRequest(l.subject, inbox, bidBodies[b.kind][b.rung]); err != nil {
 		l.notTill, l.most = now.Add(retryBid), 0
 		return
 	}
@@ -413,10 +420,11 @@ func (w *Worker) bidOnLocked(l *lane, b bid, now time.Time) {
 	l.open = slices.Insert(l.open, at, b)
 }
 
-// bidStatus hears that a bid ended without a request. It is named by its lane and
-// its kind.
+// bidStatus hears that a bid ended without a request. It is named by its lane, its
+// kind and its number.
 func (w *Worker) bidStatus(which, code, description string) {
 	number, kind, _ := strings.Cut(which, ".")
+	kind, _, _ = strings.Cut(kind, ".")
 	n, err1 := strconv.Atoi(number)
 	k, err2 := strconv.Atoi(kind)
 	w.mu.Lock()
@@ -436,7 +444,11 @@ func (w *Worker) bidStatus(which, code, description string) {
 		if !strings.Contains(description, "Leadership Change") {
 			l.notTill = now.Add(retryBid)
 		}
+		if strings.Contains(description, "Consumer Deleted") {
+			l.noBids()
+		}
 	case "503": // no such consumer: a gateway creates it when it hears of the pool
+		l.noBids()
 		l.notTill = now.Add(retryBid)
 	default:
 		w.log.Warn("bid refused", "lane", l.subject, "code", code, "reason", description)

@@ -19,7 +19,7 @@ type lane struct {
 	away    bool   // that is another worker
 	retired bool   // it is no lane any more; it stays while it has bids
 	subject string
-	inboxes [bidKinds]string
+	inboxes [bidKinds]string // but for the number of the bid
 
 	open    []bid     // the cheapest first, the oldest first within a price
 	late    int       // bids whose answer is overdue
@@ -29,7 +29,8 @@ type lane struct {
 	held    int       // requests that gateways hold back until there is room
 	notTill time.Time // no bids before
 	last    time.Time // bid
-	most    int       // bids that parkLocked may park
+	bids    int       // so far
+	most    int       // of them that parkLocked may park
 	turn    uint64    // when it was last dealt a slot
 	served  int       // deliveries since the last tick
 	rate    float64   // deliveries per tick, of late
@@ -40,6 +41,8 @@ type bid struct {
 	kind    bidKind
 	ceiling int // slots that may be taken when a dealt one is answered
 	expires time.Time
+
+	doubtful bool // whether it is open: see takeOut
 }
 
 // queueName is where a delivery comes from.
@@ -58,7 +61,11 @@ func (l *lane) backlogged(now time.Time) bool {
 // Which of several bids was answered is a guess: a delivery does not tell, and
 // the queue may not have had the cheapest yet when it was sent. What must hold is
 // the number of bids, or it would be off for as long as requests keep coming:
-// each bid ends with one answer, and each answer takes out one.
+// each bid ends with one answer, and each answer takes out one. A bid whose answer
+// is overdue was most likely taken for another that was answered, so the next
+// answer is that one's, and takes out none. But it may be lost, and then that
+// next answer was of a bid that now stays in the list by mistake: if it becomes
+// overdue too, it is not waited for again.
 
 // answered takes out the open bid that a delivery answers: the queue serves the
 // cheapest first, and the oldest within a price.
@@ -68,39 +75,50 @@ func (l *lane) answered() bid {
 		return bid{}
 	}
 	b := l.open[0]
-	if l.late > 0 { // one that was taken for answered before was not
-		l.late--
-	} else {
-		l.open = slices.Delete(l.open, 0, 1)
-	}
+	l.takeOut(0)
 	return b
 }
 
 // ended takes out a bid that ended without a request: the one that is due first.
 func (l *lane) ended() {
-	switch {
-	case l.late > 0:
-		l.late--
-	case len(l.open) > 0:
-		first := 0
-		for i, b := range l.open {
-			if b.expires.Before(l.open[first].expires) {
-				first = i
-			}
-		}
-		l.open = slices.Delete(l.open, first, first+1)
+	if len(l.open) == 0 {
+		l.late = max(l.late-1, 0)
+		return
 	}
+	first := 0
+	for i, b := range l.open {
+		if b.expires.Before(l.open[first].expires) {
+			first = i
+		}
+	}
+	l.takeOut(first)
+}
+
+// takeOut takes out an answered bid, unless the answer is one that was overdue.
+func (l *lane) takeOut(i int) {
+	if l.late > 0 {
+		l.late--
+		for i < len(l.open)-1 && l.open[i].doubtful {
+			i++
+		}
+		l.open[i].doubtful = true
+		return
+	}
+	l.open = slices.Delete(l.open, i, i+1)
 }
 
 // findLate lets bids make room whose answer is overdue. It may be that of
 // another bid that comes yet; after a while it is known to be lost, say because
-// the broker restarted.
+// somebody deleted the queue's consumer.
 func (l *lane) findLate(now time.Time) {
-	n := len(l.open)
-	l.open = slices.DeleteFunc(l.open, func(b bid) bool { return now.Sub(b.expires) > answerLate })
-	if n > len(l.open) {
-		l.late, l.lateAt = l.late+n-len(l.open), now
-	}
+	l.open = slices.DeleteFunc(l.open, func(b bid) bool {
+		overdue := now.Sub(b.expires) > answerLate
+		if overdue && !b.doubtful {
+			l.late++
+			l.lateAt = now
+		}
+		return overdue
+	})
 	if now.Sub(l.lateAt) > bidExpires+answerLate {
 		l.late = 0
 	}
@@ -317,7 +335,7 @@ func (w *Worker) laneLocked(p *pool, tier int, home string, byQueue map[queueNam
 		w.numbers++
 		l = &lane{number: w.numbers, home: home, away: home != "" && home != w.id, subject: subjects.BidSubject(t, p.name, name)}
 		for kind := range l.inboxes {
-			l.inboxes[kind] = fmt.Sprintf("%s.%d.%d", subjects.WorkerBids(w.id), l.number, kind)
+			l.inboxes[kind] = fmt.Sprintf("%s.%d.%d.", subjects.WorkerBids(w.id), l.number, kind)
 		}
 	}
 	l.pool, l.tier = p, tier
