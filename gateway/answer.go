@@ -57,9 +57,9 @@ func (a *answer) reset() {
 // errMalformed is a bug of a worker.
 var errMalformed = &Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"}
 
-func (a *answer) head(payload []byte) error {
-	h, err := subjects.ParseHead(payload)
-	if err != nil || a.got != nil {
+// head begins an attempt's answer; nil is a malformed one.
+func (a *answer) head(h *subjects.Head) error {
+	if h == nil || a.got != nil || h.Status < 200 { // 101 is of a connection
 		return errMalformed
 	}
 	a.got = h
@@ -243,10 +243,9 @@ func (a *answer) flush() error {
 	return nil
 }
 
-// end completes the answer.
-func (a *answer) end(payload []byte) error {
-	usage, err := subjects.ParseEnd(payload)
-	if err != nil || a.got == nil {
+// end completes the answer; nil is a malformed end.
+func (a *answer) end(usage *subjects.End) error {
+	if usage == nil || a.got == nil {
 		return a.refuse(errMalformed)
 	}
 	a.whole, a.usage = true, *usage

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bytes"
 	"slices"
 	"strings"
 	"time"
@@ -64,9 +63,20 @@ func (g *Gateway) claimed(m *nats.Msg) {
 // near is the gateway for the workers of its own process.
 type near struct{ g *Gateway }
 
+func (n near) Request(id subjects.ID) *subjects.Request {
+	if f := n.g.find(id); f != nil {
+		return f.req
+	}
+	return nil
+}
+
 func (n near) Claim(c *subjects.Claim) *subjects.Refusal { return n.g.arbitrate(c) }
 
-func (n near) Frames(msg []byte) { n.g.frames(bytes.Clone(msg)) }
+func (n near) Frames(p subjects.Prefix, frames []subjects.Frame) {
+	if f := n.g.find(p.ID); f != nil {
+		f.frames(p, frames)
+	}
+}
 
 // arbitrate says why a claim is not granted; nil if it is.
 func (g *Gateway) arbitrate(c *subjects.Claim) *subjects.Refusal {

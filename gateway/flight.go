@@ -48,7 +48,8 @@ type flight struct {
 	refused map[string]bool // workers that had no slot for it
 	starts  int
 	events  []event
-	pending int // bytes of data in events
+	taken   []event // what take returned last
+	pending int     // bytes of data in events
 	notify  chan struct{}
 	claimed time.Time
 	begun   bool // its answer has begun to reach the client
@@ -69,12 +70,10 @@ type attempt struct {
 	dead   bool // it failed; nothing more of it counts
 }
 
-// event is what the dispatcher hands to the handler. Fail may come from the
-// worker or from the gateway itself.
+// event is what the dispatcher hands to the handler: a frame of the worker, or a
+// fail of the gateway itself.
 type event struct {
-	kind    subjects.Kind
-	payload []byte
-	fail    *subjects.Fail
+	subjects.Frame
 	crashed bool // the worker died
 }
 
@@ -142,13 +141,13 @@ func (f *flight) wake() {
 	}
 }
 
-// take returns what has come since the last take.
+// take returns what has come since the last take, whose events it forgets.
 func (f *flight) take() []event {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	ev := f.events
-	f.events, f.pending = nil, 0
-	return ev
+	clear(f.taken)
+	f.taken, f.events, f.pending = f.events, f.taken[:0], 0
+	return f.taken
 }
 
 // claim arbitrates a worker's claim. others says, of the live workers of the
@@ -187,36 +186,72 @@ func (f *flight) stale(ack string) bool {
 // maxPending bounds what a worker may have sent beyond its credit.
 const maxPending = 2*subjects.Window + 2*subjects.MaxFrame
 
-// message takes the frames of the running attempt in; anything else is stale.
-func (f *flight) message(p subjects.Prefix, frames []byte) {
+// message takes in frames as they came from the broker.
+func (f *flight) message(p subjects.Prefix, msg []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	a := f.current
-	if a == nil || a.dead || a.mark != p.Attempt || f.over {
+	if !f.hearLocked(p) {
 		return
 	}
-	if p.Seq != a.seq+1 {
-		f.failLocked(subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("worker %s: frames lost between %d and %d", a.name, a.seq, p.Seq)}, false)
-		return
-	}
-	a.seq = p.Seq
-	for len(frames) > 0 {
-		kind, payload, rest, err := subjects.NextFrame(frames)
+	for len(msg) > 0 {
+		kind, payload, rest, err := subjects.NextFrame(msg)
 		if err != nil {
-			f.failLocked(subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("worker %s: %v", a.name, err)}, false)
+			f.failLocked(subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("worker %s: %v", f.current.name, err)}, false)
 			return
 		}
-		frames = rest
-		if f.pending += len(payload); f.pending > maxPending {
-			f.failLocked(subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("worker %s sent beyond its credit", a.name)}, false)
-			return
+		msg = rest
+		frame, err := subjects.ParseFrame(kind, payload)
+		if err != nil {
+			frame = subjects.Frame{Kind: kind} // to the handler it is malformed
 		}
-		f.events = append(f.events, event{kind: kind, payload: payload})
-		if kind == subjects.KindFail || kind == subjects.KindEnd {
-			a.dead = true
+		if !f.addLocked(frame) {
+			return
 		}
 	}
 	f.wake()
+}
+
+// frames takes in those of a worker in this process.
+func (f *flight) frames(p subjects.Prefix, frames []subjects.Frame) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.hearLocked(p) {
+		return
+	}
+	for _, frame := range frames {
+		if !f.addLocked(frame) {
+			return
+		}
+	}
+	f.wake()
+}
+
+// hearLocked says whether a message is the next one of the running attempt;
+// anything else is stale, or the end of it.
+func (f *flight) hearLocked(p subjects.Prefix) bool {
+	a := f.current
+	if a == nil || a.dead || a.mark != p.Attempt || f.over {
+		return false
+	}
+	if p.Seq != a.seq+1 {
+		f.failLocked(subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("worker %s: frames lost between %d and %d", a.name, a.seq, p.Seq)}, false)
+		return false
+	}
+	a.seq = p.Seq
+	return true
+}
+
+// addLocked adds a frame of the running attempt. False: that was too much.
+func (f *flight) addLocked(frame subjects.Frame) bool {
+	if f.pending += len(frame.Data); f.pending > maxPending {
+		f.failLocked(subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("worker %s sent beyond its credit", f.current.name)}, false)
+		return false
+	}
+	f.events = append(f.events, event{Frame: frame})
+	if frame.Kind == subjects.KindFail || frame.Kind == subjects.KindEnd {
+		f.current.dead = true
+	}
+	return true
 }
 
 // failLocked ends the running attempt.
@@ -225,7 +260,7 @@ func (f *flight) failLocked(fail subjects.Fail, crashed bool) {
 		return
 	}
 	f.current.dead = true
-	f.events = append(f.events, event{kind: subjects.KindFail, fail: &fail, crashed: crashed})
+	f.events = append(f.events, event{Frame: subjects.Frame{Kind: subjects.KindFail, Fail: &fail}, crashed: crashed})
 	f.wake()
 }
 

@@ -301,13 +301,13 @@ func requestURI(u *url.URL) string {
 func (g *Gateway) progress(ctx context.Context, f *flight, ans *answer) (done bool, err error) {
 	events := f.take()
 	for i, ev := range events {
-		switch ev.kind {
+		switch ev.Kind {
 		case subjects.KindHead:
-			err = ans.head(ev.payload)
+			err = ans.head(ev.Head)
 		case subjects.KindData:
-			err = ans.data(ev.payload, i == len(events)-1)
+			err = ans.data(ev.Data, i == len(events)-1)
 		case subjects.KindEnd:
-			return true, ans.end(ev.payload)
+			return true, ans.end(ev.End)
 		case subjects.KindFail:
 			return g.failed(ctx, f, ans, ev)
 		}
@@ -320,11 +320,9 @@ func (g *Gateway) progress(ctx context.Context, f *flight, ans *answer) (done bo
 
 // failed decides what becomes of a request whose attempt came to nothing.
 func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) (done bool, err error) {
-	fail := ev.fail
+	fail := ev.Fail
 	if fail == nil {
-		if fail, err = subjects.ParseFail(ev.payload); err != nil {
-			return true, ans.refuse(errMalformed)
-		}
+		return true, ans.refuse(errMalformed)
 	}
 	f.mu.Lock()
 	a := f.current
@@ -463,7 +461,7 @@ func (g *Gateway) land(f *flight, ans *answer) {
 	f.mu.Lock()
 	f.over = true
 	a, seq, at := f.current, f.seq, f.at()
-	f.body, f.events = nil, nil
+	f.body, f.events, f.taken = nil, nil, nil
 	f.mu.Unlock()
 	switch {
 	case f.turn != nil:

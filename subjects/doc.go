@@ -240,8 +240,9 @@
 // # In one process
 //
 // Where a worker and a gateway share a process (pulley up), Claim and frames are
-// calls with the same contents, in the same order, and with the same answer: see
-// Local. Everything else is as above.
+// calls with the same contents, in the same order, and with the same answer, and
+// the Request of a message is the gateway's own: see Local. Everything else is as
+// above.
 //
 // # Failover
 //

@@ -22,6 +22,15 @@ const (
 	KindFail Kind = 'f' // a Fail: the attempt came to nothing, or to half
 )
 
+// Frame is one piece of an answer: the field of its kind is set.
+type Frame struct {
+	Kind Kind
+	Head *Head
+	Data []byte
+	End  *End
+	Fail *Fail
+}
+
 // PrefixLen is the length of what stands before the frames of a message:
 // request id, attempt, sequence.
 const PrefixLen = 16 + 8 + 4
@@ -300,4 +309,20 @@ func NextFrame(b []byte) (k Kind, payload, rest []byte, err error) {
 		return 0, nil, nil, fmt.Errorf("%w: kind %q", ErrFrame, k)
 	}
 	return k, b[frameHeader : frameHeader+n], b[frameHeader+n:], nil
+}
+
+// ParseFrame reads a frame's payload, of which data stays a part.
+func ParseFrame(k Kind, payload []byte) (f Frame, err error) {
+	f.Kind = k
+	switch k {
+	case KindHead:
+		f.Head, err = ParseHead(payload)
+	case KindData:
+		f.Data = payload
+	case KindEnd:
+		f.End, err = ParseEnd(payload)
+	case KindFail:
+		f.Fail, err = ParseFail(payload)
+	}
+	return f, err
 }

@@ -3,9 +3,10 @@ package subjects
 import "sync"
 
 // Local lets the workers of a process reach its gateways without the broker: a
-// claim and frames are calls there, which spares each request two messages. All
-// else, the queue above all, goes by the broker as between any gateway and
-// worker. The zero value has no gateways yet; nil never has any.
+// claim and frames are calls there, which spares each request two messages, and
+// what they say is not made bytes of. All else, the queue above all, goes by the
+// broker as between any gateway and worker. The zero value has no gateways yet;
+// nil never has any.
 type Local struct {
 	gateways sync.Map // LocalGateway by id
 }
@@ -14,10 +15,14 @@ type Local struct {
 // be called at once from many goroutines and never block; the calls of one
 // attempt come one after the other.
 type LocalGateway interface {
+	// Request is one that waits or runs there, and that nobody may change; nil if
+	// there is none.
+	Request(id ID) *Request
 	// Claim answers a claim as the message would be; nil is a grant.
 	Claim(c *Claim) *Refusal
-	// Frames takes a message of frames in. It keeps nothing of msg.
-	Frames(msg []byte)
+	// Frames takes in what would be one message. What the frames hold is the
+	// gateway's from then on, the slice itself is not.
+	Frames(p Prefix, frames []Frame)
 }
 
 // Open makes a gateway known by its id until the returned function is called.

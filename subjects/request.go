@@ -188,6 +188,18 @@ func ParseRequest(m *nats.Msg) (*Request, error) {
 	return r, nil
 }
 
+// Sender is who a delivered Request is of, read without the rest of it. False: it
+// takes ParseRequest to tell.
+func Sender(m *nats.Msg) (id ID, gateway string, ok bool) {
+	h := m.Header[HeaderRequest]
+	if len(h) != 1 {
+		return id, "", false
+	}
+	j := reader{h[0]}
+	ok = j.lit(`{"id":`) && j.id(&id) && j.lit(`,"gw":`) && j.str(&gateway)
+	return id, gateway, ok
+}
+
 // ParseStored reads the broker's answer to a published Request: the sequence of
 // its message, or, mostly as a *jetstream.APIError, why it was not taken.
 func ParseStored(m *nats.Msg) (seq uint64, err error) {

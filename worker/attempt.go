@@ -36,9 +36,7 @@ type attempt struct {
 	loads   bool  // and it was the first to ask for it
 
 	// Owned by run.
-	out      *subjects.Writer
-	rsp      string // the subject of its frames
-	gone     string // and where the broker says that nobody hears them
+	out      outlet
 	streamed bool
 
 	// Guarded by Worker.mu.
@@ -110,7 +108,7 @@ func (w *Worker) runAll(a *attempt) {
 // the engine is done with it.
 func (w *Worker) run(a *attempt) {
 	defer a.stop(nil)
-	req, err := subjects.ParseRequest(a.msg)
+	req, err := w.requestOf(a.msg)
 	if err != nil {
 		w.log.Warn("request dropped", "err", err)
 		w.nc.Publish(a.msg.Reply, subjects.Term("malformed"))
@@ -140,8 +138,7 @@ func (w *Worker) run(a *attempt) {
 	}
 	w.mu.Unlock()
 
-	a.out = subjects.NewWriter(req.ID, a.mark)
-	a.rsp, a.gone = subjects.GatewayRsp(req.Gateway), "pulley.wk."+w.id+".gone."+req.Gateway
+	a.out = w.outlet(a)
 	if w.claim(a) {
 		w.answer(a)
 	}
@@ -223,15 +220,7 @@ func (w *Worker) answer(a *attempt) {
 		w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: err.Error()})
 		return
 	}
-	if a.req.Header != nil {
-		hr.Header = a.req.Header
-	}
-	if w.cfg.APIKey != "" {
-		hr.Header.Set("Authorization", "Bearer "+w.cfg.APIKey)
-	} else if user := hr.URL.User; user != nil {
-		password, _ := user.Password()
-		hr.SetBasicAuth(user.Username(), password)
-	}
+	w.engineHeader(hr, a.req)
 	resp, err := w.cfg.Transport.RoundTrip(hr) // as a proxy does: what a client adds is not wanted
 	if err != nil {
 		w.brokeOff(a, err)
@@ -416,13 +405,10 @@ func (w *Worker) fail(a *attempt, f subjects.Fail) {
 	w.send(a)
 }
 
-// send publishes what has gathered. The reply subject makes the broker say so
-// when the gateway no longer listens.
+// send sends what has gathered.
 func (w *Worker) send(a *attempt) {
-	if gw, ok := w.cfg.Local.Gateway(a.req.Gateway); ok {
-		gw.Frames(a.out.Take())
-	} else {
-		w.nc.PublishRequest(a.rsp, a.gone, a.out.Take())
+	if !a.out.send() {
+		a.stop(ErrGatewayGone)
 	}
 	w.mu.Lock()
 	a.sent = a.out.Sent() // after the message: the list of what was sent must not overtake it

@@ -4,8 +4,8 @@
 // The way of a request: a bid that bids.go parked is answered by the queue
 // (Worker.deliver) → an attempt begins: it claims the request at the gateway
 // that holds the client, and at once calls the engine (attempt.go) → the
-// engine's answer goes out in frames as it arrives, watched for an early end
-// (stream.go) → the attempt is settled, measured (learn.go), and its slot bids
+// engine's answer goes out in frames as it arrives (outlet.go), watched for an
+// early end (stream.go) → the attempt is settled, measured (learn.go), and its slot bids
 // again. Beside that, health.go tells the world every half second how the
 // worker is, and asks the engine.
 //
