@@ -26,6 +26,8 @@ type flight struct {
 	until   time.Time // its deadline
 
 	// The handler's own.
+	copies  int       // messages with an id of their own that were published
+	sent    time.Time // when the last message was
 	inQueue time.Time // when it was last seen to be there
 	since   time.Time // when it came to its lane
 	counted bool      // a failure of it counts against its side of a shift
@@ -34,25 +36,29 @@ type flight struct {
 	where atomic.Pointer[place] // written by the handler alone
 	bytes atomic.Int64          // written to the client
 
-	mu      sync.Mutex
-	body    []byte
-	seq     uint64   // of its message in the tier's stream; 0 until known
-	copies  int      // times that it was published
-	left    leftover // a message that may still be delivered and is not the one
-	move    bool     // its home is gone: it has to go to the shared lane
-	purged  error    // an operator wants it gone
-	current *attempt
-	over    bool
-	history policy.History
-	failed  map[string]bool // workers that failed it, by id
-	refused map[string]bool // workers that had no slot for it
-	starts  int
-	events  []event
-	taken   []event // what take returned last
-	pending int     // bytes of data in events
-	notify  chan struct{}
-	claimed time.Time
-	begun   bool // its answer has begun to reach the client
+	mu       sync.Mutex
+	body     []byte
+	seq      uint64        // of its message in the tier's stream; 0 until known
+	number   uint64        // of the message that the broker has not confirmed; 0: none
+	unstored error         // why the broker did not take it
+	word     chan struct{} // closed when the broker's word comes, if somebody waits for it
+	left     leftover      // a message that may still be delivered and is not the one
+	lost     bool          // its message is, with the stream
+	move     bool          // its home is gone: it has to go to the shared lane
+	purged   error         // an operator wants it gone
+	current  *attempt
+	over     bool
+	history  policy.History
+	failed   map[string]bool // workers that failed it, by id
+	refused  map[string]bool // workers that had no slot for it
+	starts   int
+	events   []event
+	few      [4]event // what events begins with: an answer that does not stream has no more
+	taken    []event  // what take returned last
+	pending  int      // bytes in events
+	notify   chan struct{}
+	claimed  time.Time
+	begun    bool // its answer has begun to reach the client
 
 	firstByte time.Time // when it did; the handler's own
 }
@@ -74,7 +80,21 @@ type attempt struct {
 // fail of the gateway itself.
 type event struct {
 	subjects.Frame
-	crashed bool // the worker died
+	payload []byte // of a frame from the broker that is not data: not parsed yet
+	crashed bool   // the worker died
+}
+
+// parse reads what came from the broker. Something malformed is a frame of
+// nothing.
+func (e *event) parse() {
+	if e.payload == nil {
+		return
+	}
+	frame, err := subjects.ParseFrame(e.Kind, e.payload)
+	if err != nil {
+		frame = subjects.Frame{Kind: e.Kind}
+	}
+	e.Frame, e.payload = frame, nil
 }
 
 // place is a queue that a request may wait in.
@@ -97,6 +117,7 @@ func newFlight(req *subjects.Request, at place, body []byte, now time.Time, time
 		history: policy.History{MaxAttempts: at.tier.Retries + 1},
 		notify:  make(chan struct{}, 1),
 	}
+	f.events = f.few[:0]
 	f.where.Store(&at)
 	return f
 }
@@ -150,6 +171,16 @@ func (f *flight) take() []event {
 	return f.taken
 }
 
+// lose makes it be published again if its message was in the stream of a tier.
+func (f *flight) lose(tier string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.over && f.current == nil && f.seq > 0 && f.at().tier.Name == tier {
+		f.lost = true
+		f.wake()
+	}
+}
+
 // claim arbitrates a worker's claim. others says, of the live workers of the
 // pool that are not in a set, how many there are and how many have a free slot.
 func (f *flight) claim(c *subjects.Claim, now time.Time, others func(not ...map[string]bool) (live, free int)) (v subjects.Verdict, delayMS int64) {
@@ -167,6 +198,13 @@ func (f *flight) claim(c *subjects.Claim, now time.Time, others func(not ...map[
 			return subjects.NotYou, 100
 		}
 	}
+	if f.seq == 0 { // it is faster than the broker's word
+		if d, err := subjects.ParseAck(c.Ack); err == nil {
+			f.seq = d.StreamSeq
+			f.toldLocked()
+		}
+	}
+	f.unstored = nil // the message is there after all
 	f.starts++
 	f.current = &attempt{mark: c.Attempt, worker: c.Worker, name: c.Name, ack: c.Ack, number: f.starts, began: now, alive: now}
 	f.claimed = now
@@ -200,11 +238,13 @@ func (f *flight) message(p subjects.Prefix, msg []byte) {
 			return
 		}
 		msg = rest
-		frame, err := subjects.ParseFrame(kind, payload)
-		if err != nil {
-			frame = subjects.Frame{Kind: kind} // to the handler it is malformed
+		ev := event{Frame: subjects.Frame{Kind: kind}}
+		if kind == subjects.KindData {
+			ev.Data = payload
+		} else {
+			ev.payload = payload
 		}
-		if !f.addLocked(frame) {
+		if !f.addLocked(ev) {
 			return
 		}
 	}
@@ -219,7 +259,7 @@ func (f *flight) frames(p subjects.Prefix, frames []subjects.Frame) {
 		return
 	}
 	for _, frame := range frames {
-		if !f.addLocked(frame) {
+		if !f.addLocked(event{Frame: frame}) {
 			return
 		}
 	}
@@ -242,13 +282,13 @@ func (f *flight) hearLocked(p subjects.Prefix) bool {
 }
 
 // addLocked adds a frame of the running attempt. False: that was too much.
-func (f *flight) addLocked(frame subjects.Frame) bool {
-	if f.pending += len(frame.Data); f.pending > maxPending {
+func (f *flight) addLocked(ev event) bool {
+	if f.pending += len(ev.Data) + len(ev.payload); f.pending > maxPending {
 		f.failLocked(subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("worker %s sent beyond its credit", f.current.name)}, false)
 		return false
 	}
-	f.events = append(f.events, event{Frame: frame})
-	if frame.Kind == subjects.KindFail || frame.Kind == subjects.KindEnd {
+	f.events = append(f.events, ev)
+	if ev.Kind == subjects.KindFail || ev.Kind == subjects.KindEnd {
 		f.current.dead = true
 	}
 	return true
@@ -300,7 +340,7 @@ func (f *flight) quiet(now time.Time, limit time.Duration) {
 }
 
 // queued says whether it waits for a worker, and under which sequence: 0 while
-// it waits for its turn, or for the broker's word.
+// it waits for its turn, or the broker has not confirmed it.
 func (f *flight) queued() (seq uint64, yes bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -101,8 +101,8 @@ type Gateway struct {
 	mu        sync.Mutex
 	flights   map[subjects.ID]*flight
 	queues    map[queueKey]*queue
-	published uint64                    // messages to the tiers' streams
-	unstored  map[uint64]chan *nats.Msg // those of them that wait for the broker's answer, by number
+	published uint64             // messages to the tiers' streams
+	unstored  map[uint64]*flight // whose message the broker has not confirmed, by number
 }
 
 type queueKey struct{ pool, tier string }
@@ -146,7 +146,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		flights: make(map[subjects.ID]*flight),
 		queues:  make(map[queueKey]*queue),
 
-		unstored:  make(map[uint64]chan *nats.Msg),
+		unstored:  make(map[uint64]*flight),
 		mirrors:   make(chan struct{}, maxMirrors),
 		newPolicy: make(chan struct{}, 1),
 	}

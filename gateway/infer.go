@@ -47,7 +47,7 @@ func (g *Gateway) carry(w http.ResponseWriter, r *http.Request, f *flight) error
 	ans := newAnswer(g, w, r, f)
 	defer g.land(f, ans)
 
-	if err := g.queueUp(ctx, f); err != nil {
+	if err := g.queueUp(f); err != nil {
 		return ans.refuse(g.ended(ctx, f, err))
 	}
 	return g.follow(ctx, f, ans)
@@ -301,6 +301,7 @@ func requestURI(u *url.URL) string {
 func (g *Gateway) progress(ctx context.Context, f *flight, ans *answer) (done bool, err error) {
 	events := f.take()
 	for i, ev := range events {
+		ev.parse()
 		switch ev.Kind {
 		case subjects.KindHead:
 			err = ans.head(ev.Head)
@@ -460,7 +461,7 @@ func (g *Gateway) land(f *flight, ans *answer) {
 	g.mu.Unlock()
 	f.mu.Lock()
 	f.over = true
-	a, seq, at := f.current, f.seq, f.at()
+	a, at := f.current, f.at()
 	f.body, f.events, f.taken = nil, nil, nil
 	f.mu.Unlock()
 	switch {
@@ -468,7 +469,7 @@ func (g *Gateway) land(f *flight, ans *answer) {
 		at.queue.giveUp(f.turn)
 	case a == nil:
 		at.queue.leave(at.lane, false, time.Now())
-		if seq > 0 {
+		if seq := g.await(f); seq > 0 {
 			g.takeBack(f, subjects.ReqStream(at.tier.Name), seq)
 		}
 	case ans.whole:
@@ -478,6 +479,7 @@ func (g *Gateway) land(f *flight, ans *answer) {
 		g.cancelAttempt(a.worker, f.req.ID, a.mark, "over")
 		g.nc.Publish(a.ack, subjects.Term("over"))
 	}
+	g.forgetWord(f)
 	g.keys.end(f.caller, ans.usage.InputTokens, ans.usage.OutputTokens, time.Now())
 	g.shifts.observe(f, ans)
 	g.metrics.done(f, ans)

@@ -20,14 +20,14 @@ const (
 
 // queueUp puts a request on the queue of its place, or has it wait here for its
 // turn to go there.
-func (g *Gateway) queueUp(ctx context.Context, f *flight) error {
+func (g *Gateway) queueUp(f *flight) error {
 	f.since = time.Now()
 	at := f.at()
 	if f.turn = at.queue.ask(at.lane, f.req.Tenant, f.cost); f.turn != nil {
 		g.tellNews(at.pool, at.tier.Name, at.queue, f.since)
 		return nil
 	}
-	return g.publish(ctx, f)
+	return g.publish(f)
 }
 
 // follow writes what comes back, until the answer ends or the client does.
@@ -45,7 +45,7 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 		select {
 		case <-turn:
 			f.turn = nil
-			if err := g.publish(ctx, f); err != nil {
+			if err := g.publish(f); err != nil {
 				return ans.refuse(g.ended(ctx, f, err))
 			}
 		case <-f.notify:
@@ -120,6 +120,9 @@ func (g *Gateway) look(ctx context.Context, f *flight) error {
 		return &Error{Status: http.StatusTooManyRequests, Code: "queue_timeout", RetryAfter: time.Second,
 			Message: fmt.Sprintf("no worker took the request within the %v that tier %s allows", most, at.tier.Name)}
 	}
+	if f.noWord(now) {
+		return g.persist(ctx, f, errNoWord)
+	}
 	g.fleet.check(at.pool, at.lane, now)
 	if pool := g.betterPool(f, waited, now); pool != "" {
 		return g.move(ctx, f, pool, at.tier, subjects.Shared)
@@ -158,9 +161,18 @@ func (g *Gateway) betterPool(f *flight, waited time.Duration, now time.Time) str
 // ordered does what was decided outside of the request's handler.
 func (g *Gateway) ordered(ctx context.Context, f *flight) error {
 	f.mu.Lock()
-	err, move := f.purged, f.move
-	f.move = false
+	err, unstored, lost, move := f.purged, f.unstored, f.lost && f.current == nil, f.move
+	f.unstored, f.lost, f.move = nil, false, false
 	f.mu.Unlock()
+	if err == nil && unstored != nil {
+		err = g.persist(ctx, f, unstored)
+	}
+	if err == nil && lost {
+		err = g.publish(f)
+	}
+	if err == nil && move && f.turn == nil && g.await(f) == 0 { // nobody bids where it is: there is time to find out
+		err = g.persist(ctx, f, errNoWord)
+	}
 	if err != nil || !move {
 		return err
 	}
@@ -173,9 +185,13 @@ func (g *Gateway) ordered(ctx context.Context, f *flight) error {
 }
 
 // move takes a waiting request to another queue. One that a worker has claimed
-// stays with it; one that was delivered meanwhile is refused there.
+// stays with it; one that was delivered meanwhile is refused there, for which it
+// takes the sequence of its message: without that it stays, until the next look.
 func (g *Gateway) move(ctx context.Context, f *flight, pool string, tier policy.Tier, lane string) error {
 	from := f.at()
+	if f.turn == nil && g.await(f) == 0 {
+		return g.persist(ctx, f, errNoWord)
+	}
 	to := place{pool: pool, tier: tier, lane: lane, queue: g.queue(pool, tier.Name)}
 	now := time.Now()
 	f.mu.Lock()
@@ -187,7 +203,7 @@ func (g *Gateway) move(ctx context.Context, f *flight, pool string, tier policy.
 	if f.turn == nil {
 		f.left = leftover{stream: subjects.ReqStream(from.tier.Name), seq: seq}
 	}
-	f.seq = 0
+	f.seq, f.lost = 0, false
 	f.mu.Unlock()
 	if f.turn != nil {
 		from.queue.giveUp(f.turn)
@@ -199,7 +215,7 @@ func (g *Gateway) move(ctx context.Context, f *flight, pool string, tier policy.
 	to.queue.join()
 	f.where.Store(&to)
 	g.log.Info("request moved", "id", f.req.ID, "pool", pool, "tier", tier.Name, "lane", lane, "from_pool", from.pool, "from_tier", from.tier.Name, "from_lane", from.lane)
-	return g.queueUp(ctx, f)
+	return g.queueUp(f)
 }
 
 // stillQueued publishes a request again that waits for long and that the
@@ -219,5 +235,5 @@ func (g *Gateway) stillQueued(ctx context.Context, f *flight) error {
 		return nil // not knowing is no reason to run it twice
 	}
 	g.log.Warn("the queue lost a request; publishing it again", "id", f.req.ID)
-	return g.publish(ctx, f)
+	return g.publish(f)
 }

@@ -637,3 +637,108 @@ func TestClientGoneWhilePublishing(t *testing.T) {
 		}
 	})
 }
+
+// A broker that answers late, or not at all, is sent the same message again, and
+// has it once.
+func TestBrokerAnswersLate(t *testing.T) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+		g, es, _ := pair(t, env, slow("a"))
+		for _, late := range []time.Duration{time.Second, 5 * time.Second} {
+			before := es[0].Stats().Received
+			g.Link.Freeze()
+			time.AfterFunc(late, g.Link.Thaw)
+			r := ask(t, g, chat("m", false, 5), "")
+			if r.status != 200 || words(content(t, r.body)) != 5 {
+				t.Errorf("%v late: got %d %q", late, r.status, r.body)
+			}
+			if n := es[0].Stats().Received - before; n != 1 {
+				t.Errorf("%v late: the engine was asked %d times, want once", late, n)
+			}
+			emptyQueues(t, env)
+		}
+	})
+}
+
+// A broker that has no room for a message says so, and the client hears it.
+func TestBrokerIsFull(t *testing.T) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+		g, es, _ := pair(t, env, slow("a"))
+		js := env.JetStream()
+		s, err := js.Stream(t.Context(), subjects.ReqStream("standard"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := s.CachedInfo().Config
+		cfg.MaxMsgs = 1
+		if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() {
+			if r := ask(t, g, chat("m", false, 50), ""); r.status != 200 {
+				t.Errorf("the first: %d %q", r.status, r.body)
+			}
+		})
+		time.Sleep(time.Second)
+		r := ask(t, g, chat("m", false, 5), "")
+		if r.status != 429 || !strings.Contains(r.body, "queue_full") || r.header.Get("Retry-After") == "" {
+			t.Errorf("the second: got %d %q, want 429 queue_full", r.status, r.body)
+		}
+		if r.took > time.Second {
+			t.Errorf("the second: refused after %v, want at once", r.took)
+		}
+		if n := es[0].Stats().Received; n != 1 {
+			t.Errorf("the engine was asked %d times, want once", n)
+		}
+	})
+}
+
+// A follow-up whose home lane the broker confirms late goes elsewhere only once
+// it is known what to take back.
+func TestBrokerConfirmsAHomeLaneLate(t *testing.T) {
+	for _, late := range []time.Duration{2500 * time.Millisecond, 6 * time.Second} {
+		t.Run(late.String(), func(t *testing.T) {
+			testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+				g, es, _ := pair(t, env, slow("a"), slow("b"))
+				follow := func() reply { return ask(t, g, chat("m", false, 50), "", "X-Session-Id", "s") }
+				if r := follow(); r.status != 200 {
+					t.Fatalf("the first: %d %q", r.status, r.body)
+				}
+				time.Sleep(2 * time.Second)
+				before := es[0].Stats().Received + es[1].Stats().Received
+				g.Link.Freeze()
+				time.AfterFunc(late, g.Link.Thaw)
+				if r := follow(); r.status != 200 || words(content(t, r.body)) != 50 {
+					t.Errorf("the follow-up: %d %q", r.status, r.body)
+				}
+				// Its worker may give up an attempt whose gateway was silent for so long.
+				if n := es[0].Stats().Received + es[1].Stats().Received - before; n > 2 {
+					t.Errorf("the engines were asked %d times, want once, or twice", n)
+				}
+				time.Sleep(2 * time.Second)
+				emptyQueues(t, env)
+			})
+		})
+	}
+}
+
+// What an engine puts into its status line may be no UTF-8.
+func TestOddStatusLine(t *testing.T) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
+			c, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			io.WriteString(c, "HTTP/1.1 500 Erreur de pr\xe9diction\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+		})
+		r := ask(t, g, chat("m", false, 5), "")
+		if r.status != 502 {
+			t.Fatalf("got %d %q, want 502", r.status, r.body)
+		}
+		wantErrorBody(t, r.body, "dead_lettered")
+	})
+}
