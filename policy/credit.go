@@ -326,7 +326,7 @@ func (s Signals) Credit() Credit {
 	}
 	c.More = s.more(c)
 	c.Ease = s.ease()
-	c.Headroom = c.Factor * min(s.free(terms), c.Ease)
+	c.Headroom = c.Factor * min(s.free(terms[:]), c.Ease)
 	return c
 }
 
@@ -338,7 +338,7 @@ func (s Signals) Terms() []Term {
 }
 
 // fence says why nothing may start.
-func (s Signals) fence() string {
+func (s *Signals) fence() string {
 	if s.Fence == "" && s.NVMLRequired && s.GPUFreshness() == Missing {
 		return "NVML is required, and tells nothing"
 	}
@@ -347,7 +347,7 @@ func (s Signals) fence() string {
 
 // terms are the bounds, in the order of Bounds, so that the first of several
 // that are equal is the one to name. The queue's also says whether it is full.
-func (s Signals) terms() (terms [8]Term, queued bool) {
+func (s *Signals) terms() (terms [8]Term, queued bool) {
 	no := math.Inf(1)
 	stale, queue, kv, engine, slots, limit, unknown := no, no, no, no, no, no, no
 	memory := s.memory()
@@ -384,7 +384,7 @@ func (s Signals) terms() (terms [8]Term, queued bool) {
 }
 
 // engine is what the engine's slots leave.
-func (s Signals) engine() float64 {
+func (s *Signals) engine() float64 {
 	if s.EngineSlots <= 0 {
 		return math.Inf(1)
 	}
@@ -393,7 +393,7 @@ func (s Signals) engine() float64 {
 }
 
 // kv is what the KV cache has room for.
-func (s Signals) kv() float64 {
+func (s *Signals) kv() float64 {
 	used, known := s.Scrape.KVUsed.Value()
 	if !known {
 		return math.Inf(1)
@@ -414,7 +414,7 @@ func (s Signals) kv() float64 {
 }
 
 // tokens is what a request takes of the KV cache.
-func (s Signals) tokens() float64 {
+func (s *Signals) tokens() float64 {
 	if s.Tokens > 0 {
 		return s.Tokens
 	}
@@ -422,7 +422,7 @@ func (s Signals) tokens() float64 {
 }
 
 // queue stops what would wait in the engine.
-func (s Signals) queue() (most float64, full bool) {
+func (s *Signals) queue() (most float64, full bool) {
 	waiting, known := s.Scrape.queue().Value()
 	if !known {
 		return math.Inf(1), false
@@ -440,7 +440,7 @@ func (s Signals) queue() (most float64, full bool) {
 
 // memory is what the GPUs' memory has room for. Where it is not known what a
 // request takes, nothing more starts once the reserve is used.
-func (s Signals) memory() float64 {
+func (s *Signals) memory() float64 {
 	most := math.Inf(1)
 	for _, g := range s.GPUs {
 		free, known := g.Sample.Free.Value()
@@ -463,7 +463,7 @@ func reserve(g GPUSample) float64 { return max(minReserve, reservePart*g.Total.v
 
 // strain is that of the GPU which has most. What was seen too long ago is
 // forgotten.
-func (s Signals) strain() Strain {
+func (s *Signals) strain() Strain {
 	most := NoStrain
 	if s.Fixed {
 		return most
@@ -477,7 +477,7 @@ func (s Signals) strain() Strain {
 }
 
 // more is how much of the credit may be used now.
-func (s Signals) more(c Credit) int {
+func (s *Signals) more(c Credit) int {
 	step := max(int(math.Ceil(ramp*float64(c.Total))), 1)
 	top := c.Total
 	if c.Engine == Fresh && !s.Fixed {
@@ -491,7 +491,7 @@ func (s Signals) more(c Credit) int {
 }
 
 // certain is how many requests the KV cache has room for even if they are large.
-func (s Signals) certain() int {
+func (s *Signals) certain() int {
 	used, known := s.Scrape.KVUsed.Value()
 	switch {
 	case known && used > kvEase/2:
@@ -504,7 +504,7 @@ func (s Signals) certain() int {
 
 // free is the part of the requests that may be in flight which is free. What
 // waits in the engine, or is old, does not enter: it comes and goes.
-func (s Signals) free(terms [8]Term) float64 {
+func (s *Signals) free(terms []Term) float64 {
 	most := math.Inf(1)
 	for _, t := range terms {
 		if t.Bound != BoundQueue && t.Bound != BoundStale {
@@ -515,7 +515,7 @@ func (s Signals) free(terms [8]Term) float64 {
 }
 
 // ease is the part that is free of whatever has least: KV cache, memory, degrees.
-func (s Signals) ease() float64 {
+func (s *Signals) ease() float64 {
 	free := 1.0
 	if used, known := s.Scrape.KVUsed.Value(); known && s.Scrape.Freshness() == Fresh && !s.Fixed {
 		if s.KVTokens > 0 {

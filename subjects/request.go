@@ -71,15 +71,14 @@ func (r *Request) Msg(lane string, body []byte, ttl time.Duration) (*nats.Msg, e
 	if b.err != nil {
 		return nil, fmt.Errorf("encode request %s: %w", r.ID, b.err)
 	}
+	values := []string{string(b.buf), r.ID.String(), ""}
 	m := &nats.Msg{
 		Subject: Req(r.Tier, r.Pool, lane),
-		Header: nats.Header{
-			HeaderRequest: {string(b.buf)},
-			HeaderMsgID:   {r.ID.String()},
-		},
+		Header:  nats.Header{HeaderRequest: values[0:1:1], HeaderMsgID: values[1:2:2]},
 	}
 	if ttl > 0 { // the server takes a number too, but only after it has tried a duration
-		m.Header[HeaderTTL] = []string{strconv.FormatInt(int64((ttl+time.Second-1)/time.Second), 10) + "s"}
+		values[2] = strconv.FormatInt(int64((ttl+time.Second-1)/time.Second), 10) + "s"
+		m.Header[HeaderTTL] = values[2:3:3]
 	}
 	if !r.ByReference {
 		m.Data = body

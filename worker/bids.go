@@ -65,6 +65,10 @@ const (
 	// cheap by then. Each time costs 0.05 ms.
 	mostBounces = 2
 
+	// gateSlack is in how long a gate is looked at that is about to open, at the
+	// earliest: an engine that takes no time for prompts opens it again and again.
+	gateSlack = 5 * time.Millisecond
+
 	retryBid  = 250 * time.Millisecond // after an answer that says "not now"
 	standBack = 25 * time.Millisecond  // after handing a request back for another worker
 	bidTick   = 100 * time.Millisecond
@@ -187,7 +191,7 @@ func (w *Worker) bidLocked() {
 	}
 	if lowest := &w.tiers[len(w.tiers)-1]; lowest.below && !wait.until.IsZero() && !wait.until.Equal(w.gateAt) {
 		w.gateAt = wait.until
-		w.gateOpens.Reset(wait.until.Sub(now))
+		w.gateOpens.Reset(max(wait.until.Sub(now), gateSlack))
 	}
 	if free == 1 && now.Sub(w.lookedAway) > awayAgain { // it was full: there was no looking until now
 		w.bidAwayLocked(now)
