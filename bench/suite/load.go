@@ -87,28 +87,40 @@ func startSides(ctx context.Context, f *fleet) ([]side, error) {
 	return sides, nil
 }
 
+// turns is how often the sides take turns within a round, forth and back. A
+// machine that others slow down for a second slows all sides alike.
+const turns = 4
+
 // measure puts the load on the sides in turn, round after round.
 func (l load) measure(ctx context.Context, cfg Config, sides []side) (*Row, error) {
 	row := &Row{Scenario: l.name, Title: l.title, Bar: l.bar.String()}
+	if !l.engine {
+		sides = slices.DeleteFunc(slices.Clone(sides), func(s side) bool { return s.name == sideEngine })
+	}
 	for round := range cfg.Rounds {
 		cfg.Progress(fmt.Sprintf("%s: round %d of %d", l.name, round+1, cfg.Rounds))
+		runs := make(map[string]sideRun)
+		order := slices.Clone(sides)
+		for turn := range turns {
+			for _, s := range order {
+				run, err := l.run(ctx, cfg, s, round*turns+turn)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", s.name, err)
+				}
+				runs[s.name] = runs[s.name].and(run)
+			}
+			slices.Reverse(order)
+		}
 		for _, s := range sides {
-			if s.name == sideEngine && !l.engine {
-				continue
-			}
-			run, err := l.run(ctx, cfg, s, round)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", s.name, err)
-			}
-			row.side(s.name).add(run)
+			row.side(s.name).add(runs[s.name])
 		}
 	}
 	row.judge(l.bar)
 	return row, nil
 }
 
-// run is one side in one round.
-func (l load) run(ctx context.Context, cfg Config, s side, round int) (sideRun, error) {
+// run is one side in one of its turns.
+func (l load) run(ctx context.Context, cfg Config, s side, number int) (sideRun, error) {
 	before := s.cpuTime()
 	result, err := bench.Run(ctx, bench.Config{
 		URL:          s.url,
@@ -116,13 +128,13 @@ func (l load) run(ctx context.Context, cfg Config, s side, round int) (sideRun, 
 		Model:        model,
 		Stream:       l.stream,
 		Concurrency:  l.concurrency,
-		Duration:     cfg.RoundTime,
-		Warmup:       bench.Warmup{Duration: cfg.RoundTime / 10},
+		Duration:     cfg.RoundTime / turns,
+		Warmup:       bench.Warmup{Duration: cfg.RoundTime / turns / 5},
 		Timeout:      30 * time.Second,
 		InputTokens:  16,
 		OutputTokens: l.tokens,
 		ExactTokens:  true,
-		Seed:         uint64(round + 1),
+		Seed:         uint64(number + 1),
 	})
 	if err != nil {
 		return sideRun{}, err

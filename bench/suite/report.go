@@ -91,6 +91,14 @@ type sideRun struct {
 	cpu    time.Duration
 }
 
+// and puts two runs of a side together.
+func (r sideRun) and(other sideRun) sideRun {
+	if r.result == nil {
+		return other
+	}
+	return sideRun{result: bench.Merge(r.result, other.result), cpu: r.cpu + other.cpu}
+}
+
 func newReport(cfg Config) *Report {
 	return &Report{
 		Started:   time.Now(),

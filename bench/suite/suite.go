@@ -16,7 +16,7 @@ type Config struct {
 	Binary string
 	// Rounds is how often each measurement is repeated. Default 5.
 	Rounds int
-	// RoundTime is how long each side is measured in a round. Default 2 s.
+	// RoundTime is how long each side is measured in a round. Default 4 s.
 	RoundTime time.Duration
 	// Scenarios to run, by name. Default all.
 	Scenarios []string
@@ -37,7 +37,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Binary = binary
 	}
 	c.Rounds = cmp.Or(c.Rounds, 5)
-	c.RoundTime = cmp.Or(c.RoundTime, 2*time.Second)
+	c.RoundTime = cmp.Or(c.RoundTime, 4*time.Second)
 	c.IdleStreams = cmp.Or(c.IdleStreams, 2000)
 	if len(c.Scenarios) == 0 {
 		c.Scenarios = Scenarios()

@@ -318,8 +318,8 @@ Scenarios: ` + strings.Join(suite.Scenarios(), ", "),
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&cfg.Rounds, "rounds", 5, "rounds, each of which measures every side once")
-	f.DurationVar(&cfg.RoundTime, "round-time", 2*time.Second, "how long each side is measured in a round")
+	f.IntVar(&cfg.Rounds, "rounds", 5, "rounds, in each of which the sides take turns")
+	f.DurationVar(&cfg.RoundTime, "round-time", 4*time.Second, "how long each side is measured in a round")
 	f.StringArrayVar(&cfg.Scenarios, "scenario", nil, "scenario to run (repeatable; default all)")
 	f.IntVar(&cfg.IdleStreams, "idle-streams", 2000, "streams that the scenario idle-streams opens")
 	f.StringVar(&cfg.Binary, "binary", "", "pulley `file` to measure (default this one)")
