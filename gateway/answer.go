@@ -357,7 +357,7 @@ func (a *answer) keepAlive(position int) error {
 	}
 	comment := ": working\n\n"
 	if _, queued := a.f.queued(); queued {
-		comment = fmt.Sprintf(": queued position=%d\n\n", max(position, 1))
+		comment = fmt.Sprintf(": queued position=%d\n\n", position)
 	}
 	if !a.begun && !a.opened {
 		a.opened = true

@@ -103,6 +103,7 @@ type place struct {
 	tier  policy.Tier
 	lane  string
 	queue *queue
+	spot  spot // where it joined the queue
 }
 
 // leftover is a message of a request that has moved to another queue.

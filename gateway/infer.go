@@ -117,7 +117,8 @@ func (g *Gateway) enter(at *place, who *caller, timeout time.Duration, now time.
 	if at.tier.MaxWait > 0 {
 		left = min(left, time.Duration(at.tier.MaxWait))
 	}
-	view, admission := at.queue.enter(at.tier, who.tenant, g.keys.queueShare(who, at.tier.MaxQueue), left, g.fleet.slots(at.pool), now)
+	spot, view, admission := at.queue.enter(at.tier, who.tenant, g.keys.queueShare(who, at.tier.MaxQueue), left, g.fleet.slots(at.pool), now)
+	at.spot = spot
 	switch admission {
 	case policy.Full:
 		return g.full(at, fmt.Sprintf("%d requests wait", view.Waiting))

@@ -26,6 +26,7 @@ type queue struct {
 	drain   policy.Rate
 	service float64 // mean seconds that a slot is busy with a request
 	served  float64 // how many stand behind it, at most policy.MeanMemory
+	left    uint64  // requests of this gateway that wait no more
 
 	// What the gateways deal together: see turns.go.
 	gateways int                   // that there are, this one included
@@ -51,6 +52,23 @@ type turn struct {
 	cost   int
 	since  time.Time
 	place  *policy.Turn[*turn]
+}
+
+// spot is where a request joined its queue.
+type spot struct {
+	ahead int     // requests before it
+	share float64 // part of the queue that was this gateway's
+	left  uint64  // requests of this gateway that had left the queue by then
+}
+
+// position is the place that a request has now, from 1. It is so in one gateway
+// where a queue is served as it came; tenants that take turns, and other gateways
+// whose part moves faster than this one's, make it a guess.
+func (q *queue) position(s spot, now time.Time) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	before := s.ahead - int(float64(q.left-s.left)/s.share)
+	return max(min(before+1, q.waitingLocked(now)), 1)
 }
 
 // toldHolds is how long the word of a depth is believed.
@@ -89,9 +107,9 @@ func (q *queue) wait(t policy.Tier, slots int, now time.Time) time.Duration {
 	return q.viewLocked(t, slots, now).Wait()
 }
 
-// enter lets a request in or says why not. Its tenant may have share requests
-// waiting here for their turn.
-func (q *queue) enter(t policy.Tier, tenant string, share int, left time.Duration, slots int, now time.Time) (policy.Queue, policy.Admission) {
+// enter lets a request in, and says where, or says why not. Its tenant may have
+// share requests waiting here for their turn.
+func (q *queue) enter(t policy.Tier, tenant string, share int, left time.Duration, slots int, now time.Time) (spot, policy.Queue, policy.Admission) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	view := q.viewLocked(t, slots, now)
@@ -99,17 +117,24 @@ func (q *queue) enter(t policy.Tier, tenant string, share int, left time.Duratio
 	if a == policy.Admitted && share < t.MaxQueue && q.waitingOf(tenant) >= share {
 		a = policy.ShareFull
 	}
-	if a == policy.Admitted {
-		q.own++
+	if a != policy.Admitted {
+		return spot{}, view, a
 	}
-	return view, a
+	return q.joinLocked(now), view, a
 }
 
-// join notes that a request waits that came from another queue.
-func (q *queue) join() {
+// join lets a request in that came from another queue.
+func (q *queue) join(now time.Time) spot {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	return q.joinLocked(now)
+}
+
+func (q *queue) joinLocked(now time.Time) spot {
+	s := spot{ahead: q.waitingLocked(now), left: q.left}
 	q.own++
+	s.share = min(float64(q.own)/float64(s.ahead+1), 1)
+	return s
 }
 
 // waitingOf is how many requests of a tenant wait here.
@@ -213,6 +238,7 @@ func (q *queue) leave(lane string, claimed bool, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.own--
+	q.left++
 	q.laneLocked(lane).out--
 	q.told = max(q.told-1, 0)
 	if claimed {
@@ -229,6 +255,7 @@ func (q *queue) giveUp(t *turn) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.own--
+	q.left++
 	l := q.laneLocked(t.lane)
 	if l.here.Remove(t.place) {
 		q.held--
@@ -269,12 +296,6 @@ func (q *queue) serve(d time.Duration) {
 	defer q.mu.Unlock()
 	q.served = min(q.served+1, policy.MeanMemory)
 	q.service += (d.Seconds() - q.service) / q.served
-}
-
-func (q *queue) waiting(now time.Time) int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.waitingLocked(now)
 }
 
 // here is how many requests wait here for their turn.

@@ -71,7 +71,7 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 			if !now.Before(quiet) {
 				quiet = moved.Add(g.cfg.KeepAlive)
 				if !now.Before(quiet) {
-					if err := ans.keepAlive(f.at().queue.waiting(now)); err != nil {
+					if err := ans.keepAlive(f.at().queue.position(f.at().spot, now)); err != nil {
 						return err
 					}
 					quiet = now.Add(g.cfg.KeepAlive)
@@ -212,7 +212,7 @@ func (g *Gateway) move(ctx context.Context, f *flight, pool string, tier policy.
 		g.takeBack(f, f.left.stream, seq)
 		from.queue.leave(from.lane, false, now)
 	}
-	to.queue.join()
+	to.spot = to.queue.join(now)
 	f.where.Store(&to)
 	g.log.Info("request moved", "id", f.req.ID, "pool", pool, "tier", tier.Name, "lane", lane, "from_pool", from.pool, "from_tier", from.tier.Name, "from_lane", from.lane)
 	return g.queueUp(f)

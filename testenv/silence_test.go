@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,6 +59,32 @@ func TestCommentsWhileQueued(t *testing.T) {
 		}
 		if r.header.Get("Content-Type") != "text/event-stream" {
 			t.Errorf("content type %q", r.header.Get("Content-Type"))
+		}
+	})
+}
+
+// The comments tell a client its own place, which others do not change that come
+// after it.
+func TestPlaceInTheQueue(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		cfg := slow("a")
+		cfg.Slots = 1
+		g, _, _ := pair(t, env, cfg)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		for i, want := range [][]string{
+			nil, // 25 s
+			{": queued position=1", ": queued position=1"},
+			{": queued position=2", ": queued position=2", ": queued position=1", ": queued position=1"},
+			{": queued position=3", ": queued position=3", ": queued position=2", ": queued position=2", ": queued position=1", ": queued position=1", ": queued position=1"},
+		} {
+			wg.Go(func() {
+				r := ask(t, g, chat("m", true, 250), "")
+				if got := comments(r.body); r.status != 200 || !slices.Equal(got, want) {
+					t.Errorf("request %d: got %d, comments %q, want %q", i, r.status, got, want)
+				}
+			})
+			time.Sleep(100 * time.Millisecond)
 		}
 	})
 }
