@@ -20,5 +20,6 @@
 // how long requests have waited for a model that is not loaded, policy.go puts
 // the operator's policy in force, shifts.go moves routes by steps, mirror.go
 // runs what no client waits for, usage.go shares what keys have used,
-// control.go obeys the operator's verbs.
+// control.go obeys the operator's verbs, silent.go closes what would hold up a
+// gateway that stops.
 package gateway

@@ -213,8 +213,10 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	loops.Go(func() { g.shifts.loop(life) })
 	loops.Go(func() { g.keys.run(life) })
 
+	silent := &silent{since: make(map[net.Conn]time.Time)}
 	server := &http.Server{
 		Handler:           g.handler(),
+		ConnState:         silent.track,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
@@ -237,7 +239,7 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	case err = <-failed:
 		err = fmt.Errorf("gateway: %w", err)
 	}
-	g.drain(server, end)
+	g.drain(server, silent, end)
 	for _, s := range servers {
 		s.Close()
 	}
@@ -251,12 +253,13 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	return err
 }
 
-func (g *Gateway) drain(server *http.Server, end context.CancelCauseFunc) {
+func (g *Gateway) drain(server *http.Server, silent *silent, end context.CancelCauseFunc) {
 	g.draining.Store(true)
 	g.log.Info("gateway drains", "requests", g.count())
 	time.Sleep(g.cfg.DrainDelay)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.DrainTimeout)
 	defer cancel()
+	go silent.closeOld(ctx) // ends with ctx
 	if server.Shutdown(ctx) == nil {
 		return
 	}

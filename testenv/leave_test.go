@@ -141,6 +141,27 @@ func TestGatewayStops(t *testing.T) {
 	})
 }
 
+// A connection on which nothing was ever asked, such as browsers open ahead, does
+// not hold up a gateway that stops.
+func TestGatewayStopsBesideSilentClient(t *testing.T) {
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		g, _, _ := pair(t, env, slow("a"))
+		c, err := g.Listener.DialContext(t.Context(), "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		time.Sleep(100 * time.Millisecond)
+		began := time.Now()
+		if err := g.Stop(); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("stopped after %v, want within 2s", took)
+		}
+	})
+}
+
 func TestGatewayStopsHard(t *testing.T) {
 	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g := env.Gateway(gateway.Config{DrainTimeout: 3 * time.Second})
