@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -96,9 +95,9 @@ func newFleet(g *Gateway) *fleet {
 
 // hear takes a heartbeat.
 func (fl *fleet) hear(m *nats.Msg) {
-	var h subjects.Heartbeat
-	if err := json.Unmarshal(m.Data, &h); err != nil || h.Worker != subjects.LastToken(m.Subject) {
-		fl.g.log.Warn("heartbeat dropped", "subject", m.Subject, "err", err)
+	h, err := subjects.ParseHeartbeat(m)
+	if err != nil {
+		fl.g.log.Warn("heartbeat dropped", "err", err)
 		return
 	}
 	now := time.Now()
@@ -109,14 +108,14 @@ func (fl *fleet) hear(m *nats.Msg) {
 			fl.forgetLocked(h.Worker)
 			fl.g.log.Info("worker left", "worker", h.Name)
 			fl.g.event(subjects.Event{Kind: subjects.EventWorkerLeft, Worker: h.Name, Text: "worker " + h.Name + " left"})
-			fl.lose(h, "worker "+h.Name+" left")
+			fl.lose(*h, "worker "+h.Name+" left")
 		}
 		return
 	}
 	was := fl.workers[h.Worker]
-	fl.workers[h.Worker] = &member{beat: h, seen: now}
-	fl.hearGPUsLocked(&h, now)
-	fl.tellStateLocked(was, &h)
+	fl.workers[h.Worker] = &member{beat: *h, seen: now}
+	fl.hearGPUsLocked(h, now)
+	fl.tellStateLocked(was, h)
 	p := fl.g.rules.Load().Policy
 	for i := range h.Pools {
 		pool := h.Pools[i].Pool

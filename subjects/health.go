@@ -1,7 +1,13 @@
 package subjects
 
 import (
+	"cmp"
+	"errors"
+	"fmt"
 	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
@@ -52,6 +58,59 @@ type Heartbeat struct {
 	Room     *Room        `json:"room,omitempty"`
 	Tells    *EngineTells `json:"tells,omitempty"` // nil: nothing was read yet
 	NVML     *NVML        `json:"nvml,omitempty"`  // nil: it is off
+}
+
+// mostOfWorker bounds the numbers of a heartbeat: far above what any worker has,
+// and small enough that sums over all of them stay right.
+const mostOfWorker = 1 << 24
+
+// ParseHeartbeat reads a heartbeat, as hostile input: whose it is stands in its
+// subject too, its pools have names, and its counts, weight and prices are
+// numbers to count with. What a worker may call its state, or an engine, is open.
+func ParseHeartbeat(m *nats.Msg) (*Heartbeat, error) {
+	h := new(Heartbeat)
+	if err := json.Unmarshal(m.Data, h); err != nil {
+		return nil, fmt.Errorf("heartbeat on %s: %w", m.Subject, err)
+	}
+	if h.Worker != LastToken(m.Subject) {
+		return nil, fmt.Errorf("heartbeat on %s: it is of worker %q", m.Subject, h.Worker)
+	}
+	err := cmp.Or(
+		bounded("slots", float64(h.Slots)), bounded("in_flight", float64(h.InFlight)),
+		bounded("prefills", float64(h.Prefills)), bounded("weight", h.Weight),
+	)
+	for i := range h.Pools {
+		err = cmp.Or(err, h.Pools[i].check())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("heartbeat on %s: %w", m.Subject, err)
+	}
+	return h, nil
+}
+
+func (p *PoolStatus) check() error {
+	if p.Pool == "" {
+		return errors.New("a pool without a name")
+	}
+	err := cmp.Or(bounded("in", p.Mean.Input), bounded("out", p.Mean.Output), bounded("n", p.Mean.Samples))
+	if p.Curve != nil {
+		for _, l := range []*policy.Line{p.Curve.Prefill, p.Curve.ITL} {
+			if l != nil {
+				err = cmp.Or(err, bounded("a", l.A), bounded("b", l.B))
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("pool %q: %w", p.Pool, err)
+	}
+	return nil
+}
+
+func bounded(name string, n float64) error {
+	if n >= 0 && n <= mostOfWorker {
+		return nil
+	}
+	return fmt.Errorf("%s %v: want 0 to %d", name, n, mostOfWorker)
 }
 
 // Room is how many requests a worker may have, and why not more.
