@@ -470,9 +470,12 @@ func (g *Gateway) land(f *flight, ans *answer) {
 		at.queue.giveUp(f.turn)
 	case a == nil:
 		at.queue.leave(at.lane, false, time.Now())
-		if seq := g.await(f); seq > 0 {
-			g.takeBack(f, subjects.ReqStream(at.tier.Name), seq)
-		}
+		g.background.Go(func() { // the client need not wait for the broker
+			if seq := g.await(context.Background(), f, f.sent.Add(wordLate)); seq > 0 {
+				g.takeBack(f, subjects.ReqStream(at.tier.Name), seq)
+			}
+			g.forgetWord(f)
+		})
 	case ans.whole:
 		g.nc.Publish(a.ack, subjects.Ack)
 		at.queue.serve(time.Since(a.began))
@@ -480,7 +483,9 @@ func (g *Gateway) land(f *flight, ans *answer) {
 		g.cancelAttempt(a.worker, f.req.ID, a.mark, "over")
 		g.nc.Publish(a.ack, subjects.Term("over"))
 	}
-	g.forgetWord(f)
+	if f.turn != nil || a != nil {
+		g.forgetWord(f)
+	}
 	g.keys.end(f.caller, ans.usage.InputTokens, ans.usage.OutputTokens, time.Now())
 	g.shifts.observe(f, ans)
 	g.metrics.done(f, ans)

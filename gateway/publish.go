@@ -140,8 +140,9 @@ func (f *flight) toldLocked() {
 
 // await waits for the broker's word on a request's message, or a claim, even for
 // a client that is gone by now: only that tells which message to take back. Most
-// often it has come long since. It returns 0 if there is none.
-func (g *Gateway) await(f *flight) (seq uint64) {
+// often it has come long since. It returns 0 if there is none by till, or in
+// time for such words.
+func (g *Gateway) await(ctx context.Context, f *flight, till time.Time) (seq uint64) {
 	f.mu.Lock()
 	if f.number == 0 || f.seq > 0 {
 		defer f.mu.Unlock()
@@ -150,11 +151,15 @@ func (g *Gateway) await(f *flight) (seq uint64) {
 	word := make(chan struct{})
 	f.word = word
 	f.mu.Unlock()
-	late := time.NewTimer(time.Until(f.sent.Add(wordLate)))
+	if late := f.sent.Add(wordLate); late.Before(till) {
+		till = late
+	}
+	late := time.NewTimer(time.Until(till))
 	defer late.Stop()
 	select {
 	case <-word:
 	case <-late.C:
+	case <-ctx.Done():
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -192,15 +197,15 @@ func (g *Gateway) persist(ctx context.Context, f *flight, err error) error {
 		select {
 		case <-ctx.Done():
 			continue
-		case <-time.After(publishAgain):
+		case <-time.After(min(publishAgain, time.Until(f.until))):
 		}
-		if _, queued := f.queued(); !queued {
-			return nil
+		if _, queued := f.queued(); !queued || !time.Now().Before(f.until) {
+			continue
 		}
 		if err := g.send(f); err != nil {
 			return err
 		}
-		if g.await(f) > 0 {
+		if g.await(ctx, f, f.until) > 0 {
 			return nil
 		}
 		f.mu.Lock()

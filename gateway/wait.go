@@ -170,7 +170,7 @@ func (g *Gateway) ordered(ctx context.Context, f *flight) error {
 	if err == nil && lost {
 		err = g.publish(f)
 	}
-	if err == nil && move && f.turn == nil && g.await(f) == 0 { // nobody bids where it is: there is time to find out
+	if err == nil && move && f.turn == nil && g.await(ctx, f, f.until) == 0 { // nobody bids where it is: there is time to find out
 		err = g.persist(ctx, f, errNoWord)
 	}
 	if err != nil || !move {
@@ -189,7 +189,7 @@ func (g *Gateway) ordered(ctx context.Context, f *flight) error {
 // takes the sequence of its message: without that it stays, until the next look.
 func (g *Gateway) move(ctx context.Context, f *flight, pool string, tier policy.Tier, lane string) error {
 	from := f.at()
-	if f.turn == nil && g.await(f) == 0 {
+	if f.turn == nil && g.await(ctx, f, f.until) == 0 {
 		return g.persist(ctx, f, errNoWord)
 	}
 	to := place{pool: pool, tier: tier, lane: lane, queue: g.queue(pool, tier.Name)}

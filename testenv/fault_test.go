@@ -742,3 +742,24 @@ func TestOddStatusLine(t *testing.T) {
 		wantErrorBody(t, r.body, "dead_lettered")
 	})
 }
+
+// A broker that does not answer does not keep a client waiting past its deadline.
+func TestDeadlineBesideASilentBroker(t *testing.T) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+		g, _, _ := pair(t, env, slow("a"))
+		g.Link.Freeze()
+		time.AfterFunc(10*time.Second, g.Link.Thaw)
+		var wg sync.WaitGroup
+		for _, deadline := range []time.Duration{300 * time.Millisecond, 2 * time.Second, 2500 * time.Millisecond, 5 * time.Second} {
+			wg.Go(func() {
+				r := ask(t, g, chat("m", false, 5), "", "x-request-timeout", deadline.String())
+				if r.status != 504 || r.took < deadline || r.took > deadline+10*time.Millisecond {
+					t.Errorf("got %d after %v, want 504 after %v", r.status, r.took, deadline)
+				}
+			})
+		}
+		wg.Wait()
+		time.Sleep(8 * time.Second)
+		emptyQueues(t, env)
+	})
+}
