@@ -272,6 +272,32 @@ func TestAllEnginesRefuse(t *testing.T) {
 	}
 }
 
+// A request that failed on one worker waits for the other, which is full. The
+// first one's engine is not called for it over and over meanwhile.
+func TestFailedWorkerLeavesARequestToOthers(t *testing.T) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+		g := env.Gateway(gateway.Config{})
+		b := env.Engine(slow("b"))
+		env.Worker(b, worker.Config{Name: "b", Slots: 1})
+		g.Serves(t, "m")
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() { ask(t, g, chat("m", false, 100), "") }) // 10 s
+		time.Sleep(time.Second)
+		a := env.Engine(slow("a"))
+		env.Worker(a, worker.Config{Name: "a", Slots: 1})
+		time.Sleep(3 * time.Second)
+		r := ask(t, g, chat("m", false, 5), onA("cut-after=1"))
+		if r.status != 200 || r.took < 5*time.Second || r.took > 9*time.Second {
+			t.Errorf("got %d after %v, want b's answer once b is free", r.status, r.took)
+		}
+		if n := a.Stats().Received; n > 15 { // twice a second
+			t.Errorf("a was asked %d times", n)
+		}
+		t.Logf("a was asked %d times in %v", a.Stats().Received, r.took)
+	})
+}
+
 func TestPausedWorkerLetsOthers(t *testing.T) {
 	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"))

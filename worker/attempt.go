@@ -118,10 +118,16 @@ func (w *Worker) run(a *attempt) {
 	}
 	w.mu.Lock()
 	a.req = req
-	if _, again := w.failedHere[req.ID]; again {
-		delete(w.failedHere, req.ID) // should it come once more, the gateway decides
+	_, again := w.failedHere[req.ID]
+	delete(w.failedHere, req.ID) // should it come once more, the gateway decides
+	kept := a.started.Before(w.keptFor[req.ID])
+	if again || kept {
 		w.mu.Unlock()
-		w.handBack(a.msg.Reply, 0)
+		var delay time.Duration
+		if kept {
+			delay = keptAgain
+		}
+		w.handBack(a.msg.Reply, delay)
 		w.release(a)
 		w.settle(a)
 		return
@@ -171,10 +177,17 @@ func (w *Worker) claim(a *attempt) (granted bool) {
 	return true
 }
 
+const (
+	keepFor   = 500 * time.Millisecond // a request that a gateway keeps for other workers
+	keptAgain = 100 * time.Millisecond
+)
+
 // refused hears that a claim was refused, or that there is no gateway. A claim
 // that is granted has no answer. The refusal says what it refuses, since the
 // attempt may be over by now.
 func (w *Worker) refused(mark string, m *nats.Msg) {
+	var r subjects.Refusal
+	said := len(m.Data) > 0 && json.Unmarshal(m.Data, &r) == nil
 	if n, err := strconv.ParseUint(mark, 16, 64); err == nil {
 		w.mu.Lock()
 		if a := w.running[n]; a != nil {
@@ -183,14 +196,15 @@ func (w *Worker) refused(mark string, m *nats.Msg) {
 			} else {
 				a.stop(ErrRefused)
 			}
+			if r.Verdict == subjects.NotYou {
+				w.keptFor[a.req.ID] = time.Now().Add(keepFor)
+			}
 		}
 		w.mu.Unlock()
 	}
-	var r subjects.Refusal
-	if len(m.Data) == 0 || json.Unmarshal(m.Data, &r) != nil {
-		return
+	if said {
+		w.giveUp(&r)
 	}
-	w.giveUp(&r)
 }
 
 // giveUp settles a delivery whose claim was refused.

@@ -362,6 +362,11 @@ func (w *Worker) alive() map[string]*subjects.Alive {
 			delete(w.failedHere, id)
 		}
 	}
+	for id, until := range w.keptFor {
+		if now.After(until) {
+			delete(w.keptFor, id)
+		}
+	}
 	for gateway, at := range w.gateways {
 		if by[gateway] == nil && now.Sub(at) > time.Minute {
 			delete(w.gateways, gateway)

@@ -156,6 +156,9 @@ type Worker struct {
 	// the cheapest bid, which is likely to be here again, and the engine should
 	// not be asked before the others had their chance.
 	failedHere map[subjects.ID]time.Time
+	// keptFor are requests that a gateway keeps for other workers, and until when it
+	// is not asked again: its word comes when the engine has been called already.
+	keptFor    map[subjects.ID]time.Time
 	inFlight   int
 	room       room
 	swaps      swaps
@@ -260,6 +263,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		byNumber:   make(map[int]*lane),
 		running:    make(map[uint64]*attempt),
 		failedHere: make(map[subjects.ID]time.Time),
+		keptFor:    make(map[subjects.ID]time.Time),
 		gateways:   make(map[string]time.Time),
 		probe:      make(chan struct{}, 1),
 	}
