@@ -1,7 +1,6 @@
 package testenv_test
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -518,57 +517,6 @@ func TestGatewayKilled(t *testing.T) {
 	}
 }
 
-// A broker that loses what it held in memory loses no request: the gateway
-// holds them too.
-func TestBrokerRestarts(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
-		cfg := slow("a")
-		cfg.Slots = 1
-		g, e, _ := pair(t, env, cfg)
-		var wg sync.WaitGroup
-		replies := make([]reply, 4)
-		for i := range replies {
-			wg.Go(func() { replies[i] = ask(t, g, chat("m", false, 50), "") })
-			time.Sleep(100 * time.Millisecond)
-		}
-		time.Sleep(time.Second)
-		env.StopBroker()
-		time.Sleep(3 * time.Second)
-		env.StartBroker()
-		wg.Wait()
-		for i, r := range replies {
-			if r.status != 200 || words(content(t, r.body)) != 50 {
-				t.Errorf("reply %d: %d %q", i, r.status, r.body)
-			}
-		}
-		t.Logf("engine asked %d times for %d requests", e[0].Stats().Received, len(replies))
-		emptyQueues(t, env)
-	})
-}
-
-func TestBrokerAwayIsSaid(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
-		g, _, _ := pair(t, env, slow("a"))
-		env.StopBroker()
-		time.Sleep(time.Second)
-		if r := get(t, g, "http://admin/readyz"); r.status != 503 || !strings.Contains(r.body, "no connection to the broker") {
-			t.Errorf("readyz: %d %s", r.status, r.body)
-		}
-		r := ask(t, g, chat("m", false, 5), "")
-		if r.status != 503 || !strings.Contains(r.body, "queue_unavailable") || r.header.Get("Retry-After") == "" {
-			t.Errorf("got %d %q", r.status, r.body)
-		}
-		if r.took < 10*time.Second || r.took > 20*time.Second {
-			t.Errorf("gave up after %v, want about 15s: a broker's leader may be gone for 7s", r.took)
-		}
-		env.StartBroker()
-		time.Sleep(2 * time.Second)
-		if r := ask(t, g, chat("m", false, 5), ""); r.status != 200 {
-			t.Errorf("afterwards: %d %q", r.status, r.body)
-		}
-	})
-}
-
 // One engine's token must be on the wire before the next one is made.
 func TestTokensAreNotHeldBack(t *testing.T) {
 	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
@@ -624,131 +572,6 @@ func TestEngineHangs(t *testing.T) {
 	})
 }
 
-// A client that goes away while its request is on the way to the broker leaves
-// nothing behind that would take the place of others.
-func TestClientGoneWhilePublishing(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
-		cfg := slow("a")
-		cfg.Slots = 1
-		g, es, _ := pair(t, env, cfg)
-		busy, free := context.WithCancel(t.Context())
-		defer free()
-		var wg sync.WaitGroup
-		defer wg.Wait()
-		wg.Go(func() { drain(post(busy, g, "/v1/chat/completions", chat("m", true, 1000), "")) })
-		time.Sleep(time.Second)
-		for _, timeout := range []string{"", "0.0004"} { // gone by itself, and by its deadline
-			ctx, leave := context.WithCancel(t.Context())
-			g.Link.Freeze()
-			wg.Go(func() {
-				drain(post(ctx, g, "/v1/chat/completions", chat("m", false, 5), "", "x-request-timeout", cmp.Or(timeout, "60")))
-			})
-			time.Sleep(100 * time.Millisecond)
-			leave()
-			time.Sleep(100 * time.Millisecond)
-			g.Link.Thaw()
-			time.Sleep(time.Second)
-			s, err := env.JetStream().Stream(t.Context(), subjects.ReqStream("standard"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if n := s.CachedInfo().State.Msgs; n != 1 { // the one that runs
-				t.Errorf("timeout %q: %d messages in the queue, want 1", timeout, n)
-			}
-		}
-		free()
-		idle(t, es[0], time.Second)
-		if n := es[0].Stats().Received; n != 1 {
-			t.Errorf("the engine was asked %d times, want once", n)
-		}
-	})
-}
-
-// A broker that answers late, or not at all, is sent the same message again, and
-// has it once.
-func TestBrokerAnswersLate(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
-		g, es, _ := pair(t, env, slow("a"))
-		for _, late := range []time.Duration{time.Second, 5 * time.Second} {
-			before := es[0].Stats().Received
-			g.Link.Freeze()
-			time.AfterFunc(late, g.Link.Thaw)
-			r := ask(t, g, chat("m", false, 5), "")
-			if r.status != 200 || words(content(t, r.body)) != 5 {
-				t.Errorf("%v late: got %d %q", late, r.status, r.body)
-			}
-			if n := es[0].Stats().Received - before; n != 1 {
-				t.Errorf("%v late: the engine was asked %d times, want once", late, n)
-			}
-			emptyQueues(t, env)
-		}
-	})
-}
-
-// A broker that has no room for a message says so, and the client hears it.
-func TestBrokerIsFull(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
-		g, es, _ := pair(t, env, slow("a"))
-		js := env.JetStream()
-		s, err := js.Stream(t.Context(), subjects.ReqStream("standard"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg := s.CachedInfo().Config
-		cfg.MaxMsgs = 1
-		if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
-			t.Fatal(err)
-		}
-		var wg sync.WaitGroup
-		defer wg.Wait()
-		wg.Go(func() {
-			if r := ask(t, g, chat("m", false, 50), ""); r.status != 200 {
-				t.Errorf("the first: %d %q", r.status, r.body)
-			}
-		})
-		time.Sleep(time.Second)
-		r := ask(t, g, chat("m", false, 5), "")
-		if r.status != 429 || !strings.Contains(r.body, "queue_full") || r.header.Get("Retry-After") == "" {
-			t.Errorf("the second: got %d %q, want 429 queue_full", r.status, r.body)
-		}
-		if r.took > time.Second {
-			t.Errorf("the second: refused after %v, want at once", r.took)
-		}
-		if n := es[0].Stats().Received; n != 1 {
-			t.Errorf("the engine was asked %d times, want once", n)
-		}
-	})
-}
-
-// A follow-up whose home lane the broker confirms late goes elsewhere only once
-// it is known what to take back.
-func TestBrokerConfirmsAHomeLaneLate(t *testing.T) {
-	for _, late := range []time.Duration{2500 * time.Millisecond, 6 * time.Second} {
-		t.Run(late.String(), func(t *testing.T) {
-			testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
-				g, es, _ := pair(t, env, slow("a"), slow("b"))
-				follow := func() reply { return ask(t, g, chat("m", false, 50), "", "X-Session-Id", "s") }
-				if r := follow(); r.status != 200 {
-					t.Fatalf("the first: %d %q", r.status, r.body)
-				}
-				time.Sleep(2 * time.Second)
-				before := es[0].Stats().Received + es[1].Stats().Received
-				g.Link.Freeze()
-				time.AfterFunc(late, g.Link.Thaw)
-				if r := follow(); r.status != 200 || words(content(t, r.body)) != 50 {
-					t.Errorf("the follow-up: %d %q", r.status, r.body)
-				}
-				// Its worker may give up an attempt whose gateway was silent for so long.
-				if n := es[0].Stats().Received + es[1].Stats().Received - before; n > 2 {
-					t.Errorf("the engines were asked %d times, want once, or twice", n)
-				}
-				time.Sleep(2 * time.Second)
-				emptyQueues(t, env)
-			})
-		})
-	}
-}
-
 // What an engine puts into its status line may be no UTF-8.
 func TestOddStatusLine(t *testing.T) {
 	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
@@ -766,26 +589,5 @@ func TestOddStatusLine(t *testing.T) {
 			t.Fatalf("got %d %q, want 502", r.status, r.body)
 		}
 		wantErrorBody(t, r.body, "dead_lettered")
-	})
-}
-
-// A broker that does not answer does not keep a client waiting past its deadline.
-func TestDeadlineBesideASilentBroker(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
-		g, _, _ := pair(t, env, slow("a"))
-		g.Link.Freeze()
-		time.AfterFunc(10*time.Second, g.Link.Thaw)
-		var wg sync.WaitGroup
-		for _, deadline := range []time.Duration{300 * time.Millisecond, 2 * time.Second, 2500 * time.Millisecond, 5 * time.Second} {
-			wg.Go(func() {
-				r := ask(t, g, chat("m", false, 5), "", "x-request-timeout", deadline.String())
-				if r.status != 504 || r.took < deadline || r.took > deadline+10*time.Millisecond {
-					t.Errorf("got %d after %v, want 504 after %v", r.status, r.took, deadline)
-				}
-			})
-		}
-		wg.Wait()
-		time.Sleep(8 * time.Second)
-		emptyQueues(t, env)
 	})
 }
