@@ -51,7 +51,7 @@ func (g *Gateway) send(f *flight) error {
 	number := g.expectWord(f)
 	m.Reply = subjects.GatewayStored(g.id, number)
 	if err := g.nc.PublishMsg(m); err != nil {
-		g.expected(number)
+		g.takeUnstored(number)
 		f.stored(number, 0, err)
 	}
 	return nil
@@ -79,13 +79,13 @@ func (g *Gateway) forgetWord(f *flight) {
 	f.number = 0
 	f.mu.Unlock()
 	if number != 0 {
-		g.expected(number)
+		g.takeUnstored(number)
 	}
 }
 
-// expected is whose message a number is of, if its word is still to come: not
-// from here on.
-func (g *Gateway) expected(number uint64) *flight {
+// takeUnstored takes out the flight whose message has a number; nil if its word
+// has come, or is not expected any more.
+func (g *Gateway) takeUnstored(number uint64) *flight {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f := g.unstored[number]
@@ -99,7 +99,7 @@ func (g *Gateway) stored(number string, m *nats.Msg) {
 	if err != nil {
 		return
 	}
-	f := g.expected(n)
+	f := g.takeUnstored(n)
 	if f == nil {
 		return
 	}

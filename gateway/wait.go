@@ -164,10 +164,11 @@ func (g *Gateway) ordered(ctx context.Context, f *flight) error {
 	err, unstored, lost, move := f.purged, f.unstored, f.lost && f.current == nil, f.move
 	f.unstored, f.lost, f.move = nil, false, false
 	f.mu.Unlock()
-	if err == nil && unstored != nil {
+	switch {
+	case err != nil:
+	case unstored != nil:
 		err = g.persist(ctx, f, unstored)
-	}
-	if err == nil && lost {
+	case lost:
 		err = g.publish(f)
 	}
 	if err == nil && move && f.turn == nil && g.await(ctx, f, f.until) == 0 { // nobody bids where it is: there is time to find out

@@ -252,6 +252,25 @@ func (w *Worker) answer(a *attempt) {
 	w.relay(a, resp, head)
 }
 
+// engineHeader is the header of a call of the engine: that of the request, which
+// nobody may change, and what the engine wants to know us by.
+func (w *Worker) engineHeader(hr *http.Request, req *subjects.Request) {
+	if req.Header != nil {
+		hr.Header = req.Header
+	}
+	user := hr.URL.User
+	if w.cfg.APIKey == "" && user == nil {
+		return
+	}
+	hr.Header = hr.Header.Clone()
+	if w.cfg.APIKey != "" {
+		hr.Header.Set("Authorization", "Bearer "+w.cfg.APIKey)
+		return
+	}
+	password, _ := user.Password()
+	hr.SetBasicAuth(user.Username(), password)
+}
+
 // maxTurnedDown bounds an engine's error that is carried on. A longer one is
 // left out: half of a body is worse than none.
 const maxTurnedDown = 64 << 10

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -16,6 +17,19 @@ const (
 	// bytes are there.
 	maxBodyAtOnce = 64 << 20
 )
+
+// requestOf is the request of a delivery. A gateway of this process has it at hand;
+// nobody may change it.
+func (w *Worker) requestOf(m *nats.Msg) (*subjects.Request, error) {
+	if id, gateway, ok := subjects.Sender(m); ok {
+		if gw, ok := w.cfg.Local.Gateway(gateway); ok {
+			if req := gw.Request(id); req != nil {
+				return req, nil
+			}
+		}
+	}
+	return subjects.ParseRequest(m)
+}
 
 // body is the request's body: it came along, or is fetched from the gateway
 // piece by piece.

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"bytes"
-	"net/http"
 	"strings"
 	"sync"
 
@@ -108,36 +107,4 @@ func (n *near) Free() {
 	clear(n.frames)
 	*n = near{frames: n.frames[:0], buf: n.buf}
 	nears.Put(n)
-}
-
-// requestOf is the request of a delivery. A gateway of this process has it at hand;
-// nobody may change it.
-func (w *Worker) requestOf(m *nats.Msg) (*subjects.Request, error) {
-	if id, gateway, ok := subjects.Sender(m); ok {
-		if gw, ok := w.cfg.Local.Gateway(gateway); ok {
-			if req := gw.Request(id); req != nil {
-				return req, nil
-			}
-		}
-	}
-	return subjects.ParseRequest(m)
-}
-
-// engineHeader is the header of a call of the engine: that of the request, which
-// nobody may change, and what the engine wants to know us by.
-func (w *Worker) engineHeader(hr *http.Request, req *subjects.Request) {
-	if req.Header != nil {
-		hr.Header = req.Header
-	}
-	user := hr.URL.User
-	if w.cfg.APIKey == "" && user == nil {
-		return
-	}
-	hr.Header = hr.Header.Clone()
-	if w.cfg.APIKey != "" {
-		hr.Header.Set("Authorization", "Bearer "+w.cfg.APIKey)
-		return
-	}
-	password, _ := user.Password()
-	hr.SetBasicAuth(user.Username(), password)
 }
