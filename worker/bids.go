@@ -416,10 +416,11 @@ func (w *Worker) bidOnLocked(l *lane, b bid, now time.Time) {
 	l.bids++
 	inbox := l.inboxes[b.kind] + strconv.Itoa(l.bids%bidNumbers)
 	if err := w.nc.PublishRequest(l.subject, inbox, bidBodies[b.kind][b.rung]); err != nil {
+		l.bids--
 		l.notTill, l.most = now.Add(retryBid), 0
 		return
 	}
-	l.last, b.expires = now, now.Add(b.kind.expires())
+	l.last, b.number, b.expires = now, l.bids, now.Add(b.kind.expires())
 	at, _ := slices.BinarySearchFunc(l.open, b.rung+1, func(b bid, rung int) int { return cmp.Compare(b.rung, rung) })
 	l.open = slices.Insert(l.open, at, b)
 }
@@ -427,34 +428,38 @@ func (w *Worker) bidOnLocked(l *lane, b bid, now time.Time) {
 // bidStatus hears that a bid ended without a request. It is named by its lane, its
 // kind and its number.
 func (w *Worker) bidStatus(which, code, description string) {
-	number, kind, _ := strings.Cut(which, ".")
-	kind, _, _ = strings.Cut(kind, ".")
-	n, err1 := strconv.Atoi(number)
-	k, err2 := strconv.Atoi(kind)
+	var names [3]int
+	for i, name := range strings.SplitN(which, ".", len(names)) {
+		names[i], _ = strconv.Atoi(name) // lanes count from 1
+	}
+	lane, kind, number := names[0], bidKind(names[1]), names[2]
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	l := w.byNumber[n]
-	if err1 != nil || err2 != nil || l == nil {
+	l := w.byNumber[lane]
+	if l == nil {
 		return
 	}
-	l.ended()
 	now := time.Now()
 	switch code {
 	case "404", "408": // expired
-		if bidKind(k) == dealt { // nothing was there
+		l.ended()
+		if kind == dealt { // nothing was there
 			l.waiting, l.held = 0, 0
 		}
 	case "409":
+		if strings.Contains(description, "Consumer Deleted") {
+			l.goneTo(number)
+		} else {
+			l.ended()
+		}
 		if !strings.Contains(description, "Leadership Change") {
 			l.notTill = now.Add(retryBid)
 		}
-		if strings.Contains(description, "Consumer Deleted") {
-			l.noBids()
-		}
 	case "503": // no such consumer: a gateway creates it when it hears of the pool
-		l.noBids()
+		l.goneTo(number)
 		l.notTill = now.Add(retryBid)
 	default:
+		l.ended()
 		w.log.Warn("bid refused", "lane", l.subject, "code", code, "reason", description)
 		l.notTill = now.Add(retryBid)
 	}

@@ -37,6 +37,7 @@ type lane struct {
 }
 
 type bid struct {
+	number  int // how many the lane has had with it
 	rung    int
 	kind    bidKind
 	ceiling int // slots that may be taken when a dealt one is answered
@@ -85,13 +86,17 @@ func (l *lane) ended() {
 		l.late = max(l.late-1, 0)
 		return
 	}
+	l.takeOut(l.dueFirst())
+}
+
+func (l *lane) dueFirst() int {
 	first := 0
 	for i, b := range l.open {
 		if b.expires.Before(l.open[first].expires) {
 			first = i
 		}
 	}
-	l.takeOut(first)
+	return first
 }
 
 // takeOut takes out an answered bid, unless the answer is one that was overdue.
@@ -122,6 +127,19 @@ func (l *lane) findLate(now time.Time) {
 	if now.Sub(l.lateAt) > bidExpires+answerLate {
 		l.late = 0
 	}
+}
+
+// goneTo hears that there was no consumer when a bid came, by what was told of its
+// number: the broker has none of those up to it. Those sent later may have found one,
+// and each of them that has not is heard of too.
+func (l *lane) goneTo(number int) {
+	later := (l.bids%bidNumbers - number + bidNumbers) % bidNumbers
+	l.open = slices.DeleteFunc(l.open, func(b bid) bool { return b.number <= l.bids-later })
+	for len(l.open) > later { // which ones are open is a guess
+		i := l.dueFirst()
+		l.open = slices.Delete(l.open, i, i+1)
+	}
+	l.late = 0
 }
 
 // noBids forgets all bids: the broker has none of them any more.

@@ -42,3 +42,47 @@ func TestLostAnswersAreNotAwaitedForEver(t *testing.T) {
 		}
 	}
 }
+
+// A worker's first bids are on their way while the consumer is being made, and only
+// the later ones find it: those count. Were they forgotten, the worker would have
+// one bid more than it knows of for as long as requests keep coming, and under
+// round-robin twice its share.
+func TestABidThatFoundNoConsumerSaysNothingOfLaterOnes(t *testing.T) {
+	at := time.Now()
+	park := func(l *lane, n int) {
+		for range n {
+			l.bids++
+			l.open = append(l.open, bid{number: l.bids, expires: at.Add(bidExpires + time.Duration(l.bids))})
+		}
+	}
+	for _, before := range []int{0, 1, bidNumbers - 2, bidNumbers - 1} { // numbers come again
+		l := &lane{bids: before}
+		park(l, 4)
+		for i, want := range []int{3, 2, 1} {
+			if l.goneTo((before + i + 1) % bidNumbers); len(l.open) != want {
+				t.Errorf("after %d bids: %d are open when %d of 4 found no consumer, want %d", before, len(l.open), i+1, want)
+			}
+		}
+		if len(l.open) == 1 && !l.open[0].expires.Equal(at.Add(bidExpires+time.Duration(before+4))) {
+			t.Error("the one that is left is not the last")
+		}
+		park(l, 2) // the consumer is deleted: the broker tells of all three, the cheapest first
+		for i, number := range []int{5, 4, 6} {
+			l.goneTo((before + number) % bidNumbers)
+			if want := []int{1, 1, 0}[i]; len(l.open) != want {
+				t.Errorf("after %d bids: %d are open when bid %d was gone, want %d", before, len(l.open), number, want)
+			}
+		}
+	}
+}
+
+// The second of two bids, a cheaper one, has brought a request when the consumer of
+// the first one is deleted: none is open then.
+func TestADeletedConsumerLeavesNoBidOfBefore(t *testing.T) {
+	at := time.Now().Add(bidExpires)
+	l := &lane{bids: 2, open: []bid{{number: 2, rung: 2, expires: at}, {number: 1, rung: 5, expires: at}}}
+	l.answered()
+	if l.goneTo(1); len(l.open) != 0 {
+		t.Errorf("open: %+v", l.open)
+	}
+}
