@@ -1,6 +1,6 @@
 // Package engine knows model servers: it tells which kind of engine answers at a URL ([Detect], [Probe], [Local]) and what it
-// says of itself while it runs ([Scraper]), and it is one itself: [Sim], an OpenAI-compatible engine with exact token counts
-// and exact timing, for tests, benchmarks and demos.
+// says of itself while it runs ([Scraper]), it calls one ([Transport]), and it is one itself: [Sim], an OpenAI-compatible
+// engine with exact token counts and exact timing, for tests, benchmarks and demos.
 //
 // # What engines tell
 //

@@ -221,7 +221,7 @@ type Worker struct {
 // cfg are filled in.
 func (e *Env) Worker(en *Engine, cfg worker.Config) *Worker {
 	e.t.Helper()
-	cfg.Engine, cfg.Transport, cfg.Local = en.URL, en.Transport, e.local
+	cfg.Engine, cfg.Transport, cfg.Local = en.URL, engine.NewTransport(en.URL, en.Transport), e.local
 	nc, link := e.Connect("worker")
 	w, err := worker.New(cfg, nc)
 	if err != nil {

@@ -229,7 +229,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Transport == nil {
-		cfg.Transport = &http.Transport{
+		cfg.Transport = engine.NewTransport(cfg.Engine, &http.Transport{
 			Proxy:               http.ProxyFromEnvironment,
 			MaxIdleConnsPerHost: max(cfg.Slots, 256) + 8,
 			IdleConnTimeout:     90 * time.Second,
@@ -238,7 +238,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 			WriteBufferSize:     16 << 10,
 			// An answer's header must fit into a message.
 			MaxResponseHeaderBytes: min(64<<10, nc.MaxPayload()/4),
-		}
+		})
 	}
 	var mark [3]byte
 	rand.Read(mark[:])
