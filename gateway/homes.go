@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 )
 
 // maxHomes bounds how many conversations each of the two generations remembers:
-// with about 100 bytes each, 25 MB for both.
+// with about 35 bytes each, 9 MB for both.
 const maxHomes = 128 << 10
 
 // homesFade is how long a conversation is remembered, at the least: longer than
@@ -27,14 +28,50 @@ type homes struct {
 	g *Gateway
 
 	mu       sync.Mutex
-	young    map[uint64]subjects.Home // those seen of late
-	old      map[uint64]subjects.Home // and before
+	young    generation // those seen of late
+	old      generation // and before
 	turnedAt time.Time
-	fresh    []subjects.Home // to be told
+	shared   bool            // there are other gateways
+	fresh    []subjects.Home // to be told to them
 }
 
 func newHomes(g *Gateway) *homes {
-	return &homes{g: g, young: make(map[uint64]subjects.Home), turnedAt: time.Now()}
+	return &homes{g: g, young: newGeneration(), turnedAt: time.Now()}
+}
+
+// generation is a set of homes. Each is a number, since there are many more
+// conversations than workers: entries with the names in them cost 7 % of a small
+// request, for the collector's looks at them.
+type generation struct {
+	homes  map[uint64]uint32 // of prefixes, where in places
+	places []subjects.Home   // but for the prefix
+	number map[subjects.Home]uint32
+}
+
+func newGeneration() generation {
+	return generation{homes: make(map[uint64]uint32), number: make(map[subjects.Home]uint32)}
+}
+
+func (ge *generation) put(home subjects.Home) {
+	prefix := home.Prefix
+	home.Prefix = 0
+	n, ok := ge.number[home]
+	if !ok {
+		n = uint32(len(ge.places))
+		ge.places = append(ge.places, home)
+		ge.number[home] = n
+	}
+	ge.homes[prefix] = n
+}
+
+func (ge *generation) get(prefix uint64) (subjects.Home, bool) {
+	n, ok := ge.homes[prefix]
+	if !ok {
+		return subjects.Home{}, false
+	}
+	home := ge.places[n]
+	home.Prefix = prefix
+	return home, true
 }
 
 // find is the home of the conversation that a request goes on with, if there is
@@ -71,21 +108,21 @@ func mix(a, b uint64) uint64 {
 func (h *homes) get(prefix uint64) (subjects.Home, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	home, ok := h.young[prefix]
+	home, ok := h.young.get(prefix)
 	if ok {
 		return home, true
 	}
-	if home, ok = h.old[prefix]; ok {
+	if home, ok = h.old.get(prefix); ok {
 		h.putLocked(home)
 	}
 	return home, ok
 }
 
 func (h *homes) putLocked(home subjects.Home) {
-	if now := time.Now(); len(h.young) >= maxHomes || now.Sub(h.turnedAt) > homesFade {
-		h.old, h.young, h.turnedAt = h.young, make(map[uint64]subjects.Home), now
+	if now := time.Now(); len(h.young.homes) >= maxHomes || now.Sub(h.turnedAt) > homesFade {
+		h.old, h.young, h.turnedAt = h.young, newGeneration(), now
 	}
-	h.young[home.Prefix] = home
+	h.young.put(home)
 }
 
 // learn notes that a worker has taken a conversation.
@@ -94,7 +131,7 @@ func (h *homes) learn(prefix uint64, pool, worker string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.putLocked(home)
-	if len(h.fresh) < maxHomes {
+	if h.shared && len(h.fresh) < maxHomes {
 		h.fresh = append(h.fresh, home)
 	}
 }
@@ -122,17 +159,14 @@ func (h *homes) loop(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		shared := h.g.fleet.gateways(time.Now()) > 1
 		h.mu.Lock()
+		h.shared = shared
 		fresh := h.fresh
 		h.fresh = nil
 		h.mu.Unlock()
-		const each = 1000 // 100 KB
-		for len(fresh) > 0 {
-			n := min(each, len(fresh))
-			if h.g.fleet.gateways(time.Now()) > 1 {
-				h.g.publishJSON(subjects.Homes, subjects.HomesTold{Gateway: h.g.id, Homes: fresh[:n]})
-			}
-			fresh = fresh[n:]
+		for told := range slices.Chunk(fresh, 1000) { // 100 KB
+			h.g.publishJSON(subjects.Homes, subjects.HomesTold{Gateway: h.g.id, Homes: told})
 		}
 	}
 }

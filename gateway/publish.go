@@ -17,7 +17,7 @@ import (
 const (
 	wordLate        = 2 * time.Second // for the broker's word on a message
 	publishAgain    = 250 * time.Millisecond
-	publishPatience = 15 * time.Second // a broker's leader may be gone for 7 s
+	publishPatience = 15 * time.Second // a broker's leader may be gone for 7 s; below what the streams remember ids for
 )
 
 var errNoWord = errors.New("no answer from the stream")

@@ -63,7 +63,7 @@
 //	discard new, per subject  the hard bound, 100 000 for each lane, refuses the new and never drops the old; gateways refuse long before
 //	message TTL allowed       Nats-TTL removes what nobody can want any more
 //	direct get allowed        to see whether a message is still there
-//	duplicates 2 minutes      publishing again after a lost acknowledgement is safe
+//	duplicates 20 s           publishing again after a lost acknowledgement is safe
 //
 // In it, one durable consumer for each lane of each pool, named <pool>=<lane>,
 // or "=" and the hex SHA-256 of that if it has more than 200 bytes; the metadata

@@ -29,9 +29,12 @@ const (
 	// gateways' own bound is below it.
 	maxPerSubject = 100_000
 
-	duplicateWindow = 2 * time.Minute
-	deadMaxAge      = 7 * 24 * time.Hour
-	workersTTL      = 10 * time.Second
+	// duplicateWindow is above how long a gateway sends a message again. The server
+	// keeps an entry for each message of that time, which its collector looks at.
+	duplicateWindow = 20 * time.Second
+
+	deadMaxAge = 7 * 24 * time.Hour
+	workersTTL = 10 * time.Second
 )
 
 // PriorityGroup is the one group of every request consumer.
