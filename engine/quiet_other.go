@@ -4,4 +4,6 @@ package engine
 
 const canAsk = false
 
+type peek struct{}
+
 func (*conn) quiet() bool { return false }

@@ -204,6 +204,7 @@ func (t *Transport) CloseIdleConnections() {
 type conn struct {
 	net.Conn
 	raw   syscall.RawConn // nil: it cannot be asked, and is used once
+	peek  peek
 	abort func()
 	left  int64 // bytes that may yet be read
 	br    *bufio.Reader

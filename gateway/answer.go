@@ -36,12 +36,13 @@ type answer struct {
 
 	// Of the present attempt.
 	got    *subjects.Head
-	stream bool     // passed on as it comes
-	events bool     // server-sent events
-	held   [][]byte // else
-	edit   *editor  // nil: no byte of it changes
-	size   int64    // as it came, whatever is made of it
-	taken  int64    // told to the worker
+	stream bool      // passed on as it comes
+	events bool      // server-sent events
+	held   [][]byte  // else
+	few    [1][]byte // what held begins with: a short answer comes as one
+	edit   *editor   // nil: no byte of it changes
+	size   int64     // as it came, whatever is made of it
+	taken  int64     // told to the worker
 	usage  subjects.End
 }
 
@@ -97,6 +98,9 @@ func (a *answer) data(b []byte, last bool) error {
 			return err
 		}
 	} else {
+		if a.held == nil {
+			a.held = a.few[:0]
+		}
 		a.held = append(a.held, b)
 		if a.size > maxHeld && a.opened {
 			return &Error{Status: http.StatusBadGateway, Code: "upstream_invalid",

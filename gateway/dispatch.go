@@ -70,7 +70,7 @@ func (n near) Request(id subjects.ID) *subjects.Request {
 	return nil
 }
 
-func (n near) Claim(c *subjects.Claim) *subjects.Refusal { return n.g.arbitrate(c) }
+func (n near) Claim(c subjects.Claim) *subjects.Refusal { return n.g.arbitrate(&c) }
 
 func (n near) Frames(p subjects.Prefix, frames []subjects.Frame) {
 	if f := n.g.find(p.ID); f != nil {

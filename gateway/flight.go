@@ -33,6 +33,7 @@ type flight struct {
 	counted bool      // a failure of it counts against its side of a shift
 	turn    *turn     // it waits here for its turn to be published; nil: it is, or soon
 
+	first place                 // where it was admitted to
 	where atomic.Pointer[place] // written by the handler alone
 	bytes atomic.Int64          // written to the client
 
@@ -53,7 +54,7 @@ type flight struct {
 	refused  map[string]bool // workers that had no slot for it
 	starts   int
 	events   []event
-	few      [4]event // what events begins with: an answer that does not stream has no more
+	few      [3]event // what events begins with: a short answer that does not stream has no more
 	taken    []event  // what take returned last
 	pending  int      // bytes in events
 	notify   chan struct{}
@@ -114,12 +115,12 @@ type leftover struct {
 
 func newFlight(req *subjects.Request, at place, body []byte, now time.Time, timeout time.Duration) *flight {
 	f := &flight{
-		req: req, body: body, arrived: now, until: now.Add(timeout), inQueue: now, since: now,
+		req: req, first: at, body: body, arrived: now, until: now.Add(timeout), inQueue: now, since: now,
 		history: policy.History{MaxAttempts: at.tier.Retries + 1},
 		notify:  make(chan struct{}, 1),
 	}
 	f.events = f.few[:0]
-	f.where.Store(&at)
+	f.where.Store(&f.first)
 	return f
 }
 

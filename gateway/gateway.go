@@ -93,16 +93,18 @@ type Gateway struct {
 	spreads     sync.Map       // *policy.Spread of each route
 	fullTold    sync.Map       // time when a full queue was last told, by queueKey
 	background  sync.WaitGroup // requests without a client
+	alarms      sync.Pool      // *time.Timer, of requests that have ended
 
 	streams  atomic.Bool // they exist
 	ready    atomic.Bool // and everything that goes with them
 	draining atomic.Bool
 
-	mu        sync.Mutex
-	flights   map[subjects.ID]*flight
-	queues    map[queueKey]*queue
-	published uint64             // messages to the tiers' streams
-	unstored  map[uint64]*flight // whose message the broker has not confirmed, by number
+	mu       sync.Mutex
+	flights  map[subjects.ID]*flight
+	queues   map[queueKey]*queue
+	numbers  uint64             // that messages to the tiers' streams have had
+	unused   []uint64           // of them: the broker has confirmed their messages
+	unstored map[uint64]*flight // whose message the broker has not confirmed, by number
 }
 
 type queueKey struct{ pool, tier string }

@@ -35,8 +35,8 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 	moved := time.Now()                 // when something last came
 	quiet := moved.Add(g.cfg.KeepAlive) // when to see whether a keep-alive is due
 	look := moved.Add(f.lookIn())       // when to look, while it waits
-	alarm := time.NewTimer(earliest(f.until, quiet, look).Sub(moved))
-	defer alarm.Stop()
+	alarm := g.alarm(earliest(f.until, quiet, look).Sub(moved))
+	defer g.silence(alarm)
 	for {
 		var turn <-chan struct{}
 		if f.turn != nil {
@@ -90,6 +90,22 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 			alarm.Reset(time.Until(earliest(f.until, quiet, look)))
 		}
 	}
+}
+
+// alarm is a timer that goes off after d.
+func (g *Gateway) alarm(d time.Duration) *time.Timer {
+	t, ok := g.alarms.Get().(*time.Timer)
+	if !ok {
+		return time.NewTimer(d)
+	}
+	t.Reset(d)
+	return t
+}
+
+// silence lets another request have a timer.
+func (g *Gateway) silence(t *time.Timer) {
+	t.Stop()
+	g.alarms.Put(t)
 }
 
 func earliest(a, b, c time.Time) time.Time {

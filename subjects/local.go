@@ -19,7 +19,7 @@ type LocalGateway interface {
 	// there is none.
 	Request(id ID) *Request
 	// Claim answers a claim as the message would be; nil is a grant.
-	Claim(c *Claim) *Refusal
+	Claim(c Claim) *Refusal
 	// Frames takes in what would be one message. What the frames hold is the
 	// gateway's from then on, the slice itself is not.
 	Frames(p Prefix, frames []Frame)

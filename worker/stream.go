@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -42,14 +43,15 @@ const (
 	keepTail = 4 << 10
 )
 
+var watches = sync.Pool{New: func() any { return new(watch) }}
+
 func newWatch(path string, resp *http.Response) *watch {
 	ct := subjects.MediaType(resp.Header)
 	path, _, _ = strings.Cut(path, "?")
-	wt := &watch{
-		sse:     ct == "text/event-stream",
-		json:    ct == "application/json",
-		delimit: resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && resp.ProtoMajor == 1,
-	}
+	wt := watches.Get().(*watch)
+	wt.sse = ct == "text/event-stream"
+	wt.json = ct == "application/json"
+	wt.delimit = resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && resp.ProtoMajor == 1
 	wt.stream = wt.sse || ct == "application/x-ndjson" || ct == "application/jsonl"
 	switch {
 	case strings.HasSuffix(path, "/completions"):
@@ -60,6 +62,12 @@ func newWatch(path string, resp *http.Response) *watch {
 		wt.api = responses
 	}
 	return wt
+}
+
+// free gives its memory to the next one.
+func (wt *watch) free() {
+	*wt = watch{line: wt.line[:0], tail: wt.tail[:0]}
+	watches.Put(wt)
 }
 
 func (wt *watch) see(b []byte) {

@@ -130,6 +130,7 @@ type Worker struct {
 	attempts sync.WaitGroup
 	idle     chan *attempt // to goroutines that have none; closed by Run
 	idlers   atomic.Int32  // how many these are
+	lastCall atomic.Pointer[callKind]
 	ordered  chan struct{} // closed when it was told to leave
 	order    sync.Once
 
