@@ -99,12 +99,11 @@ type Gateway struct {
 	ready    atomic.Bool // and everything that goes with them
 	draining atomic.Bool
 
-	mu       sync.Mutex
-	flights  map[subjects.ID]*flight
-	queues   map[queueKey]*queue
-	numbers  uint64             // that messages to the tiers' streams have had
-	unused   []uint64           // of them: the broker has confirmed their messages
-	unstored map[uint64]*flight // whose message the broker has not confirmed, by number
+	mu        sync.Mutex
+	flights   map[subjects.ID]*flight
+	queues    map[queueKey]*queue
+	published uint64             // messages to the tiers' streams
+	unstored  map[uint64]*flight // whose message the broker has not confirmed, by number
 }
 
 type queueKey struct{ pool, tier string }

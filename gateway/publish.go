@@ -57,20 +57,14 @@ func (g *Gateway) send(f *flight) error {
 	return nil
 }
 
-// expectWord numbers the message that is sent now. A number is used again when the
-// broker's word with it has come: the broker remembers for a while who listens to a
-// subject, and has to find out for each that is new.
+// expectWord numbers the message that is sent now. No number is used twice: a
+// stream's new leader may confirm once more what the old one has.
 func (g *Gateway) expectWord(f *flight) uint64 {
 	f.sent = time.Now()
 	g.forgetWord(f)
 	g.mu.Lock()
-	var number uint64
-	if n := len(g.unused); n > 0 {
-		number, g.unused = g.unused[n-1], g.unused[:n-1]
-	} else {
-		g.numbers++
-		number = g.numbers
-	}
+	g.published++
+	number := g.published
 	g.unstored[number] = f
 	g.mu.Unlock()
 	f.mu.Lock()
@@ -117,9 +111,6 @@ func (g *Gateway) stored(number string, m *nats.Msg) {
 		seq, err = subjects.ParseStored(m)
 	}
 	f.stored(n, seq, err)
-	g.mu.Lock()
-	g.unused = append(g.unused, n) // now that f no longer has it
-	g.mu.Unlock()
 }
 
 // stored notes the sequence of a request's message, or why there is none.

@@ -20,7 +20,7 @@ var byHand = []struct {
 	read  func(text string, to any) bool
 }{
 	{"request", func() any { return new(Request) },
-		func(v any) (b builder) { r := v.(*Request); r.build(&b, r.ID.String()); return b },
+		func(v any) (b builder) { v.(*Request).build(&b); return b },
 		func(text string, to any) bool { return to.(*Request).read(text) }},
 	{"claim", func() any { return new(Claim) },
 		func(v any) (b builder) { b.buf, b.err = v.(*Claim).Bytes(); return b },

@@ -67,12 +67,11 @@ func (r *Request) Msg(lane string, body []byte, ttl time.Duration) (*nats.Msg, e
 	b := builders.Get().(*builder)
 	defer builders.Put(b)
 	b.buf, b.err = b.buf[:0], nil
-	id := r.ID.String()
-	r.build(b, id)
+	r.build(b)
 	if b.err != nil {
 		return nil, fmt.Errorf("encode request %s: %w", r.ID, b.err)
 	}
-	values := []string{string(b.buf), id, ""}
+	values := []string{string(b.buf), r.ID.String(), ""}
 	m := &nats.Msg{
 		Subject: Req(r.Tier, r.Pool, lane),
 		Header:  nats.Header{HeaderRequest: values[0:1:1], HeaderMsgID: values[1:2:2]},
@@ -89,9 +88,9 @@ func (r *Request) Msg(lane string, body []byte, ttl time.Duration) (*nats.Msg, e
 
 var builders = sync.Pool{New: func() any { return &builder{buf: make([]byte, 0, 1<<10)} }}
 
-func (r *Request) build(b *builder, id string) {
+func (r *Request) build(b *builder) {
 	b.lit(`{"id":`)
-	b.str(id)
+	b.str(r.ID.String())
 	b.lit(`,"gw":`)
 	b.str(r.Gateway)
 	if r.Tenant != "" {

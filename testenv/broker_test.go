@@ -124,6 +124,56 @@ func TestBrokerAnswersLate(t *testing.T) {
 	})
 }
 
+// A word of the broker that comes twice, as from the old leader of a stream and
+// from the new one, is of its own message only: another, on its way then, is
+// taken back all the same when its client leaves.
+func TestBrokerAnswersTwice(t *testing.T) {
+	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+		cfg := slow("a")
+		cfg.Slots = 1
+		g, es, _ := pair(t, env, cfg)
+		nc, _ := env.Connect("a second leader")
+		words, err := nc.SubscribeSync("pulley.gw.*.stored.>")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		ctx, end := context.WithCancel(t.Context())
+		defer end()
+		send := func(ctx context.Context) {
+			wg.Go(func() { drain(post(ctx, g, "/v1/chat/completions", chat("m", false, 1000), "")) })
+			time.Sleep(time.Second)
+		}
+		send(ctx)
+		word, err := words.NextMsg(time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone, leave := context.WithCancel(ctx)
+		g.Link.Freeze()
+		send(gone)
+		if err := nc.Publish(word.Subject, word.Data); err != nil {
+			t.Fatal(err)
+		}
+		nc.Flush()
+		g.Link.Thaw()
+		time.Sleep(time.Second)
+		leave()
+		time.Sleep(time.Second)
+		s, err := env.JetStream().Stream(t.Context(), subjects.ReqStream("standard"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := s.CachedInfo().State.Msgs; n != 1 {
+			t.Errorf("%d messages in the queue, want that of the client that stays", n)
+		}
+		if n := es[0].Stats().Received; n != 1 {
+			t.Errorf("the engine was asked %d times, want once", n)
+		}
+	})
+}
+
 // A broker that has no room for a message says so, and the client hears it.
 func TestBrokerIsFull(t *testing.T) {
 	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {

@@ -48,7 +48,7 @@ var watches = sync.Pool{New: func() any { return new(watch) }}
 func newWatch(path string, resp *http.Response) *watch {
 	ct := subjects.MediaType(resp.Header)
 	path, _, _ = strings.Cut(path, "?")
-	wt := watches.Get().(*watch)
+	wt := watches.Get().(*watch) // as free has left it
 	wt.sse = ct == "text/event-stream"
 	wt.json = ct == "application/json"
 	wt.delimit = resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && resp.ProtoMajor == 1
