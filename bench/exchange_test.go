@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/bench"
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 )
 
 // script writes a stream: each line is an event's data, a comment (:), a pause (@20ms) or an event's name (!name).
@@ -186,14 +186,14 @@ func TestEveryEndpointAgainstTheSimulator(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s stream=%v", endpoint, stream), func(t *testing.T) {
 				inBubble(t, func(t *testing.T) {
-					sim, err := engine.NewSim(engine.SimConfig{
+					eng, err := sim.New(sim.Config{
 						Models: []string{"m"}, Slots: 8, PrefillRate: 1000, ITLBase: 20 * time.Millisecond,
 					})
 					if err != nil {
 						t.Fatal(err)
 					}
 					result := run(t, bench.Config{
-						Transport: serve(t, sim.ServeHTTP), Endpoint: endpoint, Stream: stream, Requests: 4,
+						Transport: serve(t, eng.ServeHTTP), Endpoint: endpoint, Stream: stream, Requests: 4,
 						InputTokens: 100, OutputTokens: 11, ExactTokens: true,
 					})
 					if result.Succeeded != 4 || result.InputTokens != 400 {

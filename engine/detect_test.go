@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 )
 
 // ownedBy is a list of models.
@@ -106,8 +107,8 @@ func TestDetectKnowsLMStudio(t *testing.T) {
 }
 
 func TestDetectKnowsSims(t *testing.T) {
-	for _, dialect := range engine.SimDialects() {
-		srv := httptest.NewServer(newSim(t, engine.SimConfig{Dialect: dialect}))
+	for _, dialect := range sim.Dialects() {
+		srv := httptest.NewServer(newSim(t, sim.Config{Dialect: dialect}))
 		defer srv.Close()
 		if got, err := engine.Detect(t.Context(), srv.Client(), srv.URL); err != nil || got != dialect {
 			t.Errorf("got %q, %v, want %q", got, err, dialect)
@@ -155,7 +156,7 @@ func TestParseDialect(t *testing.T) {
 	if _, err := engine.ParseDialect("klingon"); err == nil || !strings.Contains(err.Error(), "lmstudio or openai") {
 		t.Error(err)
 	}
-	for _, d := range engine.SimDialects() {
+	for _, d := range sim.Dialects() {
 		if !slices.Contains(engine.Dialects(), d) {
 			t.Errorf("a sim speaks %q", d)
 		}

@@ -7,23 +7,23 @@ import (
 	"time"
 )
 
-// A Dialect is how an engine tells of itself: the Scraper reads it, and the Sim speaks it. Its zero value is that of an
+// A Dialect is how an engine tells of itself: the Scraper reads it, and package sim speaks it. Its zero value is that of an
 // engine not known yet.
 type Dialect string
 
 // Dialects, by the name of the engine that has them.
 const (
-	DialectVLLM      Dialect = KindVLLM
-	DialectSGLang    Dialect = KindSGLang
-	DialectTGI       Dialect = KindTGI
-	DialectLlamaCpp  Dialect = KindLlamaCpp
-	DialectOllama    Dialect = KindOllama
-	DialectTriton    Dialect = KindTriton
-	DialectTRTLLM    Dialect = KindTRTLLM
-	DialectLlamaSwap Dialect = KindLlamaSwap
-	DialectLMStudio  Dialect = KindLMStudio
+	DialectVLLM      Dialect = "vllm"
+	DialectSGLang    Dialect = "sglang"
+	DialectTGI       Dialect = "tgi"
+	DialectLlamaCpp  Dialect = "llama.cpp"
+	DialectOllama    Dialect = "ollama"
+	DialectTriton    Dialect = "triton"
+	DialectTRTLLM    Dialect = "tensorrt-llm"
+	DialectLlamaSwap Dialect = "llama-swap"
+	DialectLMStudio  Dialect = "lmstudio"
 	// DialectOpenAI is that of anything that lists its models and says no more.
-	DialectOpenAI Dialect = KindOpenAI
+	DialectOpenAI Dialect = "openai"
 )
 
 // Dialects are all that there are.
@@ -46,10 +46,11 @@ func ParseDialect(name string) (Dialect, error) {
 			return d, nil
 		}
 	}
-	return "", fmt.Errorf("%q: want %s", name, spellDialects(Dialects()))
+	return "", fmt.Errorf("%q: want %s", name, SpellDialects(Dialects()))
 }
 
-func spellDialects(ds []Dialect) string {
+// SpellDialects lists names for a message: "vllm, sglang or tgi".
+func SpellDialects(ds []Dialect) string {
 	var s strings.Builder
 	for i, d := range ds {
 		switch {

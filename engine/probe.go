@@ -15,32 +15,28 @@ const (
 	localTimeout = time.Second
 )
 
-// Kinds of engine that Probe tells apart.
-const (
-	KindOllama    = "ollama"
-	KindLlamaCpp  = "llama.cpp"
-	KindVLLM      = "vllm"
-	KindSGLang    = "sglang"
-	KindTGI       = "tgi"
-	KindTriton    = "triton"
-	KindTRTLLM    = "tensorrt-llm"
-	KindLlamaSwap = "llama-swap"
-	KindLMStudio  = "lmstudio"
-	KindSim       = "sim"
-	KindOpenAI    = "openai" // anything else that lists models
-)
+// SimOwner is "owned_by" of the models of package sim's engines, by which Probe knows them.
+const SimOwner = "pulley-sim"
 
 // Info is what an engine says of itself.
 type Info struct {
-	URL     string // without a slash or /v1 at its end
-	Kind    string
-	Dialect Dialect // of its kind; a Sim has that of another
-	Models  []string
-	Slots   int // requests that it runs at once; 0 where it does not say
+	URL       string // without a slash or /v1 at its end
+	Dialect   Dialect
+	Simulated bool // it is one of package sim's, which speaks the dialect of another engine
+	Models    []string
+	Slots     int // requests that it runs at once; 0 where it does not say
+}
+
+// Name is what people call such an engine: "sim" for a simulated one, else its dialect.
+func (i Info) Name() string {
+	if i.Simulated {
+		return "sim"
+	}
+	return string(i.Dialect)
 }
 
 // Probe asks the engine at baseURL, which may end in /v1, what it is and what it serves. It takes at most two seconds. An
-// engine that lists its models is known; only the time to tell its kind may run out, and then its kind is KindOpenAI.
+// engine that lists its models is known; only the time to tell its dialect may run out, and then that is DialectOpenAI.
 func Probe(ctx context.Context, client *http.Client, baseURL string) (Info, error) {
 	return ProbeWithKey(ctx, client, baseURL, "")
 }
@@ -55,10 +51,11 @@ func ProbeWithKey(ctx context.Context, client *http.Client, baseURL, key string)
 	}
 	info := Info{URL: p.base, Models: p.models}
 	info.Dialect, _ = p.tell(ctx)
-	info.Kind = string(info.Dialect)
-	if p.owner == simOwner {
-		info.Kind = KindSim
-		var stats SimStats
+	if p.owner == SimOwner {
+		info.Simulated = true
+		var stats struct {
+			Slots int `json:"slots"`
+		}
 		_ = p.get(ctx, "/sim/stats", &stats)
 		info.Slots = stats.Slots
 		return info, nil

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 )
 
 // fakeEngine answers the paths given and, like LM Studio, 200 with an error to all others if lax.
@@ -36,26 +37,26 @@ func TestProbeTellsKinds(t *testing.T) {
 	for name, c := range map[string]struct {
 		lax   bool
 		paths map[string]string
-		kind  string
+		kind  engine.Dialect
 		slots int
 	}{
-		"Ollama":       {false, map[string]string{"/api/version": `{"version":"0.17.0"}`, "/api/ps": `{"models":[]}`}, engine.KindOllama, 0},
-		"llama.cpp":    {false, map[string]string{"/props": `{"total_slots":4,"model_path":"x"}`}, engine.KindLlamaCpp, 4},
-		"LM Studio":    {true, map[string]string{"/api/v0/models": `{"data":[]}`}, engine.KindLMStudio, 0},
-		"SGLang":       {false, map[string]string{"/get_server_info": `{"model_path":"x","max_running_requests":48,"version":"0.5"}`}, engine.KindSGLang, 48},
-		"newer SGLang": {false, map[string]string{"/server_info": `{"max_running_requests":null}`}, engine.KindSGLang, 0},
-		"SGLang's own": {false, map[string]string{"/get_server_info": `{"max_running_requests":48,"internal_states":[{"effective_max_running_requests_per_dp":9}]}`}, engine.KindSGLang, 9},
-		"TGI":          {false, map[string]string{"/info": tgiInfo}, engine.KindTGI, 128},
-		"vLLM":         {false, map[string]string{"/metrics": "vllm:num_requests_running 0\n"}, engine.KindVLLM, 0},
+		"Ollama":       {false, map[string]string{"/api/version": `{"version":"0.17.0"}`, "/api/ps": `{"models":[]}`}, engine.DialectOllama, 0},
+		"llama.cpp":    {false, map[string]string{"/props": `{"total_slots":4,"model_path":"x"}`}, engine.DialectLlamaCpp, 4},
+		"LM Studio":    {true, map[string]string{"/api/v0/models": `{"data":[]}`}, engine.DialectLMStudio, 0},
+		"SGLang":       {false, map[string]string{"/get_server_info": `{"model_path":"x","max_running_requests":48,"version":"0.5"}`}, engine.DialectSGLang, 48},
+		"newer SGLang": {false, map[string]string{"/server_info": `{"max_running_requests":null}`}, engine.DialectSGLang, 0},
+		"SGLang's own": {false, map[string]string{"/get_server_info": `{"max_running_requests":48,"internal_states":[{"effective_max_running_requests_per_dp":9}]}`}, engine.DialectSGLang, 9},
+		"TGI":          {false, map[string]string{"/info": tgiInfo}, engine.DialectTGI, 128},
+		"vLLM":         {false, map[string]string{"/metrics": "vllm:num_requests_running 0\n"}, engine.DialectVLLM, 0},
 		"vLLM by owner": {false, map[string]string{
-			"/v1/models": `{"data":[{"id":"a"},{"id":"b","owned_by":"vllm"}]}`}, engine.KindVLLM, 0},
-		"anything": {false, nil, engine.KindOpenAI, 0},
+			"/v1/models": `{"data":[{"id":"a"},{"id":"b","owned_by":"vllm"}]}`}, engine.DialectVLLM, 0},
+		"anything": {false, nil, engine.DialectOpenAI, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			paths := map[string]string{"/v1/models": models}
 			maps.Copy(paths, c.paths)
 			url := fakeEngine(t, c.lax, paths)
-			want := engine.Info{URL: url, Kind: c.kind, Dialect: engine.Dialect(c.kind), Models: []string{"a", "b"}, Slots: c.slots}
+			want := engine.Info{URL: url, Dialect: c.kind, Models: []string{"a", "b"}, Slots: c.slots}
 			for _, suffix := range []string{"", "/", "/v1", "/v1/"} {
 				got, err := engine.Probe(t.Context(), http.DefaultClient, url+suffix)
 				if err != nil || !reflect.DeepEqual(got, want) {
@@ -67,12 +68,12 @@ func TestProbeTellsKinds(t *testing.T) {
 }
 
 func TestProbeKnowsSims(t *testing.T) {
-	for slots, dialect := range engine.SimDialects() {
+	for slots, dialect := range sim.Dialects() {
 		slots++
-		srv := httptest.NewServer(newSim(t, engine.SimConfig{Slots: slots, Dialect: dialect}))
+		srv := httptest.NewServer(newSim(t, sim.Config{Slots: slots, Dialect: dialect}))
 		defer srv.Close()
 		got, err := engine.Probe(t.Context(), srv.Client(), srv.URL)
-		if err != nil || got.Kind != engine.KindSim || got.Slots != slots || got.Dialect != dialect {
+		if err != nil || !got.Simulated || got.Name() != "sim" || got.Slots != slots || got.Dialect != dialect {
 			t.Errorf("%s: got %+v, %v", dialect, got, err)
 		}
 	}
@@ -95,13 +96,13 @@ func TestProbeSaysWhatIsWrong(t *testing.T) {
 }
 
 func TestProbeWithKey(t *testing.T) {
-	sim := newSim(t, engine.SimConfig{})
+	eng := newSim(t, sim.Config{})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "Bearer secret" {
 			http.Error(w, "no", http.StatusUnauthorized)
 			return
 		}
-		sim.ServeHTTP(w, r)
+		eng.ServeHTTP(w, r)
 	}))
 	defer srv.Close()
 	if _, err := engine.Probe(t.Context(), srv.Client(), srv.URL); err == nil || !strings.Contains(err.Error(), "401") {
@@ -114,9 +115,9 @@ func TestProbeWithKey(t *testing.T) {
 
 func TestLocalLeavesOutWhatIsNoEngine(t *testing.T) {
 	addr := func(url string) string { return strings.TrimPrefix(url, "http://") }
-	one := httptest.NewServer(newSim(t, engine.SimConfig{Models: []string{"one"}}))
+	one := httptest.NewServer(newSim(t, sim.Config{Models: []string{"one"}}))
 	defer one.Close()
-	own := httptest.NewServer(newSim(t, engine.SimConfig{Models: []string{"own"}}))
+	own := httptest.NewServer(newSim(t, sim.Config{Models: []string{"own"}}))
 	defer own.Close()
 	gone := httptest.NewServer(nil)
 	gone.Close()

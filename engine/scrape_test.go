@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 )
 
 // A pages is an engine that answers these paths, and 404 to all else. A body that is a number is a status. A path may have
@@ -255,14 +256,20 @@ func TestScraperReadsSims(t *testing.T) {
 	} {
 		t.Run(string(dialect), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRig(t, engine.SimConfig{Dialect: dialect, Models: []string{"m", "n"}, Slots: 2, KVTokens: 1000, ITLBase: time.Second})
+				client := clientOf(newSim(t, sim.Config{Dialect: dialect, Models: []string{"m", "n"}, Slots: 2, KVTokens: 1000, ITLBase: time.Second}))
 				var wg sync.WaitGroup
 				for range 3 {
-					wg.Go(func() { _, _, _, _ = r.answer("/v1/chat/completions", "", chatBody(words(10), `,"max_tokens":4`)) })
+					wg.Go(func() {
+						prompt := strings.Repeat("word ", 10)
+						resp, err := client.Post("http://sim/v1/completions", "application/json", strings.NewReader(`{"model":"m","max_tokens":4,"prompt":"`+prompt+`"}`))
+						if err == nil {
+							resp.Body.Close()
+						}
+					})
 				}
 				synctest.Wait()
 				time.Sleep(1500 * time.Millisecond) // two tokens of each that runs
-				s := watch(t, engine.ScraperConfig{URL: "http://sim/v1", Client: clientOf(r.sim)})
+				s := watch(t, engine.ScraperConfig{URL: "http://sim/v1", Client: client})
 				synctest.Wait()
 				st := s.Latest()
 				if got, want := told(st), filledIn(want, 0, 24, 0.024, 0); got != want || st.Dialect != dialect {

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
@@ -48,7 +48,7 @@ func TestAffinity(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name    string
-		engines []engine.SimConfig
+		engines []sim.Config
 		load    float64 // of what they can do without their caches
 	}{
 		{"alike at 80%", alike(), 0.8},
@@ -162,7 +162,7 @@ func TestModelOfTheCacheAgreesWithTheSimulator(t *testing.T) {
 
 // replayConversations runs a trace of conversations through a gateway, a broker
 // and a worker for each engine.
-func replayConversations(t *testing.T, turns []turn, engines []engine.SimConfig) []answered {
+func replayConversations(t *testing.T, turns []turn, engines []sim.Config) []answered {
 	t.Helper()
 	bodies := bodiesOf(turns)
 	var as []answered
@@ -354,8 +354,8 @@ func (k *talk) wantHome(t testing.TB, g *testenv.Gateway) {
 
 // caching is an engine that prefills a turn of talk in 100 ms and answers in
 // 200 ms.
-func caching(name string, slots int) engine.SimConfig {
-	return engine.SimConfig{Name: name, Models: []string{"m"}, Slots: slots, PrefillRate: 1000, ITLBase: 10 * time.Millisecond, PrefixCache: 100_000}
+func caching(name string, slots int) sim.Config {
+	return sim.Config{Name: name, Models: []string{"m"}, Slots: slots, PrefillRate: 1000, ITLBase: 10 * time.Millisecond, PrefixCache: 100_000}
 }
 
 // joined is long enough for a worker to be known, with its lane.

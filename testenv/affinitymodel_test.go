@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/policy"
 )
 
@@ -25,7 +25,7 @@ import (
 // scaled.
 const coarse = 8
 
-// block is a block of engine.Sim's prefix cache, in tokens.
+// block is a block of sim.Engine's prefix cache, in tokens.
 const block = 16
 
 // turn is one request of a conversation. Its prompt begins with the whole
@@ -88,7 +88,7 @@ func readTurns(t testing.TB, file string) []turn {
 
 // turnsAtLoad stretches the turns so that they come at a part of what engines
 // without a cache can do.
-func turnsAtLoad(load float64, turns []turn, engines []engine.SimConfig) []turn {
+func turnsAtLoad(load float64, turns []turn, engines []sim.Config) []turn {
 	plain := make([]traced, len(turns))
 	for i, t := range turns {
 		plain[i] = t.traced
@@ -102,9 +102,9 @@ func turnsAtLoad(load float64, turns []turn, engines []engine.SimConfig) []turn 
 
 // alike are eight engines of one kind with a prefix cache, mixed eight of which
 // half are slower.
-func alike() (engines []engine.SimConfig) {
+func alike() (engines []sim.Config) {
 	for i := range 8 {
-		engines = append(engines, engine.SimConfig{
+		engines = append(engines, sim.Config{
 			Name: fmt.Sprint("fast-", i), Models: []string{"m"}, Slots: 64, PrefillRate: 20000. / coarse,
 			ITLBase: 10 * time.Millisecond, ITLPerRequest: 200 * time.Microsecond, TokensPerEvent: 128,
 			PrefixCache: 1 << 20 / coarse,
@@ -113,7 +113,7 @@ func alike() (engines []engine.SimConfig) {
 	return engines
 }
 
-func mixed() []engine.SimConfig {
+func mixed() []sim.Config {
 	engines := alike()
 	for i := range engines {
 		if e := &engines[i]; i%2 == 1 {
@@ -231,14 +231,14 @@ type answered struct {
 }
 
 // replayTurns runs a trace of conversations over engines.
-func replayTurns(turns []turn, engines []engine.SimConfig, pick turnRoute) []answered {
+func replayTurns(turns []turn, engines []sim.Config, pick turnRoute) []answered {
 	var es []*cachingEngine
 	input := 0.0
 	for _, t := range turns {
 		input += float64(t.input) / float64(len(turns))
 	}
 	for _, cfg := range engines {
-		es = append(es, &cachingEngine{modelEngine: modelEngine{SimConfig: cfg}, cache: make(map[int]int), prefill: input / cfg.PrefillRate})
+		es = append(es, &cachingEngine{modelEngine: modelEngine{Config: cfg}, cache: make(map[int]int), prefill: input / cfg.PrefillRate})
 	}
 	jobs := make([]turnJob, len(turns))
 	var queue []*turnJob
@@ -296,7 +296,7 @@ func turnPrice(meanOutput float64) func(*cachingEngine, float64) float64 {
 // byPrice lets the cheapest take a turn, of those on one rung the one that took
 // one longest ago. Learned homes are that with a penalty: a follow-up costs so
 // many rungs more on every engine but the one that took the turn before.
-func byPrice(turns []turn, engines []engine.SimConfig, penalty int) turnRoute {
+func byPrice(turns []turn, engines []sim.Config, penalty int) turnRoute {
 	input, output := 0.0, 0.0
 	for _, t := range turns {
 		input += float64(t.input) / float64(len(turns))

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/testenv"
@@ -33,7 +33,7 @@ func balance(t *testing.T, method policy.Balance, weights []float64, inFlight in
 		g := env.Gateway(gateway.Config{})
 		var engines []*testenv.Engine
 		unlike := unlike()
-		for _, cfg := range []engine.SimConfig{unlike[0], unlike[2], unlike[3]} {
+		for _, cfg := range []sim.Config{unlike[0], unlike[2], unlike[3]} {
 			e := env.Engine(cfg)
 			engines = append(engines, e)
 			env.Worker(e, worker.Config{Name: cfg.Name, Slots: cfg.Slots})

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/testenv"
 )
@@ -15,7 +15,7 @@ import (
 // one again, and the worker knows which of its bids are gone.
 func TestDeletedConsumer(t *testing.T) {
 	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
-		g, _, _ := pair(t, env, engine.SimConfig{Name: "a", Models: []string{"m"}, Slots: 64, ITLBase: 5 * time.Millisecond})
+		g, _, _ := pair(t, env, sim.Config{Name: "a", Models: []string{"m"}, Slots: 64, ITLBase: 5 * time.Millisecond})
 		js := env.JetStream()
 		stream, consumer := subjects.ReqStream("standard"), subjects.ReqConsumer("m", subjects.Shared)
 		parked := func() int {

@@ -21,7 +21,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/broker"
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
@@ -610,7 +610,7 @@ func TestCORS(t *testing.T) {
 // The KServe path, through the simulator.
 func TestInfer(t *testing.T) {
 	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
-		cfg := engine.SimConfig{Name: "a", Models: []string{"org/m"}, Slots: 1}
+		cfg := sim.Config{Name: "a", Models: []string{"org/m"}, Slots: 1}
 		g := env.Gateway(gateway.Config{})
 		env.Worker(env.Engine(cfg), worker.Config{Name: "a"})
 		g.Serves(t, "org/m")

@@ -19,6 +19,7 @@ import (
 
 	"github.com/pulley-lb/pulley/broker"
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
@@ -161,7 +162,7 @@ func (e *Env) JetStream() jetstream.JetStream {
 
 // Engine is a simulated engine behind a listener of its own.
 type Engine struct {
-	*engine.Sim
+	*sim.Engine
 	URL       string
 	Transport *http.Transport
 	Listener  *Listener
@@ -169,14 +170,14 @@ type Engine struct {
 }
 
 // Engine starts a simulated engine.
-func (e *Env) Engine(cfg engine.SimConfig) *Engine {
+func (e *Env) Engine(cfg sim.Config) *Engine {
 	e.t.Helper()
-	sim, err := engine.NewSim(cfg)
+	eng, err := sim.New(cfg)
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	en := e.Handler(cfg.Name, sim)
-	en.Sim = sim
+	en := e.Handler(cfg.Name, eng)
+	en.Engine = eng
 	return en
 }
 

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
@@ -80,7 +80,7 @@ func (c *crowd) start(t *testing.T, env *testenv.Env) (gs []*testenv.Gateway, ke
 	for range c.gateways {
 		gs = append(gs, env.Gateway(gateway.Config{}))
 	}
-	e := env.Engine(engine.SimConfig{Name: "e", Models: []string{"m"}, Slots: crowdSlots, PrefillRate: 1e6, ITLBase: 10 * time.Millisecond})
+	e := env.Engine(sim.Config{Name: "e", Models: []string{"m"}, Slots: crowdSlots, PrefillRate: 1e6, ITLBase: 10 * time.Millisecond})
 	env.Worker(e, worker.Config{Name: "w", Slots: crowdSlots})
 	for _, g := range gs {
 		g.Serves(t, "m")

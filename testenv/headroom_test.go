@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
@@ -34,8 +35,8 @@ var (
 
 const maxNumSeqs = 256 // what vLLM takes at once unless told otherwise
 
-func (c card) sim(name string) engine.SimConfig {
-	return engine.SimConfig{Name: name, Models: []string{"m"}, Slots: maxNumSeqs, PrefillRate: c.prefill,
+func (c card) sim(name string) sim.Config {
+	return sim.Config{Name: name, Models: []string{"m"}, Slots: maxNumSeqs, PrefillRate: c.prefill,
 		ITLBase: c.base, ITLPerRequest: c.per, KVTokens: c.kv, TokensPerEvent: 4}
 }
 
@@ -127,7 +128,7 @@ type host struct {
 	name string
 
 	mu       sync.Mutex
-	sim      *engine.Sim
+	sim      *sim.Engine
 	broken   map[string]bool // paths that answer 500
 	arrivals []time.Time     // of inference requests
 	open     int
@@ -137,7 +138,7 @@ type host struct {
 func (h *host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	infers := r.Method == http.MethodPost
 	h.mu.Lock()
-	sim, broken := h.sim, h.broken[r.URL.Path]
+	eng, broken := h.sim, h.broken[r.URL.Path]
 	if infers {
 		h.arrivals = append(h.arrivals, time.Now())
 		h.open++
@@ -155,7 +156,7 @@ func (h *host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			h.open--
 		}()
 	}
-	sim.ServeHTTP(w, r)
+	eng.ServeHTTP(w, r)
 }
 
 func (h *host) breaks(paths ...string) {
@@ -168,15 +169,15 @@ func (h *host) breaks(paths ...string) {
 }
 
 // restart puts a new engine in the place of the one that ran.
-func (h *host) restart(t testing.TB, cfg engine.SimConfig) {
+func (h *host) restart(t testing.TB, cfg sim.Config) {
 	t.Helper()
-	sim, err := engine.NewSim(cfg)
+	eng, err := sim.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.sim = sim
+	h.sim = eng
 }
 
 // took is how many requests came within a time.
@@ -191,19 +192,19 @@ func (h *host) took(from, to time.Time) (n int) {
 	return n
 }
 
-func (h *host) stats() engine.SimStats {
+func (h *host) stats() sim.Stats {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.sim.Stats()
 }
 
-func newHost(t *testing.T, env *testenv.Env, cfg engine.SimConfig, b *board, wc worker.Config) *host {
+func newHost(t *testing.T, env *testenv.Env, cfg sim.Config, b *board, wc worker.Config) *host {
 	t.Helper()
-	sim, err := engine.NewSim(cfg)
+	eng, err := sim.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{board: b, name: cfg.Name, sim: sim}
+	h := &host{board: b, name: cfg.Name, sim: eng}
 	h.Engine = env.Handler(cfg.Name, h)
 	wc.Name = cfg.Name
 	if b != nil {
@@ -216,7 +217,7 @@ func newHost(t *testing.T, env *testenv.Env, cfg engine.SimConfig, b *board, wc 
 // mixedCards are the GPUs of a pool whose fastest is eight times the slowest.
 func mixedCards() []card { return []card{h100, a100, a100, l4, l4} }
 
-func named(cards []card) (engines []engine.SimConfig) {
+func named(cards []card) (engines []sim.Config) {
 	for i, c := range cards {
 		engines = append(engines, c.sim(fmt.Sprint(c.name, "-", i)))
 	}
@@ -376,8 +377,8 @@ func TestHotGPU(t *testing.T) {
 }
 
 // steady is an engine of which a few make a pool that underload keeps busy.
-func steady(name string) engine.SimConfig {
-	return engine.SimConfig{Name: name, Models: []string{"m"}, Slots: 64, PrefillRate: 1000,
+func steady(name string) sim.Config {
+	return sim.Config{Name: name, Models: []string{"m"}, Slots: 64, PrefillRate: 1000,
 		ITLBase: 70 * time.Millisecond, ITLPerRequest: 2 * time.Millisecond, KVTokens: 100_000}
 }
 

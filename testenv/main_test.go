@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
@@ -103,18 +103,18 @@ func content(t testing.TB, body string) string {
 func words(s string) int { return len(strings.Fields(s)) }
 
 // slow is an engine at a pace of human size: 10 tokens a second.
-func slow(name string) engine.SimConfig {
-	return engine.SimConfig{Name: name, Models: []string{"m"}, Slots: 4, PrefillRate: 1000, ITLBase: 100 * time.Millisecond}
+func slow(name string) sim.Config {
+	return sim.Config{Name: name, Models: []string{"m"}, Slots: 4, PrefillRate: 1000, ITLBase: 100 * time.Millisecond}
 }
 
 // pair is one gateway and a worker for each engine.
-func pair(t *testing.T, env *testenv.Env, engines ...engine.SimConfig) (*testenv.Gateway, []*testenv.Engine, []*testenv.Worker) {
+func pair(t *testing.T, env *testenv.Env, engines ...sim.Config) (*testenv.Gateway, []*testenv.Engine, []*testenv.Worker) {
 	t.Helper()
-	return pairWith(t, env, func(cfg engine.SimConfig) worker.Config { return worker.Config{Slots: cfg.Slots} }, engines...)
+	return pairWith(t, env, func(cfg sim.Config) worker.Config { return worker.Config{Slots: cfg.Slots} }, engines...)
 }
 
 // pairWith is one gateway and a worker for each engine, configured like this.
-func pairWith(t *testing.T, env *testenv.Env, like func(engine.SimConfig) worker.Config, engines ...engine.SimConfig) (*testenv.Gateway, []*testenv.Engine, []*testenv.Worker) {
+func pairWith(t *testing.T, env *testenv.Env, like func(sim.Config) worker.Config, engines ...sim.Config) (*testenv.Gateway, []*testenv.Engine, []*testenv.Worker) {
 	t.Helper()
 	g := env.Gateway(gateway.Config{})
 	var es []*testenv.Engine

@@ -7,11 +7,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 )
 
 // The model replays a trace over simulated engines without Pulley: no broker,
-// no HTTP, no goroutine, only the arithmetic of engine.Sim from event to event.
+// no HTTP, no goroutine, only the arithmetic of sim.Engine from event to event.
 // It is what Pulley is measured against. Times are in seconds.
 
 // traced is one request of a trace.
@@ -40,9 +40,9 @@ func (h *byDue) Pop() any {
 	return last
 }
 
-// modelEngine is an engine.Sim in the model; see that package's documentation.
+// modelEngine is an sim.Engine in the model; see that package's documentation.
 type modelEngine struct {
-	engine.SimConfig
+	sim.Config
 	waiting    []*job // pushed to it while its slots were busy
 	prefilling []*job // the first one is being prefilled
 	prefillEnd float64
@@ -122,10 +122,10 @@ func (e *modelEngine) start(j *job, t float64) {
 type route func(engines []*modelEngine, j *job) *modelEngine
 
 // replayModel runs a trace over engines.
-func replayModel(trace []traced, engines []engine.SimConfig, pick route) []latency {
+func replayModel(trace []traced, engines []sim.Config, pick route) []latency {
 	var es []*modelEngine
 	for _, cfg := range engines {
-		es = append(es, &modelEngine{SimConfig: cfg})
+		es = append(es, &modelEngine{Config: cfg})
 	}
 	jobs := make([]job, len(trace))
 	var queue []*job
@@ -229,7 +229,7 @@ func oracle(meanOutput float64) route {
 
 // capacity is how many requests like the trace's a full engine ends in a
 // second.
-func capacity(cfg engine.SimConfig, trace []traced) float64 {
+func capacity(cfg sim.Config, trace []traced) float64 {
 	input, output := means(trace)
 	itl := cfg.ITLBase.Seconds() + cfg.ITLPerRequest.Seconds()*float64(cfg.Slots)
 	return min(float64(cfg.Slots)/itl/output, cfg.PrefillRate/input)
@@ -244,7 +244,7 @@ func means(trace []traced) (input, output float64) {
 }
 
 // atLoad stretches a trace so that it comes at a part of what engines can do.
-func atLoad(load float64, trace []traced, engines []engine.SimConfig) []traced {
+func atLoad(load float64, trace []traced, engines []sim.Config) []traced {
 	sum := 0.0
 	for _, e := range engines {
 		sum += capacity(e, trace)

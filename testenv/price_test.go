@@ -15,19 +15,19 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
 )
 
 // unlike are five engines of three kinds, the fastest about nine times as
 // capable as the slowest.
-func unlike() []engine.SimConfig {
-	kind := func(name string, slots int, prefill float64, base, per time.Duration) engine.SimConfig {
-		return engine.SimConfig{Name: name, Models: []string{"m"}, Slots: slots, PrefillRate: prefill,
+func unlike() []sim.Config {
+	kind := func(name string, slots int, prefill float64, base, per time.Duration) sim.Config {
+		return sim.Config{Name: name, Models: []string{"m"}, Slots: slots, PrefillRate: prefill,
 			ITLBase: base, ITLPerRequest: per, TokensPerEvent: 64}
 	}
-	return []engine.SimConfig{
+	return []sim.Config{
 		kind("fast-1", 64, 20000, 10*time.Millisecond, 200*time.Microsecond),
 		kind("fast-2", 64, 20000, 10*time.Millisecond, 200*time.Microsecond),
 		kind("middle", 32, 8000, 20*time.Millisecond, 500*time.Microsecond),
@@ -57,8 +57,8 @@ func TestPullByPrice(t *testing.T) {
 	for _, load := range []float64{0.4, 0.8} {
 		t.Run(fmt.Sprintf("load %.0f%%", 100*load), func(t *testing.T) {
 			scaled := atLoad(load, trace, engines)
-			pulley := figuresOf(replayPulley(t, scaled, engines, func(cfg engine.SimConfig) worker.Config { return worker.Config{Slots: cfg.Slots} }))
-			untold := figuresOf(replayPulley(t, scaled, engines, func(engine.SimConfig) worker.Config { return worker.Config{} }))
+			pulley := figuresOf(replayPulley(t, scaled, engines, func(cfg sim.Config) worker.Config { return worker.Config{Slots: cfg.Slots} }))
+			untold := figuresOf(replayPulley(t, scaled, engines, func(sim.Config) worker.Config { return worker.Config{} }))
 			best := figuresOf(replayModel(scaled, engines, oracle(meanOutput)))
 			wlc := figuresOf(replayModel(scaled, engines, leastConnections(weights)))
 			central := figuresOf(replayModel(scaled, engines, fifo))
@@ -111,7 +111,7 @@ func TestModelAgreesWithTheSimulator(t *testing.T) {
 
 // replayPulley runs a trace through a gateway, a broker and a worker for each
 // engine.
-func replayPulley(t *testing.T, trace []traced, engines []engine.SimConfig, like func(engine.SimConfig) worker.Config) (ls []latency) {
+func replayPulley(t *testing.T, trace []traced, engines []sim.Config, like func(sim.Config) worker.Config) (ls []latency) {
 	t.Helper()
 	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
 		g, es, _ := pairWith(t, env, like, engines...)

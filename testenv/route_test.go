@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/testenv"
@@ -19,13 +19,13 @@ import (
 )
 
 // quick is an engine that answers at once, with a model of its own.
-func quick(name, model string, slots int) engine.SimConfig {
-	return engine.SimConfig{Name: name, Models: []string{model}, Slots: slots}
+func quick(name, model string, slots int) sim.Config {
+	return sim.Config{Name: name, Models: []string{model}, Slots: slots}
 }
 
 // pools is a gateway with one worker for each engine, each in the pool of its
 // model.
-func pools(t *testing.T, env *testenv.Env, engines ...engine.SimConfig) (*testenv.Gateway, map[string]*testenv.Engine, map[string]*testenv.Worker) {
+func pools(t *testing.T, env *testenv.Env, engines ...sim.Config) (*testenv.Gateway, map[string]*testenv.Engine, map[string]*testenv.Worker) {
 	t.Helper()
 	g := env.Gateway(gateway.Config{})
 	es, ws := make(map[string]*testenv.Engine), make(map[string]*testenv.Worker)
@@ -179,7 +179,7 @@ func TestFallbackWhileItWaits(t *testing.T) {
 		ws["main"].Kill(es["main"])
 		time.Sleep(10 * time.Second)
 
-		es["main"] = env.Engine(engine.SimConfig{Name: "main-2", Models: []string{"llama"}, Slots: 1, TTFT: time.Minute})
+		es["main"] = env.Engine(sim.Config{Name: "main-2", Models: []string{"llama"}, Slots: 1, TTFT: time.Minute})
 		env.Worker(es["main"], worker.Config{Name: "main-2", Slots: 1})
 		time.Sleep(5 * time.Second)
 		setRoute(env, "gpt-4o", policy.Route{To: []policy.Target{{Pool: "llama", Weight: 1}}, Fallback: []string{"small"}, FallbackAfter: policy.Duration(4 * time.Second)})
@@ -213,7 +213,7 @@ func TestMirror(t *testing.T) {
 	})
 }
 
-func slowOf(name, model string) engine.SimConfig {
+func slowOf(name, model string) sim.Config {
 	c := slow(name)
 	c.Models = []string{model}
 	return c

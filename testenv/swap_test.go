@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
@@ -21,13 +22,13 @@ import (
 const loadTime = 8 * time.Second
 
 // swapping is an engine that holds one of its models: a token takes 100 ms.
-func swapping(name string, dialect engine.Dialect, models ...string) engine.SimConfig {
-	return engine.SimConfig{Name: name, Models: models, Slots: 4, Loaded: 1, LoadTime: loadTime, Dialect: dialect,
+func swapping(name string, dialect engine.Dialect, models ...string) sim.Config {
+	return sim.Config{Name: name, Models: models, Slots: 4, Loaded: 1, LoadTime: loadTime, Dialect: dialect,
 		PrefillRate: 1000, ITLBase: 100 * time.Millisecond}
 }
 
 // swapEnv is a gateway, and a worker for each engine.
-func swapEnv(t *testing.T, env *testenv.Env, engines ...engine.SimConfig) (*testenv.Gateway, []*testenv.Engine, []*testenv.Worker) {
+func swapEnv(t *testing.T, env *testenv.Env, engines ...sim.Config) (*testenv.Gateway, []*testenv.Engine, []*testenv.Worker) {
 	t.Helper()
 	g := env.Gateway(gateway.Config{})
 	var es []*testenv.Engine
@@ -404,9 +405,9 @@ func TestSwapConversation(t *testing.T) {
 	for name, two := range map[string]bool{"one worker": false, "another has it loaded": true} {
 		t.Run(name, func(t *testing.T) {
 			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
-				engines := []engine.SimConfig{swapping("e1", engine.DialectOllama, "a", "b")}
+				engines := []sim.Config{swapping("e1", engine.DialectOllama, "a", "b")}
 				if two {
-					engines = append(engines, engine.SimConfig{Name: "e2", Models: []string{"a"}, Slots: 4, PrefillRate: 1000, ITLBase: time.Second})
+					engines = append(engines, sim.Config{Name: "e2", Models: []string{"a"}, Slots: 4, PrefillRate: 1000, ITLBase: time.Second})
 				}
 				g, _, _ := swapEnv(t, env, engines[:1]...)
 				if r := ask(t, g, first, ""); r.status != 200 {

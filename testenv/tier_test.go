@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/testenv"
@@ -24,8 +24,8 @@ import (
 )
 
 // brief is an engine that does four requests every 100 ms.
-func brief(name string) engine.SimConfig {
-	return engine.SimConfig{Name: name, Models: []string{"m"}, Slots: 4, TTFT: 100 * time.Millisecond}
+func brief(name string) sim.Config {
+	return sim.Config{Name: name, Models: []string{"m"}, Slots: 4, TTFT: 100 * time.Millisecond}
 }
 
 // served keeps the tiers of answers in the order in which they came.
@@ -90,7 +90,7 @@ func TestBackloggedTiersShareTheSlots(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
-				var engines []engine.SimConfig
+				var engines []sim.Config
 				for i := range c.engines {
 					engines = append(engines, brief(fmt.Sprint("engine-", i)))
 				}
@@ -156,7 +156,7 @@ func (b beside) String() string { return fmt.Sprintf("%v   %7.2f", b.priority, b
 // so many requests of the same kind: each sends the next when the last one is
 // answered. The first requests do not count: some of them go to a slow engine
 // that nobody knows yet.
-func besideBatch(t *testing.T, engines []engine.SimConfig, trace []traced, backlog, reserve int, ungated bool) (b beside) {
+func besideBatch(t *testing.T, engines []sim.Config, trace []traced, backlog, reserve int, ungated bool) (b beside) {
 	t.Helper()
 	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
 		g := env.Gateway(gateway.Config{})
@@ -232,8 +232,8 @@ func (a asking) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // fastAndSlow are two engines of few slots, of which one is five to eight times
 // as capable and four times as fast to the first token.
-func fastAndSlow(fast, slow int) []engine.SimConfig {
-	return []engine.SimConfig{
+func fastAndSlow(fast, slow int) []sim.Config {
+	return []sim.Config{
 		{Name: "fast", Models: []string{"m"}, Slots: fast, PrefillRate: 8000,
 			ITLBase: 15 * time.Millisecond, ITLPerRequest: 300 * time.Microsecond, TokensPerEvent: 64},
 		{Name: "slow", Models: []string{"m"}, Slots: slow, PrefillRate: 2000,
@@ -249,7 +249,7 @@ func TestPriorityBesideABatchBacklog(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name     string
-		engines  []engine.SimConfig
+		engines  []sim.Config
 		requests int
 		backlog  int // beside what fills the slots
 		reserve  int

@@ -15,7 +15,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
@@ -372,7 +372,7 @@ func TestReserve(t *testing.T) {
 func TestPrefillGate(t *testing.T) {
 	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
 		// Four at once, each a second to its first and only token.
-		g, _, _ := pair(t, env, engine.SimConfig{Name: "a", Models: []string{"m"}, Slots: 8, TTFT: time.Second})
+		g, _, _ := pair(t, env, sim.Config{Name: "a", Models: []string{"m"}, Slots: 8, TTFT: time.Second})
 		setPool(env, "m", policy.Pool{Affinity: policy.AffinityOff})
 		burst := func(stream bool) (took time.Duration) {
 			begun := time.Now()

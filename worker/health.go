@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -199,14 +200,11 @@ func (w *Worker) heartbeat() subjects.Heartbeat {
 	state, reason := w.toldLocked()
 	wait := w.prefillsLocked(now)
 	h := subjects.Heartbeat{
-		Worker: w.id, Name: w.cfg.Name, Engine: w.cfg.Kind, URL: w.cfg.Engine, Host: w.host,
+		Worker: w.id, Name: w.cfg.Name, Engine: w.engineNameLocked(), URL: w.cfg.Engine, Host: w.host,
 		Version: w.cfg.Version, Started: w.started, State: state, Reason: reason,
 		Slots: w.room.slots, InFlight: w.inFlight, Prefills: wait.n,
 		Weight: w.weightLocked(), Done: w.done, Failed: w.failed,
 		Room: w.tellRoomLocked(), Tells: w.tellEngineLocked(), NVML: w.tellGPUsLocked(),
-	}
-	if h.Engine == string(engine.DialectOpenAI) && h.Tells != nil {
-		h.Engine = h.Tells.Dialect
 	}
 	for _, p := range w.servedLocked() {
 		s := subjects.PoolStatus{
@@ -219,6 +217,14 @@ func (w *Worker) heartbeat() subjects.Heartbeat {
 		h.Pools = append(h.Pools, s)
 	}
 	return h
+}
+
+// engineNameLocked is what people call the engine.
+func (w *Worker) engineNameLocked() string {
+	if name := w.cfg.EngineName; name != "" && name != string(engine.DialectOpenAI) {
+		return name
+	}
+	return cmp.Or(string(w.room.tells.Dialect), string(engine.DialectOpenAI))
 }
 
 // toldLocked is the worker's state as others should see it.

@@ -31,8 +31,9 @@ type Config struct {
 	Engine string
 	// Name is for people. Default: host and port of Engine.
 	Name string
-	// Kind of engine, for people. Default "openai".
-	Kind string
+	// EngineName is what people call such an engine, as in "vllm". Default: the
+	// dialect that is found.
+	EngineName string
 	// APIKey is sent to the engine as a bearer token. Default: none.
 	APIKey string
 	// Models are the models to serve. Default: what the engine's /v1/models
@@ -207,7 +208,6 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	if len(cfg.Name) > 64 || !utf8.ValidString(cfg.Name) {
 		return nil, fmt.Errorf("engine %s: name %.40q: a name has at most 64 bytes of UTF-8", cfg.Engine, cfg.Name)
 	}
-	cfg.Kind = cmp.Or(cfg.Kind, "openai")
 	if cfg.Profile.Name == "" {
 		cfg.Profile.Name = policy.Balanced.Name
 		if cfg.Slots > 0 {

@@ -20,7 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/broker"
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/gpu/fakenvml"
 	"github.com/pulley-lb/pulley/subjects"
@@ -42,11 +42,11 @@ type gpuWorker struct {
 
 func fakeEngine(t *testing.T) string {
 	t.Helper()
-	sim, err := engine.NewSim(engine.SimConfig{Models: []string{"m"}, Slots: 16, ITLBase: time.Millisecond})
+	eng, err := sim.New(sim.Config{Models: []string{"m"}, Slots: 16, ITLBase: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewServer(sim)
+	server := httptest.NewServer(eng)
 	t.Cleanup(server.Close)
 	return server.URL
 }

@@ -12,13 +12,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 )
 
 const simGrace = 2 * time.Second // for requests in flight; those that hang never end
 
 // newSimCommand is pulley sim: a simulated engine.
 func newSimCommand() *cobra.Command {
-	var cfg engine.SimConfig
+	var cfg sim.Config
 	var listen string
 	var itl itlFlag
 	cmd := &cobra.Command{
@@ -104,9 +105,9 @@ Any request may order a misbehaviour in the header x-sim, as a comma-separated l
 }
 
 // runSim serves until the command's context ends.
-func runSim(cmd *cobra.Command, listen string, cfg engine.SimConfig) error {
-	sim, err := engine.NewSim(cfg)
-	if bad, ok := errors.AsType[*engine.ConfigError](err); ok {
+func runSim(cmd *cobra.Command, listen string, cfg sim.Config) error {
+	eng, err := sim.New(cfg)
+	if bad, ok := errors.AsType[*sim.ConfigError](err); ok {
 		return fmt.Errorf("--%s: %s", simFlags[bad.Field], bad.Reason)
 	}
 	if err != nil {
@@ -116,11 +117,11 @@ func runSim(cmd *cobra.Command, listen string, cfg engine.SimConfig) error {
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
 	}
-	srv := &http.Server{Handler: sim, ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: eng, ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
 	fmt.Fprintf(cmd.OutOrStdout(), "simulated engine %s listening on http://%s serving %s\n",
-		sim.Stats().Name, ln.Addr(), strings.Join(cfg.Models, ", "))
+		eng.Stats().Name, ln.Addr(), strings.Join(cfg.Models, ", "))
 
 	select {
 	case err := <-served:
@@ -136,7 +137,7 @@ func runSim(cmd *cobra.Command, listen string, cfg engine.SimConfig) error {
 	return nil
 }
 
-// simFlags are the flags that set the fields of engine.SimConfig.
+// simFlags are the flags that set the fields of sim.Config.
 var simFlags = map[string]string{
 	"Name": "name", "Models": "model", "Slots": "slots", "MaxQueue": "max-queue", "PrefillRate": "prefill-rate", "PrefillBatch": "prefill-batch",
 	"PrefixCache": "prefix-cache", "ITLBase": "itl", "ITLPerRequest": "itl", "TTFT": "ttft", "TokensPerEvent": "tokens-per-event",
@@ -147,7 +148,7 @@ var simFlags = map[string]string{
 
 func simDialects() string {
 	var names []string
-	for _, d := range engine.SimDialects() {
+	for _, d := range sim.Dialects() {
 		names = append(names, string(d))
 	}
 	return strings.Join(names, ", ")

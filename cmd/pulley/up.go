@@ -17,6 +17,7 @@ import (
 
 	"github.com/pulley-lb/pulley/broker"
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/worker"
@@ -192,11 +193,11 @@ func (s simulations) close() {
 func simulate() ([]worker.Config, simulations, error) {
 	var cfgs []worker.Config
 	var servers simulations
-	for _, c := range []engine.SimConfig{
+	for _, c := range []sim.Config{
 		{Name: "sim-fast", Models: []string{"sim"}, Slots: 16, PrefillRate: 8000, ITLBase: 15 * time.Millisecond, ITLPerRequest: 300 * time.Microsecond},
 		{Name: "sim-slow", Models: []string{"sim"}, Slots: 4, PrefillRate: 2000, ITLBase: 45 * time.Millisecond, ITLPerRequest: 2 * time.Millisecond},
 	} {
-		sim, err := engine.NewSim(c)
+		eng, err := sim.New(c)
 		if err != nil {
 			return nil, servers, err
 		}
@@ -204,10 +205,10 @@ func simulate() ([]worker.Config, simulations, error) {
 		if err != nil {
 			return nil, servers, fmt.Errorf("simulated engine: %w", err)
 		}
-		server := &http.Server{Handler: sim, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
+		server := &http.Server{Handler: eng, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
 		go server.Serve(l) // ends with close
 		servers = append(servers, server)
-		cfgs = append(cfgs, worker.Config{Engine: "http://" + l.Addr().String(), Name: c.Name, Kind: engine.KindSim, Slots: c.Slots})
+		cfgs = append(cfgs, worker.Config{Engine: "http://" + l.Addr().String(), Name: c.Name, EngineName: "sim", Slots: c.Slots})
 	}
 	return cfgs, servers, nil
 }
@@ -241,7 +242,7 @@ func (b *banner) run(ctx context.Context) error {
 	}
 	fmt.Fprintf(&s, "  keys     %s\n", keysInWords(b.auth, auto))
 	for _, e := range b.engines {
-		kind := e.Kind
+		kind := e.EngineName
 		if kind == "" {
 			kind = "does not answer yet"
 		}

@@ -101,13 +101,13 @@ func learnEngine(ctx context.Context, cfg *worker.Config) {
 		logger(ctx).Warn("engine does not answer yet", "engine", cfg.Engine, "err", err)
 		return
 	}
-	cfg.Kind = info.Kind
-	if cfg.Slots == 0 && info.Kind == engine.KindOllama {
+	cfg.EngineName = info.Name()
+	if cfg.Slots == 0 && info.Dialect == engine.DialectOllama && !info.Simulated {
 		cfg.Slots = 1 // its default for OLLAMA_NUM_PARALLEL, which it does not tell
 	}
 	if cfg.Name == "" {
 		if u, err := url.Parse(cfg.Engine); err == nil {
-			cfg.Name = info.Kind + "-" + u.Port()
+			cfg.Name = info.Name() + "-" + u.Port()
 		}
 	}
 }

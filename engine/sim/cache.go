@@ -1,4 +1,4 @@
-package engine
+package sim
 
 // cacheBlock is how many tokens a block of the prefix cache has: vLLM's default.
 const cacheBlock = 16

@@ -1,4 +1,4 @@
-package engine_test
+package sim_test
 
 import (
 	"context"
@@ -11,12 +11,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 )
 
 func TestPromptsWaitForMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{KVTokens: 100, PrefillRate: 1000, ITLBase: 50 * time.Millisecond})
+		r := newRig(t, sim.Config{KVTokens: 100, PrefillRate: 1000, ITLBase: 50 * time.Millisecond})
 		var wg sync.WaitGroup
 		for i, req := range []struct {
 			in   int
@@ -40,7 +40,7 @@ func TestPromptsWaitForMemory(t *testing.T) {
 
 func TestPromptsWaitForTheirPrefill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{PrefillBatch: 150, PrefillRate: 1000, ITLBase: 50 * time.Millisecond})
+		r := newRig(t, sim.Config{PrefillBatch: 150, PrefillRate: 1000, ITLBase: 50 * time.Millisecond})
 		var wg sync.WaitGroup
 		for i, want := range [][]int{{200, 250}, {300, 350}, {350, 400}, {450, 500}} {
 			wg.Go(func() {
@@ -64,7 +64,7 @@ func TestPromptsWaitForTheirPrefill(t *testing.T) {
 
 func TestLastComerIsPreempted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{KVTokens: 30, PrefillRate: 1000, ITLBase: 10 * time.Millisecond})
+		r := newRig(t, sim.Config{KVTokens: 30, PrefillRate: 1000, ITLBase: 10 * time.Millisecond})
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			wantTimes(t, "first", r.tokenTimes("", 10, 15), 10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150)
@@ -96,7 +96,7 @@ func TestLastComerIsPreempted(t *testing.T) {
 			}
 		}
 		wantTimes(t, "second", times, 20, 30, 40, 50, 60, 165, 175, 185, 195, 205, 215, 225, 235, 245, 255)
-		if want := engine.SimText(engine.PromptHash(words(10)), 15); text.String() != want {
+		if want := sim.Text(sim.PromptHash(words(10)), 15); text.String() != want {
 			t.Errorf("text of the preempted one %q, want %q", text.String(), want)
 		}
 		if got := r.sim.Stats(); got.Preempted != 1 || got.Started != 3 || got.Finished != 3 || got.Running != 0 {
@@ -112,7 +112,7 @@ func TestLastComerIsPreempted(t *testing.T) {
 
 func TestOneAloneMayOutgrowMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{KVTokens: 10, PrefillRate: 1000, ITLBase: 10 * time.Millisecond})
+		r := newRig(t, sim.Config{KVTokens: 10, PrefillRate: 1000, ITLBase: 10 * time.Millisecond})
 		wantTimes(t, "long prompt", r.tokenTimes("", 20, 2), 20, 30)
 		wantTimes(t, "long answer", r.tokenTimes("", 8, 5), 38, 48, 58, 68, 78)
 		if got := r.sim.Stats(); got.Preempted != 0 || got.Finished != 2 {
@@ -123,7 +123,7 @@ func TestOneAloneMayOutgrowMemory(t *testing.T) {
 
 func TestClientOfAPreemptedRequestGoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{KVTokens: 30, PrefillRate: 1000, ITLBase: 10 * time.Millisecond})
+		r := newRig(t, sim.Config{KVTokens: 30, PrefillRate: 1000, ITLBase: 10 * time.Millisecond})
 		var wg sync.WaitGroup
 		wg.Go(func() { r.tokenTimes("", 10, 15) })
 		time.Sleep(time.Microsecond)
@@ -142,7 +142,7 @@ func TestClientOfAPreemptedRequestGoes(t *testing.T) {
 
 func TestPreemptedWholeAnswersAreRight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{KVTokens: 200, PrefillRate: 2000, ITLBase: 5 * time.Millisecond, ITLPerRequest: time.Millisecond})
+		r := newRig(t, sim.Config{KVTokens: 200, PrefillRate: 2000, ITLBase: 5 * time.Millisecond, ITLPerRequest: time.Millisecond})
 		var wg sync.WaitGroup
 		for i := range 20 {
 			wg.Go(func() {
@@ -154,7 +154,7 @@ func TestPreemptedWholeAnswersAreRight(t *testing.T) {
 					return
 				}
 				v := parse(t, answer)
-				if got, want := at(t, v, "choices", 0, "message", "content"), engine.SimText(engine.PromptHash(prompt), 20+i); got != want {
+				if got, want := at(t, v, "choices", 0, "message", "content"), sim.Text(sim.PromptHash(prompt), 20+i); got != want {
 					t.Errorf("request %d: %q, want %q", i, got, want)
 				}
 				if got := at(t, v, "usage", "completion_tokens"); got != float64(20+i) {
@@ -171,7 +171,7 @@ func TestPreemptedWholeAnswersAreRight(t *testing.T) {
 
 func TestClockSlowsAllThatIsComputed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{PrefillRate: 1000, TTFT: 10 * time.Millisecond, ITLBase: 20 * time.Millisecond})
+		r := newRig(t, sim.Config{PrefillRate: 1000, TTFT: 10 * time.Millisecond, ITLBase: 20 * time.Millisecond})
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			// Half of the prefill is done at 50 ms, and half of a token at 220 ms.
@@ -198,7 +198,7 @@ func TestClockSlowsAllThatIsComputed(t *testing.T) {
 
 func TestClockAtAStandstill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{PrefillRate: 1000, ITLBase: 20 * time.Millisecond})
+		r := newRig(t, sim.Config{PrefillRate: 1000, ITLBase: 20 * time.Millisecond})
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			times := r.tokenTimes("", 100, 2)

@@ -1,4 +1,4 @@
-package engine_test
+package sim_test
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 )
 
 // distinct is the words from a until before b of an endless text.
@@ -57,7 +57,7 @@ func (r *rig) wantCached(what, body string, cached int, took time.Duration) {
 
 func TestConversationThatGoesOnHitsWhatItHasInCommon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{PrefillRate: 1000, PrefixCache: 10_000})
+		r := newRig(t, sim.Config{PrefillRate: 1000, PrefixCache: 10_000})
 		first, answer := distinct("q", 0, 100), distinct("a", 0, 20)
 		const ms = time.Millisecond
 		r.wantCached("first turn", conversation("", first), 0, 100*ms)
@@ -76,7 +76,7 @@ func TestConversationThatGoesOnHitsWhatItHasInCommon(t *testing.T) {
 func TestEveryAPITellsWhatWasCached(t *testing.T) {
 	for name, cache := range map[string]int{"with a cache": 1000, "without": 0} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, engine.SimConfig{PrefixCache: cache})
+			r := newRig(t, sim.Config{PrefixCache: cache})
 			text := distinct("w", 0, 40)
 			chat := `{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"` + text + `"}]`
 			if _, _, _, err := r.answer("/v1/chat/completions", "", chat+`}`); err != nil {
@@ -110,7 +110,7 @@ func TestEveryAPITellsWhatWasCached(t *testing.T) {
 
 func TestCacheGivesUpTheOldestAndTheEndOfAPromptFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{PrefixCache: 16*10 + 15})
+		r := newRig(t, sim.Config{PrefixCache: 16*10 + 15})
 		prompt := func(text string, blocks int) string { return conversation("", distinct(text, 0, 16*blocks+1)) }
 		want := func(what string, body string, blocks int) {
 			t.Helper()
@@ -132,7 +132,7 @@ func TestCacheGivesUpTheOldestAndTheEndOfAPromptFirst(t *testing.T) {
 
 func TestPrefillThatWasBrokenOffIsNotCached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{PrefillRate: 1000, PrefixCache: 10_000})
+		r := newRig(t, sim.Config{PrefillRate: 1000, PrefixCache: 10_000})
 		body := conversation("", distinct("w", 0, 1000))
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		defer cancel()
@@ -145,7 +145,7 @@ func TestPrefillThatWasBrokenOffIsNotCached(t *testing.T) {
 
 func TestPromptsInLineFindWhatThoseBeforeThemCompute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{PrefillRate: 1000, PrefixCache: 10_000})
+		r := newRig(t, sim.Config{PrefillRate: 1000, PrefixCache: 10_000})
 		var wg sync.WaitGroup
 		for i, want := range []time.Duration{1000, 1008, 1016} {
 			wg.Go(func() {
@@ -182,7 +182,7 @@ func TestPromptsInLineFindWhatThoseBeforeThemCompute(t *testing.T) {
 // ever used.
 func TestCacheAgreesWithAPlainList(t *testing.T) {
 	const room = 40
-	r := newRig(t, engine.SimConfig{PrefixCache: 16 * room})
+	r := newRig(t, sim.Config{PrefixCache: 16 * room})
 	rng := rand.New(rand.NewPCG(1, 2))
 	var used []string // blocks with all before them; the last one was used last
 	for n := range 400 {
@@ -215,11 +215,11 @@ func BenchmarkPrefixCache(b *testing.B) {
 	body := []byte(conversation("", words(10_000)))
 	for name, cache := range map[string]int{"off": 0, "on": 100_000} {
 		b.Run(name, func(b *testing.B) {
-			sim := newSim(b, engine.SimConfig{PrefixCache: cache})
+			eng := newSim(b, sim.Config{PrefixCache: cache})
 			b.ReportAllocs()
 			for b.Loop() {
 				req, _ := http.NewRequest(http.MethodPost, "/v1/chat/completions", bytes.NewReader(body))
-				sim.ServeHTTP(discard{http.Header{}}, req)
+				eng.ServeHTTP(discard{http.Header{}}, req)
 			}
 		})
 	}

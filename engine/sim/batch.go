@@ -1,4 +1,4 @@
-package engine
+package sim
 
 import (
 	"context"
@@ -98,7 +98,7 @@ type batch struct {
 	timer      *time.Timer  // nil while nothing is to come
 }
 
-func newBatch(cfg SimConfig) *batch {
+func newBatch(cfg Config) *batch {
 	return &batch{
 		slots: cfg.Slots, maxQueue: cfg.MaxQueue, memory: cfg.KVTokens, prefillBatch: cfg.PrefillBatch,
 		prefillRate: cfg.PrefillRate, itlBase: cfg.ITLBase, itlPerRequest: cfg.ITLPerRequest, clock: 1, cache: newPrefixCache(cfg.PrefixCache),
@@ -189,11 +189,11 @@ func (b *batch) preemptLocked(q *sequence) {
 	b.preempted++
 }
 
-func (b *batch) stats() SimStats {
+func (b *batch) stats() Stats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.advanceLocked(time.Now())
-	return SimStats{
+	return Stats{
 		Running: len(b.admitted), Waiting: len(b.waiting), MaxRunning: b.maxRunning, Started: b.started,
 		Preempted: b.preempted, Queried: b.queried, Cached: b.cached, Clock: b.clock,
 	}

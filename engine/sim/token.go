@@ -1,4 +1,4 @@
-package engine
+package sim
 
 import "strings"
 
@@ -9,7 +9,7 @@ func PromptHash(texts ...string) uint64 {
 	return hash
 }
 
-// CountTokens is how many tokens a Sim sees in the texts: their whitespace-separated words.
+// CountTokens is how many tokens an Engine sees in the texts: their whitespace-separated words.
 func CountTokens(texts ...string) int {
 	_, n, _ := hashWords(texts, 0)
 	return n
@@ -34,13 +34,13 @@ func hashWords(texts []string, block int) (hash uint64, words int, blocks []uint
 	return hash, words, blocks
 }
 
-// SimToken is token i of a Sim's answer to the prompt with this hash: a word of five letters.
-func SimToken(hash uint64, i int) string {
+// Token is token i of an Engine's answer to the prompt with this hash: a word of five letters.
+func Token(hash uint64, i int) string {
 	return string(appendToken(nil, hash, i))
 }
 
-// SimText is the first n tokens of an answer, with a space between any two.
-func SimText(hash uint64, n int) string {
+// Text is the first n tokens of an answer, with a space between any two.
+func Text(hash uint64, n int) string {
 	return string(appendTokens(nil, hash, 0, n))
 }
 

@@ -1,4 +1,4 @@
-package engine
+package sim
 
 import (
 	"fmt"
@@ -21,7 +21,7 @@ type orders struct {
 }
 
 // orders are those of the header, or else drawn.
-func (s *Sim) orders(h http.Header) (orders, error) {
+func (s *Engine) orders(h http.Header) (orders, error) {
 	lines, ok := h["X-Sim"]
 	if !ok {
 		return s.draw(), nil
@@ -38,7 +38,7 @@ func (s *Sim) orders(h http.Header) (orders, error) {
 	return o, nil
 }
 
-func (s *Sim) draw() orders {
+func (s *Engine) draw() orders {
 	c := &s.cfg
 	if c.Fail+c.Hang+c.Cut+c.Refuse == 0 {
 		return orders{}

@@ -1,4 +1,4 @@
-package engine
+package sim
 
 import (
 	"encoding/json"
@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/pulley-lb/pulley/engine"
 )
 
 // An apiError is an answer that says what went wrong, in the shape of OpenAI's API or of Anthropic's.
@@ -44,10 +46,10 @@ func badRequest(param, format string, args ...any) *apiError {
 	return e
 }
 
-func (s *Sim) unknownModel(model string) *apiError {
+func (s *Engine) unknownModel(model string) *apiError {
 	e := errorOf(http.StatusNotFound, fmt.Sprintf("The model `%s` does not exist. There is: %s",
 		model, strings.Join(s.cfg.Models, ", ")))
-	if s.cfg.Dialect == DialectOllama {
+	if s.cfg.Dialect == engine.DialectOllama {
 		e.kind = "api_error"
 		return e
 	}

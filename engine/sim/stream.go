@@ -1,4 +1,4 @@
-package engine
+package sim
 
 import (
 	"net/http"
@@ -57,7 +57,7 @@ func (st *stream) write(b []byte) {
 
 // run takes the work through the batch and writes its answer. It returns an *apiError for the client, or nil, or why the
 // client has no use for any.
-func (s *Sim) run(w http.ResponseWriter, r *http.Request, wk *work, a answer, o orders) error {
+func (s *Engine) run(w http.ResponseWriter, r *http.Request, wk *work, a answer, o orders) error {
 	q := &sequence{
 		in:     wk.in,
 		caches: wk.caches,
@@ -98,7 +98,7 @@ func (s *Sim) run(w http.ResponseWriter, r *http.Request, wk *work, a answer, o 
 	return err
 }
 
-func (s *Sim) writeWhole(w http.ResponseWriter, r *http.Request, wk *work, a answer, q *sequence, o orders) error {
+func (s *Engine) writeWhole(w http.ResponseWriter, r *http.Request, wk *work, a answer, q *sequence, o orders) error {
 	if _, _, err := s.batch.await(r.Context(), q, q.limit); err != nil { // beyond the limit there is only the end
 		return err
 	}
@@ -120,7 +120,7 @@ func (s *Sim) writeWhole(w http.ResponseWriter, r *http.Request, wk *work, a ans
 	panic(http.ErrAbortHandler)
 }
 
-func (s *Sim) writeStream(w http.ResponseWriter, r *http.Request, wk *work, a streamer, q *sequence, o orders) error {
+func (s *Engine) writeStream(w http.ResponseWriter, r *http.Request, wk *work, a streamer, q *sequence, o orders) error {
 	st := newStream(w, a.contentType())
 	if o.early {
 		st.write(nil)
@@ -154,7 +154,7 @@ func (s *Sim) writeStream(w http.ResponseWriter, r *http.Request, wk *work, a st
 }
 
 // count adds a request that was computed to its end.
-func (s *Sim) count(wk *work) {
+func (s *Engine) count(wk *work) {
 	s.finished.Add(1)
 	s.tokensIn.Add(int64(wk.in))
 	s.tokens.Add(int64(wk.out))

@@ -1,4 +1,4 @@
-package engine_test
+package sim_test
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 )
 
 func modelBody(model string, tokens int) string {
@@ -50,7 +51,7 @@ func TestSimSwapsModels(t *testing.T) {
 	for what, test := range tests {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newRig(t, engine.SimConfig{Models: []string{"a", "b", "c"}, Loaded: test.loaded, LoadTime: 5 * s,
+				r := newRig(t, sim.Config{Models: []string{"a", "b", "c"}, Loaded: test.loaded, LoadTime: 5 * s,
 					Dialect: test.dialect, ITLBase: s / 10})
 				var wg sync.WaitGroup
 				for _, a := range test.asks {
@@ -84,7 +85,7 @@ func TestSimSwapsModels(t *testing.T) {
 func TestSimTellsWhatIsLoaded(t *testing.T) {
 	for _, dialect := range []engine.Dialect{engine.DialectOllama, engine.DialectLlamaSwap} {
 		synctest.Test(t, func(t *testing.T) {
-			r := newRig(t, engine.SimConfig{Models: []string{"a", "b"}, Loaded: 1, LoadTime: 5 * time.Second, Dialect: dialect})
+			r := newRig(t, sim.Config{Models: []string{"a", "b"}, Loaded: 1, LoadTime: 5 * time.Second, Dialect: dialect})
 			s, err := engine.NewScraper(engine.ScraperConfig{URL: "http://sim", Client: r.client})
 			if err != nil {
 				t.Fatal(err)

@@ -1,4 +1,4 @@
-package engine
+package sim
 
 var responsesEndpoint = endpoint{
 	idPrefix: "resp-",

@@ -1,4 +1,4 @@
-package engine
+package sim
 
 import (
 	"bytes"
@@ -6,86 +6,88 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/pulley-lb/pulley/engine"
 )
 
-// SimDialects are those that a Sim can speak.
-func SimDialects() []Dialect {
-	return []Dialect{DialectVLLM, DialectSGLang, DialectTGI, DialectLlamaCpp, DialectOllama, DialectTriton, DialectTRTLLM,
-		DialectLlamaSwap, DialectOpenAI}
+// Dialects are those that an Engine can speak.
+func Dialects() []engine.Dialect {
+	return []engine.Dialect{engine.DialectVLLM, engine.DialectSGLang, engine.DialectTGI, engine.DialectLlamaCpp, engine.DialectOllama, engine.DialectTriton, engine.DialectTRTLLM,
+		engine.DialectLlamaSwap, engine.DialectOpenAI}
 }
 
-// pages are the GETs and others by which an engine of the Sim's dialect tells of itself. Triton's metrics are on the same
-// port as all else: a Sim has but one.
-func (s *Sim) pages() map[string]http.HandlerFunc {
+// pages are the GETs and others by which an engine of the Engine's dialect tells of itself. Triton's metrics are on the same
+// port as all else: an Engine has but one.
+func (s *Engine) pages() map[string]http.HandlerFunc {
 	healthy := func(http.ResponseWriter, *http.Request) {}
 	pages := map[string]http.HandlerFunc{"GET /health": healthy}
 	switch s.cfg.Dialect {
-	case DialectVLLM:
+	case engine.DialectVLLM:
 		pages["GET /metrics"] = s.showMetrics(s.vllmMetrics)
-		pages["GET /version"] = showJSON(func(simState) any { return object{"version": simVersion} }, s)
-	case DialectSGLang:
+		pages["GET /version"] = showJSON(func(state) any { return object{"version": version} }, s)
+	case engine.DialectSGLang:
 		pages["GET /metrics"] = s.showMetrics(s.sglangMetrics)
 		pages["GET /v1/loads"] = showJSON(s.sglangLoads, s)
 		pages["GET /get_model_info"] = showJSON(s.sglangModel, s)
-	case DialectTGI:
+	case engine.DialectTGI:
 		pages["GET /metrics"] = s.showMetrics(s.tgiMetrics)
 		pages["GET /info"] = showJSON(s.tgiInfo, s)
-	case DialectLlamaCpp:
-		pages["GET /health"] = showJSON(func(simState) any { return object{"status": "ok"} }, s)
+	case engine.DialectLlamaCpp:
+		pages["GET /health"] = showJSON(func(state) any { return object{"status": "ok"} }, s)
 		pages["GET /metrics"] = s.showMetrics(s.llamacppMetrics)
 		pages["GET /props"] = showJSON(s.llamacppProps, s)
 		pages["GET /slots"] = showJSON(s.llamacppSlots, s)
-	case DialectOllama:
+	case engine.DialectOllama:
 		delete(pages, "GET /health")
-		pages["GET /api/version"] = showJSON(func(simState) any { return object{"version": simVersion} }, s)
+		pages["GET /api/version"] = showJSON(func(state) any { return object{"version": version} }, s)
 		pages["GET /api/tags"] = showJSON(s.ollamaModels, s)
 		pages["GET /api/ps"] = showJSON(s.ollamaLoaded, s)
-	case DialectLlamaSwap:
+	case engine.DialectLlamaSwap:
 		pages["GET /health"] = llamaSwapHealth
 		pages["GET /running"] = showJSON(s.llamaSwapRunning, s)
-	case DialectTriton:
+	case engine.DialectTriton:
 		delete(pages, "GET /health")
-		pages["GET /v2"] = showJSON(func(simState) any {
-			return object{"name": "triton", "version": simVersion, "extensions": []string{"model_repository", "statistics"}}
+		pages["GET /v2"] = showJSON(func(state) any {
+			return object{"name": "triton", "version": version, "extensions": []string{"model_repository", "statistics"}}
 		}, s)
 		pages["GET /v2/health/ready"] = healthy
 		pages["GET /metrics"] = s.showMetrics(s.tritonMetrics)
 		pages["POST /v2/repository/index"] = showJSON(s.tritonModels, s)
-	case DialectTRTLLM:
-		pages["GET /version"] = showJSON(func(simState) any { return object{"version": simVersion} }, s)
+	case engine.DialectTRTLLM:
+		pages["GET /version"] = showJSON(func(state) any { return object{"version": version} }, s)
 		pages["GET /prometheus/metrics"] = s.showMetrics(s.trtllmMetrics)
-		pages["GET /metrics"] = showJSON(func(simState) any { return []any{} }, s)
-	case DialectOpenAI:
+		pages["GET /metrics"] = showJSON(func(state) any { return []any{} }, s)
+	case engine.DialectOpenAI:
 		delete(pages, "GET /health")
 	}
 	return pages
 }
 
-const simVersion = "0.0.0-sim"
+const version = "0.0.0-sim"
 
-// simState is what the pages tell of.
-type simState struct {
-	SimStats
+// state is what the pages tell of.
+type state struct {
+	Stats
 	model          string // the first one: most engines have but one
 	held, kvTokens int    // in the KV cache
 	in, out        int64  // tokens of requests that were computed to their end
 }
 
-func (s *Sim) state() simState {
-	return simState{
-		SimStats: s.Stats(), model: s.cfg.Models[0], held: min(s.batch.held(), s.cfg.KVTokens), kvTokens: s.cfg.KVTokens,
+func (s *Engine) state() state {
+	return state{
+		Stats: s.Stats(), model: s.cfg.Models[0], held: min(s.batch.held(), s.cfg.KVTokens), kvTokens: s.cfg.KVTokens,
 		in: s.tokensIn.Load(), out: s.tokens.Load(),
 	}
 }
 
-func (st simState) usage() float64 { return float64(st.held) / float64(st.kvTokens) }
+func (st state) usage() float64 { return float64(st.held) / float64(st.kvTokens) }
 
-func showJSON(of func(simState) any, s *Sim) http.HandlerFunc {
+func showJSON(of func(state) any, s *Engine) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, of(s.state())) }
 }
 
 // showMetrics answers a page in Prometheus' text format.
-func (s *Sim) showMetrics(of func(simState) []simMetric) http.HandlerFunc {
+func (s *Engine) showMetrics(of func(state) []metric) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		var b bytes.Buffer
 		described := ""
@@ -104,13 +106,13 @@ func (s *Sim) showMetrics(of func(simState) []simMetric) http.HandlerFunc {
 	}
 }
 
-type simMetric struct {
+type metric struct {
 	name, labels, kind, help string
 	value                    float64
 }
 
 // withLabels puts the same labels on all.
-func withLabels(prefix, labels string, ms []simMetric) []simMetric {
+func withLabels(prefix, labels string, ms []metric) []metric {
 	for i := range ms {
 		ms[i].name = prefix + ms[i].name
 		ms[i].labels = strings.Trim(labels+","+ms[i].labels, ",")
@@ -118,8 +120,8 @@ func withLabels(prefix, labels string, ms []simMetric) []simMetric {
 	return ms
 }
 
-func (s *Sim) vllmMetrics(st simState) []simMetric {
-	return withLabels("vllm:", fmt.Sprintf(`engine="0",model_name=%q`, st.model), []simMetric{
+func (s *Engine) vllmMetrics(st state) []metric {
+	return withLabels("vllm:", fmt.Sprintf(`engine="0",model_name=%q`, st.model), []metric{
 		{"num_requests_running", "", "gauge", "Number of requests in model execution batches.", float64(st.Running)},
 		{"num_requests_waiting", "", "gauge", "Number of requests waiting to be processed.", float64(st.Waiting)},
 		{"kv_cache_usage_perc", "", "gauge", "KV-cache usage. 1 means 100 percent usage.", st.usage()},
@@ -134,8 +136,8 @@ func (s *Sim) vllmMetrics(st simState) []simMetric {
 	})
 }
 
-func (s *Sim) sglangMetrics(st simState) []simMetric {
-	return withLabels("sglang:", fmt.Sprintf(`engine_type="unified",model_name=%q,pp_rank="0",tp_rank="0"`, st.model), []simMetric{
+func (s *Engine) sglangMetrics(st state) []metric {
+	return withLabels("sglang:", fmt.Sprintf(`engine_type="unified",model_name=%q,pp_rank="0",tp_rank="0"`, st.model), []metric{
 		{"num_running_reqs", "", "gauge", "The number of running requests.", float64(st.Running)},
 		{"num_queue_reqs", "", "gauge", "The number of requests in the waiting queue.", float64(st.Waiting)},
 		{"num_used_tokens", "", "gauge", "The number of used tokens.", float64(st.held)},
@@ -148,19 +150,19 @@ func (s *Sim) sglangMetrics(st simState) []simMetric {
 	})
 }
 
-func (s *Sim) sglangLoads(st simState) any {
-	return object{"version": simVersion, "dp_rank_count": 1, "loads": []object{{
+func (s *Engine) sglangLoads(st state) any {
+	return object{"version": version, "dp_rank_count": 1, "loads": []object{{
 		"dp_rank": 0, "num_running_reqs": st.Running, "num_waiting_reqs": st.Waiting, "num_total_reqs": st.Running + st.Waiting,
 		"num_used_tokens": st.held, "max_total_num_tokens": st.kvTokens, "token_usage": st.usage(), "max_running_requests": st.Slots,
 	}}}
 }
 
-func (s *Sim) sglangModel(st simState) any {
+func (s *Engine) sglangModel(st state) any {
 	return object{"model_path": st.model, "tokenizer_path": st.model, "is_generation": true}
 }
 
-func (s *Sim) tgiMetrics(st simState) []simMetric {
-	return withLabels("tgi_", "", []simMetric{
+func (s *Engine) tgiMetrics(st state) []metric {
+	return withLabels("tgi_", "", []metric{
 		{"batch_current_size", "", "gauge", "Current batch size", float64(st.Running)},
 		{"batch_current_max_tokens", "", "gauge", "Maximum tokens of the current batch", float64(st.held)},
 		{"queue_size", "", "gauge", "Current queue size", float64(st.Waiting)},
@@ -170,13 +172,13 @@ func (s *Sim) tgiMetrics(st simState) []simMetric {
 	})
 }
 
-func (s *Sim) tgiInfo(st simState) any {
+func (s *Engine) tgiInfo(st state) any {
 	return object{"model_id": st.model, "max_concurrent_requests": st.Slots, "max_best_of": 1, "max_stop_sequences": 4,
-		"router": "text-generation-router", "version": simVersion}
+		"router": "text-generation-router", "version": version}
 }
 
-func (s *Sim) llamacppMetrics(st simState) []simMetric {
-	return withLabels("llamacpp:", "", []simMetric{
+func (s *Engine) llamacppMetrics(st state) []metric {
+	return withLabels("llamacpp:", "", []metric{
 		{"prompt_tokens_total", "", "counter", "Number of prompt tokens processed.", float64(st.in)},
 		{"tokens_predicted_total", "", "counter", "Number of generation tokens processed.", float64(st.out)},
 		{"requests_processing", "", "gauge", "Number of requests processing.", float64(st.Running)},
@@ -184,11 +186,11 @@ func (s *Sim) llamacppMetrics(st simState) []simMetric {
 	})
 }
 
-func (s *Sim) llamacppProps(st simState) any {
-	return object{"total_slots": st.Slots, "model_path": st.model, "build_info": simVersion}
+func (s *Engine) llamacppProps(st state) any {
+	return object{"total_slots": st.Slots, "model_path": st.model, "build_info": version}
 }
 
-func (s *Sim) llamacppSlots(st simState) any {
+func (s *Engine) llamacppSlots(st state) any {
 	slots := make([]object, st.Slots)
 	for i := range slots {
 		slots[i] = object{"id": i, "is_processing": i < st.Running}
@@ -197,7 +199,7 @@ func (s *Sim) llamacppSlots(st simState) any {
 }
 
 // ollamaModels are all that there are.
-func (s *Sim) ollamaModels(simState) any {
+func (s *Engine) ollamaModels(state) any {
 	var models []object
 	for _, m := range s.cfg.Models {
 		models = append(models, object{"name": m, "model": m, "size": 1 << 30})
@@ -205,15 +207,15 @@ func (s *Sim) ollamaModels(simState) any {
 	return object{"models": models}
 }
 
-func (s *Sim) tritonMetrics(st simState) []simMetric {
+func (s *Engine) tritonMetrics(st state) []metric {
 	ofModel := fmt.Sprintf(`model=%q,version="1"`, st.model)
-	requests := func(kind string, n int) simMetric {
-		return simMetric{"trt_llm_request_metrics", `request_type="` + kind + `"`, "gauge", "TRT LLM request metrics", float64(n)}
+	requests := func(kind string, n int) metric {
+		return metric{"trt_llm_request_metrics", `request_type="` + kind + `"`, "gauge", "TRT LLM request metrics", float64(n)}
 	}
-	blocks := func(kind string, v float64) simMetric {
-		return simMetric{"trt_llm_kv_cache_block_metrics", `kv_cache_block_type="` + kind + `"`, "gauge", "TRT LLM KV cache block metrics", v}
+	blocks := func(kind string, v float64) metric {
+		return metric{"trt_llm_kv_cache_block_metrics", `kv_cache_block_type="` + kind + `"`, "gauge", "TRT LLM KV cache block metrics", v}
 	}
-	return withLabels("nv_", ofModel, []simMetric{
+	return withLabels("nv_", ofModel, []metric{
 		requests("waiting", st.Waiting), requests("scheduled", st.Running), requests("max", st.Slots),
 		requests("active", st.Running+st.Waiting),
 		blocks("fraction", st.usage()), blocks("tokens_per", 1), blocks("used", float64(st.held)),
@@ -223,7 +225,7 @@ func (s *Sim) tritonMetrics(st simState) []simMetric {
 	})
 }
 
-func (s *Sim) tritonModels(simState) any {
+func (s *Engine) tritonModels(state) any {
 	var models []object
 	for _, m := range s.cfg.Models {
 		models = append(models, object{"name": m, "version": "1", "state": "READY", "reason": ""})
@@ -231,8 +233,8 @@ func (s *Sim) tritonModels(simState) any {
 	return models
 }
 
-func (s *Sim) trtllmMetrics(st simState) []simMetric {
-	return withLabels("trtllm_", fmt.Sprintf(`engine_type="trtllm",model_name=%q`, st.model), []simMetric{
+func (s *Engine) trtllmMetrics(st state) []metric {
+	return withLabels("trtllm_", fmt.Sprintf(`engine_type="trtllm",model_name=%q`, st.model), []metric{
 		{"num_requests_running", "", "gauge", "Number of active requests", float64(st.Running)},
 		{"num_requests_waiting", "", "gauge", "Number of queued requests", float64(st.Waiting)},
 		{"max_num_active_requests", "", "gauge", "Maximum number of active requests", float64(st.Slots)},

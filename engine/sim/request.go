@@ -1,4 +1,4 @@
-package engine
+package sim
 
 import (
 	"bytes"
@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/pulley-lb/pulley/engine"
 )
 
 const (
@@ -184,7 +186,7 @@ type work struct {
 	ollama  bool
 }
 
-func (s *Sim) newWork(r *http.Request, e endpoint, b *body) (*work, error) {
+func (s *Engine) newWork(r *http.Request, e endpoint, b *body) (*work, error) {
 	if !slices.Contains(s.cfg.Models, b.Model) {
 		return nil, s.unknownModel(b.Model)
 	}
@@ -196,7 +198,7 @@ func (s *Sim) newWork(r *http.Request, e endpoint, b *body) (*work, error) {
 		stream:  b.Stream,
 		usage:   b.StreamOptions.IncludeUsage,
 		caches:  e.decodes && s.batch.cache != nil,
-		ollama:  s.cfg.Dialect == DialectOllama,
+		ollama:  s.cfg.Dialect == engine.DialectOllama,
 	}
 	block := 0
 	if wk.caches {
@@ -233,7 +235,7 @@ func (wk *work) setOutput(b *body) error {
 }
 
 // text is the whole answer.
-func (wk *work) text() string { return SimText(wk.hash, wk.out) }
+func (wk *work) text() string { return Text(wk.hash, wk.out) }
 
 // piece is what the tokens from i until before n add to the text.
 func (wk *work) piece(i, n int) string { return string(appendTokens(nil, wk.hash, i, n)) }

@@ -1,4 +1,4 @@
-package engine_test
+package sim_test
 
 import (
 	"bytes"
@@ -8,10 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 )
 
-// discard is a ResponseWriter that costs nothing, to measure the Sim alone.
+// discard is a ResponseWriter that costs nothing, to measure the engine alone.
 type discard struct{ header http.Header }
 
 func (d discard) Header() http.Header         { return d.header }
@@ -29,12 +29,12 @@ func BenchmarkHandler(b *testing.B) {
 		"timed100":  {`,"max_tokens":100,"stream":true`, time.Nanosecond},
 	} {
 		b.Run(name, func(b *testing.B) {
-			sim := newSim(b, engine.SimConfig{ITLBase: c.itl})
+			eng := newSim(b, sim.Config{ITLBase: c.itl})
 			body := []byte(chatBody(words(20), c.rest))
 			b.ReportAllocs()
 			for b.Loop() {
 				req, _ := http.NewRequest(http.MethodPost, "/v1/chat/completions", bytes.NewReader(body))
-				sim.ServeHTTP(discard{http.Header{}}, req)
+				eng.ServeHTTP(discard{http.Header{}}, req)
 			}
 		})
 	}
@@ -47,7 +47,7 @@ func BenchmarkHTTP(b *testing.B) {
 		"stream100": `,"max_tokens":100,"stream":true`,
 	} {
 		b.Run(name, func(b *testing.B) {
-			srv := httptest.NewServer(newSim(b, engine.SimConfig{}))
+			srv := httptest.NewServer(newSim(b, sim.Config{}))
 			defer srv.Close()
 			body := []byte(chatBody(words(20), rest))
 			b.ReportAllocs()
@@ -65,13 +65,13 @@ func BenchmarkHTTP(b *testing.B) {
 
 // BenchmarkLargeBody is a request with 16 MiB of image.
 func BenchmarkLargeBody(b *testing.B) {
-	sim := newSim(b, engine.SimConfig{})
+	eng := newSim(b, sim.Config{})
 	image := bytes.Repeat([]byte("QUJD"), 4<<20)
 	body := `{"model":"m","max_tokens":1,"messages":[{"role":"user","content":[{"type":"text","text":"see"},` +
 		`{"type":"image_url","image_url":{"url":"data:image/png;base64,` + string(image) + `"}}]}]}`
 	b.SetBytes(int64(len(body)))
 	for b.Loop() {
 		req, _ := http.NewRequest(http.MethodPost, "/v1/chat/completions", bytes.NewReader([]byte(body)))
-		sim.ServeHTTP(discard{http.Header{}}, req)
+		eng.ServeHTTP(discard{http.Header{}}, req)
 	}
 }

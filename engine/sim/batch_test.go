@@ -1,4 +1,4 @@
-package engine_test
+package sim_test
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 )
 
 // tokenTimes streams a chat and tells when each of its tokens came.
@@ -46,7 +46,7 @@ func wantTimes(t *testing.T, who string, got []time.Duration, wantMillis ...int)
 
 func TestRequestAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{
+		r := newRig(t, sim.Config{
 			PrefillRate: 1000, TTFT: 50 * time.Millisecond,
 			ITLBase: 20 * time.Millisecond, ITLPerRequest: 5 * time.Millisecond,
 		})
@@ -62,7 +62,7 @@ func TestRequestAlone(t *testing.T) {
 
 func TestPaceChangesWithTheBatchInTheMiddleOfAToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{ITLBase: 10 * time.Millisecond, ITLPerRequest: 10 * time.Millisecond})
+		r := newRig(t, sim.Config{ITLBase: 10 * time.Millisecond, ITLPerRequest: 10 * time.Millisecond})
 		var wg sync.WaitGroup
 		// Alone a token takes 20 ms, together 30 ms. At 10 ms half a token is left to make.
 		wg.Go(func() { wantTimes(t, "first", r.tokenTimes("", 1, 3), 0, 25, 55) })
@@ -77,7 +77,7 @@ func TestPaceChangesWithTheBatchInTheMiddleOfAToken(t *testing.T) {
 
 func TestPrefillIsSerialAndSlotsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{Slots: 2, PrefillRate: 1000, ITLBase: 50 * time.Millisecond})
+		r := newRig(t, sim.Config{Slots: 2, PrefillRate: 1000, ITLBase: 50 * time.Millisecond})
 		var wg sync.WaitGroup
 		for i, want := range [][]int{{100, 150, 200}, {200, 250, 300}, {300, 350, 400}} {
 			wg.Go(func() {
@@ -94,14 +94,14 @@ func TestPrefillIsSerialAndSlotsAreBounded(t *testing.T) {
 
 func TestTokensPerEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{TokensPerEvent: 4, ITLBase: 10 * time.Millisecond})
+		r := newRig(t, sim.Config{TokensPerEvent: 4, ITLBase: 10 * time.Millisecond})
 		wantTimes(t, "events of 1, 4, 4 and 1", r.tokenTimes("", 1, 10), 0, 40, 80, 90)
 	})
 }
 
 func TestQueueIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{Slots: 1, MaxQueue: 1, ITLBase: time.Second, RefuseStatus: 503, RetryAfter: 1500 * time.Millisecond})
+		r := newRig(t, sim.Config{Slots: 1, MaxQueue: 1, ITLBase: time.Second, RefuseStatus: 503, RetryAfter: 1500 * time.Millisecond})
 		var wg sync.WaitGroup
 		for range 2 {
 			wg.Go(func() { r.tokenTimes("", 1, 5) })
@@ -119,7 +119,7 @@ func TestQueueIsBounded(t *testing.T) {
 }
 
 func TestClientThatGoesFreesItsSlotAtOnce(t *testing.T) {
-	cfg := engine.SimConfig{Slots: 1, PrefillRate: 1000, TTFT: time.Second, ITLBase: time.Second}
+	cfg := sim.Config{Slots: 1, PrefillRate: 1000, TTFT: time.Second, ITLBase: time.Second}
 	for phase, gone := range map[string]struct {
 		after  time.Duration
 		orders string
@@ -179,7 +179,7 @@ func TestClientThatGoesFreesItsSlotAtOnce(t *testing.T) {
 
 func TestAbortedPrefillLetsTheNextBeginAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{PrefillRate: 1000})
+		r := newRig(t, sim.Config{PrefillRate: 1000})
 		var wg sync.WaitGroup
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 		defer cancel()
@@ -195,7 +195,7 @@ func TestAgreesWithTheModel(t *testing.T) {
 	for name, memory := range map[string]int{"enough memory": 0, "little memory": 600} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				agreesWithTheModel(t, engine.SimConfig{
+				agreesWithTheModel(t, sim.Config{
 					Slots: 6, PrefillRate: 3000, ITLBase: 3 * time.Millisecond, ITLPerRequest: 1700 * time.Microsecond, KVTokens: memory,
 				})
 			})
@@ -203,7 +203,7 @@ func TestAgreesWithTheModel(t *testing.T) {
 	}
 }
 
-func agreesWithTheModel(t *testing.T, cfg engine.SimConfig) {
+func agreesWithTheModel(t *testing.T, cfg sim.Config) {
 	rng := rand.New(rand.NewPCG(7, 7))
 	var reqs []*modelRequest
 	at := 0.0
@@ -247,7 +247,7 @@ type modelRequest struct {
 func (q *modelRequest) tokens() int { return q.again + 1 + int(q.made+1e-9) }
 
 // runModel goes from one token to the next and touches every request each time.
-func runModel(cfg engine.SimConfig, reqs []*modelRequest) (preempted int) {
+func runModel(cfg sim.Config, reqs []*modelRequest) (preempted int) {
 	const never = 1e18
 	arriving := slices.Clone(reqs)
 	var queue, running, prefill, batch []*modelRequest

@@ -1,4 +1,4 @@
-package engine
+package sim
 
 import (
 	"cmp"
@@ -13,11 +13,13 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/pulley-lb/pulley/engine"
 )
 
-// SimConfig says how a simulated engine behaves. The probabilities are per request, exclude one another and add up to at
+// Config says how a simulated engine behaves. The probabilities are per request, exclude one another and add up to at
 // most 1.
-type SimConfig struct {
+type Config struct {
 	// Name tells this engine from others, in x-sim-name and system_fingerprint. Default "sim".
 	Name string
 	// Models are the names that the engine answers to; at least one.
@@ -64,16 +66,16 @@ type SimConfig struct {
 	Loaded int
 	// LoadTime is what a load takes. Default 0.
 	LoadTime time.Duration
-	// Dialect is whose pages it has, with what goes on in this engine: any but DialectLMStudio. To
-	// inference requests all answer as OpenAI's specification says, but for DialectOllama, which ignores
+	// Dialect is whose pages it has, with what goes on in this engine: any but engine.DialectLMStudio. To
+	// inference requests all answer as OpenAI's specification says, but for engine.DialectOllama, which ignores
 	// max_completion_tokens, repeats the role in every chunk, and answers an unknown model with type api_error and code
-	// null. Default DialectVLLM.
-	Dialect Dialect
+	// null. Default engine.DialectVLLM.
+	Dialect engine.Dialect
 	// Seed starts the draws of misbehaviours. Default 1.
 	Seed uint64
 }
 
-func (c SimConfig) withDefaults() SimConfig {
+func (c Config) withDefaults() Config {
 	c.Name = cmp.Or(c.Name, "sim")
 	c.Slots = cmp.Or(c.Slots, 8)
 	c.PrefillBatch = cmp.Or(c.PrefillBatch, 8192)
@@ -81,8 +83,8 @@ func (c SimConfig) withDefaults() SimConfig {
 	c.RefuseStatus = cmp.Or(c.RefuseStatus, http.StatusTooManyRequests)
 	c.RetryAfter = cmp.Or(c.RetryAfter, time.Second)
 	c.KVTokens = cmp.Or(c.KVTokens, 65536*c.Slots)
-	c.Dialect = cmp.Or(c.Dialect, DialectVLLM)
-	if d, err := ParseDialect(string(c.Dialect)); err == nil {
+	c.Dialect = cmp.Or(c.Dialect, engine.DialectVLLM)
+	if d, err := engine.ParseDialect(string(c.Dialect)); err == nil {
 		c.Dialect = d
 	}
 	c.Seed = cmp.Or(c.Seed, 1)
@@ -92,13 +94,13 @@ func (c SimConfig) withDefaults() SimConfig {
 
 // A ConfigError says what is wrong with one field of a configuration.
 type ConfigError struct {
-	Field  string // as in SimConfig
+	Field  string // as in Config
 	Reason string
 }
 
 func (e *ConfigError) Error() string { return e.Field + ": " + e.Reason }
 
-func (c SimConfig) check() error {
+func (c Config) check() error {
 	bad := func(field, format string, args ...any) error {
 		return &ConfigError{Field: field, Reason: fmt.Sprintf(format, args...)}
 	}
@@ -147,18 +149,18 @@ func (c SimConfig) check() error {
 	if c.RefuseStatus != http.StatusTooManyRequests && c.RefuseStatus != http.StatusServiceUnavailable {
 		return bad("RefuseStatus", "%d: want 429 or 503", c.RefuseStatus)
 	}
-	if !slices.Contains(SimDialects(), c.Dialect) {
-		return bad("Dialect", "%q: want %s", c.Dialect, spellDialects(SimDialects()))
+	if !slices.Contains(Dialects(), c.Dialect) {
+		return bad("Dialect", "%q: want %s", c.Dialect, engine.SpellDialects(Dialects()))
 	}
 	return nil
 }
 
-// A Sim is a simulated engine. It is an http.Handler that owns no goroutine: what it does happens in the handlers of its
+// An Engine is a simulated engine. It is an http.Handler that owns no goroutine: what it does happens in the handlers of its
 // requests and, while time passes for them, in one timer. Cutting a connection is done by panicking with
 // http.ErrAbortHandler, as net/http wants it.
-type Sim struct {
-	// Fixed after NewSim.
-	cfg        SimConfig
+type Engine struct {
+	// Fixed after New.
+	cfg        Config
 	mux        *http.ServeMux
 	batch      *batch
 	loader     *loader // nil: all models are there
@@ -178,13 +180,13 @@ type Sim struct {
 	draws  *rand.Rand
 }
 
-// NewSim checks cfg, naming the first bad field in a *ConfigError, and starts nothing.
-func NewSim(cfg SimConfig) (*Sim, error) {
+// New checks cfg, naming the first bad field in a *ConfigError, and starts nothing.
+func New(cfg Config) (*Engine, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	s := &Sim{
+	s := &Engine{
 		cfg:        cfg,
 		batch:      newBatch(cfg),
 		loader:     newLoader(cfg),
@@ -196,7 +198,7 @@ func NewSim(cfg SimConfig) (*Sim, error) {
 	return s, nil
 }
 
-func (s *Sim) routes() *http.ServeMux {
+func (s *Engine) routes() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/chat/completions", s.handle(chatEndpoint))
 	mux.Handle("POST /v1/completions", s.handle(completionEndpoint))
@@ -219,13 +221,13 @@ func (s *Sim) routes() *http.ServeMux {
 }
 
 // ServeHTTP answers one request; see the package documentation.
-func (s *Sim) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header()["X-Sim-Name"] = s.nameHeader
 	s.mux.ServeHTTP(w, r)
 }
 
 // handle is the way of an inference request: read, check, obey orders, run, answer.
-func (s *Sim) handle(e endpoint) http.Handler {
+func (s *Engine) handle(e endpoint) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		err := s.infer(w, r, e)
 		if refusal, ok := errors.AsType[*apiError](err); ok {
@@ -234,7 +236,7 @@ func (s *Sim) handle(e endpoint) http.Handler {
 	})
 }
 
-func (s *Sim) infer(w http.ResponseWriter, r *http.Request, e endpoint) error {
+func (s *Engine) infer(w http.ResponseWriter, r *http.Request, e endpoint) error {
 	s.received.Add(1)
 	b, err := e.read(w, r)
 	if err != nil {
@@ -262,15 +264,15 @@ func (s *Sim) infer(w http.ResponseWriter, r *http.Request, e endpoint) error {
 }
 
 // refusal counts one and says it.
-func (s *Sim) refusal(status int) error {
+func (s *Engine) refusal(status int) error {
 	s.refused.Add(1)
 	err := errorOf(status, "the engine has no room for another request")
 	err.retryAfter = strconv.Itoa(int(math.Ceil(s.cfg.RetryAfter.Seconds())))
 	return err
 }
 
-// SimStats counts requests of a Sim.
-type SimStats struct {
+// Stats counts requests of an Engine.
+type Stats struct {
 	Name       string  `json:"name"`
 	Slots      int     `json:"slots"`
 	Running    int     `json:"running"`     // hold a slot
@@ -290,7 +292,7 @@ type SimStats struct {
 }
 
 // Stats is a snapshot. A client that has its whole answer finds it counted as finished.
-func (s *Sim) Stats() SimStats {
+func (s *Engine) Stats() Stats {
 	st := s.batch.stats()
 	st.Name, st.Slots = s.cfg.Name, s.cfg.Slots
 	st.Received, st.Finished, st.Aborted = s.received.Load(), s.finished.Load(), s.aborted.Load()
@@ -299,7 +301,7 @@ func (s *Sim) Stats() SimStats {
 	return st
 }
 
-func (s *Sim) showStats(w http.ResponseWriter, _ *http.Request) {
+func (s *Engine) showStats(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, s.Stats())
 }
 
@@ -308,7 +310,7 @@ const minClock = 1e-6
 
 // SetClock makes prefill and decoding so many times as fast as configured, from now on and also in the middle of a token,
 // as a GPU's clocks do: 0.5 is half as fast, 1 is as configured. Less than 0.000001 is refused.
-func (s *Sim) SetClock(factor float64) error {
+func (s *Engine) SetClock(factor float64) error {
 	if !(factor >= minClock) || math.IsInf(factor, 0) {
 		return fmt.Errorf("clock %v: want a factor from %v on, such as 0.5", factor, minClock)
 	}
@@ -317,7 +319,7 @@ func (s *Sim) SetClock(factor float64) error {
 }
 
 // orderClock is SetClock with the parameter factor, from the query or a form.
-func (s *Sim) orderClock(w http.ResponseWriter, r *http.Request) {
+func (s *Engine) orderClock(w http.ResponseWriter, r *http.Request) {
 	factor, err := strconv.ParseFloat(r.FormValue("factor"), 64)
 	if err == nil {
 		err = s.SetClock(factor)
@@ -336,22 +338,19 @@ type modelCard struct {
 	OwnedBy string `json:"owned_by"`
 }
 
-// simOwner is "owned_by" of a Sim's models, by which Probe knows it.
-const simOwner = "pulley-sim"
-
-func (s *Sim) listModels(w http.ResponseWriter, _ *http.Request) {
+func (s *Engine) listModels(w http.ResponseWriter, _ *http.Request) {
 	cards := []modelCard{}
 	for _, m := range s.cfg.Models {
-		cards = append(cards, modelCard{m, "model", s.born, simOwner})
+		cards = append(cards, modelCard{m, "model", s.born, engine.SimOwner})
 	}
 	writeJSON(w, http.StatusOK, map[string]any{"object": "list", "data": cards})
 }
 
-func (s *Sim) showModel(w http.ResponseWriter, r *http.Request) {
+func (s *Engine) showModel(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	if !slices.Contains(s.cfg.Models, id) {
 		s.unknownModel(id).write(w, false)
 		return
 	}
-	writeJSON(w, http.StatusOK, modelCard{id, "model", s.born, simOwner})
+	writeJSON(w, http.StatusOK, modelCard{id, "model", s.born, engine.SimOwner})
 }

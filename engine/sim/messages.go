@@ -1,4 +1,4 @@
-package engine
+package sim
 
 var messagesEndpoint = endpoint{
 	idPrefix:  "msg-",

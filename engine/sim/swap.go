@@ -1,4 +1,4 @@
-package engine
+package sim
 
 import (
 	"context"
@@ -6,11 +6,13 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/pulley-lb/pulley/engine"
 )
 
-// A loader holds fewer models at once than a Sim answers for. What is asked for is loaded, and what makes room for it is
+// A loader holds fewer models at once than an Engine answers for. What is asked for is loaded, and what makes room for it is
 // the model whose last request is longest ago, once nothing of it runs any more. One model is loaded at a time. It is nil
-// in a Sim that holds all of its models.
+// in an Engine that holds all of its models.
 type loader struct {
 	// Fixed after newLoader.
 	most   int
@@ -39,12 +41,12 @@ type visit struct {
 	of    *heldModel    // then
 }
 
-func newLoader(cfg SimConfig) *loader {
+func newLoader(cfg Config) *loader {
 	if cfg.Loaded == 0 || cfg.Loaded >= len(cfg.Models) {
 		return nil
 	}
 	// Ollama works off its queue in order; llama-swap lets those pass whose model is there.
-	return &loader{most: cfg.Loaded, took: cfg.LoadTime, inLine: cfg.Dialect == DialectOllama}
+	return &loader{most: cfg.Loaded, took: cfg.LoadTime, inLine: cfg.Dialect == engine.DialectOllama}
 }
 
 // enter returns when a model is there. Then the request must leave; it does not come in if ctx ends before.
@@ -177,7 +179,7 @@ func without[T comparable](list []T, x T) []T {
 }
 
 // stats adds what waits for a load, and the loads so far.
-func (l *loader) stats(st *SimStats) {
+func (l *loader) stats(st *Stats) {
 	if l == nil {
 		return
 	}
@@ -212,7 +214,7 @@ func (l *loader) states(models []string) map[string]string {
 }
 
 // ollamaLoaded are those in memory. Ollama lists one from when it begins to load it.
-func (s *Sim) ollamaLoaded(simState) any {
+func (s *Engine) ollamaLoaded(state) any {
 	states := s.loader.states(s.cfg.Models)
 	models := []object{}
 	for _, m := range s.cfg.Models {
@@ -227,7 +229,7 @@ func ollamaModel(name string) object {
 	return object{"name": name, "model": name, "size": 1 << 30, "size_vram": 1 << 30, "context_length": 4096}
 }
 
-func (s *Sim) llamaSwapRunning(simState) any {
+func (s *Engine) llamaSwapRunning(state) any {
 	states := s.loader.states(s.cfg.Models)
 	running := []object{}
 	for _, m := range s.cfg.Models {

@@ -1,4 +1,4 @@
-package engine_test
+package sim_test
 
 import (
 	"bytes"
@@ -16,28 +16,29 @@ import (
 	"testing/synctest"
 
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 )
 
 const prompt = "tell me  a\\n story" // four words
 
-var promptHash = engine.PromptHash("tell me a story")
+var promptHash = sim.PromptHash("tell me a story")
 
 func TestChat(t *testing.T) {
-	r := newRig(t, engine.SimConfig{Name: "gpu-a"})
+	r := newRig(t, sim.Config{Name: "gpu-a"})
 	status, header, body, err := r.answer("/v1/chat/completions", "", chatBody(prompt, `,"max_tokens":3`))
 	if err != nil || status != 200 || header.Get("X-Sim-Name") != "gpu-a" {
 		t.Fatal(status, header, err)
 	}
 	want := fmt.Sprintf(`"choices":[{"index":0,"message":{"role":"assistant","content":%q,"refusal":null},"logprobs":null,"finish_reason":"length"}],`+
 		`"usage":{"prompt_tokens":4,"completion_tokens":3,"total_tokens":7},"system_fingerprint":"gpu-a"}`,
-		engine.SimText(promptHash, 3))
+		sim.Text(promptHash, 3))
 	if !strings.HasSuffix(body, want) {
 		t.Errorf("got  %s\nwant …%s", body, want)
 	}
 }
 
 func TestChatStream(t *testing.T) {
-	r := newRig(t, engine.SimConfig{})
+	r := newRig(t, sim.Config{})
 	for usage, tail := range map[string]int{"": 2, `,"stream_options":{"include_usage":true}`: 3} {
 		events, err := r.stream("/v1/chat/completions", "", chatBody(prompt, `,"stream":true`+usage))
 		if err != nil || len(events) != 1+64+tail {
@@ -55,7 +56,7 @@ func TestChatStream(t *testing.T) {
 			}
 			text.WriteString(delta["content"].(string))
 		}
-		if want := engine.SimText(promptHash, 64); text.String() != want {
+		if want := sim.Text(promptHash, 64); text.String() != want {
 			t.Errorf("text %q, want %q", text.String(), want)
 		}
 		if role := at(t, parse(t, events[0].data), "choices", 0, "delta", "role"); role != "assistant" {
@@ -77,8 +78,8 @@ func TestChatStream(t *testing.T) {
 }
 
 func TestRequiredToolIsCalled(t *testing.T) {
-	r := newRig(t, engine.SimConfig{})
-	want := `{"text":"` + engine.SimText(promptHash, 4) + `"}`
+	r := newRig(t, sim.Config{})
+	want := `{"text":"` + sim.Text(promptHash, 4) + `"}`
 	for _, choice := range []string{`"required"`, `{"type":"function","function":{"name":"look"}}`} {
 		rest := `,"max_tokens":4,"tools":[{"type":"function","function":{"name":"look","parameters":{}}}],"tool_choice":` + choice
 		_, _, body, _ := r.answer("/v1/chat/completions", "", chatBody(prompt, rest))
@@ -103,8 +104,8 @@ func TestRequiredToolIsCalled(t *testing.T) {
 }
 
 func TestEveryStreamEndsAsItsAPISays(t *testing.T) {
-	r := newRig(t, engine.SimConfig{})
-	text := engine.SimText(promptHash, 3)
+	r := newRig(t, sim.Config{})
+	text := sim.Text(promptHash, 3)
 	for path, c := range map[string]struct {
 		body  string
 		names []string
@@ -145,8 +146,8 @@ func TestEveryStreamEndsAsItsAPISays(t *testing.T) {
 }
 
 func TestEveryWholeAnswer(t *testing.T) {
-	r := newRig(t, engine.SimConfig{Models: []string{"m", "org/m"}})
-	text := engine.SimText(promptHash, 3)
+	r := newRig(t, sim.Config{Models: []string{"m", "org/m"}})
+	text := sim.Text(promptHash, 3)
 	for path, c := range map[string]struct {
 		body string
 		at   []any
@@ -159,7 +160,7 @@ func TestEveryWholeAnswer(t *testing.T) {
 		"/v1/rerank":             {`{"model":"m","query":"a b","documents":["c",{"text":"d e"}],"top_n":1}`, []any{"usage", "total_tokens"}, 5.0},
 		"/v1/images/generations": {`{"model":"m","prompt":"a cat"}`, []any{"usage", "input_tokens"}, 2.0},
 		"/v2/models/org%2Fm/infer": {`{"inputs":[{"name":"text_input","shape":[1],"datatype":"BYTES","data":["` + prompt + `"]}]}`,
-			[]any{"outputs", 0, "data", 0}, engine.SimText(promptHash, 64)},
+			[]any{"outputs", 0, "data", 0}, sim.Text(promptHash, 64)},
 	} {
 		status, _, body, err := r.answer(path, "", c.body)
 		if err != nil || status != 200 {
@@ -173,7 +174,7 @@ func TestEveryWholeAnswer(t *testing.T) {
 }
 
 func TestEmbeddingsAreTheSameInBothEncodings(t *testing.T) {
-	r := newRig(t, engine.SimConfig{})
+	r := newRig(t, sim.Config{})
 	_, _, floats, _ := r.answer("/v1/embeddings", "", `{"model":"m","input":"x","dimensions":5}`)
 	_, _, coded, _ := r.answer("/v1/embeddings", "", `{"model":"m","input":"x","dimensions":5,"encoding_format":"base64"}`)
 	vector := at(t, parse(t, floats), "data", 0, "embedding").([]any)
@@ -184,7 +185,7 @@ func TestEmbeddingsAreTheSameInBothEncodings(t *testing.T) {
 }
 
 func TestImageIsAPicture(t *testing.T) {
-	r := newRig(t, engine.SimConfig{})
+	r := newRig(t, sim.Config{})
 	_, _, body, _ := r.answer("/v1/images/generations", "", `{"model":"m","prompt":"a cat","n":2}`)
 	raw, err := base64.StdEncoding.DecodeString(at(t, parse(t, body), "data", 1, "b64_json").(string))
 	if err != nil {
@@ -196,7 +197,7 @@ func TestImageIsAPicture(t *testing.T) {
 }
 
 func TestAudio(t *testing.T) {
-	srv := httptest.NewServer(newSim(t, engine.SimConfig{}))
+	srv := httptest.NewServer(newSim(t, sim.Config{}))
 	defer srv.Close()
 	transcribe := func(fields map[string]string) string {
 		var b bytes.Buffer
@@ -215,7 +216,7 @@ func TestAudio(t *testing.T) {
 		got, _ := io.ReadAll(resp.Body)
 		return string(got)
 	}
-	text := engine.SimText(engine.PromptHash("names"), 64)
+	text := sim.Text(sim.PromptHash("names"), 64)
 	if got := at(t, parse(t, transcribe(map[string]string{"model": "m", "prompt": "names"})), "text"); got != text {
 		t.Errorf("transcript %v, want %q", got, text)
 	}
@@ -235,7 +236,7 @@ func TestAudio(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	got, _ := io.ReadAll(resp.Body)
-	if string(got) != engine.SimText(promptHash, 64) || resp.Header.Get("Content-Type") != "audio/mpeg" {
+	if string(got) != sim.Text(promptHash, 64) || resp.Header.Get("Content-Type") != "audio/mpeg" {
 		t.Errorf("speech %q", got)
 	}
 }
@@ -274,7 +275,7 @@ func TestErrorsHaveTheShapeOfTheAPI(t *testing.T) {
 		"no form where one is expected": {path: "/v1/audio/transcriptions", body: `{}`, status: 400},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, engine.SimConfig{Dialect: c.dialect})
+			r := newRig(t, sim.Config{Dialect: c.dialect})
 			status, header, body, err := r.answer(c.path, c.orders, c.body)
 			if err != nil || status != c.status || c.want != "" && body != c.want {
 				t.Errorf("got %d %s, %v\nwant %d %s", status, body, err, c.status, c.want)
@@ -287,7 +288,7 @@ func TestErrorsHaveTheShapeOfTheAPI(t *testing.T) {
 }
 
 func TestOllamaRepeatsTheRoleAndIgnoresMaxCompletionTokens(t *testing.T) {
-	r := newRig(t, engine.SimConfig{Dialect: engine.DialectOllama})
+	r := newRig(t, sim.Config{Dialect: engine.DialectOllama})
 	events, err := r.stream("/v1/chat/completions", "", chatBody("x", `,"stream":true,"max_completion_tokens":2`))
 	if err != nil || len(events) != 1+64+2 {
 		t.Fatalf("%d events, %v", len(events), err)
@@ -308,7 +309,7 @@ func TestCutConnectionIsNeverACleanEnd(t *testing.T) {
 		"cut-after=999": {65, true},
 	} {
 		t.Run(orders, func(t *testing.T) {
-			r := newRig(t, engine.SimConfig{})
+			r := newRig(t, sim.Config{})
 			events, err := r.stream("/v1/chat/completions", orders, chatBody(prompt, `,"stream":true`))
 			if err == nil || len(events) != c.events {
 				t.Errorf("stream: %d events, error %v; want %d and an error", len(events), err, c.events)
@@ -326,7 +327,7 @@ func TestCutConnectionIsNeverACleanEnd(t *testing.T) {
 
 func TestEarlyHeader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{})
+		r := newRig(t, sim.Config{})
 		resp, err := r.post(t.Context(), "/v1/chat/completions", "early-header, hang", chatBody("x", `,"stream":true`))
 		if err != nil || resp.StatusCode != 200 {
 			t.Fatal(resp, err)
@@ -340,7 +341,7 @@ func TestEarlyHeader(t *testing.T) {
 }
 
 func TestMisbehavioursComeAsOftenAsConfigured(t *testing.T) {
-	r := newRig(t, engine.SimConfig{Fail: 0.2, Refuse: 0.3, Cut: 0.1, CutAfter: 1})
+	r := newRig(t, sim.Config{Fail: 0.2, Refuse: 0.3, Cut: 0.1, CutAfter: 1})
 	var failed, refused, cut int
 	const n = 500
 	for range n {
@@ -365,7 +366,7 @@ func TestMisbehavioursComeAsOftenAsConfigured(t *testing.T) {
 
 func TestModelsHealthMetricsAndStats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, engine.SimConfig{Slots: 2, Models: []string{"m", "org/m"}})
+		r := newRig(t, sim.Config{Slots: 2, Models: []string{"m", "org/m"}})
 		var wg sync.WaitGroup
 		for range 3 {
 			wg.Go(func() { _, _, _, _ = r.answer("/v1/chat/completions", "ttft=1s", chatBody("x", "")) })
@@ -395,7 +396,7 @@ func TestModelsHealthMetricsAndStats(t *testing.T) {
 
 func TestBadConfigNamesTheField(t *testing.T) {
 	models := []string{"m"}
-	for field, cfg := range map[string]engine.SimConfig{
+	for field, cfg := range map[string]sim.Config{
 		"Models":       {},
 		"Slots":        {Models: models, Slots: -1},
 		"ITLBase":      {Models: models, ITLBase: -1},
@@ -408,21 +409,21 @@ func TestBadConfigNamesTheField(t *testing.T) {
 		"PrefillBatch": {Models: models, PrefillBatch: -1},
 		"Name":         {Models: models, Name: "a\nb"},
 	} {
-		_, err := engine.NewSim(cfg)
-		if bad, ok := errors.AsType[*engine.ConfigError](err); !ok || bad.Field != field {
+		_, err := sim.New(cfg)
+		if bad, ok := errors.AsType[*sim.ConfigError](err); !ok || bad.Field != field {
 			t.Errorf("%+v: %v, want an error about %s", cfg, err, field)
 		}
 	}
 }
 
 func TestTokensAreTheirWords(t *testing.T) {
-	text := engine.SimText(7, 100)
+	text := sim.Text(7, 100)
 	for i, word := range strings.Fields(text) {
-		if word != engine.SimToken(7, i) {
-			t.Errorf("token %d is %q in the text and %q alone", i, word, engine.SimToken(7, i))
+		if word != sim.Token(7, i) {
+			t.Errorf("token %d is %q in the text and %q alone", i, word, sim.Token(7, i))
 		}
 	}
-	if engine.CountTokens(text) != 100 || engine.PromptHash("a", "b") != engine.PromptHash(" a\tb ") {
+	if sim.CountTokens(text) != 100 || sim.PromptHash("a", "b") != sim.PromptHash(" a\tb ") {
 		t.Error("words are not counted as they stand")
 	}
 }
@@ -432,13 +433,13 @@ func FuzzPrompt(f *testing.F) {
 	f.Add(`{"model":"m","prompt":"a b"}`)
 	f.Add(`{"model":"m","prompt":["a\\","\"b", [1, 2,-3e5] , {"text":"c","x":[{}]}] }`)
 	f.Add(`{"model":"m","prompt":{"content":[{"text":null},true,"\\\""]}}`)
-	sim, err := engine.NewSim(engine.SimConfig{Models: []string{"m"}})
+	eng, err := sim.New(sim.Config{Models: []string{"m"}})
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, body string) {
 		w := httptest.NewRecorder()
-		sim.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/v1/completions", strings.NewReader(body)))
+		eng.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/v1/completions", strings.NewReader(body)))
 		if w.Code != 200 && w.Code != 400 && w.Code != 404 {
 			t.Errorf("%s: %d %s", body, w.Code, w.Body)
 		}
