@@ -15,6 +15,7 @@ import (
 
 	"github.com/pulley-lb/pulley/broker"
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -75,7 +76,7 @@ func BenchmarkAdmit(b *testing.B) {
 			if err := p.Check(); err != nil {
 				b.Fatal(err)
 			}
-			g.rules.Store(newRules(subjects.PolicyVersion{Revision: 1, Policy: p}))
+			g.rules.Store(newRules(policystore.Version{Revision: 1, Policy: p}))
 			keys := make(map[string]policy.Key)
 			key := ""
 			for i := range size.keys {

@@ -127,11 +127,7 @@ func (a *answer) credit() {
 	cur := a.f.current
 	a.f.mu.Unlock()
 	a.taken = a.size
-	body, err := json.Marshal(subjects.Credit{ID: a.f.req.ID, Attempt: cur.mark, Taken: a.taken})
-	if err != nil {
-		panic(err)
-	}
-	a.g.nc.Publish(subjects.WorkerCredit(cur.worker), body)
+	a.g.publishJSON(subjects.WorkerCredit(cur.worker), subjects.Credit{ID: a.f.req.ID, Attempt: cur.mark, Taken: a.taken})
 }
 
 // pass writes bytes of a stream through.

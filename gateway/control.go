@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/subjects"
@@ -14,17 +13,13 @@ import (
 
 // respond answers an operator's request.
 func respond(m *nats.Msg, v any) {
-	body, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // plain fields always encode
-	}
-	m.Respond(body)
+	m.Respond(subjects.MustMarshal(v))
 }
 
 // asked is the request that an operator asks about, if it is here.
 func (g *Gateway) asked(m *nats.Msg) (*flight, subjects.RequestQuery) {
 	var q subjects.RequestQuery
-	if json.Unmarshal(m.Data, &q) != nil {
+	if subjects.Unmarshal(m.Data, &q) != nil {
 		return nil, q
 	}
 	id, err := subjects.ParseID(q.ID)
@@ -67,7 +62,7 @@ func (g *Gateway) doCancel(m *nats.Msg) {
 // doPurge carries out `pulley queue purge`.
 func (g *Gateway) doPurge(m *nats.Msg) {
 	var o subjects.PurgeOrder
-	if json.Unmarshal(m.Data, &o) != nil || o.Pool == "" {
+	if subjects.Unmarshal(m.Data, &o) != nil || o.Pool == "" {
 		respond(m, subjects.Outcome{From: g.id, Error: "the order names no pool"})
 		return
 	}
@@ -87,7 +82,7 @@ func (g *Gateway) doPurge(m *nats.Msg) {
 // doRetry carries out `pulley dead retry`.
 func (g *Gateway) doRetry(m *nats.Msg) {
 	var o subjects.RetryOrder
-	if json.Unmarshal(m.Data, &o) != nil {
+	if subjects.Unmarshal(m.Data, &o) != nil {
 		respond(m, subjects.RetryResult{Error: "the order cannot be read"})
 		return
 	}

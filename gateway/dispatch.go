@@ -5,7 +5,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/subjects"
@@ -53,11 +52,7 @@ func (g *Gateway) claimed(m *nats.Msg) {
 	if refusal == nil {
 		return
 	}
-	body, err := json.Marshal(refusal)
-	if err != nil {
-		panic(err) // plain fields always encode
-	}
-	m.Respond(body)
+	m.Respond(subjects.MustMarshal(refusal))
 }
 
 // near is the gateway for the workers of its own process.
@@ -107,7 +102,7 @@ func (g *Gateway) arbitrate(c *subjects.Claim) *subjects.Refusal {
 // cancelled: its first cancel got lost.
 func (g *Gateway) listed(m *nats.Msg) {
 	var alive subjects.Alive
-	if json.Unmarshal(m.Data, &alive) != nil {
+	if subjects.Unmarshal(m.Data, &alive) != nil {
 		return
 	}
 	now := time.Now()
@@ -125,7 +120,7 @@ func (g *Gateway) cancelAttempt(worker string, id subjects.ID, mark uint64, reas
 // bodyWanted serves a piece of a body that travels by reference.
 func (g *Gateway) bodyWanted(m *nats.Msg) {
 	var want subjects.BodyWant
-	if json.Unmarshal(m.Data, &want) != nil {
+	if subjects.Unmarshal(m.Data, &want) != nil {
 		return
 	}
 	var body []byte
@@ -163,11 +158,7 @@ func (g *Gateway) respondList(m *nats.Msg, n int, piece func(from, to int) any) 
 	each := 100
 	for from := 0; from < n; {
 		to := min(from+each, n)
-		body, err := json.Marshal(piece(from, to))
-		if err != nil {
-			g.log.Error("list", "err", err)
-			return
-		}
+		body := subjects.MustMarshal(piece(from, to))
 		if int64(len(body)) > g.nc.MaxPayload() && to-from > 1 { // workers with many GPUs have much to tell
 			each = (to - from) / 2
 			continue

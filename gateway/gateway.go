@@ -14,11 +14,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -152,7 +152,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		newPolicy: make(chan struct{}, 1),
 	}
 	g.log = cfg.Logger.With("gateway", g.id)
-	g.rules.Store(newRules(subjects.PolicyVersion{Policy: policy.Default()}))
+	g.rules.Store(newRules(policystore.Version{Policy: policy.Default()}))
 	g.fleet = newFleet(g)
 	g.homes = newHomes(g)
 	g.keys = newKeyring(g)
@@ -334,9 +334,5 @@ func (g *Gateway) heldByQueue() map[queueKey]int {
 
 // publishJSON publishes what always encodes.
 func (g *Gateway) publishJSON(subject string, v any) {
-	body, err := json.Marshal(v)
-	if err != nil {
-		panic(err)
-	}
-	g.nc.Publish(subject, body)
+	g.nc.Publish(subject, subjects.MustMarshal(v))
 }

@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/subjects"
@@ -139,7 +138,7 @@ func (h *homes) learn(prefix uint64, pool, worker string) {
 // hear takes what another gateway has learned.
 func (h *homes) hear(m *nats.Msg) {
 	var told subjects.HomesTold
-	if json.Unmarshal(m.Data, &told) != nil || told.Gateway == h.g.id {
+	if subjects.Unmarshal(m.Data, &told) != nil || told.Gateway == h.g.id {
 		return
 	}
 	h.mu.Lock()

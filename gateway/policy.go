@@ -7,19 +7,20 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
 // rules is a policy in force, ready to be asked. It is never changed: a new
 // policy makes new rules.
 type rules struct {
-	subjects.PolicyVersion
+	policystore.Version
 	router *policy.Router
 	tiers  map[string]policy.Tier
 }
 
-func newRules(v subjects.PolicyVersion) *rules {
-	r := &rules{PolicyVersion: v, router: policy.NewRouter(v.Policy), tiers: make(map[string]policy.Tier, len(v.Policy.Tiers))}
+func newRules(v policystore.Version) *rules {
+	r := &rules{Version: v, router: policy.NewRouter(v.Policy), tiers: make(map[string]policy.Tier, len(v.Policy.Tiers))}
 	for _, t := range v.Policy.Tiers {
 		r.tiers[t.Name] = t
 	}
@@ -31,13 +32,13 @@ func (g *Gateway) tiers() []policy.Tier { return g.rules.Load().Policy.Tiers }
 
 // followPolicy puts each new policy in force.
 func (g *Gateway) followPolicy(ctx context.Context) {
-	err := subjects.PolicyFollower{Policy: g.obey, Keys: g.keys.set, Trouble: g.policyTrouble}.Run(ctx, g.nc)
+	err := policystore.Follower{Policy: g.obey, Keys: g.keys.set, Trouble: g.policyTrouble}.Run(ctx, g.nc)
 	if err != nil {
 		g.log.Error("policy is not followed", "err", err)
 	}
 }
 
-func (g *Gateway) obey(v subjects.PolicyVersion) {
+func (g *Gateway) obey(v policystore.Version) {
 	before := g.rules.Swap(newRules(v))
 	if before.Revision == v.Revision {
 		return
@@ -63,7 +64,7 @@ func (g *Gateway) obey(v subjects.PolicyVersion) {
 func (g *Gateway) policyTrouble(err error) {
 	text := ""
 	switch {
-	case errors.Is(err, subjects.ErrNoPolicyBucket): // we make it ourselves, soon
+	case errors.Is(err, policystore.ErrNoBucket): // we make it ourselves, soon
 	case err != nil:
 		text = fmt.Sprintf("out of date, revision %d stays in force: %v", g.rules.Load().Revision, err)
 		g.log.Warn("policy not read", "err", err)

@@ -188,7 +188,7 @@ func (g *Gateway) persist(ctx context.Context, f *flight, err error) error {
 		case !now.Before(f.until):
 			return errDeadline
 		}
-		if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == 10077 {
+		if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == subjects.StreamFull {
 			return g.full(f.at(), "the broker's queue is full")
 		}
 		if now.After(patience) {
@@ -224,7 +224,7 @@ func (g *Gateway) takeBack(f *flight, stream string, seq uint64) {
 	if there, err := g.holds(context.Background(), f, stream, seq); err != nil || !there {
 		return // a claim or its TTL will find it
 	}
-	g.nc.Publish("$JS.API.STREAM.MSG.DELETE."+stream, fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
+	g.nc.Publish(subjects.DeleteMsg(stream), fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
 }
 
 // holds says whether a queue still has a request's message. A sequence alone
@@ -232,7 +232,7 @@ func (g *Gateway) takeBack(f *flight, stream string, seq uint64) {
 func (g *Gateway) holds(ctx context.Context, f *flight, stream string, seq uint64) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	m, err := g.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+stream, fmt.Appendf(nil, `{"seq":%d}`, seq))
+	m, err := g.nc.RequestWithContext(ctx, subjects.DirectGet(stream), fmt.Appendf(nil, `{"seq":%d}`, seq))
 	if err != nil {
 		return false, fmt.Errorf("look for message %d: %w", seq, err)
 	}

@@ -8,10 +8,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -95,7 +95,7 @@ func shifting(r policy.Route) bool {
 // hear takes what another gateway counted.
 func (s *shifts) hear(m *nats.Msg) {
 	var told subjects.SidesTold
-	if json.Unmarshal(m.Data, &told) != nil || told.Gateway == s.g.id {
+	if subjects.Unmarshal(m.Data, &told) != nil || told.Gateway == s.g.id {
 		return
 	}
 	s.mu.Lock()
@@ -186,7 +186,7 @@ func (s *shifts) step(ctx context.Context, name string, r policy.Route) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	store, err := subjects.OpenPolicyStore(ctx, s.g.nc)
+	store, err := policystore.Open(ctx, s.g.nc)
 	if err != nil {
 		return err
 	}

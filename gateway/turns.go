@@ -4,7 +4,6 @@ import (
 	"maps"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/policy"
@@ -241,7 +240,7 @@ func (g *Gateway) tellQueues(queues map[queueKey]*queue, now time.Time) {
 // hearTold hears what the others tell.
 func (g *Gateway) hearTold(m *nats.Msg) {
 	var told subjects.Told
-	if json.Unmarshal(m.Data, &told) != nil || told.Gateway == g.id {
+	if subjects.Unmarshal(m.Data, &told) != nil || told.Gateway == g.id {
 		return
 	}
 	g.fleet.hearPeer(m) // it lives
@@ -254,7 +253,7 @@ func (g *Gateway) hearTold(m *nats.Msg) {
 // turned is told that it is a turn of this gateway's.
 func (g *Gateway) turned(m *nats.Msg) {
 	var t subjects.Turn
-	if json.Unmarshal(m.Data, &t) != nil {
+	if subjects.Unmarshal(m.Data, &t) != nil {
 		return
 	}
 	q, now := g.queue(t.Pool, t.Tier), time.Now()

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"encoding/json"
 	"maps"
 	"slices"
 	"time"
@@ -102,7 +101,7 @@ func (u *keyUsage) own() policy.Used {
 // everything at once: it may have just started.
 func (k *keyring) hear(body []byte, now time.Time) {
 	var told subjects.UsageTold
-	if err := json.Unmarshal(body, &told); err != nil || told.Gateway == k.g.id {
+	if err := subjects.Unmarshal(body, &told); err != nil || told.Gateway == k.g.id {
 		return
 	}
 	k.mu.Lock()

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-
-	"github.com/go-json-experiment/json"
 )
 
 // Claim is a worker's word to the gateway that it starts on a request. The
@@ -40,7 +38,7 @@ func ParseClaim(data []byte) (*Claim, error) {
 	c := new(Claim)
 	if !c.read(string(data)) {
 		*c = Claim{}
-		if err := json.Unmarshal(data, c); err != nil {
+		if err := Unmarshal(data, c); err != nil {
 			return nil, fmt.Errorf("claim: %w", err)
 		}
 	}

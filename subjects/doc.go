@@ -82,7 +82,7 @@
 // its id, PULLEY_POOLS (file) each pool that was ever served, under its token.
 //
 // The bucket PULLEY_POLICY (file, 64 versions) has the policy under "policy", as
-// a PolicyVersion, and each API key under "key." and its id, as a policy.Key.
+// a policystore.Version, and each API key under "key." and its id, as a policy.Key.
 // Who changes it replaces the revision that it read, then publishes a
 // PolicyChanged. Everybody reads the policy at the start, when one comes, and
 // every 500 ms if the bucket's last sequence has changed. One that does not

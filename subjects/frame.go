@@ -8,8 +8,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-
-	"github.com/go-json-experiment/json"
 )
 
 // Kind says what a frame is.
@@ -229,7 +227,7 @@ func ParseHead(payload []byte) (*Head, error) {
 	h := new(Head)
 	if !h.read(string(payload)) {
 		*h = Head{}
-		if err := json.Unmarshal(payload, h); err != nil {
+		if err := Unmarshal(payload, h); err != nil {
 			return nil, fmt.Errorf("head: %w", err)
 		}
 		fromWire(h.Header)
@@ -242,7 +240,7 @@ func ParseEnd(payload []byte) (*End, error) {
 	e := new(End)
 	if !e.read(string(payload)) {
 		*e = End{}
-		if err := json.Unmarshal(payload, e); err != nil {
+		if err := Unmarshal(payload, e); err != nil {
 			return nil, fmt.Errorf("end: %w", err)
 		}
 	}
@@ -252,7 +250,7 @@ func ParseEnd(payload []byte) (*End, error) {
 // ParseFail reads the payload of a fail.
 func ParseFail(payload []byte) (*Fail, error) {
 	f := new(Fail)
-	if err := json.Unmarshal(payload, f); err != nil {
+	if err := Unmarshal(payload, f); err != nil {
 		return nil, fmt.Errorf("fail: %w", err)
 	}
 	if f.Answer != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/gpu"
@@ -69,7 +68,7 @@ const mostOfWorker = 1 << 24
 // numbers to count with. What a worker may call its state, or an engine, is open.
 func ParseHeartbeat(m *nats.Msg) (*Heartbeat, error) {
 	h := new(Heartbeat)
-	if err := json.Unmarshal(m.Data, h); err != nil {
+	if err := Unmarshal(m.Data, h); err != nil {
 		return nil, fmt.Errorf("heartbeat on %s: %w", m.Subject, err)
 	}
 	if h.Worker != LastToken(m.Subject) {

@@ -101,10 +101,20 @@ func GatewayStored(gw string, n uint64) string {
 	return "pulley.gw." + gw + ".stored." + strconv.FormatUint(n, 16)
 }
 
+// Worker is the root of the subjects on which a worker is sent messages.
+func Worker(w string) string       { return "pulley.wk." + w }
 func WorkerCancel(w string) string { return "pulley.wk." + w + ".cancel" }
 func WorkerCredit(w string) string { return "pulley.wk." + w + ".credit" }
 func WorkerBids(w string) string   { return "pulley.wk." + w + ".bid" }
 func Heartbeats(w string) string   { return "pulley.hb." + w }
+
+// WorkerRefused is where the refusal of an attempt's claim goes.
+func WorkerRefused(w string, attempt uint64) string {
+	return "pulley.wk." + w + ".refused." + strconv.FormatUint(attempt, 16)
+}
+
+// WorkerGone is where the broker answers a message to a gateway that nobody listens to.
+func WorkerGone(w, gw string) string { return "pulley.wk." + w + ".gone." + gw }
 
 // GatewayOf is the gateway whose subject it is.
 func GatewayOf(subject string) (gw string, ok bool) {
@@ -123,8 +133,36 @@ func Req(tier, pool, lane string) string {
 	return "pulley.req." + Token(tier) + "." + Token(pool) + "." + Token(lane)
 }
 
+// What streams bind: the requests of all tiers, the dead letters, and every subject of Pulley's.
+const (
+	AllReqs     = "pulley.req.>"
+	AllDead     = "pulley.dead.>"
+	AllSubjects = "pulley.>"
+)
+
+// DirectGet is where the broker answers with a message of a stream, without a consumer.
+func DirectGet(stream string) string { return "$JS.API.DIRECT.GET." + stream }
+
+// DeleteMsg is where the broker deletes a message of a stream.
+func DeleteMsg(stream string) string { return "$JS.API.STREAM.MSG.DELETE." + stream }
+
+// KVStream is the stream behind a bucket, KVSubject the subject of one of its keys, which may be a wildcard.
+func KVStream(bucket string) string       { return "KV_" + bucket }
+func KVSubject(bucket, key string) string { return "$KV." + bucket + "." + key }
+
 // Dead is the subject of a pool's dead letters.
 func Dead(tier, pool string) string { return "pulley.dead." + Token(tier) + "." + Token(pool) }
+
+// DeadFilter matches the dead letters of a tier and a pool; an empty name matches all.
+func DeadFilter(tier, pool string) string {
+	token := func(name string) string {
+		if name == "" {
+			return "*"
+		}
+		return Token(name)
+	}
+	return "pulley.dead." + token(tier) + "." + token(pool)
+}
 
 // ReqStream is the stream that holds a tier's requests. Tier names are lower
 // case (policy checks that), so no two tiers share a stream.
@@ -133,6 +171,7 @@ func ReqStream(tier string) string { return "PULLEY_REQ_" + strings.ToUpper(Toke
 // The other streams and buckets.
 const (
 	DeadStream    = "PULLEY_DEAD"
+	PolicyBucket  = "PULLEY_POLICY"
 	WorkersBucket = "PULLEY_WORKERS"
 	PoolsBucket   = "PULLEY_POOLS"
 )

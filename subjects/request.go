@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -173,7 +172,7 @@ func ParseRequest(m *nats.Msg) (*Request, error) {
 	r := new(Request)
 	if !r.read(h[0]) {
 		*r = Request{}
-		if err := json.Unmarshal([]byte(h[0]), r); err != nil {
+		if err := Unmarshal([]byte(h[0]), r); err != nil {
 			return nil, fmt.Errorf("message on %s: %s: %w", m.Subject, HeaderRequest, err)
 		}
 		fromWire(r.Header)
@@ -214,7 +213,7 @@ func ParseStored(m *nats.Msg) (seq uint64, err error) {
 		Seq   uint64              `json:"seq"`
 		Error *jetstream.APIError `json:"error"`
 	}
-	switch err := json.Unmarshal(m.Data, &a); {
+	switch err := Unmarshal(m.Data, &a); {
 	case err != nil:
 		return 0, fmt.Errorf("the stream's answer: %w", err)
 	case a.Error != nil:

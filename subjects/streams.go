@@ -37,6 +37,9 @@ const (
 	workersTTL = 10 * time.Second
 )
 
+// StreamFull is the broker's error code for a message that a stream's bound keeps out (the server's JSStreamStoreFailedF).
+const StreamFull jetstream.ErrorCode = 10077
+
 // PriorityGroup is the one group of every request consumer.
 const PriorityGroup = "pulley"
 
@@ -71,7 +74,7 @@ func EnsureStreams(ctx context.Context, js jetstream.JetStream, tiers []policy.T
 	if err := ensureStream(ctx, js, jetstream.StreamConfig{
 		Name:        DeadStream,
 		Description: "Pulley: requests that no worker could answer",
-		Subjects:    []string{"pulley.dead.>"},
+		Subjects:    []string{AllDead},
 		Retention:   jetstream.LimitsPolicy,
 		Storage:     jetstream.FileStorage,
 		Replicas:    replicas,

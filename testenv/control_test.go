@@ -15,6 +15,7 @@ import (
 
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
@@ -71,7 +72,7 @@ func TestPolicyChangesUnderLoad(t *testing.T) {
 		}
 		// Where each change is in force is told by readyz.
 		nc, _ := env.Connect("operator")
-		store, err := subjects.OpenPolicyStore(t.Context(), nc)
+		store, err := policystore.Open(t.Context(), nc)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -22,6 +22,7 @@ import (
 	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/worker"
 )
@@ -319,11 +320,11 @@ func Eventually(t testing.TB, what string, within time.Duration, holds func() bo
 }
 
 // policyStore is an operator's way to the policy, for a moment.
-func (e *Env) policyStore() (ctx context.Context, store *subjects.PolicyStore, done func()) {
+func (e *Env) policyStore() (ctx context.Context, store *policystore.Store, done func()) {
 	e.t.Helper()
 	nc, _ := e.Connect("operator")
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	store, err := subjects.OpenPolicyStore(ctx, nc)
+	store, err := policystore.Open(ctx, nc)
 	if err != nil {
 		e.t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
-	"github.com/pulley-lb/pulley/subjects"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
 )
@@ -19,14 +19,14 @@ import (
 // keys changes API keys, as an operator would.
 type keys struct {
 	t     testing.TB
-	store *subjects.PolicyStore
+	store *policystore.Store
 	ctx   context.Context
 }
 
 func keysOf(t testing.TB, env *testenv.Env) keys {
 	t.Helper()
 	nc, _ := env.Connect("operator")
-	store, err := subjects.OpenPolicyStore(t.Context(), nc)
+	store, err := policystore.Open(t.Context(), nc)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
@@ -260,7 +261,7 @@ func TestPolicyChangesTenTimesASecondUnderLoad(t *testing.T) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"), slow("c"))
 		l := underLoad(t, g, 9, "standard", "priority", "batch")
 		nc, _ := env.Connect("operator")
-		store, err := subjects.OpenPolicyStore(t.Context(), nc)
+		store, err := policystore.Open(t.Context(), nc)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/policy"
@@ -168,8 +167,7 @@ func (w *Worker) claim(a *attempt) (granted bool) {
 		if err != nil {
 			panic(err) // names are UTF-8
 		}
-		inbox := "pulley.wk." + w.id + ".refused." + strconv.FormatUint(a.mark, 16)
-		w.nc.PublishRequest(subjects.GatewayClaim(a.req.Gateway), inbox, body)
+		w.nc.PublishRequest(subjects.GatewayClaim(a.req.Gateway), subjects.WorkerRefused(w.id, a.mark), body)
 	}
 	w.mu.Lock()
 	a.claimed = true // after the claim: a gateway cancels what it hears of before
@@ -187,7 +185,7 @@ const (
 // attempt may be over by now.
 func (w *Worker) refused(mark string, m *nats.Msg) {
 	var r subjects.Refusal
-	said := len(m.Data) > 0 && json.Unmarshal(m.Data, &r) == nil
+	said := len(m.Data) > 0 && subjects.Unmarshal(m.Data, &r) == nil
 	if n, err := strconv.ParseUint(mark, 16, 64); err == nil {
 		w.mu.Lock()
 		if a := w.running[n]; a != nil {
@@ -546,7 +544,7 @@ func (w *Worker) find(id subjects.ID, mark uint64) *attempt {
 
 func (w *Worker) cancelled(m *nats.Msg) {
 	var c subjects.Cancel
-	if json.Unmarshal(m.Data, &c) != nil {
+	if subjects.Unmarshal(m.Data, &c) != nil {
 		return
 	}
 	if a := w.find(c.ID, c.Attempt); a != nil {
@@ -556,7 +554,7 @@ func (w *Worker) cancelled(m *nats.Msg) {
 
 func (w *Worker) credited(m *nats.Msg) {
 	var c subjects.Credit
-	if json.Unmarshal(m.Data, &c) != nil {
+	if subjects.Unmarshal(m.Data, &c) != nil {
 		return
 	}
 	a := w.find(c.ID, c.Attempt)

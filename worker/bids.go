@@ -3,7 +3,6 @@ package worker
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"slices"
 	"strconv"
 	"strings"
@@ -95,14 +94,10 @@ func (k bidKind) expires() time.Duration {
 var bidBodies = func() (bodies [bidKinds][policy.Rungs][]byte) {
 	for kind := range bidKinds {
 		for rung := range policy.Rungs {
-			body, err := json.Marshal(subjects.Bid{
+			bodies[kind][rung] = subjects.MustMarshal(subjects.Bid{
 				Batch: 1, Expires: int64(kind.expires()), NoWait: kind.expires() == 0,
 				Group: subjects.PriorityGroup, Priority: rung,
 			})
-			if err != nil {
-				panic(err) // a struct of numbers always encodes
-			}
-			bodies[kind][rung] = body
 		}
 	}
 	return bodies

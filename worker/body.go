@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -39,10 +38,7 @@ func (w *Worker) body(a *attempt) ([]byte, error) {
 	}
 	body := make([]byte, 0, min(a.req.BodySize, maxBodyAtOnce))
 	for int64(len(body)) < a.req.BodySize {
-		want, err := json.Marshal(subjects.BodyWant{ID: a.req.ID, Offset: int64(len(body))})
-		if err != nil {
-			return nil, err
-		}
+		want := subjects.MustMarshal(subjects.BodyWant{ID: a.req.ID, Offset: int64(len(body))})
 		piece, err := w.request(a, subjects.GatewayBody(a.req.Gateway), want)
 		if err != nil {
 			return nil, fmt.Errorf("fetch body at %d of %d bytes: %w", len(body), a.req.BodySize, err)

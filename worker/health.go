@@ -239,7 +239,7 @@ func (w *Worker) toldLocked() (subjects.State, string) {
 }
 
 func (w *Worker) beat() {
-	body, err := json.Marshal(w.heartbeat())
+	body, err := subjects.Marshal(w.heartbeat())
 	if err != nil {
 		w.log.Error("heartbeat", "err", err)
 		return
@@ -249,7 +249,7 @@ func (w *Worker) beat() {
 
 // join tells the membership bucket, for those who come later.
 func (w *Worker) join(ctx context.Context) {
-	body, err := json.Marshal(w.heartbeat())
+	body, err := subjects.Marshal(w.heartbeat())
 	if err != nil {
 		return
 	}
@@ -286,7 +286,7 @@ func (w *Worker) inBucket(ctx context.Context, do func(context.Context, jetstrea
 // hearGateway takes a gateway's references, which are its sign of life too.
 func (w *Worker) hearGateway(m *nats.Msg) {
 	var ref subjects.Reference
-	if json.Unmarshal(m.Data, &ref) != nil {
+	if subjects.Unmarshal(m.Data, &ref) != nil {
 		return
 	}
 	w.mu.Lock()
@@ -326,11 +326,7 @@ func (w *Worker) aliveLoop(ctx context.Context) {
 		case <-tick.C:
 		}
 		for gateway, alive := range w.alive() {
-			body, err := json.Marshal(alive)
-			if err != nil {
-				continue
-			}
-			w.nc.PublishRequest(subjects.GatewayAlive(gateway), "pulley.wk."+w.id+".gone."+gateway, body)
+			w.nc.PublishRequest(subjects.GatewayAlive(gateway), subjects.WorkerGone(w.id, gateway), subjects.MustMarshal(alive))
 		}
 	}
 }

@@ -3,18 +3,18 @@ package worker
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
 // policyLoop follows what the operator decides.
 func (w *Worker) policyLoop(ctx context.Context) {
 	troubled := false
-	f := subjects.PolicyFollower{
+	f := policystore.Follower{
 		Policy: w.follow,
 		Trouble: func(err error) {
 			switch {
@@ -23,7 +23,7 @@ func (w *Worker) policyLoop(ctx context.Context) {
 					w.log.Info("policy is up to date again")
 				}
 				troubled = false
-			case errors.Is(err, subjects.ErrNoPolicyBucket):
+			case errors.Is(err, policystore.ErrNoBucket):
 				w.log.Debug("policy", "err", err)
 			case !troubled:
 				troubled = true
@@ -37,7 +37,7 @@ func (w *Worker) policyLoop(ctx context.Context) {
 }
 
 // follow puts a policy in force.
-func (w *Worker) follow(v subjects.PolicyVersion) {
+func (w *Worker) follow(v policystore.Version) {
 	me := v.Policy.Workers[w.cfg.Name]
 	w.mu.Lock()
 	w.policy = v.Policy
@@ -64,9 +64,5 @@ func (w *Worker) leaveAsOrdered(m *nats.Msg) {
 	left := w.inFlight
 	w.mu.Unlock()
 	w.order.Do(func() { close(w.ordered) })
-	body, err := json.Marshal(subjects.Outcome{From: w.id, Count: left})
-	if err != nil {
-		panic(err) // plain fields always encode
-	}
-	m.Respond(body)
+	m.Respond(subjects.MustMarshal(subjects.Outcome{From: w.id, Count: left}))
 }

@@ -294,8 +294,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer w.gateOpens.Stop()
 	var subs []*nats.Subscription
 	for subject, handle := range map[string]nats.MsgHandler{
-		"pulley.wk." + w.id + ".>": w.receive,
-		subjects.AllGateways:       w.hearGateway,
+		subjects.Worker(w.id) + ".>": w.receive,
+		subjects.AllGateways:         w.hearGateway,
 	} {
 		sub, err := w.nc.Subscribe(subject, handle)
 		if err != nil {
@@ -374,7 +374,7 @@ func (w *Worker) drain(why string) {
 // bids and claims, cancels, credit, and word of gateways that are gone. It
 // never blocks.
 func (w *Worker) receive(m *nats.Msg) {
-	mine, ok := strings.CutPrefix(m.Subject, "pulley.wk."+w.id+".")
+	mine, ok := strings.CutPrefix(m.Subject, subjects.Worker(w.id)+".")
 	if !ok { // a delivery keeps the subject that the request was published on
 		w.deliver(m)
 		return

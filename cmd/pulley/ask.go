@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -74,7 +73,7 @@ func askEach[T any](ctx context.Context, nc *nats.Conn, subject string, all bool
 			continue
 		}
 		var some []T
-		if err := json.Unmarshal(m.Data, &some); err != nil {
+		if err := subjects.Unmarshal(m.Data, &some); err != nil {
 			return nil, 0, fmt.Errorf("answer of a gateway: %w", err)
 		}
 		list = append(list, some...)
@@ -119,7 +118,7 @@ func membersInBucket(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, 
 			continue // it left meanwhile
 		}
 		var h subjects.Heartbeat
-		if json.Unmarshal(v.Value(), &h) == nil {
+		if subjects.Unmarshal(v.Value(), &h) == nil {
 			list = append(list, h)
 		}
 	}
@@ -180,7 +179,7 @@ func orderAll(ctx context.Context, nc *nats.Conn, subject string, order any) (do
 		return 0, err
 	}
 	defer sub.Unsubscribe()
-	b, err := json.Marshal(order)
+	b, err := subjects.Marshal(order)
 	if err != nil {
 		return 0, err
 	}
@@ -194,7 +193,7 @@ func orderAll(ctx context.Context, nc *nats.Conn, subject string, order any) (do
 			return done, errors.Join(append(errs, fmt.Errorf("%d of %d gateways have not answered: %w", gateways-n, gateways, err))...)
 		}
 		var o subjects.Outcome
-		if err := json.Unmarshal(m.Data, &o); err != nil {
+		if err := subjects.Unmarshal(m.Data, &o); err != nil {
 			errs = append(errs, fmt.Errorf("answer of a gateway: %w", err))
 		} else if o.Error != "" {
 			errs = append(errs, fmt.Errorf("gateway %s: %s", o.From, o.Error))
@@ -207,7 +206,7 @@ func orderAll(ctx context.Context, nc *nats.Conn, subject string, order any) (do
 // order tells the one who is concerned to do something. Nobody else answers, so
 // that silence says that there is none: errSilence.
 func order[T any](ctx context.Context, nc *nats.Conn, subject string, order any, within time.Duration) (answer T, err error) {
-	b, err := json.Marshal(order)
+	b, err := subjects.Marshal(order)
 	if err != nil {
 		return answer, err
 	}
@@ -220,7 +219,7 @@ func order[T any](ctx context.Context, nc *nats.Conn, subject string, order any,
 	if err != nil {
 		return answer, err
 	}
-	if err := json.Unmarshal(m.Data, &answer); err != nil {
+	if err := subjects.Unmarshal(m.Data, &answer); err != nil {
 		return answer, fmt.Errorf("answer on %s: %w", subject, err)
 	}
 	return answer, nil
@@ -230,7 +229,7 @@ var errSilence = errors.New("nobody answers")
 
 // publishJSON is for what nobody answers.
 func publishJSON(nc *nats.Conn, subject string, value any) {
-	if b, err := json.Marshal(value); err == nil {
+	if b, err := subjects.Marshal(value); err == nil {
 		nc.Publish(subject, b)
 	}
 }

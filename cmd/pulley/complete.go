@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -69,7 +70,7 @@ func described(name, format string, args ...any) string {
 }
 
 func livePolicy(ctx context.Context, nc *nats.Conn) (*policy.Policy, error) {
-	store, err := subjects.OpenPolicyStore(ctx, nc)
+	store, err := policystore.Open(ctx, nc)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +162,7 @@ func liveWorkers(ctx context.Context, nc *nats.Conn) (names []string, err error)
 }
 
 func liveKeys(ctx context.Context, nc *nats.Conn) (names []string, err error) {
-	store, err := subjects.OpenPolicyStore(ctx, nc)
+	store, err := policystore.Open(ctx, nc)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +174,7 @@ func liveKeys(ctx context.Context, nc *nats.Conn) (names []string, err error) {
 }
 
 func liveTenants(ctx context.Context, nc *nats.Conn) ([]string, error) {
-	store, err := subjects.OpenPolicyStore(ctx, nc)
+	store, err := policystore.Open(ctx, nc)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +195,7 @@ func liveDeadLetters(ctx context.Context, nc *nats.Conn) (names []string, err er
 	if err != nil {
 		return nil, err
 	}
-	list, _, err := deadLetters(ctx, js, deadFilter("", ""), 50)
+	list, _, err := deadLetters(ctx, js, subjects.DeadFilter("", ""), 50)
 	for _, d := range list {
 		names = append(names, described(fmt.Sprint(d.Sequence), "%s: %s", d.Pool, d.Reason))
 	}
@@ -203,7 +204,7 @@ func liveDeadLetters(ctx context.Context, nc *nats.Conn) (names []string, err er
 
 // liveRevisions are the versions of the policy.
 func liveRevisions(ctx context.Context, nc *nats.Conn) (names []string, err error) {
-	store, err := subjects.OpenPolicyStore(ctx, nc)
+	store, err := policystore.Open(ctx, nc)
 	if err != nil {
 		return nil, err
 	}

@@ -56,17 +56,6 @@ func readDeadLetter(subject string, header nats.Header, body []byte, sequence ui
 	return d
 }
 
-// deadFilter is the subject of the dead letters that flags ask for.
-func deadFilter(tier, pool string) string {
-	subject := func(name string) string {
-		if name == "" {
-			return "*"
-		}
-		return subjects.Token(name)
-	}
-	return "pulley.dead." + subject(tier) + "." + subject(pool)
-}
-
 // deadStream finds the dead letters.
 func deadStream(ctx context.Context, js jetstream.JetStream) (jetstream.Stream, error) {
 	stream, err := js.Stream(ctx, subjects.DeadStream)
@@ -144,7 +133,7 @@ func newDeadListCommand(c *connectFlags) *cobra.Command {
 		if last < 0 {
 			return view{}, usagef("--number %d: want 0 or more", last)
 		}
-		list, all, err := deadLetters(s.ctx(), s.js, deadFilter(tier, pool), last)
+		list, all, err := deadLetters(s.ctx(), s.js, subjects.DeadFilter(tier, pool), last)
 		if err != nil {
 			return view{}, err
 		}
@@ -260,7 +249,7 @@ func (s *session) chosenDead(d *deadChoice) ([]uint64, error) {
 	case !d.all && d.pool == "":
 		return nil, usagef("name dead letters, or --pool, or --all")
 	}
-	list, _, err := deadLetters(s.ctx(), s.js, deadFilter("", d.pool), 0)
+	list, _, err := deadLetters(s.ctx(), s.js, subjects.DeadFilter("", d.pool), 0)
 	if err != nil {
 		return nil, err
 	}

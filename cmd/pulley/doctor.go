@@ -17,6 +17,7 @@ import (
 
 	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -127,7 +128,7 @@ type examination struct {
 	streams    map[string]*jetstream.StreamInfo // ours, and all that take our subjects
 	streamsErr error
 	expected   blueprint
-	history    []subjects.PolicyVersion
+	history    []policystore.Version
 	policyErr  error
 	keys       map[string]policy.Key
 	keysErr    error
@@ -449,11 +450,11 @@ func sickReplicas(info *jetstream.StreamInfo) []diagnosis {
 }
 
 func (e *examination) findPolicy() []diagnosis {
-	if errors.Is(e.policyErr, subjects.ErrNoPolicyBucket) {
+	if errors.Is(e.policyErr, policystore.ErrNoBucket) {
 		return []diagnosis{{Verdict: problem, Text: fmt.Sprintf("bucket %s is not there: gateways and workers keep the policy that they had, or the default", subjects.PolicyBucket),
 			Remedy: "start a gateway: it makes the bucket; then 'pulley policy apply -f' what you have exported"}}
 	}
-	if damage, ok := errors.AsType[subjects.DamagedError](e.policyErr); ok {
+	if damage, ok := errors.AsType[policystore.DamagedError](e.policyErr); ok {
 		d := diagnosis{Verdict: problem, Text: damage.Error() + "; gateways and workers keep the one before", Remedy: "write a new one: pulley policy apply -f FILE"}
 		for _, v := range e.history {
 			if v.Policy != nil {

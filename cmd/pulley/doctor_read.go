@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -21,7 +22,7 @@ import (
 // our subjects.
 func readStreams(ctx context.Context, js jetstream.JetStream) (map[string]*jetstream.StreamInfo, error) {
 	streams := make(map[string]*jetstream.StreamInfo)
-	list := js.ListStreams(ctx, jetstream.WithStreamListSubject("pulley.>"))
+	list := js.ListStreams(ctx, jetstream.WithStreamListSubject(subjects.AllSubjects))
 	for info := range list.Info() {
 		streams[info.Config.Name] = info
 	}
@@ -46,7 +47,7 @@ func readStreams(ctx context.Context, js jetstream.JetStream) (map[string]*jetst
 }
 
 func (e *examination) readPolicy(ctx context.Context, nc *nats.Conn) {
-	store, err := subjects.OpenPolicyStore(ctx, nc)
+	store, err := policystore.Open(ctx, nc)
 	if err != nil {
 		e.policyErr = err
 		return
@@ -66,7 +67,7 @@ type blueprint struct {
 }
 
 // draw is the streams and buckets that a policy needs; nil: the default.
-func draw(v *subjects.PolicyVersion) (blueprint, error) {
+func draw(v *policystore.Version) (blueprint, error) {
 	tiers := policy.DefaultTiers()
 	if v != nil {
 		tiers = v.Policy.Tiers
@@ -97,7 +98,7 @@ func (b *blueprint) all() []jetstream.StreamConfig {
 	list := slices.Clone(b.streams)
 	for _, kv := range b.buckets {
 		list = append(list, jetstream.StreamConfig{
-			Name: "KV_" + kv.Bucket, Subjects: []string{"$KV." + kv.Bucket + ".>"}, Storage: kv.Storage, MaxAge: kv.TTL,
+			Name: subjects.KVStream(kv.Bucket), Subjects: []string{subjects.KVSubject(kv.Bucket, ">")}, Storage: kv.Storage, MaxAge: kv.TTL,
 			MaxMsgsPerSubject: int64(max(kv.History, 1)), Discard: jetstream.DiscardNew, AllowDirect: true,
 		})
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/pulley-lb/pulley/broker"
 	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -103,17 +104,19 @@ func TestDoctorFinds(t *testing.T) {
 			e.streams["PULLEY_REQ_BATCH"].Cluster = &jetstream.ClusterInfo{Leader: "n1", Replicas: []*jetstream.PeerInfo{{Name: "n2", Current: true}, {Name: "n3", Offline: true}}}
 		}, warning, "streams", "its copy on n3", "servers back"},
 		"a stream leads nobody": {func(e *examination) { e.streams["PULLEY_REQ_BATCH"].Cluster = &jetstream.ClusterInfo{} }, problem, "streams", "no leader", "servers back"},
-		"no policy bucket":      {func(e *examination) { e.policyErr = subjects.ErrNoPolicyBucket }, problem, "policy", "PULLEY_POLICY is not there", "policy apply"},
+		"no policy bucket":      {func(e *examination) { e.policyErr = policystore.ErrNoBucket }, problem, "policy", "PULLEY_POLICY is not there", "policy apply"},
 		"the policy is damaged": {func(e *examination) {
-			e.policyErr = subjects.DamagedError{Revision: 9, Err: errors.New("it is empty")}
-			e.history = []subjects.PolicyVersion{{Revision: 9}, {Revision: 8}, {Revision: 7, Policy: policy.Default()}, {Revision: 6, Policy: policy.Default()}}
+			e.policyErr = policystore.DamagedError{Revision: 9, Err: errors.New("it is empty")}
+			e.history = []policystore.Version{{Revision: 9}, {Revision: 8}, {Revision: 7, Policy: policy.Default()}, {Revision: 6, Policy: policy.Default()}}
 		}, problem, "policy", "revision 9 is damaged: it is empty", "pulley policy rollback 7"},
-		"all policies are damaged": {func(e *examination) { e.policyErr = subjects.DamagedError{Revision: 9, Err: errors.New("it is empty")} }, problem, "policy", "damaged", "policy apply -f"},
-		"no gateway":               {fleet(func(s *snapshot) { s.Gateways = nil }), problem, "gateways", "no gateway", "pulley gateway"},
-		"no worker":                {fleet(func(s *snapshot) { s.Workers = nil }), problem, "workers", "no worker", "pulley worker --engine URL"},
-		"engine down":              {worker(func(w *workerSeen) { w.State, w.Reason = subjects.Down, "connection refused" }), problem, "workers", "fast: engine down: connection refused", "start the engine at http://fast"},
-		"worker lost":              {worker(func(w *workerSeen) { w.Lost = 3 * time.Second }), problem, "workers", "fast is lost: silent for 3.0s", "host-fast"},
-		"engine refuses":           {worker(func(w *workerSeen) { w.State = subjects.Paused }), warning, "workers", "fast paused", "fewer slots"},
+		"all policies are damaged": {func(e *examination) {
+			e.policyErr = policystore.DamagedError{Revision: 9, Err: errors.New("it is empty")}
+		}, problem, "policy", "damaged", "policy apply -f"},
+		"no gateway":     {fleet(func(s *snapshot) { s.Gateways = nil }), problem, "gateways", "no gateway", "pulley gateway"},
+		"no worker":      {fleet(func(s *snapshot) { s.Workers = nil }), problem, "workers", "no worker", "pulley worker --engine URL"},
+		"engine down":    {worker(func(w *workerSeen) { w.State, w.Reason = subjects.Down, "connection refused" }), problem, "workers", "fast: engine down: connection refused", "start the engine at http://fast"},
+		"worker lost":    {worker(func(w *workerSeen) { w.Lost = 3 * time.Second }), problem, "workers", "fast is lost: silent for 3.0s", "host-fast"},
+		"engine refuses": {worker(func(w *workerSeen) { w.State = subjects.Paused }), warning, "workers", "fast paused", "fewer slots"},
 		"worker fenced": {worker(func(w *workerSeen) {
 			w.State, w.Reason = subjects.Fenced, "the engine has stalled: it has requests, and no token and an idle GPU for 10s"
 		}), problem, "workers", "fast is fenced: the engine has stalled", "pulley worker info fast"},
@@ -301,7 +304,7 @@ func TestDoctorExaminesABroker(t *testing.T) {
 	wantFinding(t, found, fine, "workers", "1 worker with 4 slots, 1 in flight")
 	wantFinding(t, found, fine, "pools", "1 pool, 3 requests waiting")
 
-	store, err := subjects.OpenPolicyStore(t.Context(), nc)
+	store, err := policystore.Open(t.Context(), nc)
 	if err != nil {
 		t.Fatal(err)
 	}

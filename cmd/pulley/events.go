@@ -103,7 +103,7 @@ func followEvents(cmd *cobra.Command, nc *nats.Conn, only eventFilter, asJSON bo
 			return fmt.Errorf("events: %w", err)
 		}
 		var e subjects.Event
-		if err := json.Unmarshal(m.Data, &e); err != nil {
+		if err := subjects.Unmarshal(m.Data, &e); err != nil {
 			logger(ctx).Warn("event dropped", "subject", m.Subject, "err", err)
 			continue
 		}

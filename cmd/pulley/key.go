@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -276,7 +277,7 @@ func limit(n int) string {
 }
 
 // findKey reads the key with an id, or a unique beginning of one.
-func (s *session) findKey(named string) (*subjects.PolicyStore, policy.Key, error) {
+func (s *session) findKey(named string) (*policystore.Store, policy.Key, error) {
 	store, err := s.store()
 	if err != nil {
 		return nil, policy.Key{}, err
@@ -333,7 +334,7 @@ func newKeySetCommand(c *connectFlags) *cobra.Command {
 }
 
 // putKey stores a key and tells what has become of it.
-func (s *session) putKey(store *subjects.PolicyStore, k policy.Key, what string) error {
+func (s *session) putKey(store *policystore.Store, k policy.Key, what string) error {
 	if err := store.PutKey(s.ctx(), k); err != nil {
 		return err
 	}
@@ -398,7 +399,7 @@ go on. Nothing brings a key back.`,
 	}
 	return harm(cmd, c, func(s *session) error {
 		var found []policy.Key
-		var store *subjects.PolicyStore
+		var store *policystore.Store
 		for _, named := range s.args {
 			st, k, err := s.findKey(named)
 			if err != nil {
@@ -425,7 +426,7 @@ go on. Nothing brings a key back.`,
 }
 
 // tenants are those that have keys.
-func tenants(ctx context.Context, store *subjects.PolicyStore) ([]string, error) {
+func tenants(ctx context.Context, store *policystore.Store) ([]string, error) {
 	keys, err := store.Keys(ctx)
 	if err != nil {
 		return nil, err

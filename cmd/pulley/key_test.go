@@ -11,13 +11,13 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/policy"
-	"github.com/pulley-lb/pulley/subjects"
+	"github.com/pulley-lb/pulley/policystore"
 )
 
 // keys are those that are stored.
 func (s *site) keys() map[string]policy.Key {
 	s.t.Helper()
-	store, err := subjects.OpenPolicyStore(s.t.Context(), s.nc)
+	store, err := policystore.Open(s.t.Context(), s.nc)
 	if err != nil {
 		s.t.Fatal(err)
 	}

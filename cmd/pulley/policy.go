@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pulley-lb/pulley/policy"
-	"github.com/pulley-lb/pulley/subjects"
+	"github.com/pulley-lb/pulley/policystore"
 )
 
 func newPolicyCommand() *cobra.Command {
@@ -65,7 +65,7 @@ func newPolicyExportCommand(c *connectFlags) *cobra.Command {
 	})
 }
 
-func versionInWords(v subjects.PolicyVersion) string {
+func versionInWords(v policystore.Version) string {
 	if v.Revision == 0 {
 		return "the default policy: nobody has set one"
 	}
@@ -73,10 +73,10 @@ func versionInWords(v subjects.PolicyVersion) string {
 }
 
 // version is the policy in force, or that of the revision in args.
-func (s *session) version(args []string) (subjects.PolicyVersion, error) {
+func (s *session) version(args []string) (policystore.Version, error) {
 	store, err := s.store()
 	if err != nil {
-		return subjects.PolicyVersion{}, err
+		return policystore.Version{}, err
 	}
 	if len(args) == 0 {
 		v, err := store.Load(s.ctx())
@@ -84,14 +84,14 @@ func (s *session) version(args []string) (subjects.PolicyVersion, error) {
 	}
 	revision, err := strconv.ParseUint(args[0], 10, 64)
 	if err != nil {
-		return subjects.PolicyVersion{}, usagef("revision %q: want a number, see 'pulley policy history'", args[0])
+		return policystore.Version{}, usagef("revision %q: want a number, see 'pulley policy history'", args[0])
 	}
 	if revision == 0 {
-		return subjects.PolicyVersion{Policy: policy.Default()}, nil
+		return policystore.Version{Policy: policy.Default()}, nil
 	}
 	list, err := store.History(s.ctx())
 	if err != nil {
-		return subjects.PolicyVersion{}, err
+		return policystore.Version{}, err
 	}
 	for _, v := range list {
 		if v.Revision != revision {
@@ -102,7 +102,7 @@ func (s *session) version(args []string) (subjects.PolicyVersion, error) {
 		}
 		return v, nil
 	}
-	return subjects.PolicyVersion{}, notFoundf("no revision %d of the policy: the last %s are kept, see 'pulley policy history'", revision, count(len(list), "version"))
+	return policystore.Version{}, notFoundf("no revision %d of the policy: the last %s are kept, see 'pulley policy history'", revision, count(len(list), "version"))
 }
 
 func newPolicyDiffCommand(c *connectFlags) *cobra.Command {
@@ -231,11 +231,11 @@ func (s *session) replacePolicy(next *policy.Policy, dryRun bool) error {
 		return err
 	}
 	v, err := store.Load(s.ctx())
-	damaged, isDamaged := errors.AsType[subjects.DamagedError](err)
+	damaged, isDamaged := errors.AsType[policystore.DamagedError](err)
 	switch {
 	case isDamaged:
 		s.warn("%v; it is replaced", damaged)
-		v = subjects.PolicyVersion{Revision: damaged.Revision}
+		v = policystore.Version{Revision: damaged.Revision}
 	case err != nil:
 		return err
 	case reflect.DeepEqual(next.Clone(), v.Policy.Clone()):
@@ -254,8 +254,8 @@ func (s *session) replacePolicy(next *policy.Policy, dryRun bool) error {
 		s.say("nothing was applied: this was a dry run")
 		return nil
 	}
-	v, err = store.Put(s.ctx(), subjects.PolicyVersion{Revision: v.Revision, By: s.who(), Why: s.words(), Policy: next})
-	if errors.Is(err, subjects.ErrPolicyMoved) {
+	v, err = store.Put(s.ctx(), policystore.Version{Revision: v.Revision, By: s.who(), Why: s.words(), Policy: next})
+	if errors.Is(err, policystore.ErrChanged) {
 		return refusedf("nothing was applied: %w; look at 'pulley policy diff' and try again", err)
 	}
 	if err != nil {
@@ -316,7 +316,7 @@ and by which command.`,
 			shown = list[:min(n, len(list))]
 		}
 		if shown == nil {
-			shown = []subjects.PolicyVersion{}
+			shown = []policystore.Version{}
 		}
 		return view{shown, func(p *page) {
 			if diff {
@@ -337,7 +337,7 @@ and by which command.`,
 }
 
 // printChanges writes what each of the newest n versions has changed.
-func printChanges(p *page, list []subjects.PolicyVersion, n int) {
+func printChanges(p *page, list []policystore.Version, n int) {
 	for i, v := range list[:n] {
 		if i > 0 {
 			p.line("")

@@ -177,7 +177,7 @@ func queues(ctx context.Context, nc *nats.Conn) ([]queueLine, error) {
 		return nil, err
 	}
 	list := []queueLine{}
-	streams := js.StreamNames(ctx, jetstream.WithStreamListSubject("pulley.req.>"))
+	streams := js.StreamNames(ctx, jetstream.WithStreamListSubject(subjects.AllReqs))
 	for name := range streams.Name() {
 		s, err := js.Stream(ctx, name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -204,7 +204,7 @@ func newRouteAbortCommand(c *connectFlags) *cobra.Command {
 // shiftListener hears what gateways tell of a shift's sides.
 type shiftListener struct {
 	model string
-	store *subjects.PolicyStore
+	store *policystore.Store
 	sub   *nats.Subscription
 	told  map[string]subjects.SidesTold // by gateway
 }
@@ -243,7 +243,7 @@ func (l *shiftListener) look(ctx context.Context, within time.Duration) (shiftVi
 				break
 			}
 			var told subjects.SidesTold
-			if json.Unmarshal(m.Data, &told) == nil {
+			if subjects.Unmarshal(m.Data, &told) == nil {
 				l.told[told.Gateway] = told
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -18,14 +19,14 @@ type snapshot struct {
 	Since  time.Time `json:"since"`            // of the connection, or of its loss
 
 	// What was heard and read.
-	Gateways []string                `json:"gateways"` // ids
-	Workers  []workerSeen            `json:"workers"`
-	Queues   []queueSeen             `json:"queues"`
-	Requests []subjects.RequestInfo  `json:"requests"` // the oldest first
-	Policy   *subjects.PolicyVersion `json:"-"`        // nil: not read yet
-	Unread   map[string]string       `json:"unread,omitempty"`
-	Events   []subjects.Event        `json:"events"` // the oldest first
-	held     map[poolTier]int        // requests that wait in gateways for their turn to be queued
+	Gateways []string               `json:"gateways"` // ids
+	Workers  []workerSeen           `json:"workers"`
+	Queues   []queueSeen            `json:"queues"`
+	Requests []subjects.RequestInfo `json:"requests"` // the oldest first
+	Policy   *policystore.Version   `json:"-"`        // nil: not read yet
+	Unread   map[string]string      `json:"unread,omitempty"`
+	Events   []subjects.Event       `json:"events"` // the oldest first
+	held     map[poolTier]int       // requests that wait in gateways for their turn to be queued
 
 	// What follows from that: see complete.
 	Totals   totals      `json:"totals"`

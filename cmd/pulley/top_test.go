@@ -13,6 +13,7 @@ import (
 
 	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -41,7 +42,7 @@ func fleetAtNoon() snapshot {
 			worker("fast", subjects.Ready, 6, 16, "llama-70b", "qwen"), worker("slow", subjects.Down, 0, 4, "llama-70b"),
 			worker("idle", subjects.Cordoned, 0, 8, "embed"), worker("gone", subjects.Ready, 2, 8, "mistral"),
 		},
-		Policy: &subjects.PolicyVersion{Revision: 17, At: noon.Add(-3 * time.Minute), By: "ann@ops", Why: "tier set batch --share 2", Policy: policy.Default()},
+		Policy: &policystore.Version{Revision: 17, At: noon.Add(-3 * time.Minute), By: "ann@ops", Why: "tier set batch --share 2", Policy: policy.Default()},
 		held:   map[poolTier]int{{"llama-70b", "batch"}: 30},
 		Queues: []queueSeen{
 			{Pool: "llama-70b", Tier: "batch", Lane: "shared", Waiting: 2, Delivered: 1, TakenPerSecond: 1.5},

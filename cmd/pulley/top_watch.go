@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -54,10 +54,10 @@ type watcher struct {
 	queues    []queueSeen
 	taken     map[queueName]*rate
 	requests  []subjects.RequestInfo
-	policy    *subjects.PolicyVersion // nil until read
-	unread    map[string]error        // what could not be read just now
-	tried     map[string]bool         // what has been read, or was tried to
-	events    []subjects.Event        // the oldest first
+	policy    *policystore.Version // nil until read
+	unread    map[string]error     // what could not be read just now
+	tried     map[string]bool      // what has been read, or was tried to
+	events    []subjects.Event     // the oldest first
 }
 
 type gatewayHeard struct {
@@ -104,7 +104,7 @@ func (w *watcher) run(ctx context.Context, show func(snapshot)) error {
 	loops.Go(func() { w.readLoop(ctx, "requests", w.readRequests) })
 	loops.Go(func() { w.readLoop(ctx, "queues", w.readQueues) })
 	loops.Go(func() {
-		f := subjects.PolicyFollower{Policy: w.hearPolicy, Trouble: func(err error) { w.note("policy", err) }}
+		f := policystore.Follower{Policy: w.hearPolicy, Trouble: func(err error) { w.note("policy", err) }}
 		if err := f.Run(ctx, w.nc); err != nil {
 			w.note("policy", err)
 		}
@@ -150,7 +150,7 @@ func (w *watcher) triedAll() bool {
 
 func (w *watcher) hearGateway(m *nats.Msg) {
 	var ref subjects.Reference
-	if json.Unmarshal(m.Data, &ref) != nil || ref.Gateway == "" {
+	if subjects.Unmarshal(m.Data, &ref) != nil || ref.Gateway == "" {
 		return
 	}
 	w.mu.Lock()
@@ -160,7 +160,7 @@ func (w *watcher) hearGateway(m *nats.Msg) {
 
 func (w *watcher) hearWorker(m *nats.Msg) {
 	var h subjects.Heartbeat
-	if json.Unmarshal(m.Data, &h) != nil || h.Worker != subjects.LastToken(m.Subject) {
+	if subjects.Unmarshal(m.Data, &h) != nil || h.Worker != subjects.LastToken(m.Subject) {
 		return
 	}
 	now := time.Now()
@@ -182,7 +182,7 @@ func (w *watcher) hearWorker(m *nats.Msg) {
 
 func (w *watcher) hearEvent(m *nats.Msg) {
 	var e subjects.Event
-	if json.Unmarshal(m.Data, &e) != nil {
+	if subjects.Unmarshal(m.Data, &e) != nil {
 		return
 	}
 	w.mu.Lock()
@@ -192,7 +192,7 @@ func (w *watcher) hearEvent(m *nats.Msg) {
 	}
 }
 
-func (w *watcher) hearPolicy(v subjects.PolicyVersion) {
+func (w *watcher) hearPolicy(v policystore.Version) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.policy = &v
@@ -245,7 +245,7 @@ func (w *watcher) readRequests(ctx context.Context) error {
 // readQueues reads the consumers of every tier's stream.
 func (w *watcher) readQueues(ctx context.Context) error {
 	var list []queueSeen
-	streams := w.js.ListStreams(ctx, jetstream.WithStreamListSubject("pulley.req.>"))
+	streams := w.js.ListStreams(ctx, jetstream.WithStreamListSubject(subjects.AllReqs))
 	var tiers []string
 	for info := range streams.Info() {
 		if strings.HasPrefix(info.Config.Name, reqStreamPrefix) {

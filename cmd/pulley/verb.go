@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -187,9 +188,9 @@ func (s *session) confirm(format string, args ...any) error {
 }
 
 // store opens the policy's bucket.
-func (s *session) store() (*subjects.PolicyStore, error) {
-	store, err := subjects.OpenPolicyStore(s.ctx(), s.nc)
-	if errors.Is(err, subjects.ErrNoPolicyBucket) {
+func (s *session) store() (*policystore.Store, error) {
+	store, err := policystore.Open(s.ctx(), s.nc)
+	if errors.Is(err, policystore.ErrNoBucket) {
 		return nil, notFoundError{err}
 	}
 	return store, err
@@ -206,7 +207,7 @@ func (s *session) policy() (*policy.Policy, error) {
 }
 
 func explainDamage(err error) error {
-	if _, ok := errors.AsType[subjects.DamagedError](err); ok {
+	if _, ok := errors.AsType[policystore.DamagedError](err); ok {
 		return fmt.Errorf("%w; see 'pulley policy history', and put a sound one in force with 'pulley policy rollback REVISION'", err)
 	}
 	return err
@@ -214,7 +215,7 @@ func explainDamage(err error) error {
 
 // writtenPolicy is what has become of a change of the policy.
 type writtenPolicy struct {
-	subjects.PolicyVersion
+	policystore.Version
 	same bool // there was nothing to change
 }
 
@@ -225,7 +226,7 @@ func (s *session) change(edit func(*policy.Policy) error) (writtenPolicy, error)
 		return writtenPolicy{}, err
 	}
 	var w writtenPolicy
-	w.PolicyVersion, err = store.Update(s.ctx(), s.who(), s.words(), func(p *policy.Policy) error {
+	w.Version, err = store.Update(s.ctx(), s.who(), s.words(), func(p *policy.Policy) error {
 		before := p.Clone()
 		if err := edit(p); err != nil {
 			return err
@@ -239,11 +240,11 @@ func (s *session) change(edit func(*policy.Policy) error) (writtenPolicy, error)
 	if err != nil || w.same {
 		return w, s.explainInvalid(explainDamage(err))
 	}
-	return w, s.changed(w.PolicyVersion)
+	return w, s.changed(w.Version)
 }
 
 // changed does what has to follow a change of the policy.
-func (s *session) changed(v subjects.PolicyVersion) error {
+func (s *session) changed(v policystore.Version) error {
 	s.tell(subjects.Event{Kind: subjects.EventPolicy, Text: fmt.Sprintf("%s, revision %d", v.Why, v.Revision)})
 	return s.dropStreams(v.Policy)
 }

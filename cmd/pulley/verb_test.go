@@ -19,6 +19,7 @@ import (
 
 	"github.com/pulley-lb/pulley/broker"
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -207,7 +208,7 @@ func (s *site) story(steps ...step) {
 // policy is the one in force.
 func (s *site) policy() *policy.Policy {
 	s.t.Helper()
-	store, err := subjects.OpenPolicyStore(s.t.Context(), s.nc)
+	store, err := policystore.Open(s.t.Context(), s.nc)
 	if err != nil {
 		s.t.Fatal(err)
 	}

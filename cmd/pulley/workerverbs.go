@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -317,7 +316,7 @@ func (s *session) awaitLeft(h subjects.Heartbeat, beats *nats.Subscription) erro
 			return fmt.Errorf("worker %s fell silent while it drained: what it had is done elsewhere", h.Name)
 		}
 		var now subjects.Heartbeat
-		if json.Unmarshal(m.Data, &now) != nil {
+		if subjects.Unmarshal(m.Data, &now) != nil {
 			continue
 		}
 		if now.State == subjects.Left {

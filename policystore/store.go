@@ -1,0 +1,247 @@
+package policystore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// Version is a policy as it is stored.
+type Version struct {
+	Revision uint64         `json:"revision"` // 0: nobody has set one, this is the default
+	At       time.Time      `json:"at"`
+	By       string         `json:"by"`  // who changed it
+	Why      string         `json:"why"` // in words: the command
+	Policy   *policy.Policy `json:"policy"`
+}
+
+// DamagedError says that what is stored is no sound policy.
+type DamagedError struct {
+	Revision uint64
+	Err      error
+}
+
+func (e DamagedError) Error() string {
+	return fmt.Sprintf("policy revision %d is damaged: %v", e.Revision, e.Err)
+}
+func (e DamagedError) Unwrap() error { return e.Err }
+
+// ErrNoBucket says that no gateway has been here yet.
+var ErrNoBucket = errors.New("no policy bucket on this broker: start a gateway")
+
+// Store reads and changes the policy and the keys.
+type Store struct {
+	nc *nats.Conn
+	js jetstream.JetStream
+	kv jetstream.KeyValue
+}
+
+// Open finds the bucket.
+func Open(ctx context.Context, nc *nats.Conn) (*Store, error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, err
+	}
+	kv, err := js.KeyValue(ctx, subjects.PolicyBucket)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		return nil, ErrNoBucket
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", subjects.PolicyBucket, err)
+	}
+	return &Store{nc: nc, js: js, kv: kv}, nil
+}
+
+// Load reads the policy in force. It is a DamagedError if what is stored is not
+// sound.
+func (s *Store) Load(ctx context.Context) (Version, error) {
+	e, err := s.kv.Get(ctx, subjects.PolicyKey)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return Version{Policy: policy.Default()}, nil
+	}
+	if err != nil {
+		return Version{}, fmt.Errorf("read policy: %w", err)
+	}
+	return parsePolicy(e.Value(), e.Revision())
+}
+
+func parsePolicy(b []byte, revision uint64) (Version, error) {
+	var v Version
+	if err := subjects.Unmarshal(b, &v); err != nil {
+		return v, DamagedError{revision, err}
+	}
+	v.Revision = revision
+	if v.Policy == nil {
+		return v, DamagedError{revision, errors.New("it is empty")}
+	}
+	if err := v.Policy.Check(); err != nil {
+		return v, DamagedError{revision, err}
+	}
+	return v, nil
+}
+
+// Update changes the policy: change gets a copy of the one in force, and is
+// called again if somebody else was quicker. A result that does not Check is
+// refused with a policy.Invalid and nothing changes. A change that changes
+// nothing stores nothing.
+func (s *Store) Update(ctx context.Context, by, why string, change func(*policy.Policy) error) (Version, error) {
+	for {
+		v, err := s.Load(ctx)
+		if err != nil {
+			return v, err
+		}
+		before, err := subjects.Marshal(v.Policy)
+		if err != nil {
+			return v, err
+		}
+		next := v.Policy.Clone()
+		if err := change(next); err != nil {
+			return v, err
+		}
+		if err := next.Check(); err != nil {
+			return v, err
+		}
+		if after, err := subjects.Marshal(next); err != nil || string(after) == string(before) {
+			return v, err
+		}
+		written, err := s.Put(ctx, Version{Revision: v.Revision, By: by, Why: why, Policy: next})
+		if errors.Is(err, ErrChanged) {
+			continue
+		}
+		return written, err
+	}
+}
+
+// ErrChanged says that the policy was changed by somebody else meanwhile.
+var ErrChanged = errors.New("the policy has changed meanwhile")
+
+// Put stores a policy that replaces revision v.Revision, and nothing newer.
+func (s *Store) Put(ctx context.Context, v Version) (Version, error) {
+	if err := v.Policy.Check(); err != nil {
+		return v, err
+	}
+	v.At = time.Now().UTC()
+	b, err := subjects.Marshal(v)
+	if err != nil {
+		return v, err
+	}
+	if most := s.nc.MaxPayload() - 1024; int64(len(b)) > most {
+		return v, fmt.Errorf("the policy has %d bytes: the broker takes at most %d in one message", len(b), most)
+	}
+	revision, err := s.kv.Update(ctx, subjects.PolicyKey, b, v.Revision)
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || errors.Is(err, jetstream.ErrKeyExists) {
+		return v, ErrChanged
+	}
+	if err != nil {
+		return v, fmt.Errorf("store policy: %w", err)
+	}
+	v.Revision = revision
+	s.tell(subjects.PolicyKey, revision)
+	return v, nil
+}
+
+func (s *Store) tell(key string, revision uint64) {
+	b, err := subjects.Marshal(subjects.PolicyChanged{Key: key, Revision: revision})
+	if err != nil {
+		panic(err) // plain fields always encode
+	}
+	s.nc.Publish(subjects.PolicyNews, b)
+}
+
+// History is the versions that are kept, the newest first. Damaged ones are
+// there without a Policy, with the damage as Why.
+func (s *Store) History(ctx context.Context) ([]Version, error) {
+	entries, err := s.kv.History(ctx, subjects.PolicyKey)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the policy's history: %w", err)
+	}
+	var list []Version
+	for _, e := range entries {
+		v, err := parsePolicy(e.Value(), e.Revision())
+		if err != nil {
+			v = Version{Revision: e.Revision(), At: e.Created(), Why: err.Error()}
+		}
+		list = append(list, v)
+	}
+	slices.Reverse(list)
+	return list, nil
+}
+
+// Keys reads all API keys, by id.
+func (s *Store) Keys(ctx context.Context) (map[string]policy.Key, error) {
+	keys := make(map[string]policy.Key)
+	w, err := s.kv.Watch(ctx, subjects.AllAPIKeys, jetstream.IgnoreDeletes())
+	if err != nil {
+		return nil, fmt.Errorf("read keys: %w", err)
+	}
+	defer w.Stop()
+	for {
+		select {
+		case e := <-w.Updates():
+			if e == nil { // that was all
+				return keys, nil
+			}
+			var k policy.Key
+			if err := subjects.Unmarshal(e.Value(), &k); err != nil {
+				return nil, fmt.Errorf("key %s is damaged: %w", e.Key(), err)
+			}
+			keys[k.ID] = k
+		case <-ctx.Done():
+			return nil, fmt.Errorf("read keys: %w", ctx.Err())
+		}
+	}
+}
+
+// Key reads one API key. False: there is none.
+func (s *Store) Key(ctx context.Context, id string) (policy.Key, bool, error) {
+	var k policy.Key
+	e, err := s.kv.Get(ctx, subjects.APIKey(id))
+	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrInvalidKey) {
+		return k, false, nil
+	}
+	if err != nil {
+		return k, false, fmt.Errorf("read key %s: %w", id, err)
+	}
+	if err := subjects.Unmarshal(e.Value(), &k); err != nil {
+		return k, false, fmt.Errorf("key %s is damaged: %w", id, err)
+	}
+	return k, true, nil
+}
+
+// PutKey stores an API key.
+func (s *Store) PutKey(ctx context.Context, k policy.Key) error {
+	if err := k.Check(); err != nil {
+		return err
+	}
+	b, err := subjects.Marshal(k)
+	if err != nil {
+		return err
+	}
+	revision, err := s.kv.Put(ctx, subjects.APIKey(k.ID), b)
+	if err != nil {
+		return fmt.Errorf("store key %s: %w", k.ID, err)
+	}
+	s.tell(subjects.APIKey(k.ID), revision)
+	return nil
+}
+
+// RemoveKey revokes an API key: everywhere within a second.
+func (s *Store) RemoveKey(ctx context.Context, id string) error {
+	// A message of its own, so that whoever was away sees that something changed.
+	if err := s.kv.Purge(ctx, subjects.APIKey(id)); err != nil {
+		return fmt.Errorf("remove key %s: %w", id, err)
+	}
+	s.tell(subjects.APIKey(id), 0)
+	return nil
+}
