@@ -1,7 +1,8 @@
-// Package testenv runs the whole of Pulley inside a testing/synctest bubble: a
-// real broker with JetStream, gateways, workers and simulated engines, joined
-// by in-memory connections that can be frozen and cut. Time is virtual: half a
-// minute of silence takes none.
+// Package testenv is for tests inside a testing/synctest bubble: a real broker
+// with JetStream, simulated engines, and in-memory connections that can be frozen
+// and cut. Time is virtual: half a minute of silence takes none. It imports neither
+// gateway nor worker, so that their own tests can use it; package scenarios starts
+// them on it.
 //
 // A test package that uses it has
 //

@@ -18,13 +18,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/broker"
-	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/engine/sim"
-	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/policystore"
-	"github.com/pulley-lb/pulley/subjects"
-	"github.com/pulley-lb/pulley/worker"
 )
 
 // Main runs a package's tests. It starts nats-server's process-wide access-time
@@ -39,9 +35,8 @@ func Main(m *testing.M) {
 type Env struct {
 	t      testing.TB
 	dir    string
-	broker *process
+	broker *Process
 	serve  *broker.Broker
-	local  *subjects.Local // of workers and gateways, if they are to share a process
 	mu     sync.Mutex
 }
 
@@ -49,41 +44,30 @@ type Env struct {
 // in it is stopped before it returns.
 func Run(t *testing.T, test func(t *testing.T, env *Env)) {
 	t.Helper()
-	run(t, nil, test)
-}
-
-// RunBoth runs a test twice: with gateways and workers that have only the broker
-// between them, and with all of them in one process, as in pulley up.
-func RunBoth(t *testing.T, test func(t *testing.T, env *Env)) {
-	t.Run("apart", func(t *testing.T) { run(t, nil, test) })
-	t.Run("in one process", func(t *testing.T) { run(t, new(subjects.Local), test) })
-}
-
-func run(t *testing.T, local *subjects.Local, test func(t *testing.T, env *Env)) {
-	t.Helper()
 	dir := t.TempDir()
 	// nats.go keeps used timers in a sync.Pool; one of an earlier bubble would
 	// end this one. Two collections empty the pool.
 	runtime.GC()
 	runtime.GC()
 	synctest.Test(t, func(t *testing.T) {
-		env := &Env{t: t, dir: filepath.Join(dir, "store"), local: local}
+		env := &Env{t: t, dir: filepath.Join(dir, "store")}
 		env.StartBroker()
 		t.Cleanup(env.StopBroker)
 		test(t, env)
 	})
 }
 
-// process is a part's Run, under way.
-type process struct {
+// Process is a part's Run, under way.
+type Process struct {
 	stop context.CancelFunc
 	done chan struct{}
 	err  error
 }
 
-func start(run func(context.Context) error) *process {
+// Start runs a part, such as a gateway.
+func Start(run func(context.Context) error) *Process {
 	ctx, stop := context.WithCancel(context.Background())
-	p := &process{stop: stop, done: make(chan struct{})}
+	p := &Process{stop: stop, done: make(chan struct{})}
 	go func() { // ends with run; Stop waits for it
 		p.err = run(ctx)
 		close(p.done)
@@ -92,7 +76,7 @@ func start(run func(context.Context) error) *process {
 }
 
 // Stop tells it to stop and waits until it has.
-func (p *process) Stop() error {
+func (p *Process) Stop() error {
 	p.stop()
 	<-p.done
 	return p.err
@@ -105,7 +89,7 @@ func (e *Env) StartBroker() {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	p := start(b.Run)
+	p := Start(b.Run)
 	select {
 	case <-b.Ready():
 	case <-p.done:
@@ -209,101 +193,6 @@ func (en *Engine) Kill() {
 	en.Listener.Close()
 	en.server.Close()
 	en.Listener.Cut()
-}
-
-// Worker is a running worker.
-type Worker struct {
-	*process
-	*worker.Worker
-	Link *Link
-	nc   *nats.Conn
-}
-
-// Worker starts a worker for an engine. The fields Engine, Transport and Local of
-// cfg are filled in.
-func (e *Env) Worker(en *Engine, cfg worker.Config) *Worker {
-	e.t.Helper()
-	cfg.Engine, cfg.Transport, cfg.Local = en.URL, engine.NewTransport(en.URL, en.Transport), e.local
-	nc, link := e.Connect("worker")
-	w, err := worker.New(cfg, nc)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	r := &Worker{process: start(w.Run), Worker: w, Link: link, nc: nc}
-	e.t.Cleanup(func() {
-		link.Thaw()
-		link.Mend()
-		r.Stop()
-	})
-	return r
-}
-
-// Kill ends the worker's connections at once and for good, as SIGKILL does:
-// nobody hears of it again.
-func (w *Worker) Kill(en *Engine) {
-	w.Link.Cut(true)
-	en.Listener.Cut()
-}
-
-// Gateway is a running gateway.
-type Gateway struct {
-	*process
-	*gateway.Gateway
-	Link     *Link
-	Client   *http.Client // reaches it at http://gateway, the admin side at http://admin
-	Listener *Listener
-}
-
-// Gateway starts a gateway and waits until it is ready.
-func (e *Env) Gateway(cfg gateway.Config) *Gateway {
-	e.t.Helper()
-	nc, link := e.Connect("gateway")
-	cfg.Local = e.local
-	g, err := gateway.New(cfg, nc)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	ingress, admin := NewListener(), NewListener()
-	transport := &http.Transport{
-		DisableCompression: true,
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if addr == "admin:80" {
-				return admin.DialContext(ctx, network, addr)
-			}
-			return ingress.DialContext(ctx, network, addr)
-		},
-	}
-	r := &Gateway{Gateway: g, Link: link, Listener: ingress, Client: &http.Client{Transport: transport}}
-	r.process = start(func(ctx context.Context) error { return g.Run(ctx, ingress, admin) })
-	e.t.Cleanup(func() {
-		link.Thaw()
-		link.Mend()
-		transport.CloseIdleConnections()
-		r.Stop()
-	})
-	Eventually(e.t, "gateway ready", 10*time.Second, func() bool {
-		resp, err := r.Client.Get("http://admin/readyz")
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
-	})
-	return r
-}
-
-// Serves waits until a gateway lists a model.
-func (g *Gateway) Serves(t testing.TB, model string) {
-	t.Helper()
-	Eventually(t, "gateway serves "+model, 10*time.Second, func() bool {
-		resp, err := g.Client.Get("http://gateway/v1/models/" + model)
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
-	})
-	time.Sleep(2 * time.Second) // the bids are parked
 }
 
 // Eventually waits, in virtual time, until a condition holds.

@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"context"
@@ -31,7 +31,7 @@ func standing(t testing.TB, r reply, what string) (limit, remaining int, reset t
 }
 
 func TestARateLimitIsExactAtOneGateway(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, using(1, 1, nil))
 		header := keysOf(t, env).put(policy.Key{ID: "aaaaaaaaaa", RPM: 10})
 		time.Sleep(inForce)
@@ -73,7 +73,7 @@ func TestARateLimitIsExactAtOneGateway(t *testing.T) {
 }
 
 func TestTokenLimitsCountWhatTheEngineReports(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, using(100, 900, nil))
 		header := keysOf(t, env).put(policy.Key{ID: "aaaaaaaaaa", TPM: 6000}) // 100 in a second
 		time.Sleep(inForce)
@@ -92,7 +92,7 @@ func TestTokenLimitsCountWhatTheEngineReports(t *testing.T) {
 
 // However a request ends, it is one less at once.
 func TestConcurrencyIsGivenBack(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("X-Fail") != "" {
 				w.WriteHeader(400)
@@ -153,7 +153,7 @@ func TestConcurrencyIsGivenBack(t *testing.T) {
 
 // flood asks every gateway from many clients, for so long, and says how many
 // requests were let in, of how many.
-func flood(t *testing.T, gs []*testenv.Gateway, clients int, d time.Duration, header []string) (let, of int) {
+func flood(t *testing.T, gs []*Gateway, clients int, d time.Duration, header []string) (let, of int) {
 	t.Helper()
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -182,7 +182,7 @@ func flood(t *testing.T, gs []*testenv.Gateway, clients int, d time.Duration, he
 }
 
 func TestThreeGatewaysShareAKeysLimits(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		var mu sync.Mutex
 		running, most := 0, 0
 		gs := threeGateways(t, env, using(10, 90, func(ctx context.Context) {
@@ -229,7 +229,7 @@ func TestThreeGatewaysShareAKeysLimits(t *testing.T) {
 }
 
 // peer pretends to be another gateway.
-func peer(t testing.TB, env *testenv.Env) func(gateway string, used map[string]subjects.KeyUsage) {
+func peer(t testing.TB, env *Env) func(gateway string, used map[string]subjects.KeyUsage) {
 	nc, _ := env.Connect("peer")
 	return func(gateway string, used map[string]subjects.KeyUsage) {
 		t.Helper()
@@ -245,7 +245,7 @@ func peer(t testing.TB, env *testenv.Env) func(gateway string, used map[string]s
 }
 
 func TestWhatAnotherGatewayTellsCounts(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, using(1, 1, nil))
 		tell := peer(t, env)
 		header := keysOf(t, env).put(policy.Key{ID: "aaaaaaaaaa", RPM: 60, TPM: 60_000, Concurrency: 3})
@@ -294,7 +294,7 @@ func TestWhatAnotherGatewayTellsCounts(t *testing.T) {
 // A gateway that starts learns what runs, and takes no more than its part of
 // limits that others may have used up.
 func TestAGatewayThatStartsLater(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		release := make(chan struct{})
 		var once sync.Once
 		defer once.Do(func() { close(release) })
@@ -326,14 +326,14 @@ func TestAGatewayThatStartsLater(t *testing.T) {
 		testenv.Eventually(t, "the second gateway knows the model", 3*time.Second, func() bool {
 			return strings.Contains(do(t, late, "GET", "/v1/models", "", header...).body, `"m"`)
 		})
-		let, _ := flood(t, []*testenv.Gateway{late}, 5, 10*time.Second, header)
+		let, _ := flood(t, []*Gateway{late}, 5, 10*time.Second, header)
 		t.Logf("RPM 100, used up: a second gateway let %d more in, 10 s after its start", let)
 		if let > 50+17+2 || let < 15 {
 			t.Errorf("RPM 100, used up: a second gateway let %d in, want about 17, and at most 50 more", let)
 		}
 		wg.Go(func() { ask(t, late, chat("m", false, 1), "", long...) })
 		time.Sleep(time.Second)
-		for _, g := range []*testenv.Gateway{g, late} {
+		for _, g := range []*Gateway{g, late} {
 			if m := wantError(t, ask(t, g, chat("m", false, 1), "", long...), 429, "rate_limit_exceeded"); !strings.Contains(m, "at once: Limit 3, Used 3") {
 				t.Errorf("message %q", m)
 			}
@@ -344,7 +344,7 @@ func TestAGatewayThatStartsLater(t *testing.T) {
 
 // What a gateway ran, when it died, does not count for ever.
 func TestADeadGatewaysRequestsStopCounting(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		gs := threeGateways(t, env, using(1, 1, func(ctx context.Context) { <-ctx.Done() }))
 		header := keysOf(t, env).put(policy.Key{ID: "aaaaaaaaaa", Concurrency: 3})
 		time.Sleep(inForce)
@@ -375,7 +375,7 @@ func TestADeadGatewaysRequestsStopCounting(t *testing.T) {
 }
 
 func TestATenantsShareOfAQueue(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, using(1, 1, func(ctx context.Context) { <-ctx.Done() })) // four slots
 		env.SetPolicy(func(p *policy.Policy) { p.Tiers[1].MaxQueue = 10 })
 		k := keysOf(t, env)

@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"fmt"
@@ -11,7 +11,6 @@ import (
 
 	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
-	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
 )
 
@@ -76,7 +75,7 @@ type crowd struct {
 const crowdSlots = 8
 
 // start starts the gateways and a worker, and makes a key for each tenant.
-func (c *crowd) start(t *testing.T, env *testenv.Env) (gs []*testenv.Gateway, keys []string) {
+func (c *crowd) start(t *testing.T, env *Env) (gs []*Gateway, keys []string) {
 	for range c.gateways {
 		gs = append(gs, env.Gateway(gateway.Config{}))
 	}
@@ -93,7 +92,7 @@ func (c *crowd) start(t *testing.T, env *testenv.Env) (gs []*testenv.Gateway, ke
 
 // keepAsking keeps n requests of a key waiting or running until stop is closed, and
 // tells of each that was answered.
-func keepAsking(t *testing.T, wg *sync.WaitGroup, stop chan struct{}, gs []*testenv.Gateway, n int, key string, tokens func(*rand.Rand) int, answered func(tokens int)) {
+func keepAsking(t *testing.T, wg *sync.WaitGroup, stop chan struct{}, gs []*Gateway, n int, key string, tokens func(*rand.Rand) int, answered func(tokens int)) {
 	for i := range n {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(3, uint64(i)))
@@ -117,9 +116,9 @@ func keepAsking(t *testing.T, wg *sync.WaitGroup, stop chan struct{}, gs []*test
 func (c *crowd) lightWaits(t *testing.T, floods int) []time.Duration {
 	var mu sync.Mutex
 	var waits []time.Duration
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		gs, keys := c.start(t, env)
-		var floodOn []*testenv.Gateway
+		var floodOn []*Gateway
 		for _, i := range c.floodOn {
 			floodOn = append(floodOn, gs[i])
 		}
@@ -156,14 +155,14 @@ func (c *crowd) lightWaits(t *testing.T, floods int) []time.Duration {
 // Tenants that flood through different gateways are served the same number of
 // tokens, however many gateways each uses and however large its requests are.
 func TestFloodsThroughDifferentGatewaysShareByTokens(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		c := crowd{gateways: 3}
 		gs, keys := c.start(t, env)
 		var served [3]atomic.Int64
 		stop := make(chan struct{})
 		var flooding sync.WaitGroup
 		for i, f := range []struct {
-			gs     []*testenv.Gateway
+			gs     []*Gateway
 			tokens int
 		}{{gs[:1], 10}, {gs[1:2], 100}, {gs, 30}} {
 			keepAsking(t, &flooding, stop, f.gs, 60, keys[i], func(*rand.Rand) int { return f.tokens }, func(n int) {
@@ -184,7 +183,7 @@ func TestFloodsThroughDifferentGatewaysShareByTokens(t *testing.T) {
 // When a gateway dies that holds a part of a flood, the slots stay busy but for a
 // moment.
 func TestAFloodGoesOnWithoutADeadGateway(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		c := crowd{gateways: 3}
 		gs, keys := c.start(t, env)
 		var served atomic.Int64

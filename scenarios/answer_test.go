@@ -1,14 +1,12 @@
-package testenv_test
+package scenarios
 
 import (
 	"strings"
 	"testing"
-
-	"github.com/pulley-lb/pulley/testenv"
 )
 
 func TestAnswer(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		r := ask(t, g, chat("m", false, 10), "")
 		if r.status != 200 || words(content(t, r.body)) != 10 {

@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"sync"
@@ -7,14 +7,13 @@ import (
 
 	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/subjects"
-	"github.com/pulley-lb/pulley/testenv"
 )
 
 // TestDeletedConsumer takes the consumer of a lane away, and with it the bids that
 // are parked there, while a worker is driven fast: gateways see to it that there is
 // one again, and the worker knows which of its bids are gone.
 func TestDeletedConsumer(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, sim.Config{Name: "a", Models: []string{"m"}, Slots: 64, ITLBase: 5 * time.Millisecond})
 		js := env.JetStream()
 		stream, consumer := subjects.ReqStream("standard"), subjects.ReqConsumer("m", subjects.Shared)
@@ -51,7 +50,7 @@ func TestDeletedConsumer(t *testing.T) {
 // TestDeletedHomeLane takes the consumers of the home lanes away: the first
 // follow-up finds out, and a second after that all are served there again.
 func TestDeletedHomeLane(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, ws := pair(t, env, slow("a"), slow("b"))
 		follow := func() reply { return ask(t, g, chat("m", false, 1), "", "X-Session-Id", "s") }
 		usual := follow().took

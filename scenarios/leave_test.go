@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"context"
@@ -10,11 +10,10 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/gateway"
-	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
 )
 
-func get(t testing.TB, g *testenv.Gateway, url string) reply {
+func get(t testing.TB, g *Gateway, url string) reply {
 	t.Helper()
 	resp, err := g.Client.Get(url)
 	if err != nil {
@@ -26,7 +25,7 @@ func get(t testing.TB, g *testenv.Gateway, url string) reply {
 }
 
 func TestDrainingWorker(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g, es, ws := pair(t, env, slow("a"))
 		var got reply
 		var wg sync.WaitGroup
@@ -55,7 +54,7 @@ func TestDrainingWorker(t *testing.T) {
 // What a worker cannot finish before its drain ends is done elsewhere, if no
 // byte of it was seen.
 func TestDrainEnds(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		ea, eb := env.Engine(slow("a")), env.Engine(slow("b"))
 		wa := env.Worker(ea, worker.Config{Name: "a", Slots: 4, DrainTimeout: 5 * time.Second})
@@ -81,7 +80,7 @@ func TestDrainEnds(t *testing.T) {
 }
 
 func TestRollingRestart(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g, es, ws := pair(t, env, slow("a"), slow("b"), slow("c"))
 		var wg sync.WaitGroup
 		var mu sync.Mutex
@@ -122,7 +121,7 @@ func TestRollingRestart(t *testing.T) {
 }
 
 func TestGatewayStops(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		var got reply
 		var wg sync.WaitGroup
@@ -144,7 +143,7 @@ func TestGatewayStops(t *testing.T) {
 // A connection on which nothing was ever asked, such as browsers open ahead, does
 // not hold up a gateway that stops.
 func TestGatewayStopsBesideSilentClient(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		c, err := g.Listener.DialContext(t.Context(), "", "")
 		if err != nil {
@@ -163,7 +162,7 @@ func TestGatewayStopsBesideSilentClient(t *testing.T) {
 }
 
 func TestGatewayStopsHard(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{DrainTimeout: 3 * time.Second})
 		e := env.Engine(slow("a"))
 		env.Worker(e, worker.Config{Name: "a", Slots: 1})

@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"bufio"
@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/engine/sim"
-	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
 )
 
@@ -98,7 +97,7 @@ func TestModelAgreesWithTheSimulator(t *testing.T) {
 		trace[i+1].at = max(trace[i+1].at, trace[i].at+1e-6)
 	}
 	want := replayModel(trace, engines, fifo)
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		e := env.Engine(engines[0])
 		client := &http.Client{Transport: e.Transport}
 		for i, got := range replayHTTP(t, trace, client, e.URL) {
@@ -113,7 +112,7 @@ func TestModelAgreesWithTheSimulator(t *testing.T) {
 // engine.
 func replayPulley(t *testing.T, trace []traced, engines []sim.Config, like func(sim.Config) worker.Config) (ls []latency) {
 	t.Helper()
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pairWith(t, env, like, engines...)
 		g.Client.Transport.(*http.Transport).MaxIdleConnsPerHost = 1000
 		ls = replayHTTP(t, trace, g.Client, "http://gateway")

@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"context"
@@ -23,7 +23,7 @@ type keys struct {
 	ctx   context.Context
 }
 
-func keysOf(t testing.TB, env *testenv.Env) keys {
+func keysOf(t testing.TB, env *Env) keys {
 	t.Helper()
 	nc, _ := env.Connect("operator")
 	store, err := policystore.Open(t.Context(), nc)
@@ -75,9 +75,9 @@ func using(input, output int, wait func(ctx context.Context)) http.HandlerFunc {
 }
 
 // threeGateways are in front of one worker with many slots.
-func threeGateways(t *testing.T, env *testenv.Env, serve http.HandlerFunc) []*testenv.Gateway {
+func threeGateways(t *testing.T, env *Env, serve http.HandlerFunc) []*Gateway {
 	t.Helper()
-	var gs []*testenv.Gateway
+	var gs []*Gateway
 	for range 3 {
 		gs = append(gs, env.Gateway(gateway.Config{}))
 	}
@@ -89,7 +89,7 @@ func threeGateways(t *testing.T, env *testenv.Env, serve http.HandlerFunc) []*te
 }
 
 func TestKeysAreRequiredAsSoonAsOneExists(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, using(1, 1, nil))
 		required := env.Gateway(gateway.Config{Auth: gateway.AuthRequired})
 		off := env.Gateway(gateway.Config{Auth: gateway.AuthOff})
@@ -107,7 +107,7 @@ func TestKeysAreRequiredAsSoonAsOneExists(t *testing.T) {
 		wantError(t, ask(t, g, body, ""), 401, "invalid_api_key")
 		wantError(t, do(t, g, "GET", "/v1/models", ""), 401, "invalid_api_key")
 		wantError(t, do(t, g, "GET", "/v1/models/m", ""), 401, "invalid_api_key")
-		for _, g := range []*testenv.Gateway{g, required, off} {
+		for _, g := range []*Gateway{g, required, off} {
 			if r := ask(t, g, body, "", header...); r.status != 200 {
 				t.Errorf("with the key: %d %s", r.status, r.body)
 			}
@@ -124,7 +124,7 @@ func TestKeysAreRequiredAsSoonAsOneExists(t *testing.T) {
 }
 
 func TestAKeyIsCheckedHoweverItIsSent(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, using(1, 1, nil))
 		k := keysOf(t, env)
 		k.put(policy.Key{ID: "aaaaaaaaaa"})
@@ -182,7 +182,7 @@ func TestAKeyIsCheckedHoweverItIsSent(t *testing.T) {
 	})
 }
 
-func wantMetrics(t testing.TB, g *testenv.Gateway, lines ...string) {
+func wantMetrics(t testing.TB, g *Gateway, lines ...string) {
 	t.Helper()
 	resp, err := g.Client.Get("http://admin/metrics")
 	if err != nil {
@@ -201,7 +201,7 @@ func wantMetrics(t testing.TB, g *testenv.Gateway, lines ...string) {
 }
 
 func TestAKeyAllowsModelsAndTiers(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		env.Worker(env.Handler("e", engineOf(using(1, 1, nil), "gpt-4o", "llama")), worker.Config{Name: "e", Slots: 4})
 		g.Serves(t, "llama")
@@ -246,7 +246,7 @@ func TestAKeyAllowsModelsAndTiers(t *testing.T) {
 
 // Keys come, change and go while clients ask, everywhere within a second.
 func TestKeysChangeEverywhereWithinASecond(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		gs := threeGateways(t, env, using(1, 1, nil))
 		k := keysOf(t, env)
 		k.put(policy.Key{ID: "zzzzzzzzzz"}) // so that a key is needed

@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"cmp"
@@ -9,13 +9,12 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/subjects"
-	"github.com/pulley-lb/pulley/testenv"
 )
 
 // A broker that loses what it held in memory loses no request: the gateway
 // holds them too.
 func TestBrokerRestarts(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
 		cfg.Slots = 1
 		g, e, _ := pair(t, env, cfg)
@@ -41,7 +40,7 @@ func TestBrokerRestarts(t *testing.T) {
 }
 
 func TestBrokerAwayIsSaid(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		env.StopBroker()
 		time.Sleep(time.Second)
@@ -66,7 +65,7 @@ func TestBrokerAwayIsSaid(t *testing.T) {
 // A client that goes away while its request is on the way to the broker leaves
 // nothing behind that would take the place of others.
 func TestClientGoneWhilePublishing(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
 		cfg.Slots = 1
 		g, es, _ := pair(t, env, cfg)
@@ -106,7 +105,7 @@ func TestClientGoneWhilePublishing(t *testing.T) {
 // A broker that answers late, or not at all, is sent the same message again, and
 // has it once.
 func TestBrokerAnswersLate(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"))
 		for _, late := range []time.Duration{time.Second, 5 * time.Second} {
 			before := es[0].Stats().Received
@@ -128,7 +127,7 @@ func TestBrokerAnswersLate(t *testing.T) {
 // from the new one, is of its own message only: another, on its way then, is
 // taken back all the same when its client leaves.
 func TestBrokerAnswersTwice(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
 		cfg.Slots = 1
 		g, es, _ := pair(t, env, cfg)
@@ -176,7 +175,7 @@ func TestBrokerAnswersTwice(t *testing.T) {
 
 // A broker that has no room for a message says so, and the client hears it.
 func TestBrokerIsFull(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"))
 		js := env.JetStream()
 		s, err := js.Stream(t.Context(), subjects.ReqStream("standard"))
@@ -214,7 +213,7 @@ func TestBrokerIsFull(t *testing.T) {
 func TestBrokerConfirmsAHomeLaneLate(t *testing.T) {
 	for _, late := range []time.Duration{2500 * time.Millisecond, 6 * time.Second} {
 		t.Run(late.String(), func(t *testing.T) {
-			testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+			runBoth(t, func(t *testing.T, env *Env) {
 				g, es, _ := pair(t, env, slow("a"), slow("b"))
 				follow := func() reply { return ask(t, g, chat("m", false, 50), "", "X-Session-Id", "s") }
 				if r := follow(); r.status != 200 {
@@ -240,7 +239,7 @@ func TestBrokerConfirmsAHomeLaneLate(t *testing.T) {
 
 // A broker that does not answer does not keep a client waiting past its deadline.
 func TestDeadlineBesideASilentBroker(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		g.Link.Freeze()
 		time.AfterFunc(10*time.Second, g.Link.Thaw)

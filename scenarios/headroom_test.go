@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"fmt"
@@ -123,7 +123,7 @@ func (b *board) Latest() (gpu.Reading, time.Duration) {
 // A host is a GPU, its engine and its worker.
 type host struct {
 	*testenv.Engine
-	*testenv.Worker
+	*Worker
 	*board
 	name string
 
@@ -198,7 +198,7 @@ func (h *host) stats() sim.Stats {
 	return h.sim.Stats()
 }
 
-func newHost(t *testing.T, env *testenv.Env, cfg sim.Config, b *board, wc worker.Config) *host {
+func newHost(t *testing.T, env *Env, cfg sim.Config, b *board, wc worker.Config) *host {
 	t.Helper()
 	eng, err := sim.New(cfg)
 	if err != nil {
@@ -252,7 +252,7 @@ func (r replayed) preempted() (n int64) {
 // during is run beside it.
 func replayCards(t *testing.T, trace []traced, cards []card, wc worker.Config, during func(r *replayed)) (r replayed) {
 	t.Helper()
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		g.Client.Transport.(*http.Transport).MaxIdleConnsPerHost = 1000
 		for i, cfg := range named(cards) {
@@ -399,7 +399,7 @@ func TestSignalsThatFail(t *testing.T) {
 		"there never were any":    {dialect: engine.DialectOpenAI, engine: "missing", gpu: "missing", fail: func(*host) {}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			run(t, func(t *testing.T, env *Env) {
 				g := env.Gateway(gateway.Config{})
 				heard := hearBeats(t, env)
 				cfg := steady("a")
@@ -488,7 +488,7 @@ func TestFences(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			run(t, func(t *testing.T, env *Env) {
 				g := env.Gateway(gateway.Config{})
 				heard := hearBeats(t, env)
 				var hs []*host
@@ -539,7 +539,7 @@ func TestFences(t *testing.T) {
 // TestSuspectGPU has the driver report what a program did wrong, while the
 // engine is well: it goes on after it has been asked.
 func TestSuspectGPU(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		a := newHost(t, env, steady("a"), a100.board(t), worker.Config{Slots: 8})
 		g.Serves(t, "m")

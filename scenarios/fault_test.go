@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"context"
@@ -24,7 +24,7 @@ func idle(t testing.TB, e *testenv.Engine, within time.Duration) {
 }
 
 // emptyQueues checks that nothing is left behind in the streams.
-func emptyQueues(t testing.TB, env *testenv.Env) {
+func emptyQueues(t testing.TB, env *Env) {
 	t.Helper()
 	js := env.JetStream()
 	for _, tier := range []string{"priority", "standard", "batch"} {
@@ -44,7 +44,7 @@ func TestClientGone(t *testing.T) {
 	for _, stream := range []bool{true, false} {
 		for _, when := range []string{"queued", "before the first token", "answering"} {
 			t.Run(fmt.Sprintf("%s, stream %t", when, stream), func(t *testing.T) {
-				testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+				runBoth(t, func(t *testing.T, env *Env) {
 					cfg := slow("a")
 					cfg.Slots = 1
 					g, es, _ := pair(t, env, cfg)
@@ -106,23 +106,23 @@ func onA(order string) string { return order + ", on=a" }
 func TestRetryBeforeTheFirstByte(t *testing.T) {
 	type fault struct {
 		orders string
-		strike func(t *testing.T, e *testenv.Engine, w *testenv.Worker) // one second into the request
+		strike func(t *testing.T, e *testenv.Engine, w *Worker) // one second into the request
 	}
 	for name, f := range map[string]fault{
-		"worker killed":               {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *testenv.Worker) { w.Kill(e) }},
-		"worker stopped":              {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *testenv.Worker) { w.Link.Freeze() }},
-		"engine dies":                 {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *testenv.Worker) { e.Kill() }},
+		"worker killed":               {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *Worker) { w.Kill(e) }},
+		"worker stopped":              {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *Worker) { w.Link.Freeze() }},
+		"engine dies":                 {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *Worker) { e.Kill() }},
 		"engine answers 500":          {onA("fail"), nil},
 		"engine answers 502":          {onA("fail=502"), nil},
 		"engine closes":               {onA("close"), nil},
 		"engine has no slot":          {onA("refuse"), nil},
 		"engine is unavailable":       {onA("refuse=503"), nil},
 		"head, then cut":              {onA("early-header, cut-after=0"), nil},
-		"worker loses its connection": {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *testenv.Worker) { w.Link.Cut(true) }},
+		"worker loses its connection": {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *Worker) { w.Link.Cut(true) }},
 	} {
 		for _, stream := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, stream %t", name, stream), func(t *testing.T) {
-				testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+				run(t, func(t *testing.T, env *Env) {
 					a, b := slow("a"), slow("b")
 					a.ITLBase = 10 * time.Millisecond
 					g := env.Gateway(gateway.Config{})
@@ -178,7 +178,7 @@ func TestRetryBeforeTheFirstByte(t *testing.T) {
 // A worker that is stopped holds bids that the broker still serves: what is
 // delivered to it must not wait for the ack wait.
 func TestDeliveredToAStoppedWorker(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, ws := pair(t, env, slow("a"), slow("b"))
 		ws[0].Link.Freeze()
 		frozen := time.Now()
@@ -202,7 +202,7 @@ func TestDeliveredToAStoppedWorker(t *testing.T) {
 // The woken worker goes on where it was stopped; none of its words may reach
 // the client.
 func TestStoppedWorkerWakes(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		ea, eb := env.Engine(slow("a")), env.Engine(slow("b"))
 		wa := env.Worker(ea, worker.Config{Name: "a", Slots: 4})
@@ -228,7 +228,7 @@ func TestStoppedWorkerWakes(t *testing.T) {
 }
 
 func TestErrorsOfTheClientPass(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"))
 		for _, status := range []int{400, 401, 404, 408, 409, 413, 422} {
 			r := ask(t, g, chat("m", false, 5), fmt.Sprintf("fail=%d", status))
@@ -244,7 +244,7 @@ func TestErrorsOfTheClientPass(t *testing.T) {
 
 func TestAllEnginesRefuse(t *testing.T) {
 	for _, order := range []string{"refuse", "refuse=503"} {
-		testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+		runBoth(t, func(t *testing.T, env *Env) {
 			g, es, _ := pair(t, env, slow("a"), slow("b"), slow("c"))
 			r := ask(t, g, chat("m", true, 5), order)
 			want := 429
@@ -274,7 +274,7 @@ func TestAllEnginesRefuse(t *testing.T) {
 // A request that failed on one worker waits for the other, which is full. The
 // first one's engine is not called for it over and over meanwhile.
 func TestFailedWorkerLeavesARequestToOthers(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		b := env.Engine(slow("b"))
 		env.Worker(b, worker.Config{Name: "b", Slots: 1})
@@ -298,7 +298,7 @@ func TestFailedWorkerLeavesARequestToOthers(t *testing.T) {
 }
 
 func TestPausedWorkerLetsOthers(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"))
 		if r := ask(t, g, chat("m", false, 5), onA("refuse")); r.status != 200 {
 			t.Fatalf("got %d %s", r.status, r.body)
@@ -323,7 +323,7 @@ func TestBrokenAfterTheFirstByte(t *testing.T) {
 		"/v1/responses":        "event: response.failed\ndata: {",
 	} {
 		t.Run(path, func(t *testing.T) {
-			testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+			runBoth(t, func(t *testing.T, env *Env) {
 				g, es, _ := pair(t, env, slow("a"), slow("b"))
 				body := `{"model":"m","stream":true,"max_tokens":20,"max_output_tokens":20,"prompt":"x","input":"x","messages":[{"role":"user","content":"x"}]}`
 				r := askAt(t, g, path, body, "cut-after=5")
@@ -352,14 +352,14 @@ func TestBrokenAfterTheFirstByte(t *testing.T) {
 // Whatever strikes in the middle of a stream, it ends with an error and not as
 // if it were whole.
 func TestStruckMidStream(t *testing.T) {
-	for name, strike := range map[string]func(g *testenv.Gateway, e *testenv.Engine, w *testenv.Worker){
-		"worker killed":  func(g *testenv.Gateway, e *testenv.Engine, w *testenv.Worker) { w.Kill(e) },
-		"worker stopped": func(g *testenv.Gateway, e *testenv.Engine, w *testenv.Worker) { w.Link.Freeze() },
-		"engine dies":    func(g *testenv.Gateway, e *testenv.Engine, w *testenv.Worker) { e.Kill() },
-		"frames lost":    func(g *testenv.Gateway, e *testenv.Engine, w *testenv.Worker) { g.Link.Cut(false) },
+	for name, strike := range map[string]func(g *Gateway, e *testenv.Engine, w *Worker){
+		"worker killed":  func(g *Gateway, e *testenv.Engine, w *Worker) { w.Kill(e) },
+		"worker stopped": func(g *Gateway, e *testenv.Engine, w *Worker) { w.Link.Freeze() },
+		"engine dies":    func(g *Gateway, e *testenv.Engine, w *Worker) { e.Kill() },
+		"frames lost":    func(g *Gateway, e *testenv.Engine, w *Worker) { g.Link.Cut(false) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+			runBoth(t, func(t *testing.T, env *Env) {
 				g, es, ws := pair(t, env, slow("a"))
 				var got reply
 				var wg sync.WaitGroup
@@ -388,7 +388,7 @@ func TestStruckMidStream(t *testing.T) {
 }
 
 func TestPlainAnswerIsNeverTruncated(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"))
 		r := ask(t, g, chat("m", false, 20), onA("cut-after=5"))
 		if r.status != 200 || r.err != nil || words(content(t, r.body)) != 20 {
@@ -407,7 +407,7 @@ func TestPlainAnswerIsNeverTruncated(t *testing.T) {
 }
 
 func TestDeadLetter(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"), slow("c"), slow("d"))
 		r := ask(t, g, chat("m", false, 5), "fail")
 		if r.status != 502 || !strings.Contains(r.body, `"dead_lettered"`) {
@@ -440,9 +440,9 @@ func TestDeadLetter(t *testing.T) {
 
 // A request that takes two workers down is not given a third.
 func TestPoison(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
-		var ws [4]*testenv.Worker
+		var ws [4]*Worker
 		var es [4]*testenv.Engine
 		for i := range ws {
 			name := fmt.Sprint(i)
@@ -477,13 +477,13 @@ func TestPoison(t *testing.T) {
 }
 
 func TestGatewayKilled(t *testing.T) {
-	for name, strike := range map[string]func(g *testenv.Gateway){
-		"killed":  func(g *testenv.Gateway) { g.Link.Cut(true) },
-		"stopped": func(g *testenv.Gateway) { g.Link.Freeze() },
+	for name, strike := range map[string]func(g *Gateway){
+		"killed":  func(g *Gateway) { g.Link.Cut(true) },
+		"stopped": func(g *Gateway) { g.Link.Freeze() },
 	} {
 		for _, stream := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, stream %t", name, stream), func(t *testing.T) {
-				testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+				run(t, func(t *testing.T, env *Env) {
 					e := env.Engine(slow("a"))
 					g1, g2 := env.Gateway(gateway.Config{}), env.Gateway(gateway.Config{})
 					env.Worker(e, worker.Config{Name: "a", Slots: 4})
@@ -519,7 +519,7 @@ func TestGatewayKilled(t *testing.T) {
 
 // One engine's token must be on the wire before the next one is made.
 func TestTokensAreNotHeldBack(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		resp, err := post(t.Context(), g, "/v1/chat/completions", chat("m", true, 10), "")
 		if err != nil {
@@ -554,7 +554,7 @@ func TestTokensAreNotHeldBack(t *testing.T) {
 
 // A hanging engine is found out by its silence.
 func TestEngineHangs(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		ea, eb := env.Engine(slow("a")), env.Engine(slow("b"))
 		env.Worker(ea, worker.Config{Name: "a", Slots: 4, StallTimeout: 20 * time.Second})
@@ -574,7 +574,7 @@ func TestEngineHangs(t *testing.T) {
 
 // What an engine puts into its status line may be no UTF-8.
 func TestOddStatusLine(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
 			c, _, err := http.NewResponseController(w).Hijack()
 			if err != nil {

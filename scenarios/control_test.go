@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"context"
@@ -41,8 +41,8 @@ func command[T any](t *testing.T, nc *nats.Conn, subject string, what any) (answ
 }
 
 func TestPolicyChangesUnderLoad(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
-		var gs []*testenv.Gateway
+	run(t, func(t *testing.T, env *Env) {
+		var gs []*Gateway
 		for range 3 {
 			gs = append(gs, env.Gateway(gateway.Config{}))
 		}
@@ -117,7 +117,7 @@ func TestPolicyChangesUnderLoad(t *testing.T) {
 }
 
 func TestDamagedPolicy(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		env.SetPolicy(func(p *policy.Policy) {
 			p.Routes = map[string]policy.Route{"alias": {To: []policy.Target{{Pool: "m", Weight: 1}}}}
@@ -163,7 +163,7 @@ func TestDamagedPolicy(t *testing.T) {
 }
 
 func TestRemovedTier(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
 		cfg.Slots = 1
 		g, _, _ := pair(t, env, cfg)
@@ -190,7 +190,7 @@ func TestRemovedTier(t *testing.T) {
 }
 
 func TestMaxWait(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
 		cfg.Slots = 1
 		g, _, _ := pair(t, env, cfg)
@@ -207,7 +207,7 @@ func TestMaxWait(t *testing.T) {
 }
 
 func TestOrders(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
 		cfg.Slots = 1
 		g, es, _ := pair(t, env, cfg)
@@ -279,7 +279,7 @@ func TestOrders(t *testing.T) {
 }
 
 func TestRetryADeadLetter(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		var broken atomic.Bool
 		broken.Store(true)
 		g := env.Gateway(gateway.Config{})

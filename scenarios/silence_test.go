@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"fmt"
@@ -14,7 +14,6 @@ import (
 
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/subjects"
-	"github.com/pulley-lb/pulley/testenv"
 )
 
 // comments are the SSE comments in a stream.
@@ -29,7 +28,7 @@ func comments(stream string) []string {
 }
 
 func TestCommentsWhileQueued(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
 		cfg.Slots = 1
 		g, _, _ := pair(t, env, cfg)
@@ -66,7 +65,7 @@ func TestCommentsWhileQueued(t *testing.T) {
 // The comments tell a client its own place, which others do not change that come
 // after it.
 func TestPlaceInTheQueue(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
 		cfg.Slots = 1
 		g, _, _ := pair(t, env, cfg)
@@ -92,7 +91,7 @@ func TestPlaceInTheQueue(t *testing.T) {
 func TestCommentsWhileSilent(t *testing.T) {
 	for about, end := range map[string]string{"LF": "\n", "CRLF": "\r\n"} {
 		t.Run(about, func(t *testing.T) {
-			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			run(t, func(t *testing.T, env *Env) {
 				g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
 					w.Header().Set("Content-Type", "text/event-stream")
 					for _, event := range []string{"data: {}", "data: {}", "data: [DONE]"} {
@@ -116,7 +115,7 @@ func TestCommentsWhileSilent(t *testing.T) {
 
 // No comment cuts an event that is half written.
 func TestNoCommentInsideAnEvent(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		pieces := []string{"data: {", "}\n", "\ndata: [DONE]\n\n"}
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/event-stream")
@@ -146,7 +145,7 @@ func TestErrorAfterComments(t *testing.T) {
 		"responses, OpenAI's words": {"/v1/responses", inOpenAI, "event: response.failed\n" + `data: {"response":{"created_at":TIME,"error":{"code":"server_error","message":"too long (context_length_exceeded)"},"id":"resp_ID","incomplete_details":null,"object":"response","output":[],"status":"failed"},"sequence_number":2147483647,"type":"response.failed"}`},
 	} {
 		t.Run(about, func(t *testing.T) {
-			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			run(t, func(t *testing.T, env *Env) {
 				g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
 					time.Sleep(15 * time.Second)
 					w.Header().Set("Content-Type", "application/json")
@@ -170,7 +169,7 @@ func TestErrorAfterComments(t *testing.T) {
 
 // What promised to be a stream and is something else is not held without bound.
 func TestNoStreamAfterComments(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
 			time.Sleep(15 * time.Second)
 			w.Header().Set("Content-Type", "application/json")
@@ -190,7 +189,7 @@ func TestNoStreamAfterComments(t *testing.T) {
 }
 
 func TestSlowClient(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		var sent atomic.Int64
 		gone := make(chan time.Time, 1)
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {

@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"fmt"
@@ -25,10 +25,10 @@ func quick(name, model string, slots int) sim.Config {
 
 // pools is a gateway with one worker for each engine, each in the pool of its
 // model.
-func pools(t *testing.T, env *testenv.Env, engines ...sim.Config) (*testenv.Gateway, map[string]*testenv.Engine, map[string]*testenv.Worker) {
+func pools(t *testing.T, env *Env, engines ...sim.Config) (*Gateway, map[string]*testenv.Engine, map[string]*Worker) {
 	t.Helper()
 	g := env.Gateway(gateway.Config{})
-	es, ws := make(map[string]*testenv.Engine), make(map[string]*testenv.Worker)
+	es, ws := make(map[string]*testenv.Engine), make(map[string]*Worker)
 	for _, cfg := range engines {
 		e := env.Engine(cfg)
 		es[cfg.Name] = e
@@ -40,7 +40,7 @@ func pools(t *testing.T, env *testenv.Env, engines ...sim.Config) (*testenv.Gate
 
 func straight(to ...policy.Target) policy.Route { return policy.Route{To: to} }
 
-func setRoute(env *testenv.Env, name string, r policy.Route) {
+func setRoute(env *Env, name string, r policy.Route) {
 	env.SetPolicy(func(p *policy.Policy) {
 		if p.Routes == nil {
 			p.Routes = make(map[string]policy.Route)
@@ -50,7 +50,7 @@ func setRoute(env *testenv.Env, name string, r policy.Route) {
 }
 
 func TestCanarySplit(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pools(t, env, quick("old", "llama", 64), quick("new", "llama-new", 64))
 		setRoute(env, "gpt-4o", straight(policy.Target{Pool: "llama", Weight: 90}, policy.Target{Pool: "llama-new", Weight: 10}))
 		const n = 3000
@@ -74,7 +74,7 @@ func TestCanarySplit(t *testing.T) {
 }
 
 func TestSessionsStayOnTheirSide(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pools(t, env, quick("old", "llama", 8), quick("new", "llama-new", 8))
 		setRoute(env, "gpt-4o", straight(policy.Target{Pool: "llama", Weight: 50}, policy.Target{Pool: "llama-new", Weight: 50}))
 		model := func(r reply) string { return strings.SplitN(strings.SplitN(r.body, `"model":"`, 2)[1], `"`, 2)[0] }
@@ -107,7 +107,7 @@ func TestSessionsStayOnTheirSide(t *testing.T) {
 }
 
 func TestRename(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		var got atomic.Pointer[string]
 		g := env.Gateway(gateway.Config{})
 		e := env.Handler("echo", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -145,7 +145,7 @@ func TestRename(t *testing.T) {
 }
 
 func TestFallback(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, ws := pools(t, env, quick("main", "llama", 8), quick("spare", "small", 8))
 		setRoute(env, "gpt-4o", policy.Route{To: []policy.Target{{Pool: "llama", Weight: 1}}, Fallback: []string{"nowhere", "small"}})
 		if r := ask(t, g, chat("gpt-4o", false, 1), ""); r.status != 200 || es["main"].Stats().Finished != 1 {
@@ -162,7 +162,7 @@ func TestFallback(t *testing.T) {
 // A request that waits already goes to the fallback when its last worker dies,
 // and when it has waited for too long.
 func TestFallbackWhileItWaits(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		busy := quick("main", "llama", 1)
 		busy.TTFT = time.Minute
 		g, es, ws := pools(t, env, busy, quick("spare", "small", 8))
@@ -191,7 +191,7 @@ func TestFallbackWhileItWaits(t *testing.T) {
 }
 
 func TestMirror(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, ws := pools(t, env, quick("main", "llama", 8), slowOf("shadow", "next"))
 		setRoute(env, "gpt-4o", policy.Route{To: []policy.Target{{Pool: "llama", Weight: 1}}, Mirror: []policy.Mirror{{Pool: "next", Percent: 50}, {Pool: "absent", Percent: 100}}})
 		for range 20 {
@@ -231,7 +231,7 @@ func TestShift(t *testing.T) {
 		{name: "the gateway that ran a step is gone", killed: true, state: policy.ShiftDone},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			run(t, func(t *testing.T, env *Env) {
 				canary := quick("new", "llama-new", 64)
 				canary.Fail = c.fail
 				g, _, _ := pools(t, env, quick("old", "llama", 64), canary)

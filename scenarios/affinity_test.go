@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"bufio"
@@ -18,7 +18,6 @@ import (
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
-	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
 )
 
@@ -96,7 +95,7 @@ func TestAffinityCostsNothingWithoutRepeats(t *testing.T) {
 	scaled := atLoad(0.8, trace, engines)
 	with := make(map[policy.Affinity]figures)
 	for _, affinity := range []policy.Affinity{policy.AffinityOff, policy.AffinityAuto} {
-		testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		run(t, func(t *testing.T, env *Env) {
 			g, _, _ := pair(t, env, engines...)
 			env.SetPolicy(func(p *policy.Policy) { p.Pools = map[string]policy.Pool{"m": {Affinity: affinity}} })
 			g.Client.Transport.(*http.Transport).MaxIdleConnsPerHost = 1000
@@ -144,7 +143,7 @@ func TestModelOfTheCacheAgreesWithTheSimulator(t *testing.T) {
 	want := replayTurns(turns, engines, byPrice(turns, engines, 0))
 	cached, cacheable := 0, 0
 	bodies := bodiesOf(turns)
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		e := env.Engine(engines[0])
 		client := &http.Client{Transport: e.Transport}
 		for i, got := range sendTurns(t, turns, client, e.URL, bodies) {
@@ -166,7 +165,7 @@ func replayConversations(t *testing.T, turns []turn, engines []sim.Config) []ans
 	t.Helper()
 	bodies := bodiesOf(turns)
 	var as []answered
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, engines...)
 		g.Client.Transport.(*http.Transport).MaxIdleConnsPerHost = 1000
 		as = sendTurns(t, turns, g.Client, "http://gateway", bodies)
@@ -303,7 +302,7 @@ type heard struct {
 }
 
 // says takes a turn, of a hundred tokens.
-func (k *talk) says(t testing.TB, g *testenv.Gateway) heard {
+func (k *talk) says(t testing.TB, g *Gateway) heard {
 	t.Helper()
 	turn := text(uint64(len(k.messages)), 99)
 	k.messages = append(k.messages, fmt.Sprintf(`{"role":"user","content":"%s %s"}`, k.topic, turn))
@@ -332,7 +331,7 @@ func (k *talk) says(t testing.TB, g *testenv.Gateway) heard {
 }
 
 // talks are n conversations that have taken their first turn.
-func talks(t testing.TB, g *testenv.Gateway, n int) []*talk {
+func talks(t testing.TB, g *Gateway, n int) []*talk {
 	t.Helper()
 	ks := make([]*talk, n)
 	for i := range ks {
@@ -344,7 +343,7 @@ func talks(t testing.TB, g *testenv.Gateway, n int) []*talk {
 
 // wantHome checks that a turn was answered by the engine that answered the one
 // before, from its cache.
-func (k *talk) wantHome(t testing.TB, g *testenv.Gateway) {
+func (k *talk) wantHome(t testing.TB, g *Gateway) {
 	t.Helper()
 	home, cached := k.last, (len(k.messages)/2*120-20)/block*block
 	if h := k.says(t, g); h.from != home || h.cached != cached {
@@ -364,7 +363,7 @@ const joined = 3 * time.Second
 func TestConversationsStayAtTheirHomes(t *testing.T) {
 	for affinity, stay := range map[policy.Affinity]bool{policy.AffinityAuto: true, policy.AffinityOff: false} {
 		t.Run(string(affinity), func(t *testing.T) {
-			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			run(t, func(t *testing.T, env *Env) {
 				g, es, _ := pair(t, env, caching("a", 4), caching("b", 4), caching("c", 4))
 				env.SetPolicy(func(p *policy.Policy) { p.Pools = map[string]policy.Pool{"m": {Affinity: affinity}} })
 				ks := talks(t, g, 7)
@@ -390,7 +389,7 @@ func TestConversationsStayAtTheirHomes(t *testing.T) {
 }
 
 func TestFollowUpsOfAFullHomeGoElsewhereAndItsOthersComeBack(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, caching("a", 2))
 		ks := talks(t, g, 2)
 		// Two long answers take what a has, then b joins.
@@ -414,7 +413,7 @@ func TestFollowUpsOfAFullHomeGoElsewhereAndItsOthersComeBack(t *testing.T) {
 func TestFollowUpOfADeadHomeIsServedAtOnce(t *testing.T) {
 	for name, after := range map[string]time.Duration{"before anybody has noticed": 0, "when it was noticed": 5 * time.Second} {
 		t.Run(name, func(t *testing.T) {
-			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			run(t, func(t *testing.T, env *Env) {
 				g, es, ws := pair(t, env, caching("a", 4), caching("b", 4))
 				for _, k := range talks(t, g, 4) {
 					if k.last != "a" {
@@ -435,7 +434,7 @@ func TestFollowUpOfADeadHomeIsServedAtOnce(t *testing.T) {
 }
 
 func TestWorkerThatJoinsTakesNoFollowUps(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, caching("a", 8))
 		ks := talks(t, g, 6)
 		env.Worker(env.Engine(caching("b", 8)), worker.Config{Name: "b", Slots: 8})
@@ -460,7 +459,7 @@ func TestWorkerThatJoinsTakesNoFollowUps(t *testing.T) {
 }
 
 func TestGatewayThatRestartsLearnsTheHomesAnew(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, caching("a", 4), caching("b", 4), caching("c", 4))
 		ks := talks(t, g, 6)
 		if err := g.Stop(); err != nil {
@@ -480,9 +479,9 @@ func TestGatewayThatRestartsLearnsTheHomesAnew(t *testing.T) {
 }
 
 func TestGatewaysShareWhatTheyLearn(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		first, _, _ := pair(t, env, caching("a", 4), caching("b", 4), caching("c", 4))
-		gs := []*testenv.Gateway{first, env.Gateway(gateway.Config{}), env.Gateway(gateway.Config{})}
+		gs := []*Gateway{first, env.Gateway(gateway.Config{}), env.Gateway(gateway.Config{})}
 		for _, g := range gs {
 			g.Serves(t, "m")
 		}
@@ -509,7 +508,7 @@ func TestSessionWaitsForItsHome(t *testing.T) {
 		"unless it dies":           {stick: time.Minute, dies: true, from: "b", took: 3 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
-			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			run(t, func(t *testing.T, env *Env) {
 				a := env.Engine(caching("a", 1))
 				g := env.Gateway(gateway.Config{})
 				w := env.Worker(a, worker.Config{Name: "a", Slots: 1})
@@ -547,7 +546,7 @@ func TestSessionWaitsForItsHome(t *testing.T) {
 }
 
 func TestSessionsThatWaitHoldUpNobodyElse(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		env.Worker(env.Engine(caching("a", 1)), worker.Config{Name: "a", Slots: 1})
 		g.Serves(t, "m")

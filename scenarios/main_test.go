@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"bufio"
@@ -16,8 +16,6 @@ import (
 	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
 )
-
-func TestMain(m *testing.M) { testenv.Main(m) }
 
 // reply is a whole HTTP answer.
 type reply struct {
@@ -38,7 +36,7 @@ func chat(model string, stream bool, tokens int, more ...string) string {
 }
 
 // post asks a gateway; orders are the simulator's x-sim header.
-func post(ctx context.Context, g *testenv.Gateway, path, body, orders string, header ...string) (*http.Response, error) {
+func post(ctx context.Context, g *Gateway, path, body, orders string, header ...string) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, "POST", "http://gateway"+path, strings.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -53,12 +51,12 @@ func post(ctx context.Context, g *testenv.Gateway, path, body, orders string, he
 	return g.Client.Do(r)
 }
 
-func ask(t testing.TB, g *testenv.Gateway, body, orders string, header ...string) reply {
+func ask(t testing.TB, g *Gateway, body, orders string, header ...string) reply {
 	t.Helper()
 	return askAt(t, g, "/v1/chat/completions", body, orders, header...)
 }
 
-func askAt(t testing.TB, g *testenv.Gateway, path, body, orders string, header ...string) reply {
+func askAt(t testing.TB, g *Gateway, path, body, orders string, header ...string) reply {
 	t.Helper()
 	begun := time.Now()
 	resp, err := post(t.Context(), g, path, body, orders, header...)
@@ -108,17 +106,17 @@ func slow(name string) sim.Config {
 }
 
 // pair is one gateway and a worker for each engine.
-func pair(t *testing.T, env *testenv.Env, engines ...sim.Config) (*testenv.Gateway, []*testenv.Engine, []*testenv.Worker) {
+func pair(t *testing.T, env *Env, engines ...sim.Config) (*Gateway, []*testenv.Engine, []*Worker) {
 	t.Helper()
 	return pairWith(t, env, func(cfg sim.Config) worker.Config { return worker.Config{Slots: cfg.Slots} }, engines...)
 }
 
 // pairWith is one gateway and a worker for each engine, configured like this.
-func pairWith(t *testing.T, env *testenv.Env, like func(sim.Config) worker.Config, engines ...sim.Config) (*testenv.Gateway, []*testenv.Engine, []*testenv.Worker) {
+func pairWith(t *testing.T, env *Env, like func(sim.Config) worker.Config, engines ...sim.Config) (*Gateway, []*testenv.Engine, []*Worker) {
 	t.Helper()
 	g := env.Gateway(gateway.Config{})
 	var es []*testenv.Engine
-	var ws []*testenv.Worker
+	var ws []*Worker
 	for _, cfg := range engines {
 		e := env.Engine(cfg)
 		es = append(es, e)

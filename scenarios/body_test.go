@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"context"
@@ -28,7 +28,7 @@ import (
 type endless struct{ io.Reader }
 
 func TestBodyTooLarge(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		var asked atomic.Int64
 		g := with(t, env, gateway.Config{MaxBody: 100_000, BodyMemory: 350_000}, func(w http.ResponseWriter, r *http.Request) {
 			asked.Add(1)
@@ -114,7 +114,7 @@ func noise(size int) string {
 
 var bodySizes = []int{100, 64 << 10, 256<<10 - 1, 256 << 10, 256<<10 + 1, 512 << 10, 1 << 20, 1<<20 + 1, 16 << 20}
 
-func wantIntact(t *testing.T, g *testenv.Gateway, sizes []int) {
+func wantIntact(t *testing.T, g *Gateway, sizes []int) {
 	t.Helper()
 	for _, size := range sizes {
 		body := noise(size)
@@ -126,7 +126,7 @@ func wantIntact(t *testing.T, g *testenv.Gateway, sizes []int) {
 }
 
 func TestBodiesArriveIntact(t *testing.T) {
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, digest)
 		wantIntact(t, g, bodySizes)
 		var wg sync.WaitGroup
@@ -139,7 +139,7 @@ func TestBodiesArriveIntact(t *testing.T) {
 
 // Whatever the broker's max_payload is, it is respected.
 func TestSmallMaxPayload(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		dir := t.TempDir()
 		conf := filepath.Join(dir, "nats.conf")
 		if err := os.WriteFile(conf, []byte("max_payload: 64KB\n"), 0o600); err != nil {
@@ -178,7 +178,7 @@ func TestSmallMaxPayload(t *testing.T) {
 		l := testenv.NewListener()
 		transport := &http.Transport{DialContext: l.DialContext}
 		t.Cleanup(transport.CloseIdleConnections)
-		g := &testenv.Gateway{Gateway: gw, Listener: l, Client: &http.Client{Transport: transport}}
+		g := &Gateway{Gateway: gw, Listener: l, Client: &http.Client{Transport: transport}}
 		inner.Go(func() { gw.Run(ctx, l, nil) })
 		e := env.Handler("e", engineOf(func(w http.ResponseWriter, r *http.Request) {
 			for i := range 100 { // and an answer whose header is a good part of it

@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"bytes"
@@ -19,7 +19,6 @@ import (
 	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
-	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
 )
 
@@ -35,7 +34,7 @@ type served struct {
 }
 
 // send asks n times at once for a tier.
-func (s *served) send(t *testing.T, wg *sync.WaitGroup, g *testenv.Gateway, tier string, n int) {
+func (s *served) send(t *testing.T, wg *sync.WaitGroup, g *Gateway, tier string, n int) {
 	for range n {
 		wg.Go(func() {
 			r := ask(t, g, chat("m", false, 1, fmt.Sprintf(`"service_tier":%q`, tier)), "")
@@ -89,7 +88,7 @@ func TestBackloggedTiersShareTheSlots(t *testing.T) {
 			map[string]float64{"standard": 4. / 5, "batch": 1. / 5}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			run(t, func(t *testing.T, env *Env) {
 				var engines []sim.Config
 				for i := range c.engines {
 					engines = append(engines, brief(fmt.Sprint("engine-", i)))
@@ -120,7 +119,7 @@ func TestBackloggedTiersShareTheSlots(t *testing.T) {
 // A request of a tier that was idle does not wait behind the backlog of
 // others, even where every slot is taken when it comes.
 func TestAnIdleTiersRequestPassesABacklog(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, brief("engine"))
 		var s served
 		var wg sync.WaitGroup
@@ -158,7 +157,7 @@ func (b beside) String() string { return fmt.Sprintf("%v   %7.2f", b.priority, b
 // that nobody knows yet.
 func besideBatch(t *testing.T, engines []sim.Config, trace []traced, backlog, reserve int, ungated bool) (b beside) {
 	t.Helper()
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		for _, cfg := range engines {
 			env.Worker(env.Engine(cfg), worker.Config{Name: cfg.Name, Slots: cfg.Slots, Ungated: ungated})

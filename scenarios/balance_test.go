@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"context"
@@ -29,7 +29,7 @@ type taken struct {
 // at them for half a minute. All requests are alike.
 func balance(t *testing.T, method policy.Balance, weights []float64, inFlight int) (es []taken, e2e float64) {
 	t.Helper()
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		var engines []*testenv.Engine
 		unlike := unlike()

@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"cmp"
@@ -35,7 +35,7 @@ type load struct {
 
 // underLoad lets so many clients ask for 10 tokens each, again and again, half
 // of them as a stream, for a tier each in turn.
-func underLoad(t *testing.T, g *testenv.Gateway, clients int, tiers ...string) *load {
+func underLoad(t *testing.T, g *Gateway, clients int, tiers ...string) *load {
 	ctx, stop := context.WithCancel(t.Context())
 	l := &load{stop: stop}
 	for i := range clients {
@@ -75,7 +75,7 @@ type beats struct {
 	last map[string]subjects.Heartbeat
 }
 
-func hearBeats(t *testing.T, env *testenv.Env) *beats {
+func hearBeats(t *testing.T, env *Env) *beats {
 	t.Helper()
 	nc, _ := env.Connect("beats")
 	b := &beats{last: make(map[string]subjects.Heartbeat)}
@@ -102,7 +102,7 @@ func (b *beats) of(name string) subjects.Heartbeat {
 }
 
 // setWorker changes what the policy says of a worker.
-func setWorker(env *testenv.Env, name string, w policy.Worker) {
+func setWorker(env *Env, name string, w policy.Worker) {
 	env.SetPolicy(func(p *policy.Policy) {
 		if p.Workers == nil {
 			p.Workers = make(map[string]policy.Worker)
@@ -112,7 +112,7 @@ func setWorker(env *testenv.Env, name string, w policy.Worker) {
 }
 
 // setPool changes what the policy says of a pool.
-func setPool(env *testenv.Env, name string, pool policy.Pool) {
+func setPool(env *Env, name string, pool policy.Pool) {
 	env.SetPolicy(func(p *policy.Policy) {
 		if p.Pools == nil {
 			p.Pools = make(map[string]policy.Pool)
@@ -122,7 +122,7 @@ func setPool(env *testenv.Env, name string, pool policy.Pool) {
 }
 
 // order tells a worker to drain.
-func order(t *testing.T, env *testenv.Env, worker string) subjects.Outcome {
+func order(t *testing.T, env *Env, worker string) subjects.Outcome {
 	t.Helper()
 	nc, _ := env.Connect("operator")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -139,7 +139,7 @@ func order(t *testing.T, env *testenv.Env, worker string) subjects.Outcome {
 }
 
 // parked is how many bids wait on a lane.
-func parked(t *testing.T, env *testenv.Env, tier, pool, lane string) int {
+func parked(t *testing.T, env *Env, tier, pool, lane string) int {
 	t.Helper()
 	c, err := env.JetStream().Consumer(t.Context(), subjects.ReqStream(tier), subjects.ReqConsumer(pool, lane))
 	if err != nil {
@@ -149,7 +149,7 @@ func parked(t *testing.T, env *testenv.Env, tier, pool, lane string) int {
 }
 
 func TestCordonedWorkerTakesNothingNew(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"), slow("c"))
 		heard := hearBeats(t, env)
 		l := underLoad(t, g, 9, "standard", "priority", "batch")
@@ -183,7 +183,7 @@ func TestCordonedWorkerTakesNothingNew(t *testing.T) {
 }
 
 func TestWorkerLeavesAsOrdered(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, ws := pair(t, env, slow("a"), slow("b"), slow("c"))
 		heard := hearBeats(t, env)
 		l := underLoad(t, g, 9, "standard", "priority", "batch")
@@ -219,7 +219,7 @@ func TestWorkerLeavesAsOrdered(t *testing.T) {
 }
 
 func TestPausedPoolHoldsItsRequests(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"))
 		var begun sync.WaitGroup
 		begun.Go(func() {
@@ -257,7 +257,7 @@ func TestPausedPoolHoldsItsRequests(t *testing.T) {
 // A policy that changes ten times a second, in everything that a worker follows,
 // fails no request.
 func TestPolicyChangesTenTimesASecondUnderLoad(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"), slow("c"))
 		l := underLoad(t, g, 9, "standard", "priority", "batch")
 		nc, _ := env.Connect("operator")
@@ -309,7 +309,7 @@ func TestPolicyChangesTenTimesASecondUnderLoad(t *testing.T) {
 }
 
 func TestTiersComeAndGo(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		env.SetPolicy(func(p *policy.Policy) {
 			urgent := p.Tiers[0]
@@ -337,7 +337,7 @@ func TestTiersComeAndGo(t *testing.T) {
 
 // The slots that a tier has in reserve stay free beside any backlog after it.
 func TestReserve(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
 		cfg.Slots, cfg.PrefillRate = 10, 0
 		g, es, _ := pair(t, env, cfg)
@@ -371,7 +371,7 @@ func TestReserve(t *testing.T) {
 // While a tier above is in use, prompts of those below it are prefilled one at a
 // time. Where nobody uses it, they come as they are.
 func TestPrefillGate(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		// Four at once, each a second to its first and only token.
 		g, _, _ := pair(t, env, sim.Config{Name: "a", Models: []string{"m"}, Slots: 8, TTFT: time.Second})
 		setPool(env, "m", policy.Pool{Affinity: policy.AffinityOff})
@@ -406,7 +406,7 @@ func TestPrefillGate(t *testing.T) {
 }
 
 func TestWeightChangesLive(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"))
 		heard := hearBeats(t, env)
 		setPool(env, "m", policy.Pool{Balance: policy.Weighted, Affinity: policy.AffinityOff})
@@ -434,7 +434,7 @@ func TestWeightChangesLive(t *testing.T) {
 // A worker bids on its own home lane, and on those of others unless the pool's
 // sessions stay where they are.
 func TestHomeLanesAreBidOn(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		_, _, ws := pair(t, env, slow("a"), slow("b"), slow("c"))
 		time.Sleep(2 * time.Second)
 		for _, w := range ws {
@@ -462,7 +462,7 @@ func TestHomeLanesAreBidOn(t *testing.T) {
 
 // A home lane outlives a long time in which its worker takes nothing.
 func TestHomeLaneOfACordonedWorkerStays(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, ws := pair(t, env, slow("a"))
 		setWorker(env, "a", policy.Worker{Cordoned: true})
 		time.Sleep(10 * time.Minute)
@@ -485,7 +485,7 @@ func TestHomeLaneOfACordonedWorkerStays(t *testing.T) {
 // Workers of another pool help where a policy says so, when the pool's own are
 // dearer, full or gone; they call the model by their own name for it.
 func TestSpill(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		small, big := slow("small"), slow("big")
 		small.Models, small.Slots, big.Models = []string{"q"}, 1, []string{"p"}
@@ -530,7 +530,7 @@ func TestSpill(t *testing.T) {
 // A worker can join a pool whose name is not what its engine calls the model:
 // the engine gets its own name, and no other byte differs.
 func TestPoolOfAnotherName(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		var mu sync.Mutex
 		var got []string
 		e := env.Handler("engine", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -575,7 +575,7 @@ func TestPoolOfAnotherName(t *testing.T) {
 }
 
 func TestPoolOfAnotherNameNeedsOneModel(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		heard := hearBeats(t, env)
 		cfg := slow("a")

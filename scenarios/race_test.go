@@ -1,5 +1,5 @@
 //go:build race
 
-package testenv_test
+package scenarios
 
 const raceEnabled = true

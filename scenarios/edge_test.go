@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"bufio"
@@ -46,7 +46,7 @@ func engineOf(serve http.HandlerFunc, models ...string) http.Handler {
 }
 
 // with is a gateway and a worker whose engine serves model m with serve.
-func with(t *testing.T, env *testenv.Env, cfg gateway.Config, serve http.HandlerFunc) *testenv.Gateway {
+func with(t *testing.T, env *Env, cfg gateway.Config, serve http.HandlerFunc) *Gateway {
 	t.Helper()
 	g := env.Gateway(cfg)
 	env.Worker(env.Handler("e", engineOf(serve, "m")), worker.Config{Name: "e", Slots: 4})
@@ -55,7 +55,7 @@ func with(t *testing.T, env *testenv.Env, cfg gateway.Config, serve http.Handler
 }
 
 // do asks anything of a gateway.
-func do(t testing.TB, g *testenv.Gateway, method, target, body string, header ...string) reply {
+func do(t testing.TB, g *Gateway, method, target, body string, header ...string) reply {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, "http://gateway"+target, strings.NewReader(body))
 	if err != nil {
@@ -124,7 +124,7 @@ func wantErrorBody(t testing.TB, body, code string) string {
 }
 
 func TestErrors(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"))
 		good := chat("m", false, 1)
 		for about, c := range map[string]struct {
@@ -201,7 +201,7 @@ func TestErrors(t *testing.T) {
 
 // A request line can hold what no client library writes.
 func TestRawRequests(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"))
 		const rest = " HTTP/1.1\r\nHost: gateway\r\nContent-Length: 13\r\n\r\n{\"model\":\"m\"}"
 		for _, line := range []string{
@@ -231,7 +231,7 @@ func TestModelNames(t *testing.T) {
 		"m", "org/model:tag", "a.b", "a", "b", "*", ">", "ü ñ", "m.shared", "shared", "_2E", "hash", "=", "$JS.API.>",
 		`quo"ted\`, "a\r\nb", strings.Repeat("x", 256), strings.Repeat("x", 255) + "y", strings.Repeat("é", 128), strings.Repeat(".", 256),
 	}
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		for _, name := range names {
 			e := env.Handler("e", engineOf(func(w http.ResponseWriter, r *http.Request) {
@@ -279,7 +279,7 @@ func TestModelNames(t *testing.T) {
 }
 
 func TestNoWorker(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, ws := pair(t, env, slow("a"))
 		ws[0].Stop()
 		if r := do(t, g, "GET", "/v1/models", ""); strings.Contains(r.body, `"m"`) {
@@ -324,7 +324,7 @@ func lastEvent(stream string) (data string, ok bool) {
 }
 
 func TestQueueFull(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		env.SetPolicy(func(p *policy.Policy) {
 			for i := range p.Tiers {
@@ -373,7 +373,7 @@ func TestDeadlines(t *testing.T) {
 		{"X-Request-Timeout", "2"}, {"X-Request-Timeout", "2s"}, {"X-Stainless-Read-Timeout", "2.0"},
 		{"X-Request-Timeout", "2", "X-Stainless-Read-Timeout", "9"},
 	} {
-		testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+		runBoth(t, func(t *testing.T, env *Env) {
 			cfg := slow("a")
 			cfg.Slots = 1
 			g, es, _ := pair(t, env, cfg)
@@ -426,7 +426,7 @@ func TestDeadlines(t *testing.T) {
 func TestAnswersPass(t *testing.T) {
 	large := noise(12 << 20)
 	latin := "caf\xe9"
-	testenv.RunBoth(t, func(t *testing.T, env *testenv.Env) {
+	runBoth(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
 			var order struct {
 				Status  int
@@ -501,7 +501,7 @@ func TestAnswersPass(t *testing.T) {
 }
 
 func TestHeadersToEngine(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		var mu sync.Mutex
 		var seen http.Header
 		var path string
@@ -556,7 +556,7 @@ func TestHeadersToEngine(t *testing.T) {
 }
 
 func TestWorkerKey(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		e := env.Handler("e", engineOf(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "%q", r.Header["Authorization"])
@@ -572,7 +572,7 @@ func TestWorkerKey(t *testing.T) {
 
 func TestCORS(t *testing.T) {
 	for _, origins := range [][]string{nil, {"*"}, {"https://app.example"}} {
-		testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		run(t, func(t *testing.T, env *Env) {
 			g := env.Gateway(gateway.Config{CORSOrigins: origins})
 			env.Worker(env.Engine(slow("a")), worker.Config{Name: "a"})
 			g.Serves(t, "m")
@@ -609,7 +609,7 @@ func TestCORS(t *testing.T) {
 
 // The KServe path, through the simulator.
 func TestInfer(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		cfg := sim.Config{Name: "a", Models: []string{"org/m"}, Slots: 1}
 		g := env.Gateway(gateway.Config{})
 		env.Worker(env.Engine(cfg), worker.Config{Name: "a"})

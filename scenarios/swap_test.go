@@ -1,4 +1,4 @@
-package testenv_test
+package scenarios
 
 import (
 	"bufio"
@@ -28,11 +28,11 @@ func swapping(name string, dialect engine.Dialect, models ...string) sim.Config 
 }
 
 // swapEnv is a gateway, and a worker for each engine.
-func swapEnv(t *testing.T, env *testenv.Env, engines ...sim.Config) (*testenv.Gateway, []*testenv.Engine, []*testenv.Worker) {
+func swapEnv(t *testing.T, env *Env, engines ...sim.Config) (*Gateway, []*testenv.Engine, []*Worker) {
 	t.Helper()
 	g := env.Gateway(gateway.Config{})
 	var es []*testenv.Engine
-	var ws []*testenv.Worker
+	var ws []*Worker
 	for _, cfg := range engines {
 		e := env.Engine(cfg)
 		es = append(es, e)
@@ -68,7 +68,7 @@ func (tr *traffic) end() {
 }
 
 // clients keep asking for a model, with a pause between.
-func (tr *traffic) clients(t *testing.T, g *testenv.Gateway, n int, model string, tokens int, pause time.Duration) {
+func (tr *traffic) clients(t *testing.T, g *Gateway, n int, model string, tokens int, pause time.Duration) {
 	for i := range n {
 		tr.wg.Go(func() {
 			time.Sleep(time.Duration(i) * 170 * time.Millisecond)
@@ -92,7 +92,7 @@ func (tr *traffic) clients(t *testing.T, g *testenv.Gateway, n int, model string
 }
 
 // firstByte streams an answer to its end and says when it began.
-func firstByte(ctx context.Context, g *testenv.Gateway, model string, tokens int) (time.Time, error) {
+func firstByte(ctx context.Context, g *Gateway, model string, tokens int) (time.Time, error) {
 	resp, err := post(ctx, g, "/v1/chat/completions", chat(model, true, tokens), "")
 	if err != nil {
 		return time.Time{}, err
@@ -135,7 +135,7 @@ func within(t *testing.T, what string, got, least, most time.Duration) {
 
 func TestSwapIdleWorkerLoadsAtOnce(t *testing.T) {
 	for _, dialect := range []engine.Dialect{engine.DialectOllama, engine.DialectLlamaSwap} {
-		testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		run(t, func(t *testing.T, env *Env) {
 			g, es, _ := swapEnv(t, env, swapping("e", dialect, "a", "b", "c"))
 			for i, model := range []string{"a", "b", "a", "c"} {
 				for _, stream := range []bool{true, false} {
@@ -160,7 +160,7 @@ func TestSwapIdleWorkerLoadsAtOnce(t *testing.T) {
 
 func TestSwapWaitsForWhatIsLoaded(t *testing.T) {
 	for _, dialect := range []engine.Dialect{engine.DialectOllama, engine.DialectLlamaSwap} {
-		testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		run(t, func(t *testing.T, env *Env) {
 			g, es, _ := swapEnv(t, env, swapping("e", dialect, "a", "b", "c"))
 			tr := newTraffic(t)
 			tr.clients(t, g, 3, "a", 20, 0)
@@ -202,7 +202,7 @@ func TestSwapDoesNotThrash(t *testing.T) {
 		worst  map[string]time.Duration
 	}
 	run := func(dialect engine.Dialect, models ...string) (res result) {
-		testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+		run(t, func(t *testing.T, env *Env) {
 			g, es, _ := swapEnv(t, env, swapping("e", dialect, models...))
 			tr := newTraffic(t)
 			for _, m := range models {
@@ -250,7 +250,7 @@ func TestSwapDoesNotThrash(t *testing.T) {
 }
 
 func TestSwapWorkersSplitByModel(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := swapEnv(t, env, swapping("e1", engine.DialectOllama, "a", "b"), swapping("e2", engine.DialectOllama, "a", "b"))
 		if r := ask(t, g, chat("a", true, 5), ""); r.status != 200 {
 			t.Fatal(r)
@@ -290,7 +290,7 @@ func TestSwapWorkersSplitByModel(t *testing.T) {
 }
 
 func TestSwapBothFit(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		cfg := swapping("e", engine.DialectOllama, "a", "b", "c")
 		cfg.Loaded = 2
 		g, es, _ := swapEnv(t, env, cfg)
@@ -319,7 +319,7 @@ func TestSwapBothFit(t *testing.T) {
 // A request that gives up before its model came in changes nothing; one that
 // leaves while it loads leaves the others of its model alone.
 func TestSwapForAClientThatLeaves(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := swapEnv(t, env, swapping("e", engine.DialectLlamaSwap, "a", "b"))
 		tr := newTraffic(t)
 		tr.clients(t, g, 1, "a", 50, 0)
@@ -362,7 +362,7 @@ func TestSwapForAClientThatLeaves(t *testing.T) {
 
 // A worker that drains in the middle of a load finishes what waits for it.
 func TestSwapDrain(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, ws := swapEnv(t, env, swapping("e", engine.DialectOllama, "a", "b"))
 		var asked sync.WaitGroup
 		asked.Go(func() {
@@ -384,7 +384,7 @@ func TestSwapDrain(t *testing.T) {
 // Batch waits for its share of the turns while others have work, and is not
 // forgotten.
 func TestSwapTiers(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := swapEnv(t, env, swapping("e", engine.DialectOllama, "a", "b"))
 		tr := newTraffic(t)
 		tr.clients(t, g, 3, "a", 20, 0)
@@ -404,7 +404,7 @@ func TestSwapConversation(t *testing.T) {
 	const first = `{"model":"a","stream":true,"max_tokens":5,"prompt_cache_key":"k","messages":[{"role":"user","content":"one two three"}]}`
 	for name, two := range map[string]bool{"one worker": false, "another has it loaded": true} {
 		t.Run(name, func(t *testing.T) {
-			testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+			run(t, func(t *testing.T, env *Env) {
 				engines := []sim.Config{swapping("e1", engine.DialectOllama, "a", "b")}
 				if two {
 					engines = append(engines, sim.Config{Name: "e2", Models: []string{"a"}, Slots: 4, PrefillRate: 1000, ITLBase: time.Second})
@@ -438,7 +438,7 @@ func TestSwapConversation(t *testing.T) {
 
 // An engine that fails to load a model keeps nobody from the others.
 func TestSwapLoadFails(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := swapEnv(t, env, swapping("e", engine.DialectOllama, "a", "b"))
 		tr := newTraffic(t)
 		tr.clients(t, g, 2, "a", 20, 0)
@@ -462,7 +462,7 @@ func TestSwapLoadFails(t *testing.T) {
 
 // Of several workers that could swap, one does.
 func TestSwapOneOfSeveral(t *testing.T) {
-	testenv.Run(t, func(t *testing.T, env *testenv.Env) {
+	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := swapEnv(t, env, swapping("e1", engine.DialectOllama, "a", "b"), swapping("e2", engine.DialectOllama, "a", "b"),
 			swapping("e3", engine.DialectOllama, "a", "b"))
 		loads := func() (n int64) {

@@ -1,0 +1,136 @@
+package scenarios
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/subjects"
+	"github.com/pulley-lb/pulley/testenv"
+	"github.com/pulley-lb/pulley/worker"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// Env is a broker, and the gateways and workers that a test starts on it.
+type Env struct {
+	*testenv.Env
+	t     testing.TB
+	local *subjects.Local // of workers and gateways, if they are to share a process
+}
+
+// run calls test in a bubble with a running broker.
+func run(t *testing.T, test func(t *testing.T, env *Env)) {
+	t.Helper()
+	testenv.Run(t, func(t *testing.T, env *testenv.Env) { test(t, &Env{Env: env, t: t}) })
+}
+
+// runBoth runs a test twice: with gateways and workers that have only the broker
+// between them, and with all of them in one process, as in pulley up.
+func runBoth(t *testing.T, test func(t *testing.T, env *Env)) {
+	t.Run("apart", func(t *testing.T) { run(t, test) })
+	t.Run("in one process", func(t *testing.T) {
+		testenv.Run(t, func(t *testing.T, env *testenv.Env) { test(t, &Env{Env: env, t: t, local: new(subjects.Local)}) })
+	})
+}
+
+// Worker is a running worker.
+type Worker struct {
+	*testenv.Process
+	*worker.Worker
+	Link *testenv.Link
+	nc   *nats.Conn
+}
+
+// Worker starts a worker for an engine. The fields Engine, Transport and Local of
+// cfg are filled in.
+func (e *Env) Worker(en *testenv.Engine, cfg worker.Config) *Worker {
+	e.t.Helper()
+	cfg.Engine, cfg.Transport, cfg.Local = en.URL, engine.NewTransport(en.URL, en.Transport), e.local
+	nc, link := e.Connect("worker")
+	w, err := worker.New(cfg, nc)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	r := &Worker{Process: testenv.Start(w.Run), Worker: w, Link: link, nc: nc}
+	e.t.Cleanup(func() {
+		link.Thaw()
+		link.Mend()
+		r.Stop()
+	})
+	return r
+}
+
+// Kill ends the worker's connections at once and for good, as SIGKILL does:
+// nobody hears of it again.
+func (w *Worker) Kill(en *testenv.Engine) {
+	w.Link.Cut(true)
+	en.Listener.Cut()
+}
+
+// Gateway is a running gateway.
+type Gateway struct {
+	*testenv.Process
+	*gateway.Gateway
+	Link     *testenv.Link
+	Client   *http.Client // reaches it at http://gateway, the admin side at http://admin
+	Listener *testenv.Listener
+}
+
+// Gateway starts a gateway and waits until it is ready.
+func (e *Env) Gateway(cfg gateway.Config) *Gateway {
+	e.t.Helper()
+	nc, link := e.Connect("gateway")
+	cfg.Local = e.local
+	g, err := gateway.New(cfg, nc)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	ingress, admin := testenv.NewListener(), testenv.NewListener()
+	transport := &http.Transport{
+		DisableCompression: true,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if addr == "admin:80" {
+				return admin.DialContext(ctx, network, addr)
+			}
+			return ingress.DialContext(ctx, network, addr)
+		},
+	}
+	r := &Gateway{Gateway: g, Link: link, Listener: ingress, Client: &http.Client{Transport: transport}}
+	r.Process = testenv.Start(func(ctx context.Context) error { return g.Run(ctx, ingress, admin) })
+	e.t.Cleanup(func() {
+		link.Thaw()
+		link.Mend()
+		transport.CloseIdleConnections()
+		r.Stop()
+	})
+	testenv.Eventually(e.t, "gateway ready", 10*time.Second, func() bool {
+		resp, err := r.Client.Get("http://admin/readyz")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+	return r
+}
+
+// Serves waits until a gateway lists a model.
+func (g *Gateway) Serves(t testing.TB, model string) {
+	t.Helper()
+	testenv.Eventually(t, "gateway serves "+model, 10*time.Second, func() bool {
+		resp, err := g.Client.Get("http://gateway/v1/models/" + model)
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+	time.Sleep(2 * time.Second) // the bids are parked
+}
