@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+
+	"github.com/pulley-lb/pulley/api"
 )
 
 // maxPrompt bounds a prompt, in words: about 10 MB.
@@ -42,11 +44,11 @@ func newBodies(cfg Config) (*bodies, error) {
 	}
 	opening, closing, maxTokens := `,"prompt":"`, `"`, `,"max_tokens":`
 	switch cfg.Endpoint {
-	case Chat, Messages:
+	case api.Chat, api.Messages:
 		opening, closing = `,"messages":[{"role":"user","content":"`, `"}]`
-	case Responses:
+	case api.Responses:
 		opening, maxTokens = `,"input":"`, `,"max_output_tokens":`
-	case Embeddings:
+	case api.Embeddings:
 		opening, maxTokens = `,"input":"`, ""
 	}
 	b.head = append(b.head, opening...)
@@ -61,7 +63,7 @@ func extraFields(cfg Config) ([]byte, error) {
 	fields := map[string]any{}
 	if cfg.Stream {
 		fields["stream"] = true
-		if !cfg.NoUsage && (cfg.Endpoint == Chat || cfg.Endpoint == Completions) {
+		if !cfg.NoUsage && (cfg.Endpoint == api.Chat || cfg.Endpoint == api.Completions) {
 			fields["stream_options"] = map[string]bool{"include_usage": true}
 		}
 	}

@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
+
+	"github.com/pulley-lb/pulley/api"
 )
 
 // Config describes one run. Exactly one of Concurrency, Rate and Trace says what kind of load it is.
@@ -19,7 +22,7 @@ type Config struct {
 	// Model is what the requests name. Required.
 	Model string
 	// Endpoint is the API to call. Default Chat.
-	Endpoint Endpoint
+	Endpoint api.API
 	// Stream asks for server-sent events. Default false: one JSON body.
 	Stream bool
 	// NoUsage leaves stream_options.include_usage out, for servers that refuse it. Default false.
@@ -84,7 +87,7 @@ type Warmup struct {
 
 func (c Config) withDefaults() Config {
 	c.Name = cmp.Or(c.Name, c.URL)
-	c.Endpoint = cmp.Or(c.Endpoint, Chat)
+	c.Endpoint = cmp.Or(c.Endpoint, api.Chat)
 	if c.Rate == 0 && len(c.Trace) == 0 {
 		c.Concurrency = cmp.Or(c.Concurrency, 1)
 	}
@@ -107,10 +110,10 @@ func (c Config) validate() error {
 	if _, err := c.target(); err != nil {
 		return err
 	}
-	if !c.Endpoint.valid() {
+	if !slices.Contains(Endpoints, c.Endpoint) {
 		return fmt.Errorf("endpoint %q: want one of %v", c.Endpoint, Endpoints)
 	}
-	if c.Stream && !c.Endpoint.streams() {
+	if c.Stream && c.Endpoint == api.Embeddings {
 		return fmt.Errorf("stream: endpoint %s does not stream", c.Endpoint)
 	}
 	if err := c.validateLoad(); err != nil {
@@ -152,7 +155,7 @@ func (c Config) target() (*url.URL, error) {
 	if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
 		return nil, fmt.Errorf("url %q: want http://host:port or https://host", c.URL)
 	}
-	u.Path = c.Endpoint.resolve(u.Path)
+	u.Path = resolve(c.Endpoint, u.Path)
 	return u, nil
 }
 

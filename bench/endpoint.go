@@ -5,35 +5,16 @@ import (
 	"encoding/json"
 	"slices"
 	"strings"
+
+	"github.com/pulley-lb/pulley/api"
 )
 
-// Endpoint is an API that the generator speaks.
-type Endpoint string
-
-const (
-	Chat        Endpoint = "chat"        // /v1/chat/completions
-	Completions Endpoint = "completions" // /v1/completions
-	Embeddings  Endpoint = "embeddings"  // /v1/embeddings
-	Responses   Endpoint = "responses"   // /v1/responses
-	Messages    Endpoint = "messages"    // /v1/messages, Anthropic's
-)
-
-// Endpoints are all of them, in the order that help texts list them.
-var Endpoints = []Endpoint{Chat, Completions, Embeddings, Responses, Messages}
-
-func (e Endpoint) valid() bool { return slices.Contains(Endpoints, e) }
-
-func (e Endpoint) streams() bool { return e != Embeddings }
+// Endpoints are the APIs that the generator speaks, in the order that help texts list them.
+var Endpoints = []api.API{api.Chat, api.Completions, api.Embeddings, api.Responses, api.Messages}
 
 // resolve completes the path of a base URL: /, /v1, /prefix/v1 or the endpoint's own.
-func (e Endpoint) resolve(path string) string {
-	suffix := map[Endpoint]string{
-		Chat:        "/chat/completions",
-		Completions: "/completions",
-		Embeddings:  "/embeddings",
-		Responses:   "/responses",
-		Messages:    "/messages",
-	}[e]
+func resolve(endpoint api.API, path string) string {
+	suffix := endpoint.Suffix()
 	path = strings.TrimRight(path, "/")
 	switch {
 	case suffix != "" && strings.HasSuffix(path, suffix):
@@ -57,11 +38,11 @@ const (
 
 // judge tells what an event means. It looks for a few fields by their bytes and parses no JSON: an unescaped
 // "key": cannot occur inside a JSON string.
-func (e Endpoint) judge(name, data []byte) eventKind {
-	switch e {
-	case Responses:
+func judge(endpoint api.API, name, data []byte) eventKind {
+	switch endpoint {
+	case api.Responses:
 		return judgeResponses(typeOf(name, data), data)
-	case Messages:
+	case api.Messages:
 		return judgeMessages(typeOf(name, data), data)
 	default:
 		return judgeChunk(data)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/pulley-lb/pulley/api"
 )
 
 var (
@@ -28,7 +30,7 @@ const (
 
 // client sends requests to one endpoint.
 type client struct {
-	endpoint  Endpoint
+	endpoint  api.API
 	stream    bool
 	exact     bool
 	timeout   time.Duration
@@ -71,12 +73,12 @@ func requestHeader(cfg Config) http.Header {
 	if cfg.Stream {
 		header.Set("Accept", "text/event-stream")
 	}
-	if cfg.Endpoint == Messages {
+	if cfg.Endpoint == api.Messages {
 		header.Set("Anthropic-Version", "2023-06-01")
 	}
 	if cfg.APIKey != "" {
 		header.Set("Authorization", "Bearer "+cfg.APIKey)
-		if cfg.Endpoint == Messages {
+		if cfg.Endpoint == api.Messages {
 			header.Set("X-Api-Key", cfg.APIKey)
 		}
 	}
@@ -170,7 +172,7 @@ func (x *exchange) readStream(ctx context.Context, c *client, body io.Reader, ca
 	ev.reset(body)
 	defer ev.reset(nil)
 	for ev.next() {
-		switch c.endpoint.judge(ev.name, ev.data) {
+		switch judge(c.endpoint, ev.name, ev.data) {
 		case eventContent:
 			x.content(time.Now())
 			x.latest = append(x.latest[:0], ev.data...)
@@ -245,7 +247,7 @@ func (f *firstByte) Read(p []byte) (int, error) {
 
 // checkTokens compares the length that the server reports with the one asked for.
 func (x *exchange) checkTokens(c *client) failure {
-	if !x.hasUsage || c.endpoint == Embeddings {
+	if !x.hasUsage || c.endpoint == api.Embeddings {
 		return failure{}
 	}
 	got := x.usage.output()

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/bench"
 	"github.com/pulley-lb/pulley/engine/sim"
 )
@@ -181,7 +182,7 @@ func TestLongEventsAndOddLineEnds(t *testing.T) {
 func TestEveryEndpointAgainstTheSimulator(t *testing.T) {
 	for _, endpoint := range bench.Endpoints {
 		for _, stream := range []bool{false, true} {
-			if stream && endpoint == bench.Embeddings {
+			if stream && endpoint == api.Embeddings {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s stream=%v", endpoint, stream), func(t *testing.T) {
@@ -199,7 +200,7 @@ func TestEveryEndpointAgainstTheSimulator(t *testing.T) {
 					if result.Succeeded != 4 || result.InputTokens != 400 {
 						t.Fatalf("%d succeeded, %d tokens in, want 4 and 400: %+v", result.Succeeded, result.InputTokens, result.Errors)
 					}
-					if endpoint == bench.Embeddings {
+					if endpoint == api.Embeddings {
 						return
 					}
 					if result.OutputTokens != 44 {
@@ -237,7 +238,7 @@ func TestBodiesAreWhatTheAPIWants(t *testing.T) {
 			answer(w, 9)
 		})
 		cfg := bench.Config{
-			Transport: transport, Endpoint: bench.Completions, Requests: 3, InputTokens: 30, OutputTokens: 9, Tier: "flex",
+			Transport: transport, Endpoint: api.Completions, Requests: 3, InputTokens: 30, OutputTokens: 9, Tier: "flex",
 			APIKey: "key", Header: http.Header{"X-Tenant": {"a"}}, Extra: json.RawMessage(`{"ignore_eos":true}`),
 		}
 		for _, url := range []string{"http://e", "http://e/", "http://e/v1", "http://e/base/v1/", "http://e/v1/completions"} {

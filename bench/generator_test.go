@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/bench"
 )
 
@@ -275,7 +276,7 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 		"model":         {URL: "http://127.0.0.1"},
 		"url":           {URL: "127.0.0.1:8080", Model: "m"},
 		"endpoint":      {URL: "http://127.0.0.1", Model: "m", Endpoint: "speech"},
-		"stream":        {URL: "http://127.0.0.1", Model: "m", Endpoint: bench.Embeddings, Stream: true},
+		"stream":        {URL: "http://127.0.0.1", Model: "m", Endpoint: api.Embeddings, Stream: true},
 		"concurrency":   {URL: "http://127.0.0.1", Model: "m", Concurrency: 1, Rate: 1},
 		"input-tokens":  {URL: "http://127.0.0.1", Model: "m", InputTokens: -1},
 		"output-tokens": {URL: "http://127.0.0.1", Model: "m", OutputTokens: -1},

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"github.com/pulley-lb/pulley/api"
 )
 
 func TestReadTraceSaysWhatIsWrong(t *testing.T) {
@@ -51,8 +53,8 @@ func FuzzEvents(f *testing.F) {
 		if whole != bytewise {
 			t.Fatalf("%q: %q at once, %q byte by byte", text, whole, bytewise)
 		}
-		for endpoint := range map[Endpoint]bool{Chat: true, Responses: true, Messages: true} {
-			endpoint.judge(nil, []byte(text))
+		for endpoint := range map[api.API]bool{api.Chat: true, api.Responses: true, api.Messages: true} {
+			judge(endpoint, nil, []byte(text))
 		}
 		var u usage
 		u.merge([]byte(text))
@@ -94,36 +96,36 @@ func TestServerTiming(t *testing.T) {
 
 func TestJudge(t *testing.T) {
 	tests := map[string]struct {
-		endpoint   Endpoint
+		endpoint   api.API
 		name, data string
 		want       eventKind
 	}{
-		"role":                      {Chat, "", `{"choices":[{"delta":{"role":"assistant","content":""}}]}`, eventOther},
-		"a token":                   {Chat, "", `{"choices":[{"delta":{"content":"a"}}]}`, eventContent},
-		"a token with spaces":       {Chat, "", `{"choices": [{"delta": {"content": "\n"}}]}`, eventContent},
-		"null content":              {Chat, "", `{"choices":[{"delta":{"content":null,"tool_calls":[]}}]}`, eventOther},
-		"reasoning":                 {Chat, "", `{"choices":[{"delta":{"content":null,"reasoning_content":"hm"}}]}`, eventContent},
-		"a tool call":               {Chat, "", `{"choices":[{"delta":{"tool_calls":[{"function":{"name":"f","arguments":""}}]}}]}`, eventContent},
-		"logprobs, no text":         {Chat, "", `{"choices":[{"delta":{},"logprobs":{"content":[]}}]}`, eventOther},
-		"an error":                  {Chat, "", `{"error":{"message":"x"}}`, eventError},
-		"an error of null":          {Chat, "", `{"error":null,"choices":[]}`, eventOther},
-		"the end":                   {Chat, "", `[DONE]`, eventDone},
-		"text":                      {Completions, "", `{"choices":[{"text":"a"}]}`, eventContent},
-		"a delta":                   {Responses, "response.output_text.delta", `{"delta":"a"}`, eventContent},
-		"a delta without a name":    {Responses, "", `{"type":"response.output_text.delta","delta":"a"}`, eventContent},
-		"the response's end":        {Responses, "", `{"type":"response.completed","response":{"error":null}}`, eventDone},
-		"the response's other end":  {Responses, "response.incomplete", `{}`, eventDone},
-		"the response's failure":    {Responses, "response.failed", `{}`, eventError},
-		"a block's delta":           {Messages, "content_block_delta", `{"type":"content_block_delta","delta":{"type":"text_delta","text":"a"}}`, eventContent},
-		"a block's start":           {Messages, "content_block_start", `{"content_block":{"type":"text","text":""}}`, eventOther},
-		"the message's end":         {Messages, "", `{"type":"message_stop"}`, eventDone},
-		"the message's error":       {Messages, "error", `{"type":"error","error":{"type":"overloaded_error"}}`, eventError},
-		"a key at the very end":     {Chat, "", `"content"`, eventOther},
-		"a key without a value":     {Chat, "", `"content":`, eventOther},
-		"an escaped key in a value": {Completions, "", `{"x":"\"text\":\"y\"","text":""}`, eventOther},
+		"role":                      {api.Chat, "", `{"choices":[{"delta":{"role":"assistant","content":""}}]}`, eventOther},
+		"a token":                   {api.Chat, "", `{"choices":[{"delta":{"content":"a"}}]}`, eventContent},
+		"a token with spaces":       {api.Chat, "", `{"choices": [{"delta": {"content": "\n"}}]}`, eventContent},
+		"null content":              {api.Chat, "", `{"choices":[{"delta":{"content":null,"tool_calls":[]}}]}`, eventOther},
+		"reasoning":                 {api.Chat, "", `{"choices":[{"delta":{"content":null,"reasoning_content":"hm"}}]}`, eventContent},
+		"a tool call":               {api.Chat, "", `{"choices":[{"delta":{"tool_calls":[{"function":{"name":"f","arguments":""}}]}}]}`, eventContent},
+		"logprobs, no text":         {api.Chat, "", `{"choices":[{"delta":{},"logprobs":{"content":[]}}]}`, eventOther},
+		"an error":                  {api.Chat, "", `{"error":{"message":"x"}}`, eventError},
+		"an error of null":          {api.Chat, "", `{"error":null,"choices":[]}`, eventOther},
+		"the end":                   {api.Chat, "", `[DONE]`, eventDone},
+		"text":                      {api.Completions, "", `{"choices":[{"text":"a"}]}`, eventContent},
+		"a delta":                   {api.Responses, "response.output_text.delta", `{"delta":"a"}`, eventContent},
+		"a delta without a name":    {api.Responses, "", `{"type":"response.output_text.delta","delta":"a"}`, eventContent},
+		"the response's end":        {api.Responses, "", `{"type":"response.completed","response":{"error":null}}`, eventDone},
+		"the response's other end":  {api.Responses, "response.incomplete", `{}`, eventDone},
+		"the response's failure":    {api.Responses, "response.failed", `{}`, eventError},
+		"a block's delta":           {api.Messages, "content_block_delta", `{"type":"content_block_delta","delta":{"type":"text_delta","text":"a"}}`, eventContent},
+		"a block's start":           {api.Messages, "content_block_start", `{"content_block":{"type":"text","text":""}}`, eventOther},
+		"the message's end":         {api.Messages, "", `{"type":"message_stop"}`, eventDone},
+		"the message's error":       {api.Messages, "error", `{"type":"error","error":{"type":"overloaded_error"}}`, eventError},
+		"a key at the very end":     {api.Chat, "", `"content"`, eventOther},
+		"a key without a value":     {api.Chat, "", `"content":`, eventOther},
+		"an escaped key in a value": {api.Completions, "", `{"x":"\"text\":\"y\"","text":""}`, eventOther},
 	}
 	for name, test := range tests {
-		if got := test.endpoint.judge([]byte(test.name), []byte(test.data)); got != test.want {
+		if got := judge(test.endpoint, []byte(test.name), []byte(test.data)); got != test.want {
 			t.Errorf("%s: judge(%s) = %d, want %d", name, test.data, got, test.want)
 		}
 	}
@@ -133,7 +135,7 @@ func BenchmarkReadStream(b *testing.B) {
 	stream := strings.Repeat("data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\","+
 		"\"choices\":[{\"index\":0,\"delta\":{\"content\":\" token\"},\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n\n", 100) +
 		"data: [DONE]\n\n"
-	c := &client{endpoint: Chat}
+	c := &client{endpoint: api.Chat}
 	x := &exchange{events: newEvents()}
 	for b.Loop() {
 		x.reset(order{})

@@ -6,6 +6,8 @@ import (
 	"math"
 	"slices"
 	"time"
+
+	"github.com/pulley-lb/pulley/api"
 )
 
 // classMaxInFlight counts requests of an open loop that were not sent, because MaxInFlight were waiting already.
@@ -14,13 +16,13 @@ const classMaxInFlight = "max in flight"
 // Result is what one run, or several of the same kind, came to. Warm-up requests are only in Warmup. The JSON names
 // carry the units; distributions are objects in milliseconds, left out where nothing was measured.
 type Result struct {
-	Name     string   `json:"name"`
-	URL      string   `json:"url"`
-	Model    string   `json:"model"`
-	Endpoint Endpoint `json:"endpoint"`
-	Stream   bool     `json:"stream"`
-	Load     string   `json:"load"` // a phrase, such as "closed loop, concurrency 16"
-	Seed     uint64   `json:"seed"`
+	Name     string  `json:"name"`
+	URL      string  `json:"url"`
+	Model    string  `json:"model"`
+	Endpoint api.API `json:"endpoint"`
+	Stream   bool    `json:"stream"`
+	Load     string  `json:"load"` // a phrase, such as "closed loop, concurrency 16"
+	Seed     uint64  `json:"seed"`
 
 	Started     time.Time `json:"started"`
 	Rounds      int       `json:"rounds"`          // runs that were put together in this result

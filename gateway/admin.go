@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/pulley-lb/pulley/api"
 )
 
 // adminHandler is the admin listener's routes: health, metrics, profiles.
@@ -160,7 +161,9 @@ func (m *metrics) mirrored(pool string, sent bool) {
 
 func (m *metrics) brokenStream(pool string) { m.broken.WithLabelValues(pool).Inc() }
 
-func (m *metrics) answeredError(e *Error) { m.errors.WithLabelValues(strings.ToLower(e.Code)).Inc() }
+func (m *metrics) answeredError(e *api.Error) {
+	m.errors.WithLabelValues(strings.ToLower(e.Code)).Inc()
+}
 
 // done counts a request that was let in.
 func (m *metrics) done(f *flight, ans *answer) {

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -11,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -21,12 +21,12 @@ const maxHeld = 8 << 20
 // answer writes one response. Until a byte of an attempt's answer has reached
 // the client, it can be reset and another attempt's answer written instead.
 type answer struct {
-	g  *Gateway
-	w  http.ResponseWriter
-	rc *http.ResponseController
-	r  *http.Request
-	f  *flight
-	d  dialect
+	g   *Gateway
+	w   http.ResponseWriter
+	rc  *http.ResponseController
+	r   *http.Request
+	f   *flight
+	api api.API
 
 	opened   bool // status and headers of an event stream went out, to keep the client waiting
 	begun    bool // bytes of an attempt's answer went out
@@ -36,18 +36,18 @@ type answer struct {
 
 	// Of the present attempt.
 	got    *subjects.Head
-	stream bool      // passed on as it comes
-	events bool      // server-sent events
-	held   [][]byte  // else
-	few    [1][]byte // what held begins with: a short answer comes as one
-	edit   *editor   // nil: no byte of it changes
-	size   int64     // as it came, whatever is made of it
-	taken  int64     // told to the worker
+	stream bool        // passed on as it comes
+	events bool        // server-sent events
+	held   [][]byte    // else
+	few    [1][]byte   // what held begins with: a short answer comes as one
+	edit   *api.Editor // nil: no byte of it changes
+	size   int64       // as it came, whatever is made of it
+	taken  int64       // told to the worker
 	usage  subjects.End
 }
 
 func newAnswer(g *Gateway, w http.ResponseWriter, r *http.Request, f *flight) *answer {
-	return &answer{g: g, w: w, rc: http.NewResponseController(w), r: r, f: f, d: dialectOf(r.URL.Path)}
+	return &answer{g: g, w: w, rc: http.NewResponseController(w), r: r, f: f, api: api.Of(r.URL.Path)}
 }
 
 // reset forgets an attempt's answer of which nothing was written.
@@ -56,7 +56,7 @@ func (a *answer) reset() {
 }
 
 // errMalformed is a bug of a worker.
-var errMalformed = &Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"}
+var errMalformed = &api.Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"}
 
 // head begins an attempt's answer; nil is a malformed one.
 func (a *answer) head(h *subjects.Head) error {
@@ -76,7 +76,7 @@ func (a *answer) head(h *subjects.Head) error {
 		a.stream = true
 	}
 	if h.Status < 400 && plainBytes(h.Header) && (a.events || jsonLines || !a.stream && ct == "application/json") {
-		a.edit = newEditor(a.f.edits, a.d, a.r.URL.Path, jsonLines)
+		a.edit = api.NewEditor(a.f.edits, a.api, jsonLines)
 	}
 	return nil
 }
@@ -103,7 +103,7 @@ func (a *answer) data(b []byte, last bool) error {
 		}
 		a.held = append(a.held, b)
 		if a.size > maxHeld && a.opened {
-			return &Error{Status: http.StatusBadGateway, Code: "upstream_invalid",
+			return &api.Error{Status: http.StatusBadGateway, Code: "upstream_invalid",
 				Message: fmt.Sprintf("the engine answered a stream with more than %d bytes of something else", maxHeld)}
 		}
 		if a.size > maxHeld {
@@ -133,7 +133,7 @@ func (a *answer) credit() {
 // pass writes bytes of a stream through.
 func (a *answer) pass(b []byte, flush bool) error {
 	if a.edit != nil {
-		if b = a.edit.lines(b); len(b) == 0 && !a.begun {
+		if b = a.edit.Lines(b); len(b) == 0 && !a.begun {
 			return nil // another attempt can still be made
 		}
 	}
@@ -254,14 +254,14 @@ func (a *answer) end(usage *subjects.End) error {
 			a.begin(-1)
 		}
 		if a.edit != nil {
-			if err := a.write(a.edit.last()); err != nil {
+			if err := a.write(a.edit.Last()); err != nil {
 				return err
 			}
 		}
 		return a.flush()
 	}
 	if a.edit != nil {
-		a.held = [][]byte{a.edit.whole(a.held)}
+		a.held = [][]byte{a.edit.Whole(a.held)}
 	}
 	if a.opened { // promised a stream, got something else
 		return a.insteadOfStream()
@@ -284,54 +284,20 @@ func (a *answer) end(usage *subjects.End) error {
 func (a *answer) insteadOfStream() error {
 	body := bytes.Join(a.held, nil)
 	if a.got.Status >= 400 {
-		return a.lastEvent(engineError(a.got.Status, body, a.d, a.f.req.ID.String()))
+		return a.lastEvent(api.EngineError(a.got.Status, body, a.api, a.f.req.ID.String()))
 	}
 	var line bytes.Buffer
 	if json.Compact(&line, body) == nil && line.Len() > 0 {
 		return a.lastEvent(fmt.Appendf(nil, "data: %s\n\n", &line))
 	}
-	e := &Error{Status: http.StatusBadGateway, Code: "upstream_error", Message: "the engine answered with something that is no stream"}
-	return a.lastEvent(e.event(a.d, a.f.req.ID.String()))
-}
-
-// engineError is an engine's error answer as the last event of a stream: in its
-// own words if they are in the API's form.
-func engineError(status int, body []byte, d dialect, id string) []byte {
-	var said struct {
-		Type    string          `json:"type"`
-		Error   json.RawMessage `json:"error"`
-		Message string          `json:"message"`
-		Detail  json.RawMessage `json:"detail"` // FastAPI's
-	}
-	var inner struct {
-		Message string          `json:"message"`
-		Code    json.RawMessage `json:"code"`
-	}
-	e := &Error{Status: status, Code: "upstream_error"}
-	var line bytes.Buffer
-	if json.Unmarshal(body, &said) == nil {
-		json.Compact(&line, body)
-		if json.Unmarshal(said.Error, &inner) == nil && inner.Message != "" {
-			switch {
-			case d == openAI:
-				return fmt.Appendf(nil, "data: %s\n\n", &line)
-			case d == anthropic && said.Type == "error":
-				return fmt.Appendf(nil, "event: error\ndata: %s\n\n", &line)
-			}
-		}
-		json.Unmarshal(inner.Code, &e.Code) // where it is a string
-		json.Unmarshal(said.Error, &e.Message)
-		json.Unmarshal(said.Detail, &e.Message)
-	}
-	e.Message = cmp.Or(inner.Message, said.Message, e.Message, fmt.Sprintf("the engine answered %d", status))
-	e.Code = cmp.Or(e.Code, "upstream_error")
-	return e.event(d, id)
+	e := &api.Error{Status: http.StatusBadGateway, Code: "upstream_error", Message: "the engine answered with something that is no stream"}
+	return a.lastEvent(e.Event(a.api, a.f.req.ID.String()))
 }
 
 // giveBack answers with the engine's own refusal.
 func (a *answer) giveBack(fail *subjects.Fail) error {
 	if fail.Answer == nil {
-		return a.refuse(unavailable("no_slot", time.Second, "no engine had room: %s", fail.Reason))
+		return a.refuse(api.Unavailable("no_slot", time.Second, "no engine had room: %s", fail.Reason))
 	}
 	if a.opened {
 		a.got, a.held = fail.Answer, [][]byte{fail.Body}
@@ -350,7 +316,7 @@ func (a *answer) giveBack(fail *subjects.Fail) error {
 // half written.
 func (a *answer) keepAlive(position int) error {
 	switch {
-	case !a.f.req.Stream || a.d == plain || a.begun && !a.events:
+	case !a.f.req.Stream || a.api == api.Other || a.begun && !a.events:
 		return nil
 	case !a.between():
 		return nil
@@ -379,12 +345,12 @@ func (a *answer) refuse(err error) error {
 	if err == errClientGone {
 		return err
 	}
-	e := asError(err)
+	e := api.AsError(err)
 	switch {
 	case !a.begun && !a.opened:
 		return e
-	case a.opened && !a.begun, a.events && a.d != plain:
-		return a.lastEvent(e.event(a.d, a.f.req.ID.String()))
+	case a.opened && !a.begun, a.events && a.api != api.Other:
+		return a.lastEvent(e.Event(a.api, a.f.req.ID.String()))
 	}
 	return errBreakOff
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/pulley-lb/pulley/api"
 )
 
 // bodyIdle is how long a client may take for the next piece of its body.
@@ -33,8 +35,8 @@ func (b *budget) give(n int64) { b.held.Add(-n) }
 // of it is here, since a transport that still reads one cuts the answer
 // (golang/go#40747). The caller gives the returned hold back to the budget.
 func (g *Gateway) readBody(w http.ResponseWriter, r *http.Request) (body []byte, hold int64, err error) {
-	tooLarge := func() *Error {
-		return &Error{Status: http.StatusRequestEntityTooLarge, Code: "request_too_large",
+	tooLarge := func() *api.Error {
+		return &api.Error{Status: http.StatusRequestEntityTooLarge, Code: "request_too_large",
 			Message: fmt.Sprintf("the body is larger than %d bytes", g.cfg.MaxBody)}
 	}
 	if r.ContentLength > g.cfg.MaxBody {
@@ -52,7 +54,7 @@ func (g *Gateway) readBody(w http.ResponseWriter, r *http.Request) (body []byte,
 	}()
 	grow := func(n int64) error {
 		if !g.bodies.take(n) {
-			return &Error{Status: http.StatusTooManyRequests, Code: "gateway_memory_full", RetryAfter: time.Second,
+			return &api.Error{Status: http.StatusTooManyRequests, Code: "gateway_memory_full", RetryAfter: time.Second,
 				Message: "the gateway holds as many request bodies as it may; try again"}
 		}
 		hold += n
@@ -71,7 +73,7 @@ func (g *Gateway) readBody(w http.ResponseWriter, r *http.Request) (body []byte,
 			// notice a client that goes away.
 			var end [1]byte
 			if _, err := r.Body.Read(end[:]); err != io.EOF {
-				return nil, hold, badRequest("", "the body could not be read: %v", err)
+				return nil, hold, api.BadRequest("", "the body could not be read: %v", err)
 			}
 			return body, hold, nil // with its end, the server has taken the deadline back
 		}
@@ -96,10 +98,10 @@ func (g *Gateway) readBody(w http.ResponseWriter, r *http.Request) (body []byte,
 		case err == io.EOF:
 			return body, hold, nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return nil, hold, &Error{Status: http.StatusRequestTimeout, Code: "body_timeout",
+			return nil, hold, &api.Error{Status: http.StatusRequestTimeout, Code: "body_timeout",
 				Message: fmt.Sprintf("no byte of the body came for %v", bodyIdle)}
 		case err != nil:
-			return nil, hold, badRequest("", "the body could not be read: %v", err)
+			return nil, hold, api.BadRequest("", "the body could not be read: %v", err)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -55,7 +56,7 @@ func (g *Gateway) doCancel(m *nats.Msg) {
 		return
 	}
 	g.log.Info("request cancelled by an operator", "id", f.req.ID, "by", q.By)
-	f.order(unavailable("cancelled_by_operator", 0, "an operator cancelled the request"))
+	f.order(api.Unavailable("cancelled_by_operator", 0, "an operator cancelled the request"))
 	respond(m, subjects.Outcome{From: g.id, Count: 1})
 }
 
@@ -71,7 +72,7 @@ func (g *Gateway) doPurge(m *nats.Msg) {
 		if at := f.at(); at.pool != o.Pool || o.Tier != "" && at.tier.Name != o.Tier {
 			continue
 		}
-		if f.purge(unavailable("purged", 5*time.Second, "an operator emptied the queue of %s", quote(o.Pool))) {
+		if f.purge(api.Unavailable("purged", 5*time.Second, "an operator emptied the queue of %s", api.Quote(o.Pool))) {
 			n++
 		}
 	}
@@ -139,7 +140,7 @@ func (g *Gateway) retryDead(o subjects.RetryOrder) (subjects.RetryResult, error)
 	s, err := g.unattended(f, int(g.nc.MaxPayload()/2))
 	result.Status, result.Body = s.status, s.body
 	if err != nil {
-		e := asError(err)
+		e := api.AsError(err)
 		result.Status = e.Status
 		return result, e
 	}

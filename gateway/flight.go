@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -19,7 +20,7 @@ type flight struct {
 	route   *policy.Route // nil: none
 	routed  string        // the route's name
 	home    uint64        // where the conversation goes is learned under it; 0: not at all
-	edits   edits
+	edits   api.Edits
 	cost    int  // tokens, in its tenant's turn
 	nobody  bool // waits for it: a copy, or a dead letter that runs again
 	arrived time.Time

@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -76,17 +77,17 @@ func (ge *generation) get(prefix uint64) (subjects.Home, bool) {
 // find is the home of the conversation that a request goes on with, if there is
 // one, and the hash under which its next home is to be learned; 0: not at all.
 // Tenants and models do not share conversations.
-func (h *homes) find(c *call, tenant, session string) (home subjects.Home, learn uint64) {
-	scope := hashOf("home", tenant, c.model)
+func (h *homes) find(c *api.Call, tenant, session string) (home subjects.Home, learn uint64) {
+	scope := hashOf("home", tenant, c.Model)
 	if session != "" {
 		learn = mix(scope, hashOf(session))
 		home, _ = h.get(learn)
 		return home, learn
 	}
-	if whole := c.learnable(); whole != 0 {
+	if whole := c.Learnable(); whole != 0 {
 		learn = mix(scope, whole)
 	}
-	for prefix := range c.follows {
+	for prefix := range c.Follows {
 		var ok bool
 		if home, ok = h.get(mix(scope, prefix)); ok {
 			break

@@ -6,13 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -55,7 +54,7 @@ func (g *Gateway) carry(w http.ResponseWriter, r *http.Request, f *flight) error
 
 // admit makes a flight of a request, or says why it may not join its queue.
 func (g *Gateway) admit(out http.Header, r *http.Request, id subjects.ID, who *caller, body []byte, now time.Time) (*flight, time.Duration, error) {
-	c, err := scan(r, body)
+	c, err := api.Scan(r, body)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -64,27 +63,27 @@ func (g *Gateway) admit(out http.Header, r *http.Request, id subjects.ID, who *c
 	if err != nil {
 		return nil, 0, err
 	}
-	if who.key != nil && !who.key.AllowsModel(c.model) {
-		return nil, 0, &Error{Status: http.StatusForbidden, Code: "model_not_allowed", Param: "model",
-			Message: fmt.Sprintf("the key may not ask for the model %s", quote(c.model))}
+	if who.key != nil && !who.key.AllowsModel(c.Model) {
+		return nil, 0, &api.Error{Status: http.StatusForbidden, Code: "model_not_allowed", Param: "model",
+			Message: fmt.Sprintf("the key may not ask for the model %s", api.Quote(c.Model))}
 	}
 	timeout, err := deadline(r.Header, time.Duration(tier.Deadline), g.cfg.MaxDeadline)
 	if err != nil {
 		return nil, 0, err
 	}
 	way := g.findWay(rules, &c, who, r.Header, now)
-	if way.route == nil && !g.fleet.known(c.model) {
-		return nil, 0, g.unknownModel(c.model)
+	if way.route == nil && !g.fleet.known(c.Model) {
+		return nil, 0, g.unknownModel(c.Model)
 	}
-	served := edits{tier: servedAs(c.tier, tier.Name)}
+	served := api.Edits{Tier: servedAs(c.Tier, tier.Name)}
 	if way.route != nil && way.route.RestoreModel {
-		served.model = c.model
+		served.Model = c.Model
 	}
-	body = c.withEngineTier(body)
+	body = c.WithEngineTier(body)
 	req := &subjects.Request{
-		ID: id, Gateway: g.id, Tenant: who.tenant, Tier: tier.Name, Model: c.model, ModelAt: c.modelAt, Pool: way.pool,
-		Deadline: now.Add(timeout).UnixMilli(), Method: r.Method, Path: requestURI(r.URL),
-		Header: forEngine(r.Header, out["X-Request-Id"]), Stream: c.stream, InputTokens: max(len(body)/4, 1),
+		ID: id, Gateway: g.id, Tenant: who.tenant, Tier: tier.Name, Model: c.Model, ModelAt: c.ModelAt, Pool: way.pool,
+		Deadline: now.Add(timeout).UnixMilli(), Method: r.Method, Path: api.RequestURI(r.URL),
+		Header: forEngine(r.Header, out["X-Request-Id"]), Stream: c.Stream, InputTokens: max(len(body)/4, 1),
 		MaxAttempts: tier.Retries + 1, BodySize: int64(len(body)),
 	}
 	if err := g.fit(req, body); err != nil {
@@ -100,7 +99,7 @@ func (g *Gateway) admit(out http.Header, r *http.Request, id subjects.ID, who *c
 	}
 	f := newFlight(req, at, body, now, timeout)
 	f.caller, f.route, f.routed, f.home, f.edits = who, way.route, way.name, way.learn, served
-	f.cost = req.InputTokens + min(cmp.Or(c.maxTokens, usualOutput), mostOutput)
+	f.cost = req.InputTokens + min(cmp.Or(c.MaxTokens, usualOutput), mostOutput)
 	return f, timeout, nil
 }
 
@@ -130,16 +129,16 @@ func (g *Gateway) enter(at *place, who *caller, timeout time.Duration, now time.
 		if left < timeout {
 			what = fmt.Sprintf("the %v that tier %s allows", left, at.tier.Name)
 		}
-		return &Error{Status: http.StatusTooManyRequests, Code: "deadline_unreachable", RetryAfter: view.RetryAfter(),
-			Message: fmt.Sprintf("the queue of %s (tier %s) would take about %v, longer than %s", quote(at.pool), at.tier.Name, view.Wait().Round(time.Second), what)}
+		return &api.Error{Status: http.StatusTooManyRequests, Code: "deadline_unreachable", RetryAfter: view.RetryAfter(),
+			Message: fmt.Sprintf("the queue of %s (tier %s) would take about %v, longer than %s", api.Quote(at.pool), at.tier.Name, view.Wait().Round(time.Second), what)}
 	}
 	return nil
 }
 
 // tierFor is the tier that serves a request: what it asks for, if its key
 // allows that. A header may ask only where there is a key.
-func (g *Gateway) tierFor(r *rules, who *caller, c *call, h http.Header) (policy.Tier, error) {
-	asked := c.tier
+func (g *Gateway) tierFor(r *rules, who *caller, c *api.Call, h http.Header) (policy.Tier, error) {
+	asked := c.Tier
 	if asked == "" && who.key != nil {
 		asked = h.Get("X-Service-Tier")
 	}
@@ -148,11 +147,11 @@ func (g *Gateway) tierFor(r *rules, who *caller, c *call, h http.Header) (policy
 	}
 	tier, ok := policy.TierFor(asked, r.Policy.Tiers)
 	if !ok {
-		return tier, badRequest("service_tier", "no service tier %s: there are %s", quote(asked), strings.Join(tierNames(r.Policy.Tiers), ", "))
+		return tier, api.BadRequest("service_tier", "no service tier %s: there are %s", api.Quote(asked), strings.Join(tierNames(r.Policy.Tiers), ", "))
 	}
 	if who.key != nil && !who.key.AllowsTier(tier.Name, r.Policy.Tiers) {
-		return tier, &Error{Status: http.StatusForbidden, Code: "tier_not_allowed", Param: "service_tier",
-			Message: fmt.Sprintf("the key may not ask for the service tier %s", quote(asked))}
+		return tier, &api.Error{Status: http.StatusForbidden, Code: "tier_not_allowed", Param: "service_tier",
+			Message: fmt.Sprintf("the key may not ask for the service tier %s", api.Quote(asked))}
 	}
 	return tier, nil
 }
@@ -195,7 +194,7 @@ func (g *Gateway) fit(req *subjects.Request, body []byte) error {
 			return err
 		}
 		if meta = int64(m.Size()) + room; meta > most {
-			return &Error{Status: http.StatusRequestHeaderFieldsTooLarge, Code: "headers_too_large",
+			return &api.Error{Status: http.StatusRequestHeaderFieldsTooLarge, Code: "headers_too_large",
 				Message: "the request's headers are larger than the broker takes"}
 		}
 	}
@@ -203,21 +202,21 @@ func (g *Gateway) fit(req *subjects.Request, body []byte) error {
 	return nil
 }
 
-func (g *Gateway) unknownModel(model string) *Error {
+func (g *Gateway) unknownModel(model string) *api.Error {
 	there := g.Models()
-	e := &Error{Status: http.StatusNotFound, Code: "model_not_found", Param: "model"}
+	e := &api.Error{Status: http.StatusNotFound, Code: "model_not_found", Param: "model"}
 	switch {
 	case len(there) == 0:
-		e.Message = fmt.Sprintf("The model %s does not exist; no worker serves any model now.", quote(model))
+		e.Message = fmt.Sprintf("The model %s does not exist; no worker serves any model now.", api.Quote(model))
 	case len(there) > 20:
-		e.Message = fmt.Sprintf("The model %s does not exist; there are %s and %d more.", quote(model), strings.Join(there[:20], ", "), len(there)-20)
+		e.Message = fmt.Sprintf("The model %s does not exist; there are %s and %d more.", api.Quote(model), strings.Join(there[:20], ", "), len(there)-20)
 	default:
-		e.Message = fmt.Sprintf("The model %s does not exist; there are: %s.", quote(model), strings.Join(there, ", "))
+		e.Message = fmt.Sprintf("The model %s does not exist; there are: %s.", api.Quote(model), strings.Join(there, ", "))
 	}
 	return e
 }
 
-func (g *Gateway) full(at *place, why string) *Error {
+func (g *Gateway) full(at *place, why string) *api.Error {
 	g.metrics.refused(at.pool, at.tier.Name, "full")
 	q, now := at.queue, time.Now()
 	q.mu.Lock()
@@ -228,8 +227,8 @@ func (g *Gateway) full(at *place, why string) *Error {
 		g.fullTold.Store(key, now)
 		g.event(subjects.Event{Kind: subjects.EventFull, Pool: at.pool, Tier: at.tier.Name, Text: fmt.Sprintf("the queue of %s (tier %s) is full: %s", at.pool, at.tier.Name, why)})
 	}
-	return &Error{Status: http.StatusTooManyRequests, Code: "queue_full", RetryAfter: retry,
-		Message: fmt.Sprintf("the queue of %s (tier %s) is full: %s", quote(at.pool), at.tier.Name, why)}
+	return &api.Error{Status: http.StatusTooManyRequests, Code: "queue_full", RetryAfter: retry,
+		Message: fmt.Sprintf("the queue of %s (tier %s) is full: %s", api.Quote(at.pool), at.tier.Name, why)}
 }
 
 // tellFullEvery bounds the events of a full queue.
@@ -244,7 +243,7 @@ func deadline(h http.Header, fallback, most time.Duration) (time.Duration, error
 			d, err = time.Duration(min(secs, 1e9)*float64(time.Second)), nil
 		}
 		if err != nil || d <= 0 {
-			return 0, badRequest("x-request-timeout", "x-request-timeout %s: want seconds, such as 30, or a duration, such as 1m30s", quote(v))
+			return 0, api.BadRequest("x-request-timeout", "x-request-timeout %s: want seconds, such as 30, or a duration, such as 1m30s", api.Quote(v))
 		}
 		return min(d, most), nil
 	}
@@ -256,10 +255,9 @@ func deadline(h http.Header, fallback, most time.Duration) (time.Duration, error
 	return min(fallback, most), nil
 }
 
-// notForEngine are request headers that end here: of one connection, of the
-// gateway's own trust, or meant for us.
+// notForEngine are request headers that end here, beside those of one connection:
+// of the gateway's own trust, or meant for us.
 var notForEngine = []string{
-	"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
 	"Host", "Content-Length", "Accept-Encoding", "Expect",
 	"Authorization", "X-Api-Key", "Api-Key", "Cookie", "Origin", "Referer", "X-Request-Timeout",
 }
@@ -271,31 +269,9 @@ func forEngine(h http.Header, id []string) http.Header {
 			out[k] = v
 		}
 	}
-	for _, named := range h["Connection"] {
-		for name := range strings.SplitSeq(named, ",") {
-			out.Del(strings.TrimSpace(name))
-		}
-	}
+	subjects.EndToEnd(out)
 	out["X-Request-Id"] = id
 	return out
-}
-
-// requestURI is the path with the query, as it came. A query may hold bytes that
-// are no UTF-8 and that no JSON holds: these are escaped.
-func requestURI(u *url.URL) string {
-	uri := u.RequestURI()
-	if utf8.ValidString(uri) {
-		return uri
-	}
-	var b strings.Builder
-	for i := range len(uri) {
-		if c := uri[i]; c < utf8.RuneSelf {
-			b.WriteByte(c)
-		} else {
-			fmt.Fprintf(&b, "%%%02X", c)
-		}
-	}
-	return b.String()
 }
 
 // progress handles what has come. It says whether the answer has ended.
@@ -334,7 +310,7 @@ func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) 
 	g.log.Info("attempt failed", "id", f.req.ID, "attempt", a.number, "worker", a.name, "class", fail.Class, "crashed", ev.crashed, "reason", fail.Reason, "after", elapsed)
 	g.shifts.failed(f, fail.Class)
 	if ans.begun {
-		return true, ans.refuse(&Error{Status: http.StatusBadGateway, Code: "upstream_lost", Message: "the answer broke off: " + fail.Reason})
+		return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "upstream_lost", Message: "the answer broke off: " + fail.Reason})
 	}
 	next, why := g.judge(f, a, fail, ev.crashed)
 	switch next {
@@ -360,7 +336,7 @@ func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) 
 		return true, ans.giveBack(fail)
 	}
 	g.bury(f, fmt.Sprintf("%s; last: %s", why, fail.Reason))
-	return true, ans.refuse(&Error{Status: http.StatusBadGateway, Code: "dead_lettered", NoRetry: f.history.Crashes > 1,
+	return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "dead_lettered", NoRetry: f.history.Crashes > 1,
 		Message: fmt.Sprintf("%s after %d attempts; last: %s", why, a.number, fail.Reason)})
 }
 
@@ -431,7 +407,7 @@ func (g *Gateway) bury(f *flight, reason string) {
 
 // ended puts why a request ended into the client's words.
 func (g *Gateway) ended(ctx context.Context, f *flight, err error) error {
-	if _, ok := errors.AsType[*Error](err); ok {
+	if _, ok := errors.AsType[*api.Error](err); ok {
 		return err
 	}
 	switch {
@@ -441,12 +417,12 @@ func (g *Gateway) ended(ctx context.Context, f *flight, err error) error {
 		if queued {
 			where = "it waited for a worker"
 		}
-		return &Error{Status: http.StatusGatewayTimeout, Code: "deadline_exceeded",
+		return &api.Error{Status: http.StatusGatewayTimeout, Code: "deadline_exceeded",
 			Message: fmt.Sprintf("the request's deadline of %v passed while %s", f.until.Sub(f.arrived).Round(time.Millisecond), where)}
 	case ctx.Err() == nil:
 		return err
 	case errors.Is(context.Cause(ctx), errStopping):
-		return unavailable("gateway_stopping", time.Second, "the gateway stops")
+		return api.Unavailable("gateway_stopping", time.Second, "the gateway stops")
 	}
 	return errClientGone
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -225,11 +226,11 @@ func (k *keyring) authenticate(h http.Header, now time.Time) (*caller, error) {
 }
 
 // errKeysStarting: nobody may slip through before the keys are known.
-var errKeysStarting = unavailable("starting", time.Second, "the gateway starts and has not read the API keys yet")
+var errKeysStarting = api.Unavailable("starting", time.Second, "the gateway starts and has not read the API keys yet")
 
 func (k *keyring) refuse(reason, message string) error {
 	k.refused.WithLabelValues(reason).Inc()
-	return &Error{Status: http.StatusUnauthorized, Code: "invalid_api_key", Message: message}
+	return &api.Error{Status: http.StatusUnauthorized, Code: "invalid_api_key", Message: message}
 }
 
 // sentKey is the first of a request's credentials that looks like a key of
@@ -265,7 +266,7 @@ func (k *keyring) begin(c *caller, inputTokens int, header http.Header, now time
 		return nil
 	}
 	if !k.knows() {
-		return unavailable("starting", time.Second, "the gateway starts and does not know yet what was used of the API key's limits")
+		return api.Unavailable("starting", time.Second, "the gateway starts and does not know yet what was used of the API key's limits")
 	}
 	gateways, key, u := int(k.peers.Load())+1, c.key, c.held.usage
 	u.mu.Lock()
@@ -293,7 +294,7 @@ func (k *keyring) begin(c *caller, inputTokens int, header http.Header, now time
 		k.limited.WithLabelValues(string(over.Limit)).Inc()
 		retry := min(over.Again, policy.MaxRetryAfter)
 		header["Retry-After-Ms"] = []string{strconv.FormatInt(ceilMillis(retry).Milliseconds(), 10)}
-		return &Error{Status: http.StatusTooManyRequests, Code: "rate_limit_exceeded", Message: limitMessage(key, over, gateways), RetryAfter: retry}
+		return &api.Error{Status: http.StatusTooManyRequests, Code: "rate_limit_exceeded", Message: limitMessage(key, over, gateways), RetryAfter: retry}
 	}
 	return nil
 }
@@ -322,7 +323,7 @@ func limitMessage(key *policy.Key, over policy.Excess, gateways int) string {
 		policy.LimitConcurrency: "requests at once",
 	}[over.Limit]
 	m := fmt.Sprintf("Rate limit reached for key %s of tenant %s on %s: Limit %d, Used %d, Requested %d. Please try again in %v.",
-		key.ID, quote(key.Tenant), what, over.Max, over.Used, over.Asks, ceilMillis(over.Again))
+		key.ID, api.Quote(key.Tenant), what, over.Max, over.Used, over.Asks, ceilMillis(over.Again))
 	if over.Shared {
 		m += fmt.Sprintf(" What is left may be in use at one of the %d gateways.", gateways)
 	}

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -25,7 +26,7 @@ func TestBeforeTheKeysAreRead(t *testing.T) {
 		k := newKeyring(&Gateway{cfg: Config{Auth: mode}})
 		for _, h := range []http.Header{{}, {"X-Api-Key": {"sk-pulley-0123456789-secret"}}} {
 			c, err := k.authenticate(h, time.Now())
-			e := new(Error)
+			e := new(api.Error)
 			if open != (err == nil) || !open && (!errors.As(err, &e) || e.Status != 503 || e.Code != "starting" || e.RetryAfter != time.Second) {
 				t.Errorf("auth %q: got %v, %v", mode, c, err)
 			}
@@ -42,7 +43,7 @@ func TestBeforeTheOthersAreHeard(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e := new(Error)
+		e := new(api.Error)
 		if err := k.begin(c, 1, make(http.Header), time.Now()); !errors.As(err, &e) || e.Status != 503 || e.Code != "starting" {
 			t.Errorf("got %v", err)
 		}

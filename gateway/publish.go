@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -193,7 +194,7 @@ func (g *Gateway) persist(ctx context.Context, f *flight, err error) error {
 		}
 		if now.After(patience) {
 			g.log.Error("request not published", "id", f.req.ID, "err", err)
-			return unavailable("queue_unavailable", 5*time.Second, "the request queue cannot be reached")
+			return api.Unavailable("queue_unavailable", 5*time.Second, "the request queue cannot be reached")
 		}
 		select {
 		case <-ctx.Done():

@@ -6,6 +6,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -21,17 +22,17 @@ type way struct {
 
 // findWay follows the route of a request's model. Who is in a session, or goes on
 // with a conversation, stays where it was; the others are spread by the weights.
-func (g *Gateway) findWay(r *rules, c *call, who *caller, h http.Header, now time.Time) way {
+func (g *Gateway) findWay(r *rules, c *api.Call, who *caller, h http.Header, now time.Time) way {
 	var w way
-	w.name, w.route = r.router.Find(c.model)
-	session := c.cacheKey
+	w.name, w.route = r.router.Find(c.Model)
+	session := c.CacheKey
 	if session == "" {
 		session = sessionOf(h, r.Policy)
 	}
 	home, learn := g.homes.find(c, who.tenant, session)
 	w.learn = learn
 	if w.route == nil {
-		w.pool = c.model
+		w.pool = c.Model
 	} else {
 		w.pool = g.side(w.name, w.route, who.tenant, session, home)
 		w.pool = g.withFallback(w.route, w.pool, now)
@@ -125,7 +126,7 @@ func sessionOf(h http.Header, p *policy.Policy) string {
 		names = policy.DefaultSessionHeaders
 	}
 	for _, n := range names {
-		if v := h.Get(n); v != "" && len(v) <= maxField {
+		if v := h.Get(n); v != "" && len(v) <= api.MaxField {
 			return v
 		}
 	}

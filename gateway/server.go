@@ -13,6 +13,7 @@ import (
 
 	"github.com/rs/cors"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -53,7 +54,7 @@ func (g *Gateway) answering(serve func(http.ResponseWriter, *http.Request, subje
 			g.log.Info("request", "id", id, "path", r.URL.Path, "outcome", "broken off", "took", time.Since(began))
 			panic(http.ErrAbortHandler)
 		default:
-			e := asError(err)
+			e := api.AsError(err)
 			if e.Status == http.StatusInternalServerError {
 				g.log.Error("request", "id", id, "path", r.URL.Path, "err", err)
 			} else {
@@ -65,7 +66,7 @@ func (g *Gateway) answering(serve func(http.ResponseWriter, *http.Request, subje
 			}
 			w.Header().Set("Openai-Processing-Ms", strconv.FormatInt(time.Since(began).Milliseconds(), 10))
 			http.NewResponseController(w).SetWriteDeadline(time.Now().Add(g.cfg.SlowClient))
-			e.write(w, dialectOf(r.URL.Path), id.String())
+			e.Write(w, api.Of(r.URL.Path), id.String())
 		}
 	})
 }
@@ -78,9 +79,9 @@ func notHere(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
 			allow = "GET, HEAD"
 		}
 		w.Header().Set("Allow", allow)
-		return &Error{Status: http.StatusMethodNotAllowed, Code: "method_not_allowed", Message: r.Method + " is not served on " + quote(r.URL.Path) + ": inference calls are POST, and GET is for /v1/models"}
+		return &api.Error{Status: http.StatusMethodNotAllowed, Code: "method_not_allowed", Message: r.Method + " is not served on " + api.Quote(r.URL.Path) + ": inference calls are POST, and GET is for /v1/models"}
 	}
-	return &Error{Status: http.StatusNotFound, Code: "not_found", Message: "there is nothing at " + quote(r.URL.Path) + "; the API begins with /v1/"}
+	return &api.Error{Status: http.StatusNotFound, Code: "not_found", Message: "there is nothing at " + api.Quote(r.URL.Path) + "; the API begins with /v1/"}
 }
 
 func (g *Gateway) withCORS(h http.Handler) http.Handler {

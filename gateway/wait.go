@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -133,7 +134,7 @@ func (g *Gateway) look(ctx context.Context, f *flight) error {
 	waited := now.Sub(f.arrived)
 	if most := time.Duration(at.tier.MaxWait); most > 0 && waited >= most {
 		g.metrics.refused(at.pool, at.tier.Name, "max_wait")
-		return &Error{Status: http.StatusTooManyRequests, Code: "queue_timeout", RetryAfter: time.Second,
+		return &api.Error{Status: http.StatusTooManyRequests, Code: "queue_timeout", RetryAfter: time.Second,
 			Message: fmt.Sprintf("no worker took the request within the %v that tier %s allows", most, at.tier.Name)}
 	}
 	if f.noWord(now) {
@@ -144,7 +145,7 @@ func (g *Gateway) look(ctx context.Context, f *flight) error {
 		return g.move(ctx, f, pool, at.tier, subjects.Shared)
 	}
 	if since := g.fleet.emptySince(at.pool); !since.IsZero() && now.Sub(since) > g.cfg.NoWorkerWait && waited > g.cfg.NoWorkerWait {
-		return unavailable("no_worker", 10*time.Second, "no worker serves %s", quote(f.req.Model))
+		return api.Unavailable("no_worker", 10*time.Second, "no worker serves %s", api.Quote(f.req.Model))
 	}
 	if at.lane != subjects.Shared && now.Sub(f.since) >= max(time.Duration(g.rules.Load().Policy.Pools[at.pool].StickFor), lookAfter) {
 		return g.move(ctx, f, at.pool, at.tier, subjects.Shared)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -221,7 +222,7 @@ func (w *Worker) answer(a *attempt) {
 	body, err := w.body(a)
 	path := a.req.Path
 	if err == nil {
-		path, body, err = rename(a.req, body, a.model)
+		path, body, err = api.RenameModel(a.req, body, a.model)
 	}
 	if err != nil {
 		w.fail(a, subjects.Fail{Class: subjects.FailBody, Reason: err.Error()})
@@ -354,9 +355,9 @@ func (w *Worker) brokeOff(a *attempt, err error) {
 
 // relay sends the engine's answer on as it comes.
 func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
-	watch := newWatch(a.req.Path, resp)
-	defer watch.free()
-	a.streamed = watch.stream
+	watch := api.NewInspector(a.req.Path, resp)
+	defer watch.Free()
+	a.streamed = watch.Stream
 	a.out.Head(head)
 	room := 8 << 10
 	var sent int64
@@ -366,7 +367,7 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 		n, err := resp.Body.Read(buf)
 		now := time.Now()
 		if n > 0 {
-			watch.see(buf[:n])
+			watch.See(buf[:n])
 			a.out.Commit(n)
 			sent += int64(n)
 			if n == len(buf) {
@@ -393,7 +394,7 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 		w.mu.Unlock()
 		switch {
 		case err == io.EOF:
-			if reason := watch.broken(); reason != "" {
+			if reason := watch.Broken(); reason != "" {
 				w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)})
 				return
 			}
@@ -417,8 +418,8 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 }
 
 // finish sends the end of a whole answer.
-func (w *Worker) finish(a *attempt, status int, watch *watch, pace *pace, now time.Time) {
-	end := subjects.End{EngineMS: ms(now.Sub(a.started)), OutputTokens: watch.outputTokens(), InputTokens: watch.inputTokens()}
+func (w *Worker) finish(a *attempt, status int, watch *api.Inspector, pace *pace, now time.Time) {
+	end := subjects.End{EngineMS: ms(now.Sub(a.started)), OutputTokens: watch.OutputTokens(), InputTokens: watch.InputTokens()}
 	w.mu.Lock()
 	if a.firstByte.IsZero() {
 		w.firstLocked(a, now)

@@ -3,6 +3,8 @@ package worker
 import (
 	"cmp"
 	"time"
+
+	"github.com/pulley-lb/pulley/api"
 )
 
 const (
@@ -25,9 +27,9 @@ type pace struct {
 }
 
 // tokensLocked takes in what a stream has brought until now.
-func (w *Worker) tokensLocked(p *pace, watch *watch, now time.Time) {
+func (w *Worker) tokensLocked(p *pace, watch *api.Inspector, now time.Time) {
 	r := &w.room
-	events, quiet := watch.events-p.events, len(w.prefilling) == 0
+	events, quiet := watch.Events-p.events, len(w.prefilling) == 0
 	if w.fencedSinceLocked(p.at) {
 		p.at = time.Time{}
 	}
@@ -38,31 +40,31 @@ func (w *Worker) tokensLocked(p *pace, watch *watch, now time.Time) {
 		gap := now.Sub(p.at)
 		p.took += gap
 		switch {
-		case r.perEvent == 0 || r.perEvent >= severalTokens || watch.ended: // with the end come events that carry no token
+		case r.perEvent == 0 || r.perEvent >= severalTokens || watch.Ended: // with the end come events that carry no token
 		case quiet && p.quiet && p.prefills == r.prefills:
 			r.window.Quiet(gap, events)
 		default:
 			r.window.Gap(gap, events)
 		}
 	}
-	p.events, p.at, p.prefills, p.quiet = watch.events, now, r.prefills, quiet
+	p.events, p.at, p.prefills, p.quiet = watch.Events, now, r.prefills, quiet
 }
 
 // streamedLocked takes in a stream that has ended. Where events carry several
 // tokens, there is no time between two of them, but that of the whole stream.
-func (w *Worker) streamedLocked(p *pace, watch *watch) {
+func (w *Worker) streamedLocked(p *pace, watch *api.Inspector) {
 	r := &w.room
-	if !watch.stream || watch.events <= fewEvents {
+	if !watch.Stream || watch.Events <= fewEvents {
 		return
 	}
-	if watch.output == 0 { // it does not say
+	if watch.ReportedTokens() == 0 { // it does not say
 		r.perEvent = cmp.Or(r.perEvent, 1)
 		return
 	}
-	per := float64(watch.output) / float64(watch.events-otherEvents)
+	per := float64(watch.ReportedTokens()) / float64(watch.Events-otherEvents)
 	r.perEvent = cmp.Or(r.perEvent, per)
 	r.perEvent += (per - r.perEvent) / 20
-	if r.perEvent >= severalTokens && watch.output > 1 && p.took > 0 {
-		r.window.Gap(p.took, watch.output-1)
+	if r.perEvent >= severalTokens && watch.ReportedTokens() > 1 && p.took > 0 {
+		r.window.Gap(p.took, watch.ReportedTokens()-1)
 	}
 }

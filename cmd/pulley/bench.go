@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/bench"
 	"github.com/pulley-lb/pulley/bench/suite"
 )
@@ -73,7 +74,7 @@ func (b *benchFlags) declare(cmd *cobra.Command) {
 	f, c := cmd.Flags(), &b.cfg
 	f.StringArrayVar(&b.urls, "url", nil, "base `URL` of the API, or NAME=URL (repeatable)")
 	f.StringVar(&c.Model, "model", "", "model to ask for")
-	f.StringVar(&b.endpoint, "endpoint", string(bench.Chat), "API: chat, completions, embeddings, responses or messages")
+	f.StringVar(&b.endpoint, "endpoint", string(api.Chat), "API: chat, completions, embeddings, responses or messages")
 	f.BoolVar(&c.Stream, "stream", true, "ask for a stream")
 	f.BoolVar(&b.noStream, "no-stream", false, "ask for one body, as --stream=false")
 	f.BoolVar(&c.NoUsage, "no-usage", false, "do not ask for usage in streams, for servers that refuse stream_options")
@@ -177,10 +178,10 @@ func (b *benchFlags) check() error {
 // shared is what the runs have in common.
 func (b *benchFlags) shared(cmd *cobra.Command) (bench.Config, error) {
 	cfg := b.cfg
-	cfg.Endpoint = bench.Endpoint(b.endpoint)
+	cfg.Endpoint = api.API(b.endpoint)
 	cfg.Extra = json.RawMessage(b.extra)
 	cfg.APIKey = os.Getenv(b.apiKeyEnv)
-	if b.noStream || (cfg.Endpoint == bench.Embeddings && !cmd.Flags().Changed("stream")) {
+	if b.noStream || (cfg.Endpoint == api.Embeddings && !cmd.Flags().Changed("stream")) {
 		cfg.Stream = false
 	}
 	if cfg.Seed == 0 {

@@ -1,18 +1,17 @@
-package gateway
+package api
 
 import (
 	"bytes"
 	"slices"
-	"strings"
 )
 
-// edits are what an answer says otherwise than its engine did. Empty: as it did.
-type edits struct {
-	model string // as the client asked for it
-	tier  string // that served it
+// Edits are what an answer says otherwise than its engine did. Empty: as it did.
+type Edits struct {
+	Model string // as the client asked for it
+	Tier  string // that served it
 }
 
-// editor makes the edits of one answer and changes no other byte.
+// Editor makes the edits of one answer and changes no other byte.
 //
 // It edits the JSON object that the answer is, or that stands behind "data:" in
 // one line of an event stream, or that is one line of a stream of JSON lines:
@@ -27,14 +26,14 @@ type edits struct {
 // whose data is in several lines, damage. A complete line is never held back,
 // and the begin of one only until its end comes, so that what it says does not
 // depend on how the bytes were cut on their way.
-type editor struct {
+type Editor struct {
 	model, tier []byte // as JSON; nil: left alone
 	beside      []byte // the tier's member, where one goes beside a model
 	inUsage     bool   // where the API has its tier
 	inner       string // the member of an event that has the answer in it; "": none
 	jsonLines   bool   // else lines are those of server-sent events
 
-	t    text
+	t    cursor
 	cuts []cut
 	out  []byte
 	held []byte // of a line whose end has not come
@@ -51,24 +50,25 @@ type cut struct {
 // is, however it comes.
 const maxLine = 1 << 20
 
-// newEditor is for an answer of an API. It is nil if there is nothing to edit.
-func newEditor(ed edits, d dialect, path string, jsonLines bool) *editor {
-	if ed == (edits{}) {
+// NewEditor is for an answer of an API, which may be a stream of JSON lines instead of
+// server-sent events. It is nil if there is nothing to edit.
+func NewEditor(ed Edits, a API, jsonLines bool) *Editor {
+	if ed == (Edits{}) {
 		return nil
 	}
-	e := &editor{jsonLines: jsonLines}
-	if ed.model != "" {
-		e.model = jsonString(ed.model)
+	e := &Editor{jsonLines: jsonLines}
+	if ed.Model != "" {
+		e.model = jsonString(ed.Model)
 	}
-	if ed.tier != "" {
-		e.tier = jsonString(ed.tier)
+	if ed.Tier != "" {
+		e.tier = jsonString(ed.Tier)
 	}
 	switch {
-	case d == anthropic:
+	case a == Messages:
 		e.inner = "message"
 		e.inUsage = e.tier != nil
-	case d == responsesAPI, strings.HasSuffix(path, "/completions"):
-		if d == responsesAPI {
+	case a == Responses, a.completes():
+		if a == Responses {
 			e.inner = "response"
 		}
 		if e.tier != nil {
@@ -81,15 +81,15 @@ func newEditor(ed edits, d dialect, path string, jsonLines bool) *editor {
 	return e
 }
 
-// whole edits an answer that is no stream.
-func (e *editor) whole(pieces [][]byte) []byte {
+// Whole edits an answer that is no stream.
+func (e *Editor) Whole(pieces [][]byte) []byte {
 	b := bytes.Join(pieces, nil)
 	return e.appendJSON(make([]byte, 0, len(b)+len(e.model)+len(e.tier)+len(e.beside)), b)
 }
 
-// lines takes in the next bytes of a stream and gives what they make ready to
+// Lines takes in the next bytes of a stream and gives what they make ready to
 // be sent on. That is valid until the next call.
-func (e *editor) lines(b []byte) []byte {
+func (e *Editor) Lines(b []byte) []byte {
 	e.out = e.out[:0]
 	for end := lineEnd(b); end >= 0; end = lineEnd(b) {
 		e.endLine(b[:end])
@@ -105,8 +105,8 @@ func (e *editor) lines(b []byte) []byte {
 	return e.out
 }
 
-// last gives what is ready when the stream ends well: a line without an end.
-func (e *editor) last() []byte {
+// Last gives what is ready when the stream ends well: a line without an end.
+func (e *Editor) Last() []byte {
 	e.out = e.out[:0]
 	e.endLine(nil)
 	return e.out
@@ -127,7 +127,7 @@ func lineEnd(b []byte) int {
 }
 
 // endLine sends a line on of which b is the rest.
-func (e *editor) endLine(b []byte) {
+func (e *Editor) endLine(b []byte) {
 	switch {
 	case e.long, len(e.held)+len(b) > maxLine:
 		e.flushHeld(b)
@@ -149,13 +149,13 @@ func (e *editor) endLine(b []byte) {
 	e.held = e.held[:0]
 }
 
-func (e *editor) flushHeld(b []byte) {
+func (e *Editor) flushHeld(b []byte) {
 	e.out = append(append(e.out, e.held...), b...)
 	e.held = e.held[:0]
 }
 
 // appendJSON appends a JSON object as it is edited, and anything else as it is.
-func (e *editor) appendJSON(dst, b []byte) []byte {
+func (e *Editor) appendJSON(dst, b []byte) []byte {
 	t := &e.t
 	t.b, t.at, t.bad, t.depth = b, 0, false, 0
 	if t.peek() != '{' {
@@ -177,7 +177,7 @@ func (e *editor) appendJSON(dst, b []byte) []byte {
 }
 
 // object finds what to cut in the object that the text is at.
-func (e *editor) object(top bool) {
+func (e *Editor) object(top bool) {
 	t := &e.t
 	named, tiered := -1, false // the cut at its model; whether it names a tier
 	t.open()
@@ -209,7 +209,7 @@ func (e *editor) object(top bool) {
 }
 
 // usage finds Anthropic's tier.
-func (e *editor) usage() {
+func (e *Editor) usage() {
 	t := &e.t
 	t.open()
 	for name := t.name(); name != nil; name = t.name() {
@@ -222,7 +222,7 @@ func (e *editor) usage() {
 }
 
 // setTier replaces a tier that is a string or null.
-func (e *editor) setTier(kind byte) {
+func (e *Editor) setTier(kind byte) {
 	from := e.t.at
 	if e.t.value(); kind == '"' || kind == 'n' {
 		e.cuts = append(e.cuts, cut{from: from, to: e.t.at, with: e.tier})

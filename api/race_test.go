@@ -1,6 +1,6 @@
 //go:build race
 
-package gateway
+package api
 
 // wholeBody is less than the largest body: the race detector is slow.
 const wholeBody = 4 << 20

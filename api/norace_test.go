@@ -1,5 +1,5 @@
 //go:build !race
 
-package gateway
+package api
 
 const wholeBody = 64 << 20

@@ -1,4 +1,4 @@
-package gateway
+package api
 
 import (
 	"bytes"
@@ -11,19 +11,19 @@ import (
 
 // scanText says whether text takes b as one value with white space around it.
 func scanText(b []byte) bool {
-	t := text{b: b}
+	t := cursor{b: b}
 	t.value()
 	return t.peek() == 0 && t.at == len(b) && !t.bad
 }
 
 // openText says the same, and goes into each object and array on the way.
 func openText(b []byte) bool {
-	t := text{b: b}
+	t := cursor{b: b}
 	openValue(&t)
 	return t.peek() == 0 && t.at == len(b) && !t.bad
 }
 
-func openValue(t *text) {
+func openValue(t *cursor) {
 	switch t.peek() {
 	case '{':
 		t.open()

@@ -1,4 +1,4 @@
-package worker
+package api
 
 import (
 	"fmt"
@@ -11,10 +11,10 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// rename puts the engine's name for the model where the request has the client's,
+// RenameModel puts the engine's name for the model where the request has the client's,
 // and changes no other byte. A request that names no model at a known place goes
 // as it came. The body itself is not written to.
-func rename(req *subjects.Request, body []byte, model string) (path string, renamed []byte, err error) {
+func RenameModel(req *subjects.Request, body []byte, model string) (path string, renamed []byte, err error) {
 	at := req.ModelAt
 	if at.In == "" || model == req.Model {
 		return req.Path, body, nil

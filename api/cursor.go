@@ -1,15 +1,15 @@
-package gateway
+package api
 
 import (
 	"encoding/binary"
 	"math/bits"
 )
 
-// text walks over JSON without taking it apart. It takes exactly what jsontext
+// cursor walks over JSON without taking it apart. It takes exactly what jsontext
 // takes when that allows duplicate names and invalid UTF-8, at about twice its
 // speed, for most of a body is strings that nobody here reads. The first thing
 // that is no JSON makes it bad, and it goes no further.
-type text struct {
+type cursor struct {
 	b     []byte
 	at    int
 	bad   bool
@@ -23,7 +23,7 @@ type text struct {
 const maxDepth = 10_000
 
 // peek is the next byte that is no white space, 0 at the end.
-func (t *text) peek() byte {
+func (t *cursor) peek() byte {
 	t.at = skipSpace(t.b, t.at)
 	if t.at == len(t.b) {
 		return 0
@@ -33,7 +33,7 @@ func (t *text) peek() byte {
 
 // open goes into the object or array that begins here; name or element go
 // through it and out of it.
-func (t *text) open() {
+func (t *cursor) open() {
 	t.peek()
 	t.at++
 	t.depth++
@@ -43,7 +43,7 @@ func (t *text) open() {
 
 // name is the quoted name of the next member of the object that t is in, nil
 // behind the last one or if it is bad. Its value comes next.
-func (t *text) name() []byte {
+func (t *cursor) name() []byte {
 	if !t.more('}') {
 		return nil
 	}
@@ -64,9 +64,9 @@ func (t *text) name() []byte {
 }
 
 // element says whether another value of the array that t is in comes next.
-func (t *text) element() bool { return t.more(']') }
+func (t *cursor) element() bool { return t.more(']') }
 
-func (t *text) more(end byte) bool {
+func (t *cursor) more(end byte) bool {
 	fresh := t.fresh
 	t.fresh = false
 	switch c := t.peek(); {
@@ -88,7 +88,7 @@ func (t *text) more(end byte) bool {
 }
 
 // value goes over the next value and gives its bytes, nil if it is bad.
-func (t *text) value() []byte {
+func (t *cursor) value() []byte {
 	t.peek()
 	from := t.at
 	if end := t.skip(from); end >= 0 && !t.bad {
@@ -100,7 +100,7 @@ func (t *text) value() []byte {
 }
 
 // skip is where the value that begins at i ends, -1 if none does.
-func (t *text) skip(i int) int {
+func (t *cursor) skip(i int) int {
 	b, depth := t.b, t.depth
 values:
 	for i >= 0 && i < len(b) {
@@ -165,7 +165,7 @@ func skipSpace(b []byte, i int) int {
 }
 
 // skipName goes over a member's name and colon to where its value begins.
-func (t *text) skipName(i int) int {
+func (t *cursor) skipName(i int) int {
 	b, from := t.b, i
 	if i == len(b) || b[i] != '"' {
 		return -1

@@ -1,4 +1,4 @@
-package gateway
+package api
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ import (
 )
 
 // chat scans a request of a conversation.
-func chat(t *testing.T, path, body string) *call {
+func chat(t *testing.T, path, body string) *Call {
 	t.Helper()
 	c, err := scanOf(path, body)
 	if err != nil {
@@ -23,12 +23,12 @@ func chat(t *testing.T, path, body string) *call {
 
 // sharedMessages is how many messages a follow-up has from the request that it
 // follows; 0: it does not.
-func sharedMessages(later, earlier *call) int {
-	whole, n := earlier.learnable(), len(later.prefix)
+func sharedMessages(later, earlier *Call) int {
+	whole, n := earlier.Learnable(), len(later.prefix)
 	if whole == 0 {
 		return 0
 	}
-	for prefix := range later.follows {
+	for prefix := range later.Follows {
 		if n--; prefix == whole {
 			return n
 		}

@@ -1,9 +1,10 @@
-package gateway
+package api
 
 import (
 	"bytes"
 	"cmp"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"mime/multipart"
@@ -19,57 +20,58 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// call is what a request says of itself, as far as Pulley acts on it.
-type call struct {
-	model     string
-	modelAt   subjects.ModelAt
-	stream    bool
-	tier      string   // as asked for
-	tierAt    [2]int   // where the body says so, as a JSON string; zero: nowhere
-	cacheKey  string   // prompt_cache_key: the client's own word for a conversation
-	maxTokens int      // of the answer; 0: not said
-	prefix    []uint64 // the conversation: see conversation
+// Call is what a request says of itself, as far as Pulley acts on it.
+type Call struct {
+	Model     string
+	ModelAt   subjects.ModelAt
+	Stream    bool
+	Tier      string // as asked for
+	CacheKey  string // prompt_cache_key: the client's own name for a conversation
+	MaxTokens int    // of the answer; 0: not said
+
+	tierAt [2]int   // where the body names the tier, as a JSON string; zero: nowhere
+	prefix []uint64 // the conversation: see conversation
 }
 
-// scan finds the few fields that matter, without changing or keeping the body.
+// Scan finds the few fields that matter, without changing or keeping the body.
 // The body is read as engines read it, or refused: a field named twice is an
 // error, since engines take the last one.
-func scan(r *http.Request, body []byte) (call, error) {
+func Scan(r *http.Request, body []byte) (Call, error) {
 	if enc := strings.Join(r.Header["Content-Encoding"], ", "); enc != "" && !strings.EqualFold(enc, "identity") {
-		return call{}, &Error{Status: http.StatusUnsupportedMediaType, Code: "unsupported_encoding",
-			Message: "Content-Encoding " + quote(enc) + " is not supported: send the body uncompressed"}
+		return Call{}, &Error{Status: http.StatusUnsupportedMediaType, Code: "unsupported_encoding",
+			Message: "Content-Encoding " + Quote(enc) + " is not supported: send the body uncompressed"}
 	}
 	if len(r.Header["Content-Type"]) > 1 {
-		return call{}, badRequest("", "the request has more than one Content-Type")
+		return Call{}, BadRequest("", "the request has more than one Content-Type")
 	}
-	var c call
+	var c Call
 	var err error
 	switch model, at, inPath := modelInPath(r.URL); {
 	case inPath:
-		c.model, c.modelAt = model, at
+		c.Model, c.ModelAt = model, at
 	case subjects.MediaType(r.Header) == "multipart/form-data":
 		_, params, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 		c, err = scanForm(body, params["boundary"])
 	default:
-		c, err = scanJSON(body, messagesField(dialectOf(r.URL.Path)))
+		c, err = scanJSON(body, Of(r.URL.Path).conversationField())
 	}
 	if err != nil {
-		return call{}, err
+		return Call{}, err
 	}
-	if c.model == "" {
-		return call{}, badRequest("model", "you must provide a model")
+	if c.Model == "" {
+		return Call{}, BadRequest("model", "you must provide a model")
 	}
-	if len(c.model) > subjects.MaxName {
-		return call{}, badRequest("model", "model name of %d bytes: at most %d", len(c.model), subjects.MaxName)
+	if len(c.Model) > subjects.MaxName {
+		return Call{}, BadRequest("model", "model name of %d bytes: at most %d", len(c.Model), subjects.MaxName)
 	}
 	return c, nil
 }
 
-// withEngineTier makes the body one that any engine takes: some refuse a
+// WithEngineTier makes the body one that any engine takes: some refuse a
 // service tier that is not one of OpenAI's, so ours becomes "auto". It changes
-// the body in place where there is room, and moves modelAt along.
-func (c *call) withEngineTier(body []byte) []byte {
-	switch c.tier {
+// the body in place where there is room, and moves ModelAt along.
+func (c *Call) WithEngineTier(body []byte) []byte {
+	switch c.Tier {
 	case "", "auto", "default", "flex", "scale", "priority", "standard_only":
 		return body
 	}
@@ -79,9 +81,9 @@ func (c *call) withEngineTier(body []byte) []byte {
 	was := len(body)
 	body = spliceTier(body, c.tierAt, "auto")
 	moved := len(body) - was
-	if c.modelAt.In == subjects.ModelInJSON && c.modelAt.From >= c.tierAt[1] {
-		c.modelAt.From += moved
-		c.modelAt.To += moved
+	if c.ModelAt.In == subjects.ModelInJSON && c.ModelAt.From >= c.tierAt[1] {
+		c.ModelAt.From += moved
+		c.ModelAt.To += moved
 	}
 	c.tierAt[1] += moved
 	return body
@@ -111,6 +113,24 @@ func modelInPath(u *url.URL) (name string, at subjects.ModelAt, ok bool) {
 	return name, subjects.ModelAt{In: subjects.ModelInPath, From: len(before), To: len(before) + len(segment)}, err == nil
 }
 
+// RequestURI is the path with the query, as it came. A query may hold bytes that
+// are no UTF-8 and that no JSON holds: these are escaped.
+func RequestURI(u *url.URL) string {
+	uri := u.RequestURI()
+	if utf8.ValidString(uri) {
+		return uri
+	}
+	var b strings.Builder
+	for i := range len(uri) {
+		if c := uri[i]; c < utf8.RuneSelf {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
 // fields of a JSON body that are read.
 var fields = []string{
 	"model", "stream", "service_tier", "prompt_cache_key", "messages", "input", // decisive: once at most
@@ -127,12 +147,12 @@ var (
 // scanJSON reads a JSON object's top level; messages is the field that holds
 // its conversation. Of a field that is not decisive and named twice, the last
 // counts, as for engines.
-func scanJSON(body []byte, messages string) (call, error) {
-	t := text{b: body}
+func scanJSON(body []byte, messages string) (Call, error) {
+	t := cursor{b: body}
 	if t.peek() != '{' {
-		return call{}, badRequest("", "the body is not a JSON object")
+		return Call{}, BadRequest("", "the body is not a JSON object")
 	}
-	var c call
+	var c Call
 	var talk conversation
 	var limits [3]int
 	seen := make(map[string]bool, len(decisive))
@@ -141,7 +161,7 @@ func scanJSON(body []byte, messages string) (call, error) {
 		field, exact := fieldOf(name)
 		if slices.Contains(decisive, field) {
 			if seen[field] {
-				return c, badRequest(field, "the body names %q twice", field)
+				return c, BadRequest(field, "the body names %q twice", field)
 			}
 			seen[field] = true
 		}
@@ -155,8 +175,8 @@ func scanJSON(body []byte, messages string) (call, error) {
 				t.value()
 			}
 		case "prompt_cache_key": // a hint: an odd one is none
-			if v := t.value(); exact && len(v) <= maxField && len(v) > 0 && v[0] == '"' {
-				c.cacheKey = unquoted(v)
+			if v := t.value(); exact && len(v) <= MaxField && len(v) > 0 && v[0] == '"' {
+				c.CacheKey = unquoted(v)
 			}
 		case "model", "stream", "service_tier":
 			if err := c.decide(field, exact, &t); err != nil {
@@ -176,41 +196,41 @@ func scanJSON(body []byte, messages string) (call, error) {
 		return c, whyNotJSON(body)
 	}
 	if t.peek(); t.at < len(body) {
-		return c, badRequest("", "the body goes on after its JSON object")
+		return c, BadRequest("", "the body goes on after its JSON object")
 	}
-	c.maxTokens = cmp.Or(limits[:]...)
+	c.MaxTokens = cmp.Or(limits[:]...)
 	c.prefix = talk.chain()
 	return c, nil
 }
 
 // decide reads a decisive field's value. One that is not named to the letter is
 // not ours to read, but nobody else may name it either.
-func (c *call) decide(field string, exact bool, t *text) error {
+func (c *Call) decide(field string, exact bool, t *cursor) error {
 	kind, from := t.peek(), t.at
 	if kind == '{' || kind == '[' {
-		return badRequest(field, "%q must be a single value", field)
+		return BadRequest(field, "%q must be a single value", field)
 	}
 	v := t.value()
 	if t.bad || !exact {
 		return nil
 	}
-	if len(v) > maxField {
-		return badRequest(field, "%q is too long", field)
+	if len(v) > MaxField {
+		return BadRequest(field, "%q is too long", field)
 	}
 	switch {
 	case kind == 'n': // null is absent
 	case field == "model" && kind == '"':
-		c.model = unquoted(v)
-		c.modelAt = subjects.ModelAt{In: subjects.ModelInJSON, From: from, To: t.at}
+		c.Model = unquoted(v)
+		c.ModelAt = subjects.ModelAt{In: subjects.ModelInJSON, From: from, To: t.at}
 	case field == "service_tier" && kind == '"':
-		c.tier = unquoted(v)
+		c.Tier = unquoted(v)
 		c.tierAt = [2]int{from, t.at}
 	case field == "stream" && (kind == 't' || kind == 'f'):
-		c.stream = kind == 't'
+		c.Stream = kind == 't'
 	case field == "stream":
-		return badRequest(field, `"stream" must be true or false`)
+		return BadRequest(field, `"stream" must be true or false`)
 	default:
-		return badRequest(field, "%q must be a string", field)
+		return BadRequest(field, "%q must be a string", field)
 	}
 	return nil
 }
@@ -244,20 +264,20 @@ func fieldOf(name []byte) (field string, exact bool) {
 	return "", false
 }
 
-// whyNotJSON says in words what is wrong with a body that text refused.
+// whyNotJSON says in words what is wrong with a body that the cursor refused.
 func whyNotJSON(body []byte) *Error {
 	err := jsontext.NewDecoder(bytes.NewBuffer(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)).SkipValue()
 	if err == nil {
-		return badRequest("", "the body is not valid JSON")
+		return BadRequest("", "the body is not valid JSON")
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return badRequest("", "the body is not valid JSON: it ends too early")
+		return BadRequest("", "the body is not valid JSON: it ends too early")
 	}
 	msg := strings.TrimPrefix(err.Error(), "jsontext: ")
 	if len(msg) > 200 {
 		msg = msg[:200] + "…"
 	}
-	return badRequest("", "the body is not valid JSON: %s", msg)
+	return BadRequest("", "the body is not valid JSON: %s", msg)
 }
 
 // unquoted is what a JSON string means; invalid UTF-8 in it becomes U+FFFD, as
@@ -267,14 +287,14 @@ func unquoted(v jsontext.Value) string {
 	return string(b)
 }
 
-// maxField bounds a field that is read, in a form or as JSON.
-const maxField = 4 << 10
+// MaxField bounds, in bytes, a field that is read: of a form, of a JSON body, or of a header that names a session.
+const MaxField = 4 << 10
 
 // scanForm reads the fields of a multipart form.
-func scanForm(body []byte, boundary string) (call, error) {
-	var c call
+func scanForm(body []byte, boundary string) (Call, error) {
+	var c Call
 	if boundary == "" {
-		return c, badRequest("", "multipart/form-data without a boundary")
+		return c, BadRequest("", "multipart/form-data without a boundary")
 	}
 	inForm := []string{"model", "stream", "service_tier"}
 	seen := make(map[string]bool, len(inForm))
@@ -288,34 +308,34 @@ func scanForm(body []byte, boundary string) (call, error) {
 			return c, nil
 		}
 		if err != nil {
-			return c, badRequest("", "the multipart form is damaged: %v", err)
+			return c, BadRequest("", "the multipart form is damaged: %v", err)
 		}
 		field := part.FormName()
 		if field == "" || manyNamed(part) {
-			return c, badRequest("", "the multipart form is damaged: a part without one plain name")
+			return c, BadRequest("", "the multipart form is damaged: a part without one plain name")
 		}
 		if !slices.Contains(inForm, field) {
 			continue
 		}
 		if seen[field] {
-			return c, badRequest(field, "the form names %q twice", field)
+			return c, BadRequest(field, "the form names %q twice", field)
 		}
 		seen[field] = true
 		if part.FileName() != "" {
-			return c, badRequest(field, "%q must be a plain field of the form, not a file", field)
+			return c, BadRequest(field, "%q must be a plain field of the form, not a file", field)
 		}
-		v, err := io.ReadAll(io.LimitReader(part, maxField))
+		v, err := io.ReadAll(io.LimitReader(part, MaxField))
 		if err != nil {
-			return c, badRequest(field, "the multipart form is damaged: %v", err)
+			return c, BadRequest(field, "the multipart form is damaged: %v", err)
 		}
 		switch field {
 		case "model":
-			c.model = string(v)
-			c.modelAt = valueInForm(body[:len(body)-src.Len()], boundary, v)
+			c.Model = string(v)
+			c.ModelAt = valueInForm(body[:len(body)-src.Len()], boundary, v)
 		case "service_tier":
-			c.tier = string(v)
+			c.Tier = string(v)
 		case "stream":
-			c.stream = string(v) == "true" || string(v) == "1" || string(v) == "True"
+			c.Stream = string(v) == "true" || string(v) == "1" || string(v) == "True"
 		}
 	}
 }
@@ -353,7 +373,8 @@ func manyNamed(part *multipart.Part) bool {
 	return len(d) > 1 || strings.Contains(strings.ReplaceAll(strings.ToLower(d[0]), "filename*", ""), "name*")
 }
 
-func quote(s string) string {
+// Quote is a name of a client in quotes, at most 60 bytes of it, for a message.
+func Quote(s string) string {
 	if len(s) > 60 {
 		s = s[:60] + "…"
 	}

@@ -1,4 +1,4 @@
-package worker
+package api
 
 import (
 	"strings"
@@ -32,7 +32,7 @@ func TestRename(t *testing.T) {
 		"the engine calls it the same":   {chat, path, subjects.ModelAt{In: "json", From: -1, To: 1 << 40}, "gpt-4o", chat, path},
 	} {
 		body := []byte(c.body)
-		gotPath, got, err := rename(&subjects.Request{Model: "gpt-4o", ModelAt: c.at, Path: c.path}, body, c.model)
+		gotPath, got, err := RenameModel(&subjects.Request{Model: "gpt-4o", ModelAt: c.at, Path: c.path}, body, c.model)
 		if err != nil || string(got) != c.wantBody || gotPath != c.wantPath {
 			t.Errorf("%s:\ngot  %s %s %v\nwant %s %s", what, gotPath, got, err, c.wantPath, c.wantBody)
 		}
@@ -59,7 +59,7 @@ func TestRenameRefusesWhatCannotBe(t *testing.T) {
 		"a place that nobody knows":  {subjects.ModelAt{In: "header", From: 0, To: 1}, "m"},
 		"a name that ends its field": {subjects.ModelAt{In: "form", From: 10, To: 16}, "m\r\n--x"},
 	} {
-		if path, got, err := rename(&subjects.Request{Model: "gpt-4o", ModelAt: c.at, Path: path}, []byte(body), c.model); err == nil {
+		if path, got, err := RenameModel(&subjects.Request{Model: "gpt-4o", ModelAt: c.at, Path: path}, []byte(body), c.model); err == nil {
 			t.Errorf("%s: got %s %s, want an error", what, path, got)
 		}
 	}
@@ -69,7 +69,7 @@ func FuzzRename(f *testing.F) {
 	f.Add("json", 9, 17, "m", `{"model":"gpt-4o"}`, "/")
 	f.Add("path", 11, 17, "m", "", "/v2/models/gpt-4o/infer")
 	f.Fuzz(func(t *testing.T, in string, from, to int, model, body, path string) {
-		gotPath, got, err := rename(&subjects.Request{Model: "gpt-4o", ModelAt: subjects.ModelAt{In: subjects.ModelIn(in), From: from, To: to}, Path: path}, []byte(body), model)
+		gotPath, got, err := RenameModel(&subjects.Request{Model: "gpt-4o", ModelAt: subjects.ModelAt{In: subjects.ModelIn(in), From: from, To: to}, Path: path}, []byte(body), model)
 		if err != nil || in == "" || model == "gpt-4o" {
 			return
 		}

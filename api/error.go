@@ -1,13 +1,14 @@
-package gateway
+package api
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -23,16 +24,18 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Code + ": " + e.Message }
 
-func badRequest(param, format string, args ...any) *Error {
+// BadRequest is an error in what a client sent: 400. param is the field at fault; "" names none.
+func BadRequest(param, format string, args ...any) *Error {
 	return &Error{Status: http.StatusBadRequest, Code: "invalid_request", Param: param, Message: fmt.Sprintf(format, args...)}
 }
 
-func unavailable(code string, retry time.Duration, format string, args ...any) *Error {
+// Unavailable is a 503. retry is what the client is advised to wait; 0 advises nothing.
+func Unavailable(code string, retry time.Duration, format string, args ...any) *Error {
 	return &Error{Status: http.StatusServiceUnavailable, Code: code, RetryAfter: retry, Message: fmt.Sprintf(format, args...)}
 }
 
 // asError makes an Error of any error: what is none is a bug of ours.
-func asError(err error) *Error {
+func AsError(err error) *Error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
@@ -76,29 +79,6 @@ func (e *Error) anthropicKind() string {
 	return "api_error"
 }
 
-// dialect is the API that a path belongs to, as far as errors look different.
-type dialect int
-
-const (
-	openAI dialect = iota
-	responsesAPI
-	anthropic
-	plain // streams of which we know no way to say that they broke
-)
-
-func dialectOf(path string) dialect {
-	switch {
-	case strings.HasSuffix(path, "/messages"):
-		return anthropic
-	case strings.HasSuffix(path, "/responses"):
-		return responsesAPI
-	}
-	if strings.HasPrefix(path, "/v1/") || strings.HasSuffix(path, "/completions") {
-		return openAI
-	}
-	return plain
-}
-
 type errorBody struct {
 	Message string  `json:"message"`
 	Type    string  `json:"type"`
@@ -106,15 +86,15 @@ type errorBody struct {
 	Code    string  `json:"code"`
 }
 
-// body is the error as JSON. Anthropic's form has ours inside, so that all four
+// Body is the error as JSON. Anthropic's form has OpenAI's inside, so that all four
 // keys are always there.
-func (e *Error) body(d dialect, id string) []byte {
+func (e *Error) Body(a API, id string) []byte {
 	inner := errorBody{Message: e.Message, Type: e.kind(), Code: e.Code}
 	if e.Param != "" {
 		inner.Param = &e.Param
 	}
 	var v any = map[string]any{"error": inner}
-	if d == anthropic {
+	if a == Messages {
 		inner.Type = e.anthropicKind()
 		v = map[string]any{"type": "error", "error": inner, "request_id": id}
 	}
@@ -125,12 +105,12 @@ func (e *Error) body(d dialect, id string) []byte {
 	return b
 }
 
-// event is the error as the last event of a stream that had begun.
-func (e *Error) event(d dialect, id string) []byte {
-	switch d {
-	case anthropic:
-		return fmt.Appendf(nil, "event: error\ndata: %s\n\n", e.body(d, id))
-	case responsesAPI:
+// Event is the error as the last event of a stream that had begun.
+func (e *Error) Event(a API, id string) []byte {
+	switch a {
+	case Messages:
+		return fmt.Appendf(nil, "event: error\ndata: %s\n\n", e.Body(a, id))
+	case Responses:
 		b, err := json.Marshal(map[string]any{
 			"type":            "response.failed",
 			"sequence_number": math.MaxInt32, // after every one before it
@@ -145,11 +125,11 @@ func (e *Error) event(d dialect, id string) []byte {
 		}
 		return fmt.Appendf(nil, "event: response.failed\ndata: %s\n\n", b)
 	}
-	return fmt.Appendf(nil, "data: %s\n\n", e.body(d, id))
+	return fmt.Appendf(nil, "data: %s\n\n", e.Body(a, id))
 }
 
-// write answers with the error.
-func (e *Error) write(w http.ResponseWriter, d dialect, id string) {
+// Write answers with the error.
+func (e *Error) Write(w http.ResponseWriter, a API, id string) {
 	h := w.Header()
 	if e.RetryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
@@ -160,9 +140,43 @@ func (e *Error) write(w http.ResponseWriter, d dialect, id string) {
 	if e.NoRetry {
 		h.Set("X-Should-Retry", "false")
 	}
-	b := e.body(d, id)
+	b := e.Body(a, id)
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(b)))
 	w.WriteHeader(e.Status)
 	w.Write(b)
+}
+
+// EngineError is an engine's error answer as the last event of a stream: in its
+// own words if they are in the API's form.
+func EngineError(status int, body []byte, a API, id string) []byte {
+	var said struct {
+		Type    string          `json:"type"`
+		Error   json.RawMessage `json:"error"`
+		Message string          `json:"message"`
+		Detail  json.RawMessage `json:"detail"` // FastAPI's
+	}
+	var inner struct {
+		Message string          `json:"message"`
+		Code    json.RawMessage `json:"code"`
+	}
+	e := &Error{Status: status, Code: "upstream_error"}
+	var line bytes.Buffer
+	if json.Unmarshal(body, &said) == nil {
+		json.Compact(&line, body)
+		if json.Unmarshal(said.Error, &inner) == nil && inner.Message != "" {
+			switch {
+			case a.openAIErrors():
+				return fmt.Appendf(nil, "data: %s\n\n", &line)
+			case a == Messages && said.Type == "error":
+				return fmt.Appendf(nil, "event: error\ndata: %s\n\n", &line)
+			}
+		}
+		json.Unmarshal(inner.Code, &e.Code) // where it is a string
+		json.Unmarshal(said.Error, &e.Message)
+		json.Unmarshal(said.Detail, &e.Message)
+	}
+	e.Message = cmp.Or(inner.Message, said.Message, e.Message, fmt.Sprintf("the engine answered %d", status))
+	e.Code = cmp.Or(e.Code, "upstream_error")
+	return e.Event(a, id)
 }

@@ -1,4 +1,4 @@
-package gateway
+package api
 
 import (
 	"bytes"
@@ -13,9 +13,9 @@ import (
 //
 //	prefix[k] = hash(what comes before the messages, hash(message 0 , … , message k))
 //
-// A request's home is learned under the last of its chain (learnable), and a
+// A request's home is learned under the last of its chain (Learnable), and a
 // request is a follow-up of an earlier one if one of its own prefixes, the last
-// excepted, was the last of that one's chain (follows): it says all that the
+// excepted, was the last of that one's chain (Follows): it says all that the
 // earlier one said, and then more. So neither requests that say the same nor
 // those that only share a system prompt gather on one worker: what they share is
 // soon in every cache, and price spreads them.
@@ -36,7 +36,7 @@ type conversation struct {
 	sum    xxhash.Digest // of the messages so far, each with a comma
 	prefix []uint64
 	before [6]uint64 // by the index in preceding; 0: absent
-	again  text      // to read a value that is hashed without some of its members
+	again  cursor    // to read a value that is hashed without some of its members
 }
 
 // maxPrefix bounds a chain. Of a longer conversation the later part of its
@@ -44,16 +44,8 @@ type conversation struct {
 // that the one that is looked for is near the end.
 const maxPrefix = 512
 
-// messagesField is where the bodies of an API hold the conversation.
-func messagesField(d dialect) string {
-	if d == responsesAPI {
-		return "input"
-	}
-	return "messages"
-}
-
 // read takes in the array of messages that t is at.
-func (c *conversation) read(t *text) {
+func (c *conversation) read(t *cursor) {
 	c.sum.Reset()
 	t.open()
 	for t.element() {
@@ -72,7 +64,7 @@ func (c *conversation) read(t *text) {
 }
 
 // precede takes in the field that t is at, which engines put before the messages.
-func (c *conversation) precede(field string, t *text) {
+func (c *conversation) precede(field string, t *cursor) {
 	to := &c.before[slices.Index(preceding, field)]
 	t.cache = false
 	value := t.value()
@@ -134,17 +126,17 @@ func (c *conversation) hash(sum *xxhash.Digest, v []byte, cache bool) {
 
 const jsonSpace = " \t\r\n"
 
-// learnable is the hash under which this request's home is learned; 0 is none.
-func (c *call) learnable() uint64 {
+// Learnable is the hash under which this request's home is learned; 0 is none.
+func (c *Call) Learnable() uint64 {
 	if len(c.prefix) == 0 {
 		return 0
 	}
 	return c.prefix[len(c.prefix)-1]
 }
 
-// follows yields the hashes under which the home of a conversation that this
+// Follows yields the hashes under which the home of a conversation that this
 // request goes on with may have been learned, the longest first.
-func (c *call) follows(yield func(uint64) bool) {
+func (c *Call) Follows(yield func(uint64) bool) {
 	for i := len(c.prefix) - 2; i >= 0; i-- {
 		if !yield(c.prefix[i]) {
 			return

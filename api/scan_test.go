@@ -1,4 +1,4 @@
-package gateway
+package api
 
 import (
 	"bytes"
@@ -17,13 +17,13 @@ import (
 )
 
 // scanOf scans a body as if it had come to path; header is name, value, ….
-func scanOf(path, body string, header ...string) (call, error) {
+func scanOf(path, body string, header ...string) (Call, error) {
 	r := httptest.NewRequest("POST", path, nil)
 	r.Header.Set("Content-Type", "application/json")
 	for i := 0; i+1 < len(header); i += 2 {
 		r.Header.Set(header[i], header[i+1])
 	}
-	return scan(r, []byte(body))
+	return Scan(r, []byte(body))
 }
 
 // said is what a call says, without where.
@@ -33,10 +33,10 @@ type said struct {
 	tier   string
 }
 
-func (c call) said() said { return said{c.model, c.stream, c.tier} }
+func (c Call) said() said { return said{c.Model, c.Stream, c.Tier} }
 
 // wantPlaces checks that a call tells where its body says model and tier.
-func wantPlaces(t *testing.T, c call, body string) {
+func wantPlaces(t *testing.T, c Call, body string) {
 	t.Helper()
 	unquote := func(from, to int) string {
 		s, err := jsontext.AppendUnquote(nil, body[from:to])
@@ -45,18 +45,18 @@ func wantPlaces(t *testing.T, c call, body string) {
 		}
 		return string(s)
 	}
-	if c.modelAt.In != subjects.ModelInJSON {
-		t.Fatalf("%.100q: model in %q", body, c.modelAt.In)
+	if c.ModelAt.In != subjects.ModelInJSON {
+		t.Fatalf("%.100q: model in %q", body, c.ModelAt.In)
 	}
-	if got := unquote(c.modelAt.From, c.modelAt.To); got != c.model {
-		t.Errorf("%.100q: model %q is at %q", body, c.model, got)
+	if got := unquote(c.ModelAt.From, c.ModelAt.To); got != c.Model {
+		t.Errorf("%.100q: model %q is at %q", body, c.Model, got)
 	}
 	if at := c.tierAt; at != [2]int{} {
-		if got := unquote(at[0], at[1]); got != c.tier {
-			t.Errorf("%.100q: tier %q is at %q", body, c.tier, got)
+		if got := unquote(at[0], at[1]); got != c.Tier {
+			t.Errorf("%.100q: tier %q is at %q", body, c.Tier, got)
 		}
-	} else if c.tier != "" {
-		t.Errorf("%.100q: nothing tells where tier %q is", body, c.tier)
+	} else if c.Tier != "" {
+		t.Errorf("%.100q: nothing tells where tier %q is", body, c.Tier)
 	}
 }
 
@@ -70,9 +70,9 @@ func wantRefusal(t *testing.T, err error, status int, param string) {
 	if !ok || e.Status != status || e.Param != param {
 		t.Fatalf("got %#v, want status %d and param %q", err, status, param)
 	}
-	for _, d := range []dialect{openAI, responsesAPI, anthropic, plain} {
+	for _, a := range []API{Chat, Embeddings, OpenAI, Responses, Messages, Other} {
 		var b struct{ Error map[string]any }
-		if err := json.Unmarshal(e.body(d, "id"), &b); err != nil {
+		if err := json.Unmarshal(e.Body(a, "id"), &b); err != nil {
 			t.Fatal(err)
 		}
 		for _, key := range []string{"message", "type", "param", "code"} {
@@ -205,15 +205,15 @@ func TestScanEncodings(t *testing.T) {
 	}
 	r := httptest.NewRequest("POST", "/v1/embeddings", nil)
 	r.Header["Content-Encoding"] = []string{"identity", "gzip"}
-	_, err := scan(r, []byte(body))
+	_, err := Scan(r, []byte(body))
 	wantRefusal(t, err, 415, "")
 
 	r = httptest.NewRequest("POST", "/v1/embeddings", nil)
 	r.Header["Content-Type"] = []string{"application/json", "multipart/form-data; boundary=x"}
-	_, err = scan(r, []byte(body))
+	_, err = Scan(r, []byte(body))
 	wantRefusal(t, err, 400, "")
 	for _, ct := range []string{"", "text/plain", "application/json; charset=utf-8", "no media type at all;;"} {
-		if c, err := scanOf("/v1/embeddings", body, "Content-Type", ct); err != nil || c.model != "m" {
+		if c, err := scanOf("/v1/embeddings", body, "Content-Type", ct); err != nil || c.Model != "m" {
 			t.Errorf("content type %q: %+v, %v", ct, c, err)
 		}
 	}
@@ -354,7 +354,7 @@ func TestScanDoesNotCopy(t *testing.T) {
 			r := httptest.NewRequest("POST", "/v1/chat/completions", nil)
 			r.Header.Set("Content-Type", c.contentType)
 			body := []byte(c.body)
-			if n := allocated(func() { scan(r, body) }); n > 1<<20 {
+			if n := allocated(func() { Scan(r, body) }); n > 1<<20 {
 				t.Errorf("scanning %d bytes allocates %d", len(body), n)
 			}
 		})
@@ -404,7 +404,7 @@ func FuzzScanJSON(f *testing.F) {
 		if want := (said{model: str("model", v.Model), tier: str("service_tier", v.Tier), stream: stream}); c.said() != want {
 			t.Errorf("%q: scan reads %+v, encoding/json %+v", body, c, want)
 		}
-		if c.model != "" {
+		if c.Model != "" {
 			wantPlaces(t, c, string(body))
 		}
 	})
@@ -431,10 +431,10 @@ func FuzzScanForm(f *testing.F) {
 			return // stricter than we are
 		}
 		defer parsed.RemoveAll()
-		if vs := parsed.Value["model"]; len(vs) > 1 || len(vs) == 1 && len(vs[0]) < maxField && vs[0] != c.model {
+		if vs := parsed.Value["model"]; len(vs) > 1 || len(vs) == 1 && len(vs[0]) < MaxField && vs[0] != c.Model {
 			// NextRawPart does not decode quoted-printable, and nor do engines.
 			if !bytes.Contains(bytes.ToLower(body), []byte("quoted-printable")) {
-				t.Errorf("%q: scan reads model %q, net/http %q", body, c.model, vs)
+				t.Errorf("%q: scan reads model %q, net/http %q", body, c.Model, vs)
 			}
 		}
 	})
@@ -480,8 +480,8 @@ func TestScanExtras(t *testing.T) {
 	} {
 		t.Run(about, func(t *testing.T) {
 			got, err := scanOf("/v1/chat/completions", c.body)
-			if err != nil || got.cacheKey != c.cacheKey || got.maxTokens != c.maxTokens {
-				t.Errorf("got key %q, %d tokens, %v, want %q, %d", got.cacheKey, got.maxTokens, err, c.cacheKey, c.maxTokens)
+			if err != nil || got.CacheKey != c.cacheKey || got.MaxTokens != c.maxTokens {
+				t.Errorf("got key %q, %d tokens, %v, want %q, %d", got.CacheKey, got.MaxTokens, err, c.cacheKey, c.maxTokens)
 			}
 		})
 	}
@@ -504,15 +504,15 @@ func TestEngineTier(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := string(call.withEngineTier([]byte(c.body))); got != c.want {
+			if got := string(call.WithEngineTier([]byte(c.body))); got != c.want {
 				t.Fatalf("got %s, want %s", got, c.want)
 			}
 			now, err := scanOf("/v1/chat/completions", c.want)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if call.modelAt != now.modelAt || call.tierAt != now.tierAt {
-				t.Errorf("places %v and %v, want %v and %v", call.modelAt, call.tierAt, now.modelAt, now.tierAt)
+			if call.ModelAt != now.ModelAt || call.tierAt != now.tierAt {
+				t.Errorf("places %v and %v, want %v and %v", call.ModelAt, call.tierAt, now.ModelAt, now.tierAt)
 			}
 		})
 	}
@@ -521,7 +521,7 @@ func TestEngineTier(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := string(call.withEngineTier([]byte(body))); got != body {
+	if got := string(call.WithEngineTier([]byte(body))); got != body {
 		t.Errorf("a form becomes %q", got)
 	}
 }
@@ -540,11 +540,11 @@ func TestModelAtForm(t *testing.T) {
 		t.Run(about, func(t *testing.T) {
 			body, ct := form(t, fields...)
 			c, err := scanOf("/v1/audio/transcriptions", body, "Content-Type", ct)
-			if err != nil || c.modelAt.In != subjects.ModelInForm {
+			if err != nil || c.ModelAt.In != subjects.ModelInForm {
 				t.Fatalf("got %+v, %v", c, err)
 			}
 			_, boundary, _ := strings.Cut(ct, "boundary=")
-			replaced := body[:c.modelAt.From] + "another" + body[c.modelAt.To:]
+			replaced := body[:c.ModelAt.From] + "another" + body[c.ModelAt.To:]
 			for i := 0; i < len(fields); i += 2 {
 				if fields[i] == "model" {
 					fields[i+1] = "another"
@@ -561,12 +561,12 @@ func TestModelAtForm(t *testing.T) {
 		"bare line feeds":   "--B\nContent-Disposition: form-data; name=\"model\"\n\nm\n--B--\n",
 		"bare in its value": "--B\nContent-Disposition: form-data; name=\"model\"\n\nm\r\n--B--\n",
 	} {
-		if c, err := scanForm([]byte(body), "B"); err != nil || c.modelAt != (subjects.ModelAt{}) {
+		if c, err := scanForm([]byte(body), "B"); err != nil || c.ModelAt != (subjects.ModelAt{}) {
 			t.Errorf("%s: got %+v, %v, want no place", about, c, err)
 		}
 	}
 	preamble := "preamble\r\n--B\r\nContent-Disposition: form-data; name=model\r\n\r\nm\r\n--B--\r\nm\r\n--B"
-	if c, err := scanForm([]byte(preamble), "B"); err != nil || c.modelAt.From != strings.Index(preamble, "m\r\n--B--") {
+	if c, err := scanForm([]byte(preamble), "B"); err != nil || c.ModelAt.From != strings.Index(preamble, "m\r\n--B--") {
 		t.Errorf("got %+v, %v", c, err)
 	}
 }
@@ -588,7 +588,7 @@ func TestModelAtPath(t *testing.T) {
 		if !ok || at.In != subjects.ModelInPath {
 			t.Fatalf("%s: got %+v, %t", uri, at, ok)
 		}
-		if got := requestURI(u)[at.From:at.To]; got != want {
+		if got := RequestURI(u)[at.From:at.To]; got != want {
 			t.Errorf("%s: got %q, want %q", uri, got, want)
 		}
 	}

@@ -1,4 +1,4 @@
-package worker
+package api
 
 import (
 	"fmt"
@@ -28,12 +28,12 @@ type outcome struct {
 }
 
 func watched(path, contentType string, pieces ...string) outcome {
-	wt := newWatch(path, answerOf(contentType))
+	wt := NewInspector(path, answerOf(contentType))
 	for _, p := range pieces {
-		wt.see([]byte(p))
+		wt.See([]byte(p))
 	}
-	broken := wt.broken() // at the end of the answer, before the counts
-	return outcome{wt.inputTokens(), wt.outputTokens(), broken}
+	broken := wt.Broken() // at the end of the answer, before the counts
+	return outcome{wt.InputTokens(), wt.OutputTokens(), broken}
 }
 
 const lost = "stream ended without its last event"
@@ -104,9 +104,9 @@ func TestWatchWithoutLength(t *testing.T) {
 	} {
 		resp := answerOf(jsonType)
 		resp.TransferEncoding = nil
-		wt := newWatch("/v1/embeddings", resp)
-		wt.see([]byte(body))
-		if got := wt.broken(); got != want {
+		wt := NewInspector("/v1/embeddings", resp)
+		wt.See([]byte(body))
+		if got := wt.Broken(); got != want {
 			t.Errorf("%q: got %q, want %q", body, got, want)
 		}
 	}
@@ -115,11 +115,11 @@ func TestWatchWithoutLength(t *testing.T) {
 // A watch holds a bounded part of whatever passes.
 func TestWatchIsBounded(t *testing.T) {
 	for _, ct := range []string{eventStream, jsonType} {
-		wt := newWatch("/v1/chat/completions", answerOf(ct))
+		wt := NewInspector("/v1/chat/completions", answerOf(ct))
 		piece := []byte(strings.Repeat("x", 64<<10))
-		wt.see([]byte("data: "))
+		wt.See([]byte("data: "))
 		for range 1000 {
-			wt.see(piece)
+			wt.See(piece)
 		}
 		if held := cap(wt.line) + cap(wt.tail); held > 4*keepLine {
 			t.Errorf("%s: holds %d bytes of 64 MB", ct, held)
@@ -156,13 +156,13 @@ func FuzzWatch(f *testing.F) {
 
 func BenchmarkWatch(b *testing.B) {
 	token := []byte(`data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":" word"},"finish_reason":null}]}` + "\n\n")
-	wt := newWatch("/v1/chat/completions", answerOf(eventStream))
+	wt := NewInspector("/v1/chat/completions", answerOf(eventStream))
 	b.SetBytes(int64(len(token)))
 	b.ReportAllocs()
 	for b.Loop() {
-		wt.see(token)
+		wt.See(token)
 	}
-	if wt.events != b.N {
-		b.Fatal(fmt.Sprint(wt.events, " events of ", b.N))
+	if wt.Events != b.N {
+		b.Fatal(fmt.Sprint(wt.Events, " events of ", b.N))
 	}
 }
