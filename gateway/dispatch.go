@@ -87,7 +87,7 @@ func (g *Gateway) arbitrate(c *subjects.Claim) *subjects.Refusal {
 	if d, err := subjects.ParseAck(c.Ack); err == nil && at.lane == subjects.Shared {
 		g.depth(at, d.Pending, now)
 	}
-	if verdict != subjects.Go {
+	if verdict != subjects.Granted {
 		return &subjects.Refusal{Verdict: verdict, Ack: c.Ack, DelayMS: delayMS}
 	}
 	g.fleet.claimed(c.Worker)
@@ -119,7 +119,7 @@ func (g *Gateway) cancelAttempt(worker string, id subjects.ID, mark uint64, reas
 
 // bodyWanted serves a piece of a body that travels by reference.
 func (g *Gateway) bodyWanted(m *nats.Msg) {
-	var want subjects.BodyWant
+	var want subjects.BodyRequest
 	if subjects.Unmarshal(m.Data, &want) != nil {
 		return
 	}

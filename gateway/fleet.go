@@ -405,7 +405,7 @@ func (fl *fleet) publishReferences() {
 		r := subjects.PoolReference{Mean: policy.MeanOf(means[name])}
 		for lane, l := range p.lanes {
 			if lane != subjects.Shared && l.ensured {
-				r.Homes = append(r.Homes, lane)
+				r.HomeLanes = append(r.HomeLanes, lane)
 			}
 		}
 		ref.Pools[name] = r

@@ -196,9 +196,9 @@ func (f *flight) claim(c *subjects.Claim, now time.Time, others func(not ...map[
 		return subjects.Elsewhere, 0
 	case f.failed[c.Worker] || f.refused[c.Worker]:
 		if live, free := others(f.failed, f.refused); free > 0 {
-			return subjects.NotYou, 0
+			return subjects.OtherWorker, 0
 		} else if live > 0 {
-			return subjects.NotYou, 100
+			return subjects.OtherWorker, 100
 		}
 	}
 	if f.seq == 0 { // it is faster than the broker's word
@@ -212,7 +212,7 @@ func (f *flight) claim(c *subjects.Claim, now time.Time, others func(not ...map[
 	f.current = &attempt{mark: c.Attempt, worker: c.Worker, name: c.Name, ack: c.Ack, number: f.starts, began: now, alive: now}
 	f.claimed = now
 	f.at().queue.leave(f.at().lane, true, now)
-	return subjects.Go, 0
+	return subjects.Granted, 0
 }
 
 // stale says that a delivery is of a message that the request left behind.

@@ -184,11 +184,11 @@ func collectWorker(to chan<- prometheus.Metric, h *subjects.Heartbeat) {
 		gauge(to, descNVML, truth(h.NVML.Failure == nil && len(h.NVML.GPUs) > 0), labels)
 	}
 	if h.State == subjects.Fenced {
-		gauge(to, descFenced, 1, labels, fenceClass(h.Reason))
+		gauge(to, descFenced, 1, labels, knownClass(h.FenceClass))
 	} else {
 		gauge(to, descFenced, 0, labels, "")
 	}
-	r := h.Room
+	r := h.Capacity
 	if r == nil {
 		return
 	}
@@ -211,22 +211,19 @@ func knownBound(b policy.Bound) string {
 	return "other"
 }
 
-// fenceClass is the kind of a reason, which has numbers in it.
-func fenceClass(reason string) string {
-	for _, c := range []struct{ in, class string }{
-		{"XID", "xid"}, {"ECC", "ecc"}, {"row remapping", "row_remap"}, {"wants recovery", "recovery"}, {"requires a reset", "reset_required"},
-		{"GPU is", "lost"}, {"is lost", "lost"}, {"NVML", "nvml"}, {"stalled", "stalled"},
-	} {
-		if strings.Contains(reason, c.in) {
-			return c.class
-		}
+// knownClass keeps the label's values few, whatever a worker of another version
+// says.
+func knownClass(c gpu.FenceClass) string {
+	switch c {
+	case gpu.FenceLost, gpu.FenceResetRequired, gpu.FenceRowRemap, gpu.FenceRecovery, gpu.FenceXID, gpu.FenceECC, subjects.FenceStalled, subjects.FenceNVML:
+		return string(c)
 	}
 	return "other"
 }
 
 func collectGPU(to chan<- prometheus.Metric, g *subjects.GPU, labels []string) {
 	if g.Fenced != "" {
-		gauge(to, descGPUFenced, 1, labels, fenceClass(g.Fenced))
+		gauge(to, descGPUFenced, 1, labels, knownClass(g.FenceClass))
 	} else {
 		gauge(to, descGPUFenced, 0, labels, "")
 	}

@@ -33,7 +33,7 @@ var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 func onGPU(name, uuid string, sampled time.Duration, xids ...gpu.XID) subjects.Heartbeat {
 	return subjects.Heartbeat{
 		Worker: name + "-1", Name: name, Host: "h", State: subjects.Ready, InFlight: 3, Started: noon,
-		Room: &subjects.Room{Total: 8, Bound: policy.BoundKV, Headroom: 0.25, Factor: 1, Terms: map[policy.Bound]float64{policy.BoundKV: 8, policy.BoundLimit: 12}},
+		Capacity: &subjects.Capacity{Total: 8, Bound: policy.BoundKV, Headroom: 0.25, Factor: 1, Terms: map[policy.Bound]float64{policy.BoundKV: 8, policy.BoundLimit: 12}},
 		NVML: &subjects.NVML{Mode: "auto", GPUs: []subjects.GPU{{Snapshot: gpu.Snapshot{
 			Device: gpu.Device{UUID: uuid, Name: "H100"}, At: noon.Add(sampled), State: gpu.Fresh, XIDs: xids, Temperature: new(64),
 			Memory: &gpu.Memory{Total: 100, Used: 60, Free: 40},
@@ -92,9 +92,9 @@ func TestMetricsOfAWorker(t *testing.T) {
 		pulley_gpu_fenced{UUID="GPU-1",gpu="0",host="h",modelName="H100",reason=""} 0`)
 
 	h := onGPU("a", "GPU-1", time.Second)
-	h.State, h.Reason = subjects.Fenced, "the engine has stalled: it has requests, and no token and an idle GPU for 10s"
-	h.Room.Bound, h.Room.Total = "moon", 0 // of a newer version
-	h.NVML.GPUs[0].Fenced, h.NVML.GPUs[0].State = "XID 79 (fallen off the bus)", gpu.Unknown
+	h.State, h.Reason, h.FenceClass = subjects.Fenced, "the engine has stalled: it has requests, and no token and an idle GPU for 10s", subjects.FenceStalled
+	h.Capacity.Bound, h.Capacity.Total = "moon", 0 // of a newer version
+	h.NVML.GPUs[0].Fenced, h.NVML.GPUs[0].FenceClass, h.NVML.GPUs[0].State = "XID 79 (fallen off the bus)", gpu.FenceXID, gpu.Unknown
 	hears(t, g, time.Second, h)
 	wantMetrics(t, g, "pulley_worker_credits pulley_worker_fenced pulley_gpu_fenced pulley_gpu_temperature_celsius", `
 		pulley_worker_credits{bound="other",host="h",worker="a"} 0
@@ -142,16 +142,4 @@ func TestXIDsAreCountedOnce(t *testing.T) {
 	wantMetrics(t, g, "pulley_gpu_xid_total", `
 		pulley_gpu_xid_total{UUID="GPU-1",gpu="0",host="h",modelName="H100",xid="31"} 3
 		pulley_gpu_xid_total{UUID="GPU-1",gpu="0",host="h",modelName="H100",xid="79"} 1`)
-}
-
-func TestFenceClasses(t *testing.T) {
-	for reason, want := range map[string]string{
-		"GPU 1: XID 79 (fallen off the bus)": "xid", "GPU 0: GPU is lost": "lost", "GPU 0: GPU is no longer there": "lost", "GPU 0: GPU requires a reset": "reset_required",
-		"GPU 0: row remapping failed": "row_remap", "GPU 0: the driver wants recovery: reset the GPU": "recovery", "GPU 0: uncorrectable ECC errors: 3 more": "ecc",
-		"NVML is required, and tells nothing of the engine's GPUs": "nvml", "the engine has stalled: it has requests, and no token and an idle GPU for 10s": "stalled", "the moon": "other",
-	} {
-		if got := fenceClass(reason); got != want {
-			t.Errorf("%s: %s, want %s", reason, got, want)
-		}
-	}
 }

@@ -31,8 +31,8 @@ type homes struct {
 	young    generation // those seen of late
 	old      generation // and before
 	turnedAt time.Time
-	shared   bool            // there are other gateways
-	fresh    []subjects.Home // to be told to them
+	shared   bool                     // there are other gateways
+	fresh    []subjects.AffinityEntry // to be told to them
 }
 
 func newHomes(g *Gateway) *homes {
@@ -43,16 +43,16 @@ func newHomes(g *Gateway) *homes {
 // conversations than workers: entries with the names in them cost 7 % of a small
 // request, for the collector's looks at them.
 type generation struct {
-	homes  map[uint64]uint32 // of prefixes, where in places
-	places []subjects.Home   // but for the prefix
-	number map[subjects.Home]uint32
+	homes  map[uint64]uint32        // of prefixes, where in places
+	places []subjects.AffinityEntry // but for the prefix
+	number map[subjects.AffinityEntry]uint32
 }
 
 func newGeneration() generation {
-	return generation{homes: make(map[uint64]uint32), number: make(map[subjects.Home]uint32)}
+	return generation{homes: make(map[uint64]uint32), number: make(map[subjects.AffinityEntry]uint32)}
 }
 
-func (ge *generation) put(home subjects.Home) {
+func (ge *generation) put(home subjects.AffinityEntry) {
 	prefix := home.Prefix
 	home.Prefix = 0
 	n, ok := ge.number[home]
@@ -64,10 +64,10 @@ func (ge *generation) put(home subjects.Home) {
 	ge.homes[prefix] = n
 }
 
-func (ge *generation) get(prefix uint64) (subjects.Home, bool) {
+func (ge *generation) get(prefix uint64) (subjects.AffinityEntry, bool) {
 	n, ok := ge.homes[prefix]
 	if !ok {
-		return subjects.Home{}, false
+		return subjects.AffinityEntry{}, false
 	}
 	home := ge.places[n]
 	home.Prefix = prefix
@@ -77,7 +77,7 @@ func (ge *generation) get(prefix uint64) (subjects.Home, bool) {
 // find is the home of the conversation that a request goes on with, if there is
 // one, and the hash under which its next home is to be learned; 0: not at all.
 // Tenants and models do not share conversations.
-func (h *homes) find(c *api.Call, tenant, session string) (home subjects.Home, learn uint64) {
+func (h *homes) find(c *api.Call, tenant, session string) (home subjects.AffinityEntry, learn uint64) {
 	scope := hashOf("home", tenant, c.Model)
 	if session != "" {
 		learn = mix(scope, hashOf(session))
@@ -105,7 +105,7 @@ func mix(a, b uint64) uint64 {
 	return max(x, 1)
 }
 
-func (h *homes) get(prefix uint64) (subjects.Home, bool) {
+func (h *homes) get(prefix uint64) (subjects.AffinityEntry, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	home, ok := h.young.get(prefix)
@@ -118,7 +118,7 @@ func (h *homes) get(prefix uint64) (subjects.Home, bool) {
 	return home, ok
 }
 
-func (h *homes) putLocked(home subjects.Home) {
+func (h *homes) putLocked(home subjects.AffinityEntry) {
 	if now := time.Now(); len(h.young.homes) >= maxHomes || now.Sub(h.turnedAt) > homesFade {
 		h.old, h.young, h.turnedAt = h.young, newGeneration(), now
 	}
@@ -127,7 +127,7 @@ func (h *homes) putLocked(home subjects.Home) {
 
 // learn notes that a worker has taken a conversation.
 func (h *homes) learn(prefix uint64, pool, worker string) {
-	home := subjects.Home{Prefix: prefix, Pool: pool, Worker: worker}
+	home := subjects.AffinityEntry{Prefix: prefix, Pool: pool, Worker: worker}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.putLocked(home)
@@ -138,20 +138,20 @@ func (h *homes) learn(prefix uint64, pool, worker string) {
 
 // hear takes what another gateway has learned.
 func (h *homes) hear(m *nats.Msg) {
-	var told subjects.HomesTold
+	var told subjects.AffinityReport
 	if subjects.Unmarshal(m.Data, &told) != nil || told.Gateway == h.g.id {
 		return
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, home := range told.Homes {
+	for _, home := range told.Entries {
 		h.putLocked(home)
 	}
 }
 
 // loop tells the other gateways what is new.
 func (h *homes) loop(ctx context.Context) {
-	tick := time.NewTicker(subjects.HomesEvery)
+	tick := time.NewTicker(subjects.AffinityEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -166,7 +166,7 @@ func (h *homes) loop(ctx context.Context) {
 		h.fresh = nil
 		h.mu.Unlock()
 		for told := range slices.Chunk(fresh, 1000) { // 100 KB
-			h.g.publishJSON(subjects.Homes, subjects.HomesTold{Gateway: h.g.id, Homes: told})
+			h.g.publishJSON(subjects.AffinityReports, subjects.AffinityReport{Gateway: h.g.id, Entries: told})
 		}
 	}
 }

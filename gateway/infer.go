@@ -84,7 +84,7 @@ func (g *Gateway) admit(out http.Header, r *http.Request, id subjects.ID, who *c
 		ID: id, Gateway: g.id, Tenant: who.tenant, Tier: tier.Name, Model: c.Model, ModelAt: c.ModelAt, Pool: way.pool,
 		Deadline: now.Add(timeout).UnixMilli(), Method: r.Method, Path: api.RequestURI(r.URL),
 		Header: forEngine(r.Header, out["X-Request-Id"]), Stream: c.Stream, InputTokens: max(len(body)/4, 1),
-		MaxAttempts: tier.Retries + 1, BodySize: int64(len(body)),
+		BodySize: int64(len(body)),
 	}
 	if err := g.fit(req, body); err != nil {
 		return nil, 0, err

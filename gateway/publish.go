@@ -50,7 +50,7 @@ func (g *Gateway) send(f *flight) error {
 		m.Header[subjects.HeaderMsgID] = []string{fmt.Sprintf("%s.%d", req.ID, f.copies-1)}
 	}
 	number := g.expectWord(f)
-	m.Reply = subjects.GatewayStored(g.id, number)
+	m.Reply = subjects.GatewayAck(g.id, number)
 	if err := g.nc.PublishMsg(m); err != nil {
 		g.takeUnstored(number)
 		f.stored(number, 0, err)
@@ -109,7 +109,7 @@ func (g *Gateway) stored(number string, m *nats.Msg) {
 	seq := f.seq
 	f.mu.Unlock()
 	if seq == 0 { // else a claim was faster
-		seq, err = subjects.ParseStored(m)
+		seq, err = subjects.ParsePubAck(m)
 	}
 	f.stored(n, seq, err)
 }

@@ -51,7 +51,7 @@ type turn struct {
 	tenant string
 	cost   int
 	since  time.Time
-	place  *policy.Turn[*turn]
+	place  *policy.Ticket[*turn]
 }
 
 // spot is where a request joined its queue.

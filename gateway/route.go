@@ -42,7 +42,7 @@ func (g *Gateway) findWay(r *rules, c *api.Call, who *caller, h http.Header, now
 }
 
 // side picks one of a route's pools.
-func (g *Gateway) side(name string, r *policy.Route, tenant, session string, home subjects.Home) string {
+func (g *Gateway) side(name string, r *policy.Route, tenant, session string, home subjects.AffinityEntry) string {
 	if len(r.To) == 1 {
 		return r.To[0].Pool
 	}
@@ -101,7 +101,7 @@ func (g *Gateway) serves(r *policy.Route, pool string, now time.Time) bool {
 
 // laneFor is the home lane of the worker that has the conversation's beginning,
 // if it lives and serves the pool, else the shared one.
-func (g *Gateway) laneFor(p *policy.Policy, pool string, session bool, home subjects.Home) string {
+func (g *Gateway) laneFor(p *policy.Policy, pool string, session bool, home subjects.AffinityEntry) string {
 	if home.Worker == "" {
 		return subjects.Shared
 	}

@@ -34,7 +34,7 @@ type sides struct {
 }
 
 type heardSides struct {
-	subjects.SidesTold
+	subjects.ShiftReport
 	at time.Time
 }
 
@@ -94,7 +94,7 @@ func shifting(r policy.Route) bool {
 
 // hear takes what another gateway counted.
 func (s *shifts) hear(m *nats.Msg) {
-	var told subjects.SidesTold
+	var told subjects.ShiftReport
 	if subjects.Unmarshal(m.Data, &told) != nil || told.Gateway == s.g.id {
 		return
 	}
@@ -104,7 +104,7 @@ func (s *shifts) hear(m *nats.Msg) {
 }
 
 func (s *shifts) loop(ctx context.Context) {
-	tick := time.NewTicker(subjects.SidesEvery)
+	tick := time.NewTicker(subjects.ShiftEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -130,7 +130,7 @@ func (s *shifts) loop(ctx context.Context) {
 // tell publishes what was counted here, and forgets what is over.
 func (s *shifts) tell(running map[string]policy.Route) {
 	s.mu.Lock()
-	told := subjects.SidesTold{Gateway: s.g.id, Routes: make(map[string]map[string]policy.Side), Since: make(map[string]time.Time)}
+	told := subjects.ShiftReport{Gateway: s.g.id, Routes: make(map[string]map[string]policy.Side), Since: make(map[string]time.Time)}
 	for name, own := range s.own {
 		if r, ok := running[name]; !ok || !r.Shift.Since.Equal(own.since) {
 			delete(s.own, name)
@@ -147,7 +147,7 @@ func (s *shifts) tell(running map[string]policy.Route) {
 	}
 	s.mu.Unlock()
 	if len(running) > 0 {
-		s.g.publishJSON(subjects.Sides, told)
+		s.g.publishJSON(subjects.ShiftReports, told)
 	}
 }
 

@@ -35,7 +35,7 @@ const (
 // peerQueue is what another gateway tells of a queue, with the turns that were
 // given to it since.
 type peerQueue struct {
-	subjects.QueueTold
+	subjects.HeldQueue
 	at    time.Time
 	since time.Time // when the request came that is next there
 }
@@ -131,7 +131,7 @@ func (q *queue) nextLocked(now time.Time) (gw string, ok bool) {
 }
 
 // hear takes what another gateway tells of the queue.
-func (q *queue) hear(gw string, t subjects.QueueTold, now time.Time) {
+func (q *queue) hear(gw string, t subjects.HeldQueue, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	fair := &q.laneLocked(subjects.Shared).here
@@ -142,7 +142,7 @@ func (q *queue) hear(gw string, t subjects.QueueTold, now time.Time) {
 	if q.peers == nil {
 		q.peers = make(map[string]*peerQueue)
 	}
-	q.peers[gw] = &peerQueue{QueueTold: t, at: now, since: now.Add(-time.Duration(t.WaitsMS * float64(time.Millisecond)))}
+	q.peers[gw] = &peerQueue{HeldQueue: t, at: now, since: now.Add(-time.Duration(t.WaitsMS * float64(time.Millisecond)))}
 	fair.Keep(q.othersHold())
 }
 
@@ -153,7 +153,7 @@ func (q *queue) tellsLocked() bool {
 
 // tell is what the others are told of the queue; false if there is nothing that
 // they need to know.
-func (q *queue) tell(now time.Time) (t subjects.QueueTold, ok bool) {
+func (q *queue) tell(now time.Time) (t subjects.HeldQueue, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for gw, p := range q.peers {
@@ -169,7 +169,7 @@ func (q *queue) tell(now time.Time) (t subjects.QueueTold, ok bool) {
 	}
 	q.telling = ok
 	q.said = l.here.Len() > 0
-	t = subjects.QueueTold{Held: l.here.Len(), Out: l.out, Level: l.here.Level(), Served: q.unsaid}
+	t = subjects.HeldQueue{Held: l.here.Len(), Out: l.out, Level: l.here.Level(), Served: q.unsaid}
 	if next, served, step, ok := l.here.Next(); ok {
 		t.Next, t.Step, t.WaitsMS = served, step, float64(now.Sub(next.since).Microseconds())/1000
 	}
@@ -225,7 +225,7 @@ func (g *Gateway) tellNews(pool, tier string, q *queue, now time.Time) {
 
 // tellQueues tells the other gateways what is held back here.
 func (g *Gateway) tellQueues(queues map[queueKey]*queue, now time.Time) {
-	var told []subjects.QueueTold
+	var told []subjects.HeldQueue
 	for k, q := range queues {
 		if t, ok := q.tell(now); ok {
 			t.Pool, t.Tier = k.pool, k.tier
@@ -233,13 +233,13 @@ func (g *Gateway) tellQueues(queues map[queueKey]*queue, now time.Time) {
 		}
 	}
 	if len(told) > 0 {
-		g.publishJSON(subjects.GatewayTold(g.id), subjects.Told{Gateway: g.id, Queues: told})
+		g.publishJSON(subjects.GatewayHeld(g.id), subjects.HeldReport{Gateway: g.id, Queues: told})
 	}
 }
 
 // hearTold hears what the others tell.
 func (g *Gateway) hearTold(m *nats.Msg) {
-	var told subjects.Told
+	var told subjects.HeldReport
 	if subjects.Unmarshal(m.Data, &told) != nil || told.Gateway == g.id {
 		return
 	}
@@ -252,7 +252,7 @@ func (g *Gateway) hearTold(m *nats.Msg) {
 
 // turned is told that it is a turn of this gateway's.
 func (g *Gateway) turned(m *nats.Msg) {
-	var t subjects.Turn
+	var t subjects.Release
 	if subjects.Unmarshal(m.Data, &t) != nil {
 		return
 	}
@@ -260,7 +260,7 @@ func (g *Gateway) turned(m *nats.Msg) {
 	gw := q.turn(t.Pending, now)
 	g.tellNews(t.Pool, t.Tier, q, now)
 	if t.Hops++; gw != "" && t.Hops <= mostHops {
-		g.publishJSON(subjects.GatewayTurn(gw), t)
+		g.publishJSON(subjects.GatewayRelease(gw), t)
 	}
 }
 
@@ -268,7 +268,7 @@ func (g *Gateway) turned(m *nats.Msg) {
 // come of it.
 func (g *Gateway) depth(at *place, pending uint64, now time.Time) {
 	for i, gw := range at.queue.delivered(pending, now) {
-		g.publishJSON(subjects.GatewayTurn(gw), subjects.Turn{Pool: at.pool, Tier: at.tier.Name, Pending: int(min(pending, 1<<30)) + i})
+		g.publishJSON(subjects.GatewayRelease(gw), subjects.Release{Pool: at.pool, Tier: at.tier.Name, Pending: int(min(pending, 1<<30)) + i})
 	}
 	g.tellNews(at.pool, at.tier.Name, at.queue, now)
 }

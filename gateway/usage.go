@@ -15,7 +15,7 @@ import (
 func (k *keyring) run(ctx context.Context) {
 	k.g.metrics.registry.MustRegister(k.refused, k.limited)
 	news := make(chan *nats.Msg, 1024)
-	sub, err := k.g.nc.ChanSubscribe(subjects.Usage, news)
+	sub, err := k.g.nc.ChanSubscribe(subjects.UsageReports, news)
 	if err != nil {
 		k.g.log.Error("usage of other gateways is not heard", "err", err)
 		return
@@ -73,19 +73,19 @@ func (k *keyring) tell(all, must bool) (told bool) {
 		list = slices.Collect(maps.Values(*keys))
 	}
 	for part := range slices.Chunk(list, usageInMessage) {
-		message := subjects.UsageTold{Gateway: k.g.id, Keys: make(map[string]subjects.KeyUsage)}
+		message := subjects.UsageReport{Gateway: k.g.id, Keys: make(map[string]subjects.KeyUsage)}
 		for _, h := range part {
 			if own := h.usage.own(); own != (policy.Used{}) {
 				message.Keys[h.ID] = subjects.KeyUsage{Requests: uint64(own.Requests), Tokens: uint64(own.Tokens), Running: own.Running}
 			}
 		}
 		if len(message.Keys) > 0 {
-			k.g.publishJSON(subjects.Usage, message)
+			k.g.publishJSON(subjects.UsageReports, message)
 			told = true
 		}
 	}
 	if must && !told {
-		k.g.publishJSON(subjects.Usage, subjects.UsageTold{Gateway: k.g.id})
+		k.g.publishJSON(subjects.UsageReports, subjects.UsageReport{Gateway: k.g.id})
 		told = true
 	}
 	return told
@@ -100,7 +100,7 @@ func (u *keyUsage) own() policy.Used {
 // hear takes what another gateway tells. One that is new here is told
 // everything at once: it may have just started.
 func (k *keyring) hear(body []byte, now time.Time) {
-	var told subjects.UsageTold
+	var told subjects.UsageReport
 	if err := subjects.Unmarshal(body, &told); err != nil || told.Gateway == k.g.id {
 		return
 	}

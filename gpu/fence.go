@@ -14,34 +14,65 @@ import (
 // With a zero prev each XID counts, and no ECC error does: nobody knows when they
 // were.
 func Sick(prev, now Snapshot) (reason string, isFatal bool) {
-	if reason := broken(now); reason != "" {
-		return reason, true
+	ill := illness(prev, now)
+	return ill.reason, ill.fatal
+}
+
+// FenceClass is the kind of reason for which a GPU, or a worker, is fenced: one
+// word, where a reason has numbers in it.
+type FenceClass string
+
+const (
+	FenceLost          FenceClass = "lost"
+	FenceResetRequired FenceClass = "reset_required"
+	FenceRowRemap      FenceClass = "row_remap"
+	FenceRecovery      FenceClass = "recovery" // the driver wants it
+	FenceXID           FenceClass = "xid"
+	FenceECC           FenceClass = "ecc"
+)
+
+// ResetRequired is Snapshot.Lost of a GPU that has to be reset.
+const ResetRequired = "requires a reset"
+
+// ill is what is wrong with a GPU; the zero value: nothing.
+type ill struct {
+	class  FenceClass
+	reason string
+	fatal  bool
+}
+
+func illness(prev, now Snapshot) ill {
+	if i := broken(now); i.fatal {
+		return i
 	}
+	var suspicion ill
 	for _, x := range newXIDs(prev, now) {
 		switch x.severity() {
 		case fatal:
-			return x.String(), true
+			return ill{FenceXID, x.String(), true}
 		case suspect:
-			reason = x.String()
+			suspicion = ill{FenceXID, x.String(), false}
 		}
 	}
 	if n := newUncorrected(prev, now); n > 0 {
-		return fmt.Sprintf("uncorrectable ECC errors: %d more", n), true
+		return ill{FenceECC, fmt.Sprintf("uncorrectable ECC errors: %d more", n), true}
 	}
-	return reason, false
+	return suspicion
 }
 
 // broken says why a GPU cannot be used whatever happened before, if it cannot.
-func broken(s Snapshot) string {
+func broken(s Snapshot) ill {
 	switch {
+	case s.Lost == ResetRequired:
+		return ill{FenceResetRequired, "GPU " + s.Lost, true}
 	case s.Lost != "":
-		return "GPU " + s.Lost
+		return ill{FenceLost, "GPU " + s.Lost, true}
 	case s.Rows != nil && s.Rows.Failed:
-		return "row remapping failed"
+		return ill{FenceRowRemap, "row remapping failed", true}
 	case s.Recovery != nil && *s.Recovery != RecoveryNone:
-		return fmt.Sprintf("the driver wants recovery: %v", *s.Recovery)
+		return ill{FenceRecovery, fmt.Sprintf("the driver wants recovery: %v", *s.Recovery), true}
 	}
-	return ""
+	return ill{}
 }
 
 func newXIDs(prev, now Snapshot) []XID {
@@ -82,6 +113,7 @@ const cleanFor = time.Minute
 // and the caller. It is not safe for concurrent use.
 type Fence struct {
 	prev      Snapshot
+	class     FenceClass
 	reason    string
 	since     time.Time // when it went up
 	last      time.Time // when the last fatal thing happened
@@ -91,12 +123,13 @@ type Fence struct {
 
 // Verdict is what follows from a snapshot.
 type Verdict struct {
-	// Fenced says that the GPU must not be used, Reason why, and Since when.
+	// Fenced says that the GPU must not be used, Reason and Class why, and Since when.
 	Fenced bool
+	Class  FenceClass
 	Reason string
 	Since  time.Time
-	// Suspect, if not empty, is why the engine's health has to be checked now. It
-	// is said once.
+	// Suspect, if not empty, is why the engine's health has to be checked now, an
+	// XID. It is said once.
 	Suspect string
 }
 
@@ -104,26 +137,25 @@ type Verdict struct {
 // unfresh one is no evidence that the GPU answers. engineStarted is when the
 // engine was last seen to start, zero if it never was.
 func (f *Fence) Judge(now Snapshot, engineStarted time.Time) Verdict {
-	reason, isFatal := Sick(f.prev, now)
-	whatIs := broken(now)
+	i := illness(f.prev, now)
 	suspicion := ""
 	switch {
-	case isFatal:
+	case i.fatal:
 		if f.reason == "" {
-			f.since, f.reason = now.At, reason
+			f.since, f.class, f.reason = now.At, i.class, i.reason
 		}
-		if whatIs != "" {
-			f.reason, f.newDriver, f.load = reason, true, now.Load
+		if broken(now).fatal {
+			f.class, f.reason, f.newDriver, f.load = i.class, i.reason, true, now.Load
 		}
 		f.last = latest(f.last, now.At, lastFatalXID(now))
 	case f.reason != "" && f.healed(now, engineStarted):
 		f.Lift()
 	}
-	if !isFatal {
-		suspicion = reason
+	if !i.fatal {
+		suspicion = i.reason
 	}
 	f.prev = now
-	return Verdict{Fenced: f.reason != "", Reason: f.reason, Since: f.since, Suspect: suspicion}
+	return Verdict{Fenced: f.reason != "", Class: f.class, Reason: f.reason, Since: f.since, Suspect: suspicion}
 }
 
 // healed says whether a GPU with which nothing is wrong now may come back.
@@ -139,7 +171,7 @@ func (f *Fence) healed(now Snapshot, engineStarted time.Time) bool {
 
 // Lift takes the fence down, as an operator may.
 func (f *Fence) Lift() {
-	f.reason, f.since, f.last, f.newDriver, f.load = "", time.Time{}, time.Time{}, false, ""
+	*f = Fence{prev: f.prev}
 }
 
 func lastFatalXID(s Snapshot) time.Time {

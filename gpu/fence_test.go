@@ -21,26 +21,28 @@ func TestSick(t *testing.T) {
 	tests := map[string]struct {
 		prev, now Snapshot
 		reason    string
+		class     FenceClass
 		fatal     bool
 	}{
 		"a GPU that tells nothing is not sick": {},
-		"lost":                                 {now: Snapshot{Lost: "is lost"}, reason: "GPU is lost", fatal: true},
-		"still lost":                           {prev: Snapshot{Lost: "is lost"}, now: Snapshot{Lost: "is lost"}, reason: "GPU is lost", fatal: true},
-		"remapping failed":                     {now: Snapshot{Rows: &Rows{Failed: true}}, reason: "row remapping failed", fatal: true},
+		"lost":                                 {now: Snapshot{Lost: "is lost"}, reason: "GPU is lost", class: FenceLost, fatal: true},
+		"a reset is required":                  {now: Snapshot{Lost: "requires a reset"}, reason: "GPU requires a reset", class: FenceResetRequired, fatal: true},
+		"still lost":                           {prev: Snapshot{Lost: "is lost"}, now: Snapshot{Lost: "is lost"}, reason: "GPU is lost", class: FenceLost, fatal: true},
+		"remapping failed":                     {now: Snapshot{Rows: &Rows{Failed: true}}, reason: "row remapping failed", class: FenceRowRemap, fatal: true},
 		"a remap that is pending":              {now: Snapshot{Rows: &Rows{Uncorrectable: 1, Pending: true}}},
 		"no recovery action":                   {now: Snapshot{Recovery: new(RecoveryNone)}},
-		"a recovery action":                    {now: Snapshot{Recovery: new(RecoveryReset)}, reason: "the driver wants recovery: reset the GPU", fatal: true},
-		"an unknown recovery action":           {now: Snapshot{Recovery: new(Recovery(7))}, reason: "the driver wants recovery: action 7", fatal: true},
-		"XID 79":                               {now: Snapshot{XIDs: xids(79)}, reason: "XID 79 (fallen off the bus)", fatal: true},
+		"a recovery action":                    {now: Snapshot{Recovery: new(RecoveryReset)}, reason: "the driver wants recovery: reset the GPU", class: FenceRecovery, fatal: true},
+		"an unknown recovery action":           {now: Snapshot{Recovery: new(Recovery(7))}, reason: "the driver wants recovery: action 7", class: FenceRecovery, fatal: true},
+		"XID 79":                               {now: Snapshot{XIDs: xids(79)}, reason: "XID 79 (fallen off the bus)", class: FenceXID, fatal: true},
 		"XID 79 that was seen":                 {prev: Snapshot{XIDs: xids(79)}, now: Snapshot{XIDs: xids(79)}},
-		"a program's fault":                    {now: Snapshot{XIDs: xids(31)}, reason: "XID 31 (memory page fault)"},
-		"a program's fault, then worse":        {prev: Snapshot{XIDs: xids(31)}, now: Snapshot{XIDs: xids(31, 95, 45)}, reason: "XID 95 (uncontained ECC error)", fatal: true},
-		"all that programs do":                 {now: Snapshot{XIDs: xids(13, 31, 43, 45, 109)}, reason: "XID 109 (context switch timeout)"},
+		"a program's fault":                    {now: Snapshot{XIDs: xids(31)}, reason: "XID 31 (memory page fault)", class: FenceXID},
+		"a program's fault, then worse":        {prev: Snapshot{XIDs: xids(31)}, now: Snapshot{XIDs: xids(31, 95, 45)}, reason: "XID 95 (uncontained ECC error)", class: FenceXID, fatal: true},
+		"all that programs do":                 {now: Snapshot{XIDs: xids(13, 31, 43, 45, 109)}, reason: "XID 109 (context switch timeout)", class: FenceXID},
 		"what means nothing":                   {now: Snapshot{XIDs: xids(63, 68, 92, 154)}},
-		"an unknown XID":                       {now: Snapshot{XIDs: xids(999)}, reason: "XID 999", fatal: true},
+		"an unknown XID":                       {now: Snapshot{XIDs: xids(999)}, reason: "XID 999", class: FenceXID, fatal: true},
 		"old ECC errors":                       {prev: Snapshot{ECC: errorsOf(2)}, now: Snapshot{ECC: errorsOf(2)}},
 		"ECC errors of unknown age":            {now: Snapshot{ECC: errorsOf(2)}},
-		"new ECC errors":                       {prev: Snapshot{ECC: errorsOf(2)}, now: Snapshot{ECC: errorsOf(3)}, reason: "uncorrectable ECC errors: 1 more", fatal: true},
+		"new ECC errors":                       {prev: Snapshot{ECC: errorsOf(2)}, now: Snapshot{ECC: errorsOf(3)}, reason: "uncorrectable ECC errors: 1 more", class: FenceECC, fatal: true},
 		"a count that began anew":              {prev: Snapshot{ECC: errorsOf(2), Load: "a"}, now: Snapshot{ECC: errorsOf(3), Load: "b"}},
 		"hot, and at its power limit":          {now: Snapshot{Throttle: new(ThrottleHardwareHeat | ThrottlePowerCap)}},
 	}
@@ -48,6 +50,9 @@ func TestSick(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if reason, isFatal := Sick(tt.prev, tt.now); reason != tt.reason || isFatal != tt.fatal {
 				t.Errorf("Sick = %q, %v; want %q, %v", reason, isFatal, tt.reason, tt.fatal)
+			}
+			if got := illness(tt.prev, tt.now).class; got != tt.class {
+				t.Errorf("class %q, want %q", got, tt.class)
 			}
 		})
 	}

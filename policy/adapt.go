@@ -136,7 +136,7 @@ type Limit struct {
 	last      float64 // mean of the last window, in seconds
 	settled   bool    // it has shrunk, or been near its target
 	holdTo    time.Time
-	preempted Reading
+	preempted Maybe
 	baseFirst float64 // least p90 of TTFT
 
 	// Since when it shrinks for the pace, and what it has come from; 0: it does not.
@@ -242,8 +242,8 @@ type LimitWindow struct {
 	firsts  times
 	ended   int
 	refused int
-	most    int     // in flight
-	waited  Reading // the least that any scrape found
+	most    int   // in flight
+	waited  Maybe // the least that any scrape found
 
 	prefilling, leastPrefilling int
 }

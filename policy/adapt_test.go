@@ -47,14 +47,14 @@ func (x *tried) full() int { return int(x.Value()) }
 // prefilling makes the engine tell that prompts wait for two which it reads, each
 // for so many seconds.
 func (x *tried) prefilling(waiting, each float64) {
-	x.s.Scrape = policy.Scrape{Taken: true, Running: policy.Read(2), Waiting: policy.Read(waiting), Preempted: policy.Read(7),
+	x.s.Scrape = policy.Scrape{Taken: true, Running: policy.Known(2), Waiting: policy.Known(waiting), Preempted: policy.Known(7),
 		Prefilling: int(waiting) + 2, Prefill: time.Duration(each * float64(time.Second))}
 	x.w.Scraped(x.s.Scrape)
 }
 
 // scraped makes the engine tell its metrics.
 func (x *tried) scraped(waiting, preempted float64) {
-	x.s.Scrape = policy.Scrape{Taken: true, Running: policy.Read(1), Waiting: policy.Read(waiting), Preempted: policy.Read(preempted)}
+	x.s.Scrape = policy.Scrape{Taken: true, Running: policy.Known(1), Waiting: policy.Known(waiting), Preempted: policy.Known(preempted)}
 	x.w.Scraped(x.s.Scrape)
 }
 
@@ -456,7 +456,7 @@ func TestAnyLimitIsInBounds(t *testing.T) {
 		now := noon
 		for range 200 {
 			s := anySignals(r)
-			s.Scrape.Preempted = policy.Read(float64(r.IntN(20)))
+			s.Scrape.Preempted = policy.Known(float64(r.IntN(20)))
 			for range r.IntN(100) {
 				w.Gap(time.Duration(r.ExpFloat64()*float64(20*ms)), r.IntN(4))
 			}

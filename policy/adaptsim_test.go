@@ -180,7 +180,7 @@ type simWorker struct {
 	inFlight   int
 	prefilling int
 	queued     bool
-	credit     policy.Credit
+	credit     policy.Capacity
 	arrived    []float64 // of what waits
 	refused    int
 	started    int
@@ -196,8 +196,8 @@ func (w *simWorker) look() {
 	w.scraped = w.now
 	w.scrape = policy.Scrape{
 		Taken: true, InFlight: w.inFlight,
-		Running: policy.Read(float64(len(w.running))), Waiting: policy.Read(float64(len(w.waiting))),
-		KVUsed: policy.Read(w.cached / w.cache), Preempted: policy.Read(float64(w.preempted)),
+		Running: policy.Known(float64(len(w.running))), Waiting: policy.Known(float64(len(w.waiting))),
+		KVUsed: policy.Known(w.cached / w.cache), Preempted: policy.Known(float64(w.preempted)),
 		Prefilling: w.prefilling, Prefill: time.Duration(w.perPrefill * w.mean.Input * float64(time.Second)),
 	}
 	w.window.Scraped(w.scrape)
@@ -227,7 +227,7 @@ func (w *simWorker) start() {
 		}
 		more := w.trial.static - w.inFlight
 		if w.trial.static == 0 {
-			w.credit = w.signals().Credit()
+			w.credit = w.signals().Capacity()
 			w.queued, more = w.credit.Queued, w.credit.More
 		}
 		if more <= 0 || w.trial.rate > 0 && len(w.arrived) == 0 {

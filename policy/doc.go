@@ -44,7 +44,7 @@
 // # Headroom
 //
 // A worker may have as many requests in flight as its [Signals] give credit for
-// ([Signals.Credit]): the least of the slots, the engine's own, what its queue and
+// ([Signals.Capacity]): the least of the slots, the engine's own, what its queue and
 // its KV cache leave, and the adaptive limit. What an engine or a GPU does not
 // tell does not bind, what is old binds less. The [Limit] grows while requests do
 // not slow each other down by more than the [Profile] allows, and shrinks when

@@ -43,40 +43,40 @@ type Fair[T any] struct {
 	joined  bool        // the level is that of the others too
 }
 
-// fairCredit is about how many requests a person or a program has under way that
+// fairBurst is about how many requests a person or a program has under way that
 // does not mean to flood.
-const fairCredit = 16
+const fairBurst = 16
 
-// leastCredit is the credit, in mean requests, with which a tenant goes ahead.
+// minBurst is the credit, in mean requests, with which a tenant goes ahead.
 // What gateways tell each other of a tenant that always has requests waiting is
 // late by less.
-const leastCredit = fairCredit / 4
+const minBurst = fairBurst / 4
 
 // line is one tenant's requests.
 type line[T any] struct {
 	tenant      string
 	served      uint64       // tokens, from where it began
-	credit      bool         // it came back with one
+	burst       bool         // it came back with one
 	in          *lineHeap[T] // where it is
 	index       int          // and at which place
-	first, last *Turn[T]
+	first, last *Ticket[T]
 	n           int
 }
 
-// Turn is a request's place in a Fair.
-type Turn[T any] struct {
+// Ticket is a request's place in a Fair.
+type Ticket[T any] struct {
 	item       T
 	cost       uint64
 	order      uint64
 	line       *line[T] // nil when it waits no more
-	prev, next *Turn[T]
+	prev, next *Ticket[T]
 }
 
 // Push puts a request behind its tenant's others. The cost is in tokens; below
 // 1 it counts as 1.
-func (f *Fair[T]) Push(tenant string, cost int, item T) *Turn[T] {
+func (f *Fair[T]) Push(tenant string, cost int, item T) *Ticket[T] {
 	f.order++
-	t := &Turn[T]{item: item, cost: uint64(max(cost, 1)), order: f.order}
+	t := &Ticket[T]{item: item, cost: uint64(max(cost, 1)), order: f.order}
 	if f.mean == 0 {
 		f.mean = t.cost
 	}
@@ -91,7 +91,7 @@ func (f *Fair[T]) Push(tenant string, cost int, item T) *Turn[T] {
 	l.last = t
 	f.n++
 	if l.n++; l.n == 1 {
-		l.credit = l.served+leastCredit*f.mean <= f.level
+		l.burst = l.served+minBurst*f.mean <= f.level
 		f.place(l)
 	}
 	return t
@@ -182,11 +182,11 @@ func (f *Fair[T]) reset() {
 }
 
 // floor is where a tenant begins that had nothing waiting.
-func (f *Fair[T]) floor() uint64 { return f.level - min(f.level-f.base, fairCredit*f.mean) }
+func (f *Fair[T]) floor() uint64 { return f.level - min(f.level-f.base, fairBurst*f.mean) }
 
 // Remove takes a request out that is not wanted any more, at no cost for its
 // tenant. It says false if the request does not wait.
-func (f *Fair[T]) Remove(t *Turn[T]) bool {
+func (f *Fair[T]) Remove(t *Ticket[T]) bool {
 	if t.line == nil {
 		return false
 	}
@@ -231,7 +231,7 @@ func (f *Fair[T]) place(l *line[T]) {
 	switch {
 	case l.n == 0:
 		l.in = &f.idle
-	case l.credit && l.served < f.level:
+	case l.burst && l.served < f.level:
 		l.in = &f.ahead
 	default:
 		l.in = &f.waiting
@@ -239,7 +239,7 @@ func (f *Fair[T]) place(l *line[T]) {
 	heap.Push(l.in, l)
 }
 
-func (f *Fair[T]) unlink(t *Turn[T]) {
+func (f *Fair[T]) unlink(t *Ticket[T]) {
 	l := t.line
 	if t.prev != nil {
 		t.prev.next = t.next
@@ -251,7 +251,7 @@ func (f *Fair[T]) unlink(t *Turn[T]) {
 	} else {
 		l.last = t.prev
 	}
-	*t = Turn[T]{} // whoever keeps it keeps nothing else alive
+	*t = Ticket[T]{} // whoever keeps it keeps nothing else alive
 	l.n--
 	if f.n--; f.n == 0 && !f.kept { // nobody waits for anybody: all begin anew
 		f.reset()

@@ -26,7 +26,7 @@ type crowd struct {
 
 func newCrowd() *crowd { return &crowd{pushed: make(map[string]int), served: make(map[string]int)} }
 
-func (c *crowd) push(tenant string, cost int) *policy.Turn[waiting] {
+func (c *crowd) push(tenant string, cost int) *policy.Ticket[waiting] {
 	c.pushed[tenant]++
 	return c.Push(tenant, cost, waiting{tenant, cost, c.pushed[tenant]})
 }
@@ -321,7 +321,7 @@ func TestFairRemove(t *testing.T) {
 func TestFairLosesNothing(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 8))
 	type pushed struct {
-		turn   *policy.Turn[waiting]
+		turn   *policy.Ticket[waiting]
 		tenant string
 		n      int
 	}

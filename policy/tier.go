@@ -73,27 +73,27 @@ func TierFor(asked string, tiers []Tier) (Tier, bool) {
 
 // Wheel deals freed slots to tiers by their shares: smooth weighted round
 // robin, so that a small share is served in between and not at the end.
-type Wheel struct{ credit []int }
+type Wheel struct{ deficit []int }
 
 // Next picks among the tiers with a share above 0 and charges the pick. It is
 // -1 if there is none. Tiers that are left out neither gain nor lose.
 func (w *Wheel) Next(shares []int) int {
-	if len(w.credit) != len(shares) {
-		w.credit = make([]int, len(shares))
+	if len(w.deficit) != len(shares) {
+		w.deficit = make([]int, len(shares))
 	}
 	pick, sum := -1, 0
 	for i, s := range shares {
 		if s <= 0 {
 			continue
 		}
-		w.credit[i] += s
+		w.deficit[i] += s
 		sum += s
-		if pick < 0 || w.credit[i] > w.credit[pick] {
+		if pick < 0 || w.deficit[i] > w.deficit[pick] {
 			pick = i
 		}
 	}
 	if pick >= 0 {
-		w.credit[pick] -= sum
+		w.deficit[pick] -= sum
 	}
 	return pick
 }

@@ -487,7 +487,7 @@ func TestGatewaysShareWhatTheyLearn(t *testing.T) {
 		}
 		ks := talks(t, first, 6)
 		for turn := range 5 {
-			time.Sleep(2 * subjects.HomesEvery)
+			time.Sleep(2 * subjects.AffinityEvery)
 			for _, k := range ks {
 				k.wantHome(t, gs[(turn+1)%len(gs)])
 			}

@@ -426,7 +426,7 @@ func TestSignalsThatFail(t *testing.T) {
 				if during := h.took(broke, broke.Add(20*time.Second)); 10*after < 9*before || 10*during < 9*before {
 					t.Errorf("it took %d requests in 20 s, then %d, at last %d", before, during, after)
 				}
-				if r := beat.Room; r == nil || r.Engine != c.engine || r.GPU != c.gpu || beat.State != subjects.Ready {
+				if r := beat.Capacity; r == nil || r.Engine != c.engine || r.GPU != c.gpu || beat.State != subjects.Ready {
 					t.Errorf("the heartbeat says %s %q, %+v, want engine %s and GPU %s", beat.State, beat.Reason, r, c.engine, c.gpu)
 				}
 			})

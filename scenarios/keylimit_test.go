@@ -233,11 +233,11 @@ func peer(t testing.TB, env *Env) func(gateway string, used map[string]subjects.
 	nc, _ := env.Connect("peer")
 	return func(gateway string, used map[string]subjects.KeyUsage) {
 		t.Helper()
-		b, err := json.Marshal(subjects.UsageTold{Gateway: gateway, Keys: used})
+		b, err := json.Marshal(subjects.UsageReport{Gateway: gateway, Keys: used})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := nc.Publish(subjects.Usage, b); err != nil {
+		if err := nc.Publish(subjects.UsageReports, b); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(10 * time.Millisecond)

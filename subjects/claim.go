@@ -66,10 +66,10 @@ func (c *Claim) read(data string) bool {
 type Verdict string
 
 const (
-	Go        Verdict = "go"        // this attempt is the one; only its frames reach the client. Never sent
-	Gone      Verdict = "gone"      // nobody waits for it any more: remove the message
-	Elsewhere Verdict = "elsewhere" // another attempt runs: leave the message to it
-	NotYou    Verdict = "not-you"   // this worker failed it before: hand it back for another
+	Granted     Verdict = "go"        // this attempt is the one; only its frames reach the client. Never sent
+	Gone        Verdict = "gone"      // nobody waits for it any more: remove the message
+	Elsewhere   Verdict = "elsewhere" // another attempt runs: leave the message to it
+	OtherWorker Verdict = "not-you"   // this worker failed it before: hand it back for another
 )
 
 // Refusal is the answer to a Claim that is not granted. A granted one has no
@@ -87,9 +87,9 @@ type Cancel struct {
 	Reason  string `json:"reason"`
 }
 
-// Credit tells a worker how many body bytes of an attempt the client has taken
+// WindowUpdate tells a worker how many body bytes of an attempt the client has taken
 // so far, on WorkerCredit. A worker sends at most Window bytes beyond that.
-type Credit struct {
+type WindowUpdate struct {
 	ID      ID     `json:"id"`
 	Attempt uint64 `json:"attempt,string"`
 	Taken   int64  `json:"taken"`

@@ -111,34 +111,34 @@ func EventSubject(k EventKind) string { return "pulley.ev." + string(k) }
 
 // The soft state that gateways share, each on its own subject, never stored.
 const (
-	Homes = "pulley.homes" // HomesTold, every HomesEvery while there is something new
-	Usage = "pulley.usage" // UsageTold, every UsageEvery
-	Sides = "pulley.sides" // SidesTold, every SidesEvery while a shift runs
+	AffinityReports = "pulley.homes" // HomesTold, every HomesEvery while there is something new
+	UsageReports    = "pulley.usage" // UsageTold, every UsageEvery
+	ShiftReports    = "pulley.sides" // SidesTold, every SidesEvery while a shift runs
 )
 
 const (
-	HomesEvery = 50 * time.Millisecond
-	UsageEvery = 100 * time.Millisecond
-	SidesEvery = time.Second
+	AffinityEvery = 50 * time.Millisecond
+	UsageEvery    = 100 * time.Millisecond
+	ShiftEvery    = time.Second
 )
 
-// HomesTold is where a gateway has seen conversations go.
-type HomesTold struct {
-	Gateway string `json:"gw"`
-	Homes   []Home `json:"homes"`
+// AffinityReport is where a gateway has seen conversations go.
+type AffinityReport struct {
+	Gateway string          `json:"gw"`
+	Entries []AffinityEntry `json:"homes"`
 }
 
-// Home is which worker has the beginning of a conversation cached.
-type Home struct {
+// AffinityEntry is which worker has the beginning of a conversation cached.
+type AffinityEntry struct {
 	Prefix uint64 `json:"p,string"` // hash of tenant, model and the messages so far, or the session's name
 	Pool   string `json:"o"`
 	Worker string `json:"w"` // id
 }
 
-// UsageTold is what a gateway's requests have used of each key's limits since
+// UsageReport is what a gateway's requests have used of each key's limits since
 // the gateway started, so that a lost message costs nothing. Requests only grow;
 // tokens shrink when an estimate was too high.
-type UsageTold struct {
+type UsageReport struct {
 	Gateway string              `json:"gw"`
 	Keys    map[string]KeyUsage `json:"keys"` // by the key's id; those that changed since the last one, all of them every 5 s
 }
@@ -150,9 +150,9 @@ type KeyUsage struct {
 	Running  int    `json:"c"`
 }
 
-// SidesTold is how the sides of each shifting route did at a gateway since the
+// ShiftReport is how the sides of each shifting route did at a gateway since the
 // present step began.
-type SidesTold struct {
+type ShiftReport struct {
 	Gateway string                            `json:"gw"`
 	Routes  map[string]map[string]policy.Side `json:"routes"` // by route and pool
 	Since   map[string]time.Time              `json:"since"`  // of each route's step

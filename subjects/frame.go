@@ -48,10 +48,8 @@ type Head struct {
 
 // End closes an answer that is whole.
 type End struct {
-	EngineMS     float64 `json:"engine_ms"`     // from the call of the engine to its last byte
-	FirstMS      float64 `json:"first_ms"`      // from the call of the engine to its first byte
-	OutputTokens int     `json:"output_tokens"` // as the engine reports, else as counted; 0 if unknown
-	InputTokens  int     `json:"input_tokens"`  // as the engine reports; 0 if unknown
+	OutputTokens int `json:"output_tokens"` // as the engine reports, else as counted; 0 if unknown
+	InputTokens  int `json:"input_tokens"`  // as the engine reports; 0 if unknown
 }
 
 // FailClass says who has to do what about a failed attempt.
@@ -64,7 +62,6 @@ const (
 	FailStalled   FailClass = "stalled"   // the engine went silent
 	FailDraining  FailClass = "draining"  // the worker leaves before it is done: another worker, no blame
 	FailBody      FailClass = "body"      // the request's body could not be had
-	FailCancelled FailClass = "cancelled" // as the gateway asked
 )
 
 // Fail ends an attempt that is not whole. Answer holds the engine's own words
@@ -141,11 +138,7 @@ func (h *Head) read(payload string) bool {
 }
 
 func (e *End) build(b *builder) {
-	b.lit(`{"engine_ms":`)
-	b.float(e.EngineMS)
-	b.lit(`,"first_ms":`)
-	b.float(e.FirstMS)
-	b.lit(`,"output_tokens":`)
+	b.lit(`{"output_tokens":`)
 	b.int(int64(e.OutputTokens))
 	b.lit(`,"input_tokens":`)
 	b.int(int64(e.InputTokens))
@@ -154,9 +147,7 @@ func (e *End) build(b *builder) {
 
 func (e *End) read(payload string) bool {
 	j := reader{payload}
-	return j.lit(`{"engine_ms":`) && j.float(&e.EngineMS) &&
-		j.lit(`,"first_ms":`) && j.float(&e.FirstMS) &&
-		j.lit(`,"output_tokens":`) && j.int(&e.OutputTokens) &&
+	return j.lit(`{"output_tokens":`) && j.int(&e.OutputTokens) &&
 		j.lit(`,"input_tokens":`) && j.int(&e.InputTokens) &&
 		j.rest == `}`
 }
@@ -178,13 +169,6 @@ func (f *Fail) build(b *builder) {
 	b.lit(`}`)
 }
 
-// Data adds a frame.
-func (w *Writer) Data(k Kind, b []byte) {
-	w.buf = append(w.buf, byte(k))
-	w.buf = binary.BigEndian.AppendUint32(w.buf, uint32(len(b)))
-	w.buf = append(w.buf, b...)
-}
-
 // Grow makes room for a data frame of up to n bytes and returns where to read
 // it in; Commit says how many there were. It saves a copy of every token.
 func (w *Writer) Grow(n int) []byte {
@@ -204,9 +188,6 @@ func (w *Writer) Commit(n int) {
 	w.buf[at] = byte(KindData)
 	binary.BigEndian.PutUint32(w.buf[at+1:], uint32(n))
 }
-
-// Empty says that no frame was added since the last Take.
-func (w *Writer) Empty() bool { return len(w.buf) == PrefixLen }
 
 // Sent is the number of messages taken.
 func (w *Writer) Sent() uint32 { return w.seq }

@@ -38,30 +38,31 @@ const (
 // Heartbeat is what a worker says every HeartbeatEvery, and, less often, puts
 // into the WorkersBucket.
 type Heartbeat struct {
-	Worker   string       `json:"worker"` // id, unique
-	Name     string       `json:"name"`   // for people
-	Engine   string       `json:"engine"` // kind: vllm, ollama, …
-	URL      string       `json:"url"`
-	Host     string       `json:"host"`
-	Version  string       `json:"version"`
-	Started  time.Time    `json:"started"`
-	State    State        `json:"state"`
-	Reason   string       `json:"reason,omitempty"`
-	Slots    int          `json:"slots"` // that it may fill now
-	InFlight int          `json:"in_flight"`
-	Prefills int          `json:"prefills"` // requests in flight without a first token
-	Weight   float64      `json:"weight"`
-	Done     uint64       `json:"done"`   // attempts ended well
-	Failed   uint64       `json:"failed"` // attempts ended otherwise
-	Pools    []PoolStatus `json:"pools"`
-	Room     *Room        `json:"room,omitempty"`
-	Tells    *EngineTells `json:"tells,omitempty"` // nil: nothing was read yet
-	NVML     *NVML        `json:"nvml,omitempty"`  // nil: it is off
+	Worker       string         `json:"worker"` // id, unique
+	Name         string         `json:"name"`   // for people
+	Engine       string         `json:"engine"` // kind: vllm, ollama, …
+	URL          string         `json:"url"`
+	Host         string         `json:"host"`
+	Version      string         `json:"version"`
+	Started      time.Time      `json:"started"`
+	State        State          `json:"state"`
+	Reason       string         `json:"reason,omitempty"`
+	FenceClass   gpu.FenceClass `json:"fence_class,omitempty"` // the kind of Reason, if State is Fenced
+	Slots        int            `json:"slots"`                 // that it may fill now
+	InFlight     int            `json:"in_flight"`
+	Prefills     int            `json:"prefills"` // requests in flight without a first token
+	Weight       float64        `json:"weight"`
+	Done         uint64         `json:"done"`   // attempts ended well
+	Failed       uint64         `json:"failed"` // attempts ended otherwise
+	Pools        []PoolStatus   `json:"pools"`
+	Capacity     *Capacity      `json:"room,omitempty"`
+	EngineStatus *EngineStatus  `json:"tells,omitempty"` // nil: nothing was read yet
+	NVML         *NVML          `json:"nvml,omitempty"`  // nil: it is off
 }
 
-// mostOfWorker bounds the numbers of a heartbeat: far above what any worker has,
+// maxCount bounds the numbers of a heartbeat: far above what any worker has,
 // and small enough that sums over all of them stay right.
-const mostOfWorker = 1 << 24
+const maxCount = 1 << 24
 
 // ParseHeartbeat reads a heartbeat, as hostile input: whose it is stands in its
 // subject too, its pools have names, and its counts, weight and prices are
@@ -106,14 +107,14 @@ func (p *PoolStatus) check() error {
 }
 
 func bounded(name string, n float64) error {
-	if n >= 0 && n <= mostOfWorker {
+	if n >= 0 && n <= maxCount {
 		return nil
 	}
-	return fmt.Errorf("%s %v: want 0 to %d", name, n, mostOfWorker)
+	return fmt.Errorf("%s %v: want 0 to %d", name, n, maxCount)
 }
 
-// Room is how many requests a worker may have, and why not more.
-type Room struct {
+// Capacity is how many requests a worker may have, and why not more.
+type Capacity struct {
 	Profile  string       `json:"profile"`
 	Total    int          `json:"total"` // in flight at once
 	Bound    policy.Bound `json:"bound"`
@@ -142,8 +143,8 @@ type Decision struct {
 	Text string    `json:"text"`
 }
 
-// EngineTells is what an engine says of itself. What it does not say is nil.
-type EngineTells struct {
+// EngineStatus is what an engine says of itself. What it does not say is nil.
+type EngineStatus struct {
 	Dialect     string    `json:"dialect"`
 	At          time.Time `json:"at,omitzero"` // when its load was read
 	Slots       *int      `json:"slots,omitempty"`
@@ -168,10 +169,12 @@ type NVML struct {
 // GPU is one of them, as it was last seen.
 type GPU struct {
 	gpu.Snapshot
-	// Fenced is why nothing may run on it; Strain what holds it back. Else empty.
-	Fenced string    `json:"fenced,omitempty"`
-	Since  time.Time `json:"since,omitzero"` // when it was fenced
-	Strain string    `json:"strain,omitempty"`
+	// Fenced is why nothing may run on it, FenceClass the kind of that; Strain what
+	// holds it back. Else empty.
+	Fenced     string         `json:"fenced,omitempty"`
+	FenceClass gpu.FenceClass `json:"fence_class,omitempty"`
+	Since      time.Time      `json:"since,omitzero"` // when it was fenced
+	Strain     string         `json:"strain,omitempty"`
 }
 
 // PoolStatus is what a worker knows of one pool that it serves.
@@ -186,6 +189,12 @@ type PoolStatus struct {
 	// Loads says that the worker is about to load it nevertheless.
 	Loads bool `json:"loads,omitempty"`
 }
+
+// Kinds of reason for which a worker is fenced, beside those of its GPUs.
+const (
+	FenceStalled gpu.FenceClass = "stalled" // its engine
+	FenceNVML    gpu.FenceClass = "nvml"    // it is required, and tells nothing
+)
 
 // Serves says whether the worker may be sent requests of the pool.
 func (h *Heartbeat) Serves(pool string) bool {
@@ -218,8 +227,8 @@ type PoolReference struct {
 	// Held is how many requests wait in this gateway for their turn to be
 	// published, by tier.
 	Held map[string]int `json:"held,omitempty"`
-	// Homes are the home lanes that exist: ids of workers.
-	Homes []string `json:"homes,omitempty"`
+	// HomeLanes are the home lanes that exist: ids of workers.
+	HomeLanes []string `json:"homes,omitempty"`
 	// Loaded is how many live workers have its model loaded, or soon, and WaitsMS how long
 	// the request of this gateway has waited that has waited the longest, by tier:
 	// where a worker would have to load it.

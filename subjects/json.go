@@ -40,9 +40,8 @@ func (b *builder) str(s string) {
 	b.buf = quoted
 }
 
-func (b *builder) int(n int64)     { b.buf = strconv.AppendInt(b.buf, n, 10) }
-func (b *builder) float(f float64) { b.buf = strconv.AppendFloat(b.buf, f, 'f', -1, 64) }
-func (b *builder) bool(v bool)     { b.buf = strconv.AppendBool(b.buf, v) }
+func (b *builder) int(n int64) { b.buf = strconv.AppendInt(b.buf, n, 10) }
+func (b *builder) bool(v bool) { b.buf = strconv.AppendBool(b.buf, v) }
 
 // header writes names and values, which are bytes: see toWire.
 func (b *builder) header(h http.Header) {
@@ -134,12 +133,6 @@ func (r *reader) int64(to *int64) bool {
 func (r *reader) int(to *int) bool {
 	n, err := strconv.Atoi(r.number())
 	*to = n
-	return err == nil
-}
-
-func (r *reader) float(to *float64) bool {
-	f, err := strconv.ParseFloat(r.number(), 64)
-	*to = f
 	return err == nil
 }
 

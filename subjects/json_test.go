@@ -44,10 +44,10 @@ func TestByHandIsAsTheLibrary(t *testing.T) {
 	for _, v := range []any{
 		&Request{},
 		&Request{ID: NewID(), Gateway: "gw", Tenant: "t", Tier: "standard", Model: "m:7b", ModelAt: ModelAt{ModelInJSON, 1, 9}, Pool: "p", Deadline: math.MaxInt64, Method: "POST",
-			Path: "/v1?a=<b>&c=d", Header: header, Stream: true, Affinity: "a", InputTokens: 3, MaxAttempts: 3, BodySize: 12, ByReference: true},
+			Path: "/v1?a=<b>&c=d", Header: header, Stream: true, InputTokens: 3, BodySize: 12, ByReference: true},
 		&Claim{}, &Claim{ID: NewID(), Attempt: math.MaxUint64, Worker: "w-1", Name: "w", Ack: "$JS.ACK.S.c.2.30.4.1700000000000000000.7"},
 		&Head{}, &Head{Status: 200, Header: header, Length: -1},
-		&End{}, &End{EngineMS: 1234.567, FirstMS: 0.001, OutputTokens: 100, InputTokens: 16},
+		&End{}, &End{OutputTokens: 100, InputTokens: 16},
 	} {
 		want, err := json.Marshal(v)
 		if err != nil {
@@ -83,8 +83,8 @@ func TestByHandIsAsTheLibrary(t *testing.T) {
 // library takes as the same, and what was read is written as the library would.
 func FuzzByHand(f *testing.F) {
 	for _, v := range []any{
-		&Request{ID: NewID(), Tenant: "t", Tier: "s", ModelAt: ModelAt{ModelInJSON, 1, 9}, Path: "/", Header: http.Header{"A": {"b", "c"}, "D": {""}}, Affinity: "a"},
-		&Claim{Attempt: 7}, &Head{Status: 200, Header: http.Header{"A": {"b"}}}, &End{EngineMS: 1.5}, &Fail{Answer: &Head{}, Body: []byte("x")},
+		&Request{ID: NewID(), Tenant: "t", Tier: "s", ModelAt: ModelAt{ModelInJSON, 1, 9}, Path: "/", Header: http.Header{"A": {"b", "c"}, "D": {""}}},
+		&Claim{Attempt: 7}, &Head{Status: 200, Header: http.Header{"A": {"b"}}}, &End{OutputTokens: 15}, &Fail{Answer: &Head{}, Body: []byte("x")},
 	} {
 		text, err := json.Marshal(v)
 		if err != nil {
@@ -94,7 +94,7 @@ func FuzzByHand(f *testing.F) {
 	}
 	f.Add(`{"status":-0,"header":{},"length":007}`)
 	f.Add(`{"status":1,"header":{"A":["b"],"A":["c"]},"length":1}`)
-	f.Add(`{"engine_ms":1.,"first_ms":-0.5,"output_tokens":9223372036854775808,"input_tokens":0}`)
+	f.Add(`{"output_tokens":9223372036854775808,"input_tokens":0}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, m := range byHand {
 			got, want := m.empty(), m.empty()
@@ -122,7 +122,7 @@ func FuzzByHand(f *testing.F) {
 
 func BenchmarkRequest(b *testing.B) {
 	r := &Request{ID: NewID(), Gateway: "0123456789ab", Tier: "standard", Model: "sim", ModelAt: ModelAt{ModelInJSON, 9, 14}, Pool: "sim", Deadline: 1700000000000, Method: "POST", Path: "/v1/chat/completions",
-		Header: http.Header{"Content-Type": {"application/json"}, "User-Agent": {"Go-http-client/1.1"}, "X-Request-Id": {NewID().String()}}, InputTokens: 30, MaxAttempts: 3, BodySize: 120}
+		Header: http.Header{"Content-Type": {"application/json"}, "User-Agent": {"Go-http-client/1.1"}, "X-Request-Id": {NewID().String()}}, InputTokens: 30, BodySize: 120}
 	b.ReportAllocs()
 	for b.Loop() {
 		m, err := r.Msg(Shared, nil, 0)

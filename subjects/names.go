@@ -81,30 +81,30 @@ func Untoken(token string) (string, error) {
 // The core NATS subjects. Gateway and worker ids are tokens already.
 const (
 	AllGateways   = "pulley.gw.*.ref"     // the references of every gateway
-	AllTold       = "pulley.gw.*.told"    // what gateways tell each other of what they hold back
+	AllHeld       = "pulley.gw.*.told"    // what gateways tell each other of what they hold back
 	AllHeartbeats = "pulley.hb.*"         // the heartbeats of every worker
 	AskRequests   = "pulley.ask.requests" // every gateway answers with its Requests
 	AskWorkers    = "pulley.ask.workers"  // every gateway answers with the Heartbeats it holds
 )
 
-func Gateway(gw string) string      { return "pulley.gw." + gw }
-func GatewayClaim(gw string) string { return "pulley.gw." + gw + ".claim" }
-func GatewayRsp(gw string) string   { return "pulley.gw." + gw + ".rsp" }
-func GatewayAlive(gw string) string { return "pulley.gw." + gw + ".alive" }
-func GatewayBody(gw string) string  { return "pulley.gw." + gw + ".body" }
-func GatewayRef(gw string) string   { return "pulley.gw." + gw + ".ref" }
-func GatewayTold(gw string) string  { return "pulley.gw." + gw + ".told" }
-func GatewayTurn(gw string) string  { return "pulley.gw." + gw + ".turn" }
+func Gateway(gw string) string        { return "pulley.gw." + gw }
+func GatewayClaim(gw string) string   { return "pulley.gw." + gw + ".claim" }
+func GatewayFrames(gw string) string  { return "pulley.gw." + gw + ".rsp" }
+func GatewayAlive(gw string) string   { return "pulley.gw." + gw + ".alive" }
+func GatewayBody(gw string) string    { return "pulley.gw." + gw + ".body" }
+func GatewayRef(gw string) string     { return "pulley.gw." + gw + ".ref" }
+func GatewayHeld(gw string) string    { return "pulley.gw." + gw + ".told" }
+func GatewayRelease(gw string) string { return "pulley.gw." + gw + ".turn" }
 
-// GatewayStored is where the broker answers to the n-th message of a gateway.
-func GatewayStored(gw string, n uint64) string {
+// GatewayAck is where the broker answers to the n-th message of a gateway.
+func GatewayAck(gw string, n uint64) string {
 	return "pulley.gw." + gw + ".stored." + strconv.FormatUint(n, 16)
 }
 
 // Worker is the root of the subjects on which a worker is sent messages.
 func Worker(w string) string       { return "pulley.wk." + w }
 func WorkerCancel(w string) string { return "pulley.wk." + w + ".cancel" }
-func WorkerCredit(w string) string { return "pulley.wk." + w + ".credit" }
+func WorkerWindow(w string) string { return "pulley.wk." + w + ".credit" }
 func WorkerBids(w string) string   { return "pulley.wk." + w + ".bid" }
 func Heartbeats(w string) string   { return "pulley.hb." + w }
 

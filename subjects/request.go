@@ -35,9 +35,7 @@ type Request struct {
 	Path        string      `json:"path"`             // with the query
 	Header      http.Header `json:"header,omitempty"` // end-to-end headers for the engine
 	Stream      bool        `json:"stream,omitempty"`
-	Affinity    string      `json:"affinity,omitempty"`
 	InputTokens int         `json:"in"` // estimate: body bytes / 4, at least 1
-	MaxAttempts int         `json:"max_attempts"`
 	BodySize    int64       `json:"size"`
 	ByReference bool        `json:"ref,omitempty"` // the body is fetched from the gateway (GatewayBody)
 }
@@ -123,14 +121,8 @@ func (r *Request) build(b *builder) {
 	}
 	b.lit(`,"stream":`)
 	b.bool(r.Stream)
-	if r.Affinity != "" {
-		b.lit(`,"affinity":`)
-		b.str(r.Affinity)
-	}
 	b.lit(`,"in":`)
 	b.int(int64(r.InputTokens))
-	b.lit(`,"max_attempts":`)
-	b.int(int64(r.MaxAttempts))
 	b.lit(`,"size":`)
 	b.int(r.BodySize)
 	b.lit(`,"ref":`)
@@ -154,9 +146,7 @@ func (r *Request) read(meta string) bool {
 		j.lit(`,"path":`) && j.str(&r.Path) &&
 		(!j.lit(`,"header":`) || j.header(&r.Header)) &&
 		j.lit(`,"stream":`) && j.bool(&r.Stream) &&
-		(!j.lit(`,"affinity":`) || j.str(&r.Affinity)) &&
 		j.lit(`,"in":`) && j.int(&r.InputTokens) &&
-		j.lit(`,"max_attempts":`) && j.int(&r.MaxAttempts) &&
 		j.lit(`,"size":`) && j.int64(&r.BodySize) &&
 		j.lit(`,"ref":`) && j.bool(&r.ByReference) &&
 		j.rest == `}`
@@ -198,9 +188,9 @@ func Sender(m *nats.Msg) (id ID, gateway string, ok bool) {
 	return id, gateway, ok
 }
 
-// ParseStored reads the broker's answer to a published Request: the sequence of
+// ParsePubAck reads the broker's answer to a published Request: the sequence of
 // its message, or, mostly as a *jetstream.APIError, why it was not taken.
-func ParseStored(m *nats.Msg) (seq uint64, err error) {
+func ParsePubAck(m *nats.Msg) (seq uint64, err error) {
 	var stream string
 	var n int64
 	if j := (reader{string(m.Data)}); j.lit(`{"stream":`) && j.str(&stream) && j.lit(`,"seq":`) && j.int64(&n) && n > 0 && j.rest == `}` {
@@ -224,10 +214,10 @@ func ParseStored(m *nats.Msg) (seq uint64, err error) {
 	return a.Seq, nil
 }
 
-// BodyWant asks a gateway for a piece of a body held there. The answer is the
+// BodyRequest asks a gateway for a piece of a body held there. The answer is the
 // bytes from Offset on, as many as fit; an empty answer means that the gateway
 // does not hold the request any more.
-type BodyWant struct {
+type BodyRequest struct {
 	ID     ID    `json:"id"`
 	Offset int64 `json:"offset"`
 }

@@ -49,7 +49,7 @@ func TestRequestReadsBack(t *testing.T) {
 			"X-Space":      {" a "},
 			"X-Markup":     {"<a&b>"},
 		},
-		Stream: true, InputTokens: 9, MaxAttempts: 3, BodySize: 4,
+		Stream: true, InputTokens: 9, BodySize: 4,
 	}
 	sent := r.Header.Clone()
 	m, err := r.Msg(subjects.Shared, []byte("\x00\xff{}"), 1500*time.Millisecond)
@@ -103,22 +103,22 @@ func TestParseStored(t *testing.T) {
 		"a second time":         `{"stream":"S","seq":7,"duplicate": true}`,
 		"in another order":      `{ "seq":7, "stream":"S" }`,
 	} {
-		if seq, err := subjects.ParseStored(&nats.Msg{Data: []byte(data)}); seq != 7 || err != nil {
+		if seq, err := subjects.ParsePubAck(&nats.Msg{Data: []byte(data)}); seq != 7 || err != nil {
 			t.Errorf("%s: %d, %v, want 7", about, seq, err)
 		}
 	}
 	full := &nats.Msg{Data: []byte(`{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"},"stream":"S","seq":0}`)}
-	if _, err := subjects.ParseStored(full); err == nil {
+	if _, err := subjects.ParsePubAck(full); err == nil {
 		t.Error("a full stream is no error")
 	} else if api, ok := errors.AsType[*jetstream.APIError](err); !ok || api.ErrorCode != 10077 {
 		t.Errorf("a full stream: %v, want the server's own error", err)
 	}
 	nobody := &nats.Msg{Header: nats.Header{"Status": {"503"}}}
-	if _, err := subjects.ParseStored(nobody); !errors.Is(err, jetstream.ErrNoStreamResponse) {
+	if _, err := subjects.ParsePubAck(nobody); !errors.Is(err, jetstream.ErrNoStreamResponse) {
 		t.Errorf("nobody listens: %v, want ErrNoStreamResponse", err)
 	}
 	for _, data := range []string{"", "{}", `{"stream":"S","seq":0}`, `{"stream":"S","seq":-1}`, `[]`, `{"stream":"S"`} {
-		if seq, err := subjects.ParseStored(&nats.Msg{Data: []byte(data)}); err == nil {
+		if seq, err := subjects.ParsePubAck(&nats.Msg{Data: []byte(data)}); err == nil {
 			t.Errorf("%q: %d, want an error", data, seq)
 		}
 	}

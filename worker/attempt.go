@@ -195,7 +195,7 @@ func (w *Worker) refused(mark string, m *nats.Msg) {
 			} else {
 				a.stop(ErrRefused)
 			}
-			if r.Verdict == subjects.NotYou {
+			if r.Verdict == subjects.OtherWorker {
 				w.keptFor[a.req.ID] = time.Now().Add(keepFor)
 			}
 		}
@@ -211,7 +211,7 @@ func (w *Worker) giveUp(r *subjects.Refusal) {
 	switch r.Verdict {
 	case subjects.Gone:
 		w.nc.Publish(r.Ack, subjects.Term("gone"))
-	case subjects.NotYou:
+	case subjects.OtherWorker:
 		w.handBack(r.Ack, time.Duration(r.DelayMS)*time.Millisecond)
 	case subjects.Elsewhere: // the message belongs to the other attempt
 	}
@@ -409,7 +409,7 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 		}
 		if sent-taken > subjects.Window {
 			if !w.waitCredit(a, sent) {
-				w.fail(a, subjects.Fail{Class: subjects.FailCancelled, Reason: "stopped"})
+				w.fail(a, subjects.Fail{})
 				return
 			}
 			pace.at = time.Time{}
@@ -419,12 +419,11 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 
 // finish sends the end of a whole answer.
 func (w *Worker) finish(a *attempt, status int, watch *api.Inspector, pace *pace, now time.Time) {
-	end := subjects.End{EngineMS: ms(now.Sub(a.started)), OutputTokens: watch.OutputTokens(), InputTokens: watch.InputTokens()}
+	end := subjects.End{OutputTokens: watch.OutputTokens(), InputTokens: watch.InputTokens()}
 	w.mu.Lock()
 	if a.firstByte.IsZero() {
 		w.firstLocked(a, now)
 	}
-	end.FirstMS = ms(a.firstByte.Sub(a.started))
 	if status < 300 { // a quick "no" says nothing of the engine's speed
 		w.learnLocked(a, end.OutputTokens, now)
 	}
@@ -554,7 +553,7 @@ func (w *Worker) cancelled(m *nats.Msg) {
 }
 
 func (w *Worker) credited(m *nats.Msg) {
-	var c subjects.Credit
+	var c subjects.WindowUpdate
 	if subjects.Unmarshal(m.Data, &c) != nil {
 		return
 	}

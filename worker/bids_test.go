@@ -68,7 +68,7 @@ func TestOfWorkersThatAreGoneNothingStays(t *testing.T) {
 		for j := range 8 {
 			homes = append(homes, fmt.Sprintf("worker-%d", i+j))
 		}
-		ref := subjects.PoolReference{Workers: 9, Homes: homes}
+		ref := subjects.PoolReference{Workers: 9, HomeLanes: homes}
 		body, err := json.Marshal(subjects.Reference{Gateway: "gw", Pools: map[string]subjects.PoolReference{"m": ref, "n": ref}})
 		if err != nil {
 			t.Fatal(err)
@@ -174,7 +174,7 @@ func busy(t testing.TB, homes int) *Worker {
 	w.state = subjects.Ready
 	p := w.pools["m"]
 	p.hear("gw", subjects.PoolReference{
-		Price: 2.1, Mean: policy.Mean{Input: 1000, Output: 200, Samples: 100}, Workers: 8, Homes: ids,
+		Price: 2.1, Mean: policy.Mean{Input: 1000, Output: 200, Samples: 100}, Workers: 8, HomeLanes: ids,
 	}, now)
 	w.arrangeLocked()
 	for i := range 20 {

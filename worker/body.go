@@ -38,7 +38,7 @@ func (w *Worker) body(a *attempt) ([]byte, error) {
 	}
 	body := make([]byte, 0, min(a.req.BodySize, maxBodyAtOnce))
 	for int64(len(body)) < a.req.BodySize {
-		want := subjects.MustMarshal(subjects.BodyWant{ID: a.req.ID, Offset: int64(len(body))})
+		want := subjects.MustMarshal(subjects.BodyRequest{ID: a.req.ID, Offset: int64(len(body))})
 		piece, err := w.request(a, subjects.GatewayBody(a.req.Gateway), want)
 		if err != nil {
 			return nil, fmt.Errorf("fetch body at %d of %d bytes: %w", len(body), a.req.BodySize, err)

@@ -128,7 +128,7 @@ func sample(s gpu.Snapshot) policy.GPUSample {
 	}
 	g.Margin = reading(s.Margin)
 	if s.Memory != nil {
-		g.Free, g.Total = policy.Read(float64(s.Memory.Free)), policy.Read(float64(s.Memory.Total))
+		g.Free, g.Total = policy.Known(float64(s.Memory.Free)), policy.Known(float64(s.Memory.Total))
 	}
 	return g
 }
@@ -138,11 +138,12 @@ func sample(s gpu.Snapshot) policy.GPUSample {
 // sooner: see silentLocked.
 func (w *Worker) fenceLocked(now time.Time) (changed bool) {
 	r := &w.room
-	was, why := r.fence, w.illnessLocked(now)
+	class, why := w.illnessLocked(now)
+	was := r.fence
 	if was == why {
 		return false
 	}
-	r.fence, r.signals.Fence = why, why
+	r.fence, r.fenceClass, r.signals.Fence = why, class, why
 	switch {
 	case why == "":
 		w.log.Info("worker takes requests again", "was_fenced_for", now.Sub(r.fencedAt).Round(time.Millisecond))
@@ -164,23 +165,23 @@ func (w *Worker) fencedSinceLocked(t time.Time) bool {
 }
 
 // illnessLocked is why nothing may start, if so.
-func (w *Worker) illnessLocked(now time.Time) string {
+func (w *Worker) illnessLocked(now time.Time) (class gpu.FenceClass, why string) {
 	r := &w.room
 	for _, g := range r.gpus {
 		if g.verdict.Fenced {
-			return fmt.Sprintf("GPU %s: %s", g.last.Label(), g.verdict.Reason)
+			return g.verdict.Class, fmt.Sprintf("GPU %s: %s", g.last.Label(), g.verdict.Reason)
 		}
 	}
 	if w.blindLocked() {
 		if r.nvml.Failure != nil {
-			return "NVML is required, and fails: " + r.nvml.Failure.Error()
+			return subjects.FenceNVML, "NVML is required, and fails: " + r.nvml.Failure.Error()
 		}
-		return "NVML is required, and tells nothing of the engine's GPUs"
+		return subjects.FenceNVML, "NVML is required, and tells nothing of the engine's GPUs"
 	}
 	if r.suspect != "" {
-		return r.suspect
+		return gpu.FenceXID, r.suspect
 	}
-	return w.stallLocked(now)
+	return subjects.FenceStalled, w.stallLocked(now)
 }
 
 // stallLocked says that an engine has requests, a GPU without work, and nothing
@@ -252,7 +253,7 @@ func (w *Worker) tellGPUsLocked() *subjects.NVML {
 		s := subjects.GPU{Snapshot: g.last, Strain: g.strain.String()}
 		s.Processes = nil
 		if g.verdict.Fenced {
-			s.Fenced, s.Since = g.verdict.Reason, g.verdict.Since
+			s.Fenced, s.FenceClass, s.Since = g.verdict.Reason, g.verdict.Class, g.verdict.Since
 		}
 		n.GPUs = append(n.GPUs, s)
 	}

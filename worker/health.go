@@ -204,7 +204,10 @@ func (w *Worker) heartbeat() subjects.Heartbeat {
 		Version: w.cfg.Version, Started: w.started, State: state, Reason: reason,
 		Slots: w.room.slots, InFlight: w.inFlight, Prefills: wait.n,
 		Weight: w.weightLocked(), Done: w.done, Failed: w.failed,
-		Room: w.tellRoomLocked(), Tells: w.tellEngineLocked(), NVML: w.tellGPUsLocked(),
+		Capacity: w.tellRoomLocked(), EngineStatus: w.tellEngineLocked(), NVML: w.tellGPUsLocked(),
+	}
+	if state == subjects.Fenced {
+		h.FenceClass = w.room.fenceClass
 	}
 	for _, p := range w.servedLocked() {
 		s := subjects.PoolStatus{

@@ -195,7 +195,7 @@ func (p *pool) hear(gateway string, r subjects.PoolReference, now time.Time) (ch
 			delete(p.heard, gw)
 			continue
 		}
-		homes = append(homes, r.Homes...)
+		homes = append(homes, r.HomeLanes...)
 	}
 	slices.Sort(homes)
 	homes = slices.Compact(homes)

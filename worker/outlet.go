@@ -32,7 +32,7 @@ func (w *Worker) outlet(a *attempt) outlet {
 	}
 	return &far{
 		Writer: subjects.NewWriter(a.req.ID, a.mark), nc: w.nc,
-		to: subjects.GatewayRsp(a.req.Gateway), gone: subjects.WorkerGone(w.id, a.req.Gateway),
+		to: subjects.GatewayFrames(a.req.Gateway), gone: subjects.WorkerGone(w.id, a.req.Gateway),
 	}
 }
 

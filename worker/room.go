@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -36,9 +37,9 @@ const (
 type room struct {
 	limit   policy.Limit
 	window  policy.LimitWindow
-	signals policy.Signals // but for what changes from one request to the next
-	credit  policy.Credit  // as of the last fit
-	slots   int            // that may be filled while nothing waits in the engine
+	signals policy.Signals  // but for what changes from one request to the next
+	credit  policy.Capacity // as of the last fit
+	slots   int             // that may be filled while nothing waits in the engine
 
 	tells     engine.Status // as last read
 	unwell    string        // why the engine says that it is not well
@@ -56,10 +57,11 @@ type room struct {
 	suspect   string    // what happened to a GPU, until the engine has answered
 	suspected time.Time
 
-	fence     string // why nothing may start; empty: it may
-	fencedAt  time.Time
-	decisions []subjects.Decision
-	grewFrom  float64 // limit, if the last decision is that it grew; else 0
+	fence      string // why nothing may start; empty: it may
+	fenceClass gpu.FenceClass
+	fencedAt   time.Time
+	decisions  []subjects.Decision
+	grewFrom   float64 // limit, if the last decision is that it grew; else 0
 }
 
 // newRoom is that of an engine of which nothing is known yet. Configured slots
@@ -71,7 +73,7 @@ func newRoom(cfg Config, weight float64) room {
 	r := room{limit: policy.NewLimit(cfg.Profile, weight, cfg.Baseline)}
 	r.signals = policy.Signals{Fixed: cfg.Profile.Fixed, NVMLRequired: cfg.NVMLRequired, Limit: r.limit.Value()}
 	r.signals.Slots = slotsOf(cfg, r.tells)
-	r.credit = r.signals.Credit()
+	r.credit = r.signals.Capacity()
 	r.slots = r.credit.Total
 	return r
 }
@@ -93,7 +95,7 @@ func (w *Worker) fitLocked() int {
 	r := &w.room
 	was := r.credit.Total
 	r.signals.InFlight, r.signals.Queued = w.inFlight, r.credit.Queued
-	r.credit = r.signals.Credit()
+	r.credit = r.signals.Capacity()
 	if r.credit.Total != was {
 		w.ceilLocked()
 	}
@@ -269,11 +271,11 @@ func number(v *int) int {
 	return *v
 }
 
-func reading[T int | int64 | float64](v *T) policy.Reading {
+func reading[T int | int64 | float64](v *T) policy.Maybe {
 	if v == nil {
-		return policy.Reading{}
+		return policy.Maybe{}
 	}
-	return policy.Read(float64(*v))
+	return policy.Known(float64(*v))
 }
 
 // ageLocked brings up to date what time alone changes in the signals.
@@ -315,10 +317,10 @@ func (w *Worker) engineStartedLocked(now time.Time) {
 }
 
 // tellRoomLocked is the worker's room in words, for the heartbeat.
-func (w *Worker) tellRoomLocked() *subjects.Room {
+func (w *Worker) tellRoomLocked() *subjects.Capacity {
 	r := &w.room
 	c := r.credit
-	room := &subjects.Room{
+	room := &subjects.Capacity{
 		Profile: w.cfg.Profile.Name, Total: c.Total, Bound: c.Bound, Why: c.Why, Headroom: c.Headroom, Factor: c.Factor,
 		Engine: c.Engine.String(), GPU: c.GPU.String(), Terms: make(map[policy.Bound]float64),
 		Limit: r.limit.Value(), AloneMS: ms(r.limit.Baseline()), PaceMS: ms(r.limit.Pace()), TargetMS: ms(r.limit.Target()),
@@ -333,12 +335,12 @@ func (w *Worker) tellRoomLocked() *subjects.Room {
 }
 
 // tellEngineLocked is what the engine says of itself.
-func (w *Worker) tellEngineLocked() *subjects.EngineTells {
+func (w *Worker) tellEngineLocked() *subjects.EngineStatus {
 	t := &w.room.tells
 	if t.Dialect == "" {
 		return nil
 	}
-	tells := &subjects.EngineTells{
+	tells := &subjects.EngineStatus{
 		Dialect: string(t.Dialect), At: t.At, Slots: t.Slots, Running: t.Running, Waiting: t.Waiting,
 		KVTokens: t.KVTotal, KVUsage: t.KVUsage, Preemptions: t.Preemptions,
 	}

@@ -96,7 +96,7 @@ func TestWhoLoadsFirst(t *testing.T) {
 	for _, id := range homes {
 		w.id = id
 		p := w.pools["a"]
-		p.hear("gw", subjects.PoolReference{Homes: homes}, time.Now())
+		p.hear("gw", subjects.PoolReference{HomeLanes: homes}, time.Now())
 		later := w.laterLocked(p)
 		if seen[later] || later%laterEach != 0 || later >= time.Duration(len(homes))*laterEach {
 			t.Errorf("%s comes %v later, as another does", id, later)

@@ -140,7 +140,7 @@ func (s *snapshot) fineGPUs() string {
 func (s *snapshot) findRoom() []diagnosis {
 	var found []diagnosis
 	for _, h := range s.heartbeats() {
-		r := h.Room
+		r := h.Capacity
 		if r == nil || !h.Live() || s.At.Sub(h.Started) < newWorkerPasses {
 			continue
 		}
@@ -164,14 +164,14 @@ func (s *snapshot) findRoom() []diagnosis {
 func metricsOf(h *subjects.Heartbeat, now time.Time) []diagnosis {
 	d := diagnosis{Verdict: warning}
 	dialect := engine.Dialect(h.Engine)
-	if h.Tells != nil {
-		dialect = engine.Dialect(h.Tells.Dialect)
+	if h.EngineStatus != nil {
+		dialect = engine.Dialect(h.EngineStatus.Dialect)
 	}
-	switch h.Room.Engine {
+	switch h.Capacity.Engine {
 	case "stale":
 		old := "old"
-		if h.Tells != nil && !h.Tells.At.IsZero() {
-			old = age(max(0, now.Sub(h.Tells.At))) + " old"
+		if h.EngineStatus != nil && !h.EngineStatus.At.IsZero() {
+			old = age(max(0, now.Sub(h.EngineStatus.At))) + " old"
 		}
 		d.Text = fmt.Sprintf("worker %s: the engine's metrics are %s: it takes no more than it had when they were read", h.Name, old)
 		d.Remedy = fmt.Sprintf("does %s answer within a second? If it is elsewhere, say metrics=URL", metricsAt(h.URL, dialect))
@@ -214,8 +214,8 @@ func metricsAt(url string, d engine.Dialect) string {
 func (s *snapshot) fineRoom() string {
 	room, inFlight := 0, 0
 	for _, h := range s.heartbeats() {
-		if h.Room != nil && h.Live() {
-			room += h.Room.Total
+		if h.Capacity != nil && h.Live() {
+			room += h.Capacity.Total
 			inFlight += h.InFlight
 		}
 	}

@@ -69,8 +69,8 @@ func TestDoctorFinds(t *testing.T) {
 	}
 	room := func(change func(*workerSeen)) func(*examination) {
 		return worker(func(w *workerSeen) {
-			w.Room = &subjects.Room{Profile: "balanced", Total: 16, Bound: policy.BoundKV, Factor: 1, Engine: "fresh", GPU: "missing"}
-			w.Tells = &subjects.EngineTells{Dialect: "vllm", At: noon}
+			w.Capacity = &subjects.Capacity{Profile: "balanced", Total: 16, Bound: policy.BoundKV, Factor: 1, Engine: "fresh", GPU: "missing"}
+			w.EngineStatus = &subjects.EngineStatus{Dialect: "vllm", At: noon}
 			change(w)
 		})
 	}
@@ -140,12 +140,12 @@ func TestDoctorFinds(t *testing.T) {
 		"NVML required": {worker(func(w *workerSeen) {
 			w.State, w.NVML = subjects.Fenced, &subjects.NVML{Mode: "required", Failure: &gpu.Failure{Kind: gpu.NoGPU}}
 		}), problem, "gpus", "host-fast: there is no NVIDIA GPU here; with --nvml required workers take nothing", "nothing to do if there should be none"},
-		"metrics are old": {room(func(w *workerSeen) { w.Room.Engine, w.Tells.At = "stale", noon.Add(-7*time.Second) }), warning, "headroom", "worker fast: the engine's metrics are 7.0s old", "http://fast/metrics"},
-		"no metrics":      {room(func(w *workerSeen) { w.Room.Engine, w.Tells.Dialect = "missing", "sglang" }), warning, "headroom", "its engine (sglang) tells nothing of its load", "--enable-metrics"},
-		"infeasible":      {room(func(w *workerSeen) { w.Room.Infeasible, w.Room.AloneMS = true, 62 }), warning, "headroom", "cannot meet its objective: a request alone has 62 ms between two tokens", "--slo-itl"},
+		"metrics are old": {room(func(w *workerSeen) { w.Capacity.Engine, w.EngineStatus.At = "stale", noon.Add(-7*time.Second) }), warning, "headroom", "worker fast: the engine's metrics are 7.0s old", "http://fast/metrics"},
+		"no metrics":      {room(func(w *workerSeen) { w.Capacity.Engine, w.EngineStatus.Dialect = "missing", "sglang" }), warning, "headroom", "its engine (sglang) tells nothing of its load", "--enable-metrics"},
+		"infeasible":      {room(func(w *workerSeen) { w.Capacity.Infeasible, w.Capacity.AloneMS = true, 62 }), warning, "headroom", "cannot meet its objective: a request alone has 62 ms between two tokens", "--slo-itl"},
 		"too many slots": {room(func(w *workerSeen) {
-			w.Room.Bound, w.Room.Limit, w.Room.PaceMS, w.Room.TargetMS = policy.BoundLimit, 40, 30, 30
-			w.Room.Terms = map[policy.Bound]float64{policy.BoundSlots: 256, policy.BoundLimit: 40}
+			w.Capacity.Bound, w.Capacity.Limit, w.Capacity.PaceMS, w.Capacity.TargetMS = policy.BoundLimit, 40, 30, 30
+			w.Capacity.Terms = map[policy.Bound]float64{policy.BoundSlots: 256, policy.BoundLimit: 40}
 		}), warning, "headroom", "worker fast has 256 slots, and does well with about 40", "leave slots= out"},
 		"cordoned": {worker(func(w *workerSeen) { w.State, w.Name = subjects.Cordoned, "my gpu" }), warning, "workers", "my gpu is cordoned", "uncordon 'my gpu'"},
 		"waiting for nobody": {fleet(func(s *snapshot) {

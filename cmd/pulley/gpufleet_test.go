@@ -153,10 +153,10 @@ func TestGPUIsFencedIfAnyWorkerSaysSo(t *testing.T) {
 func TestWorkerRoomInWords(t *testing.T) {
 	h := beatOn("node-1", "gpu-1", subjects.Ready, toldGPU(0), toldGPU(1, hot))
 	h.InFlight = 12
-	h.Room = &subjects.Room{Profile: "balanced", Total: 16, Bound: policy.BoundKV, Headroom: 0.08, Factor: 1, Engine: "fresh", GPU: "fresh",
+	h.Capacity = &subjects.Capacity{Profile: "balanced", Total: 16, Bound: policy.BoundKV, Headroom: 0.08, Factor: 1, Engine: "fresh", GPU: "fresh",
 		Terms: map[policy.Bound]float64{policy.BoundKV: 16, policy.BoundLimit: 21.7, policy.BoundSlots: 64}, Limit: 21.7, AloneMS: 8.24, PaceMS: 20.6, TargetMS: 24.7,
 		Decisions: []subjects.Decision{{At: noon, Text: "limit 20 → 21: grew"}}}
-	h.Tells = &subjects.EngineTells{Dialect: "vllm", At: time.Now(), Running: new(12), Waiting: new(0), KVUsage: new(0.83), KVTokens: new(int64(480_000))}
+	h.EngineStatus = &subjects.EngineStatus{Dialect: "vllm", At: time.Now(), Running: new(12), Waiting: new(0), KVUsage: new(0.83), KVTokens: new(int64(480_000))}
 	const fresh = `
 room
 in use          12 of 16: the KV cache has no room for more
@@ -184,19 +184,19 @@ remedy  see to its cooling`
 		not  string
 	}{
 		"all is known": {func(*subjects.Heartbeat) {}, []string{fresh, "\nlast decisions\n12:00:00  limit 20 → 21: grew\n"}, "preempted"},
-		"nothing is":   {func(h *subjects.Heartbeat) { h.Room, h.Tells, h.NVML = nil, nil, nil }, []string{"slots    8, 12 running"}, "room"},
-		"not tried":    {func(h *subjects.Heartbeat) { h.Room.Bound, h.Room.PaceMS = policy.BoundLimit, 0 }, []string{"12 of 16: a first guess", "21, not tried yet\n", "8.2 ms alone, 25 ms aimed at\n"}, "0 ms now"},
+		"nothing is":   {func(h *subjects.Heartbeat) { h.Capacity, h.EngineStatus, h.NVML = nil, nil, nil }, []string{"slots    8, 12 running"}, "room"},
+		"not tried":    {func(h *subjects.Heartbeat) { h.Capacity.Bound, h.Capacity.PaceMS = policy.BoundLimit, 0 }, []string{"12 of 16: a first guess", "21, not tried yet\n", "8.2 ms alone, 25 ms aimed at\n"}, "0 ms now"},
 		"a hot GPU": {func(h *subjects.Heartbeat) {
-			h.Room.Bound, h.Room.Why, h.Room.Factor = policy.BoundThrottle, policy.Hot.String(), 0.5
+			h.Capacity.Bound, h.Capacity.Why, h.Capacity.Factor = policy.BoundThrottle, policy.Hot.String(), 0.5
 		}, []string{"12 of 16: the GPU slows itself down for heat or power\n", "held back       to 50% of its room\n"}, ""},
-		"stale":      {func(h *subjects.Heartbeat) { h.Room.Engine, h.Room.GPU = "stale", "stale" }, []string{"stale: no more than it had when they were read\n", "stale: the limit does not grow"}, ""},
-		"no metrics": {func(h *subjects.Heartbeat) { h.Room.Engine, h.Room.GPU, h.NVML = "missing", "missing", nil }, []string{"none: the worker goes by its own count of requests\n", "none: NVML is off\n"}, "GPUs\n"},
-		"infeasible": {func(h *subjects.Heartbeat) { h.Room.Infeasible = true }, []string{"objective       cannot be met: a request alone is slower than that\n"}, ""},
+		"stale":      {func(h *subjects.Heartbeat) { h.Capacity.Engine, h.Capacity.GPU = "stale", "stale" }, []string{"stale: no more than it had when they were read\n", "stale: the limit does not grow"}, ""},
+		"no metrics": {func(h *subjects.Heartbeat) { h.Capacity.Engine, h.Capacity.GPU, h.NVML = "missing", "missing", nil }, []string{"none: the worker goes by its own count of requests\n", "none: NVML is off\n"}, "GPUs\n"},
+		"infeasible": {func(h *subjects.Heartbeat) { h.Capacity.Infeasible = true }, []string{"objective       cannot be met: a request alone is slower than that\n"}, ""},
 		"fenced": {func(h *subjects.Heartbeat) {
-			h.Room.Bound, h.Room.Why, h.Room.Total = policy.BoundFence, "GPU 1: XID 79", 0
+			h.Capacity.Bound, h.Capacity.Why, h.Capacity.Total = policy.BoundFence, "GPU 1: XID 79", 0
 		}, []string{"12 of 0: nothing may start: GPU 1: XID 79\n"}, "headroom"},
-		"fixed":           {func(h *subjects.Heartbeat) { h.Room.Profile, h.Room.Limit = "fixed", 0 }, []string{"profile         fixed\n"}, "limit  "},
-		"another version": {func(h *subjects.Heartbeat) { h.Room.Bound = "moon" }, []string{"12 of 16: moon\n"}, ""},
+		"fixed":           {func(h *subjects.Heartbeat) { h.Capacity.Profile, h.Capacity.Limit = "fixed", 0 }, []string{"profile         fixed\n"}, "limit  "},
+		"another version": {func(h *subjects.Heartbeat) { h.Capacity.Bound = "moon" }, []string{"12 of 16: moon\n"}, ""},
 		"NVML fails": {func(h *subjects.Heartbeat) {
 			h.NVML = &subjects.NVML{Mode: "auto", Failure: &gpu.Failure{Kind: gpu.Mismatch}}
 		},
@@ -205,8 +205,8 @@ remedy  see to its cooling`
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			h := h
-			room := *h.Room
-			h.Room = &room
+			room := *h.Capacity
+			h.Capacity = &room
 			tt.edit(&h)
 			var p page
 			printWorker(&p, h)
@@ -226,9 +226,9 @@ func TestWorkersWithRoom(t *testing.T) {
 	s := newSite(t)
 	s.answer()
 	a, b := beatOn("node-1", "a", subjects.Ready, toldGPU(0)), beatOn("node-2", "b", subjects.Fenced, toldGPU(2, lost))
-	a.Room = &subjects.Room{Profile: "balanced", Total: 16, Bound: policy.BoundKV, Headroom: 0.08, Limit: 21.7}
+	a.Capacity = &subjects.Capacity{Profile: "balanced", Total: 16, Bound: policy.BoundKV, Headroom: 0.08, Limit: 21.7}
 	b.Reason = "GPU 2: XID 79 (fallen off the bus)"
-	b.Room = &subjects.Room{Profile: "latency", Bound: policy.BoundFence}
+	b.Capacity = &subjects.Capacity{Profile: "latency", Bound: policy.BoundFence}
 	b.Slots, b.InFlight = 0, 0
 	s.workers = []subjects.Heartbeat{a, b}
 	s.story(step{"worker ls", 0, `NAME  STATE   ENGINE  IN USE  BOUND  RUNG  DONE  FAILED  POOLS  REASON

@@ -174,14 +174,14 @@ func TestWorkerOnEveryMachine(t *testing.T) {
 			if g := h.NVML.GPUs[0]; g.Name != "NVIDIA H100 80GB HBM3" || h.NVML.Driver != "580.65.06" || h.NVML.Mode != "auto" || g.Fenced != "" {
 				t.Errorf("NVML %+v", h.NVML)
 			}
-			if h.Room == nil || h.Room.Profile != "balanced" || h.Room.Total < 1 {
-				t.Errorf("room %+v", h.Room)
+			if h.Capacity == nil || h.Capacity.Profile != "balanced" || h.Capacity.Total < 1 {
+				t.Errorf("room %+v", h.Capacity)
 			}
 		}},
 		"one of two": {h100, "--profile latency --slo-itl 40ms", ",gpus=1", func(t *testing.T, w *gpuWorker) {
 			h := w.await("one", hasGPUs(1))
-			if h.NVML.GPUs[0].Index != 1 || h.Room.Profile != "latency" {
-				t.Errorf("GPU %+v, profile %s", h.NVML.GPUs[0].Device, h.Room.Profile)
+			if h.NVML.GPUs[0].Index != 1 || h.Capacity.Profile != "latency" {
+				t.Errorf("GPU %+v, profile %s", h.NVML.GPUs[0].Device, h.Capacity.Profile)
 			}
 			if h.Weight < 1.6 || h.Weight > 1.7 {
 				t.Errorf("weight %v, want that of an H100, 1.64", h.Weight)
@@ -207,16 +207,16 @@ func TestWorkerOnEveryMachine(t *testing.T) {
 			h := w.await("the reason", func(h subjects.Heartbeat) bool {
 				return h.NVML != nil && h.NVML.Failure != nil && h.State == subjects.Ready
 			})
-			if h.NVML.Failure.Kind != gpu.NoLibrary || h.Room.Total < 1 {
-				t.Errorf("failure %v, room %+v", h.NVML.Failure, h.Room)
+			if h.NVML.Failure.Kind != gpu.NoLibrary || h.Capacity.Total < 1 {
+				t.Errorf("failure %v, room %+v", h.NVML.Failure, h.Capacity)
 			}
 		}},
 		"no library, and it is required": {none, "--nvml required", "", func(t *testing.T, w *gpuWorker) {
 			h := w.await("a fence", func(h subjects.Heartbeat) bool {
 				return h.State == subjects.Fenced && h.NVML != nil && h.NVML.Failure != nil && strings.Contains(h.Reason, "libnvidia-ml.so.1")
 			})
-			if h.NVML.Mode != "required" || h.Room.Total != 0 || h.Slots != 0 {
-				t.Errorf("NVML %+v, room %+v, %d slots", h.NVML, h.Room, h.Slots)
+			if h.NVML.Mode != "required" || h.Capacity.Total != 0 || h.Slots != 0 {
+				t.Errorf("NVML %+v, room %+v, %d slots", h.NVML, h.Capacity, h.Slots)
 			}
 		}},
 		"nobody asks": {h100, "--nvml off", "", func(t *testing.T, w *gpuWorker) {
@@ -244,7 +244,7 @@ func TestWorkerOnEveryMachine(t *testing.T) {
 			if h.Reason != "GPU 1: XID 79 (fallen off the bus)" || h.NVML.GPUs[1].Fenced == "" {
 				t.Errorf("reason %q, GPUs %+v", h.Reason, h.NVML.GPUs)
 			}
-			if d := h.Room.Decisions; len(d) == 0 || !strings.Contains(d[len(d)-1].Text, "XID 79") {
+			if d := h.Capacity.Decisions; len(d) == 0 || !strings.Contains(d[len(d)-1].Text, "XID 79") {
 				t.Errorf("decisions %+v", d)
 			}
 		}},
@@ -254,8 +254,8 @@ func TestWorkerOnEveryMachine(t *testing.T) {
 			h := w.await("stale GPUs", func(h subjects.Heartbeat) bool {
 				return len(h.NVML.GPUs) == 2 && h.NVML.GPUs[0].State == gpu.Stale && h.NVML.GPUs[1].State == gpu.Stale
 			})
-			if h.State != subjects.Ready || h.Room.GPU != "stale" {
-				t.Errorf("state %s, %s", h.State, h.Room.GPU)
+			if h.State != subjects.Ready || h.Capacity.GPU != "stale" {
+				t.Errorf("state %s, %s", h.State, h.Capacity.GPU)
 			}
 		}},
 		"a driver that hangs from the start": {func(t *testing.T) *fakenvml.Library {

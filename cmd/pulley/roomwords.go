@@ -17,30 +17,30 @@ import (
 // inUse is how many requests a worker has of how many it may have.
 func inUse(h *subjects.Heartbeat) string {
 	most := h.Slots
-	if h.Room != nil {
-		most = h.Room.Total
+	if h.Capacity != nil {
+		most = h.Capacity.Total
 	}
 	return fmt.Sprintf("%d/%d", h.InFlight, most)
 }
 
 // boundOf is what bounds a worker, in the policy's word for it.
 func boundOf(h *subjects.Heartbeat) string {
-	if h.Room == nil || h.State == subjects.Down || h.State == subjects.Left {
+	if h.Capacity == nil || h.State == subjects.Down || h.State == subjects.Left {
 		return ""
 	}
-	return string(h.Room.Bound)
+	return string(h.Capacity.Bound)
 }
 
 // reasonOf is why a worker does not take all that it might.
 func reasonOf(h *subjects.Heartbeat) string {
-	if h.Reason == "" && h.Room != nil {
-		return h.Room.Why
+	if h.Reason == "" && h.Capacity != nil {
+		return h.Capacity.Why
 	}
 	return h.Reason
 }
 
 // boundInWords says why a worker has room for so many and not for more.
-func boundInWords(r *subjects.Room) string {
+func boundInWords(r *subjects.Capacity) string {
 	words := map[policy.Bound]string{
 		policy.BoundSlots:    "as many slots as it has: slots= says how many",
 		policy.BoundEngine:   "as many as the engine runs at once, less what others have sent it",
@@ -75,7 +75,7 @@ func boundInWords(r *subjects.Room) string {
 }
 
 // termsInWords are all bounds, the tightest first.
-func termsInWords(r *subjects.Room) string {
+func termsInWords(r *subjects.Capacity) string {
 	type term struct {
 		bound policy.Bound
 		most  float64
@@ -111,7 +111,7 @@ func millis(ms float64) string {
 // printRoom says how much a worker may have and why not more, what it goes by,
 // and what it decided of late.
 func printRoom(p *page, h *subjects.Heartbeat) {
-	r := h.Room
+	r := h.Capacity
 	if r == nil {
 		return
 	}
@@ -136,7 +136,7 @@ func printRoom(p *page, h *subjects.Heartbeat) {
 	p.fields(append(list, field{"engine metrics", engineFreshness(h), freshStyle(r.Engine)}, field{"GPU samples", gpuFreshness(h), freshStyle(r.GPU)})...)
 }
 
-func limitInWords(r *subjects.Room) string {
+func limitInWords(r *subjects.Capacity) string {
 	if r.Limit <= 0 {
 		return ""
 	}
@@ -148,7 +148,7 @@ func limitInWords(r *subjects.Room) string {
 }
 
 // pacesInWords are the times between two tokens.
-func pacesInWords(r *subjects.Room) string {
+func pacesInWords(r *subjects.Capacity) string {
 	var words []string
 	for _, t := range []struct {
 		ms   float64
@@ -163,17 +163,17 @@ func pacesInWords(r *subjects.Room) string {
 
 // engineFreshness says how far the engine's own word counts.
 func engineFreshness(h *subjects.Heartbeat) string {
-	switch h.Room.Engine {
+	switch h.Capacity.Engine {
 	case "fresh":
-		if h.Tells != nil && !h.Tells.At.IsZero() {
-			return "fresh, " + ago(h.Tells.At) + " old"
+		if h.EngineStatus != nil && !h.EngineStatus.At.IsZero() {
+			return "fresh, " + ago(h.EngineStatus.At) + " old"
 		}
 	case "stale":
 		return "stale: no more than it had when they were read"
 	case "missing":
 		return "none: the worker goes by its own count of requests"
 	}
-	return h.Room.Engine
+	return h.Capacity.Engine
 }
 
 // gpuFreshness says how far NVML's word counts.
@@ -181,14 +181,14 @@ func gpuFreshness(h *subjects.Heartbeat) string {
 	switch {
 	case h.NVML == nil:
 		return "none: NVML is off"
-	case h.Room.GPU == "stale":
+	case h.Capacity.GPU == "stale":
 		return "stale: the limit does not grow until they are fresh"
-	case h.Room.GPU == "missing" && h.NVML.Mode == "required":
+	case h.Capacity.GPU == "missing" && h.NVML.Mode == "required":
 		return "none, and they are required"
-	case h.Room.GPU == "missing":
+	case h.Capacity.GPU == "missing":
 		return "none: the worker goes by its engine alone"
 	}
-	return h.Room.GPU
+	return h.Capacity.GPU
 }
 
 func freshStyle(freshness string) style {
@@ -200,7 +200,7 @@ func freshStyle(freshness string) style {
 
 // printEngine says what an engine tells of itself.
 func printEngine(p *page, h *subjects.Heartbeat) {
-	t := h.Tells
+	t := h.EngineStatus
 	if t == nil {
 		return
 	}
@@ -287,11 +287,11 @@ func after(s, more string) string {
 }
 
 func printDecisions(p *page, h *subjects.Heartbeat) {
-	if h.Room == nil || len(h.Room.Decisions) == 0 {
+	if h.Capacity == nil || len(h.Capacity.Decisions) == 0 {
 		return
 	}
 	p.heading("last decisions")
-	for _, d := range h.Room.Decisions {
+	for _, d := range h.Capacity.Decisions {
 		p.fields(field{d.At.Local().Format(time.TimeOnly), d.Text, ""})
 	}
 }

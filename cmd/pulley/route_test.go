@@ -82,12 +82,12 @@ llama  llama 75%, llama-next 25%  running to llama-next, 25%\n`},
 	// Two gateways tell how it goes; the second of an earlier step too.
 	since := s.policy().Routes["llama"].Shift.Since
 	tell := func(gateway string, since time.Time, canary, stable policy.Side) {
-		b, err := json.Marshal(subjects.SidesTold{Gateway: gateway, Since: map[string]time.Time{"llama": since},
+		b, err := json.Marshal(subjects.ShiftReport{Gateway: gateway, Since: map[string]time.Time{"llama": since},
 			Routes: map[string]map[string]policy.Side{"llama": {"llama-next": canary, "llama": stable}}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.nc.Publish(subjects.Sides, b)
+		s.nc.Publish(subjects.ShiftReports, b)
 	}
 	var canary, stable policy.Side
 	for range 2 {

@@ -99,7 +99,7 @@ Exit code of --follow: 0 when the shift is done, 1 when it is aborted.`,
 			return err
 		}
 		defer p.sub.Unsubscribe()
-		v, err := p.look(s.ctx(), subjects.SidesEvery+200*time.Millisecond)
+		v, err := p.look(s.ctx(), subjects.ShiftEvery+200*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -206,7 +206,7 @@ type shiftListener struct {
 	model string
 	store *policystore.Store
 	sub   *nats.Subscription
-	told  map[string]subjects.SidesTold // by gateway
+	told  map[string]subjects.ShiftReport // by gateway
 }
 
 func (s *session) listenToShift(model string) (*shiftListener, error) {
@@ -214,11 +214,11 @@ func (s *session) listenToShift(model string) (*shiftListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	sub, err := s.nc.SubscribeSync(subjects.Sides)
+	sub, err := s.nc.SubscribeSync(subjects.ShiftReports)
 	if err != nil {
 		return nil, err
 	}
-	return &shiftListener{model: model, store: store, sub: sub, told: make(map[string]subjects.SidesTold)}, nil
+	return &shiftListener{model: model, store: store, sub: sub, told: make(map[string]subjects.ShiftReport)}, nil
 }
 
 // look listens for a while, if the shift runs, and says how it goes.
@@ -242,7 +242,7 @@ func (l *shiftListener) look(ctx context.Context, within time.Duration) (shiftVi
 			if err != nil {
 				break
 			}
-			var told subjects.SidesTold
+			var told subjects.ShiftReport
 			if subjects.Unmarshal(m.Data, &told) == nil {
 				l.told[told.Gateway] = told
 			}

@@ -261,7 +261,7 @@ func (w *workerSeen) fields(s *snapshot) []field {
 	if w.Lost > 0 {
 		list = append(list, field{name: "silent", value: age(w.Lost), style: red})
 	}
-	if r := w.Room; r != nil && w.Lost == 0 {
+	if r := w.Capacity; r != nil && w.Lost == 0 {
 		list = append(list, field{name: "room", value: fmt.Sprintf("%d of %d: %s", w.InFlight, r.Total, boundInWords(r))},
 			field{name: "bounds", value: termsInWords(r)}, field{name: "profile", value: r.Profile}, field{name: "token time", value: pacesInWords(r)})
 	}

@@ -247,7 +247,7 @@ func TestScreenShowsRoomAndGPUs(t *testing.T) {
 	m := screenAtNoon(80, 24)
 	told := func(i int, b policy.Bound, gpus ...subjects.GPU) {
 		w := &m.latest.Workers[i]
-		w.Room, w.NVML = &subjects.Room{Bound: b, Total: 16, Profile: "balanced", Terms: map[policy.Bound]float64{b: 16}}, &subjects.NVML{Mode: "auto", GPUs: gpus}
+		w.Capacity, w.NVML = &subjects.Capacity{Bound: b, Total: 16, Profile: "balanced", Terms: map[policy.Bound]float64{b: 16}}, &subjects.NVML{Mode: "auto", GPUs: gpus}
 	}
 	told(0, policy.BoundKV, toldGPU(0), toldGPU(1))                                       // fast
 	told(2, policy.BoundFence, toldGPU(2, lost), toldGPU(3))                              // idle, by name the third

@@ -86,14 +86,14 @@ func printWorkers(p *page, list []subjects.Heartbeat) {
 			pools = append(pools, p.Pool)
 		}
 		var headroom, profile, limit, kv string
-		if r := h.Room; r != nil {
+		if r := h.Capacity; r != nil {
 			headroom, profile = share(r.Headroom), r.Profile
 			if r.Limit > 0 {
 				limit = fmt.Sprintf("%.0f", math.Floor(r.Limit))
 			}
 		}
-		if h.Tells != nil && h.Tells.KVUsage != nil {
-			kv = share(*h.Tells.KVUsage)
+		if h.EngineStatus != nil && h.EngineStatus.KVUsage != nil {
+			kv = share(*h.EngineStatus.KVUsage)
 		}
 		t.row(h.Name, h.State, h.Engine, inUse(h), boundOf(h), rungsOf(*h), h.Done, h.Failed, joined(pools), headroom, profile, limit, kv,
 			gpusInWords(h), h.Slots, shortFloat(h.Weight), ago(h.Started), h.Host, h.URL, h.Version, h.Worker, reasonOf(h))

@@ -132,7 +132,7 @@ func (a *asker) askFor(what string, call func() nvml.Return, names ...string) in
 	case retLost:
 		a.lost = "is lost"
 	case retResetRequired:
-		a.lost = "requires a reset"
+		a.lost = gpu.ResetRequired
 	case retUninitialized, retNotLoaded, retMismatch:
 		a.gone = ret
 	default:

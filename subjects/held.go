@@ -4,23 +4,23 @@ package subjects
 // together: whoever hears of a delivery that leaves the queue short gives the
 // turn to the gateway whose next tenant was served the least.
 
-// Turn tells a gateway to publish one request that it holds back.
-type Turn struct {
+// Release tells a gateway to publish one request that it holds back.
+type Release struct {
 	Pool    string `json:"pool"`
 	Tier    string `json:"tier"`
 	Pending int    `json:"pending"`        // requests in the broker's queue
 	Hops    int    `json:"hops,omitempty"` // gateways that had nothing to publish
 }
 
-// Told is what a gateway tells the others, a few times a second, of queues where
+// HeldReport is what a gateway tells the others, a few times a second, of queues where
 // somebody holds requests back.
-type Told struct {
+type HeldReport struct {
 	Gateway string      `json:"gw"`
-	Queues  []QueueTold `json:"queues"`
+	Queues  []HeldQueue `json:"queues"`
 }
 
-// QueueTold is one of them, its shared lane.
-type QueueTold struct {
+// HeldQueue is one of them, its shared lane.
+type HeldQueue struct {
 	Pool string `json:"pool"`
 	Tier string `json:"tier"`
 	Held int    `json:"held"` // requests that wait in the gateway

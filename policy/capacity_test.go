@@ -16,7 +16,7 @@ func healthy() policy.Signals {
 		InFlight: 10, Slots: 100, Limit: 40, Tokens: 1000, EngineSlots: 64, KVTokens: 100_000,
 		Scrape: policy.Scrape{
 			Taken: true, Age: 200 * time.Millisecond, InFlight: 10,
-			Running: policy.Read(10), Waiting: policy.Read(0), KVUsed: policy.Read(0.1), Preempted: policy.Read(0),
+			Running: policy.Known(10), Waiting: policy.Known(0), KVUsed: policy.Known(0.1), Preempted: policy.Known(0),
 		},
 		GPUs: []policy.GPU{{Sampled: true, Age: 500 * time.Millisecond}},
 	}
@@ -27,7 +27,7 @@ const gib = 1 << 30
 func onDemand(free, perRequest float64) func(s *policy.Signals) {
 	return func(s *policy.Signals) {
 		s.OnDemand, s.BytesPerRequest = true, perRequest
-		s.GPUs[0].Sample = policy.GPUSample{Free: policy.Read(free), Total: policy.Read(24 * gib)}
+		s.GPUs[0].Sample = policy.GPUSample{Free: policy.Known(free), Total: policy.Known(24 * gib)}
 	}
 }
 
@@ -42,7 +42,7 @@ func TestCredit(t *testing.T) {
 			s.InFlight = 17
 		}, 40, 13, policy.BoundLimit},
 		"what ended since the scrape may be replaced, and the quarter beside": {func(s *policy.Signals) {
-			s.InFlight, s.Scrape.InFlight, s.Scrape.Running = 35, 40, policy.Read(40)
+			s.InFlight, s.Scrape.InFlight, s.Scrape.Running = 35, 40, policy.Known(40)
 		}, 40, 5, policy.BoundLimit},
 		"open bids are as good as taken":     {func(s *policy.Signals) { s.Bids = 8 }, 40, 12, policy.BoundLimit},
 		"more bids than room":                {func(s *policy.Signals) { s.Bids = 80 }, 40, 0, policy.BoundLimit},
@@ -53,45 +53,45 @@ func TestCredit(t *testing.T) {
 		"no adaptive limit":                  {func(s *policy.Signals) { s.Limit = 0 }, 65, 20, policy.BoundEngine},
 		"the engine's slots and a few queue": {func(s *policy.Signals) { s.EngineSlots = 20 }, 22, 12, policy.BoundEngine},
 		"others' requests on the engine": {func(s *policy.Signals) {
-			s.Scrape.Running = policy.Read(50) // 40 of others
+			s.Scrape.Running = policy.Known(50) // 40 of others
 		}, 26, 16, policy.BoundEngine},
 		"what ended since the scrape is not others'": {func(s *policy.Signals) {
-			s.InFlight, s.Scrape.InFlight, s.EngineSlots, s.Scrape.Running = 2, 18, 18, policy.Read(18)
+			s.InFlight, s.Scrape.InFlight, s.EngineSlots, s.Scrape.Running = 2, 18, 18, policy.Known(18)
 		}, 20, 18, policy.BoundEngine},
-		"an engine that others fill": {func(s *policy.Signals) { s.Scrape.Running = policy.Read(200) }, 0, 0, policy.BoundEngine},
+		"an engine that others fill": {func(s *policy.Signals) { s.Scrape.Running = policy.Known(200) }, 0, 0, policy.BoundEngine},
 		"prompts wait for those before them": {func(s *policy.Signals) {
-			s.Scrape.Waiting, s.Scrape.Prefilling, s.Scrape.Prefill = policy.Read(8), 10, 250*time.Millisecond
+			s.Scrape.Waiting, s.Scrape.Prefilling, s.Scrape.Prefill = policy.Known(8), 10, 250*time.Millisecond
 		}, 40, 20, policy.BoundLimit},
 		"too many prompts wait for those before them": {func(s *policy.Signals) {
-			s.Scrape.Waiting, s.Scrape.Prefilling, s.Scrape.Prefill = policy.Read(10), 12, 250*time.Millisecond
+			s.Scrape.Waiting, s.Scrape.Prefilling, s.Scrape.Prefill = policy.Known(10), 12, 250*time.Millisecond
 		}, 10, 0, policy.BoundQueue},
 		"prompts wait for a slot": {func(s *policy.Signals) {
-			s.Scrape.Waiting, s.Scrape.Prefilling, s.Scrape.Prefill = policy.Read(8), 9, 250*time.Millisecond
+			s.Scrape.Waiting, s.Scrape.Prefilling, s.Scrape.Prefill = policy.Known(8), 9, 250*time.Millisecond
 		}, 10, 0, policy.BoundQueue},
 		"prompts wait, nobody knows how long": {func(s *policy.Signals) {
-			s.Scrape.Waiting, s.Scrape.Prefilling = policy.Read(8), 10
+			s.Scrape.Waiting, s.Scrape.Prefilling = policy.Known(8), 10
 		}, 10, 0, policy.BoundQueue},
 		"requests wait in the engine": {func(s *policy.Signals) {
-			s.Scrape.Waiting = policy.Read(2)
+			s.Scrape.Waiting = policy.Known(2)
 		}, 10, 0, policy.BoundQueue},
-		"one waits, as it may":              {func(s *policy.Signals) { s.Scrape.Waiting = policy.Read(1) }, 40, 20, policy.BoundLimit},
-		"one waits, and there were more":    {func(s *policy.Signals) { s.Scrape.Waiting, s.Queued = policy.Read(1), true }, 10, 0, policy.BoundQueue},
+		"one waits, as it may":              {func(s *policy.Signals) { s.Scrape.Waiting = policy.Known(1) }, 40, 20, policy.BoundLimit},
+		"one waits, and there were more":    {func(s *policy.Signals) { s.Scrape.Waiting, s.Queued = policy.Known(1), true }, 10, 0, policy.BoundQueue},
 		"none waits, and there were some":   {func(s *policy.Signals) { s.Queued = true }, 40, 20, policy.BoundLimit},
-		"the KV cache has room for five":    {func(s *policy.Signals) { s.Scrape.KVUsed = policy.Read(0.85) }, 15, 4, policy.BoundKV},
-		"two of them started since":         {func(s *policy.Signals) { s.Scrape.KVUsed, s.InFlight = policy.Read(0.85), 12 }, 15, 2, policy.BoundKV},
-		"one of them waits in the engine":   {func(s *policy.Signals) { s.Scrape.KVUsed, s.Scrape.Waiting = policy.Read(0.85), policy.Read(1) }, 14, 4, policy.BoundKV},
-		"the KV cache is above its knee":    {func(s *policy.Signals) { s.Scrape.KVUsed = policy.Read(0.93) }, 7, 0, policy.BoundKV},
-		"the KV cache is full":              {func(s *policy.Signals) { s.Scrape.KVUsed = policy.Read(1) }, 0, 0, policy.BoundKV},
-		"a KV cache of unknown size, easy":  {func(s *policy.Signals) { s.KVTokens, s.Scrape.KVUsed = 0, policy.Read(0.7) }, 40, 10, policy.BoundLimit},
-		"a KV cache of unknown size, half":  {func(s *policy.Signals) { s.KVTokens, s.Scrape.KVUsed = 0, policy.Read(0.8) }, 20, 5, policy.BoundKV},
-		"a KV cache of unknown size, full":  {func(s *policy.Signals) { s.KVTokens, s.Scrape.KVUsed = 0, policy.Read(0.95) }, 0, 0, policy.BoundKV},
-		"unknown size, and no limit either": {func(s *policy.Signals) { s.KVTokens, s.Limit, s.Scrape.KVUsed = 0, 0, policy.Read(0.8) }, 50, 13, policy.BoundKV},
-		"requests of unknown size":          {func(s *policy.Signals) { s.Tokens, s.Scrape.KVUsed = 0, policy.Read(0.8) }, 19, 5, policy.BoundKV},
+		"the KV cache has room for five":    {func(s *policy.Signals) { s.Scrape.KVUsed = policy.Known(0.85) }, 15, 4, policy.BoundKV},
+		"two of them started since":         {func(s *policy.Signals) { s.Scrape.KVUsed, s.InFlight = policy.Known(0.85), 12 }, 15, 2, policy.BoundKV},
+		"one of them waits in the engine":   {func(s *policy.Signals) { s.Scrape.KVUsed, s.Scrape.Waiting = policy.Known(0.85), policy.Known(1) }, 14, 4, policy.BoundKV},
+		"the KV cache is above its knee":    {func(s *policy.Signals) { s.Scrape.KVUsed = policy.Known(0.93) }, 7, 0, policy.BoundKV},
+		"the KV cache is full":              {func(s *policy.Signals) { s.Scrape.KVUsed = policy.Known(1) }, 0, 0, policy.BoundKV},
+		"a KV cache of unknown size, easy":  {func(s *policy.Signals) { s.KVTokens, s.Scrape.KVUsed = 0, policy.Known(0.7) }, 40, 10, policy.BoundLimit},
+		"a KV cache of unknown size, half":  {func(s *policy.Signals) { s.KVTokens, s.Scrape.KVUsed = 0, policy.Known(0.8) }, 20, 5, policy.BoundKV},
+		"a KV cache of unknown size, full":  {func(s *policy.Signals) { s.KVTokens, s.Scrape.KVUsed = 0, policy.Known(0.95) }, 0, 0, policy.BoundKV},
+		"unknown size, and no limit either": {func(s *policy.Signals) { s.KVTokens, s.Limit, s.Scrape.KVUsed = 0, 0, policy.Known(0.8) }, 50, 13, policy.BoundKV},
+		"requests of unknown size":          {func(s *policy.Signals) { s.Tokens, s.Scrape.KVUsed = 0, policy.Known(0.8) }, 19, 5, policy.BoundKV},
 		"KV cache not told: it does not bind": {func(s *policy.Signals) {
-			s.Scrape.KVUsed = policy.Reading{}
+			s.Scrape.KVUsed = policy.Maybe{}
 		}, 40, 30, policy.BoundLimit},
 		"a metric that is no number was not told": {func(s *policy.Signals) {
-			s.Scrape.KVUsed, s.Scrape.Waiting = policy.Read(math.NaN()), policy.Read(math.Inf(1))
+			s.Scrape.KVUsed, s.Scrape.Waiting = policy.Known(math.NaN()), policy.Known(math.Inf(1))
 		}, 40, 30, policy.BoundLimit},
 		"memory for five, of an engine that takes it on demand": {onDemand(5.6*gib, gib), 15, 5, policy.BoundMemory},
 		"memory is short, whatever a request takes":             {onDemand(0.4*gib, 0), 10, 0, policy.BoundMemory},
@@ -135,15 +135,15 @@ func TestCredit(t *testing.T) {
 		}, 20, 10, policy.BoundThrottle},
 		"nothing is known": {func(s *policy.Signals) { *s = policy.Signals{} }, 1, 1, policy.BoundUnknown},
 		"one waits for the slots that the engine tells: what ends is replaced": {func(s *policy.Signals) {
-			s.InFlight, s.Scrape.InFlight, s.EngineSlots, s.Scrape.Running, s.Scrape.Waiting, s.Limit = 3, 7, 6, policy.Read(6), policy.Read(1), 20
+			s.InFlight, s.Scrape.InFlight, s.EngineSlots, s.Scrape.Running, s.Scrape.Waiting, s.Limit = 3, 7, 6, policy.Known(6), policy.Known(1), 20
 		}, 7, 4, policy.BoundQueue},
 		"idle and everything full: one all the same": {func(s *policy.Signals) {
-			s.InFlight, s.Scrape.KVUsed, s.Scrape.Waiting, s.GPUs[0].Strain = 0, policy.Read(1), policy.Read(9), policy.Hot
+			s.InFlight, s.Scrape.KVUsed, s.Scrape.Waiting, s.GPUs[0].Strain = 0, policy.Known(1), policy.Known(9), policy.Hot
 		}, 1, 1, policy.BoundKV},
 		"fixed slots": {func(s *policy.Signals) { s.Fixed = true }, 100, 90, policy.BoundSlots},
 		"fixed slots, whatever the signals": {func(s *policy.Signals) {
 			onDemand(0, gib)(s)
-			s.Fixed, s.Scrape.KVUsed, s.Scrape.Waiting = true, policy.Read(1), policy.Read(9)
+			s.Fixed, s.Scrape.KVUsed, s.Scrape.Waiting = true, policy.Known(1), policy.Known(9)
 		}, 100, 90, policy.BoundSlots},
 		"fixed slots and a fence":    {func(s *policy.Signals) { s.Fixed, s.Fence = true, "GPU lost" }, 0, 0, policy.BoundFence},
 		"fixed, as the engine says":  {func(s *policy.Signals) { s.Fixed, s.Slots = true, 0 }, 64, 54, policy.BoundEngine},
@@ -151,7 +151,7 @@ func TestCredit(t *testing.T) {
 	} {
 		s := healthy()
 		c.change(&s)
-		if got := s.Credit(); got.Total != c.total || got.More != c.more || got.Bound != c.bound {
+		if got := s.Capacity(); got.Total != c.total || got.More != c.more || got.Bound != c.bound {
 			t.Errorf("%s: %d, %d more, bound by %s; want %d, %d, %s (%v)", what, got.Total, got.More, got.Bound, c.total, c.more, c.bound, s.Terms())
 		}
 	}
@@ -161,7 +161,7 @@ func TestCredit(t *testing.T) {
 func TestFixedSlotsAreNotThrottled(t *testing.T) {
 	s := healthy()
 	s.Fixed, s.GPUs[0].Strain = true, policy.Hot
-	if c := s.Credit(); c.Total != 100 || c.Factor != 1 {
+	if c := s.Capacity(); c.Total != 100 || c.Factor != 1 {
 		t.Errorf("%+v", c)
 	}
 }
@@ -173,17 +173,17 @@ func TestHeadroom(t *testing.T) {
 	}{
 		"a quarter of the limit is taken":         {func(s *policy.Signals) {}, 0.75},
 		"all of it":                               {func(s *policy.Signals) { s.InFlight = 40 }, 0},
-		"the KV cache has least":                  {func(s *policy.Signals) { s.Scrape.KVUsed = policy.Read(0.81) }, 0.1},
-		"what waits does not enter":               {func(s *policy.Signals) { s.Scrape.Waiting = policy.Read(3) }, 0.75},
+		"the KV cache has least":                  {func(s *policy.Signals) { s.Scrape.KVUsed = policy.Known(0.81) }, 0.1},
+		"what waits does not enter":               {func(s *policy.Signals) { s.Scrape.Waiting = policy.Known(3) }, 0.75},
 		"a hot GPU":                               {func(s *policy.Signals) { s.GPUs[0].Strain = policy.Hot }, 0.375},
-		"2 °C to go":                              {func(s *policy.Signals) { s.GPUs[0].Sample.Margin = policy.Read(2) }, 0.2},
+		"2 °C to go":                              {func(s *policy.Signals) { s.GPUs[0].Sample.Margin = policy.Known(2) }, 0.2},
 		"memory, half of which is free":           {onDemand(12.256*gib, 0), 0.5},
 		"fenced":                                  {func(s *policy.Signals) { s.Fence = "down" }, 0},
 		"nothing known but that nothing is there": {func(s *policy.Signals) { *s = policy.Signals{} }, 1},
 	} {
 		s := healthy()
 		c.change(&s)
-		if got := s.Credit().Headroom; math.Abs(got-c.want) > 0.01 {
+		if got := s.Capacity().Headroom; math.Abs(got-c.want) > 0.01 {
 			t.Errorf("%s: %.3f, want %.3f", what, got, c.want)
 		}
 	}
@@ -191,14 +191,14 @@ func TestHeadroom(t *testing.T) {
 
 // anySignals are any, sensible or not.
 func anySignals(r *rand.Rand) policy.Signals {
-	reading := func(most float64) policy.Reading {
+	reading := func(most float64) policy.Maybe {
 		switch r.IntN(6) {
 		case 0:
-			return policy.Reading{}
+			return policy.Maybe{}
 		case 1:
-			return policy.Read([]float64{math.NaN(), math.Inf(1), math.Inf(-1), -1, 0, 2 * most}[r.IntN(6)])
+			return policy.Known([]float64{math.NaN(), math.Inf(1), math.Inf(-1), -1, 0, 2 * most}[r.IntN(6)])
 		}
-		return policy.Read(r.Float64() * most)
+		return policy.Known(r.Float64() * most)
 	}
 	some := func(most int) int { return max(r.IntN(most+most/3)-most/3, 0) }
 	s := policy.Signals{
@@ -231,7 +231,7 @@ func TestAnyCreditIsInBounds(t *testing.T) {
 	seen := make(map[policy.Bound]int)
 	for range 50_000 {
 		s := anySignals(r)
-		c := s.Credit()
+		c := s.Capacity()
 		seen[c.Bound]++
 		ceiling := s.Slots
 		if ceiling == 0 {
@@ -261,9 +261,9 @@ func TestAnyCreditIsInBounds(t *testing.T) {
 
 // More load, or less of anything, never makes a credit larger.
 func TestCreditIsMonotone(t *testing.T) {
-	more := func(p *policy.Reading, by float64) {
+	more := func(p *policy.Maybe, by float64) {
 		if v, known := p.Value(); known {
-			*p = policy.Read(v + by)
+			*p = policy.Known(v + by)
 		}
 	}
 	worse := map[string]func(s *policy.Signals, by float64){
@@ -304,11 +304,11 @@ func TestCreditIsMonotone(t *testing.T) {
 			if what == "limit" && s.Limit == 0 || what == "slots" && s.Slots == 0 {
 				continue
 			}
-			before := s.Credit()
+			before := s.Capacity()
 			worse := s
 			worse.GPUs = append([]policy.GPU(nil), s.GPUs...)
 			make(&worse, r.Float64())
-			if after := worse.Credit(); after.Total > before.Total || after.More > before.More {
+			if after := worse.Capacity(); after.Total > before.Total || after.More > before.More {
 				t.Fatalf("%s: %+v\n then %+v\n of %+v", what, before, after, worse)
 			}
 		}
@@ -323,7 +323,7 @@ func TestStrain(t *testing.T) {
 		want    policy.Strain
 	}
 	bits := func(b uint64) policy.GPUSample { return policy.GPUSample{Reasons: b} }
-	free := func(f float64) policy.GPUSample { return policy.GPUSample{Free: policy.Read(f)} }
+	free := func(f float64) policy.GPUSample { return policy.GPUSample{Free: policy.Known(f)} }
 	for what, steps := range map[string][]step{
 		"one spike is none":            {{1, bits(hot), policy.NoStrain}, {1, bits(none), policy.NoStrain}, {1, bits(hot), policy.NoStrain}},
 		"three of five":                {{1, bits(hot), 0}, {1, bits(none), 0}, {1, bits(hot), 0}, {1, bits(none), 0}, {1, bits(hot), policy.Hot}},
@@ -334,7 +334,7 @@ func TestStrain(t *testing.T) {
 		"the driver's slowdown":        {{1, bits(warm), 0}, {1, bits(warm), 0}, {1, bits(warm), policy.Warm}},
 		"both are the worse":           {{1, bits(warm | hot), 0}, {1, bits(warm | hot), 0}, {1, bits(warm | hot), policy.Hot}},
 		"a busy GPU at its power cap":  {{1, bits(powerCap), 0}, {1, bits(powerCap), 0}, {1, bits(powerCap), 0}, {1, bits(powerCap), 0}},
-		"2 °C to go is warm at once":   {{1, policy.GPUSample{Margin: policy.Read(2)}, policy.Warm}, {29, policy.GPUSample{Margin: policy.Read(20)}, policy.Warm}, {1, policy.GPUSample{}, 0}},
+		"2 °C to go is warm at once":   {{1, policy.GPUSample{Margin: policy.Known(2)}, policy.Warm}, {29, policy.GPUSample{Margin: policy.Known(20)}, policy.Warm}, {1, policy.GPUSample{}, 0}},
 		"a neighbour comes, and goes":  {{1, free(8 * gib), 0}, {1, free(7.1 * gib), 0}, {1, free(6.9 * gib), policy.ForeignMemory}, {1, free(7.4 * gib), policy.ForeignMemory}, {1, free(7.6 * gib), 0}},
 		"next to nothing is left":      {{1, free(0.2 * gib), policy.ForeignMemory}},
 		"memory that is not told":      {{1, free(8 * gib), 0}, {1, policy.GPUSample{}, 0}},
@@ -374,15 +374,15 @@ func TestFreshness(t *testing.T) {
 }
 
 // A worker whose KV cache is nearly full takes a few more, and says why.
-func ExampleSignals_Credit() {
+func ExampleSignals_Capacity() {
 	s := policy.Signals{
 		InFlight: 30, Slots: 64, Limit: 48, Tokens: 1200, EngineSlots: 64, KVTokens: 60_000,
 		Scrape: policy.Scrape{
 			Taken: true, Age: 300 * time.Millisecond, InFlight: 30,
-			Running: policy.Read(30), Waiting: policy.Read(0), KVUsed: policy.Read(0.79),
+			Running: policy.Known(30), Waiting: policy.Known(0), KVUsed: policy.Known(0.79),
 		},
 	}
-	c := s.Credit()
+	c := s.Capacity()
 	fmt.Printf("%d of %d slots, %d more now, bound by %s\n", c.Total, s.Slots, c.More, c.Bound)
 	for _, term := range s.Terms() {
 		if term.Max < float64(s.Slots) {
@@ -398,7 +398,7 @@ func ExampleSignals_Credit() {
 func BenchmarkCredit(b *testing.B) {
 	s := healthy()
 	for b.Loop() {
-		if s.Credit().Total != 40 {
+		if s.Capacity().Total != 40 {
 			b.Fatal("not 40")
 		}
 	}

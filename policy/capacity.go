@@ -8,26 +8,26 @@ import (
 	"time"
 )
 
-// A Reading is a number that a machine may or may not tell. The zero value is
+// A Maybe is a number that a machine may or may not tell. The zero value is
 // one that it does not: that is no 0.
-type Reading struct {
+type Maybe struct {
 	value float64
 	known bool
 }
 
-// Read is a number that was told. What is no number, or infinite, was not.
-func Read(v float64) Reading {
+// Known is a number that was told. What is no number, or infinite, was not.
+func Known(v float64) Maybe {
 	if math.IsNaN(v) || math.IsInf(v, 0) {
-		return Reading{}
+		return Maybe{}
 	}
-	return Reading{v, true}
+	return Maybe{v, true}
 }
 
 // Value is the number, and whether there is one.
-func (r Reading) Value() (float64, bool) { return r.value, r.known }
+func (r Maybe) Value() (float64, bool) { return r.value, r.known }
 
 // Signals is what a worker knows, at one moment, of itself, its engine and the
-// engine's GPUs. Any signal but its own may be absent or old; [Signals.Credit]
+// engine's GPUs. Any signal but its own may be absent or old; [Signals.Capacity]
 // does with what there is. The zero value is a worker that knows nothing.
 type Signals struct {
 	// The worker's own: these are exact.
@@ -64,11 +64,11 @@ type Signals struct {
 type Scrape struct {
 	Taken     bool
 	Age       time.Duration
-	InFlight  int     // the worker's own requests when it was taken
-	Running   Reading // requests
-	Waiting   Reading // requests, in the engine's own queue
-	KVUsed    Reading // part of the KV cache, 0 to 1
-	Preempted Reading // requests since the engine started: put back for lack of KV cache
+	InFlight  int   // the worker's own requests when it was taken
+	Running   Maybe // requests
+	Waiting   Maybe // requests, in the engine's own queue
+	KVUsed    Maybe // part of the KV cache, 0 to 1
+	Preempted Maybe // requests since the engine started: put back for lack of KV cache
 
 	// The worker's own requests that had no first token yet, wherever they were; and
 	// how long the engine takes for the prompt of a mean one, 0: unknown.
@@ -88,10 +88,10 @@ type GPU struct {
 
 // GPUSample is one look of NVML at a GPU. Memory is in bytes.
 type GPUSample struct {
-	Reasons uint64  // that its clocks are held down for: NVML's bits
-	Margin  Reading // °C until it slows down
-	Free    Reading
-	Total   Reading
+	Reasons uint64 // that its clocks are held down for: NVML's bits
+	Margin  Maybe  // °C until it slows down
+	Free    Maybe
+	Total   Maybe
 }
 
 // Freshness is how far a source of signals can be believed.
@@ -178,8 +178,8 @@ var Bounds = []Bound{
 	BoundFence, BoundThrottle, BoundStale, BoundQueue, BoundKV, BoundMemory, BoundEngine, BoundSlots, BoundLimit, BoundUnknown,
 }
 
-// Credit is how many requests a worker may have.
-type Credit struct {
+// Capacity is how many requests a worker may have.
+type Capacity struct {
 	Total int   // in flight at once
 	More  int   // that may start now, beside those in flight and the open bids
 	Bound Bound // where Total comes from
@@ -258,15 +258,15 @@ func EngineQueue(limit float64) int {
 // engine reads several together. Those of a burst wait for each other, and that is
 // no sign that the engine has no room: without this, a burst kept the fast workers
 // from bidding until the next scrapes, and an idle one eight times as slow took it.
-func (s Scrape) queue() Reading {
+func (s Scrape) queue() Maybe {
 	waiting, known := s.Waiting.Value()
 	if !known || s.Prefill <= 0 || float64(s.Prefilling)-waiting < readsSeveral {
 		return s.Waiting
 	}
-	return Read(max(waiting-math.Floor(float64(prefillWait)/float64(s.Prefill)), 0))
+	return Known(max(waiting-math.Floor(float64(prefillWait)/float64(s.Prefill)), 0))
 }
 
-// Credit is how many requests the worker may have in flight, and what that comes
+// Capacity is how many requests the worker may have in flight, and what that comes
 // from. It is meant to be asked twice a second, and whenever a request ends.
 //
 // With I requests in flight, I' when the engine was scraped; R running and W
@@ -306,8 +306,8 @@ func (s Scrape) queue() Reading {
 // all: decoding a single request shows a GPU as fully used, engines that
 // preallocate take all memory when they start, and a busy GPU runs at its power
 // cap.
-func (s Signals) Credit() Credit {
-	c := Credit{Factor: 1, Engine: s.Scrape.Freshness(), GPU: s.GPUFreshness()}
+func (s Signals) Capacity() Capacity {
+	c := Capacity{Factor: 1, Engine: s.Scrape.Freshness(), GPU: s.GPUFreshness()}
 	if why := s.fence(); why != "" {
 		c.Bound, c.Why, c.Factor = BoundFence, why, 0
 		return c
@@ -477,7 +477,7 @@ func (s *Signals) strain() Strain {
 }
 
 // more is how much of the credit may be used now.
-func (s *Signals) more(c Credit) int {
+func (s *Signals) more(c Capacity) int {
 	step := max(int(math.Ceil(ramp*float64(c.Total))), 1)
 	top := c.Total
 	if c.Engine == Fresh && !s.Fixed {
@@ -592,7 +592,7 @@ const (
 // ready, and to be taken anew when the engine has started.
 type StrainWatch struct {
 	hot, warm latch
-	base      Reading // free memory at the start
+	base      Maybe // free memory at the start
 	foreign   bool
 }
 
