@@ -11,37 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
-	"github.com/pulley-lb/pulley/broker"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
-
-// testGateway is a gateway that does not run, with a connection to a broker.
-func testGateway(t testing.TB) *Gateway {
-	t.Helper()
-	b, err := broker.New(broker.Config{StoreDir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- b.Run(ctx) }() // ends with the cleanup
-	t.Cleanup(func() { stop(); <-ended })
-	<-b.Ready()
-	nc, err := nats.Connect("", nats.InProcessServer(b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	g, err := New(Config{}, nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return g
-}
 
 // BenchmarkAdmit is everything from a read body to the queue: key, scan, route,
 // tier, limits and the queue's bounds, under a small policy and a large one.
