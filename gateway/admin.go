@@ -60,7 +60,7 @@ func (g *Gateway) NotReady() string {
 		return "no connection to the broker"
 	case !g.ready.Load():
 		return "the queue is not available"
-	case !g.keys.read():
+	case !g.keys.ready():
 		return "the keys are not read yet"
 	}
 	return ""

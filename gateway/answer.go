@@ -127,7 +127,7 @@ func (a *answer) credit() {
 	cur := a.f.current
 	a.f.mu.Unlock()
 	a.taken = a.size
-	a.g.publishJSON(subjects.WorkerWindow(cur.worker), subjects.WindowUpdate{ID: a.f.req.ID, Attempt: cur.mark, Taken: a.taken})
+	a.g.bus.publish(subjects.WorkerWindow(cur.worker), subjects.WindowUpdate{ID: a.f.req.ID, Attempt: cur.mark, Taken: a.taken})
 }
 
 // pass writes bytes of a stream through.

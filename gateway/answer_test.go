@@ -22,7 +22,7 @@ var both = api.Edits{Model: "gpt-4o", Tier: "batch"}
 
 // answering begins an answer to a recorder, for a request to path.
 func answering(path string, ed api.Edits) (*answer, *httptest.ResponseRecorder) {
-	g := &Gateway{cfg: Config{SlowClient: time.Minute}, queues: make(map[queueKey]*queue)}
+	g := &Gateway{bus: new(bus), cfg: Config{SlowClient: time.Minute}, queues: make(map[queueKey]*queue)}
 	g.fleet = newFleet(g)
 	g.metrics = newMetrics(g)
 	f := newFlight(&subjects.Request{Stream: true}, place{pool: "p", tier: policy.Tier{Name: "batch"}, queue: g.queue("p", "batch")}, nil, time.Now(), time.Minute)

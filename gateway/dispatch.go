@@ -92,7 +92,7 @@ func (g *Gateway) arbitrate(c *subjects.Claim) *subjects.Refusal {
 	}
 	g.fleet.claimed(c.Worker)
 	if f.home != 0 && g.fleet.serving(at.pool, c.Worker) {
-		g.homes.learn(f.home, at.pool, c.Worker)
+		g.affinity.learn(f.home, at.pool, c.Worker)
 	}
 	at.queue.meters.queue.Observe(now.Sub(f.arrived).Seconds())
 	return nil
@@ -111,10 +111,6 @@ func (g *Gateway) listed(m *nats.Msg) {
 			g.cancelAttempt(alive.Worker, a.ID, a.Attempt, "not wanted")
 		}
 	}
-}
-
-func (g *Gateway) cancelAttempt(worker string, id subjects.ID, mark uint64, reason string) {
-	g.publishJSON(subjects.WorkerCancel(worker), subjects.Cancel{ID: id, Attempt: mark, Reason: reason})
 }
 
 // bodyWanted serves a piece of a body that travels by reference.

@@ -5,7 +5,7 @@
 // The way of a request: server.go routes it to Gateway.infer (infer.go), which
 // asks whose it is (keys.go), reads the body (body.go), finds model, stream flag,
 // tier and conversation in it (scan.go, conversation.go), finds where it goes
-// (route.go, homes.go), asks whether its queue has room (queue.go), and makes it
+// (route.go, affinity.go), asks whether its queue has room (queue.go), and makes it
 // a flight (flight.go) that is published when its tenant's turn comes (wait.go,
 // publish.go), which the gateways deal together (turns.go). While it waits it may
 // move to another queue (wait.go). Workers' claims and frames arrive in
@@ -20,6 +20,6 @@
 // how long requests have waited for a model that is not loaded, policy.go puts
 // the operator's policy in force, shifts.go moves routes by steps, mirror.go
 // runs what no client waits for, usage.go shares what keys have used,
-// control.go obeys the operator's verbs, silent.go closes what would hold up a
+// control.go obeys the operator's verbs, idleconns.go closes what would hold up a
 // gateway that stops.
 package gateway

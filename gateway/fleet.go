@@ -447,7 +447,7 @@ func (fl *fleet) publishReferences() {
 			ref.Pools[k.pool] = r
 		}
 	}
-	fl.g.publishJSON(subjects.GatewayRef(fl.g.id), ref)
+	fl.g.bus.publish(subjects.GatewayRef(fl.g.id), ref)
 }
 
 // ensure creates a lane's queues, one for each tier, and remembers the pool.

@@ -73,19 +73,16 @@ var (
 // New, then Run it once.
 type Gateway struct {
 	// Fixed after New.
-	cfg     Config
-	id      string
-	nc      *nats.Conn
-	js      jetstream.JetStream
-	log     *slog.Logger
-	metrics *metrics
-	bodies  budget
-	fleet   *fleet
-	homes   *homes
-	keys    *keyring
-	shifts  *shifts
-	mirrors chan struct{}   // holds one for each copy under way
-	life    context.Context // of Run: requests without a client end with it
+	*bus
+	cfg      Config
+	metrics  *metrics
+	bodies   budget
+	fleet    *fleet
+	affinity *affinity
+	keys     *keyring
+	shifts   *shifts
+	mirrors  chan struct{}   // holds one for each copy under way
+	life     context.Context // of Run: requests without a client end with it
 
 	rules       atomic.Pointer[rules] // in force
 	stalePolicy atomic.Pointer[string]
@@ -141,8 +138,10 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	}
 	var mark [6]byte
 	rand.Read(mark[:])
+	b := &bus{id: hex.EncodeToString(mark[:]), nc: nc, js: js}
+	b.log = cfg.Logger.With("gateway", b.id)
 	g := &Gateway{
-		cfg: cfg, id: hex.EncodeToString(mark[:]), nc: nc, js: js,
+		cfg: cfg, bus: b,
 		bodies:  budget{max: cfg.BodyMemory},
 		flights: make(map[subjects.ID]*flight),
 		queues:  make(map[queueKey]*queue),
@@ -151,13 +150,13 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		mirrors:   make(chan struct{}, maxMirrors),
 		newPolicy: make(chan struct{}, 1),
 	}
-	g.log = cfg.Logger.With("gateway", g.id)
 	g.rules.Store(newRules(policystore.Version{Policy: policy.Default()}))
 	g.fleet = newFleet(g)
-	g.homes = newHomes(g)
-	g.keys = newKeyring(g)
-	g.shifts = newShifts(g)
+	g.affinity = newAffinity(b)
+	g.keys = newKeyring(b, cfg.Auth)
+	g.shifts = newShifts(b, &g.rules)
 	g.metrics = newMetrics(g)
+	g.metrics.registry.MustRegister(g.keys.refused, g.keys.limited)
 	return g, nil
 }
 
@@ -180,8 +179,8 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 		subjects.AllHeartbeats:        g.fleet.hear,
 		subjects.AllGateways:          g.fleet.hearPeer,
 		subjects.AllHeld:              g.hearTold,
-		subjects.AffinityReports:      g.homes.hear,
-		subjects.ShiftReports:         g.shifts.hear,
+		subjects.AffinityReports:      g.affinity.onReport,
+		subjects.ShiftReports:         g.shifts.onReport,
 		subjects.AskRequests:          g.tellRequests,
 		subjects.AskWorkers:           g.tellWorkers,
 		subjects.AskRequest:           g.tellRequest,
@@ -210,14 +209,14 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	loops.Go(func() { g.fleet.ensureLoop(life) })
 	loops.Go(func() { g.keepStreams(life) })
 	loops.Go(func() { g.followPolicy(life) })
-	loops.Go(func() { g.homes.loop(life) })
-	loops.Go(func() { g.shifts.loop(life) })
+	loops.Go(func() { g.affinity.run(life, g.fleet.gateways) })
+	loops.Go(func() { g.shifts.run(life) })
 	loops.Go(func() { g.keys.run(life) })
 
-	silent := &silent{since: make(map[net.Conn]time.Time)}
+	idle := &idleConns{since: make(map[net.Conn]time.Time)}
 	server := &http.Server{
 		Handler:           g.handler(),
-		ConnState:         silent.track,
+		ConnState:         idle.track,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
@@ -240,7 +239,7 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	case err = <-failed:
 		err = fmt.Errorf("gateway: %w", err)
 	}
-	g.drain(server, silent, end)
+	g.drain(server, idle, end)
 	for _, s := range servers {
 		s.Close()
 	}
@@ -254,13 +253,13 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	return err
 }
 
-func (g *Gateway) drain(server *http.Server, silent *silent, end context.CancelCauseFunc) {
+func (g *Gateway) drain(server *http.Server, idle *idleConns, end context.CancelCauseFunc) {
 	g.draining.Store(true)
 	g.log.Info("gateway drains", "requests", g.count())
 	time.Sleep(g.cfg.DrainDelay)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.DrainTimeout)
 	defer cancel()
-	go silent.closeOld(ctx) // ends with ctx
+	go idle.closeLoop(ctx) // ends with ctx
 	if server.Shutdown(ctx) == nil {
 		return
 	}
@@ -330,9 +329,4 @@ func (g *Gateway) heldByQueue() map[queueKey]int {
 		}
 	}
 	return held
-}
-
-// publishJSON publishes what always encodes.
-func (g *Gateway) publishJSON(subject string, v any) {
-	g.nc.Publish(subject, subjects.MustMarshal(v))
 }

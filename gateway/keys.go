@@ -17,7 +17,6 @@ import (
 
 	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/policy"
-	"github.com/pulley-lb/pulley/subjects"
 )
 
 // AuthMode says whether clients need a key.
@@ -29,81 +28,86 @@ const (
 	AuthOff      AuthMode = "off"      // never
 )
 
-// keyring knows the API keys, and what was used of their limits: by this
-// gateway, and by the others as they tell. See policy.Limits for what that
-// promises.
+// keyring knows the API keys in force and how much of their limits was used: by this gateway, and by the others as their
+// reports say. See policy.Limits for what that guarantees.
 type keyring struct {
 	// Fixed after newKeyring.
-	g       *Gateway
+	bus     *bus
+	auth    AuthMode
 	refused *prometheus.CounterVec
 	limited *prometheus.CounterVec
 
-	keys    atomic.Pointer[map[string]*heldKey] // by id; nil: not read yet
-	hadKeys atomic.Bool                         // there was one since the gateway started
-	peers   atomic.Int64                        // the other gateways that live
-	hearing chan struct{}                       // closed when the others had the time to be heard, by run
-	started time.Time                           // when that was; fixed by then
-
-	mu    sync.Mutex
-	heard map[string]*peerUsage // the other gateways, by id
-
-	changedMu sync.Mutex
-	changed   []*heldKey // used since it was told
-}
-
-// heldKey is a key as it is in force. It is never changed; its usage is.
-type heldKey struct {
-	policy.Key
-	hash, old [sha256.Size]byte
-	usage     *keyUsage
-}
-
-// limits says whether there is anything to count.
-func (k *heldKey) limits() bool { return k.RPM > 0 || k.TPM > 0 || k.Concurrency > 0 }
-
-type keyUsage struct {
-	changed atomic.Bool // since it was told: it is in keyring.changed
+	keys     atomic.Pointer[map[string]*activeKey] // by id; nil: not read yet
+	hadKeys  atomic.Bool                           // a key has existed since the gateway started
+	peers    atomic.Int64                          // the other gateways that live
+	synced   chan struct{}                         // closed by run when the other gateways had the time to report
+	syncedAt time.Time                             // fixed once synced is closed
 
 	mu     sync.Mutex
-	limits policy.Limits
-	before bool // the key was there before this gateway, and was not used here yet
+	others map[string]*peerUsage // the other gateways, by id
+
+	changedMu sync.Mutex
+	changed   []*activeKey // used since the last report
 }
 
-// peerUsage is what another gateway told last.
-type peerUsage struct {
-	at   time.Time
-	live bool
-	keys map[string]subjects.KeyUsage
+// activeKey is a key in force. It does not change; its usage does.
+type activeKey struct {
+	policy.Key
+	hash, oldHash [sha256.Size]byte
+	usage         *keyUsage
 }
 
-// caller is who sent a request. One caller is for one request.
+// limits says whether the key has any limit.
+func (k *activeKey) limits() bool { return k.RPM > 0 || k.TPM > 0 || k.Concurrency > 0 }
+
+type keyUsage struct {
+	changed atomic.Bool // since the last report: the key is in keyring.changed
+
+	mu        sync.Mutex
+	limits    policy.Limits
+	inherited bool // the key existed before this gateway, which has not used it yet
+}
+
+func (u *keyUsage) own() policy.Used {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.limits.Own()
+}
+
+// addOther counts what another gateway has used.
+func (u *keyUsage) addOther(key *policy.Key, used policy.Used, now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.limits.Heard(key, used, now)
+}
+
+// caller is who sent a request. Each request has a caller of its own, except those that need no key: they share one.
 type caller struct {
-	key    *policy.Key // nil where no key is needed
+	key    *activeKey // nil if no key was needed, and for a request that no client waits for
 	tenant string
 
-	held   *heldKey
-	tokens int // that were taken when it began
-	began  bool
+	// Owned by the request's handler.
+	tokens int  // counted against the key's limits when the request began
+	began  bool // the request counts against them
 }
 
-func newKeyring(g *Gateway) *keyring {
+func newKeyring(b *bus, auth AuthMode) *keyring {
 	counter := func(name, help, label string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "pulley", Name: name, Help: help}, []string{label})
 	}
 	return &keyring{
-		g:       g,
-		hearing: make(chan struct{}),
-		heard:   make(map[string]*peerUsage),
-		refused: counter("auth_refused_total", "Requests without a good key: missing, wrong, expired, rotated, or starting.", "reason"),
-		limited: counter("rate_limited_total", "Requests that a key's limit did not let in, by limit.", "limit"),
+		bus: b, auth: auth,
+		synced:  make(chan struct{}),
+		others:  make(map[string]*peerUsage),
+		refused: counter("auth_refused_total", "Requests refused for their API key, by reason: missing, wrong, expired, rotated, starting.", "reason"),
+		limited: counter("rate_limited_total", "Requests refused by a limit of their API key: requests, tokens, concurrency.", "limit"),
 	}
 }
 
-// required says whether clients need a key. Until the keys are read they do: an
-// answer would let anybody in. And once there was one they do: revoking the last
-// key must not open the gateway to everybody.
+// required says whether clients need a key. They do until the keys are read, since any answer would let them in. And they
+// do once a key has existed: revoking the last one must not open the gateway to everyone.
 func (k *keyring) required() bool {
-	switch k.g.cfg.Auth {
+	switch k.auth {
 	case AuthOff:
 		return false
 	case AuthRequired:
@@ -112,10 +116,10 @@ func (k *keyring) required() bool {
 	return k.keys.Load() == nil || k.hadKeys.Load()
 }
 
-// read says whether it is known which keys there are, or of no consequence.
-func (k *keyring) read() bool { return k.g.cfg.Auth == AuthOff || k.keys.Load() != nil }
+// ready says whether the keys are read, or not needed.
+func (k *keyring) ready() bool { return k.auth == AuthOff || k.keys.Load() != nil }
 
-// state says in words whether clients need a key.
+// state describes whether clients need a key, for /readyz.
 func (k *keyring) state() string {
 	keys := k.keys.Load()
 	switch {
@@ -127,75 +131,17 @@ func (k *keyring) state() string {
 	return fmt.Sprintf("required, there are %d", len(*keys))
 }
 
-// set replaces the keys. What was used of those that stay is kept.
-func (k *keyring) set(keys map[string]policy.Key) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	now := time.Now()
-	before := k.keys.Load()
-	held := make(map[string]*heldKey, len(keys))
-	for id, key := range keys {
-		h := &heldKey{Key: key, hash: hashBytes(key.Hash), old: hashBytes(key.OldHash)}
-		switch {
-		case before == nil:
-			h.usage = &keyUsage{before: true}
-			k.catchUpLocked(h, false, now)
-		case (*before)[id] == nil:
-			h.usage = new(keyUsage)
-			k.catchUpLocked(h, true, now)
-		default:
-			h.usage = (*before)[id].usage
-		}
-		held[id] = h
-	}
-	for _, p := range k.heard {
-		for id := range p.keys {
-			if held[id] == nil {
-				delete(p.keys, id)
-			}
-		}
-	}
-	if len(held) > 0 {
-		k.hadKeys.Store(true)
-	}
-	k.keys.Store(&held)
-}
+// anonymous is the caller of all requests that need no key.
+var anonymous = new(caller)
 
-// catchUpLocked gives a key what the others told of it before it was known
-// here. What they used of one that is not fresh, nobody knows when.
-func (k *keyring) catchUpLocked(h *heldKey, fresh bool, now time.Time) {
-	for _, p := range k.heard {
-		u, ok := p.keys[h.ID]
-		if !ok {
-			continue
-		}
-		used := policy.Used{Running: u.Running}
-		if fresh {
-			used.Requests, used.Tokens = firstUsed(&h.Key, u)
-		}
-		h.usage.limits.Heard(&h.Key, used, now)
-	}
-}
+// noKey stands in for a key that does not exist, so that the comparison takes as long.
+var noKey = new(activeKey)
 
-func hashBytes(s string) (sum [sha256.Size]byte) {
-	if b, err := hex.DecodeString(s); err == nil && len(b) == len(sum) {
-		copy(sum[:], b)
-	}
-	return sum // else what no key hashes to
-}
-
-// anybody is who sends requests where no key is needed.
-var anybody = new(caller)
-
-// nobody is compared with where there is no such key, so that it takes as long.
-var nobody = new(heldKey)
-
-// authenticate says who sends a request: the tenant of the key in its
-// Authorization, x-api-key or api-key header. Where no key is needed, what these
-// headers say does not matter: the SDKs always send something.
+// authenticate returns who sends a request: the tenant of the key in its Authorization, x-api-key or api-key header. Where
+// no key is needed these headers are ignored: the SDKs always send something.
 func (k *keyring) authenticate(h http.Header, now time.Time) (*caller, error) {
 	if !k.required() {
-		return anybody, nil
+		return anonymous, nil
 	}
 	keys := k.keys.Load()
 	if keys == nil {
@@ -207,25 +153,25 @@ func (k *keyring) authenticate(h http.Header, now time.Time) (*caller, error) {
 		return nil, k.refuse("missing", "no API key was sent: send it as Authorization: Bearer, or as x-api-key")
 	}
 	id, _ := policy.KeyID(sent)
-	held := (*keys)[id]
-	if held == nil {
-		held = nobody
+	key := (*keys)[id]
+	if key == nil {
+		key = noKey
 	}
 	sum := sha256.Sum256([]byte(sent))
-	present := subtle.ConstantTimeCompare(sum[:], held.hash[:])
-	past := subtle.ConstantTimeCompare(sum[:], held.old[:])
+	present := subtle.ConstantTimeCompare(sum[:], key.hash[:])
+	past := subtle.ConstantTimeCompare(sum[:], key.oldHash[:])
 	switch {
-	case held == nobody || present|past == 0:
+	case key == noKey || present|past == 0:
 		return nil, k.refuse("wrong", "the API key is wrong, or has been revoked")
-	case present == 0 && !now.Before(held.OldUntil):
+	case present == 0 && !now.Before(key.OldUntil):
 		return nil, k.refuse("rotated", "the API key has been replaced by a new one")
-	case !held.Expires.IsZero() && !now.Before(held.Expires):
-		return nil, k.refuse("expired", "the API key expired on "+held.Expires.UTC().Format(time.RFC3339))
+	case !key.Expires.IsZero() && !now.Before(key.Expires):
+		return nil, k.refuse("expired", "the API key expired on "+key.Expires.UTC().Format(time.RFC3339))
 	}
-	return &caller{key: &held.Key, tenant: held.Tenant, held: held}, nil
+	return &caller{key: key, tenant: key.Tenant}, nil
 }
 
-// errKeysStarting: nobody may slip through before the keys are known.
+// errKeysStarting keeps clients out until the keys are read.
 var errKeysStarting = api.Unavailable("starting", time.Second, "the gateway starts and has not read the API keys yet")
 
 func (k *keyring) refuse(reason, message string) error {
@@ -233,8 +179,7 @@ func (k *keyring) refuse(reason, message string) error {
 	return &api.Error{Status: http.StatusUnauthorized, Code: "invalid_api_key", Message: message}
 }
 
-// sentKey is the first of a request's credentials that looks like a key of
-// ours, else the first.
+// sentKey returns the first of a request's credentials that looks like a key of Pulley's, else the first.
 func sentKey(h http.Header) string {
 	first := ""
 	for _, v := range h["Authorization"] {
@@ -259,27 +204,27 @@ func sentKey(h http.Header) string {
 	return first
 }
 
-// begin takes what a request needs of its key's limits, or says which one has no
-// room, and tells in the answer's header how they stand.
+// begin counts a request against its key's limits, or returns which limit it exceeds. It reports the state of the limits
+// in the header of the answer.
 func (k *keyring) begin(c *caller, inputTokens int, header http.Header, now time.Time) error {
-	if c.held == nil || !c.held.limits() {
+	if c.key == nil || !c.key.limits() {
 		return nil
 	}
-	if !k.knows() {
+	if !k.waitSynced() {
 		return api.Unavailable("starting", time.Second, "the gateway starts and does not know yet what was used of the API key's limits")
 	}
-	gateways, key, u := int(k.peers.Load())+1, c.key, c.held.usage
+	gateways, key, u := int(k.peers.Load())+1, &c.key.Key, c.key.usage
 	u.mu.Lock()
-	if u.before {
-		u.before = false
-		u.limits.Join(key, gateways, k.started, now)
+	if u.inherited {
+		u.inherited = false
+		u.limits.Join(key, gateways, k.syncedAt, now)
 	}
 	over, ok := u.limits.Begin(key, inputTokens, gateways, now)
 	requests, tokens := u.limits.Requests(key, now), u.limits.Tokens(key, now)
 	u.mu.Unlock()
 	if ok {
 		c.tokens, c.began = inputTokens, true
-		k.used(c.held)
+		k.markChanged(c.key)
 	} else {
 		switch over.Limit {
 		case policy.LimitRequests:
@@ -299,23 +244,114 @@ func (k *keyring) begin(c *caller, inputTokens int, header http.Header, now time
 	return nil
 }
 
-// knows says whether the other gateways were heard. In a gateway's first moments
-// it waits for that: a client cannot know that it came too early.
-func (k *keyring) knows() bool {
+// waitSynced waits, for a second at most, until the other gateways had the time to report: a client cannot know that the
+// gateway has just started.
+func (k *keyring) waitSynced() bool {
 	select {
-	case <-k.hearing:
+	case <-k.synced:
 		return true
 	default:
 	}
 	select {
-	case <-k.hearing:
+	case <-k.synced:
 		return true
 	case <-time.After(time.Second):
 		return false
 	}
 }
 
-// limitMessage is in the words of OpenAI's, which clients are known to parse.
+// end gives back what a request counted while it ran, and counts the tokens that the engine reported instead of the
+// estimate. 0 means not reported: then the estimate of the input stays, and no output counts.
+func (k *keyring) end(c *caller, inputTokens, outputTokens int, now time.Time) {
+	if c == nil || !c.began {
+		return
+	}
+	c.began = false
+	more := cmp.Or(inputTokens, c.tokens) + outputTokens - c.tokens
+	u := c.key.usage
+	u.mu.Lock()
+	u.limits.End(&c.key.Key, more, now)
+	u.mu.Unlock()
+	k.markChanged(c.key)
+}
+
+// markChanged makes the next report include a key.
+func (k *keyring) markChanged(key *activeKey) {
+	if key.usage.changed.Swap(true) {
+		return
+	}
+	k.changedMu.Lock()
+	defer k.changedMu.Unlock()
+	k.changed = append(k.changed, key)
+}
+
+// queueShare is how many requests of the caller's tenant may be held in a queue that takes maxQueue.
+func (k *keyring) queueShare(c *caller, maxQueue int) int {
+	if c.key == nil || c.key.MaxQueueShare == 0 {
+		return maxQueue
+	}
+	return max(maxQueue*c.key.MaxQueueShare/100, 1)
+}
+
+// set replaces the keys. The usage of those that stay is kept.
+func (k *keyring) set(keys map[string]policy.Key) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := time.Now()
+	before := k.keys.Load()
+	active := make(map[string]*activeKey, len(keys))
+	for id, key := range keys {
+		a := &activeKey{Key: key, hash: hashBytes(key.Hash), oldHash: hashBytes(key.OldHash)}
+		switch {
+		case before == nil:
+			a.usage = &keyUsage{inherited: true}
+			k.catchUpLocked(a, false, now)
+		case (*before)[id] == nil:
+			a.usage = new(keyUsage)
+			k.catchUpLocked(a, true, now)
+		default:
+			a.usage = (*before)[id].usage
+		}
+		active[id] = a
+	}
+	for _, p := range k.others {
+		for id := range p.keys {
+			if active[id] == nil {
+				delete(p.keys, id)
+			}
+		}
+	}
+	if len(active) > 0 {
+		k.hadKeys.Store(true)
+	}
+	k.keys.Store(&active)
+}
+
+// catchUpLocked counts for a key what the other gateways reported of it before it was known here. When they used a key
+// that is not new is unknown: of such a key only the running requests count. No other goroutine has the key yet.
+func (k *keyring) catchUpLocked(a *activeKey, isNew bool, now time.Time) {
+	for _, p := range k.others {
+		u, ok := p.keys[a.ID]
+		if !ok {
+			continue
+		}
+		used := policy.Used{Running: u.Running}
+		if isNew {
+			used.Requests, used.Tokens = firstUsed(&a.Key, u)
+		}
+		a.usage.limits.Heard(&a.Key, used, now)
+	}
+}
+
+// hashBytes decodes a stored hash. What is none becomes a value that no key hashes to.
+func hashBytes(s string) (sum [sha256.Size]byte) {
+	if b, err := hex.DecodeString(s); err == nil && len(b) == len(sum) {
+		copy(sum[:], b)
+	}
+	return sum
+}
+
+// limitMessage uses OpenAI's wording, which clients are known to parse.
 func limitMessage(key *policy.Key, over policy.Excess, gateways int) string {
 	what := map[policy.LimitName]string{
 		policy.LimitRequests:    "requests per min (RPM)",
@@ -334,10 +370,9 @@ func ceilMillis(d time.Duration) time.Duration {
 	return (d + time.Millisecond - 1).Truncate(time.Millisecond)
 }
 
-// limitHeader names the headers that tell how a limit stands.
+// limitHeader names the headers that report the state of a limit, in the spelling that http.Header uses.
 type limitHeader struct{ limit, remaining, reset string }
 
-// In the form in which http.Header keeps them.
 var (
 	requestsHeader = limitHeader{"X-Ratelimit-Limit-Requests", "X-Ratelimit-Remaining-Requests", "X-Ratelimit-Reset-Requests"}
 	tokensHeader   = limitHeader{"X-Ratelimit-Limit-Tokens", "X-Ratelimit-Remaining-Tokens", "X-Ratelimit-Reset-Tokens"}
@@ -350,56 +385,3 @@ func (l *limitHeader) set(h http.Header, s policy.Standing) {
 	v := [...]string{strconv.Itoa(s.Limit), strconv.Itoa(s.Left), ceilMillis(s.Reset).String()}
 	h[l.limit], h[l.remaining], h[l.reset] = v[0:1:1], v[1:2:2], v[2:3:3]
 }
-
-// end gives back what a request took while it ran, and counts the tokens that
-// the engine reported instead of the estimate. 0 is not reported: then the
-// estimate of the input stays, and no output counts.
-func (k *keyring) end(c *caller, inputTokens, outputTokens int, now time.Time) {
-	if c == nil || !c.began {
-		return
-	}
-	c.began = false
-	more := cmp.Or(inputTokens, c.tokens) + outputTokens - c.tokens
-	u := c.held.usage
-	u.mu.Lock()
-	u.limits.End(c.key, more, now)
-	u.mu.Unlock()
-	k.used(c.held)
-}
-
-// used notes that there is something to tell of a key.
-func (k *keyring) used(h *heldKey) {
-	if h.usage.changed.Swap(true) {
-		return
-	}
-	k.changedMu.Lock()
-	defer k.changedMu.Unlock()
-	k.changed = append(k.changed, h)
-}
-
-// queueShare is how many of the caller's tenant's requests may wait in a queue
-// for maxQueue.
-func (k *keyring) queueShare(c *caller, maxQueue int) int {
-	if c.key == nil || c.key.MaxQueueShare == 0 {
-		return maxQueue
-	}
-	return max(maxQueue*c.key.MaxQueueShare/100, 1)
-}
-
-const (
-	// usageAlive is how often a gateway tells that it lives, where it has
-	// nothing else to tell.
-	usageAlive = time.Second
-
-	// usageSilent is after how much silence a gateway is taken for dead.
-	usageSilent = 3 * time.Second
-
-	// usageAll is how often a gateway tells of every key.
-	usageAll = 5 * time.Second
-
-	// usageKept is how long a silent gateway is remembered, should it come back.
-	usageKept = time.Minute
-
-	// usageInMessage is how many keys fit well into a message.
-	usageInMessage = 2000
-)

@@ -23,7 +23,7 @@ func TestUsageIsToldInTimeToBeHeard(t *testing.T) {
 // Nobody may slip through before the keys are known.
 func TestBeforeTheKeysAreRead(t *testing.T) {
 	for mode, open := range map[AuthMode]bool{"": false, AuthAuto: false, AuthRequired: false, AuthOff: true} {
-		k := newKeyring(&Gateway{cfg: Config{Auth: mode}})
+		k := newKeyring(new(bus), mode)
 		for _, h := range []http.Header{{}, {"X-Api-Key": {"sk-pulley-0123456789-secret"}}} {
 			c, err := k.authenticate(h, time.Now())
 			e := new(api.Error)
@@ -38,7 +38,7 @@ func TestBeforeTheKeysAreRead(t *testing.T) {
 func TestBeforeTheOthersAreHeard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, h := ringOf(1)
-		k.hearing = make(chan struct{})
+		k.synced = make(chan struct{})
 		c, err := k.authenticate(h, time.Now())
 		if err != nil {
 			t.Fatal(err)
@@ -48,10 +48,10 @@ func TestBeforeTheOthersAreHeard(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 		k.end(c, 1, 1, time.Now()) // of no effect
-		if own := c.held.usage.own(); own != (policy.Used{}) {
+		if own := c.key.usage.own(); own != (policy.Used{}) {
 			t.Errorf("a request that did not begin used %+v", own)
 		}
-		time.AfterFunc(100*time.Millisecond, func() { close(k.hearing) })
+		time.AfterFunc(100*time.Millisecond, func() { close(k.synced) })
 		if err := k.begin(c, 1, make(http.Header), time.Now()); err != nil {
 			t.Errorf("heard while the request waited: %v", err)
 		}
@@ -60,7 +60,7 @@ func TestBeforeTheOthersAreHeard(t *testing.T) {
 
 // ringOf has n keys with every limit, and what a client sends with the last.
 func ringOf(n int) (*keyring, http.Header) {
-	k := newKeyring(new(Gateway))
+	k := newKeyring(new(bus), AuthAuto)
 	keys := make(map[string]policy.Key, n)
 	last := ""
 	for i := range n {
@@ -69,7 +69,7 @@ func ringOf(n int) (*keyring, http.Header) {
 		keys[id] = policy.Key{ID: id, Tenant: "acme", Hash: policy.HashKey(last), RPM: 1e9, TPM: 1e9, Concurrency: 1e9}
 	}
 	k.set(keys)
-	close(k.hearing)
+	close(k.synced)
 	k.peers.Store(2)
 	return k, http.Header{"Authorization": {"Bearer " + last}}
 }
@@ -106,17 +106,17 @@ func BenchmarkKeyLimits(b *testing.B) {
 // The same on all cores and with all keys in turn.
 func BenchmarkKeyLimitsInParallel(b *testing.B) {
 	k, _ := ringOf(10_000)
-	var all []*heldKey
-	for _, held := range *k.keys.Load() {
-		all = append(all, held)
+	var all []*activeKey
+	for _, key := range *k.keys.Load() {
+		all = append(all, key)
 	}
 	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		header := make(http.Header)
 		for i := 0; pb.Next(); i++ {
-			held, now := all[i%len(all)], time.Now()
+			key, now := all[i%len(all)], time.Now()
 			clear(header)
-			c := &caller{key: &held.Key, tenant: held.Tenant, held: held}
+			c := &caller{key: key, tenant: key.Tenant}
 			if err := k.begin(c, 10, header, now); err != nil {
 				b.Error(err)
 				return
@@ -129,8 +129,8 @@ func BenchmarkKeyLimitsInParallel(b *testing.B) {
 func BenchmarkSetKeys(b *testing.B) {
 	k, _ := ringOf(10_000)
 	keys := make(map[string]policy.Key)
-	for id, held := range *k.keys.Load() {
-		keys[id] = held.Key
+	for id, key := range *k.keys.Load() {
+		keys[id] = key.Key
 	}
 	for b.Loop() {
 		k.set(keys)

@@ -11,7 +11,7 @@ import (
 // A scrape takes the locks of the metrics and asks for the gateway's. A queue that
 // is new needs both too.
 func TestQueuesAppearWhileScraped(t *testing.T) {
-	g := &Gateway{cfg: Config{SlowClient: time.Minute}, queues: make(map[queueKey]*queue)}
+	g := &Gateway{bus: new(bus), cfg: Config{SlowClient: time.Minute}, queues: make(map[queueKey]*queue)}
 	g.fleet = newFleet(g)
 	g.metrics = newMetrics(g)
 	for i := range 500 {

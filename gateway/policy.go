@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/policystore"
@@ -73,10 +72,4 @@ func (g *Gateway) policyTrouble(err error) {
 		g.log.Info("policy read again")
 	}
 	g.stalePolicy.Store(&text)
-}
-
-// event tells whoever follows events. It is no log: nobody may listen.
-func (g *Gateway) event(e subjects.Event) {
-	e.At, e.From = time.Now().UTC(), "gateway "+g.id
-	g.publishJSON(subjects.EventSubject(e.Kind), e)
 }

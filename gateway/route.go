@@ -4,8 +4,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
-
 	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
@@ -29,7 +27,7 @@ func (g *Gateway) findWay(r *rules, c *api.Call, who *caller, h http.Header, now
 	if session == "" {
 		session = sessionOf(h, r.Policy)
 	}
-	home, learn := g.homes.find(c, who.tenant, session)
+	home, learn := g.affinity.find(c, who.tenant, session)
 	w.learn = learn
 	if w.route == nil {
 		w.pool = c.Model
@@ -131,15 +129,4 @@ func sessionOf(h http.Header, p *policy.Policy) string {
 		}
 	}
 	return ""
-}
-
-// hashOf hashes strings, each apart from the next.
-func hashOf(parts ...string) uint64 {
-	var d xxhash.Digest
-	d.Reset()
-	for _, p := range parts {
-		d.WriteString(p)
-		d.Write([]byte{0xff}) // in no UTF-8
-	}
-	return d.Sum64()
 }

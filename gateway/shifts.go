@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -15,35 +16,35 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// shifts counts how the sides of shifting routes do, here and at the other
-// gateways, and takes the steps. Every gateway tries to; the policy's store lets
-// one of them through. What is counted is lost with the gateway that counted it;
-// what was decided is in the policy.
+// shifts counts the results of the pools of shifting routes, here and at the other gateways, and takes the steps of the
+// shifts. Every gateway tries to take a step; the policy's store lets one of them succeed. Counts are lost with the gateway
+// that made them; steps are in the policy.
 type shifts struct {
-	g *Gateway
+	bus   *bus
+	rules *atomic.Pointer[rules]
 
-	mu   sync.Mutex
-	own  map[string]*sides // by route
-	told map[string]heardSides
+	mu      sync.Mutex
+	own     map[string]*stepResults // by route
+	reports map[string]peerResults  // by gateway
 }
 
-// sides is how a route's pools did since a step began.
-type sides struct {
+// stepResults are the results of a route's pools since a step began.
+type stepResults struct {
 	since time.Time
 	pools map[string]*policy.Side
 }
 
-type heardSides struct {
+type peerResults struct {
 	subjects.ShiftReport
 	at time.Time
 }
 
-func newShifts(g *Gateway) *shifts {
-	return &shifts{g: g, own: make(map[string]*sides), told: make(map[string]heardSides)}
+func newShifts(b *bus, rules *atomic.Pointer[rules]) *shifts {
+	return &shifts{bus: b, rules: rules, own: make(map[string]*stepResults), reports: make(map[string]peerResults)}
 }
 
-// observe counts a request that is over. One that its client gave up says
-// nothing, and one whose failure is counted already no more.
+// observe counts a request that has ended. One that its client gave up, and one of which a failure is counted already,
+// do not count.
 func (s *shifts) observe(f *flight, ans *answer) {
 	if f.route == nil || !ans.whole && (f.counted || ans.r.Context().Err() != nil) {
 		return
@@ -57,8 +58,7 @@ func (s *shifts) observe(f *flight, ans *answer) {
 	s.add(f, good, first.Sub(f.arrived), now.Sub(f.arrived))
 }
 
-// failed counts an attempt that came to nothing, whatever becomes of the request
-// elsewhere.
+// failed counts a failed attempt, whatever becomes of the request on another worker.
 func (s *shifts) failed(f *flight, class subjects.FailClass) {
 	if f.route == nil || class == subjects.FailRefused || class == subjects.FailDraining {
 		return
@@ -67,9 +67,9 @@ func (s *shifts) failed(f *flight, class subjects.FailClass) {
 	s.add(f, false, 0, 0)
 }
 
-// add counts for the pool that a request is in, if its route shifts.
+// add counts a result for the pool that a request is in, if its route is shifting.
 func (s *shifts) add(f *flight, good bool, ttft, e2e time.Duration) {
-	route, ok := s.g.rules.Load().Policy.Routes[f.routed]
+	route, ok := s.rules.Load().Policy.Routes[f.routed]
 	if !ok || !shifting(route) || f.arrived.Before(route.Shift.Since) {
 		return
 	}
@@ -77,7 +77,7 @@ func (s *shifts) add(f *flight, good bool, ttft, e2e time.Duration) {
 	defer s.mu.Unlock()
 	own := s.own[f.routed]
 	if own == nil || !own.since.Equal(route.Shift.Since) {
-		own = &sides{since: route.Shift.Since, pools: make(map[string]*policy.Side)}
+		own = &stepResults{since: route.Shift.Since, pools: make(map[string]*policy.Side)}
 		s.own[f.routed] = own
 	}
 	side := own.pools[f.at().pool]
@@ -92,18 +92,19 @@ func shifting(r policy.Route) bool {
 	return r.Shift != nil && r.Shift.State == policy.ShiftRunning
 }
 
-// hear takes what another gateway counted.
-func (s *shifts) hear(m *nats.Msg) {
-	var told subjects.ShiftReport
-	if subjects.Unmarshal(m.Data, &told) != nil || told.Gateway == s.g.id {
+// onReport takes in what another gateway has counted.
+func (s *shifts) onReport(m *nats.Msg) {
+	var report subjects.ShiftReport
+	if subjects.Unmarshal(m.Data, &report) != nil || report.Gateway == s.bus.id {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.told[told.Gateway] = heardSides{told, time.Now()}
+	s.reports[report.Gateway] = peerResults{report, time.Now()}
 }
 
-func (s *shifts) loop(ctx context.Context) {
+// run reports what is counted here and takes the steps that are due, until ctx is done.
+func (s *shifts) run(ctx context.Context) {
 	tick := time.NewTicker(subjects.ShiftEvery)
 	defer tick.Stop()
 	for {
@@ -113,24 +114,27 @@ func (s *shifts) loop(ctx context.Context) {
 		case <-tick.C:
 		}
 		running := make(map[string]policy.Route)
-		for name, r := range s.g.rules.Load().Policy.Routes {
+		for name, r := range s.rules.Load().Policy.Routes {
 			if shifting(r) {
 				running[name] = r
 			}
 		}
-		s.tell(running)
+		if report := s.report(running); len(running) > 0 {
+			s.bus.publish(subjects.ShiftReports, report)
+		}
 		for name, r := range running {
 			if err := s.step(ctx, name, r); err != nil && ctx.Err() == nil {
-				s.g.log.Warn("shift not stepped", "route", name, "err", err)
+				s.bus.log.Warn("route shift step failed", "route", name, "err", err)
 			}
 		}
 	}
 }
 
-// tell publishes what was counted here, and forgets what is over.
-func (s *shifts) tell(running map[string]policy.Route) {
+// report returns what was counted here, and forgets the steps that are over.
+func (s *shifts) report(running map[string]policy.Route) subjects.ShiftReport {
 	s.mu.Lock()
-	told := subjects.ShiftReport{Gateway: s.g.id, Routes: make(map[string]map[string]policy.Side), Since: make(map[string]time.Time)}
+	defer s.mu.Unlock()
+	report := subjects.ShiftReport{Gateway: s.bus.id, Routes: make(map[string]map[string]policy.Side), Since: make(map[string]time.Time)}
 	for name, own := range s.own {
 		if r, ok := running[name]; !ok || !r.Shift.Since.Equal(own.since) {
 			delete(s.own, name)
@@ -140,19 +144,16 @@ func (s *shifts) tell(running map[string]policy.Route) {
 		for pool, side := range own.pools {
 			pools[pool] = *side
 		}
-		told.Routes[name], told.Since[name] = pools, own.since
+		report.Routes[name], report.Since[name] = pools, own.since
 	}
 	if len(running) == 0 {
-		clear(s.told)
+		clear(s.reports)
 	}
-	s.mu.Unlock()
-	if len(running) > 0 {
-		s.g.publishJSON(subjects.ShiftReports, told)
-	}
+	return report
 }
 
-// count is how the two sides of a shift did, everywhere.
-func (s *shifts) count(name string, r policy.Route) (canary, stable policy.Side) {
+// total returns the results of the new pool of a shift and of the others, from all gateways.
+func (s *shifts) total(name string, r policy.Route) (canary, stable policy.Side) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	add := func(pool string, side policy.Side) {
@@ -167,9 +168,9 @@ func (s *shifts) count(name string, r policy.Route) (canary, stable policy.Side)
 			add(pool, *side)
 		}
 	}
-	for _, t := range s.told {
-		if t.Since[name].Equal(r.Shift.Since) {
-			for pool, side := range t.Routes[name] {
+	for _, p := range s.reports {
+		if p.Since[name].Equal(r.Shift.Since) {
+			for pool, side := range p.Routes[name] {
 				add(pool, side)
 			}
 		}
@@ -179,36 +180,36 @@ func (s *shifts) count(name string, r policy.Route) (canary, stable policy.Side)
 
 // step takes a route's next step if it is due.
 func (s *shifts) step(ctx context.Context, name string, r policy.Route) error {
-	canary, stable := s.count(name, r)
+	canary, stable := s.total(name, r)
 	_, what := r.Step(canary, stable, time.Now())
 	if what == "" {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	store, err := policystore.Open(ctx, s.g.nc)
+	store, err := policystore.Open(ctx, s.bus.nc)
 	if err != nil {
 		return err
 	}
-	errOver := errors.New("another gateway was quicker")
-	_, err = store.Update(ctx, "gateway "+s.g.id, fmt.Sprintf("route shift %s: %s", name, what), func(p *policy.Policy) error {
+	errTaken := errors.New("another gateway took the step")
+	_, err = store.Update(ctx, "gateway "+s.bus.id, fmt.Sprintf("route shift %s: %s", name, what), func(p *policy.Policy) error {
 		now, ok := p.Routes[name]
 		if !ok || !shifting(now) || !now.Shift.Since.Equal(r.Shift.Since) {
-			return errOver
+			return errTaken
 		}
 		next, what := now.Step(canary, stable, time.Now())
 		if what == "" {
-			return errOver
+			return errTaken
 		}
 		p.Routes[name] = next
 		return nil
 	})
-	if errors.Is(err, errOver) {
+	if errors.Is(err, errTaken) {
 		return nil
 	}
 	if err == nil {
-		s.g.log.Info("route shifted", "route", name, "step", what)
-		s.g.event(subjects.Event{Kind: subjects.EventShift, Model: name, Text: fmt.Sprintf("route %s: %s", name, what)})
+		s.bus.log.Info("route shifted", "route", name, "step", what)
+		s.bus.event(subjects.Event{Kind: subjects.EventShift, Model: name, Text: fmt.Sprintf("route %s: %s", name, what)})
 	}
 	return err
 }

@@ -233,7 +233,7 @@ func (g *Gateway) tellQueues(queues map[queueKey]*queue, now time.Time) {
 		}
 	}
 	if len(told) > 0 {
-		g.publishJSON(subjects.GatewayHeld(g.id), subjects.HeldReport{Gateway: g.id, Queues: told})
+		g.bus.publish(subjects.GatewayHeld(g.id), subjects.HeldReport{Gateway: g.id, Queues: told})
 	}
 }
 
@@ -260,7 +260,7 @@ func (g *Gateway) turned(m *nats.Msg) {
 	gw := q.turn(t.Pending, now)
 	g.tellNews(t.Pool, t.Tier, q, now)
 	if t.Hops++; gw != "" && t.Hops <= mostHops {
-		g.publishJSON(subjects.GatewayRelease(gw), t)
+		g.bus.publish(subjects.GatewayRelease(gw), t)
 	}
 }
 
@@ -268,7 +268,7 @@ func (g *Gateway) turned(m *nats.Msg) {
 // come of it.
 func (g *Gateway) depth(at *place, pending uint64, now time.Time) {
 	for i, gw := range at.queue.delivered(pending, now) {
-		g.publishJSON(subjects.GatewayRelease(gw), subjects.Release{Pool: at.pool, Tier: at.tier.Name, Pending: int(min(pending, 1<<30)) + i})
+		g.bus.publish(subjects.GatewayRelease(gw), subjects.Release{Pool: at.pool, Tier: at.tier.Name, Pending: int(min(pending, 1<<30)) + i})
 	}
 	g.tellNews(at.pool, at.tier.Name, at.queue, now)
 }

@@ -7,161 +7,199 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// run tells the other gateways what is used here, and hears them.
+const (
+	// usageAlive is how often a gateway that has nothing to report shows that it lives.
+	usageAlive = time.Second
+
+	// usageSilent is after how much silence a gateway counts as dead.
+	usageSilent = 3 * time.Second
+
+	// usageAll is how often a gateway reports every key.
+	usageAll = 5 * time.Second
+
+	// usageKept is how long a silent gateway is remembered, in case it comes back.
+	usageKept = time.Minute
+
+	// keysInReport is how many keys fit well into one message.
+	keysInReport = 2000
+)
+
+// peerUsage is what another gateway reported last.
+type peerUsage struct {
+	at   time.Time
+	live bool
+	keys map[string]subjects.KeyUsage
+}
+
+// otherUsage is what another gateway has used of a key. It is counted after the keyring's lock is released.
+type otherUsage struct {
+	key  *activeKey
+	used policy.Used
+}
+
+// run exchanges reports with the other gateways until ctx is done: what is used here, and what is used there.
 func (k *keyring) run(ctx context.Context) {
-	k.g.metrics.registry.MustRegister(k.refused, k.limited)
-	news := make(chan *nats.Msg, 1024)
-	sub, err := k.g.nc.ChanSubscribe(subjects.UsageReports, news)
+	reports := make(chan *nats.Msg, 1024)
+	sub, err := k.bus.nc.ChanSubscribe(subjects.UsageReports, reports)
 	if err != nil {
-		k.g.log.Error("usage of other gateways is not heard", "err", err)
+		k.bus.log.Error("cannot receive the key usage of other gateways", "err", err)
 		return
 	}
 	defer sub.Unsubscribe()
 	tick := time.NewTicker(subjects.UsageEvery)
 	defer tick.Stop()
-	k.tell(true, true)
+	k.report(true, true)
 	now := time.Now()
-	cut, told, toldAll := now, now, now
-	hearing := k.hearing // nil once it is closed
+	disconnected, reported, reportedAll := now, now, now
+	synced := k.synced // nil once it is closed
 	for {
 		select {
 		case <-ctx.Done():
-			k.tell(true, true)
+			k.report(true, true)
 			return
-		case m := <-news:
-			k.hear(m.Data, time.Now())
+		case m := <-reports:
+			k.onReport(m.Data, time.Now())
 		case <-tick.C:
 			last := now
 			now = time.Now()
-			connected := k.g.nc.IsConnected()
+			connected := k.bus.nc.IsConnected()
 			if !connected {
-				cut = now
+				disconnected = now
 			}
-			if hearing != nil && now.Sub(cut) > policy.HeardWithin {
-				k.started = now
-				close(hearing)
-				hearing = nil
+			if synced != nil && now.Sub(disconnected) > policy.HeardWithin {
+				k.syncedAt = now
+				close(synced)
+				synced = nil
 			}
-			// While this gateway was stopped or cut off, the silence is its own.
-			k.forget(now, connected && now.Sub(last) < usageSilent/2)
-			all := now.Sub(toldAll) >= usageAll
-			if k.tell(all, now.Sub(told) >= usageAlive) {
-				told = now
+			// While this gateway was stopped or disconnected, the silence is its own.
+			k.expire(now, connected && now.Sub(last) < usageSilent/2)
+			all := now.Sub(reportedAll) >= usageAll
+			if k.report(all, now.Sub(reported) >= usageAlive) {
+				reported = now
 			}
 			if all {
-				toldAll = now
+				reportedAll = now
 			}
 		}
 	}
 }
 
-// tell tells what has changed, or all. If there is nothing, it says no more
-// than that this gateway lives, or, unless it must, nothing.
-func (k *keyring) tell(all, must bool) (told bool) {
+// report publishes the usage of the keys that changed, or of all. If there is none it publishes an empty report if it
+// must, as a sign of life, else nothing.
+func (k *keyring) report(all, must bool) (published bool) {
+	for part := range slices.Chunk(k.takeChanged(all), keysInReport) {
+		message := subjects.UsageReport{Gateway: k.bus.id, Keys: make(map[string]subjects.KeyUsage)}
+		for _, key := range part {
+			if own := key.usage.own(); own != (policy.Used{}) {
+				message.Keys[key.ID] = subjects.KeyUsage{Requests: uint64(own.Requests), Tokens: uint64(own.Tokens), Running: own.Running}
+			}
+		}
+		if len(message.Keys) > 0 {
+			k.bus.publish(subjects.UsageReports, message)
+			published = true
+		}
+	}
+	if must && !published {
+		k.bus.publish(subjects.UsageReports, subjects.UsageReport{Gateway: k.bus.id})
+		published = true
+	}
+	return published
+}
+
+// takeChanged returns the keys to report: those that changed since the last call, or all.
+func (k *keyring) takeChanged(all bool) []*activeKey {
 	k.changedMu.Lock()
 	list := k.changed
 	k.changed = nil
 	k.changedMu.Unlock()
-	for _, h := range list {
-		h.usage.changed.Store(false) // before it is read: what comes now is told the next time
+	for _, key := range list {
+		key.usage.changed.Store(false) // before the usage is read: a later change is in the next report
 	}
 	if keys := k.keys.Load(); all && keys != nil {
-		list = slices.Collect(maps.Values(*keys))
+		return slices.Collect(maps.Values(*keys))
 	}
-	for part := range slices.Chunk(list, usageInMessage) {
-		message := subjects.UsageReport{Gateway: k.g.id, Keys: make(map[string]subjects.KeyUsage)}
-		for _, h := range part {
-			if own := h.usage.own(); own != (policy.Used{}) {
-				message.Keys[h.ID] = subjects.KeyUsage{Requests: uint64(own.Requests), Tokens: uint64(own.Tokens), Running: own.Running}
-			}
-		}
-		if len(message.Keys) > 0 {
-			k.g.publishJSON(subjects.UsageReports, message)
-			told = true
-		}
-	}
-	if must && !told {
-		k.g.publishJSON(subjects.UsageReports, subjects.UsageReport{Gateway: k.g.id})
-		told = true
-	}
-	return told
+	return list
 }
 
-func (u *keyUsage) own() policy.Used {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.limits.Own()
-}
-
-// hear takes what another gateway tells. One that is new here is told
-// everything at once: it may have just started.
-func (k *keyring) hear(body []byte, now time.Time) {
-	var told subjects.UsageReport
-	if err := subjects.Unmarshal(body, &told); err != nil || told.Gateway == k.g.id {
+// onReport takes in another gateway's report. A gateway that is new here gets a full report at once: it may have just
+// started.
+func (k *keyring) onReport(body []byte, now time.Time) {
+	var report subjects.UsageReport
+	if err := subjects.Unmarshal(body, &report); err != nil || report.Gateway == k.bus.id {
 		return
 	}
+	used, isNew := k.record(&report, now)
+	for _, u := range used {
+		u.key.usage.addOther(&u.key.Key, u.used, now)
+	}
+	if isNew {
+		k.report(true, true)
+	}
+}
+
+// record remembers a report and returns what was used since the gateway's last one, and whether the gateway was unknown or
+// silent before.
+func (k *keyring) record(report *subjects.UsageReport, now time.Time) (list []otherUsage, isNew bool) {
 	k.mu.Lock()
-	p := k.heard[told.Gateway]
+	defer k.mu.Unlock()
+	p := k.others[report.Gateway]
 	unknown := p == nil
 	if unknown {
 		p = &peerUsage{keys: make(map[string]subjects.KeyUsage)}
-		k.heard[told.Gateway] = p
+		k.others[report.Gateway] = p
 	}
-	greet := !p.live
+	isNew = !p.live
 	p.at, p.live = now, true
 	k.countLocked()
 	keys := k.keys.Load()
-	for id, u := range told.Keys {
+	for id, u := range report.Keys {
 		before, known := p.keys[id]
 		p.keys[id] = u
 		if keys == nil || (*keys)[id] == nil {
 			continue // set catches up
 		}
-		held := (*keys)[id]
+		key := (*keys)[id]
 		used := policy.Used{Running: u.Running - before.Running}
 		switch {
-		case unknown: // it was there before: what it used when, nobody knows
+		case unknown: // it ran before this gateway did: when it used what is unknown
 		case known && u.Requests >= before.Requests:
 			used.Requests, used.Tokens = int64(u.Requests-before.Requests), int64(u.Tokens-before.Tokens)
-		default: // the key is new there, maybe once more
-			used.Requests, used.Tokens = firstUsed(&held.Key, u)
+		default: // the key is new there, perhaps for the second time
+			used.Requests, used.Tokens = firstUsed(&key.Key, u)
 		}
-		held.usage.heard(&held.Key, used, now)
+		list = append(list, otherUsage{key, used})
 	}
-	k.mu.Unlock()
-	if greet {
-		k.tell(true, true)
-	}
+	return list, isNew
 }
 
-// firstUsed is what a gateway used of a key that is new to it. That cannot be
-// more than the limits, or the key is not so new.
+// firstUsed is what a gateway used of a key that is new to it: no more than the limits, else the key is not new.
 func firstUsed(key *policy.Key, u subjects.KeyUsage) (requests, tokens int64) {
 	return int64(min(u.Requests, uint64(key.RPM))), int64(min(u.Tokens, uint64(key.TPM)))
 }
 
-func (u *keyUsage) heard(key *policy.Key, used policy.Used, now time.Time) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.limits.Heard(key, used, now)
+// expire counts silent gateways as dead: their requests run no more. awake says that the silence is not this gateway's own.
+func (k *keyring) expire(now time.Time, awake bool) {
+	for _, u := range k.expired(now, awake) {
+		u.key.usage.addOther(&u.key.Key, u.used, now)
+	}
 }
 
-// forget takes gateways that fell silent for dead: what they ran, runs no more.
-func (k *keyring) forget(now time.Time, awake bool) {
+func (k *keyring) expired(now time.Time, awake bool) (list []otherUsage) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	keys := k.keys.Load()
-	for id, p := range k.heard {
+	for id, p := range k.others {
 		if !awake && p.live {
 			p.at = now
 		}
 		switch silent := now.Sub(p.at); {
 		case silent > usageKept:
-			delete(k.heard, id)
+			delete(k.others, id)
 		case silent > usageSilent && p.live:
 			p.live = false
 			for key, u := range p.keys {
@@ -169,8 +207,7 @@ func (k *keyring) forget(now time.Time, awake bool) {
 					continue
 				}
 				if keys != nil && (*keys)[key] != nil {
-					held := (*keys)[key]
-					held.usage.heard(&held.Key, policy.Used{Running: -u.Running}, now)
+					list = append(list, otherUsage{(*keys)[key], policy.Used{Running: -u.Running}})
 				}
 				u.Running = 0
 				p.keys[key] = u
@@ -178,12 +215,13 @@ func (k *keyring) forget(now time.Time, awake bool) {
 		}
 	}
 	k.countLocked()
+	return list
 }
 
 // countLocked counts the other gateways that live.
 func (k *keyring) countLocked() {
 	n := 0
-	for _, p := range k.heard {
+	for _, p := range k.others {
 		if p.live {
 			n++
 		}

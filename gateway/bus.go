@@ -1,0 +1,33 @@
+package gateway
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// bus is what the parts of a gateway share to reach the broker and the log. It has no state of its own.
+type bus struct {
+	id  string // of the gateway: a subject token
+	nc  *nats.Conn
+	js  jetstream.JetStream
+	log *slog.Logger
+}
+
+// publish publishes a message of package subjects as JSON.
+func (b *bus) publish(subject string, v any) { b.nc.Publish(subject, subjects.MustMarshal(v)) }
+
+// event publishes an event for operators. The broker does not store events: without a subscriber they are lost.
+func (b *bus) event(e subjects.Event) {
+	e.At, e.From = time.Now().UTC(), "gateway "+b.id
+	b.publish(subjects.EventSubject(e.Kind), e)
+}
+
+// cancelAttempt tells a worker to stop an attempt.
+func (b *bus) cancelAttempt(worker string, id subjects.ID, mark uint64, reason string) {
+	b.publish(subjects.WorkerCancel(worker), subjects.Cancel{ID: id, Attempt: mark, Reason: reason})
+}
