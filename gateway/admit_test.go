@@ -94,8 +94,8 @@ func BenchmarkAdmit(b *testing.B) {
 					b.Fatal(err)
 				}
 				g.keys.end(who, 10, 10, now)
-				f.at().queue.ask(subjects.Shared, "", 1)
-				f.at().queue.leave(subjects.Shared, true, now)
+				f.at().queue.enqueue(subjects.Shared, "", 1, now)
+				f.at().queue.claimed(subjects.Shared, now)
 			}
 			b.ReportMetric(float64(int64(after.HeapAlloc)-int64(before.HeapAlloc))/(1<<20), "MiB-held")
 			runtime.KeepAlive(keys)

@@ -22,10 +22,11 @@ var both = api.Edits{Model: "gpt-4o", Tier: "batch"}
 
 // answering begins an answer to a recorder, for a request to path.
 func answering(path string, ed api.Edits) (*answer, *httptest.ResponseRecorder) {
-	g := &Gateway{bus: new(bus), cfg: Config{SlowClient: time.Minute}, queues: make(map[queueKey]*queue)}
+	g := &Gateway{bus: new(bus), cfg: Config{SlowClient: time.Minute}}
 	g.fleet = newFleet(g)
 	g.metrics = newMetrics(g)
-	f := newFlight(&subjects.Request{Stream: true}, place{pool: "p", tier: policy.Tier{Name: "batch"}, queue: g.queue("p", "batch")}, nil, time.Now(), time.Minute)
+	g.queues = newQueues(g.metrics)
+	f := newFlight(&subjects.Request{Stream: true}, place{pool: "p", tier: policy.Tier{Name: "batch"}, queue: g.queues.get("p", "batch")}, nil, time.Now(), time.Minute)
 	f.edits = ed
 	f.current = &attempt{}
 	w := httptest.NewRecorder()

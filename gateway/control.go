@@ -129,7 +129,7 @@ func (g *Gateway) retryDead(o subjects.RetryOrder) (subjects.RetryResult, error)
 	if err := g.fit(req, raw.Data); err != nil {
 		return result, err
 	}
-	at := place{pool: req.Pool, tier: tier, lane: subjects.Shared, queue: g.queue(req.Pool, tier.Name)}
+	at := place{pool: req.Pool, tier: tier, lane: subjects.Shared, queue: g.queues.get(req.Pool, tier.Name)}
 	who := &caller{tenant: req.Tenant}
 	if err := g.enter(&at, who, timeout, now); err != nil {
 		return result, err

@@ -27,7 +27,7 @@ func (g *Gateway) receive(m *nats.Msg) {
 	case "body":
 		g.bodyWanted(m)
 	case "turn":
-		g.turned(m)
+		g.exchange.onRelease(m)
 	}
 }
 
@@ -85,7 +85,11 @@ func (g *Gateway) arbitrate(c *subjects.Claim) *subjects.Refusal {
 	})
 	at := f.at()
 	if d, err := subjects.ParseAck(c.Ack); err == nil && at.lane == subjects.Shared {
-		g.depth(at, d.Pending, now)
+		releases, changed := at.queue.delivered(d.Pending, now)
+		g.exchange.release(at.queue, releases, d.Pending)
+		if changed {
+			g.exchange.publish(now, at.queue)
+		}
 	}
 	if verdict != subjects.Granted {
 		return &subjects.Refusal{Verdict: verdict, Ack: c.Ack, DelayMS: delayMS}

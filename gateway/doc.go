@@ -7,7 +7,7 @@
 // tier and conversation in it (scan.go, conversation.go), finds where it goes
 // (route.go, affinity.go), asks whether its queue has room (queue.go), and makes it
 // a flight (flight.go) that is published when its tenant's turn comes (wait.go,
-// publish.go), which the gateways deal together (turns.go). While it waits it may
+// publish.go), which the gateways deal together (fairness.go). While it waits it may
 // move to another queue (wait.go). Workers' claims and frames arrive in
 // Gateway.receive, those of workers in the same process in near (dispatch.go),
 // which hand them to their flight and never block. The handler's own goroutine

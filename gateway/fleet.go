@@ -438,13 +438,14 @@ func (fl *fleet) publishReferences() {
 	}
 	fl.mu.Unlock()
 	fl.g.tellWaits(&ref, cold, time.Now())
-	for k, n := range fl.g.heldByQueue() {
-		if r, ok := ref.Pools[k.pool]; ok {
+	for _, q := range fl.g.queues.all() {
+		r, ok := ref.Pools[q.pool]
+		if n := q.heldCount(); ok && n > 0 {
 			if r.Held == nil {
 				r.Held = make(map[string]int)
 			}
-			r.Held[k.tier] = n
-			ref.Pools[k.pool] = r
+			r.Held[q.tier] = n
+			ref.Pools[q.pool] = r
 		}
 	}
 	fl.g.bus.publish(subjects.GatewayRef(fl.g.id), ref)

@@ -32,7 +32,7 @@ type flight struct {
 	inQueue time.Time // when it was last seen to be there
 	since   time.Time // when it came to its lane
 	counted bool      // a failure of it counts against its side of a shift
-	turn    *turn     // it waits here for its turn to be published; nil: it is, or soon
+	ticket  *ticket   // it is held here; nil: it is published, or soon
 
 	first place                 // where it was admitted to
 	where atomic.Pointer[place] // written by the handler alone
@@ -105,7 +105,7 @@ type place struct {
 	tier  policy.Tier
 	lane  string
 	queue *queue
-	spot  spot // where it joined the queue
+	join  joinPoint
 }
 
 // leftover is a message of a request that has moved to another queue.
@@ -211,7 +211,7 @@ func (f *flight) claim(c *subjects.Claim, now time.Time, others func(not ...map[
 	f.starts++
 	f.current = &attempt{mark: c.Attempt, worker: c.Worker, name: c.Name, ack: c.Ack, number: f.starts, began: now, alive: now}
 	f.claimed = now
-	f.at().queue.leave(f.at().lane, true, now)
+	f.at().queue.claimed(f.at().lane, now)
 	return subjects.Granted, 0
 }
 

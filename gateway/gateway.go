@@ -81,6 +81,8 @@ type Gateway struct {
 	affinity *affinity
 	keys     *keyring
 	shifts   *shifts
+	queues   *queues
+	exchange *exchange
 	mirrors  chan struct{}   // holds one for each copy under way
 	life     context.Context // of Run: requests without a client end with it
 
@@ -88,7 +90,6 @@ type Gateway struct {
 	stalePolicy atomic.Pointer[string]
 	newPolicy   chan struct{}  // tells keepStreams
 	spreads     sync.Map       // *policy.Spread of each route
-	fullTold    sync.Map       // time when a full queue was last told, by queueKey
 	background  sync.WaitGroup // requests without a client
 	alarms      sync.Pool      // *time.Timer, of requests that have ended
 
@@ -98,12 +99,9 @@ type Gateway struct {
 
 	mu        sync.Mutex
 	flights   map[subjects.ID]*flight
-	queues    map[queueKey]*queue
 	published uint64             // messages to the tiers' streams
 	unstored  map[uint64]*flight // whose message the broker has not confirmed, by number
 }
-
-type queueKey struct{ pool, tier string }
 
 // New checks the configuration. It starts nothing.
 func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
@@ -144,7 +142,6 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		cfg: cfg, bus: b,
 		bodies:  budget{max: cfg.BodyMemory},
 		flights: make(map[subjects.ID]*flight),
-		queues:  make(map[queueKey]*queue),
 
 		unstored:  make(map[uint64]*flight),
 		mirrors:   make(chan struct{}, maxMirrors),
@@ -156,6 +153,8 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	g.keys = newKeyring(b, cfg.Auth)
 	g.shifts = newShifts(b, &g.rules)
 	g.metrics = newMetrics(g)
+	g.queues = newQueues(g.metrics)
+	g.exchange = &exchange{bus: b, queues: g.queues, fleet: g.fleet}
 	g.metrics.registry.MustRegister(g.keys.refused, g.keys.limited)
 	return g, nil
 }
@@ -178,7 +177,7 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 		subjects.Gateway(g.id) + ".>": g.receive,
 		subjects.AllHeartbeats:        g.fleet.hear,
 		subjects.AllGateways:          g.fleet.hearPeer,
-		subjects.AllHeld:              g.hearTold,
+		subjects.AllHeld:              g.exchange.onHeld,
 		subjects.AffinityReports:      g.affinity.onReport,
 		subjects.ShiftReports:         g.shifts.onReport,
 		subjects.AskRequests:          g.tellRequests,
@@ -292,41 +291,12 @@ func (g *Gateway) find(id subjects.ID) *flight {
 	return g.flights[id]
 }
 
-func (g *Gateway) queue(pool, tier string) *queue {
-	k := queueKey{pool, tier}
-	g.mu.Lock()
-	q := g.queues[k]
-	g.mu.Unlock()
-	if q != nil {
-		return q
-	}
-	meters := g.metrics.of(pool, tier) // not under mu, which a scrape asks for
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if q = g.queues[k]; q == nil {
-		q = &queue{meters: meters}
-		g.queues[k] = q
-	}
-	return q
-}
-
-// resizeQueues tells each queue how much of it the broker may have.
+// resizeQueues sets how much of each queue the broker may have, and reports to the other gateways.
 func (g *Gateway) resizeQueues(now time.Time) {
 	gateways := g.fleet.gateways(now)
-	queues := g.allQueues()
-	for k, q := range queues {
-		q.resize(g.fleet.slots(k.pool), g.fleet.free(k.pool), gateways, now)
+	queues := g.queues.all()
+	for _, q := range queues {
+		q.resize(g.fleet.slots(q.pool), g.fleet.free(q.pool), gateways, now)
 	}
-	g.tellQueues(queues, now)
-}
-
-// heldByQueue is how many requests wait here for their turn.
-func (g *Gateway) heldByQueue() map[queueKey]int {
-	held := make(map[queueKey]int)
-	for k, q := range g.allQueues() {
-		if n := q.here(); n > 0 {
-			held[k] = n
-		}
-	}
-	return held
+	g.exchange.publish(now, queues...)
 }

@@ -42,7 +42,7 @@ func onGPU(name, uuid string, sampled time.Duration, xids ...gpu.XID) subjects.H
 }
 
 func metricsGateway() *Gateway {
-	g := &Gateway{bus: new(bus), queues: make(map[queueKey]*queue)}
+	g := &Gateway{bus: new(bus)}
 	g.fleet = newFleet(g)
 	return g
 }

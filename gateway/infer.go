@@ -92,7 +92,7 @@ func (g *Gateway) admit(out http.Header, r *http.Request, id subjects.ID, who *c
 	if err := g.keys.begin(who, req.InputTokens, out, now); err != nil {
 		return nil, 0, err
 	}
-	at := place{pool: way.pool, tier: tier, lane: way.lane, queue: g.queue(way.pool, tier.Name)}
+	at := place{pool: way.pool, tier: tier, lane: way.lane, queue: g.queues.get(way.pool, tier.Name)}
 	if err := g.enter(&at, who, timeout, now); err != nil {
 		g.keys.end(who, req.InputTokens, 0, now)
 		return nil, 0, err
@@ -116,8 +116,10 @@ func (g *Gateway) enter(at *place, who *caller, timeout time.Duration, now time.
 	if at.tier.MaxWait > 0 {
 		left = min(left, time.Duration(at.tier.MaxWait))
 	}
-	spot, view, admission := at.queue.enter(at.tier, who.tenant, g.keys.queueShare(who, at.tier.MaxQueue), left, g.fleet.slots(at.pool), now)
-	at.spot = spot
+	join, view, admission := at.queue.admit(candidate{
+		tier: at.tier, tenant: who.tenant, share: g.keys.queueShare(who, at.tier.MaxQueue), left: left, slots: g.fleet.slots(at.pool),
+	}, now)
+	at.join = join
 	switch admission {
 	case policy.Full:
 		return g.full(at, fmt.Sprintf("%d requests wait", view.Waiting))
@@ -218,21 +220,13 @@ func (g *Gateway) unknownModel(model string) *api.Error {
 
 func (g *Gateway) full(at *place, why string) *api.Error {
 	g.metrics.refused(at.pool, at.tier.Name, "full")
-	q, now := at.queue, time.Now()
-	q.mu.Lock()
-	retry := policy.Queue{Waiting: q.waitingLocked(now), Drain: q.drain.Per(now)}.RetryAfter()
-	q.mu.Unlock()
-	key := queueKey{at.pool, at.tier.Name}
-	if told, ok := g.fullTold.Load(key); !ok || now.Sub(told.(time.Time)) > tellFullEvery {
-		g.fullTold.Store(key, now)
+	retry, event := at.queue.refuse(time.Now())
+	if event {
 		g.event(subjects.Event{Kind: subjects.EventFull, Pool: at.pool, Tier: at.tier.Name, Text: fmt.Sprintf("the queue of %s (tier %s) is full: %s", at.pool, at.tier.Name, why)})
 	}
 	return &api.Error{Status: http.StatusTooManyRequests, Code: "queue_full", RetryAfter: retry,
 		Message: fmt.Sprintf("the queue of %s (tier %s) is full: %s", api.Quote(at.pool), at.tier.Name, why)}
 }
-
-// tellFullEvery bounds the events of a full queue.
-const tellFullEvery = 10 * time.Second
 
 // deadline is what the client gives: x-request-timeout in seconds or as 1m30s,
 // else the read timeout that the OpenAI SDKs tell, else the tier's.
@@ -319,7 +313,7 @@ func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) 
 		f.mu.Lock()
 		f.current = nil
 		f.mu.Unlock()
-		f.at().queue.back(f.at().lane)
+		f.at().queue.requeue(f.at().lane)
 		if ev.crashed || fail.Class == subjects.FailTruncated || fail.Class == subjects.FailStalled {
 			g.cancelAttempt(a.worker, f.req.ID, a.mark, "failed over") // should it still run
 		}
@@ -442,10 +436,10 @@ func (g *Gateway) land(f *flight, ans *answer) {
 	f.body, f.events, f.taken = nil, nil, nil
 	f.mu.Unlock()
 	switch {
-	case f.turn != nil:
-		at.queue.giveUp(f.turn)
+	case f.ticket != nil:
+		at.queue.cancel(f.ticket)
 	case a == nil:
-		at.queue.leave(at.lane, false, time.Now())
+		at.queue.withdraw(at.lane)
 		g.background.Go(func() { // the client need not wait for the broker
 			if seq := g.await(context.Background(), f, f.sent.Add(wordLate)); seq > 0 {
 				g.takeBack(f, subjects.ReqStream(at.tier.Name), seq)
@@ -454,12 +448,12 @@ func (g *Gateway) land(f *flight, ans *answer) {
 		})
 	case ans.whole:
 		g.nc.Publish(a.ack, subjects.Ack)
-		at.queue.serve(time.Since(a.began))
+		at.queue.observeService(time.Since(a.began))
 	default:
 		g.cancelAttempt(a.worker, f.req.ID, a.mark, "over")
 		g.nc.Publish(a.ack, subjects.Term("over"))
 	}
-	if f.turn != nil || a != nil {
+	if f.ticket != nil || a != nil {
 		g.forgetWord(f)
 	}
 	g.keys.end(f.caller, ans.usage.InputTokens, ans.usage.OutputTokens, time.Now())

@@ -11,17 +11,18 @@ import (
 // A scrape takes the locks of the metrics and asks for the gateway's. A queue that
 // is new needs both too.
 func TestQueuesAppearWhileScraped(t *testing.T) {
-	g := &Gateway{bus: new(bus), cfg: Config{SlowClient: time.Minute}, queues: make(map[queueKey]*queue)}
+	g := &Gateway{bus: new(bus), cfg: Config{SlowClient: time.Minute}}
 	g.fleet = newFleet(g)
 	g.metrics = newMetrics(g)
+	g.queues = newQueues(g.metrics)
 	for i := range 500 {
-		g.queue(fmt.Sprint("old", i), "standard")
+		g.queues.get(fmt.Sprint("old", i), "standard")
 	}
 	admin := g.adminHandler()
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for i := range 500 {
-			g.queue(fmt.Sprint("new", i), "standard")
+			g.queues.get(fmt.Sprint("new", i), "standard")
 		}
 	})
 	for range 10 {

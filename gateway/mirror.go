@@ -43,7 +43,7 @@ func (g *Gateway) mirrorTo(f *flight, pool string, timeout time.Duration) (sent 
 	req.ID, req.Tier, req.Pool = subjects.NewID(), tier.Name, pool
 	req.Header = f.req.Header.Clone()
 	req.Header.Set("X-Request-Id", req.ID.String())
-	at := place{pool: pool, tier: tier, lane: subjects.Shared, queue: g.queue(pool, tier.Name)}
+	at := place{pool: pool, tier: tier, lane: subjects.Shared, queue: g.queues.get(pool, tier.Name)}
 	who := &caller{tenant: f.caller.tenant}
 	if g.enter(&at, who, timeout, now) != nil {
 		g.bodies.give(size)

@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -8,91 +10,126 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// queue is what this gateway knows of the queue of one pool and tier, and what
-// of it waits here: in the broker a queue is served in the order in which it
-// came, whoever it came from. So only as much of it is there as workers are
-// about to take (policy.Window), and what tenants with a credit ask for; the rest
-// waits here by tenant.
+const (
+	// depthAge is how long the depth that a delivery reported is believed.
+	depthAge = 5 * time.Second
+
+	// minWindow is how many requests every gateway may have in the broker on the shared lane.
+	minWindow = 1
+
+	// homeWindow is how many requests every gateway may have in the broker on each home lane: one worker serves it, and
+	// a request that does not find that worker free soon goes elsewhere.
+	homeWindow = 4
+
+	// fullEventEvery is the least time between two events of one full queue.
+	fullEventEvery = 10 * time.Second
+)
+
+// queue is this gateway's part of the queue of one pool and tier. The broker serves a queue in the order in which it
+// came, whichever tenant it came from. So the broker gets only what workers are about to take (policy.Window) and what
+// tenants with a burst left ask for; the gateway holds the rest by tenant. A held request has a ticket, which is granted
+// when the request may be published.
+//
+// A queue takes values and returns decisions; the caller publishes.
 type queue struct {
-	meters meters // fixed
+	// Fixed.
+	pool, tier string
+	meters     meters
 
-	mu      sync.Mutex
-	own     int                  // requests of this gateway that wait
-	window  int                  // how many of them the broker may have on the shared lane
-	lanes   map[string]*lineHere // by lane; those where something waits
-	held    int                  // requests that wait here, on all lanes
-	told    int                  // waiting in the broker for everybody, as the last delivery's ack subject told, kept up since
-	heard   time.Time            // when
-	drain   policy.Rate
-	service float64 // mean seconds that a slot is busy with a request
-	served  float64 // how many stand behind it, at most policy.MeanMemory
-	left    uint64  // requests of this gateway that wait no more
+	mu        sync.Mutex
+	waiting   int                   // requests of this gateway that wait, held here or in the broker
+	held      int                   // of these, the held ones, on all lanes
+	lanes     map[string]*laneQueue // by lane; home lanes on which nothing waits are left out
+	window    int                   // how many requests the broker may have on the shared lane
+	depth     int                   // requests of all gateways in the broker: as the last delivery reported, updated since
+	depthAt   time.Time             // when the last delivery reported it
+	drain     policy.Rate           // of claims
+	service   float64               // mean seconds for which a request occupies a slot
+	served    float64               // how many requests the mean is of, at most policy.MeanMemory
+	departed  uint64                // requests of this gateway that no longer wait
+	fullEvent time.Time             // when the last event said that the queue is full
 
-	// What the gateways deal together: see turns.go.
-	gateways int                   // that there are, this one included
-	short    int                   // with fewer requests in the broker, the next turn is due
-	peers    map[string]*peerQueue // what others tell, by gateway
-	unsaid   map[string]uint64     // tokens served to each tenant, that the others have not been told
-	telling  bool                  // there is something that the others need to know
-	said     bool                  // they have been told that requests wait here
+	// What the gateways decide together: see fairness.go.
+	gateways     int                   // how many there are, this one included
+	lowWater     int                   // with fewer requests in the broker, the next release is due
+	peers        map[string]*peerQueue // what other gateways reported, by id
+	unreported   map[string]uint64     // tokens by tenant that were served here since the last report
+	reporting    bool                  // the last report had something that the others need to know
+	reportedHeld bool                  // the others know that requests are held here
 }
 
-// lineHere is one lane of a queue: a home lane that is full must not hold up the
-// others.
-type lineHere struct {
-	out  int // requests that the broker has
-	here policy.Fair[*turn]
+// laneQueue is one lane of a queue: a home lane that is full must not delay the others.
+type laneQueue struct {
+	published int // requests in the broker
+	tickets   policy.Fair[*ticket]
 }
 
-// turn is a request's wait for its turn to go to the broker.
-type turn struct {
-	come   chan struct{} // closed when it is there
-	lane   string
+// ticket is the place of a held request.
+type ticket struct {
+	granted chan struct{} // closed when the request may be published
+	lane    string
+	tenant  string
+	cost    int
+	since   time.Time
+	place   *policy.Ticket[*ticket]
+}
+
+// candidate is a request that asks to join a queue.
+type candidate struct {
+	tier   policy.Tier
 	tenant string
-	cost   int
-	since  time.Time
-	place  *policy.Ticket[*turn]
+	share  int           // how many requests of the tenant may be held
+	left   time.Duration // until the request must have been taken by a worker
+	slots  int           // of the pool
 }
 
-// spot is where a request joined its queue.
-type spot struct {
-	ahead int     // requests before it
-	share float64 // part of the queue that was this gateway's
-	left  uint64  // requests of this gateway that had left the queue by then
+// joinPoint is where a request joined its queue.
+type joinPoint struct {
+	ahead    int     // requests before it
+	share    float64 // of the requests in the queue, this gateway's share
+	departed uint64  // queue.departed at that time
 }
 
-// position is the place that a request has now, from 1. It is so in one gateway
-// where a queue is served as it came; tenants that take turns, and other gateways
-// whose part moves faster than this one's, make it a guess.
-func (q *queue) position(s spot, now time.Time) int {
+// admit lets a request join the queue, or returns why not. The view is the queue as the request found it.
+func (q *queue) admit(c candidate, now time.Time) (at joinPoint, view policy.Queue, a policy.Admission) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	before := s.ahead - int(float64(q.left-s.left)/s.share)
-	return max(min(before+1, q.waitingLocked(now)), 1)
+	view = q.viewLocked(c.tier, c.slots, now)
+	a = view.Admit(c.left)
+	if a == policy.Admitted && c.share < c.tier.MaxQueue && q.heldOfLocked(c.tenant) >= c.share {
+		a = policy.ShareFull
+	}
+	if a == policy.Admitted {
+		at = q.joinLocked(now)
+	}
+	return at, view, a
 }
 
-// toldHolds is how long the word of a depth is believed.
-const toldHolds = 5 * time.Second
+// join lets a request join that was in another queue before.
+func (q *queue) join(now time.Time) joinPoint {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.joinLocked(now)
+}
 
-// leastWindow is what every gateway may have in the broker.
-const leastWindow = 1
-
-// homeWindow is what every gateway may have in the broker on each home lane: one
-// worker serves it, and who does not find it free soon goes elsewhere.
-const homeWindow = 4
+func (q *queue) joinLocked(now time.Time) joinPoint {
+	at := joinPoint{ahead: q.waitingLocked(now), departed: q.departed}
+	q.waiting++
+	at.share = min(float64(q.waiting)/float64(at.ahead+1), 1)
+	return at
+}
 
 func (q *queue) waitingLocked(now time.Time) int {
-	if now.Sub(q.heard) > toldHolds {
-		return q.own
+	if now.Sub(q.depthAt) > depthAge {
+		return q.waiting
 	}
-	return max(q.own, q.told+q.held)
+	return max(q.waiting, q.depth+q.held)
 }
 
-// view is the queue as a new request finds it.
 func (q *queue) viewLocked(t policy.Tier, slots int, now time.Time) policy.Queue {
 	view := policy.Queue{Waiting: q.waitingLocked(now), Max: t.MaxQueue, Drain: q.drain.Per(now)}
-	if q.own > 0 && view.Waiting > q.own { // the rate is this gateway's share
-		view.Drain *= float64(view.Waiting) / float64(q.own)
+	if q.waiting > 0 && view.Waiting > q.waiting { // the measured rate is this gateway's share
+		view.Drain *= float64(view.Waiting) / float64(q.waiting)
 	}
 	if q.service > 0 {
 		view.Drain = max(view.Drain, float64(slots)/q.service)
@@ -100,207 +137,250 @@ func (q *queue) viewLocked(t policy.Tier, slots int, now time.Time) policy.Queue
 	return view
 }
 
-// wait is how long a new request would wait, as far as is known.
-func (q *queue) wait(t policy.Tier, slots int, now time.Time) time.Duration {
+// expectedWait is how long a new request would wait; 0 if unknown.
+func (q *queue) expectedWait(t policy.Tier, slots int, now time.Time) time.Duration {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.viewLocked(t, slots, now).Wait()
 }
 
-// enter lets a request in, and says where, or says why not. Its tenant may have
-// share requests waiting here for their turn.
-func (q *queue) enter(t policy.Tier, tenant string, share int, left time.Duration, slots int, now time.Time) (spot, policy.Queue, policy.Admission) {
+// refuse returns when a client that finds the queue full may come again, and whether an event of that is due.
+func (q *queue) refuse(now time.Time) (retryAfter time.Duration, event bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	view := q.viewLocked(t, slots, now)
-	a := view.Admit(left)
-	if a == policy.Admitted && share < t.MaxQueue && q.waitingOf(tenant) >= share {
-		a = policy.ShareFull
+	if event = now.Sub(q.fullEvent) > fullEventEvery; event {
+		q.fullEvent = now
 	}
-	if a != policy.Admitted {
-		return spot{}, view, a
-	}
-	return q.joinLocked(now), view, a
+	return policy.Queue{Waiting: q.waitingLocked(now), Drain: q.drain.Per(now)}.RetryAfter(), event
 }
 
-// join lets a request in that came from another queue.
-func (q *queue) join(now time.Time) spot {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.joinLocked(now)
-}
-
-func (q *queue) joinLocked(now time.Time) spot {
-	s := spot{ahead: q.waitingLocked(now), left: q.left}
-	q.own++
-	s.share = min(float64(q.own)/float64(s.ahead+1), 1)
-	return s
-}
-
-// waitingOf is how many requests of a tenant wait here.
-func (q *queue) waitingOf(tenant string) int {
+// heldOfLocked is how many requests of a tenant are held.
+func (q *queue) heldOfLocked(tenant string) int {
 	n := 0
 	for _, l := range q.lanes {
-		n += l.here.Waiting(tenant)
+		n += l.tickets.Waiting(tenant)
 	}
 	return n
 }
 
-func (q *queue) laneLocked(lane string) *lineHere {
-	l := q.lanes[lane]
-	if l == nil {
-		if q.lanes == nil {
-			q.lanes = make(map[string]*lineHere)
-		}
-		l = new(lineHere)
-		q.lanes[lane] = l
-	}
-	return l
-}
-
-func (q *queue) windowLocked(lane string) int {
-	if lane == subjects.Shared {
-		return max(q.window, leastWindow)
-	}
-	return homeWindow
-}
-
-// ask asks for a turn to be published on a lane: nil if it is now.
-func (q *queue) ask(lane, tenant string, cost int) *turn {
+// enqueue puts a request that joined on a lane. If it returns nil the request is to be published now, else when the
+// ticket is granted.
+func (q *queue) enqueue(lane, tenant string, cost int, now time.Time) *ticket {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	l := q.laneLocked(lane)
-	if l.here.Len() == 0 && q.openLocked(l, lane) {
-		l.out++
-		q.told++
-		if lane == subjects.Shared && q.othersHold() {
-			l.here.Charge(tenant, uint64(max(cost, 1)))
+	if l.tickets.Len() == 0 && q.openLocked(l, lane) {
+		l.published++
+		q.depth++
+		if lane == subjects.Shared && q.othersHoldLocked() {
+			l.tickets.Charge(tenant, uint64(max(cost, 1)))
 			q.chargeLocked(tenant, cost)
 		}
 		return nil
 	}
-	t := &turn{come: make(chan struct{}), lane: lane, tenant: tenant, cost: cost, since: time.Now()}
-	t.place = l.here.Push(tenant, cost, t)
+	t := &ticket{granted: make(chan struct{}), lane: lane, tenant: tenant, cost: cost, since: now}
+	t.place = l.tickets.Push(tenant, cost, t)
 	q.held++
-	q.dealLocked(lane)
+	q.grantLocked(lane)
 	select {
-	case <-t.come:
+	case <-t.granted:
 		return nil
 	default:
 		return t
 	}
 }
 
-// openLocked says whether a lane has room for a request that nobody waits
-// before.
-func (q *queue) openLocked(l *lineHere, lane string) bool {
-	if lane == subjects.Shared && q.othersHold() { // they may have a better right
-		return l.out < leastWindow
+func (q *queue) laneLocked(lane string) *laneQueue {
+	l := q.lanes[lane]
+	if l == nil {
+		if q.lanes == nil {
+			q.lanes = make(map[string]*laneQueue)
+		}
+		l = new(laneQueue)
+		q.lanes[lane] = l
 	}
-	return l.out < q.windowLocked(lane)
+	return l
 }
 
-// dealLocked gives turns to those with a credit, at once: they go ahead in the
-// order in which they came, and the broker keeps that. It gives turns to the
-// others while the broker's part of a lane is not full. Where there are more
-// gateways, these are dealt with each delivery.
-func (q *queue) dealLocked(lane string) {
+// openLocked says whether the broker may have another request on a lane on which none is held.
+func (q *queue) openLocked(l *laneQueue, lane string) bool {
+	if lane == subjects.Shared && q.othersHoldLocked() { // theirs may come first
+		return l.published < minWindow
+	}
+	return l.published < q.windowLocked(lane)
+}
+
+func (q *queue) windowLocked(lane string) int {
+	if lane == subjects.Shared {
+		return max(q.window, minWindow)
+	}
+	return homeWindow
+}
+
+// grantLocked grants the tickets of tenants with a burst left at once: they go ahead in the order in which they came, and
+// the broker keeps that order. It grants others while the broker may have more requests on the lane. Where there are
+// several gateways, the others are granted with each delivery instead: see fairness.go.
+func (q *queue) grantLocked(lane string) {
 	l := q.laneLocked(lane)
 	together := lane == subjects.Shared && q.gateways > 1
-	for l.here.Ahead() || !together && l.out < q.windowLocked(lane) {
-		if !q.popLocked(l) {
+	for l.tickets.Ahead() || !together && l.published < q.windowLocked(lane) {
+		if !q.grantNextLocked(l) {
 			break
 		}
 	}
-	if lane != subjects.Shared && l.out == 0 && l.here.Len() == 0 {
+	if lane != subjects.Shared && l.published == 0 && l.tickets.Len() == 0 {
 		delete(q.lanes, lane)
 	}
 }
 
-// popLocked gives the next turn; false if nobody waits for one.
-func (q *queue) popLocked(l *lineHere) bool {
-	t, ok := l.here.Pop()
+// grantNextLocked grants the next ticket of a lane. It returns false if there is none.
+func (q *queue) grantNextLocked(l *laneQueue) bool {
+	t, ok := l.tickets.Pop()
 	if !ok {
 		return false
 	}
 	q.held--
-	l.out++
-	q.told++
+	l.published++
+	q.depth++
 	if t.lane == subjects.Shared {
 		q.chargeLocked(t.tenant, t.cost)
 	}
-	close(t.come)
+	close(t.granted)
 	return true
 }
 
-// leave notes that a published request waits no more: claimed, or given up.
-func (q *queue) leave(lane string, claimed bool, now time.Time) {
+// position is the place of a request in the queue, from 1. It is exact with one gateway and one tenant; with several it is
+// an estimate.
+func (q *queue) position(p joinPoint, now time.Time) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.own--
-	q.left++
-	q.laneLocked(lane).out--
-	q.told = max(q.told-1, 0)
-	if claimed {
-		q.drain.Add(now)
-		q.window-- // a slot less is free
-	} else {
-		q.stirLocked()
-	}
-	q.dealLocked(lane)
+	before := p.ahead - int(float64(q.departed-p.departed)/p.share)
+	return max(min(before+1, q.waitingLocked(now)), 1)
 }
 
-// giveUp notes that a request waits no more that had asked for a turn.
-func (q *queue) giveUp(t *turn) {
+// claimed notes that a worker has claimed a published request.
+func (q *queue) claimed(lane string, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.own--
-	q.left++
-	l := q.laneLocked(t.lane)
-	if l.here.Remove(t.place) {
+	q.leaveLocked(lane)
+	q.drain.Add(now)
+	q.window-- // one slot less is free
+	q.grantLocked(lane)
+}
+
+// withdraw notes that a published request no longer waits, though no worker has claimed it.
+func (q *queue) withdraw(lane string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.leaveLocked(lane)
+	q.unblockLocked()
+	q.grantLocked(lane)
+}
+
+func (q *queue) leaveLocked(lane string) {
+	q.waiting--
+	q.departed++
+	q.laneLocked(lane).published--
+	q.depth = max(q.depth-1, 0)
+}
+
+// cancel notes that a request with a ticket no longer waits.
+func (q *queue) cancel(t *ticket) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if l := q.laneLocked(t.lane); l.tickets.Remove(t.place) {
+		q.waiting--
+		q.departed++
 		q.held--
-	} else { // its turn had come
-		l.out--
-		q.told = max(q.told-1, 0)
-		q.stirLocked()
+	} else { // it was granted meanwhile
+		q.leaveLocked(t.lane)
+		q.unblockLocked()
 	}
-	q.dealLocked(t.lane)
+	q.grantLocked(t.lane)
 }
 
-// back notes that a request waits again, in the broker.
-func (q *queue) back(lane string) {
+// requeue notes that a claimed request waits in the broker again.
+func (q *queue) requeue(lane string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.own++
-	q.laneLocked(lane).out++
-	q.told++
+	q.waiting++
+	q.laneLocked(lane).published++
+	q.depth++
 }
 
-// resize sets how many requests the broker may have, by the slots of the pool
-// and the number of gateways.
-func (q *queue) resize(slots, free, gateways int, now time.Time) {
+// delivered takes in the depth that a delivery on the shared lane leaves behind. It returns the gateways that may release
+// a request by it, and whether the others have to know that requests are held here, or are no longer.
+func (q *queue) delivered(pending uint64, now time.Time) (releases []string, changed bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.gateways = gateways
-	q.window = policy.Window(free, gateways, q.drain.Per(now))
-	q.short = shortOf(slots, q.service, q.drain.Per(now))
-	q.dealLocked(subjects.Shared)
-	if now.Sub(q.heard) > stalled {
-		q.stirLocked()
+	q.depth, q.depthAt = int(min(pending, 1<<30)), now
+	if q.gateways <= 1 {
+		return nil, false
 	}
+	return q.releaseLocked(now), q.heldChangedLocked()
 }
 
-// serve notes how long a request kept its slot.
-func (q *queue) serve(d time.Duration) {
+// observeService notes for how long a request occupied its slot.
+func (q *queue) observeService(d time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.served = min(q.served+1, policy.MeanMemory)
 	q.service += (d.Seconds() - q.service) / q.served
 }
 
-// here is how many requests wait here for their turn.
-func (q *queue) here() int {
+// resize sets how many requests the broker may have, by the slots of the pool and the number of gateways.
+func (q *queue) resize(slots, free, gateways int, now time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.gateways = gateways
+	q.window = policy.Window(free, gateways, q.drain.Per(now))
+	q.lowWater = lowWater(slots, q.service, q.drain.Per(now))
+	q.grantLocked(subjects.Shared)
+	if now.Sub(q.depthAt) > stalled {
+		q.unblockLocked()
+	}
+}
+
+// heldCount is how many requests are held here.
+func (q *queue) heldCount() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.held
+}
+
+// queues are the queues of a gateway. One is made when it is first asked for, and stays.
+type queues struct {
+	metrics *metrics // fixed
+
+	mu    sync.Mutex
+	byKey map[queueKey]*queue
+}
+
+type queueKey struct{ pool, tier string }
+
+func newQueues(m *metrics) *queues { return &queues{metrics: m, byKey: make(map[queueKey]*queue)} }
+
+func (qs *queues) get(pool, tier string) *queue {
+	k := queueKey{pool, tier}
+	qs.mu.Lock()
+	q := qs.byKey[k]
+	qs.mu.Unlock()
+	if q != nil {
+		return q
+	}
+	meters := qs.metrics.of(pool, tier) // takes locks that are held during a scrape
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	if q = qs.byKey[k]; q == nil {
+		q = &queue{pool: pool, tier: tier, meters: meters}
+		qs.byKey[k] = q
+	}
+	return q
+}
+
+// all returns the queues that there are now.
+func (qs *queues) all() []*queue {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	return slices.Collect(maps.Values(qs.byKey))
 }

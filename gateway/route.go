@@ -94,7 +94,7 @@ func (g *Gateway) serves(r *policy.Route, pool string, now time.Time) bool {
 		return true
 	}
 	t := g.rules.Load().tiers[policy.DefaultTier]
-	return g.queue(pool, t.Name).wait(t, slots, now) <= time.Duration(r.FallbackAfter)
+	return g.queues.get(pool, t.Name).expectedWait(t, slots, now) <= time.Duration(r.FallbackAfter)
 }
 
 // laneFor is the home lane of the worker that has the conversation's beginning,

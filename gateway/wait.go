@@ -24,8 +24,8 @@ const (
 func (g *Gateway) queueUp(f *flight) error {
 	f.since = time.Now()
 	at := f.at()
-	if f.turn = at.queue.ask(at.lane, f.req.Tenant, f.cost); f.turn != nil {
-		g.tellNews(at.pool, at.tier.Name, at.queue, f.since)
+	if f.ticket = at.queue.enqueue(at.lane, f.req.Tenant, f.cost, f.since); f.ticket != nil {
+		g.exchange.publishChange(at.queue, f.since)
 		return nil
 	}
 	return g.publish(f)
@@ -39,13 +39,13 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 	alarm := g.alarm(earliest(f.until, quiet, look).Sub(moved))
 	defer g.silence(alarm)
 	for {
-		var turn <-chan struct{}
-		if f.turn != nil {
-			turn = f.turn.come
+		var granted <-chan struct{}
+		if f.ticket != nil {
+			granted = f.ticket.granted
 		}
 		select {
-		case <-turn:
-			f.turn = nil
+		case <-granted:
+			f.ticket = nil
 			if err := g.publish(f); err != nil {
 				return ans.refuse(g.ended(ctx, f, err))
 			}
@@ -72,7 +72,7 @@ func (g *Gateway) follow(ctx context.Context, f *flight, ans *answer) error {
 			if !now.Before(quiet) {
 				quiet = moved.Add(g.cfg.KeepAlive)
 				if !now.Before(quiet) {
-					if err := ans.keepAlive(f.at().queue.position(f.at().spot, now)); err != nil {
+					if err := ans.keepAlive(f.at().queue.position(f.at().join, now)); err != nil {
 						return err
 					}
 					quiet = now.Add(g.cfg.KeepAlive)
@@ -188,7 +188,7 @@ func (g *Gateway) ordered(ctx context.Context, f *flight) error {
 	case lost:
 		err = g.publish(f)
 	}
-	if err == nil && move && f.turn == nil && g.await(ctx, f, f.until) == 0 { // nobody bids where it is: there is time to find out
+	if err == nil && move && f.ticket == nil && g.await(ctx, f, f.until) == 0 { // nobody bids where it is: there is time to find out
 		err = g.persist(ctx, f, errNoWord)
 	}
 	if err != nil || !move {
@@ -207,10 +207,10 @@ func (g *Gateway) ordered(ctx context.Context, f *flight) error {
 // takes the sequence of its message: without that it stays, until the next look.
 func (g *Gateway) move(ctx context.Context, f *flight, pool string, tier policy.Tier, lane string) error {
 	from := f.at()
-	if f.turn == nil && g.await(ctx, f, f.until) == 0 {
+	if f.ticket == nil && g.await(ctx, f, f.until) == 0 {
 		return g.persist(ctx, f, errNoWord)
 	}
-	to := place{pool: pool, tier: tier, lane: lane, queue: g.queue(pool, tier.Name)}
+	to := place{pool: pool, tier: tier, lane: lane, queue: g.queues.get(pool, tier.Name)}
 	now := time.Now()
 	f.mu.Lock()
 	if f.over || f.current != nil {
@@ -218,19 +218,19 @@ func (g *Gateway) move(ctx context.Context, f *flight, pool string, tier policy.
 		return nil
 	}
 	seq := f.seq
-	if f.turn == nil {
+	if f.ticket == nil {
 		f.left = leftover{stream: subjects.ReqStream(from.tier.Name), seq: seq}
 	}
 	f.seq, f.lost = 0, false
 	f.mu.Unlock()
-	if f.turn != nil {
-		from.queue.giveUp(f.turn)
-		f.turn = nil
+	if f.ticket != nil {
+		from.queue.cancel(f.ticket)
+		f.ticket = nil
 	} else {
 		g.takeBack(f, f.left.stream, seq)
-		from.queue.leave(from.lane, false, now)
+		from.queue.withdraw(from.lane)
 	}
-	to.spot = to.queue.join(now)
+	to.join = to.queue.join(now)
 	f.where.Store(&to)
 	g.log.Info("request moved", "id", f.req.ID, "pool", pool, "tier", tier.Name, "lane", lane, "from_pool", from.pool, "from_tier", from.tier.Name, "from_lane", from.lane)
 	return g.queueUp(f)
