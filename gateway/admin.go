@@ -1,16 +1,10 @@
 package gateway
 
 import (
-	"fmt"
 	"net/http"
 	"net/http/pprof"
-	"strings"
-	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"github.com/pulley-lb/pulley/api"
 )
 
 // adminHandler is the admin listener's routes: health, metrics, profiles.
@@ -36,11 +30,8 @@ func (g *Gateway) readyz(w http.ResponseWriter, r *http.Request) {
 		Models   []string `json:"models"`
 		Policy   string   `json:"policy"` // in force
 		Keys     string   `json:"keys"`   // whether clients need one
-	}{Requests: g.count(), Models: g.fleet.models()}
-	status.Policy = fmt.Sprintf("revision %d", g.rules.Load().Revision)
-	if stale := g.stalePolicy.Load(); stale != nil && *stale != "" {
-		status.Policy = *stale
-	}
+	}{Requests: g.requests.count(), Models: g.fleet.models()}
+	status.Policy = g.policy.state()
 	status.Keys = g.keys.state()
 	status.Reason = g.NotReady()
 	status.Ready = status.Reason == ""
@@ -58,136 +49,10 @@ func (g *Gateway) NotReady() string {
 		return "draining"
 	case !g.nc.IsConnected():
 		return "no connection to the broker"
-	case !g.ready.Load():
+	case !g.streams.ready.Load():
 		return "the queue is not available"
 	case !g.keys.ready():
 		return "the keys are not read yet"
 	}
 	return ""
-}
-
-// metrics are labelled by pools that had a worker and by tiers, never by what a
-// client makes up.
-type metrics struct {
-	registry  *prometheus.Registry
-	requests  *prometheus.CounterVec
-	queue     *prometheus.HistogramVec
-	ttft      *prometheus.HistogramVec
-	duration  *prometheus.HistogramVec
-	refusals  *prometheus.CounterVec
-	attempts  *prometheus.CounterVec
-	cancelled *prometheus.CounterVec
-	broken    *prometheus.CounterVec
-	errors    *prometheus.CounterVec
-	tokens    *prometheus.CounterVec
-	mirrors   *prometheus.CounterVec
-}
-
-// Buckets follow vLLM's, so that panels overlay.
-var (
-	shortBuckets = []float64{0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160}
-	longBuckets  = []float64{0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960}
-)
-
-func newMetrics(g *Gateway) *metrics {
-	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "pulley", Name: name, Help: help}, labels)
-	}
-	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
-		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "pulley", Name: name, Help: help, Buckets: buckets}, []string{"pool", "tier"})
-	}
-	m := &metrics{
-		registry:  prometheus.NewRegistry(),
-		requests:  counter("requests_total", "Requests that ended, by outcome: answered, refused, cancelled, broken.", "pool", "tier", "outcome"),
-		queue:     histogram("queue_seconds", "From a request's arrival to its claim by a worker.", shortBuckets),
-		ttft:      histogram("time_to_first_byte_seconds", "From a request's arrival to the first byte of its answer.", shortBuckets),
-		duration:  histogram("request_seconds", "From a request's arrival to its end.", longBuckets),
-		refusals:  counter("refused_total", "Requests that were not let into a queue.", "pool", "tier", "reason"),
-		attempts:  counter("attempts_failed_total", "Attempts that came to nothing, by class.", "pool", "class"),
-		cancelled: counter("cancelled_total", "Requests whose client went away: queued, before the first byte, or while answering.", "pool", "window"),
-		broken:    counter("broken_streams_total", "Streams that ended with an error event.", "pool"),
-		errors:    counter("errors_total", "Error answers by code.", "code"),
-		tokens:    counter("tokens_total", "Tokens that engines reported.", "pool", "tier", "direction"),
-		mirrors:   counter("mirrored_total", "Copies for mirrors: sent, or dropped since there was no room.", "pool", "outcome"),
-	}
-	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "pulley", Name: "requests_in_flight", Help: "Requests held now."},
-		func() float64 { return float64(g.count()) })
-	bodies := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "pulley", Name: "request_body_bytes", Help: "Bytes of request bodies held now."},
-		func() float64 { return float64(g.bodies.held.Load()) })
-	info := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "pulley", Name: "build_info", Help: "1, labelled with the version.",
-		ConstLabels: prometheus.Labels{"version": g.cfg.Version, "gateway": g.id}})
-	info.Set(1)
-	m.registry.MustRegister(m.requests, m.queue, m.ttft, m.duration, m.refusals, m.attempts, m.cancelled, m.broken, m.errors, m.tokens, m.mirrors,
-		inFlight, bodies, info, fleetMetrics{g}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return m
-}
-
-// meters are those metrics of one queue that every request moves. Finding them by
-// their labels each time would cost a hundredth of a small request.
-type meters struct {
-	queue, ttft, duration prometheus.Observer
-	answered, in, out     prometheus.Counter
-}
-
-func (m *metrics) of(pool, tier string) meters {
-	return meters{
-		queue:    m.queue.WithLabelValues(pool, tier),
-		ttft:     m.ttft.WithLabelValues(pool, tier),
-		duration: m.duration.WithLabelValues(pool, tier),
-		answered: m.requests.WithLabelValues(pool, tier, "answered"),
-		in:       m.tokens.WithLabelValues(pool, tier, "input"),
-		out:      m.tokens.WithLabelValues(pool, tier, "output"),
-	}
-}
-
-func (m *metrics) refused(pool, tier, reason string) {
-	m.refusals.WithLabelValues(pool, tier, reason).Inc()
-}
-
-func (m *metrics) attemptFailed(pool, class string, crashed bool) {
-	if crashed {
-		class = "worker_lost"
-	}
-	m.attempts.WithLabelValues(pool, class).Inc()
-}
-
-func (m *metrics) mirrored(pool string, sent bool) {
-	outcome := "dropped"
-	if sent {
-		outcome = "sent"
-	}
-	m.mirrors.WithLabelValues(pool, outcome).Inc()
-}
-
-func (m *metrics) brokenStream(pool string) { m.broken.WithLabelValues(pool).Inc() }
-
-func (m *metrics) answeredError(e *api.Error) {
-	m.errors.WithLabelValues(strings.ToLower(e.Code)).Inc()
-}
-
-// done counts a request that was let in.
-func (m *metrics) done(f *flight, ans *answer) {
-	at := f.at()
-	at.queue.meters.duration.Observe(time.Since(f.arrived).Seconds())
-	at.queue.meters.in.Add(float64(max(ans.usage.InputTokens, 0)))
-	at.queue.meters.out.Add(float64(max(ans.usage.OutputTokens, 0)))
-	if ans.whole {
-		at.queue.meters.answered.Inc()
-		return
-	}
-	outcome := "refused"
-	switch {
-	case ans.r.Context().Err() != nil:
-		outcome = "cancelled"
-		window := "queued"
-		if ans.begun {
-			window = "answering"
-		} else if f.current != nil {
-			window = "before_first_byte"
-		}
-		m.cancelled.WithLabelValues(at.pool, window).Inc()
-	case ans.begun:
-		outcome = "broken"
-	}
-	m.requests.WithLabelValues(at.pool, at.tier.Name, outcome).Inc()
 }

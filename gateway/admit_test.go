@@ -36,7 +36,7 @@ func BenchmarkAdmit(b *testing.B) {
 			for i := range size.pools {
 				name := fmt.Sprint("pool-", i)
 				p.Pools[name] = policy.Pool{Balance: policy.LeastLoaded}
-				g.fleet.pools[name] = &poolState{lanes: make(map[string]*laneState), slots: 8, free: 8}
+				g.fleet.pools[name] = &poolState{slots: 8, free: 8}
 			}
 			p.Routes = make(map[string]policy.Route)
 			for i := range size.routes {

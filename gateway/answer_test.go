@@ -23,8 +23,8 @@ var both = api.Edits{Model: "gpt-4o", Tier: "batch"}
 // answering begins an answer to a recorder, for a request to path.
 func answering(path string, ed api.Edits) (*answer, *httptest.ResponseRecorder) {
 	g := &Gateway{bus: new(bus), cfg: Config{SlowClient: time.Minute}}
-	g.fleet = newFleet(g)
-	g.metrics = newMetrics(g)
+	g.fleet = newFleet()
+	g.metrics = newMetrics("g", "dev")
 	g.queues = newQueues(g.metrics)
 	f := newFlight(&subjects.Request{Stream: true}, place{pool: "p", tier: policy.Tier{Name: "batch"}, queue: g.queues.get("p", "batch")}, nil, time.Now(), time.Minute)
 	f.edits = ed

@@ -27,7 +27,7 @@ func (g *Gateway) asked(m *nats.Msg) (*flight, subjects.RequestQuery) {
 	if err != nil {
 		return nil, q
 	}
-	return g.find(id), q
+	return g.requests.find(id), q
 }
 
 // tellRequest answers `pulley request info`.
@@ -68,7 +68,7 @@ func (g *Gateway) doPurge(m *nats.Msg) {
 		return
 	}
 	n := 0
-	for _, f := range g.all() {
+	for _, f := range g.requests.all() {
 		if at := f.at(); at.pool != o.Pool || o.Tier != "" && at.tier.Name != o.Tier {
 			continue
 		}

@@ -37,7 +37,7 @@ func (g *Gateway) frames(msg []byte) {
 		g.log.Warn("frames dropped", "err", err)
 		return
 	}
-	if f := g.find(p.ID); f != nil {
+	if f := g.requests.find(p.ID); f != nil {
 		f.message(p, frames)
 	}
 }
@@ -59,7 +59,7 @@ func (g *Gateway) claimed(m *nats.Msg) {
 type near struct{ g *Gateway }
 
 func (n near) Request(id subjects.ID) *subjects.Request {
-	if f := n.g.find(id); f != nil {
+	if f := n.g.requests.find(id); f != nil {
 		return f.req
 	}
 	return nil
@@ -68,20 +68,20 @@ func (n near) Request(id subjects.ID) *subjects.Request {
 func (n near) Claim(c subjects.Claim) *subjects.Refusal { return n.g.arbitrate(&c) }
 
 func (n near) Frames(p subjects.Prefix, frames []subjects.Frame) {
-	if f := n.g.find(p.ID); f != nil {
+	if f := n.g.requests.find(p.ID); f != nil {
 		f.frames(p, frames)
 	}
 }
 
 // arbitrate says why a claim is not granted; nil if it is.
 func (g *Gateway) arbitrate(c *subjects.Claim) *subjects.Refusal {
-	f := g.find(c.ID)
+	f := g.requests.find(c.ID)
 	if f == nil {
 		return &subjects.Refusal{Verdict: subjects.Gone, Ack: c.Ack}
 	}
 	now := time.Now()
-	verdict, delayMS := f.claim(c, now, func(not ...map[string]bool) (live, free int) {
-		return g.fleet.others(f.at().pool, now, not...)
+	verdict, delayMS := f.claim(c, now, func(avoid map[string]bool) (live, free int) {
+		return g.fleet.others(f.at().pool, avoid)
 	})
 	at := f.at()
 	if d, err := subjects.ParseAck(c.Ack); err == nil && at.lane == subjects.Shared {
@@ -94,8 +94,8 @@ func (g *Gateway) arbitrate(c *subjects.Claim) *subjects.Refusal {
 	if verdict != subjects.Granted {
 		return &subjects.Refusal{Verdict: verdict, Ack: c.Ack, DelayMS: delayMS}
 	}
-	g.fleet.claimed(c.Worker)
-	if f.home != 0 && g.fleet.serving(at.pool, c.Worker) {
+	g.fleet.onClaim(c.Worker)
+	if w := g.fleet.worker(c.Worker); f.home != 0 && w != nil && w.Serves(at.pool) {
 		g.affinity.learn(f.home, at.pool, c.Worker)
 	}
 	at.queue.meters.queue.Observe(now.Sub(f.arrived).Seconds())
@@ -111,7 +111,7 @@ func (g *Gateway) listed(m *nats.Msg) {
 	}
 	now := time.Now()
 	for _, a := range alive.Attempts {
-		if f := g.find(a.ID); f == nil || !f.listed(a, now) {
+		if f := g.requests.find(a.ID); f == nil || !f.listed(a, now) {
 			g.cancelAttempt(alive.Worker, a.ID, a.Attempt, "not wanted")
 		}
 	}
@@ -124,7 +124,7 @@ func (g *Gateway) bodyWanted(m *nats.Msg) {
 		return
 	}
 	var body []byte
-	if f := g.find(want.ID); f != nil {
+	if f := g.requests.find(want.ID); f != nil {
 		f.mu.Lock()
 		body = f.body
 		f.mu.Unlock()
@@ -140,7 +140,7 @@ func (g *Gateway) bodyWanted(m *nats.Msg) {
 func (g *Gateway) tellRequests(m *nats.Msg) {
 	now := time.Now()
 	list := make([]subjects.RequestInfo, 0, 16)
-	for _, f := range g.all() {
+	for _, f := range g.requests.all() {
 		list = append(list, f.info(g.id, now))
 	}
 	slices.SortFunc(list, func(a, b subjects.RequestInfo) int { return strings.Compare(a.ID, b.ID) })
@@ -149,7 +149,7 @@ func (g *Gateway) tellRequests(m *nats.Msg) {
 
 // tellWorkers answers `pulley worker ls`.
 func (g *Gateway) tellWorkers(m *nats.Msg) {
-	list := g.fleet.heartbeats(time.Now())
+	list := g.fleet.heartbeats()
 	g.respondList(m, len(list), func(from, to int) any { return list[from:to] })
 }
 

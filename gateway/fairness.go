@@ -252,8 +252,10 @@ func (x *exchange) onHeld(m *nats.Msg) {
 	if subjects.Unmarshal(m.Data, &report) != nil || report.Gateway == x.bus.id {
 		return
 	}
-	x.fleet.hearPeer(m) // it lives
 	now := time.Now()
+	if id, ok := subjects.GatewayOf(m.Subject); ok && id != x.bus.id {
+		x.fleet.onGateway(id, now)
+	}
 	for _, r := range report.Queues {
 		x.queues.get(r.Pool, r.Tier).onHeld(report.Gateway, r, now)
 	}

@@ -2,6 +2,8 @@ package gateway
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -158,6 +160,16 @@ func (f *flight) displace(worker string) {
 	}
 }
 
+// leaveQueue makes it leave a queue whose tier is gone.
+func (f *flight) leaveQueue() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.over && f.current == nil {
+		f.move = true
+		f.wake()
+	}
+}
+
 func (f *flight) wake() {
 	select {
 	case f.notify <- struct{}{}:
@@ -186,7 +198,7 @@ func (f *flight) lose(tier string) {
 
 // claim arbitrates a worker's claim. others says, of the live workers of the
 // pool that are not in a set, how many there are and how many have a free slot.
-func (f *flight) claim(c *subjects.Claim, now time.Time, others func(not ...map[string]bool) (live, free int)) (v subjects.Verdict, delayMS int64) {
+func (f *flight) claim(c *subjects.Claim, now time.Time, others func(avoid map[string]bool) (live, free int)) (v subjects.Verdict, delayMS int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
@@ -195,7 +207,7 @@ func (f *flight) claim(c *subjects.Claim, now time.Time, others func(not ...map[
 	case f.current != nil:
 		return subjects.Elsewhere, 0
 	case f.failed[c.Worker] || f.refused[c.Worker]:
-		if live, free := others(f.failed, f.refused); free > 0 {
+		if live, free := others(f.avoidLocked()); free > 0 {
 			return subjects.OtherWorker, 0
 		} else if live > 0 {
 			return subjects.OtherWorker, 100
@@ -213,6 +225,13 @@ func (f *flight) claim(c *subjects.Claim, now time.Time, others func(not ...map[
 	f.claimed = now
 	f.at().queue.claimed(f.at().lane, now)
 	return subjects.Granted, 0
+}
+
+// avoidLocked are the workers that failed or refused the request.
+func (f *flight) avoidLocked() map[string]bool {
+	avoid := maps.Clone(f.failed)
+	maps.Copy(avoid, f.refused)
+	return avoid
 }
 
 // stale says that a delivery is of a message that the request left behind.
@@ -333,6 +352,15 @@ func (f *flight) listed(a subjects.AliveAttempt, now time.Time) bool {
 	return true
 }
 
+// keepAttempt keeps an attempt from being ended by quiet: the gateway itself was stopped.
+func (f *flight) keepAttempt(now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.current != nil {
+		f.current.alive = now
+	}
+}
+
 // quiet ends an attempt that its live worker no longer lists.
 func (f *flight) quiet(now time.Time, limit time.Duration) {
 	f.mu.Lock()
@@ -366,4 +394,44 @@ func (f *flight) info(gateway string, now time.Time) subjects.RequestInfo {
 		}
 	}
 	return i
+}
+
+// requests are the requests that this gateway holds.
+type requests struct {
+	mu   sync.Mutex
+	byID map[subjects.ID]*flight
+}
+
+func newRequests() *requests { return &requests{byID: make(map[subjects.ID]*flight)} }
+
+func (rs *requests) add(f *flight) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	rs.byID[f.req.ID] = f
+}
+
+func (rs *requests) remove(f *flight) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	delete(rs.byID, f.req.ID)
+}
+
+// find returns a request; nil if it is not here.
+func (rs *requests) find(id subjects.ID) *flight {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	return rs.byID[id]
+}
+
+// all returns the requests that there are now.
+func (rs *requests) all() []*flight {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	return slices.Collect(maps.Values(rs.byID))
+}
+
+func (rs *requests) count() int {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	return len(rs.byID)
 }

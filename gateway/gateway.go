@@ -77,7 +77,13 @@ type Gateway struct {
 	cfg      Config
 	metrics  *metrics
 	bodies   budget
+	requests *requests
 	fleet    *fleet
+	gpus     *gpuHistory
+	lanes    *lanes
+	watch    *watch
+	streams  *streams
+	policy   *policyFollower
 	affinity *affinity
 	keys     *keyring
 	shifts   *shifts
@@ -86,19 +92,14 @@ type Gateway struct {
 	mirrors  chan struct{}   // holds one for each copy under way
 	life     context.Context // of Run: requests without a client end with it
 
-	rules       atomic.Pointer[rules] // in force
-	stalePolicy atomic.Pointer[string]
-	newPolicy   chan struct{}  // tells keepStreams
-	spreads     sync.Map       // *policy.Spread of each route
-	background  sync.WaitGroup // requests without a client
-	alarms      sync.Pool      // *time.Timer, of requests that have ended
+	rules      atomic.Pointer[rules] // in force
+	spreads    sync.Map              // *policy.Spread of each route
+	background sync.WaitGroup        // requests without a client
+	alarms     sync.Pool             // *time.Timer, of requests that have ended
 
-	streams  atomic.Bool // they exist
-	ready    atomic.Bool // and everything that goes with them
 	draining atomic.Bool
 
 	mu        sync.Mutex
-	flights   map[subjects.ID]*flight
 	published uint64             // messages to the tiers' streams
 	unstored  map[uint64]*flight // whose message the broker has not confirmed, by number
 }
@@ -140,22 +141,31 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	b.log = cfg.Logger.With("gateway", b.id)
 	g := &Gateway{
 		cfg: cfg, bus: b,
-		bodies:  budget{max: cfg.BodyMemory},
-		flights: make(map[subjects.ID]*flight),
-
-		unstored:  make(map[uint64]*flight),
-		mirrors:   make(chan struct{}, maxMirrors),
-		newPolicy: make(chan struct{}, 1),
+		bodies:   budget{max: cfg.BodyMemory},
+		unstored: make(map[uint64]*flight),
+		mirrors:  make(chan struct{}, maxMirrors),
+		requests: newRequests(),
+		fleet:    newFleet(),
+		gpus:     newGPUHistory(),
 	}
 	g.rules.Store(newRules(policystore.Version{Policy: policy.Default()}))
-	g.fleet = newFleet(g)
+	g.lanes = newLanes(b, &g.rules)
 	g.affinity = newAffinity(b)
 	g.keys = newKeyring(b, cfg.Auth)
 	g.shifts = newShifts(b, &g.rules)
-	g.metrics = newMetrics(g)
+	g.metrics = newMetrics(b.id, cfg.Version, fleetMetrics{g.fleet, g.gpus}, g.keys.refused, g.keys.limited,
+		gaugeFunc("requests_in_flight", "Requests that the gateway holds now.", func() float64 { return float64(g.requests.count()) }),
+		gaugeFunc("request_body_bytes", "Bytes of request bodies that the gateway holds now.", func() float64 { return float64(g.bodies.held.Load()) }))
 	g.queues = newQueues(g.metrics)
 	g.exchange = &exchange{bus: b, queues: g.queues, fleet: g.fleet}
-	g.metrics.registry.MustRegister(g.keys.refused, g.keys.limited)
+	g.watch = &watch{
+		bus: b, rules: &g.rules, fleet: g.fleet, gpus: g.gpus, lanes: g.lanes, queues: g.queues, exchange: g.exchange, requests: g.requests,
+		gone: make(chan goneWorker, 1024),
+	}
+	g.streams = &streams{
+		bus: b, rules: &g.rules, replicas: cfg.Replicas, fleet: g.fleet, lanes: g.lanes, requests: g.requests, changed: make(chan struct{}, 1),
+	}
+	g.policy = &policyFollower{bus: b, rules: &g.rules, keys: g.keys, streams: g.streams, requests: g.requests}
 	return g, nil
 }
 
@@ -175,8 +185,8 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	var subs []*nats.Subscription
 	for subject, handle := range map[string]nats.MsgHandler{
 		subjects.Gateway(g.id) + ".>": g.receive,
-		subjects.AllHeartbeats:        g.fleet.hear,
-		subjects.AllGateways:          g.fleet.hearPeer,
+		subjects.AllHeartbeats:        g.watch.onHeartbeat,
+		subjects.AllGateways:          g.watch.onReference,
 		subjects.AllHeld:              g.exchange.onHeld,
 		subjects.AffinityReports:      g.affinity.onReport,
 		subjects.ShiftReports:         g.shifts.onReport,
@@ -204,10 +214,10 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	defer g.cfg.Local.Open(g.id, near{g})()
 
 	var loops sync.WaitGroup
-	loops.Go(func() { g.fleet.loop(life) })
-	loops.Go(func() { g.fleet.ensureLoop(life) })
-	loops.Go(func() { g.keepStreams(life) })
-	loops.Go(func() { g.followPolicy(life) })
+	loops.Go(func() { g.watch.run(life) })
+	loops.Go(func() { g.lanes.run(life, g.watch.publishReferences) })
+	loops.Go(func() { g.streams.run(life) })
+	loops.Go(func() { g.policy.run(life) })
 	loops.Go(func() { g.affinity.run(life, g.fleet.gateways) })
 	loops.Go(func() { g.shifts.run(life) })
 	loops.Go(func() { g.keys.run(life) })
@@ -254,7 +264,7 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 
 func (g *Gateway) drain(server *http.Server, idle *idleConns, end context.CancelCauseFunc) {
 	g.draining.Store(true)
-	g.log.Info("gateway drains", "requests", g.count())
+	g.log.Info("gateway drains", "requests", g.requests.count())
 	time.Sleep(g.cfg.DrainDelay)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.DrainTimeout)
 	defer cancel()
@@ -266,37 +276,4 @@ func (g *Gateway) drain(server *http.Server, idle *idleConns, end context.Cancel
 	ctx, cancel = context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	server.Shutdown(ctx)
-}
-
-func (g *Gateway) count() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return len(g.flights)
-}
-
-// all is a snapshot of the requests here.
-func (g *Gateway) all() []*flight {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	fs := make([]*flight, 0, len(g.flights))
-	for _, f := range g.flights {
-		fs = append(fs, f)
-	}
-	return fs
-}
-
-func (g *Gateway) find(id subjects.ID) *flight {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.flights[id]
-}
-
-// resizeQueues sets how much of each queue the broker may have, and reports to the other gateways.
-func (g *Gateway) resizeQueues(now time.Time) {
-	gateways := g.fleet.gateways(now)
-	queues := g.queues.all()
-	for _, q := range queues {
-		q.resize(g.fleet.slots(q.pool), g.fleet.free(q.pool), gateways, now)
-	}
-	g.exchange.publish(now, queues...)
 }

@@ -2,10 +2,11 @@ package gateway
 
 import (
 	"cmp"
-	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,16 +16,21 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// gpuKey names a GPU, which several workers of a host may tell of.
+// gpuKey names a GPU, which several workers of a host may report.
 type gpuKey struct{ host, device string }
 
 func keyOf(host string, s *gpu.Snapshot) gpuKey { return gpuKey{host, cmp.Or(s.UUID, s.Label())} }
 
-// gpuHeard is what one heartbeat alone does not say of a GPU.
-type gpuHeard struct {
-	sampled time.Time // by the clock of its host, which may not be ours
-	heard   time.Time // when a newer sample came
-	xids    map[int]xidCount
+// gpuHistory keeps of each GPU what one heartbeat alone does not say: when it was last sampled, and its XIDs.
+type gpuHistory struct {
+	mu   sync.Mutex
+	gpus map[gpuKey]*gpuRecord
+}
+
+type gpuRecord struct {
+	sampled  time.Time // by the clock of its host, which may differ from ours
+	received time.Time // when a newer sample came
+	xids     map[int]xidCount
 }
 
 type xidCount struct {
@@ -32,55 +38,70 @@ type xidCount struct {
 	last time.Time // by the clock of its host
 }
 
-// sameXID is within what time two workers tell of one XID.
+// sameXID is the time within which two workers report the same XID.
 const sameXID = 2 * time.Second
 
-// hearGPUsLocked takes in what a worker tells of its GPUs.
-func (fl *fleet) hearGPUsLocked(h *subjects.Heartbeat, now time.Time) {
+func newGPUHistory() *gpuHistory { return &gpuHistory{gpus: make(map[gpuKey]*gpuRecord)} }
+
+// onHeartbeat records what a worker reports of its GPUs.
+func (g *gpuHistory) onHeartbeat(h *subjects.Heartbeat, now time.Time) {
 	if h.NVML == nil {
 		return
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	for i := range h.NVML.GPUs {
 		s := &h.NVML.GPUs[i].Snapshot
 		k := keyOf(h.Host, s)
-		g := fl.gpus[k]
-		if g == nil {
-			g = &gpuHeard{xids: make(map[int]xidCount)}
-			fl.gpus[k] = g
+		r := g.gpus[k]
+		if r == nil {
+			r = &gpuRecord{xids: make(map[int]xidCount)}
+			g.gpus[k] = r
 		}
-		if s.At.After(g.sampled) {
-			g.sampled, g.heard = s.At, now
+		if s.At.After(r.sampled) {
+			r.sampled, r.received = s.At, now
 		}
 		for _, x := range s.XIDs {
-			if c := g.xids[x.Code]; x.At.After(c.last.Add(sameXID)) {
-				g.xids[x.Code] = xidCount{c.n + 1, x.At}
+			if c := r.xids[x.Code]; x.At.After(c.last.Add(sameXID)) {
+				r.xids[x.Code] = xidCount{c.n + 1, x.At}
 			}
 		}
 	}
 }
 
-// forgetGPUsLocked forgets those that no worker tells of any more.
-func (fl *fleet) forgetGPUsLocked() {
-	told := make(map[gpuKey]bool)
-	for _, m := range fl.workers {
-		if m.beat.NVML == nil {
+// keep forgets the GPUs that none of these heartbeats reports.
+func (g *gpuHistory) keep(beats []*subjects.Heartbeat) {
+	reported := make(map[gpuKey]bool)
+	for _, h := range beats {
+		if h.NVML == nil {
 			continue
 		}
-		for i := range m.beat.NVML.GPUs {
-			told[keyOf(m.beat.Host, &m.beat.NVML.GPUs[i].Snapshot)] = true
+		for i := range h.NVML.GPUs {
+			reported[keyOf(h.Host, &h.NVML.GPUs[i].Snapshot)] = true
 		}
 	}
-	for k := range fl.gpus {
-		if !told[k] {
-			delete(fl.gpus, k)
-		}
-	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	maps.DeleteFunc(g.gpus, func(k gpuKey, _ *gpuRecord) bool { return !reported[k] })
 }
 
-// fleetMetrics are those of the workers that live and of their GPUs, made anew
-// for each scrape from their last heartbeats: what is gone is not in them. Every
-// gateway has them all.
-type fleetMetrics struct{ g *Gateway }
+// record returns a copy of what is kept of a GPU; the zero record if that is nothing.
+func (g *gpuHistory) record(k gpuKey) gpuRecord {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r := g.gpus[k]
+	if r == nil {
+		return gpuRecord{}
+	}
+	return gpuRecord{sampled: r.sampled, received: r.received, xids: maps.Clone(r.xids)}
+}
+
+// fleetMetrics are the metrics of the live workers and of their GPUs, made for each scrape from the last heartbeats: a
+// worker that is gone is not in them. Every gateway has them all.
+type fleetMetrics struct {
+	fleet *fleet
+	gpus  *gpuHistory
+}
 
 func fleetDesc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("pulley_"+name, help, labels, nil)
@@ -90,27 +111,27 @@ var (
 	workerLabels = []string{"worker", "host"}
 	gpuLabels    = []string{"host", "gpu", "UUID", "modelName"} // as dcgm-exporter has them
 
-	descCredits  = fleetDesc("worker_credits", "Requests that a worker may have in flight, by what bounds them.", "worker", "host", "bound")
+	descCredits  = fleetDesc("worker_credits", "Requests that a worker may have in flight, labelled with what bounds them.", "worker", "host", "bound")
 	descBounds   = fleetDesc("worker_bound_requests", "Requests in flight that each bound alone would allow.", "worker", "host", "bound")
-	descInFlight = fleetDesc("worker_in_flight", "Requests that a worker has with its engine.", workerLabels...)
-	descHeadroom = fleetDesc("worker_headroom_ratio", "Free part of whatever a worker has least of.", workerLabels...)
-	descFactor   = fleetDesc("worker_factor_ratio", "What a strained GPU leaves of a worker's room; 0 if fenced.", workerLabels...)
-	descFenced   = fleetDesc("worker_fenced", "1 if a worker takes nothing for the sake of its engine or a GPU.", "worker", "host", "reason")
-	descNVML     = fleetDesc("nvml_up", "1 if a worker has word of its GPUs. Absent with NVML off.", workerLabels...)
+	descInFlight = fleetDesc("worker_in_flight", "Requests in flight on a worker.", workerLabels...)
+	descHeadroom = fleetDesc("worker_headroom_ratio", "Free share of the resource that a worker has least of, 0 to 1.", workerLabels...)
+	descFactor   = fleetDesc("worker_factor_ratio", "Factor by which a strained GPU reduces a worker's capacity; 0 if the worker is fenced.", workerLabels...)
+	descFenced   = fleetDesc("worker_fenced", "1 if a worker takes no requests because its engine or a GPU is faulty.", "worker", "host", "reason")
+	descNVML     = fleetDesc("nvml_up", "1 if a worker can read its GPUs. Absent if NVML is off.", workerLabels...)
 
-	descAge         = fleetDesc("nvml_sample_age_seconds", "Since a GPU was last read.", gpuLabels...)
-	descMemory      = fleetDesc("gpu_memory_bytes", "Memory of a GPU: total, used, free, reserved.", append(gpuLabels, "state")...)
-	descUtilization = fleetDesc("gpu_utilization_ratio", "Part of the time in which any kernel ran.", gpuLabels...)
+	descAge         = fleetDesc("nvml_sample_age_seconds", "Time since a GPU was last sampled.", gpuLabels...)
+	descMemory      = fleetDesc("gpu_memory_bytes", "Memory of a GPU by state: total, used, free, reserved.", append(gpuLabels, "state")...)
+	descUtilization = fleetDesc("gpu_utilization_ratio", "Share of the time in which a kernel ran on the GPU.", gpuLabels...)
 	descTemperature = fleetDesc("gpu_temperature_celsius", "Temperature of a GPU.", gpuLabels...)
 	descMemoryTemp  = fleetDesc("gpu_memory_temperature_celsius", "Temperature of a GPU's memory.", gpuLabels...)
 	descPower       = fleetDesc("gpu_power_watts", "Power that a GPU draws.", gpuLabels...)
-	descPowerLimit  = fleetDesc("gpu_power_limit_watts", "Power limit in force.", gpuLabels...)
-	descClock       = fleetDesc("gpu_sm_clock_hertz", "Clock of the multiprocessors.", gpuLabels...)
-	descThrottled   = fleetDesc("gpu_throttled", "1 if the clocks are held down for this reason.", append(gpuLabels, "reason")...)
+	descPowerLimit  = fleetDesc("gpu_power_limit_watts", "Power limit in force on a GPU.", gpuLabels...)
+	descClock       = fleetDesc("gpu_sm_clock_hertz", "Clock rate of the multiprocessors.", gpuLabels...)
+	descThrottled   = fleetDesc("gpu_throttled", "1 if the clocks of a GPU are throttled for this reason.", append(gpuLabels, "reason")...)
 	descECC         = fleetDesc("gpu_ecc_uncorrected_total", "Uncorrectable memory errors since the driver was loaded.", gpuLabels...)
-	descRows        = fleetDesc("gpu_row_remap_failed", "1 if no spare row of memory is left.", gpuLabels...)
-	descXIDs        = fleetDesc("gpu_xid_total", "XIDs since the GPU's workers are known here.", append(gpuLabels, "xid")...)
-	descGPUFenced   = fleetDesc("gpu_fenced", "1 if nothing may run on a GPU.", append(gpuLabels, "reason")...)
+	descRows        = fleetDesc("gpu_row_remap_failed", "1 if a memory row could not be remapped.", gpuLabels...)
+	descXIDs        = fleetDesc("gpu_xid_total", "XID errors since the gateway has known the GPU.", append(gpuLabels, "xid")...)
+	descGPUFenced   = fleetDesc("gpu_fenced", "1 if a GPU is fenced: no requests may run on it.", append(gpuLabels, "reason")...)
 )
 
 var fleetDescs = []*prometheus.Desc{
@@ -124,19 +145,13 @@ func (fleetMetrics) Describe(to chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect has each worker and each GPU once: a second of the same name and host
-// would make the whole page fail.
+// Collect gives each worker and each GPU once: a second one of the same name and host would make the whole page fail.
 func (m fleetMetrics) Collect(to chan<- prometheus.Metric) {
-	if m.g.fleet == nil {
-		return
-	}
 	type name struct{ worker, host string }
 	workers := make(map[name]*subjects.Heartbeat)
 	gpus := make(map[gpuKey]*subjects.GPU)
 	now := time.Now()
-	heartbeats := m.g.fleet.heartbeats(now)
-	for i := range heartbeats {
-		h := &heartbeats[i]
+	for _, h := range m.fleet.heartbeats() {
 		if k := (name{h.Name, h.Host}); workers[k] == nil || h.Started.After(workers[k].Started) {
 			workers[k] = h
 		}
@@ -157,7 +172,7 @@ func (m fleetMetrics) Collect(to chan<- prometheus.Metric) {
 	for k, g := range gpus {
 		labels := []string{k.host, g.Label(), g.UUID, g.Name}
 		collectGPU(to, g, labels)
-		m.g.fleet.collectHeard(to, k, labels, now)
+		collectHistory(to, m.gpus.record(k), labels, now)
 	}
 }
 
@@ -169,7 +184,7 @@ func counter(to chan<- prometheus.Metric, d *prometheus.Desc, v float64, labels 
 	to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, utf8Labels(append(labels[:len(labels):len(labels)], more...))...)
 }
 
-// utf8Labels makes labels valid: they are a worker's words.
+// utf8Labels makes labels valid UTF-8: workers choose them.
 func utf8Labels(labels []string) []string {
 	for i, l := range labels {
 		labels[i] = strings.ToValidUTF8(l, "?")
@@ -202,8 +217,7 @@ func collectWorker(to chan<- prometheus.Metric, h *subjects.Heartbeat) {
 	}
 }
 
-// knownBound keeps the label's values few, whatever a worker of another version
-// says.
+// knownBound bounds the label's values, whatever a worker of another version reports.
 func knownBound(b policy.Bound) string {
 	if slices.Contains(policy.Bounds, b) {
 		return string(b)
@@ -211,8 +225,7 @@ func knownBound(b policy.Bound) string {
 	return "other"
 }
 
-// knownClass keeps the label's values few, whatever a worker of another version
-// says.
+// knownClass bounds the label's values, whatever a worker of another version reports.
 func knownClass(c gpu.FenceClass) string {
 	switch c {
 	case gpu.FenceLost, gpu.FenceResetRequired, gpu.FenceRowRemap, gpu.FenceRecovery, gpu.FenceXID, gpu.FenceECC, subjects.FenceStalled, subjects.FenceNVML:
@@ -228,7 +241,7 @@ func collectGPU(to chan<- prometheus.Metric, g *subjects.GPU, labels []string) {
 		gauge(to, descGPUFenced, 0, labels, "")
 	}
 	if g.State == gpu.Unknown {
-		return // as if nobody had read it
+		return // its values are too old
 	}
 	if m := g.Memory; m != nil {
 		gauge(to, descMemory, float64(m.Total), labels, "total")
@@ -269,18 +282,11 @@ func collectGPU(to chan<- prometheus.Metric, g *subjects.GPU, labels []string) {
 	}
 }
 
-// collectHeard gives what this gateway has kept of a GPU.
-func (fl *fleet) collectHeard(to chan<- prometheus.Metric, k gpuKey, labels []string, now time.Time) {
-	fl.mu.Lock()
-	defer fl.mu.Unlock()
-	g := fl.gpus[k]
-	if g == nil {
-		return
+func collectHistory(to chan<- prometheus.Metric, r gpuRecord, labels []string, now time.Time) {
+	if !r.received.IsZero() {
+		gauge(to, descAge, max(0, now.Sub(r.received).Seconds()), labels)
 	}
-	if !g.heard.IsZero() {
-		gauge(to, descAge, max(0, now.Sub(g.heard).Seconds()), labels)
-	}
-	for code, c := range g.xids {
+	for code, c := range r.xids {
 		counter(to, descXIDs, float64(c.n), labels, strconv.Itoa(code))
 	}
 }
@@ -290,22 +296,4 @@ func truth(b bool) float64 {
 		return 1
 	}
 	return 0
-}
-
-// tellFenceLocked tells that a worker was fenced, or is not any more.
-func (fl *fleet) tellFenceLocked(was *member, h *subjects.Heartbeat) (told bool) {
-	fenced, wasFenced := h.State == subjects.Fenced, was != nil && was.beat.State == subjects.Fenced
-	switch {
-	case fenced && !wasFenced:
-		fl.g.log.Warn("worker fenced", "worker", h.Name, "reason", h.Reason)
-		fl.g.event(subjects.Event{Kind: subjects.EventWorkerFenced, Worker: h.Name,
-			Text: fmt.Sprintf("worker %s fenced: %s; %d in flight", h.Name, h.Reason, h.InFlight)})
-		return was != nil
-	case wasFenced && h.Live():
-		fl.g.log.Info("worker unfenced", "worker", h.Name)
-		fl.g.event(subjects.Event{Kind: subjects.EventWorkerUnfenced, Worker: h.Name,
-			Text: fmt.Sprintf("worker %s takes requests again; it was fenced: %s", h.Name, was.beat.Reason)})
-		return true
-	}
-	return false
 }

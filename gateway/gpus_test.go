@@ -15,15 +15,12 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// hears has a gateway hear workers, at these times after noon.
-func hears(t *testing.T, g *Gateway, after time.Duration, beats ...subjects.Heartbeat) {
-	t.Helper()
+// hears records the heartbeats of workers, at these times after noon.
+func (m fleetMetrics) hears(after time.Duration, beats ...subjects.Heartbeat) {
 	now := noon.Add(after)
-	g.fleet.mu.Lock()
-	defer g.fleet.mu.Unlock()
 	for _, h := range beats {
-		g.fleet.workers[h.Worker] = &member{beat: h, seen: now}
-		g.fleet.hearGPUsLocked(&h, now)
+		m.fleet.onHeartbeat(&h, now)
+		m.gpus.onHeartbeat(&h, now)
 	}
 }
 
@@ -41,17 +38,13 @@ func onGPU(name, uuid string, sampled time.Duration, xids ...gpu.XID) subjects.H
 	}
 }
 
-func metricsGateway() *Gateway {
-	g := &Gateway{bus: new(bus)}
-	g.fleet = newFleet(g)
-	return g
-}
+func newFleetMetrics() fleetMetrics { return fleetMetrics{newFleet(), newGPUHistory()} }
 
 // wantMetrics wants these lines, and no others, of the metrics with these names.
-func wantMetrics(t *testing.T, g *Gateway, names string, want string) {
+func wantMetrics(t *testing.T, m fleetMetrics, names string, want string) {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(fleetMetrics{g})
+	registry.MustRegister(m)
 	page := httptest.NewRecorder()
 	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(page, httptest.NewRequest("GET", "/metrics", nil))
 	if page.Code != 200 {
@@ -74,10 +67,10 @@ func wantMetrics(t *testing.T, g *Gateway, names string, want string) {
 }
 
 func TestMetricsOfAWorker(t *testing.T) {
-	g := metricsGateway()
-	hears(t, g, 0, onGPU("a", "GPU-1", 0))
+	m := newFleetMetrics()
+	m.hears(0, onGPU("a", "GPU-1", 0))
 	const names = "pulley_worker_credits pulley_worker_bound_requests pulley_worker_headroom_ratio pulley_worker_in_flight pulley_worker_fenced pulley_nvml_up pulley_gpu_memory_bytes pulley_gpu_temperature_celsius pulley_gpu_power_watts pulley_gpu_fenced"
-	wantMetrics(t, g, names, `
+	wantMetrics(t, m, names, `
 		pulley_worker_credits{bound="kv",host="h",worker="a"} 8
 		pulley_worker_bound_requests{bound="kv",host="h",worker="a"} 8
 		pulley_worker_bound_requests{bound="limit",host="h",worker="a"} 12
@@ -95,17 +88,16 @@ func TestMetricsOfAWorker(t *testing.T) {
 	h.State, h.Reason, h.FenceClass = subjects.Fenced, "the engine has stalled: it has requests, and no token and an idle GPU for 10s", subjects.FenceStalled
 	h.Capacity.Bound, h.Capacity.Total = "moon", 0 // of a newer version
 	h.NVML.GPUs[0].Fenced, h.NVML.GPUs[0].FenceClass, h.NVML.GPUs[0].State = "XID 79 (fallen off the bus)", gpu.FenceXID, gpu.Unknown
-	hears(t, g, time.Second, h)
-	wantMetrics(t, g, "pulley_worker_credits pulley_worker_fenced pulley_gpu_fenced pulley_gpu_temperature_celsius", `
+	m.hears(time.Second, h)
+	wantMetrics(t, m, "pulley_worker_credits pulley_worker_fenced pulley_gpu_fenced pulley_gpu_temperature_celsius", `
 		pulley_worker_credits{bound="other",host="h",worker="a"} 0
 		pulley_worker_fenced{host="h",reason="stalled",worker="a"} 1
 		pulley_gpu_fenced{UUID="GPU-1",gpu="0",host="h",modelName="H100",reason="xid"} 1`)
 
-	g.fleet.mu.Lock()
-	g.fleet.forgetLocked("a-1")
-	left := len(g.fleet.gpus)
-	g.fleet.mu.Unlock()
-	wantMetrics(t, g, names+" pulley_gpu_xid_total", "")
+	m.fleet.onLeft(&h)
+	m.gpus.keep(m.fleet.heartbeats())
+	left := len(m.gpus.gpus)
+	wantMetrics(t, m, names+" pulley_gpu_xid_total", "")
 	if left != 0 {
 		t.Errorf("%d GPUs are kept of a worker that is gone", left)
 	}
@@ -114,11 +106,11 @@ func TestMetricsOfAWorker(t *testing.T) {
 // Two workers of a name, or of a GPU, are one line each: a page with a line twice
 // is refused whole.
 func TestMetricsNameEverythingOnce(t *testing.T) {
-	g := metricsGateway()
+	m := newFleetMetrics()
 	old, again, other := onGPU("a", "GPU-1", 0), onGPU("a", "GPU-1", time.Second), onGPU("b", "GPU-1", 0)
 	again.Worker, again.Started, again.InFlight = "a-2", noon.Add(time.Minute), 5
-	hears(t, g, 0, old, again, other)
-	wantMetrics(t, g, "pulley_worker_in_flight pulley_gpu_temperature_celsius", `
+	m.hears(0, old, again, other)
+	wantMetrics(t, m, "pulley_worker_in_flight pulley_gpu_temperature_celsius", `
 		pulley_worker_in_flight{host="h",worker="a"} 5
 		pulley_worker_in_flight{host="h",worker="b"} 3
 		pulley_gpu_temperature_celsius{UUID="GPU-1",gpu="0",host="h",modelName="H100"} 64`)
@@ -127,7 +119,7 @@ func TestMetricsNameEverythingOnce(t *testing.T) {
 // An XID counts once, however often and by however many workers it is told, and
 // goes on counting when the oldest are told no more.
 func TestXIDsAreCountedOnce(t *testing.T) {
-	g := metricsGateway()
+	m := newFleetMetrics()
 	at := func(after time.Duration, code int) gpu.XID { return gpu.XID{At: noon.Add(after), Code: code} }
 	for _, h := range []subjects.Heartbeat{
 		onGPU("a", "GPU-1", 0, at(0, 31)),
@@ -137,9 +129,9 @@ func TestXIDsAreCountedOnce(t *testing.T) {
 		onGPU("a", "GPU-1", 0, at(time.Minute, 31), at(time.Minute, 79)),
 		onGPU("a", "GPU-1", 0, at(time.Hour, 31)),
 	} {
-		hears(t, g, 0, h)
+		m.hears(0, h)
 	}
-	wantMetrics(t, g, "pulley_gpu_xid_total", `
+	wantMetrics(t, m, "pulley_gpu_xid_total", `
 		pulley_gpu_xid_total{UUID="GPU-1",gpu="0",host="h",modelName="H100",xid="31"} 3
 		pulley_gpu_xid_total{UUID="GPU-1",gpu="0",host="h",modelName="H100",xid="79"} 1`)
 }

@@ -40,9 +40,7 @@ func (g *Gateway) infer(w http.ResponseWriter, r *http.Request, id subjects.ID) 
 // carry takes an admitted request to its end.
 func (g *Gateway) carry(w http.ResponseWriter, r *http.Request, f *flight) error {
 	ctx := r.Context()
-	g.mu.Lock()
-	g.flights[f.req.ID] = f
-	g.mu.Unlock()
+	g.requests.add(f)
 	ans := newAnswer(g, w, r, f)
 	defer g.land(f, ans)
 
@@ -72,7 +70,7 @@ func (g *Gateway) admit(out http.Header, r *http.Request, id subjects.ID, who *c
 		return nil, 0, err
 	}
 	way := g.findWay(rules, &c, who, r.Header, now)
-	if way.route == nil && !g.fleet.known(c.Model) {
+	if _, known := g.fleet.pool(c.Model); way.route == nil && !known {
 		return nil, 0, g.unknownModel(c.Model)
 	}
 	served := api.Edits{Tier: servedAs(c.Tier, tier.Name)}
@@ -116,8 +114,9 @@ func (g *Gateway) enter(at *place, who *caller, timeout time.Duration, now time.
 	if at.tier.MaxWait > 0 {
 		left = min(left, time.Duration(at.tier.MaxWait))
 	}
+	pool, _ := g.fleet.pool(at.pool)
 	join, view, admission := at.queue.admit(candidate{
-		tier: at.tier, tenant: who.tenant, share: g.keys.queueShare(who, at.tier.MaxQueue), left: left, slots: g.fleet.slots(at.pool),
+		tier: at.tier, tenant: who.tenant, share: g.keys.queueShare(who, at.tier.MaxQueue), left: left, slots: pool.slots,
 	}, now)
 	at.join = join
 	switch admission {
@@ -339,7 +338,7 @@ func (g *Gateway) failed(ctx context.Context, f *flight, ans *answer, ev event) 
 func (g *Gateway) retryDelay(f *flight) time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if live, _ := g.fleet.others(f.at().pool, time.Now(), f.failed, f.refused); live > 0 {
+	if live, _ := g.fleet.others(f.at().pool, f.avoidLocked()); live > 0 {
 		return 0
 	}
 	return policy.Pause(f.starts, 0)
@@ -368,7 +367,7 @@ func (g *Gateway) judge(f *flight, a *attempt, fail *subjects.Fail, crashed bool
 		f.failed[a.worker] = true
 	}
 	if fail.Class == subjects.FailRefused {
-		live, _ := g.fleet.others(f.at().pool, time.Now(), f.refused)
+		live, _ := g.fleet.others(f.at().pool, f.refused)
 		h.AllRefused = live == 0
 	}
 	return h.After()
@@ -427,9 +426,7 @@ var errClientGone = errors.New("client gone")
 
 // land ends a flight: whatever still waits or runs for it is stopped.
 func (g *Gateway) land(f *flight, ans *answer) {
-	g.mu.Lock()
-	delete(g.flights, f.req.ID)
-	g.mu.Unlock()
+	g.requests.remove(f)
 	f.mu.Lock()
 	f.over = true
 	a, at := f.current, f.at()

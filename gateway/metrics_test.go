@@ -12,8 +12,8 @@ import (
 // is new needs both too.
 func TestQueuesAppearWhileScraped(t *testing.T) {
 	g := &Gateway{bus: new(bus), cfg: Config{SlowClient: time.Minute}}
-	g.fleet = newFleet(g)
-	g.metrics = newMetrics(g)
+	g.requests = newRequests()
+	g.metrics = newMetrics("g", "dev", gaugeFunc("requests_in_flight", "", func() float64 { return float64(g.requests.count()) }))
 	g.queues = newQueues(g.metrics)
 	for i := range 500 {
 		g.queues.get(fmt.Sprint("old", i), "standard")

@@ -4,14 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// rules is a policy in force, ready to be asked. It is never changed: a new
-// policy makes new rules.
+// rules are a policy in force, prepared for lookups. They never change: a new policy makes new rules.
 type rules struct {
 	policystore.Version
 	router *policy.Router
@@ -26,50 +26,60 @@ func newRules(v policystore.Version) *rules {
 	return r
 }
 
-// tiers are those of the policy in force.
-func (g *Gateway) tiers() []policy.Tier { return g.rules.Load().Policy.Tiers }
+// policyFollower puts each new policy, and each new set of keys, in force.
+type policyFollower struct {
+	bus      *bus
+	rules    *atomic.Pointer[rules]
+	keys     *keyring
+	streams  *streams
+	requests *requests
 
-// followPolicy puts each new policy in force.
-func (g *Gateway) followPolicy(ctx context.Context) {
-	err := policystore.Follower{Policy: g.obey, Keys: g.keys.set, Trouble: g.policyTrouble}.Run(ctx, g.nc)
+	trouble atomic.Pointer[string] // why the policy may be out of date; empty if it is not
+}
+
+// run follows the policy until ctx is done.
+func (p *policyFollower) run(ctx context.Context) {
+	err := policystore.Follower{Policy: p.apply, Keys: p.keys.set, Trouble: p.onTrouble}.Run(ctx, p.bus.nc)
 	if err != nil {
-		g.log.Error("policy is not followed", "err", err)
+		p.bus.log.Error("cannot follow the policy", "err", err)
 	}
 }
 
-func (g *Gateway) obey(v policystore.Version) {
-	before := g.rules.Swap(newRules(v))
+// apply puts a policy in force. Requests whose tier is gone move to the default tier.
+func (p *policyFollower) apply(v policystore.Version) {
+	before := p.rules.Swap(newRules(v))
 	if before.Revision == v.Revision {
 		return
 	}
-	g.log.Info("policy in force", "revision", v.Revision, "by", v.By, "why", v.Why)
-	select { // streams and queues of tiers that are new
-	case g.newPolicy <- struct{}{}:
-	default:
-	}
-	for _, f := range g.all() { // those whose tier is no more
-		if _, there := g.rules.Load().tiers[f.at().tier.Name]; !there {
-			f.mu.Lock()
-			if !f.over && f.current == nil {
-				f.move = true
-				f.wake()
-			}
-			f.mu.Unlock()
+	p.bus.log.Info("policy in force", "revision", v.Revision, "by", v.By, "why", v.Why)
+	p.streams.policyChanged()
+	tiers := p.rules.Load().tiers
+	for _, f := range p.requests.all() {
+		if _, ok := tiers[f.at().tier.Name]; !ok {
+			f.leaveQueue()
 		}
 	}
 }
 
-// policyTrouble notes why the policy may be out of date; nil: it is not.
-func (g *Gateway) policyTrouble(err error) {
+// onTrouble notes why the policy may be out of date; nil: it is not.
+func (p *policyFollower) onTrouble(err error) {
 	text := ""
 	switch {
-	case errors.Is(err, policystore.ErrNoBucket): // we make it ourselves, soon
+	case errors.Is(err, policystore.ErrNoBucket): // the gateway creates it soon
 	case err != nil:
-		text = fmt.Sprintf("out of date, revision %d stays in force: %v", g.rules.Load().Revision, err)
-		g.log.Warn("policy not read", "err", err)
-		g.event(subjects.Event{Kind: subjects.EventPolicy, Text: "policy " + text})
-	case g.stalePolicy.Load() != nil && *g.stalePolicy.Load() != "":
-		g.log.Info("policy read again")
+		text = fmt.Sprintf("out of date, revision %d stays in force: %v", p.rules.Load().Revision, err)
+		p.bus.log.Warn("cannot read the policy; keeping the last valid revision", "err", err)
+		p.bus.event(subjects.Event{Kind: subjects.EventPolicy, Text: "policy " + text})
+	case p.trouble.Load() != nil && *p.trouble.Load() != "":
+		p.bus.log.Info("policy read again")
 	}
-	g.stalePolicy.Store(&text)
+	p.trouble.Store(&text)
+}
+
+// state describes the policy in force, for /readyz.
+func (p *policyFollower) state() string {
+	if trouble := p.trouble.Load(); trouble != nil && *trouble != "" {
+		return *trouble
+	}
+	return fmt.Sprintf("revision %d", p.rules.Load().Revision)
 }

@@ -86,15 +86,15 @@ func (g *Gateway) withFallback(r *policy.Route, pool string, now time.Time) stri
 // serves says whether a pool has a worker, and no longer a wait than its route
 // allows.
 func (g *Gateway) serves(r *policy.Route, pool string, now time.Time) bool {
-	slots := g.fleet.slots(pool)
-	if slots == 0 {
+	p, _ := g.fleet.pool(pool)
+	if p.slots == 0 {
 		return false
 	}
 	if r.FallbackAfter == 0 {
 		return true
 	}
 	t := g.rules.Load().tiers[policy.DefaultTier]
-	return g.queues.get(pool, t.Name).expectedWait(t, slots, now) <= time.Duration(r.FallbackAfter)
+	return g.queues.get(pool, t.Name).expectedWait(t, p.slots, now) <= time.Duration(r.FallbackAfter)
 }
 
 // laneFor is the home lane of the worker that has the conversation's beginning,
@@ -111,7 +111,7 @@ func (g *Gateway) laneFor(p *policy.Policy, pool string, session bool, home subj
 			return subjects.Shared
 		}
 	}
-	if !g.fleet.hasHome(pool, home.Worker) {
+	if w := g.fleet.worker(home.Worker); w == nil || !w.Live() || !w.Serves(pool) || !g.lanes.exists(pool, home.Worker) {
 		return subjects.Shared
 	}
 	return home.Worker

@@ -4,25 +4,50 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
 const (
-	checkStreams = 5 * time.Second
-	streamsAgain = 500 * time.Millisecond
+	checkStreamsEvery = 5 * time.Second
+	retryStreams      = 500 * time.Millisecond
 )
 
-// keepStreams sees to it that the streams exist, from the start and after a
-// broker lost them; what waited in a lost one is published again.
-func (g *Gateway) keepStreams(ctx context.Context) {
-	status := g.nc.StatusChanged(nats.CONNECTED)
-	defer g.nc.RemoveStatusListener(status)
-	created := make(map[string]time.Time) // of each tier's stream
+// streams sees to it that the tiers' streams exist, from the start and after a broker lost them. What waited in a lost
+// stream is published again.
+type streams struct {
+	bus      *bus
+	rules    *atomic.Pointer[rules]
+	replicas int // of the streams that it creates
+	fleet    *fleet
+	lanes    *lanes
+	requests *requests
+
+	changed chan struct{} // wakes run: a new policy may have new tiers
+	ready   atomic.Bool   // the streams exist, and consumers were asked for
+}
+
+// policyChanged makes run look at once.
+func (s *streams) policyChanged() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (s *streams) tiers() []policy.Tier { return s.rules.Load().Policy.Tiers }
+
+// run checks the streams, every few seconds and after each reconnect, until ctx is done.
+func (s *streams) run(ctx context.Context) {
+	status := s.bus.nc.StatusChanged(nats.CONNECTED)
+	defer s.bus.nc.RemoveStatusListener(status)
+	created := make(map[string]time.Time) // when each tier's stream was
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -30,59 +55,63 @@ func (g *Gateway) keepStreams(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-status:
-		case <-g.newPolicy:
+		case <-s.changed:
 		case <-timer.C:
 		}
-		next := checkStreams
-		if err := g.checkStreams(ctx, created); err != nil {
-			if ctx.Err() == nil && g.ready.Swap(false) {
-				g.log.Warn("queue not available", "err", err)
+		next := checkStreamsEvery
+		if err := s.check(ctx, created); err != nil {
+			if ctx.Err() == nil && s.ready.Swap(false) {
+				s.bus.log.Warn("queue not available", "err", err)
 			}
-			next = streamsAgain
-		} else if !g.ready.Swap(true) {
-			g.log.Info("queue available")
+			next = retryStreams
+		} else if !s.ready.Swap(true) {
+			s.bus.log.Info("queue available")
 		}
 		timer.Reset(next)
 	}
 }
 
-func (g *Gateway) checkStreams(ctx context.Context, created map[string]time.Time) error {
+// check creates the streams that are missing, and has the requests published again that were in one that is new.
+func (s *streams) check(ctx context.Context, created map[string]time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	lost := len(created) == 0
-	for _, t := range g.tiers() {
-		s, err := g.js.Stream(ctx, subjects.ReqStream(t.Name))
+	for _, t := range s.tiers() {
+		stream, err := s.bus.js.Stream(ctx, subjects.ReqStream(t.Name))
 		switch {
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 			lost = true
 		case err != nil:
 			return fmt.Errorf("stream of tier %s: %w", t.Name, err)
-		case !s.CachedInfo().Created.Equal(created[t.Name]):
+		case !stream.CachedInfo().Created.Equal(created[t.Name]):
 			lost = true
 		}
 	}
 	if !lost {
 		return nil
 	}
-	if err := subjects.EnsureStreams(ctx, g.js, g.tiers(), g.cfg.Replicas); err != nil {
+	if err := subjects.EnsureStreams(ctx, s.bus.js, s.tiers(), s.replicas); err != nil {
 		return err
 	}
-	g.streams.Store(true)
-	if err := g.fleet.remember(ctx); err != nil {
+	s.lanes.streams.Store(true)
+	pools, err := s.lanes.storedPools(ctx)
+	if err != nil {
 		return err
 	}
-	for _, t := range g.tiers() {
-		s, err := g.js.Stream(ctx, subjects.ReqStream(t.Name))
+	s.fleet.addPools(pools, time.Now())
+	s.lanes.restore(pools)
+	for _, t := range s.tiers() {
+		stream, err := s.bus.js.Stream(ctx, subjects.ReqStream(t.Name))
 		if err != nil {
 			return fmt.Errorf("stream of tier %s: %w", t.Name, err)
 		}
-		now := s.CachedInfo().Created
+		now := stream.CachedInfo().Created
 		before, known := created[t.Name]
 		created[t.Name] = now
 		if !known || before.Equal(now) {
 			continue
 		}
-		for _, f := range g.all() {
+		for _, f := range s.requests.all() {
 			f.lose(t.Name)
 		}
 	}

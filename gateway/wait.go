@@ -140,11 +140,11 @@ func (g *Gateway) look(ctx context.Context, f *flight) error {
 	if f.noWord(now) {
 		return g.persist(ctx, f, errNoWord)
 	}
-	g.fleet.check(at.pool, at.lane, now)
+	g.lanes.check(at.pool, at.lane, now)
 	if pool := g.betterPool(f, waited, now); pool != "" {
 		return g.move(ctx, f, pool, at.tier, subjects.Shared)
 	}
-	if since := g.fleet.emptySince(at.pool); !since.IsZero() && now.Sub(since) > g.cfg.NoWorkerWait && waited > g.cfg.NoWorkerWait {
+	if p, _ := g.fleet.pool(at.pool); !p.emptySince.IsZero() && now.Sub(p.emptySince) > g.cfg.NoWorkerWait && waited > g.cfg.NoWorkerWait {
 		return api.Unavailable("no_worker", 10*time.Second, "no worker serves %s", api.Quote(f.req.Model))
 	}
 	if at.lane != subjects.Shared && now.Sub(f.since) >= max(time.Duration(g.rules.Load().Policy.Pools[at.pool].StickFor), lookAfter) {
@@ -161,7 +161,7 @@ func (g *Gateway) betterPool(f *flight, waited time.Duration, now time.Time) str
 	}
 	at := f.at()
 	after := time.Duration(f.route.FallbackAfter)
-	if g.fleet.slots(at.pool) > 0 && (after == 0 || waited < after) {
+	if p, _ := g.fleet.pool(at.pool); p.slots > 0 && (after == 0 || waited < after) {
 		return ""
 	}
 	for _, pool := range f.route.Fallback {

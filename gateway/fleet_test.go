@@ -1,0 +1,135 @@
+package gateway
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+func beatOf(worker string, state subjects.State, slots, inFlight int, pools ...string) *subjects.Heartbeat {
+	h := &subjects.Heartbeat{Worker: worker, Name: worker, State: state, Slots: slots, InFlight: inFlight, Weight: 1}
+	for _, p := range pools {
+		h.Pools = append(h.Pools, subjects.PoolStatus{Pool: p})
+	}
+	return h
+}
+
+func kinds(changes []change) (list []changeKind) {
+	for _, c := range changes {
+		list = append(list, c.kind)
+	}
+	return list
+}
+
+func TestFleetReturnsWhatChanged(t *testing.T) {
+	for about, c := range map[string]struct {
+		was, is subjects.State // "": none before
+		want    []changeKind
+	}{
+		"a new worker":                      {"", subjects.Ready, []changeKind{workerJoined}},
+		"a new worker that is fenced":       {"", subjects.Fenced, []changeKind{workerJoined, workerFenced}},
+		"nothing":                           {subjects.Ready, subjects.Ready, nil},
+		"its engine is down":                {subjects.Ready, subjects.Down, []changeKind{workerStateChanged}},
+		"a pause is no news":                {subjects.Ready, subjects.Paused, nil},
+		"nor is its end":                    {subjects.Paused, subjects.Ready, nil},
+		"it is fenced":                      {subjects.Ready, subjects.Fenced, []changeKind{workerFenced}},
+		"it stays fenced":                   {subjects.Fenced, subjects.Fenced, nil},
+		"it is no longer fenced":            {subjects.Fenced, subjects.Ready, []changeKind{workerUnfenced}},
+		"it is no longer fenced but paused": {subjects.Fenced, subjects.Paused, []changeKind{workerUnfenced}},
+		"it is fenced, then down":           {subjects.Fenced, subjects.Down, []changeKind{workerStateChanged}},
+	} {
+		f := newFleet()
+		if c.was != "" {
+			f.onHeartbeat(beatOf("w", c.was, 4, 0, "m"), noon)
+		}
+		if got := kinds(f.onHeartbeat(beatOf("w", c.is, 4, 0, "m"), noon)); !slices.Equal(got, c.want) {
+			t.Errorf("%s: got %v, want %v", about, got, c.want)
+		}
+	}
+	f := newFleet()
+	f.onHeartbeat(beatOf("w", subjects.Ready, 4, 0, "m"), noon)
+	last := beatOf("w", subjects.Left, 4, 0, "m")
+	if got := kinds(f.onLeft(last)); !slices.Equal(got, []changeKind{workerLeft}) {
+		t.Errorf("it leaves: got %v", got)
+	}
+	if got := f.onLeft(last); got != nil {
+		t.Errorf("it leaves again: got %v", kinds(got))
+	}
+}
+
+// A worker that falls silent is lost, unless the silence is the gateway's own.
+func TestFleetLosesSilentWorkers(t *testing.T) {
+	f := newFleet()
+	f.onHeartbeat(beatOf("a", subjects.Ready, 4, 0, "m"), noon)
+	f.onHeartbeat(beatOf("b", subjects.Ready, 4, 0, "m"), noon)
+	now := noon
+	sweeps := func(d time.Duration, connected bool) (lost []string) {
+		for end := now.Add(d); now.Before(end); {
+			now = now.Add(sweepEvery)
+			changes, _ := f.sweep(now, connected)
+			for _, c := range changes {
+				lost = append(lost, fmt.Sprint(c.beat.Worker, " after ", c.silent))
+			}
+		}
+		return lost
+	}
+	if lost := sweeps(time.Second, true); lost != nil {
+		t.Errorf("lost %v after 1 s", lost)
+	}
+	if lost := sweeps(5*time.Second, false); lost != nil {
+		t.Errorf("lost %v without a connection", lost)
+	}
+	now = now.Add(time.Minute)
+	if lost, slept := f.sweep(now, true); lost != nil || !slept {
+		t.Errorf("lost %v, slept %t, after a minute in which the gateway did not run", lost, slept)
+	}
+	f.onHeartbeat(beatOf("b", subjects.Ready, 4, 0, "m"), now.Add(time.Second))
+	if lost := sweeps(2*time.Second, true); !slices.Equal(lost, []string{"a after 1.6s"}) {
+		t.Errorf("lost %v, want a", lost)
+	}
+}
+
+func TestFleetCountsSlots(t *testing.T) {
+	f := newFleet()
+	if _, known := f.pool("m"); known {
+		t.Error("a pool is known that never had a worker")
+	}
+	f.onHeartbeat(beatOf("a", subjects.Ready, 4, 1, "m", "n"), noon)
+	f.onHeartbeat(beatOf("b", subjects.Paused, 8, 0, "m"), noon)
+	f.onHeartbeat(beatOf("c", subjects.Draining, 16, 0, "m"), noon)
+	if p, known := f.pool("m"); !known || p != (poolState{slots: 12, free: 3}) {
+		t.Errorf("got %+v, %t", p, known)
+	}
+	f.onClaim("a")
+	f.sweep(noon.Add(time.Millisecond), true)
+	if p, _ := f.pool("m"); p.free != 2 {
+		t.Errorf("%d free slots after a claim, want 2", p.free)
+	}
+	if live, free := f.others("m", map[string]bool{"b": true}); live != 1 || free != 1 {
+		t.Errorf("beside b there are %d live workers and %d with a free slot, want a", live, free)
+	}
+	if models := f.models(); !slices.Equal(models, []string{"m", "n"}) {
+		t.Errorf("models %v", models)
+	}
+	f.onLeft(beatOf("a", subjects.Left, 0, 0))
+	f.sweep(noon.Add(time.Second), true)
+	if p, known := f.pool("n"); !known || p.slots != 0 || !p.emptySince.Equal(noon.Add(time.Second)) {
+		t.Errorf("a pool without its worker: %+v, %t", p, known)
+	}
+}
+
+// Other gateways count for as long as they publish references.
+func TestFleetCountsGateways(t *testing.T) {
+	f := newFleet()
+	f.onGateway("b", noon)
+	f.onGateway("c", noon.Add(time.Second))
+	if got := f.gateways(noon.Add(time.Second)); got != 3 {
+		t.Errorf("%d gateways, want 3", got)
+	}
+	if got := f.gateways(noon.Add(peerDeadline + time.Millisecond)); got != 2 {
+		t.Errorf("%d gateways when one is silent, want 2", got)
+	}
+}

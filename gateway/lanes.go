@@ -1,0 +1,236 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// checkLaneEvery is how often it is checked that a lane's consumers still exist, while requests wait there for longer than
+// checkEvery. The broker does not report a consumer that is gone.
+const checkLaneEvery = 10 * time.Second
+
+// lanes sees to it that each lane that a worker needs has its consumers, one in the stream of each tier. It also keeps the
+// broker's list of pools, which a gateway that starts reads.
+type lanes struct {
+	bus   *bus
+	rules *atomic.Pointer[rules]
+
+	creates chan laneName // lanes whose consumers must be created
+	checks  chan laneName // lanes whose consumers may be gone
+	streams atomic.Bool   // the tiers' streams exist: until then no consumer can be created
+
+	mu    sync.Mutex
+	pools map[string]map[string]*laneState // by pool and lane
+}
+
+type laneName struct{ pool, lane string }
+
+type laneState struct {
+	exists    bool      // its consumers were created
+	requested bool      // run has been asked to create them
+	checked   time.Time // when run was last asked whether they still exist
+}
+
+func newLanes(b *bus, rules *atomic.Pointer[rules]) *lanes {
+	return &lanes{
+		bus: b, rules: rules, creates: make(chan laneName, 1024), checks: make(chan laneName, 64),
+		pools: make(map[string]map[string]*laneState),
+	}
+}
+
+// need asks for the lanes of a worker: the shared lanes of its pools, and its home lane in each pool that has affinity.
+func (l *lanes) need(h *subjects.Heartbeat) {
+	p := l.rules.Load().Policy
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range h.Pools {
+		pool := h.Pools[i].Pool
+		l.needLocked(pool, subjects.Shared)
+		if p.AffinityOf(pool) != policy.AffinityOff {
+			l.needLocked(pool, h.Worker)
+		}
+	}
+}
+
+func (l *lanes) needLocked(pool, lane string) {
+	if l.pools[pool] == nil {
+		l.pools[pool] = make(map[string]*laneState)
+	}
+	s := l.pools[pool][lane]
+	if s == nil {
+		s = new(laneState)
+		l.pools[pool][lane] = s
+	}
+	if !s.requested && l.streams.Load() {
+		select {
+		case l.creates <- laneName{pool, lane}:
+			s.requested = true
+		default: // the next heartbeat asks again
+		}
+	}
+}
+
+// restore asks for all lanes anew, and for the shared lanes of these pools: after a reconnect consumers may be gone.
+func (l *lanes) restore(pools []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.pools {
+		for _, s := range p {
+			*s = laneState{}
+		}
+	}
+	for _, pool := range pools {
+		l.needLocked(pool, subjects.Shared)
+	}
+	for pool, p := range l.pools {
+		for lane := range p {
+			l.needLocked(pool, lane)
+		}
+	}
+}
+
+// forget drops the home lanes of a worker that is gone. The broker removes their consumers by itself.
+func (l *lanes) forget(worker string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.pools {
+		delete(p, worker)
+	}
+}
+
+// exists says whether a lane's consumers were created.
+func (l *lanes) exists(pool, lane string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.existsLocked(pool, lane)
+}
+
+func (l *lanes) existsLocked(pool, lane string) bool {
+	s := l.pools[pool][lane]
+	return s != nil && s.exists
+}
+
+// homes returns the home lanes of each pool whose shared lane exists.
+func (l *lanes) homes() map[string][]string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	homes := make(map[string][]string, len(l.pools))
+	for pool, p := range l.pools {
+		if !l.existsLocked(pool, subjects.Shared) {
+			continue
+		}
+		homes[pool] = nil
+		for lane, s := range p {
+			if lane != subjects.Shared && s.exists {
+				homes[pool] = append(homes[pool], lane)
+			}
+		}
+	}
+	return homes
+}
+
+// check asks whether the consumers of a lane on which requests wait still exist.
+func (l *lanes) check(pool, lane string, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.existsLocked(pool, lane) || now.Sub(l.pools[pool][lane].checked) < checkLaneEvery {
+		return
+	}
+	select {
+	case l.checks <- laneName{pool, lane}:
+		l.pools[pool][lane].checked = now
+	default: // run has enough to do
+	}
+}
+
+// run creates consumers until ctx is done. It calls created when all that were asked for exist.
+func (l *lanes) run(ctx context.Context, created func()) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case name := <-l.checks:
+			l.recreate(ctx, name)
+		case name := <-l.creates:
+			l.create(ctx, name)
+			if len(l.creates) == 0 {
+				created()
+			}
+		}
+	}
+}
+
+// create creates a lane's consumers, and adds its pool to the broker's list.
+func (l *lanes) create(ctx context.Context, name laneName) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err := l.ensure(ctx, name)
+	l.mu.Lock()
+	if s := l.pools[name.pool][name.lane]; s != nil { // else its worker is gone
+		s.exists, s.requested = err == nil, err == nil
+	}
+	l.mu.Unlock()
+	if err != nil && ctx.Err() == nil {
+		l.bus.log.Warn("cannot create the consumers of a lane; trying again", "pool", name.pool, "lane", name.lane, "err", err)
+	}
+}
+
+func (l *lanes) ensure(ctx context.Context, name laneName) error {
+	for _, t := range l.rules.Load().Policy.Tiers {
+		if err := subjects.EnsureConsumer(ctx, l.bus.js, t.Name, name.pool, name.lane); err != nil {
+			return err
+		}
+	}
+	if name.lane != subjects.Shared {
+		return nil
+	}
+	kv, err := l.bus.js.KeyValue(ctx, subjects.PoolsBucket)
+	if err != nil {
+		return fmt.Errorf("bucket %s: %w", subjects.PoolsBucket, err)
+	}
+	if _, err := kv.Create(ctx, subjects.Token(name.pool), []byte(name.pool)); err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
+		return fmt.Errorf("store pool %q: %w", name.pool, err)
+	}
+	return nil
+}
+
+// recreate creates those of a lane's consumers that are gone.
+func (l *lanes) recreate(ctx context.Context, name laneName) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	for _, t := range l.rules.Load().Policy.Tiers {
+		stream, consumer := subjects.ReqStream(t.Name), subjects.ReqConsumer(name.pool, name.lane)
+		if _, err := l.bus.js.Consumer(ctx, stream, consumer); !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			continue
+		}
+		err := subjects.EnsureConsumer(ctx, l.bus.js, t.Name, name.pool, name.lane)
+		l.bus.log.Warn("a lane's consumer was gone; created it again", "stream", stream, "consumer", consumer, "err", err)
+	}
+}
+
+// storedPools returns the broker's list of pools: what gateways knew before this one started.
+func (l *lanes) storedPools(ctx context.Context) (names []string, err error) {
+	kv, err := l.bus.js.KeyValue(ctx, subjects.PoolsBucket)
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", subjects.PoolsBucket, err)
+	}
+	keys, err := kv.Keys(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
+		return nil, fmt.Errorf("bucket %s: %w", subjects.PoolsBucket, err)
+	}
+	for _, k := range keys {
+		if name, err := subjects.Untoken(k); err == nil {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}

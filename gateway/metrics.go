@@ -1,0 +1,139 @@
+package gateway
+
+import (
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/pulley-lb/pulley/api"
+)
+
+// metrics are labelled with pools that have had a worker and with tiers, never with what a client chooses.
+type metrics struct {
+	registry  *prometheus.Registry
+	requests  *prometheus.CounterVec
+	queue     *prometheus.HistogramVec
+	ttft      *prometheus.HistogramVec
+	duration  *prometheus.HistogramVec
+	refusals  *prometheus.CounterVec
+	attempts  *prometheus.CounterVec
+	cancelled *prometheus.CounterVec
+	broken    *prometheus.CounterVec
+	errors    *prometheus.CounterVec
+	tokens    *prometheus.CounterVec
+	mirrors   *prometheus.CounterVec
+}
+
+// The buckets are vLLM's, so that panels of both can be laid over each other.
+var (
+	shortBuckets = []float64{0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160}
+	longBuckets  = []float64{0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960}
+)
+
+// newMetrics makes the metrics of a gateway; others are collected with them.
+func newMetrics(gateway, version string, others ...prometheus.Collector) *metrics {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "pulley", Name: name, Help: help}, labels)
+	}
+	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "pulley", Name: name, Help: help, Buckets: buckets}, []string{"pool", "tier"})
+	}
+	m := &metrics{
+		registry:  prometheus.NewRegistry(),
+		requests:  counter("requests_total", "Requests that ended, by outcome: answered, refused, cancelled, broken.", "pool", "tier", "outcome"),
+		queue:     histogram("queue_seconds", "Time from a request's arrival to its claim by a worker.", shortBuckets),
+		ttft:      histogram("time_to_first_byte_seconds", "Time from a request's arrival to the first byte of its answer.", shortBuckets),
+		duration:  histogram("request_seconds", "Time from a request's arrival to its end.", longBuckets),
+		refusals:  counter("refused_total", "Requests that a queue refused, by reason.", "pool", "tier", "reason"),
+		attempts:  counter("attempts_failed_total", "Attempts that failed, by class.", "pool", "class"),
+		cancelled: counter("cancelled_total", "Requests whose client disconnected, by when: queued, before_first_byte, answering.", "pool", "window"),
+		broken:    counter("broken_streams_total", "Streams that ended with an error event.", "pool"),
+		errors:    counter("errors_total", "Error answers, by code.", "code"),
+		tokens:    counter("tokens_total", "Tokens that engines reported.", "pool", "tier", "direction"),
+		mirrors:   counter("mirrored_total", "Copies of requests for mirrors, by outcome: sent, or dropped for lack of capacity.", "pool", "outcome"),
+	}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "pulley", Name: "build_info", Help: "Always 1, labelled with the version.",
+		ConstLabels: prometheus.Labels{"version": version, "gateway": gateway}})
+	info.Set(1)
+	m.registry.MustRegister(m.requests, m.queue, m.ttft, m.duration, m.refusals, m.attempts, m.cancelled, m.broken, m.errors, m.tokens, m.mirrors,
+		info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(others...)
+	return m
+}
+
+// gaugeFunc is a gauge whose value is asked for at each scrape.
+func gaugeFunc(name, help string, value func() float64) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "pulley", Name: name, Help: help}, value)
+}
+
+// meters are those metrics of one queue that every request moves. Finding them by their labels each time would cost a
+// hundredth of a small request.
+type meters struct {
+	queue, ttft, duration prometheus.Observer
+	answered, in, out     prometheus.Counter
+}
+
+func (m *metrics) of(pool, tier string) meters {
+	return meters{
+		queue:    m.queue.WithLabelValues(pool, tier),
+		ttft:     m.ttft.WithLabelValues(pool, tier),
+		duration: m.duration.WithLabelValues(pool, tier),
+		answered: m.requests.WithLabelValues(pool, tier, "answered"),
+		in:       m.tokens.WithLabelValues(pool, tier, "input"),
+		out:      m.tokens.WithLabelValues(pool, tier, "output"),
+	}
+}
+
+func (m *metrics) refused(pool, tier, reason string) {
+	m.refusals.WithLabelValues(pool, tier, reason).Inc()
+}
+
+func (m *metrics) attemptFailed(pool, class string, crashed bool) {
+	if crashed {
+		class = "worker_lost"
+	}
+	m.attempts.WithLabelValues(pool, class).Inc()
+}
+
+func (m *metrics) mirrored(pool string, sent bool) {
+	outcome := "dropped"
+	if sent {
+		outcome = "sent"
+	}
+	m.mirrors.WithLabelValues(pool, outcome).Inc()
+}
+
+func (m *metrics) brokenStream(pool string) { m.broken.WithLabelValues(pool).Inc() }
+
+func (m *metrics) answeredError(e *api.Error) {
+	m.errors.WithLabelValues(strings.ToLower(e.Code)).Inc()
+}
+
+// done counts a request that was let in.
+func (m *metrics) done(f *flight, ans *answer) {
+	at := f.at()
+	at.queue.meters.duration.Observe(time.Since(f.arrived).Seconds())
+	at.queue.meters.in.Add(float64(max(ans.usage.InputTokens, 0)))
+	at.queue.meters.out.Add(float64(max(ans.usage.OutputTokens, 0)))
+	if ans.whole {
+		at.queue.meters.answered.Inc()
+		return
+	}
+	outcome := "refused"
+	switch {
+	case ans.r.Context().Err() != nil:
+		outcome = "cancelled"
+		window := "queued"
+		if ans.begun {
+			window = "answering"
+		} else if f.current != nil {
+			window = "before_first_byte"
+		}
+		m.cancelled.WithLabelValues(at.pool, window).Inc()
+	case ans.begun:
+		outcome = "broken"
+	}
+	m.requests.WithLabelValues(at.pool, at.tier.Name, outcome).Inc()
+}

@@ -1,0 +1,265 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+const (
+	// claimTime is how long a delivery to a live worker takes to be claimed.
+	claimTime = 50 * time.Millisecond
+
+	// bidTime is after how long a request that a lost worker had has met a bid, if there is one: a retry may be delayed.
+	bidTime = 500 * time.Millisecond
+
+	// listDeadline is how long an attempt may be missing in its worker's lists.
+	listDeadline = 3*subjects.AliveEvery + subjects.AliveEvery/2
+)
+
+// watch acts on what happens in the fleet: it takes in heartbeats, publishes events, sizes the queues, publishes the
+// references, and fails over what a worker had that is gone.
+type watch struct {
+	bus      *bus
+	rules    *atomic.Pointer[rules]
+	fleet    *fleet
+	gpus     *gpuHistory
+	lanes    *lanes
+	queues   *queues
+	exchange *exchange
+	requests *requests
+
+	gone chan goneWorker // workers whose requests others must have
+}
+
+// goneWorker is a worker that left or was lost, and the reason in a sentence.
+type goneWorker struct {
+	beat   *subjects.Heartbeat
+	reason string
+}
+
+// onHeartbeat takes in a worker's heartbeat.
+func (w *watch) onHeartbeat(m *nats.Msg) {
+	h, err := subjects.ParseHeartbeat(m)
+	if err != nil {
+		w.bus.log.Warn("heartbeat dropped", "err", err)
+		return
+	}
+	if h.State == subjects.Left {
+		w.report(w.fleet.onLeft(h))
+		return
+	}
+	now := time.Now()
+	changes := w.fleet.onHeartbeat(h, now)
+	w.gpus.onHeartbeat(h, now)
+	w.lanes.need(h)
+	w.report(changes)
+}
+
+// onReference notes that another gateway lives.
+func (w *watch) onReference(m *nats.Msg) {
+	if id, ok := subjects.GatewayOf(m.Subject); ok && id != w.bus.id {
+		w.fleet.onGateway(id, time.Now())
+	}
+}
+
+// run sweeps, publishes references and fails over, until ctx is done.
+func (w *watch) run(ctx context.Context) {
+	var failingOver sync.WaitGroup
+	defer failingOver.Wait()
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
+	refs := time.NewTicker(subjects.ReferenceEvery)
+	defer refs.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-sweep.C:
+			w.sweep(time.Now())
+		case <-refs.C:
+			w.publishReferences()
+		case gone := <-w.gone:
+			failingOver.Go(func() { w.failOver(ctx, gone) })
+		}
+	}
+}
+
+// sweep finds workers that fell silent and attempts that their worker no longer lists, and sizes the queues.
+func (w *watch) sweep(now time.Time) {
+	lost, slept := w.fleet.sweep(now, w.bus.nc.IsConnected())
+	gateways := w.fleet.gateways(now)
+	queues := w.queues.all()
+	for _, q := range queues {
+		p, _ := w.fleet.pool(q.pool)
+		q.resize(p.slots, p.free, gateways, now)
+	}
+	w.exchange.publish(now, queues...)
+	w.report(lost)
+	for _, f := range w.requests.all() {
+		if slept {
+			f.keepAttempt(now)
+		}
+		f.quiet(now, listDeadline)
+	}
+}
+
+// report logs and publishes what happened to workers, and has the requests of those that are gone failed over.
+func (w *watch) report(changes []change) {
+	for _, c := range changes {
+		h := c.beat
+		e := subjects.Event{Worker: h.Name}
+		switch c.kind {
+		case workerJoined:
+			w.bus.log.Info("worker joined", "worker", h.Name, "engine", h.URL, "slots", h.Slots)
+			e.Kind, e.Text = subjects.EventWorkerJoined, fmt.Sprintf("worker %s joined with %d slots on %s", h.Name, h.Slots, h.URL)
+		case workerStateChanged:
+			e.Kind, e.Text = subjects.EventWorkerState, fmt.Sprintf("worker %s: %s → %s", h.Name, c.was.State, h.State)
+			if h.Reason != "" {
+				e.Text += " (" + h.Reason + ")"
+			}
+		case workerFenced:
+			w.bus.log.Warn("worker fenced", "worker", h.Name, "reason", h.Reason)
+			e.Kind, e.Text = subjects.EventWorkerFenced, fmt.Sprintf("worker %s fenced: %s; %d in flight", h.Name, h.Reason, h.InFlight)
+		case workerUnfenced:
+			w.bus.log.Info("worker unfenced", "worker", h.Name)
+			e.Kind, e.Text = subjects.EventWorkerUnfenced, fmt.Sprintf("worker %s takes requests again; it was fenced: %s", h.Name, c.was.Reason)
+		case workerLeft:
+			w.forget(h, "worker "+h.Name+" left")
+			w.bus.log.Info("worker left", "worker", h.Name)
+			e.Kind, e.Text = subjects.EventWorkerLeft, "worker "+h.Name+" left"
+		case workerLost:
+			w.forget(h, fmt.Sprintf("worker %s fell silent", h.Name))
+			w.bus.log.Warn("worker lost", "worker", h.Name, "silent", c.silent)
+			e.Kind, e.Text = subjects.EventWorkerLost, fmt.Sprintf("worker %s fell silent; its requests run elsewhere", h.Name)
+		}
+		w.bus.event(e)
+	}
+}
+
+// forget drops what is kept of a worker that is gone, and has run fail over its requests. Should there be too many such
+// workers at once, sweep finds their attempts later.
+func (w *watch) forget(h *subjects.Heartbeat, reason string) {
+	w.lanes.forget(h.Worker)
+	w.gpus.keep(w.fleet.heartbeats())
+	select {
+	case w.gone <- goneWorker{h, reason}:
+	default:
+	}
+}
+
+// failOver fails over what a worker had that is gone: the attempts that it ran, and the requests that were delivered to it
+// and that it had not claimed.
+func (w *watch) failOver(ctx context.Context, gone goneWorker) {
+	pools := make(map[string]bool)
+	for i := range gone.beat.Pools {
+		pools[gone.beat.Pools[i].Pool] = true
+	}
+	for pool, p := range w.rules.Load().Policy.Pools { // those that it helped
+		for _, s := range p.Spill {
+			pools[pool] = pools[pool] || pools[s.Pool]
+		}
+	}
+	var waiting []*flight
+	for _, f := range w.requests.all() {
+		had := f.lostWorker(gone.beat.Worker, gone.reason)
+		f.displace(gone.beat.Worker)
+		if seq, queued := f.queued(); had || queued && seq > 0 && pools[f.at().pool] {
+			waiting = append(waiting, f)
+		}
+	}
+	if len(waiting) == 0 {
+		return
+	}
+	// What was delivered to a live worker this moment is claimed soon. And what goes back to the queue may meet a bid of
+	// the gone worker that the broker still holds.
+	for _, pause := range []time.Duration{claimTime, bidTime} {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		w.handBackUnclaimed(ctx, waiting)
+	}
+}
+
+// handBackUnclaimed hands back to the queue those of the waiting requests that were delivered and not claimed.
+func (w *watch) handBackUnclaimed(ctx context.Context, waiting []*flight) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	last := make(map[string]uint64) // the last delivery of each consumer
+	for _, f := range waiting {
+		seq, queued := f.queued()
+		if !queued || seq == 0 {
+			continue
+		}
+		at := f.at()
+		stream, consumer := subjects.ReqStream(at.tier.Name), subjects.ReqConsumer(at.pool, at.lane)
+		key := stream + " " + consumer
+		if _, ok := last[key]; !ok {
+			last[key] = 0
+			c, err := w.bus.js.Consumer(ctx, stream, consumer)
+			if err != nil {
+				continue
+			}
+			if info := c.CachedInfo(); info.NumAckPending > 0 {
+				last[key] = info.Delivered.Consumer
+			}
+		}
+		if last[key] > 0 { // without effect on a message that was not delivered
+			w.bus.nc.Publish(subjects.AckSubject(stream, consumer, seq, last[key]), subjects.Nak)
+		}
+	}
+}
+
+// publishReferences publishes what workers need to know to price requests: see subjects.Reference.
+func (w *watch) publishReferences() {
+	pools, cold := w.fleet.references(w.lanes.homes())
+	w.addWaits(pools, cold, time.Now())
+	for _, q := range w.queues.all() {
+		r, ok := pools[q.pool]
+		if n := q.heldCount(); ok && n > 0 {
+			if r.Held == nil {
+				r.Held = make(map[string]int)
+			}
+			r.Held[q.tier] = n
+			pools[q.pool] = r
+		}
+	}
+	w.bus.publish(subjects.GatewayRef(w.bus.id), subjects.Reference{Gateway: w.bus.id, Pools: pools})
+}
+
+// addWaits adds for how long requests have waited whose model some worker would have to load: the worker weighs that
+// against the models that it has loaded.
+func (w *watch) addWaits(pools map[string]subjects.PoolReference, cold map[string]bool, now time.Time) {
+	for name, r := range pools {
+		if !cold[name] && r.Loaded > 0 {
+			r.Loaded = 0 // no worker needs it
+			pools[name] = r
+		}
+	}
+	if len(cold) == 0 {
+		return
+	}
+	for _, f := range w.requests.all() {
+		at := f.at()
+		r, ok := pools[at.pool]
+		if !ok || !cold[at.pool] {
+			continue
+		}
+		if _, waits := f.queued(); !waits {
+			continue
+		}
+		if r.WaitsMS == nil {
+			r.WaitsMS = make(map[string]int64)
+			pools[at.pool] = r
+		}
+		r.WaitsMS[at.tier.Name] = max(r.WaitsMS[at.tier.Name], now.Sub(f.arrived).Milliseconds(), 1)
+	}
+}
