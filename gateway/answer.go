@@ -14,40 +14,39 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// maxHeld bounds how much of an answer that does not stream is held back until
-// it is whole. A larger one is begun, and broken off if it fails.
+// maxHeld bounds how much of an answer that does not stream is held until it is whole. A larger one is begun, and broken
+// off if it fails.
 const maxHeld = 8 << 20
 
-// answer writes one response. Until a byte of an attempt's answer has reached
-// the client, it can be reset and another attempt's answer written instead.
+// answer writes one response. Until a byte of an attempt's answer has reached the client, it can be reset, and another
+// attempt's answer is written instead. The handler's goroutine owns it.
 type answer struct {
-	g   *Gateway
-	w   http.ResponseWriter
-	rc  *http.ResponseController
-	r   *http.Request
-	f   *flight
-	api api.API
+	bus        *bus
+	metrics    *metrics
+	slowClient time.Duration // see Config
+	w          http.ResponseWriter
+	rc         *http.ResponseController
+	r          *request
 
-	opened   bool // status and headers of an event stream went out, to keep the client waiting
-	begun    bool // bytes of an attempt's answer went out
+	opened   bool // status and headers of an event stream were sent, to keep the client waiting
+	begun    bool // bytes of an attempt's answer were sent
 	whole    bool
-	tail     [4]byte   // of what was written, to know whether an event is complete
+	tail     [4]byte   // of what was written: shows whether an event is complete
 	extended time.Time // when the write deadline was last set
 
 	// Of the present attempt.
 	got    *subjects.Head
 	stream bool        // passed on as it comes
 	events bool        // server-sent events
-	held   [][]byte    // else
-	few    [1][]byte   // what held begins with: a short answer comes as one
+	held   [][]byte    // if it is not passed on
 	edit   *api.Editor // nil: no byte of it changes
-	size   int64       // as it came, whatever is made of it
-	taken  int64       // told to the worker
+	size   int64       // as it came from the worker
+	taken  int64       // of size, as the worker was told last
 	usage  subjects.End
 }
 
-func newAnswer(g *Gateway, w http.ResponseWriter, r *http.Request, f *flight) *answer {
-	return &answer{g: g, w: w, rc: http.NewResponseController(w), r: r, f: f, api: api.Of(r.URL.Path)}
+func (s *server) newAnswer(w http.ResponseWriter, r *request) *answer {
+	return &answer{bus: s.bus, metrics: s.metrics, slowClient: s.slowClient, w: w, rc: http.NewResponseController(w), r: r}
 }
 
 // reset forgets an attempt's answer of which nothing was written.
@@ -58,9 +57,9 @@ func (a *answer) reset() {
 // errMalformed is a bug of a worker.
 var errMalformed = &api.Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"}
 
-// head begins an attempt's answer; nil is a malformed one.
+// head begins an attempt's answer; nil is a malformed head.
 func (a *answer) head(h *subjects.Head) error {
-	if h == nil || a.got != nil || h.Status < 200 { // 101 is of a connection
+	if h == nil || a.got != nil || h.Status < 200 { // 101 concerns one connection
 		return errMalformed
 	}
 	a.got = h
@@ -75,19 +74,19 @@ func (a *answer) head(h *subjects.Head) error {
 	case h.Length < 0 && ct != "application/json", h.Length > maxHeld:
 		a.stream = true
 	}
-	if h.Status < 400 && plainBytes(h.Header) && (a.events || jsonLines || !a.stream && ct == "application/json") {
-		a.edit = api.NewEditor(a.f.edits, a.api, jsonLines)
+	if h.Status < 400 && uncompressed(h.Header) && (a.events || jsonLines || !a.stream && ct == "application/json") {
+		a.edit = api.NewEditor(a.r.edits, a.r.api, jsonLines)
 	}
 	return nil
 }
 
-// plainBytes says that an answer is not compressed: only such a one is edited.
-func plainBytes(h http.Header) bool {
+// uncompressed says that the bytes of an answer are its text: only then can it be edited.
+func uncompressed(h http.Header) bool {
 	enc := h.Get("Content-Encoding")
 	return enc == "" || strings.EqualFold(enc, "identity")
 }
 
-// data takes a piece of the answer; last says that no other is there yet.
+// data takes a piece of the answer; last says that no further piece has come yet.
 func (a *answer) data(b []byte, last bool) error {
 	if a.got == nil {
 		return errMalformed
@@ -97,40 +96,43 @@ func (a *answer) data(b []byte, last bool) error {
 		if err := a.pass(b, last); err != nil {
 			return err
 		}
-	} else {
-		if a.held == nil {
-			a.held = a.few[:0]
-		}
-		a.held = append(a.held, b)
-		if a.size > maxHeld && a.opened {
-			return &api.Error{Status: http.StatusBadGateway, Code: "upstream_invalid",
-				Message: fmt.Sprintf("the engine answered a stream with more than %d bytes of something else", maxHeld)}
-		}
-		if a.size > maxHeld {
-			a.stream, a.edit = true, nil
-			for _, h := range a.held {
-				if err := a.pass(h, false); err != nil {
-					return err
-				}
-			}
-			a.held = nil
-		}
+	} else if err := a.hold(b); err != nil {
+		return err
 	}
 	if a.size-a.taken >= subjects.Window/4 {
-		a.credit()
+		a.updateWindow()
 	}
 	return nil
 }
 
-func (a *answer) credit() {
-	a.f.mu.Lock()
-	cur := a.f.current
-	a.f.mu.Unlock()
-	a.taken = a.size
-	a.g.bus.publish(subjects.WorkerWindow(cur.worker), subjects.WindowUpdate{ID: a.f.req.ID, Attempt: cur.mark, Taken: a.taken})
+// hold keeps a piece of an answer that does not stream. When that becomes too large it is passed on from there.
+func (a *answer) hold(b []byte) error {
+	a.held = append(a.held, b)
+	switch {
+	case a.size <= maxHeld:
+		return nil
+	case a.opened:
+		return &api.Error{Status: http.StatusBadGateway, Code: "upstream_invalid",
+			Message: fmt.Sprintf("the engine answered a stream with more than %d bytes of something else", maxHeld)}
+	}
+	a.stream, a.edit = true, nil
+	for _, h := range a.held {
+		if err := a.pass(h, false); err != nil {
+			return err
+		}
+	}
+	a.held = nil
+	return nil
 }
 
-// pass writes bytes of a stream through.
+// updateWindow lets the worker send more.
+func (a *answer) updateWindow() {
+	a.taken = a.size
+	att := a.r.current()
+	a.bus.publish(subjects.WorkerWindow(att.worker), subjects.WindowUpdate{ID: a.r.wire.ID, Attempt: att.mark, Taken: a.taken})
+}
+
+// pass passes on bytes of a stream.
 func (a *answer) pass(b []byte, flush bool) error {
 	if a.edit != nil {
 		if b = a.edit.Lines(b); len(b) == 0 && !a.begun {
@@ -149,18 +151,14 @@ func (a *answer) pass(b []byte, flush bool) error {
 	return nil
 }
 
-// begin notes that the answer begins to reach the client, and writes its
-// header. length is that of a body that is there as a whole, else -1.
+// begin notes that the answer begins to reach the client, and writes its header. length is that of a body that is there
+// as a whole, else -1.
 func (a *answer) begin(length int64) {
 	now := time.Now()
 	a.begun = true
-	a.f.firstByte = now
-	a.f.mu.Lock()
-	a.f.begun = true
-	claimed := a.f.claimed
-	a.f.mu.Unlock()
-	at := a.f.at()
-	at.queue.meters.ttft.Observe(now.Sub(a.f.arrived).Seconds())
+	claimed := a.r.begin(now)
+	total := now.Sub(a.r.arrived)
+	a.metrics.began(a.r.target.Load(), total)
 	if a.opened {
 		return
 	}
@@ -168,7 +166,7 @@ func (a *answer) begin(length int64) {
 	for k, v := range a.got.Header {
 		if k != "X-Request-Id" && k != "Openai-Processing-Ms" {
 			had := h[k]
-			if had != nil && strings.HasPrefix(k, "X-Ratelimit-") { // the key's, not the engine's
+			if had != nil && strings.HasPrefix(k, "X-Ratelimit-") { // of the key, not of the engine
 				continue
 			}
 			if had != nil { // such as Vary, for browsers
@@ -183,10 +181,9 @@ func (a *answer) begin(length int64) {
 	if length >= 0 {
 		h.Set("Content-Length", strconv.FormatInt(length, 10))
 	}
-	total := now.Sub(a.f.arrived)
 	h.Set("Openai-Processing-Ms", strconv.FormatInt(total.Milliseconds(), 10))
 	timing := make([]byte, 0, 64)
-	timing = appendMillis(append(timing, "queue;dur="...), claimed.Sub(a.f.arrived))
+	timing = appendMillis(append(timing, "queue;dur="...), claimed.Sub(a.r.arrived))
 	timing = appendMillis(append(timing, ", engine;dur="...), now.Sub(claimed))
 	timing = appendMillis(append(timing, ", total;dur="...), total)
 	h.Add("Server-Timing", string(timing))
@@ -198,7 +195,7 @@ func appendMillis(b []byte, d time.Duration) []byte {
 }
 
 func (a *answer) header(status int) {
-	a.w.Header().Set("X-Service-Tier", a.f.at().tier.Name)
+	a.w.Header().Set("X-Service-Tier", a.r.target.Load().tier.Name)
 	a.extend(time.Now())
 	a.w.WriteHeader(status)
 }
@@ -209,7 +206,7 @@ func (a *answer) write(b []byte) error {
 	}
 	a.extend(time.Now())
 	n, err := a.w.Write(b)
-	a.f.bytes.Add(int64(n))
+	a.r.bytesOut.Add(int64(n))
 	if err != nil {
 		return errClientGone
 	}
@@ -229,9 +226,9 @@ func (a *answer) between() bool {
 
 // extend gives the client time to take the next bytes.
 func (a *answer) extend(now time.Time) {
-	if now.Sub(a.extended) > a.g.cfg.SlowClient/16 { // for each token it would be a cost
+	if now.Sub(a.extended) > a.slowClient/16 { // not for each token: setting a deadline has a cost
 		a.extended = now
-		a.rc.SetWriteDeadline(now.Add(a.g.cfg.SlowClient))
+		a.rc.SetWriteDeadline(now.Add(a.slowClient))
 	}
 }
 
@@ -263,7 +260,7 @@ func (a *answer) end(usage *subjects.End) error {
 	if a.edit != nil {
 		a.held = [][]byte{a.edit.Whole(a.held)}
 	}
-	if a.opened { // promised a stream, got something else
+	if a.opened { // the client was promised a stream
 		return a.insteadOfStream()
 	}
 	var length int64
@@ -279,19 +276,19 @@ func (a *answer) end(usage *subjects.End) error {
 	return nil
 }
 
-// insteadOfStream tells, inside an event stream that only comments were sent
-// on, an answer that is no stream: most likely the engine's error.
+// insteadOfStream sends an answer that is no stream, most likely the engine's error, as an event of a stream on which only
+// comments were sent.
 func (a *answer) insteadOfStream() error {
 	body := bytes.Join(a.held, nil)
 	if a.got.Status >= 400 {
-		return a.lastEvent(api.EngineError(a.got.Status, body, a.api, a.f.req.ID.String()))
+		return a.lastEvent(api.EngineError(a.got.Status, body, a.r.api, a.r.wire.ID.String()))
 	}
 	var line bytes.Buffer
 	if json.Compact(&line, body) == nil && line.Len() > 0 {
 		return a.lastEvent(fmt.Appendf(nil, "data: %s\n\n", &line))
 	}
 	e := &api.Error{Status: http.StatusBadGateway, Code: "upstream_error", Message: "the engine answered with something that is no stream"}
-	return a.lastEvent(e.Event(a.api, a.f.req.ID.String()))
+	return a.lastEvent(e.Event(a.r.api, a.r.wire.ID.String()))
 }
 
 // giveBack answers with the engine's own refusal.
@@ -312,18 +309,18 @@ func (a *answer) giveBack(fail *subjects.Fail) error {
 	return a.write(fail.Body)
 }
 
-// keepAlive sends a comment, if the client waits for a stream and no event is
-// half written.
-func (a *answer) keepAlive(position int) error {
+// keepAlive sends a comment, if the client waits for a stream and no event is half written.
+func (a *answer) keepAlive(now time.Time) error {
 	switch {
-	case !a.f.req.Stream || a.api == api.Other || a.begun && !a.events:
+	case !a.r.wire.Stream || a.r.api == api.Other || a.begun && !a.events:
 		return nil
 	case !a.between():
 		return nil
 	}
 	comment := ": working\n\n"
-	if _, queued := a.f.queued(); queued {
-		comment = fmt.Sprintf(": queued position=%d\n\n", position)
+	if _, waits := a.r.waiting(); waits {
+		at := a.r.target.Load()
+		comment = fmt.Sprintf(": queued position=%d\n\n", at.queue.position(at.join, now))
 	}
 	if !a.begun && !a.opened {
 		a.opened = true
@@ -338,9 +335,8 @@ func (a *answer) keepAlive(position int) error {
 	return a.flush()
 }
 
-// refuse ends the answer with an error: as a status while nothing was sent, as
-// the last event of a stream, else by breaking the connection, so that no
-// client takes a part for the whole.
+// refuse ends the answer with an error: as a status while nothing was sent, as the last event of a stream, else by closing
+// the connection, so that no client takes a part for the whole.
 func (a *answer) refuse(err error) error {
 	if err == errClientGone {
 		return err
@@ -349,8 +345,8 @@ func (a *answer) refuse(err error) error {
 	switch {
 	case !a.begun && !a.opened:
 		return e
-	case a.opened && !a.begun, a.events && a.api != api.Other:
-		return a.lastEvent(e.Event(a.api, a.f.req.ID.String()))
+	case a.opened && !a.begun, a.events && a.r.api != api.Other:
+		return a.lastEvent(e.Event(a.r.api, a.r.wire.ID.String()))
 	}
 	return errBreakOff
 }
@@ -362,6 +358,6 @@ func (a *answer) lastEvent(b []byte) error {
 	if err := a.write(b); err != nil {
 		return err
 	}
-	a.g.metrics.brokenStream(a.f.at().pool)
+	a.metrics.brokenStream(a.r.target.Load().queue.pool)
 	return a.flush()
 }

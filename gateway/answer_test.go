@@ -22,15 +22,15 @@ var both = api.Edits{Model: "gpt-4o", Tier: "batch"}
 
 // answering begins an answer to a recorder, for a request to path.
 func answering(path string, ed api.Edits) (*answer, *httptest.ResponseRecorder) {
-	g := &Gateway{bus: new(bus), cfg: Config{SlowClient: time.Minute}}
-	g.fleet = newFleet()
-	g.metrics = newMetrics("g", "dev")
-	g.queues = newQueues(g.metrics)
-	f := newFlight(&subjects.Request{Stream: true}, place{pool: "p", tier: policy.Tier{Name: "batch"}, queue: g.queues.get("p", "batch")}, nil, time.Now(), time.Minute)
-	f.edits = ed
-	f.current = &attempt{}
+	s := &server{bus: new(bus), slowClient: time.Minute, metrics: newMetrics("g", "dev")}
+	now := time.Now()
+	r := newRequest(spec{
+		wire: &subjects.Request{Stream: true}, api: api.Of(path), edits: ed, arrived: now, deadline: now.Add(time.Minute),
+		admitted: target{queue: newQueues().get("p", "batch"), tier: policy.Tier{Name: "batch"}, lane: subjects.Shared},
+	}, nil)
+	r.attempt = &attempt{}
 	w := httptest.NewRecorder()
-	return newAnswer(g, w, httptest.NewRequest("POST", path, nil), f), w
+	return s.newAnswer(w, r), w
 }
 
 func head(t *testing.T, a *answer, status int, length int64, header ...string) {
@@ -116,8 +116,8 @@ func TestAnswerEdited(t *testing.T) {
 				if got := w.Header().Get("Content-Length"); got != "" && got != fmt.Sprint(len(c.want)) {
 					t.Errorf("Content-Length %s of %d bytes", got, len(c.want))
 				}
-				if !a.whole || w.Header().Get("X-Service-Tier") != "batch" || a.f.bytes.Load() != int64(len(c.want)) {
-					t.Errorf("whole %t, header %v, %d bytes written", a.whole, w.Header(), a.f.bytes.Load())
+				if !a.whole || w.Header().Get("X-Service-Tier") != "batch" || a.r.bytesOut.Load() != int64(len(c.want)) {
+					t.Errorf("whole %t, header %v, %d bytes written", a.whole, w.Header(), a.r.bytesOut.Load())
 				}
 			})
 		}
@@ -130,7 +130,7 @@ func TestAnswerEditedFailsOver(t *testing.T) {
 	a, w := answering(chatPath, both)
 	head(t, a, 200, -1, "Content-Type", stream)
 	data(t, a, `data: {"model":"llama","choi`)
-	if a.begun || a.f.begun || w.Flushed {
+	if a.begun || a.r.begun || w.Flushed {
 		t.Fatal("it has begun")
 	}
 	a.reset()
@@ -148,7 +148,7 @@ func TestAnswerEditedBreaksOff(t *testing.T) {
 		a, w := answering(chatPath, both)
 		head(t, a, 200, -1, "Content-Type", stream)
 		data(t, a, before+`data: {"model":"llama","choi`)
-		if err := a.keepAlive(1); err != nil {
+		if err := a.keepAlive(time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		if err := a.refuse(&api.Error{Status: 502, Code: "upstream_lost", Message: "broke off"}); err != nil {
@@ -164,7 +164,7 @@ func TestAnswerEditedBreaksOff(t *testing.T) {
 // A client that was promised a stream gets a plain answer as one event, edited.
 func TestAnswerEditedInsteadOfStream(t *testing.T) {
 	a, w := answering(chatPath, both)
-	if err := a.keepAlive(1); err != nil {
+	if err := a.keepAlive(time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	head(t, a, 200, int64(len(llama)), "Content-Type", "application/json")

@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -12,13 +15,57 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// respond answers an operator's request.
+// control answers the questions and carries out the orders of operators that come over the broker.
+type control struct {
+	bus       *bus
+	rules     *atomic.Pointer[rules]
+	requests  *requests
+	fleet     *fleet
+	queues    *queues
+	admission *admission
+	server    *server
+	draining  *atomic.Bool
+}
+
 func respond(m *nats.Msg, v any) {
 	m.Respond(subjects.MustMarshal(v))
 }
 
-// asked is the request that an operator asks about, if it is here.
-func (g *Gateway) asked(m *nats.Msg) (*flight, subjects.RequestQuery) {
+// onAskRequests answers `pulley request ls`.
+func (c *control) onAskRequests(m *nats.Msg) {
+	now := time.Now()
+	list := make([]subjects.RequestInfo, 0, 16)
+	for _, r := range c.requests.all() {
+		list = append(list, r.info(c.bus.id, now))
+	}
+	slices.SortFunc(list, func(a, b subjects.RequestInfo) int { return strings.Compare(a.ID, b.ID) })
+	c.respondList(m, len(list), func(from, to int) any { return list[from:to] })
+}
+
+// onAskWorkers answers `pulley worker ls`.
+func (c *control) onAskWorkers(m *nats.Msg) {
+	list := c.fleet.heartbeats()
+	c.respondList(m, len(list), func(from, to int) any { return list[from:to] })
+}
+
+// respondList sends a list in as many messages as it takes, then an empty one.
+func (c *control) respondList(m *nats.Msg, n int, piece func(from, to int) any) {
+	each := 100
+	for from := 0; from < n; {
+		to := min(from+each, n)
+		body := subjects.MustMarshal(piece(from, to))
+		if int64(len(body)) > c.bus.nc.MaxPayload() && to-from > 1 { // workers with many GPUs are long
+			each = (to - from) / 2
+			continue
+		}
+		m.Respond(body)
+		from = to
+	}
+	m.Respond(nil)
+}
+
+// asked returns the request that a query is about; nil if it is not here.
+func (c *control) asked(m *nats.Msg) (*request, subjects.RequestQuery) {
 	var q subjects.RequestQuery
 	if subjects.Unmarshal(m.Data, &q) != nil {
 		return nil, q
@@ -27,72 +74,67 @@ func (g *Gateway) asked(m *nats.Msg) (*flight, subjects.RequestQuery) {
 	if err != nil {
 		return nil, q
 	}
-	return g.requests.find(id), q
+	return c.requests.find(id), q
 }
 
-// tellRequest answers `pulley request info`.
-func (g *Gateway) tellRequest(m *nats.Msg) {
-	f, q := g.asked(m)
-	if f == nil {
+// onAskRequest answers `pulley request info`.
+func (c *control) onAskRequest(m *nats.Msg) {
+	r, q := c.asked(m)
+	if r == nil {
 		return
 	}
-	d := subjects.RequestDetail{
-		RequestInfo: f.info(g.id, time.Now()), Deadline: time.UnixMilli(f.req.Deadline),
-		InputTokens: f.req.InputTokens, BodySize: f.req.BodySize, Header: f.req.Header, Lane: f.at().lane,
-	}
-	f.mu.Lock()
-	d.Failures, d.Refusals = f.history.Failures, f.history.Refusals
+	d := r.detail(c.bus.id, time.Now())
 	if q.Body {
-		d.Body = f.body[:min(int64(len(f.body)), g.nc.MaxPayload()/2)] // as base64 it is a third longer
+		body := r.piece(0)
+		d.Body = body[:min(int64(len(body)), c.bus.nc.MaxPayload()/2)] // base64 makes it a third longer
 	}
-	f.mu.Unlock()
 	respond(m, d)
 }
 
-// doCancel carries out `pulley request cancel`.
-func (g *Gateway) doCancel(m *nats.Msg) {
-	f, q := g.asked(m)
-	if f == nil {
+// onCancel carries out `pulley request cancel`.
+func (c *control) onCancel(m *nats.Msg) {
+	r, q := c.asked(m)
+	if r == nil {
 		return
 	}
-	g.log.Info("request cancelled by an operator", "id", f.req.ID, "by", q.By)
-	f.order(api.Unavailable("cancelled_by_operator", 0, "an operator cancelled the request"))
-	respond(m, subjects.Outcome{From: g.id, Count: 1})
+	c.bus.log.Info("request cancelled by an operator", "id", r.wire.ID, "by", q.By)
+	r.cancel(api.Unavailable("cancelled_by_operator", 0, "an operator cancelled the request"))
+	respond(m, subjects.Outcome{From: c.bus.id, Count: 1})
 }
 
-// doPurge carries out `pulley queue purge`.
-func (g *Gateway) doPurge(m *nats.Msg) {
+// onPurge carries out `pulley queue purge`.
+func (c *control) onPurge(m *nats.Msg) {
 	var o subjects.PurgeOrder
 	if subjects.Unmarshal(m.Data, &o) != nil || o.Pool == "" {
-		respond(m, subjects.Outcome{From: g.id, Error: "the order names no pool"})
+		respond(m, subjects.Outcome{From: c.bus.id, Error: "the order names no pool"})
 		return
 	}
 	n := 0
-	for _, f := range g.requests.all() {
-		if at := f.at(); at.pool != o.Pool || o.Tier != "" && at.tier.Name != o.Tier {
+	for _, r := range c.requests.all() {
+		if at := r.target.Load(); at.queue.pool != o.Pool || o.Tier != "" && at.tier.Name != o.Tier {
 			continue
 		}
-		if f.purge(api.Unavailable("purged", 5*time.Second, "an operator emptied the queue of %s", api.Quote(o.Pool))) {
+		if r.cancelWaiting(api.Unavailable("purged", 5*time.Second, "an operator emptied the queue of %s", api.Quote(o.Pool))) {
 			n++
 		}
 	}
-	g.log.Info("queue purged by an operator", "pool", o.Pool, "tier", o.Tier, "requests", n, "by", o.By)
-	respond(m, subjects.Outcome{From: g.id, Count: n})
+	c.bus.log.Info("queue purged by an operator", "pool", o.Pool, "tier", o.Tier, "requests", n, "by", o.By)
+	respond(m, subjects.Outcome{From: c.bus.id, Count: n})
 }
 
-// doRetry carries out `pulley dead retry`.
-func (g *Gateway) doRetry(m *nats.Msg) {
+// onRetry carries out `pulley dead retry`.
+func (c *control) onRetry(m *nats.Msg) {
 	var o subjects.RetryOrder
 	if subjects.Unmarshal(m.Data, &o) != nil {
 		respond(m, subjects.RetryResult{Error: "the order cannot be read"})
 		return
 	}
-	if g.draining.Load() {
+	if c.draining.Load() {
 		respond(m, subjects.RetryResult{Error: "the gateway stops; try again"})
 		return
 	}
-	g.background.Go(func() {
-		result, err := g.retryDead(o)
+	c.server.background.Go(func() {
+		result, err := c.retryDead(o)
 		if err != nil {
 			result.Error = err.Error()
 		}
@@ -100,12 +142,12 @@ func (g *Gateway) doRetry(m *nats.Msg) {
 	})
 }
 
-// retryDead runs a dead letter again, and removes it if that goes well.
-func (g *Gateway) retryDead(o subjects.RetryOrder) (subjects.RetryResult, error) {
+// retryDead runs a dead letter again, and removes it if that succeeds.
+func (c *control) retryDead(o subjects.RetryOrder) (subjects.RetryResult, error) {
 	var result subjects.RetryResult
-	ctx, cancel := context.WithTimeout(g.life, 5*time.Second)
+	ctx, cancel := context.WithTimeout(c.server.background.ctx, 5*time.Second)
 	defer cancel()
-	dead, err := g.js.Stream(ctx, subjects.DeadStream)
+	dead, err := c.bus.js.Stream(ctx, subjects.DeadStream)
 	if err != nil {
 		return result, fmt.Errorf("stream %s: %w", subjects.DeadStream, err)
 	}
@@ -113,41 +155,49 @@ func (g *Gateway) retryDead(o subjects.RetryOrder) (subjects.RetryResult, error)
 	if err != nil {
 		return result, fmt.Errorf("dead letter %d: %w", o.Sequence, err)
 	}
-	req, err := subjects.ParseRequest(&nats.Msg{Subject: raw.Subject, Header: raw.Header, Data: raw.Data})
+	wire, err := subjects.ParseRequest(&nats.Msg{Subject: raw.Subject, Header: raw.Header, Data: raw.Data})
 	if err != nil {
 		return result, err
 	}
-	if req.BodySize != int64(len(raw.Data)) {
-		return result, fmt.Errorf("dead letter %d: its body of %d bytes was too large to keep", o.Sequence, req.BodySize)
+	if wire.BodySize != int64(len(raw.Data)) {
+		return result, fmt.Errorf("dead letter %d: its body of %d bytes was too large to keep", o.Sequence, wire.BodySize)
 	}
-	tier, ok := g.rules.Load().tiers[req.Tier]
-	if !ok {
-		tier = g.rules.Load().Policy.Lowest()
-	}
-	now, timeout := time.Now(), time.Duration(tier.Deadline)
-	req.ID, req.Gateway, req.Deadline, req.ByReference = subjects.NewID(), g.id, now.Add(timeout).UnixMilli(), false
-	if err := g.fit(req, raw.Data); err != nil {
+	r, err := c.enterAgain(wire, raw.Data)
+	if err != nil {
 		return result, err
 	}
-	at := place{pool: req.Pool, tier: tier, lane: subjects.Shared, queue: g.queues.get(req.Pool, tier.Name)}
-	who := &caller{tenant: req.Tenant}
-	if err := g.enter(&at, who, timeout, now); err != nil {
-		return result, err
-	}
-	f := newFlight(req, at, raw.Data, now, timeout)
-	f.caller, f.cost = who, req.InputTokens
-	g.log.Info("dead letter runs again", "seq", o.Sequence, "id", req.ID, "by", o.By)
-	s, err := g.unattended(f, int(g.nc.MaxPayload()/2))
-	result.Status, result.Body = s.status, s.body
+	c.bus.log.Info("dead letter runs again", "seq", o.Sequence, "id", wire.ID, "by", o.By)
+	w, err := c.server.serveUnattended(r, int(c.bus.nc.MaxPayload()/2))
+	result.Status, result.Body = w.status, w.body
 	if err != nil {
 		e := api.AsError(err)
 		result.Status = e.Status
 		return result, e
 	}
-	if s.status < http.StatusBadRequest {
+	if w.status < http.StatusBadRequest {
 		if err := dead.DeleteMsg(context.WithoutCancel(ctx), o.Sequence); err != nil {
 			return result, fmt.Errorf("answered, but not removed: %w", err)
 		}
 	}
 	return result, nil
+}
+
+// enterAgain lets the request of a dead letter into its queue, under an id of its own.
+func (c *control) enterAgain(wire *subjects.Request, body []byte) (*request, error) {
+	rules := c.rules.Load()
+	tier, ok := rules.tiers[wire.Tier]
+	if !ok {
+		tier = rules.Policy.Lowest()
+	}
+	now := time.Now()
+	deadline := now.Add(time.Duration(tier.Deadline))
+	wire.ID, wire.Gateway, wire.Deadline, wire.ByReference = subjects.NewID(), c.bus.id, deadline.UnixMilli(), false
+	if err := c.admission.fit(wire, body); err != nil {
+		return nil, err
+	}
+	return c.admission.enter(spec{
+		wire: wire, api: api.Of(wire.Path), caller: &caller{tenant: wire.Tenant}, cost: wire.InputTokens, unattended: true,
+		arrived: now, deadline: deadline,
+		admitted: target{queue: c.queues.get(wire.Pool, tier.Name), tier: tier, lane: subjects.Shared},
+	}, body)
 }

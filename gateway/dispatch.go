@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"slices"
 	"strings"
 	"time"
 
@@ -10,161 +9,144 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// receive handles, in order and without ever blocking, what is sent to this
-// gateway. That claims and frames come through one subscription is what
-// makes a claim known before the frames that follow it.
-func (g *Gateway) receive(m *nats.Msg) {
-	what, number, _ := strings.Cut(strings.TrimPrefix(m.Subject, subjects.Gateway(g.id)+"."), ".")
+// dispatcher gives to the requests what workers and the broker send to this gateway. It never blocks. For the workers of
+// this process it is the gateway itself: see subjects.LocalGateway.
+type dispatcher struct {
+	bus       *bus
+	requests  *requests
+	publisher *publisher
+	fleet     *fleet
+	affinity  *affinity
+	exchange  *exchange
+	metrics   *metrics
+}
+
+// onMessage handles the messages to this gateway in their order. That claims and frames come through one subscription is
+// what makes a claim known before the frames that follow it.
+func (d *dispatcher) onMessage(m *nats.Msg) {
+	what, number, _ := strings.Cut(strings.TrimPrefix(m.Subject, subjects.Gateway(d.bus.id)+"."), ".")
 	switch what {
 	case "stored":
-		g.stored(number, m)
+		d.publisher.onPubAck(number, m)
 	case "rsp":
-		g.frames(m.Data)
+		d.onFrames(m)
 	case "claim":
-		g.claimed(m)
+		d.onClaim(m)
 	case "alive":
-		g.listed(m)
+		d.onAlive(m)
 	case "body":
-		g.bodyWanted(m)
+		d.onBodyRequest(m)
 	case "turn":
-		g.exchange.onRelease(m)
+		d.exchange.onRelease(m)
 	}
 }
 
-func (g *Gateway) frames(msg []byte) {
-	p, frames, err := subjects.ParsePrefix(msg)
+func (d *dispatcher) onFrames(m *nats.Msg) {
+	p, frames, err := subjects.ParsePrefix(m.Data)
 	if err != nil {
-		g.log.Warn("frames dropped", "err", err)
+		d.bus.log.Warn("frames dropped", "err", err)
 		return
 	}
-	if f := g.requests.find(p.ID); f != nil {
-		f.message(p, frames)
+	if r := d.requests.find(p.ID); r != nil {
+		r.onMessage(p, frames)
 	}
 }
 
-func (g *Gateway) claimed(m *nats.Msg) {
+// Frames takes in the frames of a worker in this process.
+func (d *dispatcher) Frames(p subjects.Prefix, frames []subjects.Frame) {
+	if r := d.requests.find(p.ID); r != nil {
+		r.onFrames(p, frames)
+	}
+}
+
+func (d *dispatcher) onClaim(m *nats.Msg) {
 	c, err := subjects.ParseClaim(m.Data)
 	if err != nil {
-		g.log.Warn("claim dropped", "err", err)
+		d.bus.log.Warn("claim dropped", "err", err)
 		return
 	}
-	refusal := g.arbitrate(c)
-	if refusal == nil {
-		return
-	}
-	m.Respond(subjects.MustMarshal(refusal))
-}
-
-// near is the gateway for the workers of its own process.
-type near struct{ g *Gateway }
-
-func (n near) Request(id subjects.ID) *subjects.Request {
-	if f := n.g.requests.find(id); f != nil {
-		return f.req
-	}
-	return nil
-}
-
-func (n near) Claim(c subjects.Claim) *subjects.Refusal { return n.g.arbitrate(&c) }
-
-func (n near) Frames(p subjects.Prefix, frames []subjects.Frame) {
-	if f := n.g.requests.find(p.ID); f != nil {
-		f.frames(p, frames)
+	if refusal := d.arbitrate(c); refusal != nil {
+		m.Respond(subjects.MustMarshal(refusal))
 	}
 }
 
-// arbitrate says why a claim is not granted; nil if it is.
-func (g *Gateway) arbitrate(c *subjects.Claim) *subjects.Refusal {
-	f := g.requests.find(c.ID)
-	if f == nil {
+// Claim arbitrates the claim of a worker in this process.
+func (d *dispatcher) Claim(c subjects.Claim) *subjects.Refusal { return d.arbitrate(&c) }
+
+// arbitrate grants a claim and returns nil, or returns the refusal.
+func (d *dispatcher) arbitrate(c *subjects.Claim) *subjects.Refusal {
+	r := d.requests.find(c.ID)
+	if r == nil {
 		return &subjects.Refusal{Verdict: subjects.Gone, Ack: c.Ack}
 	}
 	now := time.Now()
-	verdict, delayMS := f.claim(c, now, func(avoid map[string]bool) (live, free int) {
-		return g.fleet.others(f.at().pool, avoid)
-	})
-	at := f.at()
-	if d, err := subjects.ParseAck(c.Ack); err == nil && at.lane == subjects.Shared {
-		releases, changed := at.queue.delivered(d.Pending, now)
-		g.exchange.release(at.queue, releases, d.Pending)
+	delivery, err := subjects.ParseAck(c.Ack)
+	verdict, at, avoid := r.claim(c, delivery, false, now)
+	var delayMS int64
+	if verdict == subjects.OtherWorker {
+		switch live, free := d.fleet.others(at.queue.pool, avoid); {
+		case free > 0:
+		case live > 0:
+			delayMS = 100
+		default: // there is no other worker
+			verdict, at, _ = r.claim(c, delivery, true, now)
+		}
+	}
+	if verdict == subjects.Granted {
+		at.queue.claimed(at.lane, now)
+	}
+	if err == nil && at.lane == subjects.Shared {
+		releases, changed := at.queue.delivered(delivery.Pending, now)
+		d.exchange.release(at.queue, releases, delivery.Pending)
 		if changed {
-			g.exchange.publish(now, at.queue)
+			d.exchange.publish(now, at.queue)
 		}
 	}
 	if verdict != subjects.Granted {
 		return &subjects.Refusal{Verdict: verdict, Ack: c.Ack, DelayMS: delayMS}
 	}
-	g.fleet.onClaim(c.Worker)
-	if w := g.fleet.worker(c.Worker); f.home != 0 && w != nil && w.Serves(at.pool) {
-		g.affinity.learn(f.home, at.pool, c.Worker)
+	d.fleet.onClaim(c.Worker)
+	if r.affinity != 0 {
+		if w := d.fleet.worker(c.Worker); w != nil && w.Serves(at.queue.pool) { // not one that helps out from another pool
+			d.affinity.learn(r.affinity, at.queue.pool, c.Worker)
+		}
 	}
-	at.queue.meters.queue.Observe(now.Sub(f.arrived).Seconds())
+	d.metrics.claimed(at, now.Sub(r.arrived))
 	return nil
 }
 
-// listed checks a worker's list of what it runs for us. What should not run is
-// cancelled: its first cancel got lost.
-func (g *Gateway) listed(m *nats.Msg) {
+// Request returns a request to a worker in this process; nil if it is not here.
+func (d *dispatcher) Request(id subjects.ID) *subjects.Request {
+	if r := d.requests.find(id); r != nil {
+		return r.wire
+	}
+	return nil
+}
+
+// onAlive checks a worker's list of the attempts that it runs for this gateway. An attempt that should not run is
+// cancelled: its first cancel was lost.
+func (d *dispatcher) onAlive(m *nats.Msg) {
 	var alive subjects.Alive
 	if subjects.Unmarshal(m.Data, &alive) != nil {
 		return
 	}
 	now := time.Now()
 	for _, a := range alive.Attempts {
-		if f := g.requests.find(a.ID); f == nil || !f.listed(a, now) {
-			g.cancelAttempt(alive.Worker, a.ID, a.Attempt, "not wanted")
+		if r := d.requests.find(a.ID); r == nil || !r.onListed(a, now) {
+			d.bus.cancelAttempt(alive.Worker, a.ID, a.Attempt, "not wanted")
 		}
 	}
 }
 
-// bodyWanted serves a piece of a body that travels by reference.
-func (g *Gateway) bodyWanted(m *nats.Msg) {
+// onBodyRequest answers with a piece of a body that travels by reference; an empty one says that the body is not here.
+func (d *dispatcher) onBodyRequest(m *nats.Msg) {
 	var want subjects.BodyRequest
 	if subjects.Unmarshal(m.Data, &want) != nil {
 		return
 	}
-	var body []byte
-	if f := g.requests.find(want.ID); f != nil {
-		f.mu.Lock()
-		body = f.body
-		f.mu.Unlock()
+	var piece []byte
+	if r := d.requests.find(want.ID); r != nil {
+		piece = r.piece(want.Offset)
 	}
-	if want.Offset < 0 || want.Offset > int64(len(body)) {
-		want.Offset = int64(len(body))
-	}
-	piece := body[want.Offset:]
-	m.Respond(piece[:min(int64(len(piece)), subjects.MaxFrame, g.nc.MaxPayload()/2)])
-}
-
-// tellRequests answers `pulley request ls`.
-func (g *Gateway) tellRequests(m *nats.Msg) {
-	now := time.Now()
-	list := make([]subjects.RequestInfo, 0, 16)
-	for _, f := range g.requests.all() {
-		list = append(list, f.info(g.id, now))
-	}
-	slices.SortFunc(list, func(a, b subjects.RequestInfo) int { return strings.Compare(a.ID, b.ID) })
-	g.respondList(m, len(list), func(from, to int) any { return list[from:to] })
-}
-
-// tellWorkers answers `pulley worker ls`.
-func (g *Gateway) tellWorkers(m *nats.Msg) {
-	list := g.fleet.heartbeats()
-	g.respondList(m, len(list), func(from, to int) any { return list[from:to] })
-}
-
-// respondList sends a list in as many messages as it takes, then an empty one.
-func (g *Gateway) respondList(m *nats.Msg, n int, piece func(from, to int) any) {
-	each := 100
-	for from := 0; from < n; {
-		to := min(from+each, n)
-		body := subjects.MustMarshal(piece(from, to))
-		if int64(len(body)) > g.nc.MaxPayload() && to-from > 1 { // workers with many GPUs have much to tell
-			each = (to - from) / 2
-			continue
-		}
-		m.Respond(body)
-		from = to
-	}
-	m.Respond(nil)
+	m.Respond(piece[:min(int64(len(piece)), subjects.MaxFrame, d.bus.nc.MaxPayload()/2)])
 }

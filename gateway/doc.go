@@ -1,25 +1,59 @@
-// Package gateway is the HTTP ingress. It holds the client's connection, puts
-// each request on the queue, grants it to one worker at a time, and writes that
-// worker's answer to the client.
+// Package gateway is the HTTP ingress. It holds the client's connection, puts each request on the queue, grants it to one
+// worker at a time, and writes that worker's answer to the client.
 //
-// The way of a request: server.go routes it to Gateway.infer (infer.go), which
-// asks whose it is (keys.go), reads the body (body.go), finds model, stream flag,
-// tier and conversation in it (scan.go, conversation.go), finds where it goes
-// (route.go, affinity.go), asks whether its queue has room (queue.go), and makes it
-// a flight (flight.go) that is published when its tenant's turn comes (wait.go,
-// publish.go), which the gateways deal together (fairness.go). While it waits it may
-// move to another queue (wait.go). Workers' claims and frames arrive in
-// Gateway.receive, those of workers in the same process in near (dispatch.go),
-// which hand them to their flight and never block. The handler's own goroutine
-// takes them from there: it writes the answer (answer.go, edit.go) and decides,
-// after a failure, whether there is another attempt (policy.History).
+// # The way of a request
 //
-// Beside that: streams.go sees to the broker's streams, fleet.go knows which
-// workers and gateways live and fails over what a dead worker had, gpus.go
-// shows the workers and their GPUs in the metrics, waits.go tells workers for
-// how long requests have waited for a model that is not loaded, policy.go puts
-// the operator's policy in force, shifts.go moves routes by steps, mirror.go
-// runs what no client waits for, usage.go shares what keys have used,
-// control.go obeys the operator's verbs, idleconns.go closes what would hold up a
-// gateway that stops.
+// Each step is a call from the one before it. The handler's own goroutine goes all the way; only claims, frames and
+// PubAcks arrive on others, which note them on the request and wake its handler.
+//
+//	http.go       ingress.infer: id, caller, body
+//	keys.go         keyring.authenticate: whose key it is
+//	admit.go      admission.admit: model, tier, deadline → where to → limits → queue; makes the request
+//	route.go        router.route: the pool and the lane
+//	affinity.go     affinity.find: which worker has the conversation cached
+//	fleet.go        fleet.pool: the slots of the pool
+//	queue.go        queue.admit: whether the request may wait
+//	serve.go      server.serve: enqueue, publish when the ticket is granted, follow, retry, move, finish
+//	queue.go        queue.enqueue: publish now, or hold the request and give it a ticket
+//	publisher.go    publisher.publish: the message in the tier's stream
+//	dispatch.go   dispatcher: a worker's claim, then its frames, and the broker's PubAck
+//	request.go      request.claim, request.onFrames: arbitrates, and keeps the frames for the handler
+//	answer.go     answer: head, data, end; error, last event or broken connection
+//
+// The other files are for what not every request meets: fairness.go for what several gateways decide together about a
+// queue, usage.go for what they exchange about keys, mirror.go for copies, control.go for operators, lanes.go for the
+// consumers in the broker, streams.go for its streams, watch.go for what follows from a change in the fleet, policy.go for
+// the policy, shifts.go for routes that shift, metrics.go and gpus.go for Prometheus, admin.go for health, idleconns.go
+// for a quick stop. gateway.go makes the parts, starts them and stops them; no part knows it.
+//
+// # Owners and locks
+//
+// State has one owner:
+//
+//	request       one request; its handler's goroutine owns part of it, its mutex guards the rest, message included
+//	requests      which requests are here
+//	queue         one queue with its lanes, tickets and what other gateways report of it
+//	queues        which queues there are
+//	publisher     which PubAcks are outstanding
+//	fleet         heartbeats, what pools have, other gateways
+//	lanes         which consumers exist
+//	gpuHistory    samples and XIDs of GPUs
+//	keyring       what other gateways report of keys, and in a lock of its own which keys to report
+//	keyUsage      the limits of one key
+//	affinity      conversations
+//	shifts        results of shifting routes
+//	idleConns     connections without a request
+//	rules         the policy in force: an atomic pointer to what never changes
+//
+// No lock is taken while another is held, so there is no order among them. The one exception is not ours: Prometheus
+// collects under a lock of its own, and asks requests, fleet and gpuHistory then; none of these touches a metric. No lock
+// is held across a publish, a log line, a callback or I/O: a method copies out or returns a decision, and its caller acts.
+//
+// # Goroutines
+//
+// Gateway.Run starts one for each part that has a run method (watch, lanes, streams, policyFollower, affinity, shifts,
+// keyring) and for each HTTP server, and waits for all of them. The HTTP server has one for each connection. background
+// holds those of work that no client waits for: copies, dead letters that run again, messages to take back. watch waits
+// for those that fail over. The NATS client calls each subscription's handler on a goroutine of its own; the handlers
+// never block.
 package gateway

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -31,8 +30,8 @@ type Config struct {
 	// MaxBody bounds a request's body, in bytes. Default 64 MiB.
 	MaxBody int64
 	// InlineBody is the largest body, in bytes, that travels through the queue;
-	// larger ones stay here and are fetched by the worker. Default 256 KiB, or
-	// half of the broker's max_payload if that is less.
+	// the gateway keeps larger ones and the worker fetches them. Default 256 KiB,
+	// or half of the broker's max_payload if that is less.
 	InlineBody int64
 	// BodyMemory bounds, in bytes, all bodies held at once. Default 1 GiB.
 	BodyMemory int64
@@ -44,7 +43,7 @@ type Config struct {
 	KeepAlive time.Duration
 	// SlowClient is how long a client may refuse to take bytes. Default 30 s.
 	SlowClient time.Duration
-	// MaxDeadline bounds what a client may ask for. Default 24 h.
+	// MaxDeadline bounds the deadline that a client may ask for. Default 24 h.
 	MaxDeadline time.Duration
 	// DrainTimeout bounds how long requests may go on after Run was told to
 	// stop. Default 10 min.
@@ -56,121 +55,165 @@ type Config struct {
 	CORSOrigins []string
 	// Local, if not nil, lets workers of this process reach the gateway directly.
 	Local *subjects.Local
-	// Version is told in metrics.
+	// Version is reported in the metrics. Default "dev".
 	Version string
-	// Logger gets a line for each request that was not answered well, at debug
+	// Logger gets a line for each request that was not answered well, and at debug
 	// level for each. Default: silent.
 	Logger *slog.Logger
 }
 
-// Why a request ended, if it was not answered and its client is there.
-var (
-	errDeadline = errors.New("the request's deadline has passed")
-	errStopping = errors.New("the gateway stops")
-)
+// withDefaults checks a configuration and fills in what is not set.
+func (c Config) withDefaults() (Config, error) {
+	for _, b := range []struct {
+		name  string
+		value int64
+	}{
+		{"replicas", int64(c.Replicas)}, {"max body", c.MaxBody}, {"inline body", c.InlineBody}, {"body memory", c.BodyMemory},
+		{"no-worker wait", int64(c.NoWorkerWait)}, {"keep-alive", int64(c.KeepAlive)}, {"slow client", int64(c.SlowClient)},
+		{"max deadline", int64(c.MaxDeadline)}, {"drain timeout", int64(c.DrainTimeout)}, {"drain delay", int64(c.DrainDelay)},
+	} {
+		if b.value < 0 {
+			return c, fmt.Errorf("%s: must not be negative", b.name)
+		}
+	}
+	c.Replicas = cmp.Or(c.Replicas, 1)
+	c.MaxBody = cmp.Or(c.MaxBody, 64<<20)
+	c.InlineBody = cmp.Or(c.InlineBody, 256<<10)
+	c.BodyMemory = cmp.Or(c.BodyMemory, 1<<30)
+	c.NoWorkerWait = cmp.Or(c.NoWorkerWait, 30*time.Second)
+	c.KeepAlive = cmp.Or(c.KeepAlive, 10*time.Second)
+	c.SlowClient = cmp.Or(c.SlowClient, 30*time.Second)
+	c.MaxDeadline = cmp.Or(c.MaxDeadline, 24*time.Hour)
+	c.DrainTimeout = cmp.Or(c.DrainTimeout, 10*time.Minute)
+	c.Version = cmp.Or(c.Version, "dev")
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
 
 // Gateway is one ingress. Any number of them share a broker. Create it with
 // New, then Run it once.
 type Gateway struct {
 	// Fixed after New.
-	*bus
-	cfg      Config
-	metrics  *metrics
-	bodies   budget
-	requests *requests
-	fleet    *fleet
-	gpus     *gpuHistory
-	lanes    *lanes
-	watch    *watch
-	streams  *streams
-	policy   *policyFollower
-	affinity *affinity
-	keys     *keyring
-	shifts   *shifts
-	queues   *queues
-	exchange *exchange
-	mirrors  chan struct{}   // holds one for each copy under way
-	life     context.Context // of Run: requests without a client end with it
+	cfg        Config
+	bus        *bus
+	rules      *atomic.Pointer[rules] // in force
+	metrics    *metrics
+	requests   *requests
+	fleet      *fleet
+	lanes      *lanes
+	affinity   *affinity
+	keys       *keyring
+	router     *router
+	admission  *admission
+	exchange   *exchange
+	dispatcher *dispatcher
+	ingress    *ingress
+	watch      *watch
+	streams    *streams
+	policy     *policyFollower
+	shifts     *shifts
+	control    *control
+	background *background
 
-	rules      atomic.Pointer[rules] // in force
-	spreads    sync.Map              // *policy.Spread of each route
-	background sync.WaitGroup        // requests without a client
-	alarms     sync.Pool             // *time.Timer, of requests that have ended
-
-	draining atomic.Bool
-
-	mu        sync.Mutex
-	published uint64             // messages to the tiers' streams
-	unstored  map[uint64]*flight // whose message the broker has not confirmed, by number
+	draining atomic.Bool // Run was told to stop
 }
 
 // New checks the configuration. It starts nothing.
 func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
-	for _, b := range []struct {
-		name  string
-		value int64
-	}{
-		{"replicas", int64(cfg.Replicas)}, {"max body", cfg.MaxBody}, {"inline body", cfg.InlineBody}, {"body memory", cfg.BodyMemory},
-		{"no-worker wait", int64(cfg.NoWorkerWait)}, {"keep-alive", int64(cfg.KeepAlive)}, {"slow client", int64(cfg.SlowClient)},
-		{"max deadline", int64(cfg.MaxDeadline)}, {"drain timeout", int64(cfg.DrainTimeout)}, {"drain delay", int64(cfg.DrainDelay)},
-	} {
-		if b.value < 0 {
-			return nil, fmt.Errorf("%s: must not be negative", b.name)
-		}
-	}
-	cfg.Replicas = cmp.Or(cfg.Replicas, 1)
-	cfg.MaxBody = cmp.Or(cfg.MaxBody, 64<<20)
-	cfg.InlineBody = cmp.Or(cfg.InlineBody, 256<<10)
-	cfg.BodyMemory = cmp.Or(cfg.BodyMemory, 1<<30)
-	cfg.NoWorkerWait = cmp.Or(cfg.NoWorkerWait, 30*time.Second)
-	cfg.KeepAlive = cmp.Or(cfg.KeepAlive, 10*time.Second)
-	cfg.SlowClient = cmp.Or(cfg.SlowClient, 30*time.Second)
-	cfg.MaxDeadline = cmp.Or(cfg.MaxDeadline, 24*time.Hour)
-	cfg.DrainTimeout = cmp.Or(cfg.DrainTimeout, 10*time.Minute)
-	cfg.Version = cmp.Or(cfg.Version, "dev")
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
 	}
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
-	var mark [6]byte
-	rand.Read(mark[:])
-	b := &bus{id: hex.EncodeToString(mark[:]), nc: nc, js: js}
+	var random [6]byte
+	rand.Read(random[:])
+	b := &bus{id: hex.EncodeToString(random[:]), nc: nc, js: js}
 	b.log = cfg.Logger.With("gateway", b.id)
+	rules := new(atomic.Pointer[rules])
+	rules.Store(newRules(policystore.Version{Policy: policy.Default()}))
+
+	requests, queues, fleet, gpus := newRequests(), newQueues(), newFleet(), newGPUHistory()
+	bodies, background := &budget{max: cfg.BodyMemory}, new(background)
+	keys, affinity, lanes, shifts := newKeyring(b, cfg.Auth), newAffinity(b), newLanes(b, rules), newShifts(b, rules)
+	metrics := newMetrics(b.id, cfg.Version, fleetMetrics{fleet, gpus}, keys.refused, keys.limited,
+		gaugeFunc("requests_in_flight", "Requests that the gateway holds now.", func() float64 { return float64(requests.count()) }),
+		gaugeFunc("request_body_bytes", "Bytes of request bodies that the gateway holds now.", func() float64 { return float64(bodies.held.Load()) }))
+	publisher, exchange := newPublisher(b), &exchange{bus: b, queues: queues, fleet: fleet}
+	router := &router{rules: rules, affinity: affinity, fleet: fleet, lanes: lanes, queues: queues}
+	admission := &admission{
+		bus: b, rules: rules, keys: keys, router: router, fleet: fleet, queues: queues, metrics: metrics,
+		inlineBody: cfg.InlineBody, maxDeadline: cfg.MaxDeadline,
+	}
+	server := &server{
+		bus: b, rules: rules, requests: requests, admission: admission, router: router, fleet: fleet, lanes: lanes, queues: queues,
+		exchange: exchange, publisher: publisher, keys: keys, shifts: shifts, metrics: metrics,
+		background: background, keepAlive: cfg.KeepAlive, slowClient: cfg.SlowClient, noWorkerWait: cfg.NoWorkerWait,
+	}
+	mirrors := &mirrors{
+		rules: rules, router: router, admission: admission, queues: queues, server: server, bodies: bodies, metrics: metrics,
+		slots: make(chan struct{}, maxMirrored),
+	}
+	streams := &streams{
+		bus: b, rules: rules, replicas: cfg.Replicas, fleet: fleet, lanes: lanes, requests: requests, changed: make(chan struct{}, 1),
+	}
 	g := &Gateway{
-		cfg: cfg, bus: b,
-		bodies:   budget{max: cfg.BodyMemory},
-		unstored: make(map[uint64]*flight),
-		mirrors:  make(chan struct{}, maxMirrors),
-		requests: newRequests(),
-		fleet:    newFleet(),
-		gpus:     newGPUHistory(),
+		cfg: cfg, bus: b, rules: rules, metrics: metrics, requests: requests, fleet: fleet, lanes: lanes, affinity: affinity, keys: keys,
+		router: router, admission: admission, exchange: exchange, streams: streams, shifts: shifts, background: background,
+		dispatcher: &dispatcher{
+			bus: b, requests: requests, publisher: publisher, fleet: fleet, affinity: affinity, exchange: exchange, metrics: metrics,
+		},
+		ingress: &ingress{
+			bus: b, keys: keys, router: router, admission: admission, mirrors: mirrors, server: server, metrics: metrics, bodies: bodies,
+			maxBody: cfg.MaxBody, slowClient: cfg.SlowClient, corsOrigins: cfg.CORSOrigins,
+		},
+		watch: &watch{
+			bus: b, rules: rules, fleet: fleet, gpus: gpus, lanes: lanes, queues: queues, exchange: exchange, requests: requests,
+			gone: make(chan goneWorker, 1024),
+		},
+		policy: &policyFollower{bus: b, rules: rules, keys: keys, streams: streams, requests: requests},
 	}
-	g.rules.Store(newRules(policystore.Version{Policy: policy.Default()}))
-	g.lanes = newLanes(b, &g.rules)
-	g.affinity = newAffinity(b)
-	g.keys = newKeyring(b, cfg.Auth)
-	g.shifts = newShifts(b, &g.rules)
-	g.metrics = newMetrics(b.id, cfg.Version, fleetMetrics{g.fleet, g.gpus}, g.keys.refused, g.keys.limited,
-		gaugeFunc("requests_in_flight", "Requests that the gateway holds now.", func() float64 { return float64(g.requests.count()) }),
-		gaugeFunc("request_body_bytes", "Bytes of request bodies that the gateway holds now.", func() float64 { return float64(g.bodies.held.Load()) }))
-	g.queues = newQueues(g.metrics)
-	g.exchange = &exchange{bus: b, queues: g.queues, fleet: g.fleet}
-	g.watch = &watch{
-		bus: b, rules: &g.rules, fleet: g.fleet, gpus: g.gpus, lanes: g.lanes, queues: g.queues, exchange: g.exchange, requests: g.requests,
-		gone: make(chan goneWorker, 1024),
+	g.control = &control{
+		bus: b, rules: rules, requests: requests, fleet: fleet, queues: queues, admission: admission, server: server, draining: &g.draining,
 	}
-	g.streams = &streams{
-		bus: b, rules: &g.rules, replicas: cfg.Replicas, fleet: g.fleet, lanes: g.lanes, requests: g.requests, changed: make(chan struct{}, 1),
-	}
-	g.policy = &policyFollower{bus: b, rules: &g.rules, keys: g.keys, streams: g.streams, requests: g.requests}
 	return g, nil
 }
 
 // ID is the gateway's unique id, a subject token.
-func (g *Gateway) ID() string { return g.id }
+func (g *Gateway) ID() string { return g.bus.id }
+
+// Models are the names that requests may ask for now: what live workers serve, and what routes lead there.
+func (g *Gateway) Models() []string { return g.router.models() }
+
+// KeysRequired says whether clients need a key now.
+func (g *Gateway) KeysRequired() bool { return g.keys.required() }
+
+// NotReady is why this gateway should not be sent requests; "" if it should.
+func (g *Gateway) NotReady() string {
+	switch {
+	case g.draining.Load():
+		return "draining"
+	case !g.bus.nc.IsConnected():
+		return "no connection to the broker"
+	case !g.streams.ready.Load():
+		return "the queue is not available"
+	case !g.keys.ready():
+		return "the keys are not read yet"
+	}
+	return ""
+}
+
+func (g *Gateway) readiness() readiness {
+	reason := g.NotReady()
+	return readiness{
+		Ready: reason == "", Reason: reason, Requests: g.requests.count(), Models: g.fleet.models(),
+		Policy: g.policy.state(), Keys: g.keys.state(),
+	}
+}
 
 // Run serves the API on ingress and health and metrics on admin (nil: not at
 // all) until ctx is done. Then /readyz fails, requests under way finish within
@@ -180,38 +223,13 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	// Two contexts: ctx ends accepting, life ends everything else.
 	life, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer end(nil)
-	g.life = life
+	g.background.ctx = life
 
-	var subs []*nats.Subscription
-	for subject, handle := range map[string]nats.MsgHandler{
-		subjects.Gateway(g.id) + ".>": g.receive,
-		subjects.AllHeartbeats:        g.watch.onHeartbeat,
-		subjects.AllGateways:          g.watch.onReference,
-		subjects.AllHeld:              g.exchange.onHeld,
-		subjects.AffinityReports:      g.affinity.onReport,
-		subjects.ShiftReports:         g.shifts.onReport,
-		subjects.AskRequests:          g.tellRequests,
-		subjects.AskWorkers:           g.tellWorkers,
-		subjects.AskRequest:           g.tellRequest,
-		subjects.DoCancel:             g.doCancel,
-		subjects.DoPurge:              g.doPurge,
-		subjects.DoRetry:              g.doRetry,
-	} {
-		var sub *nats.Subscription
-		var err error
-		if subject == subjects.DoRetry { // one of us, whichever
-			sub, err = g.nc.QueueSubscribe(subject, subjects.GatewayGroup, handle)
-		} else {
-			sub, err = g.nc.Subscribe(subject, handle)
-		}
-		if err != nil {
-			return fmt.Errorf("gateway: subscribe %s: %w", subject, err)
-		}
-		sub.SetPendingLimits(-1, -1) // bounded by credit; the handlers never block
-		subs = append(subs, sub)
+	unsubscribe, err := g.subscribe()
+	if err != nil {
+		return err
 	}
-
-	defer g.cfg.Local.Open(g.id, near{g})()
+	defer g.cfg.Local.Open(g.bus.id, g.dispatcher)()
 
 	var loops sync.WaitGroup
 	loops.Go(func() { g.watch.run(life) })
@@ -222,27 +240,26 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	loops.Go(func() { g.shifts.run(life) })
 	loops.Go(func() { g.keys.run(life) })
 
-	idle := &idleConns{since: make(map[net.Conn]time.Time)}
+	idle := newIdleConns()
 	server := &http.Server{
-		Handler:           g.handler(),
+		Handler:           g.ingress.handler(),
 		ConnState:         idle.track,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
 		BaseContext:       func(net.Listener) context.Context { return life },
-		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(g.bus.log.Handler(), slog.LevelDebug),
 	}
 	servers := []*http.Server{server}
 	failed := make(chan error, 2)
 	loops.Go(func() { failed <- server.Serve(ingress) })
 	if admin != nil {
-		s := &http.Server{Handler: g.adminHandler(), ReadHeaderTimeout: 10 * time.Second}
+		s := &http.Server{Handler: adminHandler(g.metrics.registry, g.readiness), ReadHeaderTimeout: 10 * time.Second}
 		servers = append(servers, s)
 		loops.Go(func() { failed <- s.Serve(admin) })
 	}
-	g.log.Info("gateway started", "listen", ingress.Addr().String())
+	g.bus.log.Info("gateway started", "listen", ingress.Addr().String())
 
-	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
@@ -255,25 +272,64 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	end(nil)
 	g.background.Wait()
 	loops.Wait()
-	for _, sub := range subs {
-		sub.Unsubscribe()
-	}
-	g.log.Info("gateway stopped")
+	unsubscribe()
+	g.bus.log.Info("gateway stopped")
 	return err
 }
 
+// subscribe subscribes to all that is published to this gateway. The handlers never block, so what is pending is bounded
+// by flow control.
+func (g *Gateway) subscribe() (unsubscribe func(), err error) {
+	var subs []*nats.Subscription
+	unsubscribe = func() {
+		for _, sub := range subs {
+			sub.Unsubscribe()
+		}
+	}
+	for subject, handle := range map[string]nats.MsgHandler{
+		subjects.Gateway(g.bus.id) + ".>": g.dispatcher.onMessage,
+		subjects.AllHeartbeats:            g.watch.onHeartbeat,
+		subjects.AllGateways:              g.watch.onReference,
+		subjects.AllHeld:                  g.exchange.onHeld,
+		subjects.AffinityReports:          g.affinity.onReport,
+		subjects.ShiftReports:             g.shifts.onReport,
+		subjects.AskRequests:              g.control.onAskRequests,
+		subjects.AskWorkers:               g.control.onAskWorkers,
+		subjects.AskRequest:               g.control.onAskRequest,
+		subjects.DoCancel:                 g.control.onCancel,
+		subjects.DoPurge:                  g.control.onPurge,
+		subjects.DoRetry:                  g.control.onRetry,
+	} {
+		group := ""
+		if subject == subjects.DoRetry { // one gateway, any
+			group = subjects.GatewayGroup
+		}
+		sub, err := g.bus.nc.QueueSubscribe(subject, group, handle)
+		if err != nil {
+			unsubscribe()
+			return nil, fmt.Errorf("gateway: subscribe %s: %w", subject, err)
+		}
+		sub.SetPendingLimits(-1, -1)
+		subs = append(subs, sub)
+	}
+	return unsubscribe, nil
+}
+
+// drain lets the requests under way end: those that have not after DrainTimeout are ended with an error.
 func (g *Gateway) drain(server *http.Server, idle *idleConns, end context.CancelCauseFunc) {
 	g.draining.Store(true)
-	g.log.Info("gateway drains", "requests", g.requests.count())
+	g.bus.log.Info("gateway drains", "requests", g.requests.count())
 	time.Sleep(g.cfg.DrainDelay)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.DrainTimeout)
+	var closing sync.WaitGroup
+	closing.Go(func() { idle.closeLoop(ctx) })
+	defer closing.Wait()
 	defer cancel()
-	go idle.closeLoop(ctx) // ends with ctx
 	if server.Shutdown(ctx) == nil {
 		return
 	}
-	end(errStopping) // the rest ends with an honest error
-	ctx, cancel = context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	server.Shutdown(ctx)
+	end(errStopping)
+	last, cancelLast := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancelLast()
+	server.Shutdown(last)
 }

@@ -22,6 +22,8 @@ type idleConns struct {
 	since map[net.Conn]time.Time // when each was accepted
 }
 
+func newIdleConns() *idleConns { return &idleConns{since: make(map[net.Conn]time.Time)} }
+
 // track is an [http.Server.ConnState].
 func (s *idleConns) track(c net.Conn, state http.ConnState) {
 	if state != http.StateNew && s.count.Load() == 0 {

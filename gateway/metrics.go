@@ -68,22 +68,14 @@ func gaugeFunc(name, help string, value func() float64) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "pulley", Name: name, Help: help}, value)
 }
 
-// meters are those metrics of one queue that every request moves. Finding them by their labels each time would cost a
-// hundredth of a small request.
-type meters struct {
-	queue, ttft, duration prometheus.Observer
-	answered, in, out     prometheus.Counter
+// claimed counts a claim of a request that has waited.
+func (m *metrics) claimed(at *target, waited time.Duration) {
+	m.queue.WithLabelValues(at.queue.pool, at.tier.Name).Observe(waited.Seconds())
 }
 
-func (m *metrics) of(pool, tier string) meters {
-	return meters{
-		queue:    m.queue.WithLabelValues(pool, tier),
-		ttft:     m.ttft.WithLabelValues(pool, tier),
-		duration: m.duration.WithLabelValues(pool, tier),
-		answered: m.requests.WithLabelValues(pool, tier, "answered"),
-		in:       m.tokens.WithLabelValues(pool, tier, "input"),
-		out:      m.tokens.WithLabelValues(pool, tier, "output"),
-	}
+// began counts the first byte of an answer.
+func (m *metrics) began(at *target, took time.Duration) {
+	m.ttft.WithLabelValues(at.queue.pool, at.tier.Name).Observe(took.Seconds())
 }
 
 func (m *metrics) refused(pool, tier, reason string) {
@@ -111,29 +103,28 @@ func (m *metrics) answeredError(e *api.Error) {
 	m.errors.WithLabelValues(strings.ToLower(e.Code)).Inc()
 }
 
-// done counts a request that was let in.
-func (m *metrics) done(f *flight, ans *answer) {
-	at := f.at()
-	at.queue.meters.duration.Observe(time.Since(f.arrived).Seconds())
-	at.queue.meters.in.Add(float64(max(ans.usage.InputTokens, 0)))
-	at.queue.meters.out.Add(float64(max(ans.usage.OutputTokens, 0)))
-	if ans.whole {
-		at.queue.meters.answered.Inc()
-		return
-	}
+// ended counts a request that was admitted. claimed says that a worker had it, gone that its client disconnected.
+func (m *metrics) ended(r *request, ans *answer, claimed, gone bool) {
+	at := r.target.Load()
+	pool, tier := at.queue.pool, at.tier.Name
+	m.duration.WithLabelValues(pool, tier).Observe(time.Since(r.arrived).Seconds())
+	m.tokens.WithLabelValues(pool, tier, "input").Add(float64(max(ans.usage.InputTokens, 0)))
+	m.tokens.WithLabelValues(pool, tier, "output").Add(float64(max(ans.usage.OutputTokens, 0)))
 	outcome := "refused"
 	switch {
-	case ans.r.Context().Err() != nil:
+	case ans.whole:
+		outcome = "answered"
+	case gone:
 		outcome = "cancelled"
 		window := "queued"
 		if ans.begun {
 			window = "answering"
-		} else if f.current != nil {
+		} else if claimed {
 			window = "before_first_byte"
 		}
-		m.cancelled.WithLabelValues(at.pool, window).Inc()
+		m.cancelled.WithLabelValues(pool, window).Inc()
 	case ans.begun:
 		outcome = "broken"
 	}
-	m.requests.WithLabelValues(at.pool, at.tier.Name, outcome).Inc()
+	m.requests.WithLabelValues(pool, tier, outcome).Inc()
 }

@@ -6,23 +6,32 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
 )
 
-// A scrape takes the locks of the metrics and asks for the gateway's. A queue that
-// is new needs both too.
+// A scrape takes the locks of the metrics, and asks for the number of requests under them. The first request of a new
+// queue needs both, too.
 func TestQueuesAppearWhileScraped(t *testing.T) {
-	g := &Gateway{bus: new(bus), cfg: Config{SlowClient: time.Minute}}
-	g.requests = newRequests()
-	g.metrics = newMetrics("g", "dev", gaugeFunc("requests_in_flight", "", func() float64 { return float64(g.requests.count()) }))
-	g.queues = newQueues(g.metrics)
-	for i := range 500 {
-		g.queues.get(fmt.Sprint("old", i), "standard")
+	requests, queues := newRequests(), newQueues()
+	metrics := newMetrics("g", "dev", gaugeFunc("requests_in_flight", "", func() float64 { return float64(requests.count()) }))
+	appear := func(name string) {
+		at := target{queue: queues.get(name, "standard"), tier: policy.Tier{Name: "standard"}}
+		r := newRequest(spec{wire: new(subjects.Request), admitted: at}, nil)
+		requests.add(r)
+		metrics.claimed(&at, time.Second)
+		metrics.ended(r, new(answer), true, false)
+		requests.remove(r)
 	}
-	admin := g.adminHandler()
+	for i := range 500 {
+		appear(fmt.Sprint("old", i))
+	}
+	admin := adminHandler(metrics.registry, func() readiness { return readiness{} })
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for i := range 500 {
-			g.queues.get(fmt.Sprint("new", i), "standard")
+			appear(fmt.Sprint("new", i))
 		}
 	})
 	for range 10 {

@@ -2,98 +2,107 @@ package gateway
 
 import (
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// maxMirrors bounds the copies under way: more are left out, and counted.
-const maxMirrors = 256
+// maxMirrored bounds the copies under way: further ones are dropped, and counted.
+const maxMirrored = 256
 
-// mirror sends copies of a request where its route wants them, at the lowest
-// tier. Nobody waits for their answers, and whatever becomes of them is of no
-// consequence to the request.
-func (g *Gateway) mirror(f *flight, timeout time.Duration) {
-	if f.route == nil {
-		return
-	}
-	for _, m := range f.route.Mirror {
-		if g.spread("mirror "+f.routed+" "+m.Pool).Next()*100 < m.Percent {
-			sent := g.mirrorTo(f, m.Pool, timeout)
-			g.metrics.mirrored(m.Pool, sent)
+// mirrors sends copies of requests where their routes want them, at the lowest tier. No client waits for their answers,
+// and what becomes of a copy does not affect its request.
+type mirrors struct {
+	rules     *atomic.Pointer[rules]
+	router    *router
+	admission *admission
+	queues    *queues
+	server    *server
+	bodies    *budget
+	metrics   *metrics
+
+	slots chan struct{} // holds one value for each copy under way
+}
+
+// send sends the copies of a request that its route wants.
+func (m *mirrors) send(r *request) {
+	for _, to := range r.route.Mirror {
+		if m.router.spread("mirror "+r.routeName+" "+to.Pool).Next()*100 < to.Percent {
+			m.metrics.mirrored(to.Pool, m.sendTo(r, to.Pool))
 		}
 	}
 }
 
-func (g *Gateway) mirrorTo(f *flight, pool string, timeout time.Duration) (sent bool) {
+// sendTo sends a copy, unless there are too many already. It says whether it did.
+func (m *mirrors) sendTo(r *request, pool string) (sent bool) {
 	select {
-	case g.mirrors <- struct{}{}:
+	case m.slots <- struct{}{}:
 	default:
 		return false
 	}
-	done := func() { <-g.mirrors }
-	size := int64(len(f.body))
-	if !g.bodies.take(size) {
+	size := int64(len(r.body))
+	if !m.bodies.take(size) {
+		<-m.slots
+		return false
+	}
+	done := func() {
+		m.bodies.give(size)
+		<-m.slots
+	}
+	c, err := m.copyOf(r, pool)
+	if err != nil {
 		done()
 		return false
 	}
-	tier := g.rules.Load().Policy.Lowest()
-	now := time.Now()
-	req := *f.req
-	req.ID, req.Tier, req.Pool = subjects.NewID(), tier.Name, pool
-	req.Header = f.req.Header.Clone()
-	req.Header.Set("X-Request-Id", req.ID.String())
-	at := place{pool: pool, tier: tier, lane: subjects.Shared, queue: g.queues.get(pool, tier.Name)}
-	who := &caller{tenant: f.caller.tenant}
-	if g.enter(&at, who, timeout, now) != nil {
-		g.bodies.give(size)
-		done()
-		return false
-	}
-	c := newFlight(&req, at, f.body, now, timeout)
-	c.caller, c.cost = who, f.cost
-	g.background.Go(func() {
+	m.server.background.Go(func() {
 		defer done()
-		defer g.bodies.give(size)
-		g.unattended(c, 0)
+		m.server.serveUnattended(c, 0)
 	})
 	return true
 }
 
-// unattended carries a request that no client waits for. It returns the answer
-// and as much of its body as keep bytes hold.
-func (g *Gateway) unattended(f *flight, keep int) (*sink, error) {
-	f.nobody = true
-	s := &sink{header: make(http.Header), keep: keep}
-	r, err := http.NewRequestWithContext(g.life, f.req.Method, f.req.Path, http.NoBody)
-	if err != nil {
-		g.land(f, newAnswer(g, s, &http.Request{}, f))
-		return s, err
-	}
-	return s, g.carry(s, r, f)
+// copyOf lets a copy of a request into the queue of a pool.
+func (m *mirrors) copyOf(r *request, pool string) (*request, error) {
+	tier, now := m.rules.Load().Policy.Lowest(), time.Now()
+	wire := *r.wire
+	wire.ID, wire.Tier, wire.Pool = subjects.NewID(), tier.Name, pool
+	wire.Header = r.wire.Header.Clone()
+	wire.Header.Set("X-Request-Id", wire.ID.String())
+	return m.admission.enter(spec{
+		wire: &wire, api: r.api, caller: &caller{tenant: r.caller.tenant}, cost: r.cost, unattended: true,
+		arrived: now, deadline: now.Add(r.deadline.Sub(r.arrived)),
+		admitted: target{queue: m.queues.get(pool, tier.Name), tier: tier, lane: subjects.Shared},
+	}, r.body)
 }
 
-// sink is a client that takes everything and reads the beginning.
-type sink struct {
+// serveUnattended serves a request that no client waits for. It returns the answer with the first keep bytes of its body.
+func (s *server) serveUnattended(r *request, keep int) (*discard, error) {
+	w := &discard{header: make(http.Header), keep: keep}
+	return w, s.serve(s.background.ctx, w, r)
+}
+
+// discard is a client that takes everything and keeps the beginning.
+type discard struct {
 	header http.Header
 	status int
 	keep   int
 	body   []byte
 }
 
-func (s *sink) Header() http.Header { return s.header }
+func (d *discard) Header() http.Header { return d.header }
 
-func (s *sink) WriteHeader(status int) {
-	if s.status == 0 {
-		s.status = status
+func (d *discard) WriteHeader(status int) {
+	if d.status == 0 {
+		d.status = status
 	}
 }
 
-func (s *sink) Write(b []byte) (int, error) {
-	s.WriteHeader(http.StatusOK)
-	s.body = append(s.body, b[:min(len(b), max(s.keep-len(s.body), 0))]...)
+func (d *discard) Write(b []byte) (int, error) {
+	d.WriteHeader(http.StatusOK)
+	d.body = append(d.body, b[:min(len(b), max(d.keep-len(d.body), 0))]...)
 	return len(b), nil
 }
 
-func (s *sink) FlushError() error                { return nil }
-func (s *sink) SetWriteDeadline(time.Time) error { return nil }
+func (d *discard) FlushError() error                { return nil }
+func (d *discard) SetWriteDeadline(time.Time) error { return nil }

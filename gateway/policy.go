@@ -54,9 +54,9 @@ func (p *policyFollower) apply(v policystore.Version) {
 	p.bus.log.Info("policy in force", "revision", v.Revision, "by", v.By, "why", v.Why)
 	p.streams.policyChanged()
 	tiers := p.rules.Load().tiers
-	for _, f := range p.requests.all() {
-		if _, ok := tiers[f.at().tier.Name]; !ok {
-			f.leaveQueue()
+	for _, r := range p.requests.all() {
+		if _, ok := tiers[r.target.Load().tier.Name]; !ok {
+			r.onTierGone()
 		}
 	}
 }

@@ -34,7 +34,6 @@ const (
 type queue struct {
 	// Fixed.
 	pool, tier string
-	meters     meters
 
 	mu        sync.Mutex
 	waiting   int                   // requests of this gateway that wait, held here or in the broker
@@ -350,29 +349,21 @@ func (q *queue) heldCount() int {
 
 // queues are the queues of a gateway. One is made when it is first asked for, and stays.
 type queues struct {
-	metrics *metrics // fixed
-
 	mu    sync.Mutex
 	byKey map[queueKey]*queue
 }
 
 type queueKey struct{ pool, tier string }
 
-func newQueues(m *metrics) *queues { return &queues{metrics: m, byKey: make(map[queueKey]*queue)} }
+func newQueues() *queues { return &queues{byKey: make(map[queueKey]*queue)} }
 
 func (qs *queues) get(pool, tier string) *queue {
 	k := queueKey{pool, tier}
 	qs.mu.Lock()
-	q := qs.byKey[k]
-	qs.mu.Unlock()
-	if q != nil {
-		return q
-	}
-	meters := qs.metrics.of(pool, tier) // takes locks that are held during a scrape
-	qs.mu.Lock()
 	defer qs.mu.Unlock()
-	if q = qs.byKey[k]; q == nil {
-		q = &queue{pool: pool, tier: tier, meters: meters}
+	q := qs.byKey[k]
+	if q == nil {
+		q = &queue{pool: pool, tier: tier}
 		qs.byKey[k] = q
 	}
 	return q

@@ -1,7 +1,12 @@
 package gateway
 
 import (
+	"maps"
 	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pulley-lb/pulley/api"
@@ -9,38 +14,48 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// way is where a request goes.
-type way struct {
-	name  string        // of its route; "" without one
-	route *policy.Route // nil without one
-	pool  string
-	lane  string
-	learn uint64 // the conversation's home is learned under it
+// router finds the pool and the lane of a request.
+type router struct {
+	rules    *atomic.Pointer[rules]
+	affinity *affinity
+	fleet    *fleet
+	lanes    *lanes
+	queues   *queues
+	spreads  sync.Map // *policy.Spread by route name, or by mirror: the point in its sequence
 }
 
-// findWay follows the route of a request's model. Who is in a session, or goes on
-// with a conversation, stays where it was; the others are spread by the weights.
-func (g *Gateway) findWay(r *rules, c *api.Call, who *caller, h http.Header, now time.Time) way {
-	var w way
-	w.name, w.route = r.router.Find(c.Model)
-	session := c.CacheKey
+// destination is where a request goes.
+type destination struct {
+	routeName string        // empty if the model has no route
+	route     *policy.Route // nil if the model has no route
+	pool      string
+	lane      string
+	affinity  uint64 // the key under which the worker that takes the request is remembered; 0: it is not
+}
+
+// route follows the route of a call's model. A call of a session, or one that continues a conversation, stays where that
+// was; the others are spread by the weights.
+func (ro *router) route(r *rules, call *api.Call, tenant string, h http.Header, now time.Time) destination {
+	var to destination
+	to.routeName, to.route = r.router.Find(call.Model)
+	session := call.CacheKey
 	if session == "" {
 		session = sessionOf(h, r.Policy)
 	}
-	home, learn := g.affinity.find(c, who.tenant, session)
-	w.learn = learn
-	if w.route == nil {
-		w.pool = c.Model
+	home, key := ro.affinity.find(call, tenant, session)
+	to.affinity = key
+	if to.route == nil {
+		to.pool = call.Model
 	} else {
-		w.pool = g.side(w.name, w.route, who.tenant, session, home)
-		w.pool = g.withFallback(w.route, w.pool, now)
+		to.pool = ro.side(to.routeName, to.route, tenant, session, home)
+		to.pool = ro.withFallback(to.route, to.pool, now)
 	}
-	w.lane = g.laneFor(r.Policy, w.pool, session != "", home)
-	return w
+	to.lane = ro.lane(r.Policy, to.pool, session != "", home)
+	return to
 }
 
 // side picks one of a route's pools.
-func (g *Gateway) side(name string, r *policy.Route, tenant, session string, home subjects.AffinityEntry) string {
+func (ro *router) side(name string, r *policy.Route, tenant, session string, home subjects.AffinityEntry) string {
 	if len(r.To) == 1 {
 		return r.To[0].Pool
 	}
@@ -58,48 +73,67 @@ func (g *Gateway) side(name string, r *policy.Route, tenant, session string, hom
 			return policy.Pick(r.To, policy.PointOf(hashOf("side", name, tenant, session)))
 		}
 	}
-	return policy.Pick(r.To, g.spread(name).Next())
+	return policy.Pick(r.To, ro.spread(name).Next())
 }
 
-// spread is a route's sequence of points.
-func (g *Gateway) spread(name string) *policy.Spread {
-	s, ok := g.spreads.Load(name)
+// spread is the sequence of points of a route or a mirror.
+func (ro *router) spread(name string) *policy.Spread {
+	s, ok := ro.spreads.Load(name)
 	if !ok {
-		s, _ = g.spreads.LoadOrStore(name, new(policy.Spread))
+		s, _ = ro.spreads.LoadOrStore(name, new(policy.Spread))
 	}
 	return s.(*policy.Spread)
 }
 
-// withFallback is the pool, or the first of the fallbacks that is better off.
-func (g *Gateway) withFallback(r *policy.Route, pool string, now time.Time) string {
+// withFallback returns the pool, or if it does not serve the first of the fallbacks that does.
+func (ro *router) withFallback(r *policy.Route, pool string, now time.Time) string {
 	if len(r.Fallback) == 0 {
 		return pool
 	}
 	for _, p := range append([]string{pool}, r.Fallback...) {
-		if g.serves(r, p, now) {
+		if ro.serves(r, p, now) {
 			return p
 		}
 	}
 	return pool
 }
 
-// serves says whether a pool has a worker, and no longer a wait than its route
-// allows.
-func (g *Gateway) serves(r *policy.Route, pool string, now time.Time) bool {
-	p, _ := g.fleet.pool(pool)
+// serves says whether a pool has a live worker, and no longer an expected wait than its route allows.
+func (ro *router) serves(r *policy.Route, pool string, now time.Time) bool {
+	p, _ := ro.fleet.pool(pool)
 	if p.slots == 0 {
 		return false
 	}
 	if r.FallbackAfter == 0 {
 		return true
 	}
-	t := g.rules.Load().tiers[policy.DefaultTier]
-	return g.queues.get(pool, t.Name).expectedWait(t, p.slots, now) <= time.Duration(r.FallbackAfter)
+	t := ro.rules.Load().tiers[policy.DefaultTier]
+	return ro.queues.get(pool, t.Name).expectedWait(t, p.slots, now) <= time.Duration(r.FallbackAfter)
 }
 
-// laneFor is the home lane of the worker that has the conversation's beginning,
-// if it lives and serves the pool, else the shared one.
-func (g *Gateway) laneFor(p *policy.Policy, pool string, session bool, home subjects.AffinityEntry) string {
+// fallback is the pool that a waiting request should move to; empty if it should stay.
+func (ro *router) fallback(r *request, now time.Time) string {
+	if r.route == nil || len(r.route.Fallback) == 0 {
+		return ""
+	}
+	at := r.target.Load().queue.pool
+	after := time.Duration(r.route.FallbackAfter)
+	if p, _ := ro.fleet.pool(at); p.slots > 0 && (after == 0 || now.Sub(r.arrived) < after) {
+		return ""
+	}
+	for _, pool := range r.route.Fallback {
+		if pool == at {
+			return "" // the others come after it
+		}
+		if ro.serves(r.route, pool, now) {
+			return pool
+		}
+	}
+	return ""
+}
+
+// lane is the home lane of the worker that has the conversation cached, if that serves the pool, else the shared lane.
+func (ro *router) lane(p *policy.Policy, pool string, session bool, home subjects.AffinityEntry) string {
 	if home.Worker == "" {
 		return subjects.Shared
 	}
@@ -111,13 +145,13 @@ func (g *Gateway) laneFor(p *policy.Policy, pool string, session bool, home subj
 			return subjects.Shared
 		}
 	}
-	if w := g.fleet.worker(home.Worker); w == nil || !w.Live() || !w.Serves(pool) || !g.lanes.exists(pool, home.Worker) {
+	if w := ro.fleet.worker(home.Worker); w == nil || !w.Live() || !w.Serves(pool) || !ro.lanes.exists(pool, home.Worker) {
 		return subjects.Shared
 	}
 	return home.Worker
 }
 
-// sessionOf is the session that a request's headers name.
+// sessionOf is the session that a request's headers name; empty if they name none.
 func sessionOf(h http.Header, p *policy.Policy) string {
 	names := p.SessionHeaders
 	if names == nil {
@@ -129,4 +163,24 @@ func sessionOf(h http.Header, p *policy.Policy) string {
 		}
 	}
 	return ""
+}
+
+// models are the names that calls may ask for now: the pools that live workers serve, and the routes that lead there.
+func (ro *router) models() []string {
+	live := ro.fleet.models()
+	names := make(map[string]bool)
+	for _, m := range live {
+		names[m] = true
+	}
+	for name, r := range ro.rules.Load().Policy.Routes {
+		if strings.Contains(name, "*") {
+			continue
+		}
+		for _, t := range r.To {
+			if _, there := slices.BinarySearch(live, t.Pool); there && t.Weight > 0 {
+				names[name] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }

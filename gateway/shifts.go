@@ -43,49 +43,48 @@ func newShifts(b *bus, rules *atomic.Pointer[rules]) *shifts {
 	return &shifts{bus: b, rules: rules, own: make(map[string]*stepResults), reports: make(map[string]peerResults)}
 }
 
-// observe counts a request that has ended. One that its client gave up, and one of which a failure is counted already,
-// do not count.
-func (s *shifts) observe(f *flight, ans *answer) {
-	if f.route == nil || !ans.whole && (f.counted || ans.r.Context().Err() != nil) {
+// observe counts a request that has ended. One that its client gave up (gone), and one of which a failure is counted
+// already, do not count.
+func (s *shifts) observe(r *request, ans *answer, gone bool) {
+	if r.route == nil || !ans.whole && (r.failureCounted || gone) {
 		return
 	}
 	now := time.Now()
-	first := f.firstByte
+	first := r.firstByte
 	if first.IsZero() {
 		first = now
 	}
 	good := ans.whole && ans.got.Status < http.StatusInternalServerError
-	s.add(f, good, first.Sub(f.arrived), now.Sub(f.arrived))
+	s.add(r, good, first.Sub(r.arrived), now.Sub(r.arrived))
 }
 
 // failed counts a failed attempt, whatever becomes of the request on another worker.
-func (s *shifts) failed(f *flight, class subjects.FailClass) {
-	if f.route == nil || class == subjects.FailRefused || class == subjects.FailDraining {
+func (s *shifts) failed(r *request, class subjects.FailClass) {
+	if r.route == nil || class == subjects.FailRefused || class == subjects.FailDraining {
 		return
 	}
-	f.counted = true
-	s.add(f, false, 0, 0)
+	r.failureCounted = true
+	s.add(r, false, 0, 0)
 }
 
 // add counts a result for the pool that a request is in, if its route is shifting.
-func (s *shifts) add(f *flight, good bool, ttft, e2e time.Duration) {
-	route, ok := s.rules.Load().Policy.Routes[f.routed]
-	if !ok || !shifting(route) || f.arrived.Before(route.Shift.Since) {
+func (s *shifts) add(r *request, good bool, ttft, e2e time.Duration) {
+	route, ok := s.rules.Load().Policy.Routes[r.routeName]
+	if !ok || !shifting(route) || r.arrived.Before(route.Shift.Since) {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	own := s.own[f.routed]
+	own := s.own[r.routeName]
 	if own == nil || !own.since.Equal(route.Shift.Since) {
 		own = &stepResults{since: route.Shift.Since, pools: make(map[string]*policy.Side)}
-		s.own[f.routed] = own
+		s.own[r.routeName] = own
 	}
-	side := own.pools[f.at().pool]
-	if side == nil {
-		side = new(policy.Side)
-		own.pools[f.at().pool] = side
+	pool := r.target.Load().queue.pool
+	if own.pools[pool] == nil {
+		own.pools[pool] = new(policy.Side)
 	}
-	side.Observe(good, ttft, e2e)
+	own.pools[pool].Observe(good, ttft, e2e)
 }
 
 func shifting(r policy.Route) bool {

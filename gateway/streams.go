@@ -111,8 +111,8 @@ func (s *streams) check(ctx context.Context, created map[string]time.Time) error
 		if !known || before.Equal(now) {
 			continue
 		}
-		for _, f := range s.requests.all() {
-			f.lose(t.Name)
+		for _, r := range s.requests.all() {
+			r.onStreamLost(t.Name)
 		}
 	}
 	return nil

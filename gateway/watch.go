@@ -102,11 +102,8 @@ func (w *watch) sweep(now time.Time) {
 	}
 	w.exchange.publish(now, queues...)
 	w.report(lost)
-	for _, f := range w.requests.all() {
-		if slept {
-			f.keepAttempt(now)
-		}
-		f.quiet(now, listDeadline)
+	for _, r := range w.requests.all() {
+		r.checkListed(now, slept)
 	}
 }
 
@@ -166,12 +163,11 @@ func (w *watch) failOver(ctx context.Context, gone goneWorker) {
 			pools[pool] = pools[pool] || pools[s.Pool]
 		}
 	}
-	var waiting []*flight
-	for _, f := range w.requests.all() {
-		had := f.lostWorker(gone.beat.Worker, gone.reason)
-		f.displace(gone.beat.Worker)
-		if seq, queued := f.queued(); had || queued && seq > 0 && pools[f.at().pool] {
-			waiting = append(waiting, f)
+	var waiting []*request
+	for _, r := range w.requests.all() {
+		had := r.onWorkerGone(gone.beat.Worker, gone.reason)
+		if seq, waits := r.waiting(); had || waits && seq > 0 && pools[r.target.Load().queue.pool] {
+			waiting = append(waiting, r)
 		}
 	}
 	if len(waiting) == 0 {
@@ -190,17 +186,17 @@ func (w *watch) failOver(ctx context.Context, gone goneWorker) {
 }
 
 // handBackUnclaimed hands back to the queue those of the waiting requests that were delivered and not claimed.
-func (w *watch) handBackUnclaimed(ctx context.Context, waiting []*flight) {
+func (w *watch) handBackUnclaimed(ctx context.Context, waiting []*request) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	last := make(map[string]uint64) // the last delivery of each consumer
-	for _, f := range waiting {
-		seq, queued := f.queued()
-		if !queued || seq == 0 {
+	for _, r := range waiting {
+		seq, waits := r.waiting()
+		if !waits || seq == 0 {
 			continue
 		}
-		at := f.at()
-		stream, consumer := subjects.ReqStream(at.tier.Name), subjects.ReqConsumer(at.pool, at.lane)
+		at := r.target.Load()
+		stream, consumer := subjects.ReqStream(at.tier.Name), subjects.ReqConsumer(at.queue.pool, at.lane)
 		key := stream + " " + consumer
 		if _, ok := last[key]; !ok {
 			last[key] = 0
@@ -247,19 +243,19 @@ func (w *watch) addWaits(pools map[string]subjects.PoolReference, cold map[strin
 	if len(cold) == 0 {
 		return
 	}
-	for _, f := range w.requests.all() {
-		at := f.at()
-		r, ok := pools[at.pool]
-		if !ok || !cold[at.pool] {
+	for _, r := range w.requests.all() {
+		at := r.target.Load()
+		ref, ok := pools[at.queue.pool]
+		if !ok || !cold[at.queue.pool] {
 			continue
 		}
-		if _, waits := f.queued(); !waits {
+		if _, waits := r.waiting(); !waits {
 			continue
 		}
-		if r.WaitsMS == nil {
-			r.WaitsMS = make(map[string]int64)
-			pools[at.pool] = r
+		if ref.WaitsMS == nil {
+			ref.WaitsMS = make(map[string]int64)
+			pools[at.queue.pool] = ref
 		}
-		r.WaitsMS[at.tier.Name] = max(r.WaitsMS[at.tier.Name], now.Sub(f.arrived).Milliseconds(), 1)
+		ref.WaitsMS[at.tier.Name] = max(ref.WaitsMS[at.tier.Name], now.Sub(r.arrived).Milliseconds(), 1)
 	}
 }

@@ -1,0 +1,258 @@
+package gateway
+
+import (
+	"cmp"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// The tokens of an answer that count for its tenant in the queue: what the request allows, or about the mean of
+// production traffic, and never so many that one request takes its tenant's whole share for long.
+const (
+	defaultOutput = 256
+	maxOutput     = 4096
+)
+
+// admission decides whether a request may join a queue, and which. It builds every request.
+type admission struct {
+	bus         *bus
+	rules       *atomic.Pointer[rules]
+	keys        *keyring
+	router      *router
+	fleet       *fleet
+	queues      *queues
+	metrics     *metrics
+	inlineBody  int64         // the largest body that travels in the message
+	maxDeadline time.Duration // bounds what clients may ask for
+}
+
+// arrival is a call whose caller is known and whose body is read.
+type arrival struct {
+	id     subjects.ID
+	http   *http.Request
+	header http.Header // of the answer: the state of the key's limits goes there
+	caller *caller
+	body   []byte
+	at     time.Time
+}
+
+// admit lets a call into a queue, or returns why not.
+func (a *admission) admit(in arrival) (*request, error) {
+	call, err := api.Scan(in.http, in.body)
+	if err != nil {
+		return nil, err
+	}
+	rules, header := a.rules.Load(), in.http.Header
+	tier, err := tierFor(rules.Policy.Tiers, in.caller, &call, header)
+	if err != nil {
+		return nil, err
+	}
+	if key := in.caller.key; key != nil && !key.AllowsModel(call.Model) {
+		return nil, &api.Error{Status: http.StatusForbidden, Code: "model_not_allowed", Param: "model",
+			Message: fmt.Sprintf("the key may not ask for the model %s", api.Quote(call.Model))}
+	}
+	timeout, err := timeoutOf(header, time.Duration(tier.Deadline), a.maxDeadline)
+	if err != nil {
+		return nil, err
+	}
+	to := a.router.route(rules, &call, in.caller.tenant, header, in.at)
+	if to.route == nil {
+		if _, known := a.fleet.pool(call.Model); !known {
+			return nil, unknownModel(call.Model, a.router.models())
+		}
+	}
+	edits := api.Edits{Tier: servedTier(call.Tier, tier.Name)}
+	if to.route != nil && to.route.RestoreModel {
+		edits.Model = call.Model
+	}
+	body := call.WithEngineTier(in.body)
+	wire := &subjects.Request{
+		ID: in.id, Gateway: a.bus.id, Tenant: in.caller.tenant, Tier: tier.Name, Model: call.Model, ModelAt: call.ModelAt, Pool: to.pool,
+		Deadline: in.at.Add(timeout).UnixMilli(), Method: in.http.Method, Path: api.RequestURI(in.http.URL),
+		Header: forEngine(header, in.header["X-Request-Id"]), Stream: call.Stream, InputTokens: max(len(body)/4, 1),
+		BodySize: int64(len(body)),
+	}
+	if err := a.fit(wire, body); err != nil {
+		return nil, err
+	}
+	if err := a.keys.begin(in.caller, wire.InputTokens, in.header, in.at); err != nil {
+		return nil, err
+	}
+	r, err := a.enter(spec{
+		wire: wire, api: api.Of(in.http.URL.Path), caller: in.caller, routeName: to.routeName, route: to.route, affinity: to.affinity, edits: edits,
+		cost:    wire.InputTokens + min(cmp.Or(call.MaxTokens, defaultOutput), maxOutput),
+		arrived: in.at, deadline: in.at.Add(timeout),
+		admitted: target{queue: a.queues.get(to.pool, tier.Name), tier: tier, lane: to.lane},
+	}, body)
+	if err != nil {
+		a.keys.end(in.caller, wire.InputTokens, 0, in.at)
+		return nil, err
+	}
+	return r, nil
+}
+
+// enter lets a request into the queue of its spec, or returns why not.
+func (a *admission) enter(s spec, body []byte) (*request, error) {
+	at, timeout := &s.admitted, s.deadline.Sub(s.arrived)
+	left := timeout
+	if at.tier.MaxWait > 0 {
+		left = min(left, time.Duration(at.tier.MaxWait))
+	}
+	pool, _ := a.fleet.pool(at.queue.pool)
+	join, view, verdict := at.queue.admit(candidate{
+		tier: at.tier, tenant: s.caller.tenant, share: a.keys.queueShare(s.caller, at.tier.MaxQueue), left: left, slots: pool.slots,
+	}, s.arrived)
+	switch verdict {
+	case policy.Full:
+		return nil, a.full(at, fmt.Sprintf("%d requests wait", view.Waiting))
+	case policy.ShareFull:
+		return nil, a.full(at, "as many requests of this tenant wait as its key allows")
+	case policy.TooLate:
+		a.metrics.refused(at.queue.pool, at.tier.Name, "too_late")
+		what := fmt.Sprintf("the request's deadline of %v", timeout)
+		if left < timeout {
+			what = fmt.Sprintf("the %v that tier %s allows", left, at.tier.Name)
+		}
+		return nil, &api.Error{Status: http.StatusTooManyRequests, Code: "deadline_unreachable", RetryAfter: view.RetryAfter(),
+			Message: fmt.Sprintf("the queue of %s (tier %s) would take about %v, longer than %s", api.Quote(at.queue.pool), at.tier.Name, view.Wait().Round(time.Second), what)}
+	}
+	at.join = join
+	return newRequest(s, body), nil
+}
+
+// full returns the error of a request that finds its queue full.
+func (a *admission) full(at *target, why string) *api.Error {
+	pool, tier := at.queue.pool, at.tier.Name
+	a.metrics.refused(pool, tier, "full")
+	retry, event := at.queue.refuse(time.Now())
+	if event {
+		a.bus.event(subjects.Event{Kind: subjects.EventFull, Pool: pool, Tier: tier, Text: fmt.Sprintf("the queue of %s (tier %s) is full: %s", pool, tier, why)})
+	}
+	return &api.Error{Status: http.StatusTooManyRequests, Code: "queue_full", RetryAfter: retry,
+		Message: fmt.Sprintf("the queue of %s (tier %s) is full: %s", api.Quote(pool), tier, why)}
+}
+
+// fit decides whether the body travels in the message.
+func (a *admission) fit(wire *subjects.Request, body []byte) error {
+	size, limit := int64(len(body)), a.bus.nc.MaxPayload()
+	const overhead = 1 << 10 // what the protocol adds
+	meta := int64(overhead + 6*(len(wire.Path)+len(wire.Model)+len(wire.Pool)))
+	for k, vs := range wire.Header {
+		for _, v := range vs {
+			meta += int64(6*(len(k)+len(v)) + 8) // a byte may become six, such as \u0001
+		}
+	}
+	if meta+size > limit { // the estimate does not do
+		m, err := wire.Msg(subjects.Shared, nil, time.Second)
+		if err != nil {
+			return err
+		}
+		if meta = int64(m.Size()) + overhead; meta > limit {
+			return &api.Error{Status: http.StatusRequestHeaderFieldsTooLarge, Code: "headers_too_large",
+				Message: "the request's headers are larger than the broker takes"}
+		}
+	}
+	wire.ByReference = size > a.inlineBody || size > limit/2 || meta+size > limit
+	return nil
+}
+
+// tierFor returns the tier that serves a call: what it asks for, if its key allows that. Only a call with a key may ask by
+// header.
+func tierFor(tiers []policy.Tier, who *caller, call *api.Call, h http.Header) (policy.Tier, error) {
+	asked := call.Tier
+	if asked == "" && who.key != nil {
+		asked = h.Get("X-Service-Tier")
+	}
+	if who.key != nil && (asked == "" || asked == "auto" || asked == "default") {
+		asked = who.key.DefaultTier()
+	}
+	tier, ok := policy.TierFor(asked, tiers)
+	if !ok {
+		var names []string
+		for _, t := range tiers {
+			names = append(names, t.Name)
+		}
+		return tier, api.BadRequest("service_tier", "no service tier %s: there are %s", api.Quote(asked), strings.Join(names, ", "))
+	}
+	if who.key != nil && !who.key.AllowsTier(tier.Name, tiers) {
+		return tier, &api.Error{Status: http.StatusForbidden, Code: "tier_not_allowed", Param: "service_tier",
+			Message: fmt.Sprintf("the key may not ask for the service tier %s", api.Quote(asked))}
+	}
+	return tier, nil
+}
+
+// servedTier is the name of the tier in the body of the answer: the client's own name for it. It is empty if the client
+// named none.
+func servedTier(asked, tier string) string {
+	switch {
+	case asked == "":
+		return ""
+	case asked != "auto" && asked != "default":
+		return asked
+	case tier == policy.DefaultTier:
+		return "default"
+	}
+	return tier
+}
+
+// timeoutOf is the time that a client gives its call: x-request-timeout in seconds or as 1m30s, else the read timeout that
+// the OpenAI SDKs send, else the tier's.
+func timeoutOf(h http.Header, fallback, limit time.Duration) (time.Duration, error) {
+	if v := h.Get("X-Request-Timeout"); v != "" {
+		d, err := time.ParseDuration(v)
+		if secs, ferr := strconv.ParseFloat(v, 64); ferr == nil {
+			d, err = time.Duration(min(secs, 1e9)*float64(time.Second)), nil
+		}
+		if err != nil || d <= 0 {
+			return 0, api.BadRequest("x-request-timeout", "x-request-timeout %s: want seconds, such as 30, or a duration, such as 1m30s", api.Quote(v))
+		}
+		return min(d, limit), nil
+	}
+	if v := h.Get("X-Stainless-Read-Timeout"); v != "" {
+		if secs, err := strconv.ParseFloat(v, 64); err == nil && secs > 0 && secs < 1e9 {
+			return min(time.Duration(secs*float64(time.Second)), limit), nil
+		}
+	}
+	return min(fallback, limit), nil
+}
+
+func unknownModel(model string, models []string) *api.Error {
+	e := &api.Error{Status: http.StatusNotFound, Code: "model_not_found", Param: "model"}
+	switch {
+	case len(models) == 0:
+		e.Message = fmt.Sprintf("The model %s does not exist; no worker serves any model now.", api.Quote(model))
+	case len(models) > 20:
+		e.Message = fmt.Sprintf("The model %s does not exist; there are %s and %d more.", api.Quote(model), strings.Join(models[:20], ", "), len(models)-20)
+	default:
+		e.Message = fmt.Sprintf("The model %s does not exist; there are: %s.", api.Quote(model), strings.Join(models, ", "))
+	}
+	return e
+}
+
+// notForEngine are request headers that do not go to the engine, beside those of one connection: they are secrets, or are
+// meant for the gateway.
+var notForEngine = []string{
+	"Host", "Content-Length", "Accept-Encoding", "Expect",
+	"Authorization", "X-Api-Key", "Api-Key", "Cookie", "Origin", "Referer", "X-Request-Timeout",
+}
+
+func forEngine(h http.Header, id []string) http.Header {
+	out := make(http.Header, len(h))
+	for k, v := range h {
+		if !slices.Contains(notForEngine, k) && !strings.HasPrefix(k, "Nats-") && !strings.HasPrefix(k, "X-Pulley-") && !strings.HasPrefix(k, "Sec-") {
+			out[k] = v
+		}
+	}
+	subjects.EndToEnd(out)
+	out["X-Request-Id"] = id
+	return out
+}

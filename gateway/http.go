@@ -1,0 +1,296 @@
+package gateway
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/cors"
+
+	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// bodyTimeout is how long a client may take for the next piece of its body.
+const bodyTimeout = 30 * time.Second
+
+// errBreakOff ends a response by closing its connection, so that no client takes a part of an answer for the whole.
+var errBreakOff = errors.New("answer broken off")
+
+// ingress is the HTTP API.
+type ingress struct {
+	bus       *bus
+	keys      *keyring
+	router    *router
+	admission *admission
+	mirrors   *mirrors
+	server    *server
+	metrics   *metrics
+	bodies    *budget
+
+	maxBody     int64 // see Config
+	slowClient  time.Duration
+	corsOrigins []string
+}
+
+func (in *ingress) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /v1/models", in.answering(in.listModels))
+	mux.Handle("GET /v1/models/{id...}", in.answering(in.showModel))
+	mux.Handle("GET /healthz", http.HandlerFunc(healthz))
+	mux.Handle("POST /", in.answering(in.infer))
+	mux.Handle("/", in.answering(notHere))
+	if len(in.corsOrigins) == 0 {
+		return mux
+	}
+	return cors.New(cors.Options{
+		AllowedOrigins: in.corsOrigins,
+		AllowedMethods: []string{http.MethodGet, http.MethodPost},
+		AllowedHeaders: []string{"*"},
+		ExposedHeaders: []string{
+			"X-Request-Id", "Openai-Processing-Ms", "Server-Timing", "Retry-After", "Retry-After-Ms", "X-Service-Tier",
+			"X-Ratelimit-Limit-Requests", "X-Ratelimit-Remaining-Requests", "X-Ratelimit-Reset-Requests",
+			"X-Ratelimit-Limit-Tokens", "X-Ratelimit-Remaining-Tokens", "X-Ratelimit-Reset-Tokens",
+		},
+		MaxAge: 600,
+	}).Handler(mux)
+}
+
+// answering gives a request its id, logs its end, and answers with the error that a handler returns.
+func (in *ingress) answering(serve func(http.ResponseWriter, *http.Request, subjects.ID) error) http.Handler {
+	log := in.bus.log
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		began := time.Now()
+		id := subjects.NewID()
+		w.Header()["X-Request-Id"] = []string{id.String()}
+		if v := r.Header.Get("X-Client-Request-Id"); v != "" && len(v) <= 128 {
+			w.Header().Set("X-Client-Request-Id", v)
+		}
+		err := serve(w, r, id)
+		switch {
+		case err == nil && !log.Enabled(r.Context(), slog.LevelDebug):
+		case err == nil:
+			log.Debug("request", "id", id, "path", r.URL.Path, "took", time.Since(began))
+		case errors.Is(err, errClientGone):
+			log.Info("request", "id", id, "path", r.URL.Path, "status", 499, "took", time.Since(began))
+			panic(http.ErrAbortHandler)
+		case errors.Is(err, errBreakOff):
+			log.Info("request", "id", id, "path", r.URL.Path, "outcome", "broken off", "took", time.Since(began))
+			panic(http.ErrAbortHandler)
+		default:
+			e := api.AsError(err)
+			if e.Status == http.StatusInternalServerError {
+				log.Error("request", "id", id, "path", r.URL.Path, "err", err)
+			} else {
+				log.Info("request", "id", id, "path", r.URL.Path, "status", e.Status, "code", e.Code, "took", time.Since(began))
+			}
+			in.metrics.answeredError(e)
+			if e.Status == http.StatusRequestEntityTooLarge || e.Status == http.StatusRequestTimeout {
+				w.Header().Set("Connection", "close") // the rest of the body is not read
+			}
+			w.Header().Set("Openai-Processing-Ms", strconv.FormatInt(time.Since(began).Milliseconds(), 10))
+			http.NewResponseController(w).SetWriteDeadline(time.Now().Add(in.slowClient))
+			e.Write(w, api.Of(r.URL.Path), id.String())
+		}
+	})
+}
+
+// infer handles an inference call.
+func (in *ingress) infer(w http.ResponseWriter, r *http.Request, id subjects.ID) error {
+	arrived := time.Now()
+	who, err := in.keys.authenticate(r.Header, arrived)
+	if err != nil {
+		return err
+	}
+	body, hold, err := in.readBody(w, r)
+	if err != nil {
+		return err
+	}
+	defer func() { in.bodies.give(hold) }()
+	req, err := in.admission.admit(arrival{id: id, http: r, header: w.Header(), caller: who, body: body, at: arrived})
+	if err != nil {
+		return err
+	}
+	if req.route != nil {
+		in.mirrors.send(req)
+	}
+	return in.server.serve(r.Context(), w, req)
+}
+
+// readBody reads a whole body within bounds. A request is published only when all of its body is here, since a transport
+// that still reads a body cuts the answer (golang/go#40747). The caller gives hold back to the budget.
+func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte, hold int64, err error) {
+	tooLarge := func() *api.Error {
+		return &api.Error{Status: http.StatusRequestEntityTooLarge, Code: "request_too_large",
+			Message: fmt.Sprintf("the body is larger than %d bytes", in.maxBody)}
+	}
+	if r.ContentLength > in.maxBody {
+		return nil, 0, tooLarge()
+	}
+	if r.ContentLength == 0 { // a read deadline would end the server's watch over the connection
+		return nil, 0, nil
+	}
+	size := max(r.ContentLength, 512)
+	defer func() {
+		if err != nil && hold > 0 {
+			in.bodies.give(hold)
+			hold = 0
+		}
+	}()
+	grow := func(n int64) error {
+		if !in.bodies.take(n) {
+			return &api.Error{Status: http.StatusTooManyRequests, Code: "gateway_memory_full", RetryAfter: time.Second,
+				Message: "the gateway holds as many request bodies as it may; try again"}
+		}
+		hold += n
+		return nil
+	}
+	// A length that a client claims takes no memory before its bytes are there.
+	first := min(size, 64<<10)
+	if err := grow(first); err != nil {
+		return nil, hold, err
+	}
+	body = make([]byte, 0, first)
+	rc := http.NewResponseController(w)
+	for {
+		if r.ContentLength >= 0 && int64(len(body)) == r.ContentLength && len(body) == cap(body) {
+			// All is here; the end must be read too, or the server would not notice a client that goes away.
+			var end [1]byte
+			if _, err := r.Body.Read(end[:]); err != io.EOF {
+				return nil, hold, api.BadRequest("", "the body could not be read: %v", err)
+			}
+			return body, hold, nil // at the body's end the server has removed the deadline
+		}
+		if len(body) == cap(body) {
+			more := min(int64(cap(body)), in.maxBody+1-int64(cap(body)))
+			if r.ContentLength >= 0 {
+				more = min(more, r.ContentLength-int64(cap(body)))
+			}
+			if err := grow(more); err != nil {
+				return nil, hold, err
+			}
+			bigger := make([]byte, len(body), int64(cap(body))+more)
+			copy(bigger, body)
+			body = bigger
+		}
+		rc.SetReadDeadline(time.Now().Add(bodyTimeout))
+		n, err := r.Body.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		switch {
+		case int64(len(body)) > in.maxBody:
+			return nil, hold, tooLarge()
+		case err == io.EOF:
+			return body, hold, nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return nil, hold, &api.Error{Status: http.StatusRequestTimeout, Code: "body_timeout",
+				Message: fmt.Sprintf("no byte of the body came for %v", bodyTimeout)}
+		case err != nil:
+			return nil, hold, api.BadRequest("", "the body could not be read: %v", err)
+		}
+	}
+}
+
+// budget bounds the memory of all bodies that the gateway holds.
+type budget struct {
+	max  int64
+	held atomic.Int64
+}
+
+func (b *budget) take(n int64) bool {
+	if b.held.Add(n) <= b.max {
+		return true
+	}
+	b.held.Add(-n)
+	return false
+}
+
+func (b *budget) give(n int64) { b.held.Add(-n) }
+
+type model struct {
+	ID      string `json:"id"`
+	Object  string `json:"object"`
+	Created int64  `json:"created"`
+	OwnedBy string `json:"owned_by"`
+}
+
+func asModel(name string) model { return model{ID: name, Object: "model", OwnedBy: "pulley"} }
+
+// listModels lists the models that the caller may ask for.
+func (in *ingress) listModels(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
+	list := struct {
+		Object string  `json:"object"`
+		Data   []model `json:"data"`
+	}{"list", []model{}}
+	models, err := in.modelsFor(r)
+	if err != nil {
+		return err
+	}
+	for _, name := range models {
+		list.Data = append(list.Data, asModel(name))
+	}
+	return writeJSON(w, http.StatusOK, list)
+}
+
+func (in *ingress) showModel(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
+	id := r.PathValue("id")
+	models, err := in.modelsFor(r)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(models, id) {
+		return writeJSON(w, http.StatusOK, asModel(id))
+	}
+	return unknownModel(id, in.router.models())
+}
+
+// modelsFor are the models that the caller may ask for.
+func (in *ingress) modelsFor(r *http.Request) ([]string, error) {
+	who, err := in.keys.authenticate(r.Header, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	models := in.router.models()
+	if who.key != nil {
+		models = slices.DeleteFunc(models, func(m string) bool { return !who.key.AllowsModel(m) })
+	}
+	return models, nil
+}
+
+func notHere(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
+	read := r.Method == http.MethodGet || r.Method == http.MethodHead
+	if !read || strings.HasPrefix(r.URL.Path, "/v1/") {
+		allow := http.MethodPost
+		if r.URL.Path == "/healthz" || r.URL.Path == "/v1/models" || strings.HasPrefix(r.URL.Path, "/v1/models/") {
+			allow = "GET, HEAD"
+		}
+		w.Header().Set("Allow", allow)
+		return &api.Error{Status: http.StatusMethodNotAllowed, Code: "method_not_allowed", Message: r.Method + " is not served on " + api.Quote(r.URL.Path) + ": inference calls are POST, and GET is for /v1/models"}
+	}
+	return &api.Error{Status: http.StatusNotFound, Code: "not_found", Message: "there is nothing at " + api.Quote(r.URL.Path) + "; the API begins with /v1/"}
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	w.WriteHeader(status)
+	w.Write(b)
+	return nil
+}
+
+func healthz(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Write([]byte("ok\n"))
+}

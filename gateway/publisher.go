@@ -1,0 +1,369 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+const (
+	// ackTimeout is after how long a PubAck is late.
+	ackTimeout = 2 * time.Second
+
+	// republishEvery is how often a message that the broker did not store is published again.
+	republishEvery = 250 * time.Millisecond
+
+	// publishTimeout is after how long that ends: a stream may be without a leader for 7 s. It is below the time for
+	// which the streams recognise duplicates.
+	publishTimeout = 15 * time.Second
+
+	// lookInQueueEvery is how often it is checked that the queue still has the message of a waiting request.
+	lookInQueueEvery = 15 * time.Second
+)
+
+var (
+	errNoAck     = errors.New("no answer from the stream")
+	errQueueFull = errors.New("the broker's queue is full")
+)
+
+// message is a request's message in the stream of its tier. The publisher works on it.
+type message struct {
+	// Owned by the handler's goroutine.
+	copies int       // messages with an id of their own that were published
+	sentAt time.Time // when the last one was
+	seenAt time.Time // when the queue was last seen to have it
+
+	// Guarded by request.mu.
+	seq     uint64        // its sequence in the stream, as a PubAck or a claim says; 0 until then
+	pending uint64        // number of the PubAck that is outstanding; 0: none
+	err     error         // why the broker did not store it
+	acked   chan struct{} // closed when the PubAck or a claim arrives, if awaitAck waits for that
+	left    leftover      // an earlier message that may still be delivered
+	lost    bool          // the stream was lost, and the message with it
+}
+
+// leftover is a message of a request that has moved to another queue: it, and all messages before it, are not the
+// request's any more.
+type leftover struct {
+	stream string
+	seq    uint64
+}
+
+// covers says whether a delivery is of a message that the request left behind.
+func (l leftover) covers(d subjects.Delivery) bool {
+	return l.seq > 0 && d.Stream == l.stream && d.StreamSeq <= l.seq
+}
+
+// setSeq notes the message's sequence, and ends an awaitAck.
+func (m *message) setSeq(seq uint64) {
+	m.seq = seq
+	m.endAwait()
+}
+
+func (m *message) endAwait() {
+	if m.acked != nil {
+		close(m.acked)
+		m.acked = nil
+	}
+}
+
+// publisher publishes requests to the tiers' streams and matches PubAcks to them. It does not wait for the PubAck: a
+// worker may claim the request before it arrives. Should the broker not store the message, or not answer, the handler is
+// woken and calls publishUntilStored.
+type publisher struct {
+	bus *bus
+
+	mu        sync.Mutex
+	published uint64              // messages so far: the number of the last one
+	pending   map[uint64]*request // whose PubAck is outstanding, by number
+}
+
+func newPublisher(b *bus) *publisher {
+	return &publisher{bus: b, pending: make(map[uint64]*request)}
+}
+
+// publish puts a request on the lane of its target. It may be called again for a request whose message is lost.
+func (p *publisher) publish(r *request) error {
+	r.message.copies++
+	return p.send(r)
+}
+
+// send publishes a request's message. A message that is sent again has the same id, so that the broker never has two.
+func (p *publisher) send(r *request) error {
+	wire, at := r.wire, r.target.Load()
+	if wire.Pool != at.queue.pool || wire.Tier != at.tier.Name {
+		moved := *wire
+		moved.Pool, moved.Tier = at.queue.pool, at.tier.Name
+		wire = &moved
+	}
+	left := max(time.Until(time.UnixMilli(wire.Deadline)), time.Second) // without a TTL the message would stay
+	m, err := wire.Msg(at.lane, r.body, left)
+	if err != nil {
+		return err
+	}
+	if r.message.copies > 1 { // the broker may still know the id of the lost one
+		m.Header[subjects.HeaderMsgID] = []string{fmt.Sprintf("%s.%d", wire.ID, r.message.copies-1)}
+	}
+	number := p.expectAck(r)
+	m.Reply = subjects.GatewayAck(p.bus.id, number)
+	if err := p.bus.nc.PublishMsg(m); err != nil {
+		p.takePending(number)
+		r.onAck(number, 0, err)
+	}
+	return nil
+}
+
+// expectAck numbers the message that is sent now. No number is used twice: a stream's new leader may confirm once more
+// what the old one has stored.
+func (p *publisher) expectAck(r *request) (number uint64) {
+	r.message.sentAt = time.Now()
+	p.forgetAck(r)
+	p.mu.Lock()
+	p.published++
+	number = p.published
+	p.pending[number] = r
+	p.mu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := &r.message
+	m.pending, m.seq, m.err, m.lost = number, 0, nil, false
+	return number
+}
+
+// forgetAck no longer expects a request's PubAck.
+func (p *publisher) forgetAck(r *request) {
+	r.mu.Lock()
+	number := r.message.pending
+	r.message.pending = 0
+	r.mu.Unlock()
+	if number != 0 {
+		p.takePending(number)
+	}
+}
+
+// takePending returns, once, the request whose PubAck has a number; nil if it is not expected.
+func (p *publisher) takePending(number uint64) *request {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r := p.pending[number]
+	delete(p.pending, number)
+	return r
+}
+
+// onPubAck takes in the broker's answer to the message with that number, in hex.
+func (p *publisher) onPubAck(number string, m *nats.Msg) {
+	n, err := strconv.ParseUint(number, 16, 64)
+	if err != nil {
+		return
+	}
+	r := p.takePending(n)
+	if r == nil {
+		return
+	}
+	seq, _ := r.waiting()
+	if seq == 0 { // else a claim was faster
+		seq, err = subjects.ParsePubAck(m)
+	}
+	r.onAck(n, seq, err)
+}
+
+// onAck notes the sequence of a request's message, or why the broker did not store it.
+func (r *request) onAck(number, seq uint64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := &r.message
+	if m.pending != number {
+		return
+	}
+	m.pending = 0
+	switch {
+	case err == nil:
+		m.seq = seq
+	case m.seq == 0: // no claim shows that it is stored
+		m.err = err
+		r.wake()
+	}
+	m.endAwait()
+}
+
+// awaitAck waits for the PubAck of a request's message, or a claim, even if its client is gone: only that says which
+// message to take back. Mostly it has come long ago. It returns 0 if neither comes by until, or within ackTimeout.
+func (p *publisher) awaitAck(ctx context.Context, r *request, until time.Time) (seq uint64) {
+	r.mu.Lock()
+	if r.message.pending == 0 || r.message.seq > 0 {
+		defer r.mu.Unlock()
+		return r.message.seq
+	}
+	acked := make(chan struct{})
+	r.message.acked = acked
+	r.mu.Unlock()
+	if late := r.message.sentAt.Add(ackTimeout); late.Before(until) {
+		until = late
+	}
+	late := time.NewTimer(time.Until(until))
+	defer late.Stop()
+	select {
+	case <-acked:
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	seq, _ = r.waiting()
+	return seq
+}
+
+// ackIsLate says that the PubAck of a request's message is overdue.
+func (p *publisher) ackIsLate(r *request, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.message.pending != 0 && r.message.seq == 0 && now.Sub(r.message.sentAt) >= ackTimeout
+}
+
+// publishUntilStored sends a request's message, which the broker did not store for the reason err, until it does.
+func (p *publisher) publishUntilStored(ctx context.Context, r *request, err error) error {
+	end := r.message.sentAt.Add(publishTimeout)
+	for {
+		if _, waits := r.waiting(); !waits { // a worker has it after all
+			return nil
+		}
+		now := time.Now()
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !now.Before(r.deadline):
+			return errDeadline
+		}
+		if refusal, ok := errors.AsType[*jetstream.APIError](err); ok && refusal.ErrorCode == subjects.StreamFull {
+			return errQueueFull
+		}
+		if now.After(end) {
+			p.bus.log.Error("cannot publish a request", "id", r.wire.ID, "err", err)
+			return api.Unavailable("queue_unavailable", 5*time.Second, "the request queue cannot be reached")
+		}
+		select {
+		case <-ctx.Done():
+			continue
+		case <-time.After(min(republishEvery, time.Until(r.deadline))):
+		}
+		if _, waits := r.waiting(); !waits || !time.Now().Before(r.deadline) {
+			continue
+		}
+		if err := p.send(r); err != nil {
+			return err
+		}
+		if p.awaitAck(ctx, r, r.deadline) > 0 {
+			return nil
+		}
+		if err = r.takePublishErr(); err == nil {
+			err = errNoAck
+		}
+	}
+}
+
+func (r *request) takePublishErr() (err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err, r.message.err = r.message.err, nil
+	return err
+}
+
+// leaveBehind makes the request leave its message, since it moves to another queue. stored is false if it has none. It
+// returns false if a worker has claimed the request: then it stays. Deliveries of what is left behind are refused.
+func (p *publisher) leaveBehind(r *request, stored bool) (left leftover, moves bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.waitsLocked() {
+		return left, false
+	}
+	m := &r.message
+	if stored {
+		left = leftover{stream: subjects.ReqStream(r.target.Load().tier.Name), seq: m.seq}
+		m.left = left
+	}
+	m.seq, m.lost = 0, false
+	return left, true
+}
+
+// takeBack deletes a request's message from its stream. If it was delivered meanwhile, the worker's claim is refused.
+func (p *publisher) takeBack(r *request, stream string, seq uint64) {
+	if there, err := p.holds(context.Background(), r, stream, seq); err != nil || !there {
+		return // a claim or its TTL will find it
+	}
+	p.bus.nc.Publish(subjects.DeleteMsg(stream), fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
+}
+
+// holds says whether a stream still has a request's message. The sequence alone does not show that: a broker that lost a
+// stream in memory counts from 1 again.
+func (p *publisher) holds(ctx context.Context, r *request, stream string, seq uint64) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	m, err := p.bus.nc.RequestWithContext(ctx, subjects.DirectGet(stream), fmt.Appendf(nil, `{"seq":%d}`, seq))
+	if err != nil {
+		return false, fmt.Errorf("look for message %d: %w", seq, err)
+	}
+	return m.Header.Get("Status") == "" && strings.HasPrefix(m.Header.Get(subjects.HeaderMsgID), r.wire.ID.String()), nil
+}
+
+// handBack puts a request whose attempt failed to the front of its queue. If the broker lost the message, it is published
+// again.
+func (p *publisher) handBack(ctx context.Context, r *request, ack string, delay time.Duration) error {
+	seq, _ := r.waiting()
+	if d, err := subjects.ParseAck(ack); err == nil && d.StreamSeq == seq {
+		if there, err := p.holds(ctx, r, d.Stream, seq); err == nil && there {
+			return p.bus.nc.Publish(ack, subjects.NakAfter(delay))
+		}
+	}
+	return p.publish(r)
+}
+
+// publishIfLost publishes a request again that has waited for long, and whose message the queue, against its PubAck, no
+// longer has.
+func (p *publisher) publishIfLost(ctx context.Context, r *request) error {
+	now := time.Now()
+	if now.Sub(r.message.seenAt) < lookInQueueEvery {
+		return nil
+	}
+	r.message.seenAt = now
+	seq, waits := r.waiting()
+	if !waits || seq == 0 {
+		return nil
+	}
+	there, err := p.holds(ctx, r, subjects.ReqStream(r.target.Load().tier.Name), seq)
+	if there || err != nil {
+		return nil // without an answer it may be there, and must not run twice
+	}
+	p.bus.log.Warn("the queue lost a request; publishing it again", "id", r.wire.ID)
+	return p.publish(r)
+}
+
+// deadLetter stores a request that no worker could answer, for the operator.
+func (p *publisher) deadLetter(r *request, reason string) {
+	at := r.target.Load()
+	m, err := r.wire.Msg(subjects.Shared, r.body, 0)
+	if err != nil {
+		p.bus.log.Error("cannot store a dead letter", "id", r.wire.ID, "err", err)
+		return
+	}
+	m.Subject = subjects.Dead(at.tier.Name, at.queue.pool)
+	m.Header.Set(subjects.HeaderReason, reason)
+	if int64(m.Size())+1024 > p.bus.nc.MaxPayload() {
+		m.Data = nil // the body is too large to keep
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if _, err := p.bus.js.PublishMsg(ctx, m); err != nil {
+		p.bus.log.Error("cannot store a dead letter", "id", r.wire.ID, "err", err)
+	}
+	p.bus.log.Warn("request dead-lettered", "id", r.wire.ID, "pool", at.queue.pool, "reason", reason)
+	p.bus.event(subjects.Event{Kind: subjects.EventDead, Pool: at.queue.pool, Tier: at.tier.Name, Model: r.wire.Model, Tenant: r.wire.Tenant, Request: r.wire.ID.String(),
+		Text: fmt.Sprintf("request %s to %s is a dead letter: %s", r.wire.ID, at.queue.pool, reason)})
+}

@@ -1,0 +1,520 @@
+package gateway
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// request is one request from its admission to its last byte. Its handler's goroutine takes it there (serve.go). Claims,
+// frames and the orders of operators come from other goroutines: they are noted under the lock and wake the handler.
+type request struct {
+	spec // fixed after admission
+
+	notify   chan struct{}          // of capacity 1: there is something for the handler
+	target   atomic.Pointer[target] // where it waits, or was taken from; written by the handler alone
+	bytesOut atomic.Int64           // written to the client
+
+	// Owned by the handler's goroutine.
+	ticket         *ticket   // it is held in the queue; nil once it may be published
+	laneSince      time.Time // when it came to its lane
+	failureCounted bool      // in the results of its route's shift
+	firstByte      time.Time // when the first byte of an answer was written
+	taken          []event   // what take returned last; its memory serves again
+
+	mu       sync.Mutex
+	message  message // in the stream of its tier: see publisher.go
+	body     []byte  // nil once it has ended
+	ended    bool
+	order    error // an operator's: the handler ends the request with it
+	moves    bool  // its lane or its tier is gone: the handler has to move it
+	attempt  *attempt
+	attempts int
+	claimed  time.Time // when attempt was granted
+	begun    bool      // bytes of an answer went to the client
+	events   []event   // for the handler
+	buffered int       // bytes in events
+	history  policy.History
+	failed   map[string]bool // workers that failed it, by id
+	refused  map[string]bool // workers that had no slot for it
+}
+
+// spec is what a request was admitted with.
+type spec struct {
+	wire       *subjects.Request // as workers get it; Pool and Tier are those of admitted
+	api        api.API           // of its path
+	caller     *caller
+	routeName  string        // empty if its model has no route
+	route      *policy.Route // nil if its model has no route
+	affinity   uint64        // the key under which its worker is remembered; 0: it is not
+	edits      api.Edits     // of its answer
+	cost       int           // tokens that count for its tenant in the queue
+	unattended bool          // no client waits: a mirror's copy, or a dead letter that runs again
+	arrived    time.Time
+	deadline   time.Time
+	admitted   target
+}
+
+// target is a lane of a queue.
+type target struct {
+	queue *queue
+	tier  policy.Tier
+	lane  string
+	join  joinPoint
+}
+
+// attempt is a start on a request that was granted to a worker.
+type attempt struct {
+	// Fixed.
+	mark   uint64
+	worker string // id
+	name   string
+	ack    string // where the delivery is settled
+	number int    // from 1
+	began  time.Time
+
+	// Guarded by request.mu.
+	seq    uint32 // of the last message of its frames
+	listed time.Time
+	over   bool // it has ended, or failed: no more of its frames count
+}
+
+// event is what the handler is given: a frame of the worker, or a fail of the gateway itself.
+type event struct {
+	subjects.Frame
+	payload []byte // of a frame from the broker that is not data: not parsed yet
+	crashed bool   // the worker is gone
+}
+
+// parse parses the payload. A malformed frame becomes a frame of its kind without content.
+func (e *event) parse() {
+	if e.payload == nil {
+		return
+	}
+	frame, err := subjects.ParseFrame(e.Kind, e.payload)
+	if err != nil {
+		frame = subjects.Frame{Kind: e.Kind}
+	}
+	e.Frame, e.payload = frame, nil
+}
+
+// newRequest makes a request that has joined the queue of its spec.
+func newRequest(s spec, body []byte) *request {
+	r := &request{
+		spec: s, body: body, laneSince: s.arrived, notify: make(chan struct{}, 1),
+		message: message{seenAt: s.arrived},
+		history: policy.History{MaxAttempts: s.admitted.tier.Retries + 1},
+	}
+	r.target.Store(&r.admitted)
+	return r
+}
+
+// take returns the events since the last call, and forgets those that it returned then.
+func (r *request) take() []event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.taken)
+	r.taken, r.events, r.buffered = r.events, r.taken[:0], 0
+	return r.taken
+}
+
+// orders is what other goroutines want the handler to do.
+type orders struct {
+	err        error // end the request with it
+	notStored  error // publish again: the broker did not store the message, for this reason
+	republish  bool  // the message was lost with its stream
+	moveShared bool  // move to the shared lane
+}
+
+func (r *request) takeOrders() orders {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o := orders{r.order, r.message.err, r.message.lost && r.attempt == nil, r.moves}
+	r.message.err, r.message.lost, r.moves = nil, false, false
+	return o
+}
+
+// waiting says whether the request waits for a worker, and the sequence of its message: 0 while the message is not
+// published or not confirmed.
+func (r *request) waiting() (seq uint64, waits bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.message.seq, r.waitsLocked()
+}
+
+func (r *request) waitsLocked() bool { return !r.ended && r.attempt == nil }
+
+// begin notes that an answer begins to reach the client. It returns when the attempt was granted.
+func (r *request) begin(now time.Time) (claimed time.Time) {
+	r.firstByte = now
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.begun = true
+	return r.claimed
+}
+
+// current is the attempt that was granted last, unless it has failed and another is due.
+func (r *request) current() *attempt {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.attempt
+}
+
+// retry lets another attempt be granted.
+func (r *request) retry() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.attempt = nil
+}
+
+// end ends the request: nothing that comes for it counts any more. It returns the last attempt; nil if the request waits.
+func (r *request) end() *attempt {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ended = true
+	r.body, r.events, r.taken = nil, nil, nil
+	return r.attempt
+}
+
+// fail notes in the request's history that an attempt failed. It returns the workers that refused the request so far.
+func (r *request) fail(a *attempt, class subjects.FailClass, crashed bool) (refused map[string]bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.failed == nil {
+		r.failed, r.refused = make(map[string]bool), make(map[string]bool)
+	}
+	h := &r.history
+	switch {
+	case crashed:
+		h.Failures++
+		h.Crashes++
+		r.failed[a.worker] = true
+	case class == subjects.FailRefused:
+		h.Refusals++
+		r.refused[a.worker] = true
+	case class == subjects.FailDraining:
+		r.refused[a.worker] = true
+	default:
+		h.Failures++
+		r.failed[a.worker] = true
+	}
+	return maps.Clone(r.refused)
+}
+
+// next decides what becomes of the request after a failure. allRefused says that the last failure was a refusal, and that
+// every live worker has refused it.
+func (r *request) next(allRefused bool) (next policy.Next, reason string, crashes int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.history.AllRefused = allRefused
+	next, reason = r.history.After()
+	return next, reason, r.history.Crashes
+}
+
+// avoided returns the workers that failed or refused the request, and how many attempts it had.
+func (r *request) avoided() (workers map[string]bool, attempts int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.avoidedLocked(), r.attempts
+}
+
+func (r *request) avoidedLocked() map[string]bool {
+	avoid := make(map[string]bool, len(r.failed)+len(r.refused))
+	maps.Copy(avoid, r.failed)
+	maps.Copy(avoid, r.refused)
+	return avoid
+}
+
+func (r *request) wake() {
+	select {
+	case r.notify <- struct{}{}:
+	default:
+	}
+}
+
+// claim arbitrates a claim of the delivery d and returns where the request waited. A worker that failed or refused the
+// request before is not granted it, unless again is set: the workers to avoid are returned, and the caller finds out
+// whether there are others.
+func (r *request) claim(c *subjects.Claim, d subjects.Delivery, again bool, now time.Time) (v subjects.Verdict, at *target, avoid map[string]bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at = r.target.Load()
+	switch {
+	case r.ended, r.order != nil, r.message.left.covers(d):
+		return subjects.Gone, at, nil
+	case r.attempt != nil:
+		return subjects.Elsewhere, at, nil
+	case !again && (r.failed[c.Worker] || r.refused[c.Worker]):
+		return subjects.OtherWorker, at, r.avoidedLocked()
+	}
+	if r.message.seq == 0 { // the claim is faster than the PubAck
+		r.message.setSeq(d.StreamSeq)
+	}
+	r.message.err = nil // the message is there after all
+	r.attempts++
+	r.attempt = &attempt{mark: c.Attempt, worker: c.Worker, name: c.Name, ack: c.Ack, number: r.attempts, began: now, listed: now}
+	r.claimed = now
+	return subjects.Granted, at, nil
+}
+
+// maxBuffered bounds the frames that wait for the handler: what flow control allows, and what may exceed it by chance.
+const maxBuffered = 2*subjects.Window + 2*subjects.MaxFrame
+
+// onMessage takes in a message of frames from the broker.
+func (r *request) onMessage(p subjects.Prefix, msg []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.expectedLocked(p) {
+		return
+	}
+	for len(msg) > 0 {
+		kind, payload, rest, err := subjects.NextFrame(msg)
+		if err != nil {
+			r.failAttemptLocked(subjects.FailTruncated, fmt.Sprintf("worker %s: %v", r.attempt.name, err), false)
+			return
+		}
+		msg = rest
+		ev := event{Frame: subjects.Frame{Kind: kind}}
+		if kind == subjects.KindData {
+			ev.Data = payload
+		} else {
+			ev.payload = payload
+		}
+		if !r.addLocked(ev) {
+			return
+		}
+	}
+	r.wake()
+}
+
+// onFrames takes in the frames of a worker in this process.
+func (r *request) onFrames(p subjects.Prefix, frames []subjects.Frame) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.expectedLocked(p) {
+		return
+	}
+	for _, frame := range frames {
+		if !r.addLocked(event{Frame: frame}) {
+			return
+		}
+	}
+	r.wake()
+}
+
+// expectedLocked says whether a message is the next one of the running attempt. Others are stale, or show that one is
+// lost, which fails the attempt.
+func (r *request) expectedLocked(p subjects.Prefix) bool {
+	a := r.attempt
+	if a == nil || a.over || a.mark != p.Attempt || r.ended {
+		return false
+	}
+	if p.Seq != a.seq+1 {
+		r.failAttemptLocked(subjects.FailTruncated, fmt.Sprintf("worker %s: frames lost between %d and %d", a.name, a.seq, p.Seq), false)
+		return false
+	}
+	a.seq = p.Seq
+	return true
+}
+
+// addLocked adds a frame of the running attempt. It returns false, and fails the attempt, if there are too many.
+func (r *request) addLocked(ev event) bool {
+	if r.buffered += len(ev.Data) + len(ev.payload); r.buffered > maxBuffered {
+		r.failAttemptLocked(subjects.FailTruncated, fmt.Sprintf("worker %s sent beyond its window", r.attempt.name), false)
+		return false
+	}
+	r.events = append(r.events, ev)
+	if ev.Kind == subjects.KindFail || ev.Kind == subjects.KindEnd {
+		r.attempt.over = true
+	}
+	return true
+}
+
+// failAttemptLocked fails the running attempt, if there is one.
+func (r *request) failAttemptLocked(class subjects.FailClass, reason string, crashed bool) {
+	if r.attempt == nil || r.attempt.over || r.ended {
+		return
+	}
+	r.attempt.over = true
+	fail := &subjects.Fail{Class: class, Reason: reason}
+	r.events = append(r.events, event{Frame: subjects.Frame{Kind: subjects.KindFail, Fail: fail}, crashed: crashed})
+	r.wake()
+}
+
+// onWorkerGone fails the attempt that runs on a worker that is gone, and says whether there was one. If the request waits
+// on the worker's home lane, it has to move.
+func (r *request) onWorkerGone(worker, reason string) (had bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.attempt != nil && r.attempt.worker == worker {
+		r.failAttemptLocked(subjects.FailEngine, reason, true)
+		had = true
+	}
+	if r.waitsLocked() && r.target.Load().lane == worker {
+		r.moveLocked()
+	}
+	return had
+}
+
+// onTierGone makes the request move if it waits: its tier is not in the policy any more.
+func (r *request) onTierGone() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.waitsLocked() {
+		r.moveLocked()
+	}
+}
+
+func (r *request) moveLocked() {
+	r.moves = true
+	r.wake()
+}
+
+// onStreamLost makes the request be published again if its message was in the stream of that tier.
+func (r *request) onStreamLost(tier string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.waitsLocked() && r.message.seq > 0 && r.target.Load().tier.Name == tier {
+		r.message.lost = true
+		r.wake()
+	}
+}
+
+// onListed takes in that a worker lists an attempt as running, and how many messages it has sent. It returns false if that
+// is not the request's attempt.
+func (r *request) onListed(l subjects.AliveAttempt, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a := r.attempt
+	if r.ended || a == nil || a.mark != l.Attempt || a.over {
+		return false
+	}
+	a.listed = now
+	if l.Sent > a.seq { // the worker sent them before the list, on the same connection
+		r.failAttemptLocked(subjects.FailTruncated, fmt.Sprintf("worker %s: frames lost after %d", a.name, a.seq), false)
+	}
+	return true
+}
+
+// checkListed fails an attempt that its live worker no longer lists. slept says that the gateway was stopped meanwhile.
+func (r *request) checkListed(now time.Time, slept bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a := r.attempt
+	switch {
+	case a == nil:
+	case slept:
+		a.listed = now
+	case now.Sub(a.listed) > listDeadline:
+		r.failAttemptLocked(subjects.FailTruncated, "worker "+a.name+" lost the request", false)
+	}
+}
+
+// cancel makes the handler end the request with an error.
+func (r *request) cancel(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.order = err
+	r.wake()
+}
+
+// cancelWaiting does the same if the request waits for a worker. It says whether it does.
+func (r *request) cancelWaiting(err error) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.waitsLocked() {
+		return false
+	}
+	r.order = err // from here on no claim is granted
+	r.wake()
+	return true
+}
+
+// piece returns the body from an offset on.
+func (r *request) piece(offset int64) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if offset < 0 || offset > int64(len(r.body)) {
+		return nil
+	}
+	return r.body[offset:]
+}
+
+// info describes the request for operators.
+func (r *request) info(gateway string, now time.Time) subjects.RequestInfo {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at := r.target.Load()
+	i := subjects.RequestInfo{
+		ID: r.wire.ID.String(), Gateway: gateway, Tenant: r.wire.Tenant, Model: r.wire.Model, Tier: at.tier.Name, Pool: at.queue.pool,
+		Path: r.wire.Path, Stream: r.wire.Stream, State: "queued", Attempt: r.attempts, Arrived: r.arrived,
+		AgeMS: now.Sub(r.arrived).Milliseconds(), QueueMS: now.Sub(r.arrived).Milliseconds(), BytesOut: r.bytesOut.Load(),
+	}
+	if r.attempt != nil {
+		i.State, i.Worker = "running", r.attempt.name
+		i.QueueMS = r.claimed.Sub(r.arrived).Milliseconds()
+		if r.begun {
+			i.State = "answering"
+		}
+	}
+	return i
+}
+
+// detail describes the request in full.
+func (r *request) detail(gateway string, now time.Time) subjects.RequestDetail {
+	d := subjects.RequestDetail{
+		RequestInfo: r.info(gateway, now), Deadline: time.UnixMilli(r.wire.Deadline), Lane: r.target.Load().lane,
+		InputTokens: r.wire.InputTokens, BodySize: r.wire.BodySize, Header: r.wire.Header,
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d.Failures, d.Refusals = r.history.Failures, r.history.Refusals
+	return d
+}
+
+// requests are the requests that a gateway holds.
+type requests struct {
+	mu   sync.Mutex
+	byID map[subjects.ID]*request
+}
+
+func newRequests() *requests { return &requests{byID: make(map[subjects.ID]*request)} }
+
+func (rs *requests) add(r *request) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	rs.byID[r.wire.ID] = r
+}
+
+func (rs *requests) remove(r *request) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	delete(rs.byID, r.wire.ID)
+}
+
+// find returns a request; nil if it is not here.
+func (rs *requests) find(id subjects.ID) *request {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	return rs.byID[id]
+}
+
+// all returns the requests that there are now.
+func (rs *requests) all() []*request {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	return slices.Collect(maps.Values(rs.byID))
+}
+
+func (rs *requests) count() int {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	return len(rs.byID)
+}

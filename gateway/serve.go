@@ -1,0 +1,373 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// checkEvery is how often a waiting request checks whether it waits in the right queue.
+const checkEvery = time.Second
+
+// Why a request ends that is not answered, though its client is there.
+var (
+	errDeadline = errors.New("the request's deadline has passed")
+	errStopping = errors.New("the gateway stops")
+)
+
+// errClientGone ends a request whose client went away. That is an outcome of its own, 499 in the log, and no failure.
+var errClientGone = errors.New("client gone")
+
+// server takes admitted requests from their queue to their end.
+type server struct {
+	bus       *bus
+	rules     *atomic.Pointer[rules]
+	requests  *requests
+	admission *admission
+	router    *router
+	fleet     *fleet
+	lanes     *lanes
+	queues    *queues
+	exchange  *exchange
+	publisher *publisher
+	keys      *keyring
+	shifts    *shifts
+	metrics   *metrics
+
+	background   *background
+	keepAlive    time.Duration // see Config
+	slowClient   time.Duration
+	noWorkerWait time.Duration
+}
+
+// background is the work that no client waits for. Gateway.Run sets its context and waits for it.
+type background struct {
+	sync.WaitGroup
+	ctx context.Context // ends with the gateway; fixed before the first request
+}
+
+// serve takes a request to its end: it puts it on the queue, writes its answer, tries again after a failure, and cleans up.
+func (s *server) serve(ctx context.Context, w http.ResponseWriter, r *request) error {
+	s.requests.add(r)
+	ans := s.newAnswer(w, r)
+	defer s.finish(ctx, r, ans)
+	if err := s.enqueue(r); err != nil {
+		return ans.refuse(s.clientError(ctx, r, err))
+	}
+	return s.follow(ctx, r, ans)
+}
+
+// enqueue publishes a request on the lane of its target, or has it held until its ticket is granted.
+func (s *server) enqueue(r *request) error {
+	r.laneSince = time.Now()
+	at := r.target.Load()
+	if r.ticket = at.queue.enqueue(at.lane, r.wire.Tenant, r.cost, r.laneSince); r.ticket != nil {
+		s.exchange.publishChange(at.queue, r.laneSince)
+		return nil
+	}
+	return s.publisher.publish(r)
+}
+
+// follow does for a request what is due, until its answer ends or its client is gone.
+func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
+	progress := time.Now()                 // when something last came
+	keepAlive := progress.Add(s.keepAlive) // when a keep-alive may be due
+	check := progress.Add(checkIn(r))      // when to check on the queue
+	timer := time.NewTimer(time.Until(earliest(r.deadline, keepAlive, check)))
+	defer timer.Stop()
+	for {
+		var granted <-chan struct{}
+		if r.ticket != nil {
+			granted = r.ticket.granted
+		}
+		select {
+		case <-granted:
+			r.ticket = nil
+			if err := s.publisher.publish(r); err != nil {
+				return ans.refuse(s.clientError(ctx, r, err))
+			}
+		case <-r.notify:
+			if err := s.obey(ctx, r); err != nil {
+				return ans.refuse(s.clientError(ctx, r, err))
+			}
+			done, err := s.onEvents(ctx, r, ans)
+			if done || err != nil {
+				return err
+			}
+			progress = time.Now()
+			if ans.got == nil { // it waits, perhaps again
+				check = progress.Add(checkIn(r))
+				timer.Reset(earliest(r.deadline, keepAlive, check).Sub(progress))
+			}
+		case <-ctx.Done():
+			return ans.refuse(s.clientError(ctx, r, ctx.Err()))
+		case <-timer.C:
+			now := time.Now()
+			if !now.Before(r.deadline) {
+				return ans.refuse(s.clientError(ctx, r, errDeadline))
+			}
+			if !now.Before(keepAlive) {
+				keepAlive = progress.Add(s.keepAlive)
+				if !now.Before(keepAlive) {
+					if err := ans.keepAlive(now); err != nil {
+						return err
+					}
+					keepAlive = now.Add(s.keepAlive)
+				}
+			}
+			if !now.Before(check) {
+				if _, waits := r.waiting(); waits {
+					if err := s.check(ctx, r); err != nil {
+						return ans.refuse(s.clientError(ctx, r, err))
+					}
+					check = time.Now().Add(checkIn(r))
+				} else { // should the attempt fail, the handler is woken
+					check = r.deadline
+				}
+			}
+			timer.Reset(time.Until(earliest(r.deadline, keepAlive, check)))
+		}
+	}
+}
+
+func earliest(a, b, c time.Time) time.Time {
+	if b.Before(a) {
+		a = b
+	}
+	if c.Before(a) {
+		a = c
+	}
+	return a
+}
+
+// checkIn is when a waiting request is to be checked.
+func checkIn(r *request) time.Duration {
+	in := checkEvery
+	if limit := time.Duration(r.target.Load().tier.MaxWait); limit > 0 {
+		in = min(in, max(limit-time.Since(r.arrived), 0)+time.Millisecond)
+	}
+	return in
+}
+
+// check looks after a waiting request: whether it may go on to wait, and where.
+func (s *server) check(ctx context.Context, r *request) error {
+	now, at := time.Now(), r.target.Load()
+	waited := now.Sub(r.arrived)
+	if limit := time.Duration(at.tier.MaxWait); limit > 0 && waited >= limit {
+		s.metrics.refused(at.queue.pool, at.tier.Name, "max_wait")
+		return &api.Error{Status: http.StatusTooManyRequests, Code: "queue_timeout", RetryAfter: time.Second,
+			Message: fmt.Sprintf("no worker took the request within the %v that tier %s allows", limit, at.tier.Name)}
+	}
+	if s.publisher.ackIsLate(r, now) {
+		return s.publisher.publishUntilStored(ctx, r, errNoAck)
+	}
+	s.lanes.check(at.queue.pool, at.lane, now)
+	if pool := s.router.fallback(r, now); pool != "" {
+		return s.move(ctx, r, pool, at.tier)
+	}
+	if p, _ := s.fleet.pool(at.queue.pool); !p.emptySince.IsZero() && now.Sub(p.emptySince) > s.noWorkerWait && waited > s.noWorkerWait {
+		return api.Unavailable("no_worker", 10*time.Second, "no worker serves %s", api.Quote(r.wire.Model))
+	}
+	if at.lane != subjects.Shared && now.Sub(r.laneSince) >= max(time.Duration(s.rules.Load().Policy.Pools[at.queue.pool].StickFor), checkEvery) {
+		return s.move(ctx, r, at.queue.pool, at.tier)
+	}
+	return s.publisher.publishIfLost(ctx, r)
+}
+
+// obey does what was decided outside of the request's handler.
+func (s *server) obey(ctx context.Context, r *request) error {
+	o := r.takeOrders()
+	err := o.err
+	switch {
+	case err != nil:
+	case o.notStored != nil:
+		err = s.publisher.publishUntilStored(ctx, r, o.notStored)
+	case o.republish:
+		err = s.publisher.publish(r)
+	}
+	if err == nil && o.moveShared && r.ticket == nil && s.publisher.awaitAck(ctx, r, r.deadline) == 0 { // no worker bids where it is: there is time
+		err = s.publisher.publishUntilStored(ctx, r, errNoAck)
+	}
+	if err != nil || !o.moveShared {
+		return err
+	}
+	at, rules := r.target.Load(), s.rules.Load()
+	tier, ok := rules.tiers[at.tier.Name]
+	if !ok {
+		tier = rules.tiers[policy.DefaultTier]
+	}
+	return s.move(ctx, r, at.queue.pool, tier)
+}
+
+// move takes a waiting request to the shared lane of another queue, or of its own. A request that a worker has claimed
+// stays there. One that was delivered meanwhile is refused to that worker, by the sequence of its message: while that is
+// unknown the request stays until the next check.
+func (s *server) move(ctx context.Context, r *request, pool string, tier policy.Tier) error {
+	published := r.ticket == nil
+	if published && s.publisher.awaitAck(ctx, r, r.deadline) == 0 {
+		return s.publisher.publishUntilStored(ctx, r, errNoAck)
+	}
+	left, moves := s.publisher.leaveBehind(r, published)
+	if !moves {
+		return nil
+	}
+	from := r.target.Load()
+	if published {
+		s.publisher.takeBack(r, left.stream, left.seq)
+		from.queue.withdraw(from.lane)
+	} else {
+		from.queue.cancel(r.ticket)
+		r.ticket = nil
+	}
+	to := &target{queue: s.queues.get(pool, tier.Name), tier: tier, lane: subjects.Shared}
+	to.join = to.queue.join(time.Now())
+	r.target.Store(to)
+	s.bus.log.Info("request moved", "id", r.wire.ID, "pool", pool, "tier", tier.Name, "lane", to.lane, "from_pool", from.queue.pool, "from_tier", from.tier.Name, "from_lane", from.lane)
+	return s.enqueue(r)
+}
+
+// onEvents writes what has come to the client. It says whether the answer has ended.
+func (s *server) onEvents(ctx context.Context, r *request, ans *answer) (done bool, err error) {
+	events := r.take()
+	for i, ev := range events {
+		ev.parse()
+		switch ev.Kind {
+		case subjects.KindHead:
+			err = ans.head(ev.Head)
+		case subjects.KindData:
+			err = ans.data(ev.Data, i == len(events)-1)
+		case subjects.KindEnd:
+			return true, ans.end(ev.End)
+		case subjects.KindFail:
+			return s.onFail(ctx, r, ans, ev)
+		}
+		if err != nil {
+			return true, ans.refuse(err)
+		}
+	}
+	return false, nil
+}
+
+// onFail decides what becomes of a request whose attempt failed, and does it.
+func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) (done bool, err error) {
+	fail := ev.Fail
+	if fail == nil {
+		return true, ans.refuse(errMalformed)
+	}
+	a, at := r.current(), r.target.Load()
+	s.metrics.attemptFailed(at.queue.pool, string(fail.Class), ev.crashed)
+	s.bus.log.Info("attempt failed", "id", r.wire.ID, "attempt", a.number, "worker", a.name, "class", fail.Class, "crashed", ev.crashed, "reason", fail.Reason, "after", time.Since(a.began))
+	s.shifts.failed(r, fail.Class)
+	if ans.begun {
+		return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "upstream_lost", Message: "the answer broke off: " + fail.Reason})
+	}
+	allRefused, refused := false, r.fail(a, fail.Class, ev.crashed)
+	if fail.Class == subjects.FailRefused {
+		live, _ := s.fleet.others(at.queue.pool, refused)
+		allRefused = live == 0
+	}
+	switch next, why, crashes := r.next(allRefused); next {
+	case policy.Again:
+		ans.reset()
+		if err := s.retry(ctx, r, a, fail.Class, ev.crashed); err != nil {
+			return true, ans.refuse(s.clientError(ctx, r, err))
+		}
+		return false, nil
+	case policy.GiveBack:
+		return true, ans.giveBack(fail)
+	default:
+		if !r.unattended { // such a request is a dead letter already, or of no consequence
+			s.publisher.deadLetter(r, fmt.Sprintf("%s; last: %s", why, fail.Reason))
+		}
+		return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "dead_lettered", NoRetry: crashes > 1,
+			Message: fmt.Sprintf("%s after %d attempts; last: %s", why, a.number, fail.Reason)})
+	}
+}
+
+// retry puts a request whose attempt a failed in front of its queue again.
+func (s *server) retry(ctx context.Context, r *request, a *attempt, class subjects.FailClass, crashed bool) error {
+	at := r.target.Load()
+	r.retry()
+	at.queue.requeue(at.lane)
+	if crashed || class == subjects.FailTruncated || class == subjects.FailStalled {
+		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "failed over") // should it still run
+	}
+	if err := s.publisher.handBack(ctx, r, a.ack, s.retryDelay(r)); err != nil {
+		return err
+	}
+	if at.lane != a.worker {
+		return nil
+	}
+	return s.move(ctx, r, at.queue.pool, at.tier) // no other worker may bid on that lane
+}
+
+// retryDelay is none while there is another worker to try, else some time for this one to recover.
+func (s *server) retryDelay(r *request) time.Duration {
+	avoid, attempts := r.avoided()
+	if live, _ := s.fleet.others(r.target.Load().queue.pool, avoid); live > 0 {
+		return 0
+	}
+	return policy.Pause(attempts, 0)
+}
+
+// clientError turns the reason for which a request ends into what its client is sent.
+func (s *server) clientError(ctx context.Context, r *request, err error) error {
+	if _, ok := errors.AsType[*api.Error](err); ok {
+		return err
+	}
+	switch {
+	case errors.Is(err, errQueueFull):
+		return s.admission.full(r.target.Load(), err.Error())
+	case errors.Is(err, errDeadline):
+		where := "it was running"
+		if _, waits := r.waiting(); waits {
+			where = "it waited for a worker"
+		}
+		return &api.Error{Status: http.StatusGatewayTimeout, Code: "deadline_exceeded",
+			Message: fmt.Sprintf("the request's deadline of %v passed while %s", r.deadline.Sub(r.arrived).Round(time.Millisecond), where)}
+	case ctx.Err() == nil:
+		return err
+	case errors.Is(context.Cause(ctx), errStopping):
+		return api.Unavailable("gateway_stopping", time.Second, "the gateway stops")
+	}
+	return errClientGone
+}
+
+// finish ends a request: what still waits or runs for it is stopped, and what its answer says is counted.
+func (s *server) finish(ctx context.Context, r *request, ans *answer) {
+	s.requests.remove(r)
+	a, at := r.end(), r.target.Load()
+	switch {
+	case r.ticket != nil:
+		at.queue.cancel(r.ticket)
+		s.publisher.forgetAck(r)
+	case a == nil:
+		at.queue.withdraw(at.lane)
+		s.background.Go(func() { // the client need not wait for the broker
+			if seq := s.publisher.awaitAck(context.Background(), r, r.message.sentAt.Add(ackTimeout)); seq > 0 {
+				s.publisher.takeBack(r, subjects.ReqStream(at.tier.Name), seq)
+			}
+			s.publisher.forgetAck(r)
+		})
+	case ans.whole:
+		s.bus.nc.Publish(a.ack, subjects.Ack)
+		at.queue.observeService(time.Since(a.began))
+		s.publisher.forgetAck(r)
+	default:
+		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "over")
+		s.bus.nc.Publish(a.ack, subjects.Term("over"))
+		s.publisher.forgetAck(r)
+	}
+	s.keys.end(r.caller, ans.usage.InputTokens, ans.usage.OutputTokens, time.Now())
+	gone := ctx.Err() != nil
+	s.shifts.observe(r, ans, gone)
+	s.metrics.ended(r, ans, a != nil, gone)
+}
