@@ -39,17 +39,17 @@ var (
 // message is a request's message in the stream of its tier. The publisher works on it.
 type message struct {
 	// Owned by the handler's goroutine.
-	copies int       // messages with an id of their own that were published
-	sentAt time.Time // when the last one was
-	seenAt time.Time // when the queue was last seen to have it
+	copies int       // how many messages with an id of their own were published
+	sentAt time.Time // when a message was last published
+	seenAt time.Time // when it was last checked that the queue has it
 
 	// Guarded by request.mu.
-	seq     uint64        // its sequence in the stream, as a PubAck or a claim says; 0 until then
-	pending uint64        // number of the PubAck that is outstanding; 0: none
+	seq     uint64        // its sequence in the stream, which a PubAck or a claim says; 0 until then
+	pending uint64        // the number of the outstanding PubAck; 0: none is
 	err     error         // why the broker did not store it
-	acked   chan struct{} // closed when the PubAck or a claim arrives, if awaitAck waits for that
-	left    leftover      // an earlier message that may still be delivered
-	lost    bool          // the stream was lost, and the message with it
+	acked   chan struct{} // made by awaitAck; closed when the PubAck or a claim arrives
+	left    leftover      // an earlier message, which may still be delivered
+	lost    bool          // its stream was lost
 }
 
 // leftover is a message of a request that has moved to another queue: it, and all messages before it, are not the
@@ -84,8 +84,8 @@ type publisher struct {
 	bus *bus
 
 	mu        sync.Mutex
-	published uint64              // messages so far: the number of the last one
-	pending   map[uint64]*request // whose PubAck is outstanding, by number
+	published uint64              // messages so far; also the number of the last one
+	pending   map[uint64]*request // the requests whose PubAck is outstanding, by its number
 }
 
 func newPublisher(b *bus) *publisher {

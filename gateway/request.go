@@ -13,53 +13,53 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// request is one request from its admission to its last byte. Its handler's goroutine takes it there (serve.go). Claims,
-// frames and the orders of operators come from other goroutines: they are noted under the lock and wake the handler.
+// request is one request from its admission to its last byte. Its handler's goroutine serves it (serve.go). Claims, frames
+// and the orders of operators arrive on other goroutines, which note them under the lock and wake the handler.
 type request struct {
 	spec // fixed after admission
 
-	notify   chan struct{}          // of capacity 1: there is something for the handler
-	target   atomic.Pointer[target] // where it waits, or was taken from; written by the handler alone
+	notify   chan struct{}          // wakes the handler; its capacity is 1
+	target   atomic.Pointer[target] // where the request waits or was taken from; only the handler changes it
 	bytesOut atomic.Int64           // written to the client
 
 	// Owned by the handler's goroutine.
-	ticket         *ticket   // it is held in the queue; nil once it may be published
+	ticket         *ticket   // its place among the held requests; nil once it may be published
 	laneSince      time.Time // when it came to its lane
-	failureCounted bool      // in the results of its route's shift
+	failureCounted bool      // the results of its route's shift include a failure of it
 	firstByte      time.Time // when the first byte of an answer was written
-	taken          []event   // what take returned last; its memory serves again
+	taken          []event   // what take returned last; its memory is reused
 
 	mu       sync.Mutex
-	message  message // in the stream of its tier: see publisher.go
-	body     []byte  // nil once it has ended
-	ended    bool
-	order    error // an operator's: the handler ends the request with it
-	moves    bool  // its lane or its tier is gone: the handler has to move it
-	attempt  *attempt
-	attempts int
-	claimed  time.Time // when attempt was granted
-	begun    bool      // bytes of an answer went to the client
-	events   []event   // for the handler
-	buffered int       // bytes in events
-	history  policy.History
-	failed   map[string]bool // workers that failed it, by id
-	refused  map[string]bool // workers that had no slot for it
+	message  message         // its message in the stream of its tier: see publisher.go
+	body     []byte          // nil once the request has ended; only the handler changes it
+	ended    bool            // the handler has returned: nothing that arrives counts any more
+	order    error           // an operator's order: the handler ends the request with this error
+	moves    bool            // its lane or its tier is gone: the handler moves it
+	attempt  *attempt        // the granted one; nil while the request waits
+	attempts int             // granted so far
+	claimed  time.Time       // when the last attempt was granted
+	begun    bool            // bytes of an answer have been written to the client
+	events   []event         // what has arrived for the handler
+	buffered int             // bytes in events
+	history  policy.History  // failures so far
+	failed   map[string]bool // ids of the workers that failed it
+	refused  map[string]bool // ids of the workers that had no slot for it
 }
 
 // spec is what a request was admitted with.
 type spec struct {
-	wire       *subjects.Request // as workers get it; Pool and Tier are those of admitted
-	api        api.API           // of its path
+	wire       *subjects.Request // what workers get; its pool and tier are those of admitted
+	api        api.API           // the API of its path
 	caller     *caller
-	routeName  string        // empty if its model has no route
-	route      *policy.Route // nil if its model has no route
+	routeName  string        // the name of its model's route; empty if there is none
+	route      *policy.Route // the route; nil if there is none
 	affinity   uint64        // the key under which its worker is remembered; 0: it is not
-	edits      api.Edits     // of its answer
-	cost       int           // tokens that count for its tenant in the queue
-	unattended bool          // no client waits: a mirror's copy, or a dead letter that runs again
+	edits      api.Edits     // how its answer is edited
+	cost       int           // tokens that it counts for its tenant in the queue
+	unattended bool          // no client waits for it: a mirror's copy, or a dead letter that runs again
 	arrived    time.Time
 	deadline   time.Time
-	admitted   target
+	admitted   target // its first target
 }
 
 // target is a lane of a queue.
@@ -70,27 +70,27 @@ type target struct {
 	join  joinPoint
 }
 
-// attempt is a start on a request that was granted to a worker.
+// attempt is a granted claim: one worker's run of a request.
 type attempt struct {
 	// Fixed.
-	mark   uint64
-	worker string // id
-	name   string
-	ack    string // where the delivery is settled
-	number int    // from 1
+	mark   uint64 // the worker's random number for it
+	worker string // the worker's id
+	name   string // the worker's name
+	ack    string // the subject on which the delivery is settled
+	number int    // counts the attempts of a request from 1
 	began  time.Time
 
 	// Guarded by request.mu.
-	seq    uint32 // of the last message of its frames
-	listed time.Time
-	over   bool // it has ended, or failed: no more of its frames count
+	seq    uint32    // sequence of the last message of frames
+	listed time.Time // when the worker last listed it as running
+	over   bool      // it has ended or failed: none of its frames counts any more
 }
 
-// event is what the handler is given: a frame of the worker, or a fail of the gateway itself.
+// event is something for the handler: a frame of the worker, or a Fail that the gateway itself makes.
 type event struct {
 	subjects.Frame
-	payload []byte // of a frame from the broker that is not data: not parsed yet
-	crashed bool   // the worker is gone
+	payload []byte // the payload of a frame from the broker that is not data; the handler parses it
+	crashed bool   // the attempt failed because its worker is gone
 }
 
 // parse parses the payload. A malformed frame becomes a frame of its kind without content.
@@ -301,6 +301,7 @@ func (r *request) onFrames(p subjects.Prefix, frames []subjects.Frame) {
 	if !r.expectedLocked(p) {
 		return
 	}
+	r.events = slices.Grow(r.events, len(frames))
 	for _, frame := range frames {
 		if !r.addLocked(event{Frame: frame}) {
 			return

@@ -1,0 +1,31 @@
+package gateway
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// A dead letter is what some client sent: nothing in it stops the gateway when it runs again.
+func TestRetryOfAPathThatIsNoURL(t *testing.T) {
+	g := runGateway(t, plainAnswer)
+	wire := &subjects.Request{ID: subjects.NewID(), Tier: "standard", Pool: "m", Model: "m", Method: http.MethodPost, Path: "/v1/chat/completions/%zz"}
+	m, err := wire.Msg(subjects.Shared, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Subject = subjects.Dead("standard", "m")
+	if err := g.nc.PublishMsg(m); err != nil {
+		t.Fatal(err)
+	}
+	reply, err := g.nc.Request(subjects.DoRetry, subjects.MustMarshal(subjects.RetryOrder{Sequence: 1}), 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result subjects.RetryResult
+	if err := subjects.Unmarshal(reply.Data, &result); err != nil || result.Status != 200 || string(result.Body) != llama {
+		t.Errorf("got %+v, %v", result, err)
+	}
+}
