@@ -36,6 +36,9 @@ type ScraperConfig struct {
 	MaxBackoff time.Duration
 	// OnStatus, if not nil, hears of every scrape, good or bad, from within Run.
 	OnStatus func(Status)
+	// OnListing, if not nil, gets every answer to GET /v1/models, from within Run: one every 5 s while it returns true, one
+	// every 0.5 s while it returns false, and one soon after each call of Look. Default nil: the question is not asked.
+	OnListing func(Listing) (good bool)
 	// Logger hears when the engine is healthy and when it is not. Default nil, silent.
 	Logger *slog.Logger
 }
@@ -47,6 +50,7 @@ type Scraper struct {
 	// Fixed after NewScraper.
 	cfg ScraperConfig
 	asker
+	look chan struct{} // wakes listLoop; holds one
 
 	// Owned by Run.
 	dialect  Dialect
@@ -88,7 +92,7 @@ func NewScraper(cfg ScraperConfig) (*Scraper, error) {
 	cfg.MaxBackoff = max(cmp.Or(cfg.MaxBackoff, 5*time.Second), cfg.Period)
 	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 	return &Scraper{
-		cfg: cfg, asker: newAsker(cfg.Client, cfg.URL, cfg.APIKey), latest: Status{Reason: "not asked yet"},
+		cfg: cfg, asker: newAsker(cfg.Client, cfg.URL, cfg.APIKey), look: make(chan struct{}, 1), latest: Status{Reason: "not asked yet"},
 	}, nil
 }
 
@@ -101,6 +105,11 @@ func (s *Scraper) Latest() Status {
 
 // Run scrapes until ctx ends, and then returns nil.
 func (s *Scraper) Run(ctx context.Context) error {
+	var listing sync.WaitGroup
+	defer listing.Wait()
+	if s.cfg.OnListing != nil {
+		listing.Go(func() { s.listLoop(ctx) })
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

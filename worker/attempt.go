@@ -236,7 +236,7 @@ func (w *Worker) answer(a *attempt) {
 	resp, err := w.cfg.Transport.RoundTrip(hr) // as a proxy does: what a client adds is not wanted
 	if err != nil {
 		w.brokeOff(a, err)
-		w.lookAtEngine()
+		w.scraper.Look()
 		w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %v", w.cfg.Name, err)})
 		return
 	}

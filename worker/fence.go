@@ -61,7 +61,7 @@ func (w *Worker) lookAtGPUsLocked(now time.Time) {
 		g.verdict = g.fence.Judge(s, r.started)
 		if g.verdict.Suspect != "" {
 			r.suspect, r.suspected = fmt.Sprintf("GPU %s: %s: the engine has to answer first", s.Label(), g.verdict.Suspect), now
-			w.lookAtEngine()
+			w.scraper.Look()
 		}
 		g.last = s
 		if isNew && s.State == gpu.Fresh {

@@ -3,9 +3,7 @@ package worker
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"time"
@@ -18,57 +16,24 @@ import (
 )
 
 const (
-	probeEvery   = 5 * time.Second        // while the engine answers
-	probeDown    = 500 * time.Millisecond // while it does not
-	probeTimeout = 2 * time.Second
-	memberEvery  = 3 * time.Second
-	leaseEvery   = subjects.AckWait / 3
+	memberEvery = 3 * time.Second
+	leaseEvery  = subjects.AckWait / 3
 )
 
-// healthLoop asks the engine how it is, and tells everybody how the worker is.
+// healthLoop publishes heartbeats, and keeps the worker's entry in the membership
+// bucket.
 func (w *Worker) healthLoop(ctx context.Context) {
 	beat := time.NewTicker(subjects.HeartbeatEvery)
 	defer beat.Stop()
 	member := time.NewTicker(memberEvery)
 	defer member.Stop()
-	probe := time.NewTimer(0)
-	defer probe.Stop()
-	asked := make(chan error, 1)
-	asking, again := false, false
-	var since time.Time // when it was asked
-	ask := func() {
-		if !asking {
-			asking, since = true, time.Now()
-			go func() { asked <- w.askEngine(ctx) }() // ends within probeTimeout; waited for below
-		}
-	}
 	for {
 		select {
 		case <-ctx.Done():
-			if asking {
-				<-asked
-			}
 			return
-		case <-probe.C:
-			ask()
-		case <-w.probe:
-			again = asking // its answer may be as old as that
-			ask()
-		case err := <-asked:
-			asking = false
-			next := probeEvery
-			if err != nil {
-				next = probeDown
-			}
-			if w.engineIs(err, since) {
-				w.beat()
-				w.join(ctx)
-			}
-			probe.Reset(next)
-			if again {
-				again = false
-				ask()
-			}
+		case <-w.changed:
+			w.beat()
+			w.join(ctx)
 		case <-beat.C:
 			w.beat()
 		case <-member.C:
@@ -77,69 +42,51 @@ func (w *Worker) healthLoop(ctx context.Context) {
 	}
 }
 
-// lookAtEngine makes healthLoop ask the engine now.
-func (w *Worker) lookAtEngine() {
-	select {
-	case w.probe <- struct{}{}:
-	default:
+// onListing takes the engine's answer to the question for its models, and reports
+// whether the engine can be used by it. An engine whose models were configured can
+// if it answers at all.
+func (w *Worker) onListing(l engine.Listing) (good bool) {
+	models, err := w.modelsOf(l)
+	if err == nil {
+		w.serve(w.poolsOf(models))
 	}
+	if w.engineIs(err, l.Asked) {
+		select {
+		case w.changed <- struct{}{}:
+		default:
+		}
+	}
+	return err == nil
 }
 
-// askEngine asks which models the engine has. An engine whose models were
-// configured is well if it answers at all.
-func (w *Worker) askEngine(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, w.base+"/v1/models", nil)
-	if err != nil {
-		return err
-	}
-	if w.cfg.APIKey != "" {
-		r.Header.Set("Authorization", "Bearer "+w.cfg.APIKey)
-	}
-	resp, err := w.client.Do(r)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+func (w *Worker) modelsOf(l engine.Listing) ([]string, error) {
 	if len(w.cfg.Models) > 0 {
-		if resp.StatusCode >= 500 {
-			return fmt.Errorf("GET /v1/models: %s", resp.Status)
+		if l.Status == 0 || l.Status >= 500 {
+			return nil, l.Err
 		}
-		w.serve(w.poolsOf(w.cfg.Models))
-		return nil
+		return w.cfg.Models, nil
 	}
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET /v1/models: %s; name the models (model=NAME) if the engine has no such list", resp.Status)
-	}
-	var list struct {
-		Data []struct {
-			ID string `json:"id"`
-		} `json:"data"`
-	}
-	if err := json.Unmarshal(body, &list); err != nil {
-		return fmt.Errorf("GET /v1/models: %w", err)
+	if l.Err != nil {
+		if l.Status != 0 && l.Status != http.StatusOK {
+			return nil, fmt.Errorf("%w; name the models (model=NAME) if the engine has no such list", l.Err)
+		}
+		return nil, l.Err
 	}
 	var models []string
-	for _, m := range list.Data {
-		if m.ID != "" && len(m.ID) <= subjects.MaxName {
-			models = append(models, m.ID)
+	for _, m := range l.Models {
+		if m != "" && len(m) <= subjects.MaxName {
+			models = append(models, m)
 		}
 	}
 	if len(models) == 0 {
-		return fmt.Errorf("GET /v1/models: no models")
+		return nil, fmt.Errorf("GET /v1/models: no models")
 	}
 	slices.Sort(models)
 	models = slices.Compact(models)
 	if w.cfg.Pool != "" && len(models) > 1 {
-		return fmt.Errorf("GET /v1/models: %d models, and pool %q takes one: name it (model=NAME)", len(models), w.cfg.Pool)
+		return nil, fmt.Errorf("GET /v1/models: %d models, and pool %q takes one: name it (model=NAME)", len(models), w.cfg.Pool)
 	}
-	w.serve(w.poolsOf(models))
-	return nil
+	return models, nil
 }
 
 // poolsOf says which pools the engine's models make the worker a part of.

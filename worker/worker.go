@@ -123,7 +123,6 @@ type Worker struct {
 	base    string // of the engine's URLs
 	nc      *nats.Conn
 	log     *slog.Logger
-	client  *http.Client
 	scraper *engine.Scraper
 	host    string
 	started time.Time
@@ -178,7 +177,7 @@ type Worker struct {
 	gateAt     time.Time            // what it is set to
 	gateways   map[string]time.Time // last sign of life
 	connected  time.Time
-	probe      chan struct{} // asks healthLoop to look at the engine now
+	changed    chan struct{} // makes healthLoop tell that the engine's health has changed
 }
 
 // New checks the configuration. It starts nothing.
@@ -188,10 +187,10 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		return nil, fmt.Errorf("engine %q: want a URL such as http://127.0.0.1:8000", cfg.Engine)
 	}
 	if cfg.Slots < 0 {
-		return nil, fmt.Errorf("engine %s: slots %d: must be at least 1", cfg.Engine, cfg.Slots)
+		return nil, fmt.Errorf("engine %s: slots %d: must not be negative", cfg.Engine, cfg.Slots)
 	}
 	if cfg.Weight < 0 {
-		return nil, fmt.Errorf("engine %s: weight %g: must be above 0", cfg.Engine, cfg.Weight)
+		return nil, fmt.Errorf("engine %s: weight %g: must not be negative", cfg.Engine, cfg.Weight)
 	}
 	for _, m := range cfg.Models {
 		if m == "" || len(m) > subjects.MaxName || !utf8.ValidString(m) {
@@ -222,7 +221,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	cfg.DrainTimeout = cmp.Or(cfg.DrainTimeout, 10*time.Minute)
 	cfg.StallTimeout = cmp.Or(cfg.StallTimeout, 2*time.Minute)
 	if cfg.SwapAfter < 0 {
-		return nil, fmt.Errorf("engine %s: swap after %v: must be above 0", cfg.Engine, cfg.SwapAfter)
+		return nil, fmt.Errorf("engine %s: swap after %v: must not be negative", cfg.Engine, cfg.SwapAfter)
 	}
 	cfg.SwapAfter = cmp.Or(cfg.SwapAfter, policy.SwapAfter)
 	cfg.Version = cmp.Or(cfg.Version, "dev")
@@ -250,7 +249,6 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		base:       strings.TrimSuffix(strings.TrimRight(cfg.Engine, "/"), "/v1"),
 		nc:         nc,
 		host:       host,
-		client:     &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		ordered:    make(chan struct{}),
 		idle:       make(chan *attempt),
 		policy:     policy.Default(),
@@ -266,11 +264,13 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		failedHere: make(map[subjects.ID]time.Time),
 		keptFor:    make(map[subjects.ID]time.Time),
 		gateways:   make(map[string]time.Time),
-		probe:      make(chan struct{}, 1),
+		changed:    make(chan struct{}, 1),
 	}
 	w.log = cfg.Logger.With("worker", cfg.Name)
+	client := &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	scraper, err := engine.NewScraper(engine.ScraperConfig{
-		URL: w.base, Dialect: cfg.Dialect, MetricsURL: cfg.MetricsURL, APIKey: cfg.APIKey, Client: w.client, OnStatus: w.hearEngine,
+		URL: w.base, Dialect: cfg.Dialect, MetricsURL: cfg.MetricsURL, APIKey: cfg.APIKey, Client: client,
+		OnStatus: w.hearEngine, OnListing: w.onListing,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("engine %s: %w", cfg.Engine, err)
