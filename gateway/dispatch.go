@@ -19,15 +19,16 @@ type dispatcher struct {
 	affinity  *affinity
 	exchange  *exchange
 	metrics   *metrics
+	watch     *watch
 }
 
 // onMessage handles the messages to this gateway in their order. That claims and frames come through one subscription is
 // what makes a claim known before the frames that follow it.
 func (d *dispatcher) onMessage(m *nats.Msg) {
-	what, number, _ := strings.Cut(strings.TrimPrefix(m.Subject, subjects.Gateway(d.bus.id)+"."), ".")
+	what, arg, _ := strings.Cut(strings.TrimPrefix(m.Subject, subjects.Gateway(d.bus.id)+"."), ".")
 	switch what {
 	case "stored":
-		d.publisher.onPubAck(number, m)
+		d.publisher.onPubAck(arg, m)
 	case "rsp":
 		d.onFrames(m)
 	case "claim":
@@ -36,6 +37,8 @@ func (d *dispatcher) onMessage(m *nats.Msg) {
 		d.onAlive(m)
 	case "body":
 		d.onBodyRequest(m)
+	case "left":
+		d.watch.onLeft(arg)
 	case "turn":
 		d.exchange.onRelease(m)
 	}

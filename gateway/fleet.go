@@ -68,13 +68,16 @@ func newFleet() *fleet {
 	return &fleet{workers: make(map[string]*member), pools: make(map[string]*poolState), peers: make(map[string]time.Time)}
 }
 
-// onHeartbeat records the heartbeat of a worker that has not left.
+// onHeartbeat records the heartbeat of a worker. One that has left does not come back.
 func (f *fleet) onHeartbeat(h *subjects.Heartbeat, now time.Time) []change {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var was *subjects.Heartbeat
 	if m := f.workers[h.Worker]; m != nil {
 		was = m.beat
+	}
+	if was != nil && was.State == subjects.Left {
+		return nil
 	}
 	f.workers[h.Worker] = &member{beat: h, seen: now}
 	for i := range h.Pools {
@@ -108,15 +111,29 @@ func changesOf(was, h *subjects.Heartbeat) []change {
 	return []change{c}
 }
 
-// onLeft records a worker's last heartbeat. It returns nothing if the worker is unknown.
-func (f *fleet) onLeft(h *subjects.Heartbeat) []change {
+// onLastHeartbeat records that a worker has left, and reports whether it is known. The worker stays until onLeft: its last
+// frames may not have been handled yet.
+func (f *fleet) onLastHeartbeat(h *subjects.Heartbeat, now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.workers[h.Worker] == nil {
+	m := f.workers[h.Worker]
+	if m != nil {
+		m.beat, m.seen = h, now
+	}
+	return m != nil
+}
+
+// onLeft removes a worker that has left and all of whose frames have been handled. It returns nothing if the worker is
+// unknown.
+func (f *fleet) onLeft(worker string) []change {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.workers[worker]
+	if m == nil {
 		return nil
 	}
-	delete(f.workers, h.Worker)
-	return []change{{kind: workerLeft, beat: h}}
+	delete(f.workers, worker)
+	return []change{{kind: workerLeft, beat: m.beat}}
 }
 
 // onGateway records that another gateway lives.
@@ -150,7 +167,7 @@ func (f *fleet) addPoolLocked(name string, now time.Time) {
 	}
 }
 
-// sweep removes the workers that fell silent. slept says that the gateway itself did not run for a while; then, and
+// sweep removes the workers that fell silent, and those that left long ago. slept says that the gateway itself did not run for a while; then, and
 // without a connection, no worker counts as silent.
 func (f *fleet) sweep(now time.Time, connected bool) (lost []change, slept bool) {
 	f.mu.Lock()
@@ -161,9 +178,13 @@ func (f *fleet) sweep(now time.Time, connected bool) (lost []change, slept bool)
 		if slept || !connected {
 			m.seen = now
 		}
-		if silent := now.Sub(m.seen); silent > subjects.WorkerDeadline {
+		kind, deadline := workerLost, subjects.WorkerDeadline
+		if m.beat.State == subjects.Left { // the message that calls onLeft was lost, or waits behind many frames
+			kind, deadline = workerLeft, listDeadline
+		}
+		if silent := now.Sub(m.seen); silent > deadline {
 			delete(f.workers, id)
-			lost = append(lost, change{kind: workerLost, beat: m.beat, silent: silent})
+			lost = append(lost, change{kind: kind, beat: m.beat, silent: silent})
 		}
 	}
 	f.countLocked(now)

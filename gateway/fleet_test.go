@@ -52,11 +52,23 @@ func TestFleetReturnsWhatChanged(t *testing.T) {
 	f := newFleet()
 	f.onHeartbeat(beatOf("w", subjects.Ready, 4, 0, "m"), noon)
 	last := beatOf("w", subjects.Left, 4, 0, "m")
-	if got := kinds(f.onLeft(last)); !slices.Equal(got, []changeKind{workerLeft}) {
+	if !f.onLastHeartbeat(last, noon) {
+		t.Error("a worker that leaves is unknown")
+	}
+	if got := f.onHeartbeat(beatOf("w", subjects.Ready, 4, 0, "m"), noon); got != nil {
+		t.Errorf("a heartbeat after the last one: got %v", kinds(got))
+	}
+	if lost, _ := f.sweep(noon.Add(subjects.WorkerDeadline+time.Second), true); lost != nil {
+		t.Errorf("before its last frames are handled: got %v", kinds(lost))
+	}
+	if got := kinds(f.onLeft("w")); !slices.Equal(got, []changeKind{workerLeft}) {
 		t.Errorf("it leaves: got %v", got)
 	}
-	if got := f.onLeft(last); got != nil {
+	if got := f.onLeft("w"); got != nil {
 		t.Errorf("it leaves again: got %v", kinds(got))
+	}
+	if f.onLastHeartbeat(last, noon) {
+		t.Error("a worker that has left is known")
 	}
 }
 
@@ -114,7 +126,7 @@ func TestFleetCountsSlots(t *testing.T) {
 	if models := f.models(); !slices.Equal(models, []string{"m", "n"}) {
 		t.Errorf("models %v", models)
 	}
-	f.onLeft(beatOf("a", subjects.Left, 0, 0))
+	f.onLeft("a")
 	f.sweep(noon.Add(time.Second), true)
 	if p, known := f.pool("n"); !known || p.slots != 0 || !p.emptySince.Equal(noon.Add(time.Second)) {
 		t.Errorf("a pool without its worker: %+v, %t", p, known)

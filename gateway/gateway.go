@@ -161,20 +161,21 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	streams := &streams{
 		bus: b, rules: rules, replicas: cfg.Replicas, fleet: fleet, lanes: lanes, requests: requests, changed: make(chan struct{}, 1),
 	}
+	watch := &watch{
+		bus: b, rules: rules, fleet: fleet, gpus: gpus, lanes: lanes, queues: queues, exchange: exchange, requests: requests,
+		gone: make(chan goneWorker, 1024),
+	}
 	g := &Gateway{
 		cfg: cfg, bus: b, rules: rules, metrics: metrics, requests: requests, fleet: fleet, lanes: lanes, affinity: affinity, keys: keys,
 		router: router, admission: admission, exchange: exchange, streams: streams, shifts: shifts, background: background,
 		dispatcher: &dispatcher{
-			bus: b, requests: requests, publisher: publisher, fleet: fleet, affinity: affinity, exchange: exchange, metrics: metrics,
+			bus: b, requests: requests, publisher: publisher, fleet: fleet, affinity: affinity, exchange: exchange, metrics: metrics, watch: watch,
 		},
 		ingress: &ingress{
 			bus: b, keys: keys, router: router, admission: admission, mirrors: mirrors, server: server, metrics: metrics, bodies: bodies,
 			maxBody: cfg.MaxBody, slowClient: cfg.SlowClient, corsOrigins: cfg.CORSOrigins,
 		},
-		watch: &watch{
-			bus: b, rules: rules, fleet: fleet, gpus: gpus, lanes: lanes, queues: queues, exchange: exchange, requests: requests,
-			gone: make(chan goneWorker, 1024),
-		},
+		watch: watch,
 		policy: &policyFollower{bus: b, rules: rules, keys: keys, streams: streams, requests: requests},
 	}
 	g.control = &control{

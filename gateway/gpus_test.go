@@ -94,7 +94,7 @@ func TestMetricsOfAWorker(t *testing.T) {
 		pulley_worker_fenced{host="h",reason="stalled",worker="a"} 1
 		pulley_gpu_fenced{UUID="GPU-1",gpu="0",host="h",modelName="H100",reason="xid"} 1`)
 
-	m.fleet.onLeft(&h)
+	m.fleet.onLeft(h.Worker)
 	m.gpus.keep(m.fleet.heartbeats())
 	left := len(m.gpus.gpus)
 	wantMetrics(t, m, names+" pulley_gpu_xid_total", "")

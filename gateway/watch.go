@@ -51,16 +51,25 @@ func (w *watch) onHeartbeat(m *nats.Msg) {
 		w.bus.log.Warn("heartbeat dropped", "err", err)
 		return
 	}
+	now := time.Now()
 	if h.State == subjects.Left {
-		w.report(w.fleet.onLeft(h))
+		// The worker's last frames may still wait to be handled: they come by another subscription than heartbeats, and
+		// no order holds between the two. So the gateway sends itself a message on the subject tree of the frames, which
+		// the broker delivers behind all that the worker published before it left.
+		if w.fleet.onLastHeartbeat(h, now) {
+			w.bus.nc.Publish(subjects.GatewayLeft(w.bus.id, h.Worker), nil)
+		}
 		return
 	}
-	now := time.Now()
 	changes := w.fleet.onHeartbeat(h, now)
 	w.gpus.onHeartbeat(h, now)
 	w.lanes.need(h)
 	w.report(changes)
 }
+
+// onLeft handles the gateway's own message that a worker has left, behind the worker's last frames: an attempt of the worker
+// that has not ended never will.
+func (w *watch) onLeft(worker string) { w.report(w.fleet.onLeft(worker)) }
 
 // onReference notes that another gateway lives.
 func (w *watch) onReference(m *nats.Msg) {

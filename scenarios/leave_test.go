@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/worker"
 )
 
@@ -75,6 +77,60 @@ func TestDrainEnds(t *testing.T) {
 		}
 		if !strings.Contains(stream.body, "upstream_lost") || strings.Contains(stream.body, "[DONE]") {
 			t.Errorf("the stream had begun, and ends with %q", stream.body[max(0, len(stream.body)-100):])
+		}
+	})
+}
+
+// A worker that leaves has published the last frames of its streams before it says so. The gateway gets both at once,
+// through two subscriptions between which there is no order, and has to read many frames.
+func TestLastFramesBeforeAWorkerLeaves(t *testing.T) {
+	run(t, func(t *testing.T, env *Env) {
+		const drains, streams, tokens = 20, 8, 600
+		g := env.Gateway(gateway.Config{})
+		broken := 0
+		for range drains {
+			e := env.Engine(sim.Config{Name: "a", Models: []string{"m"}, Slots: streams, PrefillRate: 1e6, ITLBase: time.Millisecond})
+			w := env.Worker(e, worker.Config{Name: "a", Slots: streams})
+			g.Serves(t, "m")
+			replies := make([]reply, streams)
+			var wg sync.WaitGroup
+			for i := range replies {
+				wg.Go(func() { replies[i] = ask(t, g, chat("m", true, tokens), "") })
+			}
+			time.Sleep(100 * time.Millisecond)
+			g.Link.Freeze() // shorter than it takes for the worker to count as dead
+			if err := w.Stop(); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+			g.Link.Thaw()
+			wg.Wait()
+			for _, r := range replies {
+				if r.status != 200 || r.err != nil || words(content(t, r.body)) != tokens || !strings.Contains(r.body, "[DONE]") {
+					broken++
+				}
+			}
+		}
+		if broken > 0 {
+			t.Errorf("%d of %d streams that were whole broke in %d drains", broken, drains*streams, drains)
+		}
+	})
+}
+
+// What a worker has not ended when it says that it has left never ends: the attempt fails at once.
+func TestAWorkerLeavesInTheMiddleOfAStream(t *testing.T) {
+	runBoth(t, func(t *testing.T, env *Env) {
+		g, _, ws := pair(t, env, slow("a"))
+		var got reply
+		var wg sync.WaitGroup
+		wg.Go(func() { got = ask(t, g, chat("m", true, 100), "") }) // 10 s
+		time.Sleep(time.Second)
+		nc, _ := env.Connect("liar")
+		nc.Publish(subjects.Heartbeats(ws[0].ID()), subjects.MustMarshal(subjects.Heartbeat{Worker: ws[0].ID(), Name: "a", State: subjects.Left}))
+		left := time.Now()
+		wg.Wait()
+		if d := time.Since(left); d > 100*time.Millisecond || !strings.Contains(got.body, "upstream_lost") || strings.Contains(got.body, "[DONE]") {
+			t.Errorf("after %v it ends with %q", d, got.body[max(0, len(got.body)-200):])
 		}
 	})
 }

@@ -28,6 +28,7 @@
 //	pulley.gw.<gw>.alive               worker → gateway    Alive
 //	pulley.gw.<gw>.body                worker → gateway    BodyWant; the answer is bytes
 //	pulley.gw.<gw>.stored.<n>          broker → gateway    its answer to a Request (a PubAck)
+//	pulley.gw.<gw>.left.<w>            gateway → itself    empty: the worker's last frames came before it
 //	pulley.gw.<gw>.ref                 gateway → workers   Reference
 //	pulley.gw.<gw>.told                gateway → gateways  Told
 //	pulley.gw.<gw>.turn                gateway → gateway   Turn
@@ -214,7 +215,14 @@
 //	            (PoolStatus.Cold), it says also who has it loaded and how long requests have waited for it
 //
 // A worker renews the lease of what it runs (+WPI) every 10 s while its engine
-// makes progress. Its last heartbeat has state "left".
+// makes progress.
+//
+// Its last heartbeat has state "left". The worker publishes it after its last
+// frames, on the same connection. A gateway receives the two by different
+// subscriptions and may handle them in another order, so on "left" it sends
+// itself an empty message on pulley.gw.<gw>.left.<w>. That one comes behind the
+// frames, and only then the gateway fails over what the worker did not end. If
+// it gets lost, the gateway does so 3.5 s after "left".
 //
 // # Who settles a delivery
 //

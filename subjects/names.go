@@ -101,6 +101,9 @@ func GatewayAck(gw string, n uint64) string {
 	return "pulley.gw." + gw + ".stored." + strconv.FormatUint(n, 16)
 }
 
+// GatewayLeft is where a gateway sends itself a message when a worker has left: it comes behind the worker's last frames.
+func GatewayLeft(gw, w string) string { return "pulley.gw." + gw + ".left." + w }
+
 // Worker is the root of the subjects on which a worker is sent messages.
 func Worker(w string) string       { return "pulley.wk." + w }
 func WorkerCancel(w string) string { return "pulley.wk." + w + ".cancel" }
