@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"net/http"
 	"strconv"
-	"sync"
 
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -12,6 +11,7 @@ import (
 // Inspector looks at an answer's bytes as they pass: how many tokens, what the
 // engine says of usage, and whether it ended as its API ends. It changes
 // nothing and keeps little: of a line longer than keepLine its begin and its end.
+// Begin comes before all else.
 type Inspector struct {
 	Stream bool // server-sent events or JSON lines
 	Events int  // of a stream so far
@@ -34,24 +34,19 @@ const (
 	keepTail = 4 << 10
 )
 
-var inspectors = sync.Pool{New: func() any { return new(Inspector) }}
-
-// NewInspector is for the answer to a request for a path.
-func NewInspector(path string, resp *http.Response) *Inspector {
+// Begin makes it look at the answer to a request for a path, from the first byte
+// on. The memory that it has from the answer before is used again.
+func (in *Inspector) Begin(path string, resp *http.Response) {
 	ct := subjects.MediaType(resp.Header)
-	in := inspectors.Get().(*Inspector) // as Free has left it
+	if cap(in.line) > keepLine { // after a very long one
+		in.line = nil
+	}
+	*in = Inspector{line: in.line[:0], tail: in.tail[:0]}
 	in.sse = ct == "text/event-stream"
 	in.json = ct == "application/json"
 	in.delimit = resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && resp.ProtoMajor == 1
 	in.Stream = in.sse || ct == "application/x-ndjson" || ct == "application/jsonl"
 	in.api = Of(path)
-	return in
-}
-
-// Free gives its memory to the next one.
-func (in *Inspector) Free() {
-	*in = Inspector{line: in.line[:0], tail: in.tail[:0]}
-	inspectors.Put(in)
 }
 
 // See takes in the next bytes of the answer.

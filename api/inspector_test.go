@@ -28,7 +28,8 @@ type outcome struct {
 }
 
 func watched(path, contentType string, pieces ...string) outcome {
-	wt := NewInspector(path, answerOf(contentType))
+	var wt Inspector
+	wt.Begin(path, answerOf(contentType))
 	for _, p := range pieces {
 		wt.See([]byte(p))
 	}
@@ -104,7 +105,8 @@ func TestWatchWithoutLength(t *testing.T) {
 	} {
 		resp := answerOf(jsonType)
 		resp.TransferEncoding = nil
-		wt := NewInspector("/v1/embeddings", resp)
+		var wt Inspector
+		wt.Begin("/v1/embeddings", resp)
 		wt.See([]byte(body))
 		if got := wt.Broken(); got != want {
 			t.Errorf("%q: got %q, want %q", body, got, want)
@@ -115,7 +117,8 @@ func TestWatchWithoutLength(t *testing.T) {
 // A watch holds a bounded part of whatever passes.
 func TestWatchIsBounded(t *testing.T) {
 	for _, ct := range []string{eventStream, jsonType} {
-		wt := NewInspector("/v1/chat/completions", answerOf(ct))
+		var wt Inspector
+		wt.Begin("/v1/chat/completions", answerOf(ct))
 		piece := []byte(strings.Repeat("x", 64<<10))
 		wt.See([]byte("data: "))
 		for range 1000 {
@@ -156,7 +159,8 @@ func FuzzWatch(f *testing.F) {
 
 func BenchmarkWatch(b *testing.B) {
 	token := []byte(`data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":" word"},"finish_reason":null}]}` + "\n\n")
-	wt := NewInspector("/v1/chat/completions", answerOf(eventStream))
+	var wt Inspector
+	wt.Begin("/v1/chat/completions", answerOf(eventStream))
 	b.SetBytes(int64(len(token)))
 	b.ReportAllocs()
 	for b.Loop() {

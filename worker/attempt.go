@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,158 +8,400 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/api"
-	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
+)
+
+const (
+	// failedHereFor is how long a request is remembered that failed here.
+	failedHereFor = time.Minute
+
+	// keptFor is how long a request that a gateway keeps for other workers is not
+	// claimed again. Handed back meanwhile, it is delivered again after keptAgain.
+	keptFor   = 500 * time.Millisecond
+	keptAgain = 100 * time.Millisecond
+
+	bodyTimeout = 5 * time.Second // for one piece of a body
+
+	// maxBodyAtOnce bounds the memory that is allocated for a body before its bytes
+	// have come, by the size that the request says.
+	maxBodyAtOnce = 64 << 20
+
+	// maxRefusal bounds an engine's error answer that is passed on. A longer one is
+	// left out, since half of a body is worse than none.
+	maxRefusal = 64 << 10
+)
+
+// Why an attempt was stopped, as causes of its context.
+var (
+	errCancelled   = errors.New("the gateway cancelled it")
+	errGatewayGone = errors.New("its gateway is gone")
+	errRefused     = errors.New("the gateway refused the claim")
+	errDraining    = errors.New("the worker stops")
+	errStalled     = errors.New("the engine went silent")
 )
 
 // attempt is one start on one request.
 type attempt struct {
 	// Fixed when it begins.
 	mark    uint64
-	msg     *nats.Msg
-	lane    *lane
-	model   string // as the engine calls it
+	msg     *nats.Msg         // the delivery
+	req     *subjects.Request // never changed: it may be the gateway's own
+	task    task
 	ctx     context.Context
 	stop    context.CancelCauseFunc
-	credit  chan struct{} // told when taken grew
 	started time.Time
-	alone   bool  // no other waited for its first token when it began
-	besides int   // others in flight then
-	served  *pool // whose model it runs on
-	cold    bool  // that had to be loaded
-	loads   bool  // and it was the first to ask for it
+	grown   chan struct{} // signals that taken grew; capacity 1
 
-	// Owned by run.
-	out      outlet
-	streamed bool
+	// Owned by Worker.run.
+	runner   *runner // the one that runs it
+	out      responder
+	streamed bool // the engine's answer is a stream; other goroutines may read it once firstByte is set
 
-	// Guarded by Worker.mu.
-	req         *subjects.Request
-	claimed     bool          // the claim is on its way
-	sent        uint32        // messages
-	taken       int64         // body bytes that the client took
-	prefillTook time.Duration // as far as can be told; 0: it cannot
-	expectFirst time.Duration // how long a first token was to take, by what was measured
-	firstBy     time.Time     // until when it counts as waiting for it, if it does not stream
-	firstByte   time.Time
-	lastByte    time.Time
-	waits       bool // it counts in room.firsts
-	behindLoad  bool // its first byte came of a load
-	decodes     bool // it is in the decoding meter
-	areaAtFirst float64
-	renewed     time.Time // when the delivery's lease was last renewed
+	// Shared without a lock.
+	claimed   atomic.Bool   // the claim has been published
+	sent      atomic.Uint32 // messages with frames that have been published
+	taken     atomic.Int64  // body bytes that the client has taken
+	firstByte moment
+	lastByte  moment
+
+	renewed time.Time // when the lease of the delivery was last renewed; owned by Worker.publishAlive
+
+	timing timing // owned by the estimator
+	slot   slot   // owned by capacity
 }
 
-func (w *Worker) beginLocked(m *nats.Msg, l *lane, now time.Time) *attempt {
+// moment is a time after a start, read and written without a lock. The zero value is
+// not set.
+type moment struct {
+	after atomic.Int64 // nanoseconds since the start, plus one
+}
+
+func (m *moment) set(start, t time.Time) { m.after.Store(int64(t.Sub(start)) + 1) }
+
+func (m *moment) isSet() bool { return m.after.Load() != 0 }
+
+// since returns the time from the moment to now; from the start, if it is not set.
+func (m *moment) since(start, now time.Time) time.Duration {
+	return now.Sub(start) - time.Duration(max(m.after.Load()-1, 0))
+}
+
+func newAttempt(m *nats.Msg, req *subjects.Request, t task, now time.Time) *attempt {
 	ctx, stop := context.WithCancelCause(context.Background())
 	a := &attempt{
-		mark: rand.Uint64(), msg: m, lane: l, model: l.pool.model, ctx: ctx, stop: stop,
-		credit:  make(chan struct{}, 1),
-		started: now, lastByte: now, renewed: now,
-		alone: w.prefillsLocked(now).n == 0, besides: w.inFlight,
+		mark: rand.Uint64(), msg: m, req: req, task: t, ctx: ctx, stop: stop,
+		started: now, grown: make(chan struct{}, 1), renewed: now,
 	}
-	w.running[a.mark] = a
-	w.prefilling = append(w.prefilling, a)
-	w.room.prefills++
-	w.tiers[l.tier].seen = now
-	w.inFlight++
-	a.served = l.pool.by
-	w.enterModelLocked(a, now)
-	w.room.window.Started(w.inFlight)
+	a.lastByte.set(now, now)
 	return a
 }
 
-// maxIdle bounds the goroutines that wait for their next attempt.
-const maxIdle = 64
+// stopped reports whether the worker has stopped the attempt.
+func (a *attempt) stopped() bool { return a.ctx.Err() != nil }
 
-// start runs an attempt, on a goroutine whose last one ended if there is such.
-// The stack that calling an engine takes has grown there already, which a new
-// goroutine's does step by step, with a copy each: 3 % of a small request.
-func (w *Worker) start(a *attempt) {
-	w.attempts.Add(1)
-	select {
-	case w.idle <- a:
-	default:
-		go w.runAll(a) // ends when it is one too many, or with Run
+// silent reports whether the engine has been silent for too long. While the engine or
+// a GPU is ill (since ill; zero: it is not), that is sooner for an attempt without a
+// first byte, so that another worker can have the request. Otherwise an answer that
+// does not stream may take any time.
+func (a *attempt) silent(ill time.Time, stall time.Duration, now time.Time) bool {
+	silent := a.lastByte.since(a.started, now)
+	if !ill.IsZero() && !a.firstByte.isSet() && min(silent, now.Sub(ill)) > min(stalledAfter, stall) {
+		return true
+	}
+	return a.req.Stream && silent > stall
+}
+
+// attempts owns the attempts that run, and remembers the requests that should not be
+// attempted here again for now.
+type attempts struct {
+	mu      sync.Mutex
+	running map[uint64]*attempt // by mark
+	done    uint64
+	failed  uint64
+
+	// failedHere has the requests that failed here lately. The queue gives such a
+	// request to the cheapest bid, which is likely to be of this worker again; other
+	// workers should have it first.
+	failedHere map[subjects.ID]time.Time
+	// kept has the requests that a gateway keeps for other workers, and until when they
+	// are not claimed again: when the gateway refuses a claim, the engine has been
+	// called already.
+	kept map[subjects.ID]time.Time
+
+	closed bool          // no attempt may begin any more
+	ended  chan struct{} // closed when closed is set and none runs
+}
+
+func newAttempts() *attempts {
+	return &attempts{
+		running:    make(map[uint64]*attempt),
+		failedHere: make(map[subjects.ID]time.Time), kept: make(map[subjects.ID]time.Time),
+		ended: make(chan struct{}),
 	}
 }
 
-// runAll runs an attempt, and then others.
-func (w *Worker) runAll(a *attempt) {
-	for ok := true; ok; {
-		w.run(a)
-		w.attempts.Done()
-		if w.idlers.Add(1) <= maxIdle {
-			a, ok = <-w.idle
-		} else {
-			ok = false
+// refuses reports whether a request should go to another worker, and after how long it
+// may be delivered again. A request that failed here is refused once; if it comes
+// again, the gateway decides.
+func (as *attempts) refuses(id subjects.ID, now time.Time) (after time.Duration, yes bool) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	_, failed := as.failedHere[id]
+	delete(as.failedHere, id)
+	if now.Before(as.kept[id]) {
+		return keptAgain, true
+	}
+	return 0, failed
+}
+
+// begin adds an attempt. It reports false if none may begin any more.
+func (as *attempts) begin(a *attempt) bool {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if as.closed {
+		return false
+	}
+	as.running[a.mark] = a
+	return true
+}
+
+// end removes an attempt.
+func (as *attempts) end(a *attempt) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	delete(as.running, a.mark)
+	if as.closed && len(as.running) == 0 {
+		close(as.ended)
+	}
+}
+
+// close stops attempts from beginning. The channel is closed when the last attempt that
+// runs has ended.
+func (as *attempts) close() (ended <-chan struct{}, running int) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if !as.closed && len(as.running) == 0 {
+		close(as.ended)
+	}
+	as.closed = true
+	return as.ended, len(as.running)
+}
+
+// succeed counts an attempt with a whole answer.
+func (as *attempts) succeed() {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	as.done++
+}
+
+// fail counts an attempt that failed, and remembers its request.
+func (as *attempts) fail(id subjects.ID, now time.Time) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	as.failed++
+	as.failedHere[id] = now
+}
+
+// counts returns how many attempts succeeded and failed.
+func (as *attempts) counts() (done, failed uint64) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	return as.done, as.failed
+}
+
+// all returns the attempts that run.
+func (as *attempts) all() []*attempt {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	all := make([]*attempt, 0, len(as.running))
+	for _, a := range as.running {
+		all = append(all, a)
+	}
+	return all
+}
+
+// byTier returns how many attempts run for the requests of each tier.
+func (as *attempts) byTier() map[string]int {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	n := make(map[string]int)
+	for _, a := range as.running {
+		n[a.task.tier]++
+	}
+	return n
+}
+
+// summary returns what a stall of the engine is recognised by.
+func (as *attempts) summary() (r runningAttempts) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	for _, a := range as.running {
+		if r.oldest.IsZero() || a.started.Before(r.oldest) {
+			r.oldest = a.started
 		}
-		w.idlers.Add(-1)
+		r.streaming = r.streaming || a.firstByte.isSet() && a.streamed
+	}
+	return r
+}
+
+// find returns the running attempt of a request with a mark; nil if there is none.
+func (as *attempts) find(id subjects.ID, mark uint64) *attempt {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if a := as.running[mark]; a != nil && a.req.ID == id {
+		return a
+	}
+	return nil
+}
+
+// forget forgets the requests that failed here, or were kept for others, long ago.
+func (as *attempts) forget(now time.Time) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	for id, at := range as.failedHere {
+		if now.Sub(at) > failedHereFor {
+			delete(as.failedHere, id)
+		}
+	}
+	for id, until := range as.kept {
+		if now.After(until) {
+			delete(as.kept, id)
+		}
 	}
 }
 
-// run carries an attempt out and settles it. The slot is free again as soon as
-// the engine is done with it.
-func (w *Worker) run(a *attempt) {
-	defer a.stop(nil)
-	req, err := w.requestOf(a.msg)
+// onCancel stops an attempt that its gateway has cancelled.
+func (as *attempts) onCancel(m *nats.Msg) {
+	var c subjects.Cancel
+	if subjects.Unmarshal(m.Data, &c) != nil {
+		return
+	}
+	if a := as.find(c.ID, c.Attempt); a != nil {
+		a.stop(errCancelled)
+	}
+}
+
+// onWindow handles a window update: the client of an attempt has taken more bytes.
+func (as *attempts) onWindow(m *nats.Msg) {
+	var u subjects.WindowUpdate
+	if subjects.Unmarshal(m.Data, &u) != nil {
+		return
+	}
+	if a := as.find(u.ID, u.Attempt); a != nil {
+		a.taken.Store(max(a.taken.Load(), u.Taken)) // one goroutine receives them all
+		signal(a.grown)
+	}
+}
+
+// onGatewayGone stops all attempts of a gateway that no longer listens.
+func (as *attempts) onGatewayGone(gateway string) {
+	for _, a := range as.all() {
+		if a.req.Gateway == gateway {
+			a.stop(errGatewayGone)
+		}
+	}
+}
+
+// onRefusal stops an attempt whose claim was refused. kept says that the gateway
+// keeps the request for other workers.
+func (as *attempts) onRefusal(mark uint64, cause error, kept bool, now time.Time) {
+	as.mu.Lock()
+	a := as.running[mark]
+	if a != nil && kept {
+		as.kept[a.req.ID] = now.Add(keptFor)
+	}
+	as.mu.Unlock()
+	if a != nil {
+		a.stop(cause)
+	}
+}
+
+// onDelivery handles a request that answered a bid: it starts an attempt or hands the
+// request back. Deliveries are handled one after the other, so that no two take the
+// same slot.
+func (w *Worker) onDelivery(m *nats.Msg) {
+	d, err := subjects.ParseAck(m.Reply)
 	if err != nil {
+		w.log.Warn("delivery without an ack subject", "subject", m.Subject, "err", err)
+		return
+	}
+	now := time.Now()
+	if t, ok := w.bidder.onDelivery(d, w.load(now), now); !ok {
+		w.nc.Publish(m.Reply, subjects.Nak)
+	} else if req, err := requestOf(w.cfg.Local, m); err != nil {
 		w.log.Warn("request dropped", "err", err)
-		w.nc.Publish(a.msg.Reply, subjects.Term("malformed"))
-		w.release(a)
-		w.settle(a)
+		w.nc.Publish(m.Reply, subjects.Term("malformed"))
+	} else if after, yes := w.attempts.refuses(req.ID, now); yes {
+		w.handBack(m.Reply, after)
+	} else if a := newAttempt(m, req, t, now); !w.attempts.begin(a) {
+		w.nc.Publish(m.Reply, subjects.Nak)
+	} else {
+		w.begin(a)
+		w.bid()
+		w.runners.start(a)
 		return
 	}
-	w.mu.Lock()
-	a.req = req
-	_, again := w.failedHere[req.ID]
-	delete(w.failedHere, req.ID) // should it come once more, the gateway decides
-	kept := a.started.Before(w.keptFor[req.ID])
-	if again || kept {
-		w.mu.Unlock()
-		var delay time.Duration
-		if kept {
-			delay = keptAgain
-		}
-		w.handBack(a.msg.Reply, delay)
-		w.release(a)
-		w.settle(a)
-		return
-	}
-	if req.Stream {
-		w.waitsLocked(a, true)
-	} else { // its first token will not show: it counts as decoding from here
-		w.decodesLocked(a, a.started)
-	}
-	w.expectLocked(a)
-	_, known := w.gateways[req.Gateway]
-	if !known { // its silence counts from here
-		w.gateways[req.Gateway] = a.started
-	}
-	w.mu.Unlock()
+	w.bid()
+}
 
-	a.out = w.outlet(a)
+// requestOf returns the request of a delivery, from its gateway if that is in this
+// process.
+func requestOf(gateways *subjects.Local, m *nats.Msg) (*subjects.Request, error) {
+	if id, gateway, ok := subjects.Sender(m); ok {
+		if gw, ok := gateways.Gateway(gateway); ok {
+			if req := gw.Request(id); req != nil {
+				return req, nil
+			}
+		}
+	}
+	return subjects.ParseRequest(m)
+}
+
+// begin adds an attempt to the owners that follow it.
+func (w *Worker) begin(a *attempt) {
+	w.presence.onRequestOf(a.req.Gateway, a.started)
+	load, beside := w.capacity.begin(&a.slot, a.task.source, a.req.Stream, a.started)
+	a.timing = timing{
+		pool: w.estimates.pool(a.task.source), spilled: a.task.pool != a.task.source,
+		input: float64(a.req.InputTokens), streams: a.req.Stream, started: a.started, beside: beside, load: load,
+	}
+	w.estimates.begin(&a.timing)
+}
+
+// run carries out an attempt. Its slot is free as soon as the engine is done.
+func (w *Worker) run(a *attempt) {
+	defer w.attempts.end(a)
+	defer a.stop(nil)
+	a.out = a.newResponder(w.cfg.Local, w.nc, w.id)
 	if w.claim(a) {
-		w.answer(a)
+		w.call(a)
 	}
 	a.out.Free()
-	w.release(a)
-	w.settle(a)
+	now := time.Now()
+	w.estimates.end(&a.timing, now)
+	w.capacity.end(&a.slot, now)
+	w.bid()
+	// The gateway settles the delivery, since it decides whether there is another
+	// attempt. Without a gateway there is none.
+	if errors.Is(context.Cause(a.ctx), errGatewayGone) {
+		w.nc.Publish(a.msg.Reply, subjects.Term("gateway gone"))
+	}
 }
 
-// claim tells the gateway that the attempt begins. False: the gateway is in this
-// process, and has refused already.
+// claim claims the request at its gateway. It reports false if the gateway has refused,
+// which only one in this process does at once.
 func (w *Worker) claim(a *attempt) (granted bool) {
 	claim := subjects.Claim{ID: a.req.ID, Attempt: a.mark, Worker: w.id, Name: w.cfg.Name, Ack: a.msg.Reply}
 	if gw, ok := w.cfg.Local.Gateway(a.req.Gateway); ok {
 		if r := gw.Claim(claim); r != nil {
-			a.stop(ErrRefused)
-			w.giveUp(r)
+			a.stop(errRefused)
+			w.settle(r)
 			return false
 		}
 	} else {
@@ -170,44 +411,30 @@ func (w *Worker) claim(a *attempt) (granted bool) {
 		}
 		w.nc.PublishRequest(subjects.GatewayClaim(a.req.Gateway), subjects.WorkerRefused(w.id, a.mark), body)
 	}
-	w.mu.Lock()
-	a.claimed = true // after the claim: a gateway cancels what it hears of before
-	w.mu.Unlock()
+	a.claimed.Store(true) // after the claim: a gateway cancels an attempt that is listed before its claim
 	return true
 }
 
-const (
-	keepFor   = 500 * time.Millisecond // a request that a gateway keeps for other workers
-	keptAgain = 100 * time.Millisecond
-)
-
-// refused hears that a claim was refused, or that there is no gateway. A claim
-// that is granted has no answer. The refusal says what it refuses, since the
-// attempt may be over by now.
-func (w *Worker) refused(mark string, m *nats.Msg) {
+// onRefusal handles the answer that a claim is refused, or that there is no gateway. A
+// granted claim has no answer. The refusal repeats the ack subject, since the attempt
+// may have ended by now.
+func (w *Worker) onRefusal(mark string, m *nats.Msg) {
 	var r subjects.Refusal
-	said := len(m.Data) > 0 && subjects.Unmarshal(m.Data, &r) == nil
+	refused := len(m.Data) > 0 && subjects.Unmarshal(m.Data, &r) == nil
 	if n, err := strconv.ParseUint(mark, 16, 64); err == nil {
-		w.mu.Lock()
-		if a := w.running[n]; a != nil {
-			if m.Header.Get("Status") == "503" {
-				a.stop(ErrGatewayGone)
-			} else {
-				a.stop(ErrRefused)
-			}
-			if r.Verdict == subjects.OtherWorker {
-				w.keptFor[a.req.ID] = time.Now().Add(keepFor)
-			}
+		cause := errRefused
+		if m.Header.Get("Status") == "503" {
+			cause = errGatewayGone
 		}
-		w.mu.Unlock()
+		w.attempts.onRefusal(n, cause, r.Verdict == subjects.OtherWorker, time.Now())
 	}
-	if said {
-		w.giveUp(&r)
+	if refused {
+		w.settle(&r)
 	}
 }
 
-// giveUp settles a delivery whose claim was refused.
-func (w *Worker) giveUp(r *subjects.Refusal) {
+// settle settles a delivery whose claim was refused.
+func (w *Worker) settle(r *subjects.Refusal) {
 	switch r.Verdict {
 	case subjects.Gone:
 		w.nc.Publish(r.Ack, subjects.Term("gone"))
@@ -217,25 +444,36 @@ func (w *Worker) giveUp(r *subjects.Refusal) {
 	}
 }
 
-// answer calls the engine and sends its answer on.
-func (w *Worker) answer(a *attempt) {
-	body, err := w.body(a)
+// handBack returns a request to the queue, for another worker. If it may be delivered
+// again at once, bids on its lane stop for a moment, so that it does not come back.
+func (w *Worker) handBack(ack string, after time.Duration) {
+	if d, err := subjects.ParseAck(ack); err == nil && after == 0 {
+		w.bidder.rest(d, time.Now())
+	}
+	w.nc.Publish(ack, subjects.NakAfter(after))
+}
+
+// call calls the engine and passes its answer on.
+func (w *Worker) call(a *attempt) {
+	body, err := fetchBody(w.nc, a)
 	path := a.req.Path
 	if err == nil {
-		path, body, err = api.RenameModel(a.req, body, a.model)
+		path, body, err = api.RenameModel(a.req, body, a.task.model)
 	}
 	if err != nil {
 		w.fail(a, subjects.Fail{Class: subjects.FailBody, Reason: err.Error()})
 		return
 	}
-	hr, err := w.callOf(a, path, body)
+	r, err := w.engine.request(a, path, body)
 	if err != nil {
 		w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: err.Error()})
 		return
 	}
-	resp, err := w.cfg.Transport.RoundTrip(hr) // as a proxy does: what a client adds is not wanted
+	resp, err := w.cfg.Transport.RoundTrip(r) // as a proxy does: an http.Client would follow redirects
 	if err != nil {
-		w.brokeOff(a, err)
+		if !a.stopped() {
+			w.presence.onBroken(err, time.Now())
+		}
 		w.scraper.Look()
 		w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %v", w.cfg.Name, err)})
 		return
@@ -244,67 +482,46 @@ func (w *Worker) answer(a *attempt) {
 	subjects.EndToEnd(resp.Header)
 	head := &subjects.Head{Status: resp.StatusCode, Header: resp.Header, Length: resp.ContentLength}
 	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500 {
-		w.turnedDown(a, resp, head)
+		w.onEngineRefusal(a, resp, head)
 		return
 	}
 	w.relay(a, resp, head)
 }
 
-// callKind is what calls of the engine have in common.
-type callKind struct {
-	method, path string
-	call         *http.Request // without header and body
-}
-
-// callOf is the call of the engine that an attempt makes. Most are of the same kind
-// as the last one: its URL need not be parsed again, which is 1 % of a small request.
-func (w *Worker) callOf(a *attempt, path string, body []byte) (*http.Request, error) {
-	kind := w.lastCall.Load()
-	if kind == nil || kind.method != a.req.Method || kind.path != path {
-		call, err := http.NewRequest(a.req.Method, w.base+path, nil)
+// fetchBody returns the body of a request. If the delivery does not contain it, the
+// body is fetched from the gateway piece by piece.
+func fetchBody(nc *nats.Conn, a *attempt) ([]byte, error) {
+	if !a.req.ByReference {
+		return a.msg.Data, nil
+	}
+	body := make([]byte, 0, min(a.req.BodySize, maxBodyAtOnce))
+	for int64(len(body)) < a.req.BodySize {
+		piece, err := fetchPiece(nc, a, int64(len(body)))
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("fetch body at %d of %d bytes: %w", len(body), a.req.BodySize, err)
 		}
-		kind = &callKind{a.req.Method, path, call}
-		w.lastCall.Store(kind)
+		if len(piece) == 0 || int64(len(body)+len(piece)) > a.req.BodySize {
+			return nil, fmt.Errorf("fetch body at %d of %d bytes: the gateway sent %d", len(body), a.req.BodySize, len(piece))
+		}
+		body = append(body, piece...)
 	}
-	hr := kind.call.WithContext(a.ctx)
-	hr.Body, hr.ContentLength = http.NoBody, int64(len(body))
-	if len(body) > 0 {
-		hr.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
-		hr.Body, _ = hr.GetBody()
-	}
-	w.engineHeader(hr, a.req)
-	return hr, nil
+	return body, nil
 }
 
-// engineHeader is the header of a call of the engine: that of the request, which
-// nobody may change, and what the engine wants to know us by.
-func (w *Worker) engineHeader(hr *http.Request, req *subjects.Request) {
-	hr.Header = req.Header
-	if hr.Header == nil {
-		hr.Header = make(http.Header)
+func fetchPiece(nc *nats.Conn, a *attempt, offset int64) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(a.ctx, bodyTimeout)
+	defer cancel()
+	m, err := nc.RequestWithContext(ctx, subjects.GatewayBody(a.req.Gateway), subjects.MustMarshal(subjects.BodyRequest{ID: a.req.ID, Offset: offset}))
+	if err != nil {
+		return nil, err
 	}
-	user := hr.URL.User
-	if w.cfg.APIKey == "" && user == nil {
-		return
-	}
-	hr.Header = hr.Header.Clone()
-	if w.cfg.APIKey != "" {
-		hr.Header.Set("Authorization", "Bearer "+w.cfg.APIKey)
-		return
-	}
-	password, _ := user.Password()
-	hr.SetBasicAuth(user.Username(), password)
+	return m.Data, nil
 }
 
-// maxTurnedDown bounds an engine's error that is carried on. A longer one is
-// left out: half of a body is worse than none.
-const maxTurnedDown = 64 << 10
-
-// turnedDown hands on an answer that another worker may better.
-func (w *Worker) turnedDown(a *attempt, resp *http.Response, head *subjects.Head) {
-	most := min(maxTurnedDown, w.nc.MaxPayload()/4)
+// onEngineRefusal handles an answer of the engine after which another worker should be
+// tried: 429 or 5xx. The answer goes to the gateway with the failure.
+func (w *Worker) onEngineRefusal(a *attempt, resp *http.Response, head *subjects.Head) {
+	most := min(maxRefusal, w.nc.MaxPayload()/4)
 	text, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
 	f := subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, resp.Status)}
 	if err == nil && int64(len(text)) <= most {
@@ -312,271 +529,68 @@ func (w *Worker) turnedDown(a *attempt, resp *http.Response, head *subjects.Head
 	}
 	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
 		f.Class = subjects.FailRefused
+		w.capacity.onRefusal()
 	}
 	secs, _ := strconv.ParseFloat(resp.Header.Get("Retry-After"), 64)
-	w.pause(time.Duration(secs*float64(time.Second)), string(f.Class)+": "+resp.Status, f.Class == subjects.FailRefused)
+	w.presence.onRefusal(time.Duration(secs*float64(time.Second)), string(f.Class)+": "+resp.Status, time.Now())
 	w.fail(a, f)
 }
 
-// pause stops bidding for a while after the engine turned a request down.
-func (w *Worker) pause(asked time.Duration, reason string, full bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.badInRow++
-	if full {
-		w.room.window.Refused()
-	}
-	if w.state == subjects.Ready || w.state == subjects.Paused {
-		w.pausedTo = time.Now().Add(policy.Pause(w.badInRow, asked))
-		w.setStateLocked(subjects.Paused, reason)
-	}
-}
-
-// manyBroken is how many answers in a row have to break off before the worker
-// stops to bid for a while. One that fails fast is free again at once, and would
-// draw the whole queue.
-const manyBroken = 3
-
-// brokeOff notes that the engine closed a connection, or gave none.
-func (w *Worker) brokeOff(a *attempt, err error) {
-	if a.ctx.Err() != nil { // it was us
-		return
-	}
-	w.mu.Lock()
-	many := w.badInRow+1 >= manyBroken
-	if !many {
-		w.badInRow++
-	}
-	w.mu.Unlock()
-	if many {
-		w.pause(0, fmt.Sprintf("%d answers in a row broke off: %v", manyBroken, err), false)
-	}
-}
-
-// relay sends the engine's answer on as it comes.
-func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
-	watch := api.NewInspector(a.req.Path, resp)
-	defer watch.Free()
-	a.streamed = watch.Stream
-	a.out.Head(head)
-	room := 8 << 10
-	var sent int64
-	var pace pace
-	for {
-		buf := a.out.Grow(room)
-		n, err := resp.Body.Read(buf)
-		now := time.Now()
-		if n > 0 {
-			watch.See(buf[:n])
-			a.out.Commit(n)
-			sent += int64(n)
-			if n == len(buf) {
-				room = int(min(2*int64(room), 64<<10, w.nc.MaxPayload()/2))
-			}
-		}
-		w.mu.Lock()
-		if n > 0 {
-			if a.firstByte.IsZero() {
-				if a.cold && resp.StatusCode < 300 {
-					w.loadedLocked(a, now)
-				}
-				w.firstLocked(a, now)
-				if a.streamed {
-					w.bidLocked() // a prefill less: the price fell
-				}
-			}
-			if a.streamed {
-				w.tokensLocked(&pace, watch, now)
-			}
-			a.lastByte, w.room.lastToken = now, now
-		}
-		taken := a.taken
-		w.mu.Unlock()
-		switch {
-		case err == io.EOF:
-			if reason := watch.Broken(); reason != "" {
-				w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)})
-				return
-			}
-			w.finish(a, head.Status, watch, &pace, now)
-			return
-		case err != nil:
-			w.brokeOff(a, err)
-			w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: answer broke off: %v", w.cfg.Name, err)})
-			return
-		case n > 0:
-			w.send(a)
-		}
-		if sent-taken > subjects.Window {
-			if !w.waitCredit(a, sent) {
-				w.fail(a, subjects.Fail{})
-				return
-			}
-			pace.at = time.Time{}
+// onFirstByte passes the first byte of an answer on to the owners. answers is false if
+// it is the answer of an error.
+func (w *Worker) onFirstByte(a *attempt, answers bool, now time.Time) {
+	afterLoad := false
+	if a.timing.load.waits && answers {
+		answer, exact := w.estimates.answerTime(&a.timing, a.streamed, now)
+		var took time.Duration
+		if afterLoad, took = w.capacity.onLoaded(&a.slot, answer, exact, now); took > 0 {
+			w.log.Info("model loaded", "model", a.task.model, "took", took.Round(10*time.Millisecond))
 		}
 	}
+	w.capacity.onFirstByte(&a.slot, a.started, now)
+	w.estimates.firstByte(&a.timing, afterLoad, now)
+	a.firstByte.set(a.started, now)
 }
 
 // finish sends the end of a whole answer.
-func (w *Worker) finish(a *attempt, status int, watch *api.Inspector, pace *pace, now time.Time) {
-	end := subjects.End{OutputTokens: watch.OutputTokens(), InputTokens: watch.InputTokens()}
-	w.mu.Lock()
-	if a.firstByte.IsZero() {
-		w.firstLocked(a, now)
+func (w *Worker) finish(a *attempt, status int, in *api.Inspector, p *pace, now time.Time) {
+	end := subjects.End{OutputTokens: in.OutputTokens(), InputTokens: in.InputTokens()}
+	if !a.firstByte.isSet() {
+		w.onFirstByte(a, false, now)
 	}
-	if status < 300 { // a quick "no" says nothing of the engine's speed
-		w.learnLocked(a, end.OutputTokens, now)
+	if status < 300 { // a quick error says nothing about the engine's speed
+		w.estimates.learn(&a.timing, end.OutputTokens, a.streamed, w.capacity.disturbed(a.started), now)
 	}
-	w.done++
-	w.badInRow = 0
-	w.room.window.Ended()
-	w.streamedLocked(pace, watch)
-	if w.state == subjects.Paused { // the engine has room again
-		w.pausedTo = now
-	}
-	w.mu.Unlock()
+	w.capacity.onEnd(p, in.Stream, in.Events, in.ReportedTokens())
+	w.presence.onSuccess(now)
+	w.attempts.succeed()
 	a.out.End(&end)
-	w.send(a)
+	a.send()
 }
 
-func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-// fail tells the gateway that the attempt came to nothing. What to do about it
-// is decided there.
+// fail sends the gateway the failure of the attempt. The gateway decides what follows.
 func (w *Worker) fail(a *attempt, f subjects.Fail) {
+	now := time.Now()
 	switch cause := context.Cause(a.ctx); {
-	case errors.Is(cause, ErrRefused), errors.Is(cause, ErrGatewayGone), errors.Is(cause, ErrCancelled):
-		return // nobody listens
-	case errors.Is(cause, ErrDraining):
+	case errors.Is(cause, errRefused), errors.Is(cause, errGatewayGone), errors.Is(cause, errCancelled):
+		return // the gateway does not wait for it any more
+	case errors.Is(cause, errDraining):
 		f = subjects.Fail{Class: subjects.FailDraining, Reason: "worker " + w.cfg.Name + " stops"}
-	case errors.Is(cause, ErrStalled):
-		w.mu.Lock()
-		silent := time.Since(a.lastByte).Round(time.Second)
-		w.mu.Unlock()
+	case errors.Is(cause, errStalled):
+		silent := a.lastByte.since(a.started, now).Round(time.Second)
 		f = subjects.Fail{Class: subjects.FailStalled, Reason: fmt.Sprintf("engine %s: silent for %v", w.cfg.Name, silent)}
 	}
 	if f.Class != subjects.FailDraining {
-		w.mu.Lock()
-		w.failed++
-		w.failedHere[a.req.ID] = time.Now()
-		w.mu.Unlock()
+		w.attempts.fail(a.req.ID, now)
 	}
 	a.out.Fail(&f)
-	w.send(a)
+	a.send()
 }
 
-// send sends what has gathered.
-func (w *Worker) send(a *attempt) {
-	if !a.out.send() {
-		a.stop(ErrGatewayGone)
-	}
-	w.mu.Lock()
-	a.sent = a.out.Sent() // after the message: the list of what was sent must not overtake it
-	w.mu.Unlock()
-}
-
-// waitCredit waits until the client has taken enough. False: the attempt ended.
-func (w *Worker) waitCredit(a *attempt, sent int64) bool {
-	for {
-		w.mu.Lock()
-		enough := sent-a.taken <= subjects.Window
-		a.lastByte = time.Now() // the engine is not to blame for the client
-		w.mu.Unlock()
-		if enough {
-			return true
-		}
-		select {
-		case <-a.credit:
-		case <-a.ctx.Done():
-			return false
-		}
-	}
-}
-
-// release frees the attempt's slot.
-func (w *Worker) release(a *attempt) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if a.decodes {
-		w.decoding.add(-1, time.Now())
-	}
-	w.waitsLocked(a, false)
-	w.prefilledLocked(a)
-	w.inFlight--
-	w.leaveModelLocked(a, time.Now())
-	w.bidLocked()
-}
-
-// settle forgets an attempt. What becomes of its delivery is said by the
-// gateway, which alone knows whether there is to be another attempt, or, if
-// there is no gateway any more, here.
-func (w *Worker) settle(a *attempt) {
-	if errors.Is(context.Cause(a.ctx), ErrGatewayGone) {
-		w.nc.Publish(a.msg.Reply, subjects.Term("gateway gone"))
-	}
-	w.mu.Lock()
-	delete(w.running, a.mark)
-	w.mu.Unlock()
-}
-
-// handBack returns a request for another worker, and stands back for a moment
-// so that it does not come again at once.
-func (w *Worker) handBack(ack string, delay time.Duration) {
-	if d, err := subjects.ParseAck(ack); err == nil && delay == 0 {
-		w.mu.Lock()
-		if l := w.byQueue[queueName{d.Stream, d.Consumer}]; l != nil {
-			l.notTill = time.Now().Add(standBack)
-		}
-		w.mu.Unlock()
-	}
-	w.nc.Publish(ack, subjects.NakAfter(delay))
-}
-
-// find is the running attempt that a message speaks of.
-func (w *Worker) find(id subjects.ID, mark uint64) *attempt {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if a := w.running[mark]; a != nil && a.req != nil && a.req.ID == id {
-		return a
-	}
-	return nil
-}
-
-func (w *Worker) cancelled(m *nats.Msg) {
-	var c subjects.Cancel
-	if subjects.Unmarshal(m.Data, &c) != nil {
-		return
-	}
-	if a := w.find(c.ID, c.Attempt); a != nil {
-		a.stop(ErrCancelled)
-	}
-}
-
-func (w *Worker) credited(m *nats.Msg) {
-	var c subjects.WindowUpdate
-	if subjects.Unmarshal(m.Data, &c) != nil {
-		return
-	}
-	a := w.find(c.ID, c.Attempt)
-	if a == nil {
-		return
-	}
-	w.mu.Lock()
-	a.taken = max(a.taken, c.Taken)
-	w.mu.Unlock()
+// signal wakes the goroutine that waits on a channel of capacity 1.
+func signal(c chan<- struct{}) {
 	select {
-	case a.credit <- struct{}{}:
+	case c <- struct{}{}:
 	default:
-	}
-}
-
-// gatewayGone stops everything that runs for a gateway nobody hears of.
-func (w *Worker) gatewayGone(gateway string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, a := range w.running {
-		if a.req != nil && a.req.Gateway == gateway {
-			a.stop(ErrGatewayGone)
-		}
 	}
 }

@@ -1,26 +1,63 @@
-// Package worker is the agent beside one engine. It bids for requests while
-// the engine has room, runs what it is given, and streams the answer back.
+// Package worker is the agent beside one engine. It bids for requests while the
+// engine has capacity, runs those that it gets, and streams their answers back.
 //
-// The way of a request: a bid that bids.go parked is answered by the queue
-// (Worker.deliver) → an attempt begins: it claims the request at the gateway
-// that holds the client, and at once calls the engine (attempt.go) → the
-// engine's answer goes out in frames as it arrives (outlet.go), watched for an
-// early end (stream.go) → the attempt is settled, measured (learn.go), and its slot bids
-// again. Beside that, health.go tells the world every half second how the
-// worker is, and asks the engine.
+// # The way of a request
 //
-// How many requests there may be is room.go's: it asks the credit of package
-// policy with what the engine says of itself, what NVML says of its GPUs
-// (fence.go), and how fast tokens come (pace.go). Where a GPU or the engine is ill,
-// a fence stops the bids at once, and the running requests finish or move on.
+// The queue answers a bid (bidder.go, lane.go) with a delivery (attempt.go). If the
+// bid still holds, an attempt begins: it takes a slot (capacity.go), claims the
+// request at the gateway that holds the client, and at once calls the engine
+// (runner.go). The answer of the engine goes to the gateway in frames as it comes,
+// no faster than the client takes it (respond.go). At the end the slot is free, the
+// measured times change the price (estimate.go), and the worker bids again. The
+// gateway settles the delivery.
 //
-// Of an engine that swaps models, swap.go says which ones requests may be taken of
-// now, and what a load adds to the price: see policy.Swap.
+// # Owners
 //
-// What there is to bid on, lanes.go works out anew whenever the engine's models,
-// the policy (policy.go) or the gateways' references change: for each tier, the
-// shared lane of each pool and the worker's own home lane in it, the shared lanes
-// of pools that spill over to here, and the home lanes of others. Bids are never
-// taken back, so whatever an operator stops, a request that still comes by one is
-// handed back at once and is another worker's.
+// Each part of the state has one owner:
+//
+//	presence   the worker's state, the engine's health, the operator's orders, the known gateways
+//	bidder     lanes with their open bids, tiers, what the policy and the gateways say about pools; decides what to bid on, at which price, and which deliveries to accept
+//	capacity   the adaptive limit, the engine's load, GPUs (gpus.go), loaded models (models.go), the time between tokens; decides how many requests there may be, and whether any may start
+//	estimator  how long prompts and tokens take, and which requests wait for their first token
+//	attempts   what runs, and which requests should not be attempted here again for now
+//
+// An owner knows neither the Worker nor another owner. It takes values and returns
+// values; it does not publish, log, or call anything else. So each is tested without
+// a connection. The Worker asks the owners one after the other, and then acts. Of an
+// attempt, only capacity uses its slot, and only the estimator its timing.
+//
+// Worker.bid is called after every change that bids depend on. It collects the load
+// of the worker from the owners, has the bidder plan, and publishes. A bid is never
+// cancelled; a request that it brings when it no longer holds is handed back.
+//
+// # Locks
+//
+// Each owner has one mutex. None is taken while another is held, so there is no lock
+// order. None is held while the worker publishes, logs, or calls back.
+//
+// Two things are in sequence without a lock. Bids reach the broker in the order in
+// which the bidder recorded them, because one goroutine at a time plans and publishes:
+// see Worker.bid. And no two deliveries take the same slot, because the goroutine of
+// the subscription handles them one after the other.
+//
+// A read of a stream takes one lock, that of capacity, for the time between tokens.
+// Everything else that other goroutines read of a stream is atomic: bytes taken by the
+// client, messages sent, first and last byte. So are the curves that price bids.
+//
+// # Goroutines
+//
+// Run starts these loops, and waits for them before it returns:
+//
+//	heartbeatLoop   publishes heartbeats
+//	membershipLoop  writes the worker's entry in the membership bucket
+//	bidLoop         plans bids when time alone changes something
+//	policyLoop      follows the operator's policy
+//	publishAlive    every second: lists to each gateway what runs for it, renews leases, stops what is silent
+//	lookAtCapacity  four times a second: GPUs, adaptive limit, fence
+//	Scraper.Run     asks the engine for its health, its load and its models
+//
+// Attempts run on the goroutines of runners, which end with Run. To stop, the worker
+// accepts nothing new and waits for the attempts; then it ends the loops; and at last it
+// publishes the heartbeat that it has left. This one follows the last frames on the same
+// connection: see package subjects, Signs of life.
 package worker

@@ -11,23 +11,23 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// policyLoop follows what the operator decides.
+// policyLoop follows the operator's policy.
 func (w *Worker) policyLoop(ctx context.Context) {
-	troubled := false
+	failing := false
 	f := policystore.Follower{
-		Policy: w.follow,
+		Policy: w.onPolicy,
 		Trouble: func(err error) {
 			switch {
 			case err == nil:
-				if troubled {
+				if failing {
 					w.log.Info("policy is up to date again")
 				}
-				troubled = false
+				failing = false
 			case errors.Is(err, policystore.ErrNoBucket):
-				w.log.Debug("policy", "err", err)
-			case !troubled:
-				troubled = true
-				w.log.Warn("policy may be out of date; what was good stays in force", "err", err)
+				w.log.Debug("policy not read", "err", err)
+			case !failing:
+				failing = true
+				w.log.Warn("cannot read the policy; keeping the last valid revision", "err", err)
 			}
 		},
 	}
@@ -36,33 +36,25 @@ func (w *Worker) policyLoop(ctx context.Context) {
 	}
 }
 
-// follow puts a policy in force.
-func (w *Worker) follow(v policystore.Version) {
+// onPolicy puts a policy in force.
+func (w *Worker) onPolicy(v policystore.Version) {
 	me := v.Policy.Workers[w.cfg.Name]
-	w.mu.Lock()
-	w.policy = v.Policy
-	w.weight = cmp.Or(me.Weight, w.cfg.Weight)
-	changed := me.Cordoned != w.cordoned
-	w.cordoned = me.Cordoned
-	w.arrangeLocked()
-	w.bidLocked()
-	w.mu.Unlock()
-	if !changed {
+	changed := w.presence.follow(me.Cordoned, cmp.Or(me.Weight, w.cfg.Weight))
+	w.bidder.follow(v.Policy)
+	w.bid()
+	switch {
+	case !changed:
 		return
-	}
-	if me.Cordoned {
+	case me.Cordoned:
 		w.log.Info("worker cordoned", "policy", v.Revision)
-	} else {
+	default:
 		w.log.Info("worker uncordoned", "policy", v.Revision)
 	}
-	w.beat()
+	w.presence.beat()
 }
 
-// leaveAsOrdered makes Run drain and return.
-func (w *Worker) leaveAsOrdered(m *nats.Msg) {
-	w.mu.Lock()
-	left := w.inFlight
-	w.mu.Unlock()
+// onDrainOrder makes Run drain and return.
+func (w *Worker) onDrainOrder(m *nats.Msg) {
 	w.order.Do(func() { close(w.ordered) })
-	m.Respond(subjects.MustMarshal(subjects.Outcome{From: w.id, Count: left}))
+	m.Respond(subjects.MustMarshal(subjects.Outcome{From: w.id, Count: w.capacity.load().inFlight}))
 }

@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/gpu"
@@ -32,18 +33,18 @@ type Config struct {
 	// Name is for people. Default: host and port of Engine.
 	Name string
 	// EngineName is what people call such an engine, as in "vllm". Default: the
-	// dialect that is found.
+	// dialect that is detected.
 	EngineName string
 	// APIKey is sent to the engine as a bearer token. Default: none.
 	APIKey string
-	// Models are the models to serve. Default: what the engine's /v1/models
-	// says, asked again every few seconds.
+	// Models are the models to serve. Default: what the engine's /v1/models lists,
+	// asked again every few seconds.
 	Models []string
 	// Pool is the pool to join, with the engine's one model. Default: for each
 	// model the pool of its name.
 	Pool string
 	// Slots is how many requests run at once at most. Default: as many as the
-	// engine says it runs; where it says nothing of its load, 8.
+	// engine reports that it runs; where it reports nothing of its load, 8.
 	Slots int
 	// Profile is how far requests may slow each other down for the sake of more of
 	// them: a name, and objectives if there are any. Default policy.Balanced, and
@@ -52,24 +53,26 @@ type Config struct {
 	// Baseline is the time between two tokens of a request alone, for an engine
 	// that never is alone on its GPU. Default: measured.
 	Baseline time.Duration
-	// Dialect is how the engine tells of itself. Default: found out.
+	// Dialect is how the engine reports its state. Default: detected.
 	Dialect engine.Dialect
 	// MetricsURL is where the engine's metrics are, if not where its dialect has
 	// them. Default "".
 	MetricsURL string
-	// NVML tells how the GPUs are; nil is without. It must be running.
+	// NVML reports the state of the GPUs. It must be running. Default nil: GPUs are
+	// not watched.
 	NVML GPUs
-	// NVMLRequired says that nothing may start without word of every GPU.
+	// NVMLRequired keeps requests from starting while NVML does not report every
+	// GPU of the engine. Default false.
 	NVMLRequired bool
 	// GPUs are those that the engine runs on, by UUID, the beginning of one, or
 	// NVML's index, with an instance as index:number. Default: all that NVML shows.
 	GPUs []string
-	// Weight divides the price: 2 takes requests as if it were twice as fast. The
-	// policy may say otherwise. Default 1; while nothing is measured, the bandwidth
-	// of the GPUs' memory.
+	// Weight divides the price: with 2 the worker bids as if its engine were twice as
+	// fast. The policy may override it. Default 1; while nothing is measured, the
+	// bandwidth of the GPUs' memory.
 	Weight float64
-	// DrainTimeout bounds how long running requests may go on after Run was
-	// told to stop; then other workers take over. Default 10 min.
+	// DrainTimeout bounds how long running requests may go on after Run was told to
+	// stop. Then they are handed over to other workers. Default 10 min.
 	DrainTimeout time.Duration
 	// StallTimeout is how long a streaming engine may be silent before its
 	// attempt counts as failed. Default 2 min.
@@ -82,151 +85,58 @@ type Config struct {
 	// tier is active above them: to measure what the prefill gate does. Default
 	// false.
 	Ungated bool
-	// Local, if not nil, has the gateways of this process.
+	// Local has the gateways of this process. Default nil: there are none.
 	Local *subjects.Local
 	// Transport calls the engine. Default: one of its own, without compression.
 	Transport http.RoundTripper
-	// Version is told in heartbeats.
+	// Version is published in heartbeats. Default "dev".
 	Version string
-	// Logger gets a line when the worker starts, stops, loses or finds its
-	// engine. Default: silent.
+	// Logger gets a line when the worker starts or stops, when its engine goes down or
+	// up, and when the worker is fenced or cordoned. Default: silent.
 	Logger *slog.Logger
 }
 
-// GPUs tells how the GPUs of the machine are, and how old that is. A
+// GPUs reports the state of the machine's GPUs, and how old that report is. A
 // [gpu.Sampler] does.
 type GPUs interface {
 	Latest() (gpu.Reading, time.Duration)
 }
 
-// errNotAsked is why the engine does not count as well before its models are known.
-var errNotAsked = errors.New("not asked yet")
-
-// Why an attempt was stopped, as causes of its context.
-var (
-	ErrCancelled   = errors.New("the gateway cancelled it")
-	ErrGatewayGone = errors.New("its gateway is gone")
-	ErrRefused     = errors.New("the gateway refused the claim")
-	ErrDraining    = errors.New("the worker stops")
-	ErrStalled     = errors.New("the engine went silent")
-)
-
-// ErrDrained is what Run returns when the worker has drained and left as an
-// operator ordered, and not because it was stopped.
+// ErrDrained is returned by Run when an operator ordered the worker to leave, and
+// it has drained and left.
 var ErrDrained = errors.New("drained by an operator's order")
 
-// Worker serves one engine. Create it with New, then Run it once.
+// Worker serves one engine. Create it with New, then Run it once. Its state belongs to
+// five owners, which it asks one after the other: see the package comment.
 type Worker struct {
 	// Fixed after New.
 	cfg     Config
 	id      string
-	base    string // of the engine's URLs
+	engine  engineCalls
+	host    string
 	nc      *nats.Conn
 	log     *slog.Logger
 	scraper *engine.Scraper
-	host    string
-	started time.Time
 
-	attempts sync.WaitGroup
-	idle     chan *attempt // to goroutines that have none; closed by Run
-	idlers   atomic.Int32  // how many these are
-	lastCall atomic.Pointer[callKind]
-	ordered  chan struct{} // closed when it was told to leave
-	order    sync.Once
+	presence  *presence
+	bidder    *bidder
+	capacity  *capacity
+	estimates *estimator
+	attempts  *attempts
+	runners   *runners
 
-	mu       sync.Mutex
-	policy   *policy.Policy // in force
-	weight   float64        // that an operator gave it; 0: none
-	cordoned bool
-	state    subjects.State // but for cordoned: see toldLocked
-	reason   string
-	downAt   time.Time // when state last became down
-	serves   []served  // what the engine has
-	pools    map[string]*pool
-	tiers    []tier
-	lanes    []*lane // shared, and its own home lanes: each delivery and each end looks at all of them
-	away     []*lane // home lanes of others
-	byQueue  map[queueName]*lane
-	byNumber map[int]*lane
-	numbers  int // of lanes so far
-	running  map[uint64]*attempt
-	// prefilling are those that may still wait for their first token.
-	prefilling  []*attempt
-	prefilledAt time.Time // when the last of them had its first token
-	// failedHere are requests that lately failed here: the queue gives them to
-	// the cheapest bid, which is likely to be here again, and the engine should
-	// not be asked before the others had their chance.
-	failedHere map[subjects.ID]time.Time
-	// keptFor are requests that a gateway keeps for other workers, and until when it
-	// is not asked again: its word comes when the engine has been called already.
-	keptFor    map[subjects.ID]time.Time
-	inFlight   int
-	room       room
-	swaps      swaps
-	engineErr  error // of the last question for its models
-	done       uint64
-	failed     uint64
-	badInRow   int       // refusals and failures of the engine without a success between
-	pausedTo   time.Time // no bids before
-	decoding   meter
-	wheel      policy.Wheel
-	shares     []int  // of the tiers; what the wheel turns by
-	turns      uint64 // of the wheel
-	lookedAway time.Time
-	gateOpens  *time.Timer          // when time alone opens the gate
-	gateAt     time.Time            // what it is set to
-	gateways   map[string]time.Time // last sign of life
-	connected  time.Time
-	changed    chan struct{} // makes healthLoop tell that the engine's health has changed
+	started time.Time     // when Run began
+	gate    *time.Timer   // fires when time alone opens the prefill gate
+	plans   atomic.Int32  // calls of bid that no plan has answered yet
+	ordered chan struct{} // closed when an operator orders the worker to leave
+	order   sync.Once     // closes it
 }
 
 // New checks the configuration. It starts nothing.
 func New(cfg Config, nc *nats.Conn) (*Worker, error) {
-	u, err := url.Parse(cfg.Engine)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return nil, fmt.Errorf("engine %q: want a URL such as http://127.0.0.1:8000", cfg.Engine)
-	}
-	if cfg.Slots < 0 {
-		return nil, fmt.Errorf("engine %s: slots %d: must not be negative", cfg.Engine, cfg.Slots)
-	}
-	if cfg.Weight < 0 {
-		return nil, fmt.Errorf("engine %s: weight %g: must not be negative", cfg.Engine, cfg.Weight)
-	}
-	for _, m := range cfg.Models {
-		if m == "" || len(m) > subjects.MaxName || !utf8.ValidString(m) {
-			return nil, fmt.Errorf("engine %s: model %.40q: a name has 1 to %d bytes of UTF-8", cfg.Engine, m, subjects.MaxName)
-		}
-	}
-	if cfg.Pool != "" && len(cfg.Models) > 1 {
-		return nil, fmt.Errorf("engine %s: pool %q takes one model, and %d are named", cfg.Engine, cfg.Pool, len(cfg.Models))
-	}
-	if len(cfg.Pool) > subjects.MaxName || !utf8.ValidString(cfg.Pool) {
-		return nil, fmt.Errorf("engine %s: pool %.40q: a name has 1 to %d bytes of UTF-8", cfg.Engine, cfg.Pool, subjects.MaxName)
-	}
-	cfg.Name = cmp.Or(cfg.Name, u.Host)
-	if len(cfg.Name) > 64 || !utf8.ValidString(cfg.Name) {
-		return nil, fmt.Errorf("engine %s: name %.40q: a name has at most 64 bytes of UTF-8", cfg.Engine, cfg.Name)
-	}
-	if cfg.Profile.Name == "" {
-		cfg.Profile.Name = policy.Balanced.Name
-		if cfg.Slots > 0 {
-			cfg.Profile.Name = policy.GivenSlots.Name
-		}
-	}
-	named, ok := policy.ProfileNamed(cfg.Profile.Name)
-	if !ok {
-		return nil, fmt.Errorf("engine %s: there is no profile %q", cfg.Engine, cfg.Profile.Name)
-	}
-	cfg.Profile.Stretch, cfg.Profile.Fixed = named.Stretch, named.Fixed
-	cfg.DrainTimeout = cmp.Or(cfg.DrainTimeout, 10*time.Minute)
-	cfg.StallTimeout = cmp.Or(cfg.StallTimeout, 2*time.Minute)
-	if cfg.SwapAfter < 0 {
-		return nil, fmt.Errorf("engine %s: swap after %v: must not be negative", cfg.Engine, cfg.SwapAfter)
-	}
-	cfg.SwapAfter = cmp.Or(cfg.SwapAfter, policy.SwapAfter)
-	cfg.Version = cmp.Or(cfg.Version, "dev")
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
+	cfg, err := cfg.complete()
+	if err != nil {
+		return nil, err
 	}
 	if cfg.Transport == nil {
 		cfg.Transport = engine.NewTransport(cfg.Engine, &http.Transport{
@@ -244,77 +154,125 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	rand.Read(mark[:])
 	host, _ := os.Hostname()
 	w := &Worker{
-		cfg:        cfg,
-		id:         subjects.Token(cfg.Name) + "-" + hex.EncodeToString(mark[:]),
-		base:       strings.TrimSuffix(strings.TrimRight(cfg.Engine, "/"), "/v1"),
-		nc:         nc,
-		host:       host,
-		ordered:    make(chan struct{}),
-		idle:       make(chan *attempt),
-		policy:     policy.Default(),
-		weight:     cfg.Weight,
-		room:       newRoom(cfg, cmp.Or(cfg.Weight, 1)),
-		state:      subjects.Down,
-		reason:     errNotAsked.Error(),
-		engineErr:  errNotAsked,
-		pools:      make(map[string]*pool),
-		byQueue:    make(map[queueName]*lane),
-		byNumber:   make(map[int]*lane),
-		running:    make(map[uint64]*attempt),
-		failedHere: make(map[subjects.ID]time.Time),
-		keptFor:    make(map[subjects.ID]time.Time),
-		gateways:   make(map[string]time.Time),
-		changed:    make(chan struct{}, 1),
+		cfg:     cfg,
+		id:      subjects.Token(cfg.Name) + "-" + hex.EncodeToString(mark[:]),
+		engine:  engineCalls{base: strings.TrimSuffix(strings.TrimRight(cfg.Engine, "/"), "/v1"), key: cfg.APIKey},
+		host:    host,
+		nc:      nc,
+		log:     cfg.Logger.With("worker", cfg.Name),
+		ordered: make(chan struct{}),
 	}
-	w.log = cfg.Logger.With("worker", cfg.Name)
-	client := &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	scraper, err := engine.NewScraper(engine.ScraperConfig{
-		URL: w.base, Dialect: cfg.Dialect, MetricsURL: cfg.MetricsURL, APIKey: cfg.APIKey, Client: client,
-		OnStatus: w.hearEngine, OnListing: w.onListing,
+	w.presence = newPresence(cfg.Weight)
+	w.bidder = newBidder(w.id, cfg.Ungated)
+	w.capacity = newCapacity(cfg)
+	w.estimates = newEstimator()
+	w.attempts = newAttempts()
+	w.runners = newRunners(w.run)
+	w.scraper, err = engine.NewScraper(engine.ScraperConfig{
+		URL: w.engine.base, Dialect: cfg.Dialect, MetricsURL: cfg.MetricsURL, APIKey: cfg.APIKey,
+		Client:   &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		OnStatus: w.onStatus, OnListing: w.onListing,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("engine %s: %w", cfg.Engine, err)
 	}
-	w.scraper = scraper
-	w.arrangeLocked() // nobody else has it yet
 	return w, nil
+}
+
+// complete checks the configuration and fills in the defaults.
+func (cfg Config) complete() (Config, error) {
+	u, err := url.Parse(cfg.Engine)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+		return cfg, fmt.Errorf("engine %q: want a URL such as http://127.0.0.1:8000", cfg.Engine)
+	}
+	cfg.Name = cmp.Or(cfg.Name, u.Host)
+	if err := cfg.checkNames(); err != nil {
+		return cfg, fmt.Errorf("engine %s: %w", cfg.Engine, err)
+	}
+	switch {
+	case cfg.Slots < 0:
+		return cfg, fmt.Errorf("engine %s: slots %d: must not be negative", cfg.Engine, cfg.Slots)
+	case cfg.Weight < 0:
+		return cfg, fmt.Errorf("engine %s: weight %g: must not be negative", cfg.Engine, cfg.Weight)
+	case cfg.SwapAfter < 0:
+		return cfg, fmt.Errorf("engine %s: swap after %v: must not be negative", cfg.Engine, cfg.SwapAfter)
+	}
+	if cfg.Profile.Name == "" {
+		cfg.Profile.Name = policy.Balanced.Name
+		if cfg.Slots > 0 {
+			cfg.Profile.Name = policy.GivenSlots.Name
+		}
+	}
+	named, ok := policy.ProfileNamed(cfg.Profile.Name)
+	if !ok {
+		return cfg, fmt.Errorf("engine %s: there is no profile %q", cfg.Engine, cfg.Profile.Name)
+	}
+	cfg.Profile.Stretch, cfg.Profile.Fixed = named.Stretch, named.Fixed
+	cfg.DrainTimeout = cmp.Or(cfg.DrainTimeout, 10*time.Minute)
+	cfg.StallTimeout = cmp.Or(cfg.StallTimeout, 2*time.Minute)
+	cfg.SwapAfter = cmp.Or(cfg.SwapAfter, policy.SwapAfter)
+	cfg.Version = cmp.Or(cfg.Version, "dev")
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return cfg, nil
+}
+
+// checkNames checks the names of models, pool and worker.
+func (cfg *Config) checkNames() error {
+	for _, m := range cfg.Models {
+		if m == "" || len(m) > subjects.MaxName || !utf8.ValidString(m) {
+			return fmt.Errorf("model %.40q: a name has 1 to %d bytes of UTF-8", m, subjects.MaxName)
+		}
+	}
+	if cfg.Pool != "" && len(cfg.Models) > 1 {
+		return fmt.Errorf("pool %q takes one model, and %d are named", cfg.Pool, len(cfg.Models))
+	}
+	if len(cfg.Pool) > subjects.MaxName || !utf8.ValidString(cfg.Pool) {
+		return fmt.Errorf("pool %.40q: a name has 1 to %d bytes of UTF-8", cfg.Pool, subjects.MaxName)
+	}
+	if len(cfg.Name) > 64 || !utf8.ValidString(cfg.Name) {
+		return fmt.Errorf("name %.40q: a name has at most 64 bytes of UTF-8", cfg.Name)
+	}
+	return nil
 }
 
 // ID is the worker's unique id, a subject token.
 func (w *Worker) ID() string { return w.id }
 
-// Run serves until ctx is done or an operator orders it to leave, then drains:
-// it takes nothing new, lets what runs finish within DrainTimeout, hands the rest
-// to other workers, and says good-bye. It returns when all of that is over:
-// ErrDrained if it was ordered, else nil.
+// Run serves until ctx is done or an operator orders the worker to leave. Then it
+// drains: it accepts no new requests, lets running ones finish within DrainTimeout,
+// hands the others over to other workers, and leaves. It returns after that: ErrDrained
+// if an operator ordered it, else nil.
 func (w *Worker) Run(ctx context.Context) error {
 	w.started = time.Now()
-	w.connected = w.started
-	w.gateOpens = time.NewTimer(time.Hour) // until the gate is first closed
-	defer w.gateOpens.Stop()
+	w.presence.onReconnect(w.started)
+	w.gate = time.NewTimer(time.Hour) // publishBids resets it
+	defer w.gate.Stop()
 	var subs []*nats.Subscription
 	for subject, handle := range map[string]nats.MsgHandler{
 		subjects.Worker(w.id) + ".>": w.receive,
-		subjects.AllGateways:         w.hearGateway,
+		subjects.AllGateways:         w.onReference,
 	} {
 		sub, err := w.nc.Subscribe(subject, handle)
 		if err != nil {
 			return fmt.Errorf("worker %s: subscribe %s: %w", w.cfg.Name, subject, err)
 		}
-		sub.SetPendingLimits(-1, -1) // bounded by slots, bids and credit
+		sub.SetPendingLimits(-1, -1) // bounded by slots, bids and windows
 		subs = append(subs, sub)
 	}
-	w.log.Info("worker started", "engine", w.cfg.Engine, "slots", w.room.slots, "profile", w.cfg.Profile.Name)
+	w.log.Info("worker started", "engine", w.cfg.Engine, "slots", w.capacity.load().slots, "profile", w.cfg.Profile.Name)
 
-	// Two contexts: ctx ends pulling, life ends everything else.
+	// Two contexts: ctx ends bidding, life ends everything else.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	var loops sync.WaitGroup
-	loops.Go(func() { w.healthLoop(life) })
+	loops.Go(func() { w.heartbeatLoop(life) })
+	loops.Go(func() { w.membershipLoop(life) })
 	loops.Go(func() { w.bidLoop(life) })
-	loops.Go(func() { w.aliveLoop(life) })
 	loops.Go(func() { w.policyLoop(life) })
-	loops.Go(func() { w.roomLoop(life) })
 	loops.Go(func() { w.scraper.Run(life) })
+	loops.Go(func() { every(life, subjects.AliveEvery, w.publishAlive) })
+	loops.Go(func() { every(life, capacityTick, w.lookAtCapacity) })
 
 	var left error
 	select {
@@ -326,87 +284,90 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	end()
 	loops.Wait()
+	w.leave()
 	for _, sub := range subs {
 		sub.Unsubscribe()
 	}
-	close(w.idle)
-	w.log.Info("worker stopped", "done", w.done, "failed", w.failed)
+	w.runners.close()
+	done, failed := w.attempts.counts()
+	w.log.Info("worker stopped", "done", done, "failed", failed)
 	return left
 }
 
-// drain returns when nothing runs any more.
-func (w *Worker) drain(why string) {
-	w.mu.Lock()
-	w.setStateLocked(subjects.Draining, why)
-	left := w.inFlight
-	w.mu.Unlock()
-	w.beat()
-	w.log.Info("worker drains", "in_flight", left)
+// every calls do at an interval until ctx is done.
+func every(ctx context.Context, interval time.Duration, do func(now time.Time)) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			do(time.Now())
+		}
+	}
+}
 
-	finished := make(chan struct{})
-	go func() { // ends with the attempts, which the next lines wait for
-		w.attempts.Wait()
-		close(finished)
-	}()
+// drain stops accepting requests, and returns when no attempt runs any more.
+func (w *Worker) drain(why string) {
+	w.presence.set(subjects.Draining, why)
+	ended, running := w.attempts.close()
+	w.presence.beat()
+	w.log.Info("worker drains", "in_flight", running)
+
 	timeout := time.NewTimer(w.cfg.DrainTimeout)
 	defer timeout.Stop()
 	select {
-	case <-finished:
+	case <-ended:
+		return
 	case <-timeout.C:
-		w.mu.Lock()
-		for _, a := range w.running {
-			a.stop(ErrDraining)
-		}
-		w.mu.Unlock()
-		<-finished
 	}
-	w.mu.Lock()
-	w.setStateLocked(subjects.Left, "")
-	w.mu.Unlock()
-	w.beat()
-	w.leave()
+	for _, a := range w.attempts.all() {
+		a.stop(errDraining)
+	}
+	<-ended
+}
+
+// leave publishes the last heartbeat, after the last frames and on the same connection.
+// No other heartbeat follows, since the loops have ended.
+func (w *Worker) leave() {
+	w.presence.set(subjects.Left, "")
+	w.publishHeartbeat()
+	err := inMembership(context.Background(), w.nc, func(ctx context.Context, kv jetstream.KeyValue) error {
+		return kv.Purge(ctx, w.id)
+	})
+	if err != nil {
+		w.log.Debug("membership not removed", "err", err)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	w.nc.FlushWithContext(ctx)
 }
 
 // receive handles everything that is sent to this worker, in order: answers to
-// bids and claims, cancels, credit, and word of gateways that are gone. It
-// never blocks.
+// bids and claims, cancels, window updates, and the broker's answers for gateways
+// that are gone. It never blocks.
 func (w *Worker) receive(m *nats.Msg) {
 	mine, ok := strings.CutPrefix(m.Subject, subjects.Worker(w.id)+".")
 	if !ok { // a delivery keeps the subject that the request was published on
-		w.deliver(m)
+		w.onDelivery(m)
 		return
 	}
 	what, arg, _ := strings.Cut(mine, ".")
 	switch what {
 	case "bid":
-		w.bidStatus(arg, m.Header.Get("Status"), m.Header.Get("Description"))
+		w.onBidStatus(arg, m)
 	case "refused":
-		w.refused(arg, m)
+		w.onRefusal(arg, m)
 	case "gone":
 		if m.Header.Get("Status") == "503" {
-			w.gatewayGone(arg)
+			w.attempts.onGatewayGone(arg)
 		}
 	case "cancel":
-		w.cancelled(m)
+		w.attempts.onCancel(m)
 	case "credit":
-		w.credited(m)
+		w.attempts.onWindow(m)
 	case "drain":
-		w.leaveAsOrdered(m)
+		w.onDrainOrder(m)
 	}
-}
-
-func (w *Worker) setStateLocked(s subjects.State, reason string) {
-	if w.state == s && w.reason == reason {
-		return
-	}
-	if w.state == subjects.Left || w.state == subjects.Draining && s != subjects.Left {
-		return
-	}
-	if s == subjects.Down && w.state != s {
-		w.downAt = time.Now()
-	}
-	w.state, w.reason = s, reason
 }

@@ -5,6 +5,38 @@ import (
 	"time"
 )
 
+// However the answers come, there are as many bids as the broker has.
+func TestEachAnswerTakesOutOneBid(t *testing.T) {
+	at := time.Now()
+	l := &lane{open: []bid{{rung: 0, expires: at.Add(3 * time.Second)}, {rung: 1, expires: at}, {rung: 4, expires: at.Add(time.Second)}}}
+	l.answered() // the broker answered the one at rung 1, and has not got that at rung 0 yet
+	if len(l.open) != 2 || l.open[0].rung != 1 {
+		t.Fatalf("open: %+v", l.open)
+	}
+	l.findLate(at.Add(answerLate + time.Millisecond)) // of course that one never expires
+	if len(l.open) != 1 || l.late != 1 {
+		t.Fatalf("open: %+v, late %d", l.open, l.late)
+	}
+	l.answered() // the one at rung 0
+	if len(l.open) != 1 || l.open[0].rung != 4 || l.late != 0 {
+		t.Errorf("open: %+v, late %d", l.open, l.late)
+	}
+	l.ended()
+	if len(l.open) != 0 {
+		t.Errorf("open: %+v", l.open)
+	}
+	l.ended() // of nothing that is known
+	if b := l.answered(); b != (bid{}) || l.late != 0 {
+		t.Errorf("answered: %+v, late %d", b, l.late)
+	}
+	l.open = append(l.open, bid{expires: at})
+	l.findLate(at.Add(time.Minute))
+	l.findLate(at.Add(2 * time.Minute))
+	if l.late != 0 {
+		t.Error("a lost answer is awaited for ever")
+	}
+}
+
 // Answers to bids may get lost, all of them. As many requests as the lane has bids
 // for are waiting all the while.
 func TestLostAnswersAreNotAwaitedForEver(t *testing.T) {
@@ -59,7 +91,7 @@ func TestABidThatFoundNoConsumerSaysNothingOfLaterOnes(t *testing.T) {
 		l := &lane{bids: before}
 		park(l, 4)
 		for i, want := range []int{3, 2, 1} {
-			if l.goneTo((before + i + 1) % bidNumbers); len(l.open) != want {
+			if l.noConsumer((before + i + 1) % bidNumbers); len(l.open) != want {
 				t.Errorf("after %d bids: %d are open when %d of 4 found no consumer, want %d", before, len(l.open), i+1, want)
 			}
 		}
@@ -68,7 +100,7 @@ func TestABidThatFoundNoConsumerSaysNothingOfLaterOnes(t *testing.T) {
 		}
 		park(l, 2) // the consumer is deleted: the broker tells of all three, the cheapest first
 		for i, number := range []int{5, 4, 6} {
-			l.goneTo((before + number) % bidNumbers)
+			l.noConsumer((before + number) % bidNumbers)
 			if want := []int{1, 1, 0}[i]; len(l.open) != want {
 				t.Errorf("after %d bids: %d are open when bid %d was gone, want %d", before, len(l.open), number, want)
 			}
@@ -82,7 +114,7 @@ func TestADeletedConsumerLeavesNoBidOfBefore(t *testing.T) {
 	at := time.Now().Add(bidExpires)
 	l := &lane{bids: 2, open: []bid{{number: 2, rung: 2, expires: at}, {number: 1, rung: 5, expires: at}}}
 	l.answered()
-	if l.goneTo(1); len(l.open) != 0 {
+	if l.noConsumer(1); len(l.open) != 0 {
 		t.Errorf("open: %+v", l.open)
 	}
 }

@@ -1,0 +1,768 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+const (
+	// activeFor is how long a tier counts as active after a request of it began
+	// here.
+	activeFor = time.Minute
+
+	// loadHolds is how long after its last request here the load of a tier counts.
+	// A slow worker gets requests rarely, namely when the fast ones are full.
+	loadHolds = 10 * time.Minute
+
+	// homeTouch is the time without a bid after which a home lane is touched, so
+	// that the broker keeps its consumer.
+	homeTouch = 45 * time.Second
+
+	// mostBounces is how often a request is handed back because the price has risen
+	// since its bid. Each time costs 0.05 ms.
+	mostBounces = 2
+
+	// gateSlack is the shortest time until the plan for a prefill gate that is about
+	// to open. An engine that takes no time for prompts opens it very often.
+	gateSlack = 5 * time.Millisecond
+
+	retryBid  = 250 * time.Millisecond // after an answer that means "not now"
+	standBack = 25 * time.Millisecond  // after handing a request back for another worker
+	bidTick   = 100 * time.Millisecond
+	awayAgain = 10 * time.Millisecond // between plans for the home lanes of other workers, while slots become free
+)
+
+// bidder decides what the worker bids on, at which price, and which deliveries it
+// accepts. It owns the lanes with their open bids, the tiers, and what the policy
+// and the gateways say about pools. It publishes nothing itself: see plan.
+type bidder struct {
+	ungated bool // fixed; see Config.Ungated
+
+	mu sync.Mutex
+	laneSet
+	tiers   []tier
+	total   int // load.total that the ceilings of the tiers were computed for
+	wheel   policy.Wheel
+	shares  []int        // of the tiers that the wheel chooses from
+	turns   uint64       // of the wheel
+	awayAt  time.Time    // when all home lanes of other workers were last planned for
+	gateAt  time.Time    // when the prefill gate opens by time alone, as last planned
+	lost    bool         // the broker may have lost the open bids: the next plan starts without any
+	ticked  bool         // the next plan touches home lanes, and bids on those of other workers
+	planned []plannedBid // by the last plan
+}
+
+// tier is a service class as the bidder sees it.
+type tier struct {
+	policy.Tier
+	ceiling int       // requests in flight up to which it may bid
+	seen    time.Time // when a request of it last began here
+	load    tierLoad
+
+	// As of the last survey.
+	below   bool // a tier above it is active
+	backlog int  // number of its lanes with waiting requests
+}
+
+// tierLoad is the mean of a tier's requests in flight on this worker since it was
+// last idle, over the last minute at most. The zero value is an idle tier.
+type tierLoad struct {
+	mean    float64
+	samples float64
+}
+
+func (l *tierLoad) add(n int) {
+	l.samples = min(l.samples+1, float64(activeFor/bidTick))
+	l.mean += (float64(n) - l.mean) / l.samples
+}
+
+// load is what bids depend on beside the lanes and the tiers. It comes from the
+// other owners: see Worker.load.
+type load struct {
+	open     bool // the worker accepts new requests
+	inFlight int
+	free     int // requests that may start now
+	total    int // requests that may be in flight now
+	slots    int // requests that may be in flight while none waits in the engine
+	prefills prefills
+	models   map[string]modelState // by pool; nil: every model is loaded
+
+	// The price is divided by these.
+	weight  float64 // set by an operator; 1 if not
+	assumed float64 // used instead of weight while nothing is measured: set by an operator, else by the bandwidth of the GPUs
+	speed   float64 // below 1 if a GPU is throttled or the KV cache is nearly full
+}
+
+// modelState is the state of a model of an engine that loads models on demand, as
+// far as bids depend on it.
+type modelState struct {
+	blocked bool          // no requests for it are accepted now
+	cold    bool          // a request for it would start a load
+	load    time.Duration // expected time of a load
+	evicts  bool          // a load would evict another model
+}
+
+// plannedBid is a bid to publish.
+type plannedBid struct {
+	lane   *lane
+	number int
+	kind   bidKind
+	rung   int
+}
+
+// reply is the subject on which the broker answers the bid.
+func (p *plannedBid) reply() string {
+	return p.lane.inboxes[p.kind] + strconv.Itoa(p.number%bidNumbers)
+}
+
+func newBidder(worker string, ungated bool) *bidder {
+	b := &bidder{ungated: ungated, laneSet: newLaneSet(worker)}
+	b.arrangeLocked()
+	return b
+}
+
+// follow puts a policy in force.
+func (b *bidder) follow(p *policy.Policy) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.policy = p
+	b.arrangeLocked()
+}
+
+// serving returns the pools that the worker serves.
+func (b *bidder) serving() []servedPool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.serves
+}
+
+// serve sets the pools that the worker serves, and the curves that price them.
+func (b *bidder) serve(pools []servedPool, curves []*atomic.Pointer[policy.Curve]) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.serves = pools
+	b.arrangeLocked()
+	for i, s := range pools {
+		b.pools[s.pool].curve = curves[i]
+	}
+}
+
+// onReference stores a gateway's reference.
+func (b *bidder) onReference(ref *subjects.Reference, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.laneSet.onReference(ref, now) {
+		b.arrangeLocked()
+	}
+	for _, l := range b.byQueue {
+		if _, ok := ref.Pools[l.pool.name]; !ok || l.retired {
+			continue
+		}
+		l.restsTill = time.Time{} // its queues exist now
+		if l.home == "" {
+			l.held = l.pool.held(b.tiers[l.tier].Name)
+		}
+	}
+}
+
+// onReconnect makes the next plan place all bids again.
+func (b *bidder) onReconnect() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lost = true
+}
+
+// tick updates what changes with time alone: overdue answers, the rates of the
+// lanes, and the loads of the tiers, whose requests in flight are given by name. It
+// is called every bidTick, before a plan.
+func (b *bidder) tick(inFlight map[string]int, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ticked = true
+	for _, l := range b.lanes {
+		l.rate, l.served = (l.rate+float64(l.served))/2, 0
+		l.findLate(now)
+	}
+	for _, l := range b.away {
+		l.findLate(now)
+	}
+	if len(b.byQueue) > len(b.lanes)+len(b.away) {
+		b.forgetRetired(now)
+	}
+	for i := range b.tiers {
+		t := &b.tiers[i]
+		n := inFlight[t.Name]
+		if n == 0 && now.Sub(t.seen) > loadHolds {
+			t.load = tierLoad{}
+			continue
+		}
+		t.load.add(n)
+	}
+	b.ceilLocked()
+}
+
+// plan returns the bids that the worker should place now, and records them as open.
+// They must be published in this order. The slice is valid until the next plan.
+// gate is when to plan again because the prefill gate opens by time alone; it is
+// zero if that is not so, or if the last plan has said the same.
+//
+// If several tiers have a backlog, the free slots are dealt to them by their shares.
+// Otherwise every lane gets bids, and the free slots may be bid for once more on
+// each lane.
+func (b *bidder) plan(ld load, now time.Time) (bids []plannedBid, gate time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.planned = b.planned[:0]
+	if b.lost {
+		b.lost = false
+		for _, l := range b.byQueue {
+			l.noBids()
+		}
+	}
+	b.useLocked(&ld)
+	ticked := b.ticked
+	b.ticked = false
+	if ticked {
+		for _, l := range b.lanes {
+			if l.home != "" && now.Sub(l.last) > homeTouch {
+				b.placeLocked(l, bid{rung: policy.Rungs - 1, kind: touch}, now)
+			}
+		}
+	}
+	if ld.free > 0 && ld.open {
+		if first, contended := b.surveyLocked(&ld, now); contended {
+			b.dealLocked(first, &ld, now)
+		} else {
+			b.parkLocked(&ld, now)
+		}
+		if lowest := &b.tiers[len(b.tiers)-1]; lowest.below && !ld.prefills.until.IsZero() && !ld.prefills.until.Equal(b.gateAt) {
+			b.gateAt = ld.prefills.until
+			gate = b.gateAt
+		}
+	}
+	wasFull := ld.open && ld.free == 1 && now.Sub(b.awayAt) > awayAgain
+	if ticked || wasFull { // no bids for them were placed while the worker was full
+		b.awayAt = now
+	}
+	for _, l := range b.away {
+		if ticked || wasFull || l.again {
+			l.again = false
+			b.parkAwayLocked(l, &ld, now)
+		}
+	}
+	return b.planned, gate
+}
+
+// unsent takes back bids that could not be published. Their lanes rest for a
+// moment.
+func (b *bidder) unsent(bids []plannedBid, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range slices.Backward(bids) {
+		p.lane.unsent(p.number, now)
+	}
+}
+
+// onStatus handles the end of a bid that brought no request. which identifies the
+// bid by its lane, kind and number, as in the subject of the answer. refused is the
+// subject of the lane if the broker did not accept the bid. again says that the
+// caller should plan again.
+func (b *bidder) onStatus(which, code, description string, now time.Time) (refused string, again bool) {
+	var names [3]int
+	for i, name := range strings.SplitN(which, ".", len(names)) {
+		names[i], _ = strconv.Atoi(name) // lanes count from 1
+	}
+	number, kind, nth := names[0], bidKind(names[1]), names[2]
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.byNumber[number]
+	if l == nil {
+		return "", false
+	}
+	switch code {
+	case "404", "408": // expired
+		l.ended()
+		if kind == dealt { // there was no backlog
+			l.waiting, l.held = 0, 0
+		}
+	case "409":
+		if strings.Contains(description, "Consumer Deleted") {
+			l.noConsumer(nth)
+		} else {
+			l.ended()
+		}
+		if !strings.Contains(description, "Leadership Change") {
+			l.restsTill = now.Add(retryBid)
+		}
+	case "503": // no such consumer: a gateway creates it after the worker's next heartbeat
+		l.noConsumer(nth)
+		l.restsTill = now.Add(retryBid)
+	default:
+		l.ended()
+		l.restsTill = now.Add(retryBid)
+		refused = l.subject
+	}
+	return refused, !l.away
+}
+
+// task is what the bidder knows about a delivered request.
+type task struct {
+	pool   string // the request's own
+	source string // the served pool whose model answers it
+	model  string // as the engine calls it
+	tier   string
+}
+
+// onDelivery handles a request that answered a bid. It reports whether the worker
+// should run it; if not, the caller hands it back to the queue.
+func (b *bidder) onDelivery(d subjects.Delivery, ld load, now time.Time) (t task, accept bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.byQueue[queueName{d.Stream, d.Consumer}]
+	if l == nil {
+		return task{}, false
+	}
+	answered := l.answered()
+	l.served++
+	l.waiting, l.waitingAt = d.Pending, now
+	b.useLocked(&ld)
+	if !b.holdsLocked(l, answered, d.Delivered, &ld, now) {
+		l.waiting++
+		l.again = l.away
+		return task{}, false
+	}
+	l.again = l.away && l.waiting > 0
+	tr := &b.tiers[l.tier]
+	tr.seen = now
+	return task{pool: l.pool.name, source: l.pool.source.name, model: l.pool.source.model, tier: tr.Name}, true
+}
+
+// holdsLocked reports whether the bid that a delivery answered would be placed now,
+// at no higher price. It may be seconds old.
+func (b *bidder) holdsLocked(l *lane, answered bid, delivered uint64, ld *load, now time.Time) bool {
+	switch {
+	case !ld.open || l.pool.paused || ld.models[l.pool.source.name].blocked || l.retired || ld.free <= 0:
+		return false
+	case answered.kind == dealt:
+		return ld.inFlight < answered.ceiling
+	}
+	b.surveyLocked(ld, now)
+	if !b.opensLocked(l.tier, 1, ld) {
+		return false
+	}
+	if l.away {
+		return b.awayRungLocked(l, ld) <= answered.rung
+	}
+	// Requests that came by other lanes may have raised the price since the bid. A
+	// request that was handed back before is accepted all the same, and so is one
+	// with others behind it: then every slot is needed.
+	return delivered > mostBounces || l.waiting > 0 || b.rungLocked(l.pool, ld.inFlight+1, 0, ld) <= answered.rung
+}
+
+// rest stops bids for a moment on the lane of a delivery that was handed back for
+// another worker.
+func (b *bidder) rest(d subjects.Delivery, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if l := b.byQueue[queueName{d.Stream, d.Consumer}]; l != nil {
+		l.restsTill = now.Add(standBack)
+	}
+}
+
+// statuses returns the served pools, each with the rung of its next bid.
+func (b *bidder) statuses(ld load) []subjects.PoolStatus {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.useLocked(&ld)
+	all := make([]subjects.PoolStatus, 0, len(b.serves))
+	for _, s := range b.serves {
+		status := subjects.PoolStatus{Pool: s.pool, Rung: b.rungLocked(b.pools[s.pool], ld.inFlight+1, 0, &ld)}
+		if s.model != s.pool {
+			status.Model = s.model
+		}
+		all = append(all, status)
+	}
+	return all
+}
+
+// demand is the demand for the models of all served pools, which decides what the
+// engine should have loaded.
+type demand struct {
+	tiers []policy.SwapTier
+	pools map[string]poolDemand // by name
+}
+
+type poolDemand struct {
+	waits  []time.Duration // longest wait of a request, by tier
+	loaded int             // live workers that have the model loaded or are loading it
+	later  time.Duration   // how long loading it is left to other workers
+}
+
+func (b *bidder) demand(now time.Time) demand {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	d := demand{tiers: make([]policy.SwapTier, len(b.tiers)), pools: make(map[string]poolDemand, len(b.serves))}
+	for i := range b.tiers {
+		t := &b.tiers[i]
+		d.tiers[i] = policy.SwapTier{Share: t.Share, Active: now.Sub(t.seen) < activeFor}
+	}
+	for _, s := range b.serves {
+		p := b.pools[s.pool]
+		pd := poolDemand{waits: make([]time.Duration, len(b.tiers)), loaded: p.ref.Loaded, later: p.later(b.worker)}
+		for i := range b.tiers {
+			if !p.paused {
+				pd.waits[i] = p.longestWait(b.tiers[i].Name, now)
+			}
+		}
+		d.pools[s.pool] = pd
+	}
+	return d
+}
+
+// useLocked updates what depends on the load.
+func (b *bidder) useLocked(ld *load) {
+	if ld.total != b.total {
+		b.total = ld.total
+		b.ceilLocked()
+	}
+}
+
+// ceilLocked computes up to how many requests in flight each tier may bid.
+func (b *bidder) ceilLocked() {
+	loads := make([]float64, len(b.tiers))
+	for i := range b.tiers {
+		loads[i] = b.tiers[i].load.mean
+	}
+	for i := range b.tiers {
+		b.tiers[i].ceiling = policy.Ceiling(b.policy.Tiers, loads, i, b.total)
+	}
+}
+
+// surveyLocked finds which tiers are active and which have a backlog. It returns the
+// first tier with a backlog, and whether the slots have to be dealt.
+func (b *bidder) surveyLocked(ld *load, now time.Time) (first int, contended bool) {
+	active := false
+	for i := range b.tiers {
+		t := &b.tiers[i]
+		t.below, t.backlog = active && !b.ungated, 0
+		active = active || now.Sub(t.seen) < activeFor
+	}
+	for _, l := range b.lanes {
+		if l.backlogged(now) && !l.closed(ld, now) {
+			b.tiers[l.tier].backlog++
+		}
+	}
+	first, backlogs := -1, 0
+	for i := range b.tiers {
+		if b.tiers[i].backlog > 0 {
+			backlogs++
+			if first < 0 {
+				first = i
+			}
+		}
+	}
+	// Below an active tier the gate lets one request through at a time, so several
+	// lanes of one tier take turns as well.
+	return first, backlogs > 1 || backlogs == 1 && b.tiers[first].below && b.tiers[first].backlog > 1
+}
+
+// closed reports whether no bids may be placed on the lane now.
+func (l *lane) closed(ld *load, now time.Time) bool {
+	return l.pool.paused || ld.models[l.pool.source.name].blocked || l.retired || now.Before(l.restsTill)
+}
+
+// opensLocked reports whether a tier may bid for the k-th next request.
+func (b *bidder) opensLocked(tier, k int, ld *load) bool {
+	t := &b.tiers[tier]
+	return policy.Opens(t.ceiling, ld.inFlight+k-1, ld.prefills.n+k-1, t.below)
+}
+
+// parkLocked parks bids on every lane.
+func (b *bidder) parkLocked(ld *load, now time.Time) {
+	open := 0
+	for _, l := range b.lanes {
+		open += len(l.open)
+		if l.home != "" && len(l.open) > 0 {
+			open-- // only one bid more than there are slots counts for each tier, that of its shared lane
+		}
+		l.most = 0
+		if !l.closed(ld, now) {
+			l.most = max(l.depth(ld), 1)
+		}
+	}
+	for k := 1; k <= bidDepth; k++ {
+		var priced *pool // the lanes of a pool are in sequence and have one price
+		rung, some := 0, false
+		for _, l := range b.lanes {
+			if k > l.most || k > 1 && open >= ld.free || !b.opensLocked(l.tier, k, ld) {
+				continue
+			}
+			some = true
+			if l.pool != priced {
+				priced, rung = l.pool, b.rungLocked(l.pool, ld.inFlight+k, k-1, ld)
+			}
+			// If a bid as cheap is parked already, no other is needed. Dearer ones stay
+			// parked beside it. Their number limits new bids, but not the cheapest: there
+			// is at most one of those for each rung.
+			if len(l.open) >= k && l.open[k-1].rung <= rung || k > 1 && len(l.open) >= 2*l.most {
+				continue
+			}
+			b.placeLocked(l, bid{rung: rung, kind: b.kindLocked(l, ld)}, now)
+			open++
+		}
+		if !some {
+			return
+		}
+	}
+}
+
+// dealLocked deals the free slots that the first tier with a backlog may bid for to
+// all tiers with a backlog, by their shares: a slot that a lower tier left alone, for
+// the gate or the reserve, would go to the first tier. But the report of a backlog
+// may be old. So of several slots, the lower tiers keep to their own limits for all
+// but the last.
+func (b *bidder) dealLocked(first int, ld *load, now time.Time) {
+	out := 0
+	for _, l := range b.lanes {
+		for _, bid := range l.open {
+			if bid.kind == dealt {
+				out++
+			}
+		}
+	}
+	for _, l := range b.lanes { // lanes without a backlog keep one bid each
+		if len(l.open) == 0 && !l.backlogged(now) && !l.closed(ld, now) && b.opensLocked(l.tier, 1, ld) {
+			b.placeLocked(l, bid{rung: b.rungLocked(l.pool, ld.inFlight+1, 0, ld), kind: b.kindLocked(l, ld)}, now)
+		}
+	}
+	for ; out < ld.free && b.opensLocked(first, out+1, ld); out++ {
+		last := out == ld.free-1 || !b.opensLocked(first, out+2, ld)
+		for i := range b.tiers {
+			b.shares[i] = 0
+			if b.tiers[i].backlog > 0 && (last || b.opensLocked(i, out+1, ld)) {
+				b.shares[i] = b.tiers[i].Share
+			}
+		}
+		l := b.nextOfLocked(b.wheel.Next(b.shares), ld, now)
+		if l == nil {
+			return
+		}
+		b.turns++
+		l.dealtTurn = b.turns
+		rung := b.rungLocked(l.pool, ld.inFlight+out+1, out, ld)
+		b.placeLocked(l, bid{rung: rung, kind: dealt, ceiling: b.tiers[first].ceiling}, now)
+	}
+}
+
+// nextOfLocked returns the lane of a tier that has a backlog and was dealt a slot the
+// longest time ago; nil if there is none.
+func (b *bidder) nextOfLocked(tier int, ld *load, now time.Time) *lane {
+	var next *lane
+	for _, l := range b.lanes {
+		if l.tier == tier && l.backlogged(now) && !l.closed(ld, now) && (next == nil || l.dealtTurn < next.dealtTurn) {
+			next = l
+		}
+	}
+	return next
+}
+
+// parkAwayLocked parks a bid on the home lane of another worker: at a higher price,
+// so that the other worker is served first. A request that the bid brings is accepted
+// only if the price has not risen.
+func (b *bidder) parkAwayLocked(l *lane, ld *load, now time.Time) {
+	if !ld.open || ld.free <= 0 || l.closed(ld, now) || !b.opensLocked(l.tier, 1, ld) {
+		return
+	}
+	if rung := b.awayRungLocked(l, ld); len(l.open) == 0 || rung < l.open[0].rung {
+		b.placeLocked(l, bid{rung: rung, kind: parked}, now)
+	}
+}
+
+func (b *bidder) awayRungLocked(l *lane, ld *load) int {
+	return policy.Dearer(b.rungLocked(l.pool, ld.inFlight+1, 0, ld), policy.AwayPenalty)
+}
+
+func (b *bidder) placeLocked(l *lane, placed bid, now time.Time) {
+	b.planned = append(b.planned, plannedBid{l, l.add(placed, now), placed.kind, placed.rung})
+}
+
+// depth returns how many bids to park on the lane. All workers of its pool together
+// stay near parkedPerLane.
+func (l *lane) depth(ld *load) int {
+	if l.pool.balance == policy.RoundRobin {
+		return policy.RoundRobinDepth
+	}
+	if ld.models[l.pool.source.name].cold { // the first request changes the price of the next
+		return 1
+	}
+	need := minDepth + int(l.rate*float64(depthFor)/float64(bidTick))
+	if l.home != "" { // there are many home lanes, most of them with few requests
+		need--
+	}
+	return min(need, bidDepth, max(parkedPerLane/max(l.pool.ref.Workers, 1), 1))
+}
+
+// kindLocked returns the kind of a bid on a lane that is not dealt.
+func (b *bidder) kindLocked(l *lane, ld *load) bidKind {
+	if b.tiers[l.tier].below || ld.models[l.pool.source.name].cold {
+		return brief
+	}
+	return parked
+}
+
+// rungLocked returns the rung of a request that would be the n-th in flight, behind
+// all that wait for their first token and more mean requests. A pool that spills over
+// is priced by the measurements of the served pool and the mean of its own requests:
+// that is what one of them costs here.
+func (b *bidder) rungLocked(p *pool, n, more int, ld *load) int {
+	var rung int
+	switch p.balance {
+	case policy.RoundRobin:
+	case policy.LeastLoaded:
+		rung = policy.LeastLoadedRung(n, ld.slots)
+	case policy.Weighted:
+		rung = policy.WeightedRung(n, ld.assumed, p.ref.Slots, p.ref.Weight)
+	default:
+		rung = p.priceRung(n, more, ld)
+	}
+	if m := ld.models[p.source.name]; m.cold {
+		reference := p.ref.Price
+		if p.balance != policy.Price { // the rungs of the other methods are no prices
+			reference = 0
+		}
+		rung = policy.ColdRung(rung, reference, m.load, m.evicts)
+	}
+	return policy.Dearer(rung, p.penalty)
+}
+
+func (p *pool) priceRung(n, more int, ld *load) int {
+	curve, behind, weight := p.source.curve.Load(), float64(ld.prefills.n+more), ld.weight
+	if curve == nil {
+		weight = ld.assumed
+	} else if curve.Prefill != nil && ld.prefills.known {
+		if one := curve.Prefill.At(p.ref.Mean.Input); one > 0 {
+			behind = ld.prefills.work/one + float64(more)
+		}
+	}
+	return policy.PriceRung(curve, p.ref.Mean, p.ref.Price, n, behind, max(ld.slots, 1), weight*ld.speed)
+}
+
+// arrangeLocked arranges the tiers and the lanes by the policy in force.
+func (b *bidder) arrangeLocked() {
+	b.arrangeTiersLocked()
+	b.arrange(b.tiers)
+}
+
+// arrangeTiersLocked sets the tiers from the policy. The load of a tier that stays is
+// kept.
+func (b *bidder) arrangeTiersLocked() {
+	was := b.tiers
+	b.tiers = make([]tier, len(b.policy.Tiers))
+	for i, t := range b.policy.Tiers {
+		b.tiers[i] = tier{Tier: t}
+		for j := range was {
+			if was[j].Name == t.Name {
+				b.tiers[i].seen, b.tiers[i].load = was[j].seen, was[j].load
+			}
+		}
+	}
+	b.ceilLocked()
+	if !slices.EqualFunc(was, b.tiers, func(a, b tier) bool { return a.Name == b.Name }) {
+		b.wheel = policy.Wheel{}
+		b.shares = make([]int, len(b.tiers))
+	}
+}
+
+// bidLoop plans bids when time alone changes something: a pause ends, a measurement
+// fades, the prefill gate opens, an answer is overdue.
+func (w *Worker) bidLoop(ctx context.Context) {
+	status := w.nc.StatusChanged(nats.CONNECTED)
+	defer w.nc.RemoveStatusListener(status)
+	tick := time.NewTicker(bidTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-status: // connected again: the broker may have lost the parked bids
+			w.presence.onReconnect(time.Now())
+			w.bidder.onReconnect()
+		case <-w.gate.C:
+		case <-tick.C:
+			w.bidder.tick(w.attempts.byTier(), time.Now())
+		}
+		w.bid()
+	}
+}
+
+// bid plans and publishes the bids that the worker should place now. Any goroutine
+// calls it after a change that bids depend on.
+//
+// Only one goroutine plans and publishes at a time, so that bids reach the broker in
+// the order in which they were recorded. No lock is held for that: a call that comes
+// meanwhile returns at once, and has the first one plan again.
+func (w *Worker) bid() {
+	if w.plans.Add(1) > 1 {
+		return
+	}
+	for due := int32(1); due > 0; {
+		due = w.plans.Load()
+		w.publishBids()
+		due = w.plans.Add(-due)
+	}
+}
+
+func (w *Worker) publishBids() {
+	now := time.Now()
+	ld := w.load(now)
+	if ld.models != nil {
+		ld.models = w.capacity.chooseModels(w.bidder.demand(now), now)
+	}
+	bids, gate := w.bidder.plan(ld, now)
+	var failed []plannedBid
+	for _, p := range bids {
+		if w.nc.PublishRequest(p.lane.subject, p.reply(), bidBodies[p.kind][p.rung]) != nil {
+			failed = append(failed, p)
+		}
+	}
+	if failed != nil {
+		w.bidder.unsent(failed, now)
+	}
+	if !gate.IsZero() {
+		w.gate.Reset(max(gate.Sub(now), gateSlack))
+	}
+}
+
+// load collects from the owners what bids depend on.
+func (w *Worker) load(now time.Time) load {
+	open, weight := w.presence.open(now)
+	room := w.capacity.load()
+	return load{
+		open: open && !room.fenced, inFlight: room.inFlight, free: room.free, total: room.total, slots: room.slots,
+		prefills: w.estimates.load(now), models: room.models,
+		weight: cmp.Or(weight, 1), assumed: cmp.Or(weight, room.weight, 1), speed: room.speed,
+	}
+}
+
+// onBidStatus handles the broker's answer that a bid ended without a request.
+func (w *Worker) onBidStatus(which string, m *nats.Msg) {
+	code, description := m.Header.Get("Status"), m.Header.Get("Description")
+	refused, again := w.bidder.onStatus(which, code, description, time.Now())
+	if refused != "" {
+		w.log.Warn("broker refused a bid", "lane", refused, "code", code, "reason", description)
+	}
+	if again {
+		w.bid()
+	}
+}

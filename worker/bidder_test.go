@@ -1,0 +1,495 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/broker"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// BenchmarkBid measures one plan of the bids, which is made at each delivery and
+// each end of a request: on a worker with 32 requests in flight, in a pool of 8
+// workers with a home lane each, with three tiers.
+func BenchmarkBid(b *testing.B) {
+	for _, homes := range []int{0, 8} {
+		b.Run(fmt.Sprintf("%d home lanes/nothing to do", homes), func(b *testing.B) {
+			w := busyWorker(b, homes)
+			b.ReportAllocs()
+			for b.Loop() {
+				w.bid()
+			}
+		})
+		b.Run(fmt.Sprintf("%d home lanes/a request comes and goes", homes), func(b *testing.B) {
+			w := busyWorker(b, homes)
+			b.ReportAllocs()
+			out := w.nc.Stats().OutMsgs
+			for b.Loop() {
+				w.bidder.mu.Lock()
+				w.bidder.lanes[0].answered()
+				w.bidder.mu.Unlock()
+				w.capacity.mu.Lock()
+				w.capacity.inFlight++
+				w.capacity.mu.Unlock()
+				w.bid()
+				w.capacity.mu.Lock()
+				w.capacity.inFlight--
+				w.capacity.mu.Unlock()
+				w.bid()
+			}
+			b.ReportMetric(float64(w.nc.Stats().OutMsgs-out)/float64(b.N), "bids/op")
+		})
+		b.Run(fmt.Sprintf("%d home lanes/tick", homes), func(b *testing.B) {
+			w := busyWorker(b, homes)
+			b.ReportAllocs()
+			out := w.nc.Stats().OutMsgs
+			for b.Loop() {
+				w.bidder.tick(w.attempts.byTier(), time.Now())
+				w.bid()
+			}
+			b.ReportMetric(float64(w.nc.Stats().OutMsgs-out)/float64(b.N), "bids/op")
+		})
+	}
+}
+
+// idle is the load of a worker that has so many slots, all of them free.
+func idle(slots int) load {
+	return load{
+		open: true, free: slots, total: slots, slots: slots,
+		prefills: prefills{known: true}, weight: 1, assumed: 1, speed: 1,
+	}
+}
+
+// with is the load with more requests in flight.
+func (ld load) with(n int) load {
+	ld.inFlight += n
+	ld.free -= n
+	return ld
+}
+
+// bidderOf is a bidder for one model, whose pool a gateway has reported.
+func bidderOf(now time.Time, ref subjects.PoolReference) *bidder {
+	b := newBidder("worker-3", false)
+	e := newEstimator()
+	b.serve([]servedPool{{"m", "m"}}, e.serve([]string{"m"}))
+	b.onReference(&subjects.Reference{Gateway: "gw", Pools: map[string]subjects.PoolReference{"m": ref}}, now)
+	return b
+}
+
+// workers are the ids of a pool's workers.
+func workers(n int) (ids []string) {
+	for i := range n {
+		ids = append(ids, fmt.Sprintf("worker-%d", i))
+	}
+	return ids
+}
+
+// measured gives a pool's estimate a curve.
+func (p *poolEstimate) measured(now time.Time) {
+	for i := range 20 {
+		p.prefill.Add(float64(100*i+10), 0.01*float64(i), now)
+		p.itl.Add(float64(i+1), 0.01+0.0002*float64(i), now)
+	}
+	p.fitted = time.Time{}
+	p.curveLocked(now)
+}
+
+// poolOf8 is what a gateway reports of a pool of 8 workers.
+func poolOf8(homes int) subjects.PoolReference {
+	return subjects.PoolReference{
+		Price: 2.1, Mean: policy.Mean{Input: 1000, Output: 200, Samples: 100}, Workers: 8, HomeLanes: workers(homes),
+	}
+}
+
+// busyBidder is that of a worker with half of its 64 slots taken and its bids
+// parked.
+func busyBidder(now time.Time, homes int) (*bidder, load) {
+	e := newEstimator()
+	b := newBidder("worker-3", false)
+	b.serve([]servedPool{{"m", "m"}}, e.serve([]string{"m"}))
+	e.pools["m"].measured(now)
+	b.onReference(&subjects.Reference{Gateway: "gw", Pools: map[string]subjects.PoolReference{"m": poolOf8(homes)}}, now)
+	ld := idle(64).with(32)
+	b.plan(ld, now)
+	return b, ld
+}
+
+// busyWorker is a worker like that.
+func busyWorker(t testing.TB, homes int) *Worker {
+	t.Helper()
+	w := connected(t, Config{Slots: 64})
+	w.id = "worker-3"
+	w.bidder = newBidder(w.id, false)
+	now := time.Now()
+	w.serve([]string{"m"})
+	w.presence.state = subjects.Ready
+	w.bidder.onReference(&subjects.Reference{Gateway: "gw", Pools: map[string]subjects.PoolReference{"m": poolOf8(homes)}}, now)
+	w.estimates.pools["m"].measured(now)
+	for range 32 {
+		a := newAttempt(nil, &subjects.Request{Stream: true}, task{pool: "m", source: "m", model: "m", tier: w.bidder.tiers[0].Name}, now)
+		w.attempts.begin(a)
+		w.begin(a)
+		w.onFirstByte(a, true, now)
+	}
+	w.bidder.tiers[0].seen = now
+	w.bid()
+	return w
+}
+
+// connected is a worker on a broker that has none of its queues.
+func connected(t testing.TB, cfg Config) *Worker {
+	t.Helper()
+	br, err := broker.New(broker.Config{StoreDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { br.Run(ctx); close(done) }() // Cleanup waits for it
+	<-br.Ready()
+	nc, err := nats.Connect("", nats.InProcessServer(br))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close(); stop(); <-done })
+	cfg.Engine = "http://engine"
+	w, err := New(cfg, nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.gate = time.NewTimer(time.Hour)
+	return w
+}
+
+// placed writes the bids of a plan: the tier, the lane, the rung and the kind of
+// each.
+func placed(b *bidder, bids []plannedBid) string {
+	var all []string
+	for _, m := range bids {
+		l := m.lane
+		i := slices.IndexFunc(l.open, func(b bid) bool { return b.number == m.number })
+		name := l.pool.name
+		if l.home != "" {
+			name += "@" + l.home
+		}
+		all = append(all, fmt.Sprintf("%s/%s:%d%s", b.tiers[l.tier].Name, name, l.open[i].rung, []string{"", " brief", " dealt", " touch"}[l.open[i].kind]))
+	}
+	return strings.Join(all, ", ")
+}
+
+// deliveryOf is what an ack subject says of a delivery on a lane of pool m.
+func deliveryOf(tier, lane string, pending uint64) subjects.Delivery {
+	return subjects.Delivery{Stream: subjects.ReqStream(tier), Consumer: subjects.ReqConsumer("m", lane), Delivered: 1, Pending: pending}
+}
+
+// A worker with four slots takes requests and gives them back.
+func TestBidderFollowsTheSlots(t *testing.T) {
+	now := time.Now()
+	b := bidderOf(now, subjects.PoolReference{})
+	plan := func(what string, ld load, want string) {
+		t.Helper()
+		bids, _ := b.plan(ld, now)
+		if got := placed(b, bids); got != want {
+			t.Errorf("%s: placed %q, want %q", what, got, want)
+		}
+	}
+	take := func(tier string, ld load, want bool) {
+		t.Helper()
+		if _, got := b.onDelivery(deliveryOf(tier, subjects.Shared, 0), ld, now); got != want {
+			t.Errorf("a request of %s with %d in flight: taken %v", tier, ld.inFlight, got)
+		}
+	}
+	free := idle(4)
+	plan("idle", free, "priority/m:0, standard/m:0, batch/m:0, priority/m:2")
+	plan("nothing has changed", free, "")
+	take("standard", free, true)
+	plan("one in flight", free.with(1), "standard/m:2")
+	take("priority", free.with(1), false) // by the bid at rung 0: the price has risen
+	take("priority", free.with(1), true)  // by the one at rung 2
+	plan("two in flight, and batch is below active tiers", free.with(2), "priority/m:5")
+	plan("the worker is paused", load{total: 4, slots: 4, free: 2, inFlight: 2}, "")
+	take("standard", free.with(4), false)
+	plan("full", free.with(4), "")
+	plan("one has ended, and a request of standard waits", free.with(3), "standard/m:7 brief")
+	plan("all have ended", free, "priority/m:0, standard/m:0 brief")
+}
+
+// A slot is dealt to the tiers that have a backlog, by their shares.
+func TestBidderDealsSlotsToBacklogs(t *testing.T) {
+	now := time.Now()
+	held := map[string]int{"priority": 9, "standard": 9, "batch": 9}
+	b := bidderOf(now, subjects.PoolReference{Held: held})
+	dealtTo := make(map[string]int)
+	for range 100 {
+		bids, _ := b.plan(idle(100).with(99), now)
+		for _, m := range bids {
+			dealtTo[b.tiers[m.lane.tier].Name]++
+			b.onStatus(strings.TrimPrefix(m.reply(), subjects.WorkerBids("worker-3")+"."), "503", "", now) // it is answered
+			m.lane.restsTill, m.lane.held = time.Time{}, 9
+		}
+	}
+	shares := make(map[string]int)
+	sum := 0
+	for _, tier := range b.tiers {
+		shares[tier.Name] = tier.Share
+		sum += tier.Share
+	}
+	for name, share := range shares {
+		if got, want := dealtTo[name], 100*share/sum; got < want-1 || got > want+1 {
+			t.Errorf("%s was dealt %d of 100 slots, want %d by its share of %d in %d", name, got, want, share, sum)
+		}
+	}
+}
+
+// A tier below an active one waits for the prefill gate, which time alone may
+// open.
+func TestBidderPlansForTheGate(t *testing.T) {
+	now := time.Now()
+	b := bidderOf(now, subjects.PoolReference{})
+	b.plan(idle(4), now)
+	if _, ok := b.onDelivery(deliveryOf("priority", subjects.Shared, 0), idle(4), now); !ok {
+		t.Fatal("an idle worker hands a request back")
+	}
+	ld := idle(4).with(1)
+	ld.prefills = prefills{n: 1, until: now.Add(300 * time.Millisecond), known: true}
+	bids, gate := b.plan(ld, now)
+	if got := placed(b, bids); got != "" || !gate.Equal(ld.prefills.until) {
+		t.Errorf("placed %q, and the gate opens at %v", got, gate)
+	}
+	if _, gate := b.plan(ld, now); !gate.IsZero() {
+		t.Error("the same gate is reported twice")
+	}
+	if _, ok := b.onDelivery(deliveryOf("standard", subjects.Shared, 0), ld, now); ok {
+		t.Error("a request is taken through a closed gate")
+	}
+	ld.prefills = prefills{known: true}
+	if bids, _ := b.plan(ld, now); !strings.Contains(placed(b, bids), "standard/m:2 brief") {
+		t.Errorf("the gate is open: placed %q", placed(b, bids))
+	}
+}
+
+// What an operator pauses is not bid on, and what comes by a bid from before is
+// handed back.
+func TestBidderOfAPausedPool(t *testing.T) {
+	now := time.Now()
+	b := bidderOf(now, subjects.PoolReference{})
+	b.plan(idle(4), now)
+	p := policy.Default()
+	p.Pools = map[string]policy.Pool{"m": {Paused: true}}
+	b.follow(p)
+	if _, ok := b.onDelivery(deliveryOf("standard", subjects.Shared, 0), idle(4), now); ok {
+		t.Error("a request of a paused pool is taken")
+	}
+	if bids, _ := b.plan(idle(4), now); len(bids) > 0 {
+		t.Errorf("placed %q", placed(b, bids))
+	}
+	b.follow(policy.Default())
+	if bids, _ := b.plan(idle(4), now); placed(b, bids) != "standard/m:0" { // the others are still parked
+		t.Errorf("resumed, it placed %q", placed(b, bids))
+	}
+}
+
+// A model that has to be loaded gets one brief bid, at the price of the load; one
+// that is blocked gets none.
+func TestBidderOfModelsThatAreNotLoaded(t *testing.T) {
+	now := time.Now()
+	b := newBidder("worker-3", false)
+	names := []servedPool{{"cold", "cold"}, {"blocked", "blocked"}, {"warm", "warm"}}
+	b.serve(names, newEstimator().serve([]string{"cold", "blocked", "warm"}))
+	ld := idle(2)
+	ld.models = map[string]modelState{
+		"cold": {cold: true, load: 10 * time.Second, evicts: true}, "blocked": {blocked: true, cold: true, load: 10 * time.Second}, "warm": {},
+	}
+	bids, _ := b.plan(ld, now)
+	want := "priority/cold:9 brief, standard/cold:9 brief, batch/cold:9 brief, priority/warm:0, standard/warm:0, batch/warm:0"
+	if got := placed(b, bids); got != want {
+		t.Errorf("placed %q, want %q", got, want)
+	}
+}
+
+// A bid that could not be published is not open, and its lane rests.
+func TestBidderTakesBackWhatWasNotSent(t *testing.T) {
+	now := time.Now()
+	b := bidderOf(now, subjects.PoolReference{})
+	bids, _ := b.plan(idle(4), now)
+	unsent := slices.Clone(bids)
+	b.unsent(unsent, now)
+	for _, l := range b.lanes {
+		if len(l.open) != 0 || l.bids != 0 {
+			t.Errorf("%s: %d open, %d counted", l.subject, len(l.open), l.bids)
+		}
+	}
+	if bids, _ := b.plan(idle(4), now); len(bids) > 0 {
+		t.Errorf("at once it placed %q again", placed(b, bids))
+	}
+	if bids, _ := b.plan(idle(4), now.Add(retryBid)); len(bids) != len(unsent) {
+		t.Errorf("after a moment it placed %q, want %d bids", placed(b, bids), len(unsent))
+	}
+}
+
+// After a new connection the broker has none of the bids from before.
+func TestBidderBidsAnewAfterAReconnect(t *testing.T) {
+	now := time.Now()
+	b := bidderOf(now, subjects.PoolReference{})
+	first, _ := b.plan(idle(4), now)
+	n := len(first)
+	b.onReconnect()
+	if again, _ := b.plan(idle(4), now); len(again) != n {
+		t.Errorf("placed %d bids, and %d after the reconnect", n, len(again))
+	}
+}
+
+// Workers come and go, each with an id of its own: nothing of those that are gone
+// may stay.
+func TestBidderForgetsWorkersThatAreGone(t *testing.T) {
+	b := newBidder("worker", false)
+	b.serve([]servedPool{{"m", "m"}, {"n", "n"}}, newEstimator().serve([]string{"m", "n"}))
+	now := time.Now()
+	for i := range 300 {
+		homes := []string{b.worker}
+		for j := range 8 {
+			homes = append(homes, fmt.Sprintf("worker-%d", i+j))
+		}
+		ref := subjects.PoolReference{Workers: 9, HomeLanes: homes}
+		b.onReference(&subjects.Reference{Gateway: "gw", Pools: map[string]subjects.PoolReference{"m": ref, "n": ref}}, now)
+		b.tick(nil, now)
+		b.plan(idle(64), now)
+	}
+	for _, later := range []time.Duration{10 * time.Second, 20 * time.Second} { // their bids expire, and are not answered
+		b.forgetRetired(now.Add(later))
+	}
+	const tiers, pools = 3, 2
+	if got, want := len(b.lanes), pools*tiers*2; got != want {
+		t.Errorf("%d lanes, want %d: shared and its own", got, want)
+	}
+	if got, want := len(b.away), pools*tiers*8; got != want {
+		t.Errorf("%d home lanes of others, want %d", got, want)
+	}
+	if all := len(b.lanes) + len(b.away); len(b.byQueue) != all || len(b.byNumber) != all {
+		t.Errorf("%d lanes by queue, %d by number, want %d", len(b.byQueue), len(b.byNumber), all)
+	}
+	if n := len(b.pools["m"].refs); n != 1 {
+		t.Errorf("%d gateways remembered, want 1", n)
+	}
+}
+
+// A bid on another's home lane was parked while the worker was idle, and lives
+// on while it gets busy: what it brings then is cheaper at home.
+func TestOnlyAPriceThatHoldsIsTaken(t *testing.T) {
+	now := time.Now()
+	b, ld := busyBidder(now, 8)
+	b.tick(nil, now)
+	b.plan(ld, now)
+	l := b.away[0]
+	if len(l.open) != 1 || l.open[0].rung < policy.AwayPenalty {
+		t.Fatalf("parked there: %+v", l.open)
+	}
+	away := l.open[0]
+	if !b.holdsLocked(l, away, 1, &ld, now) {
+		t.Error("nothing has changed, and it is handed back")
+	}
+	busier := ld.with(28)
+	if b.holdsLocked(l, away, 1, &busier, now) {
+		t.Error("with twice as many in flight, it is taken at the old price")
+	}
+	own := b.lanes[0]
+	if b.holdsLocked(own, own.open[0], 1, &busier, now) {
+		t.Error("on the shared lane, it is taken at the old price")
+	}
+	if !b.holdsLocked(own, own.open[0], mostBounces+1, &busier, now) {
+		t.Error("others have handed it back, and it is handed back again")
+	}
+	if own.waiting = 3; !b.holdsLocked(own, own.open[0], 1, &busier, now) {
+		t.Error("others wait behind it, and it is handed back")
+	}
+}
+
+// However many goroutines have bids published, they reach the broker in the order
+// in which they were recorded.
+func TestBidsArePublishedInTheirOrder(t *testing.T) {
+	w := busyWorker(t, 0)
+	type placed struct{ lane, number int }
+	var mu sync.Mutex
+	var seen []placed
+	sub, err := w.nc.Subscribe("$JS.API.CONSUMER.MSG.NEXT.>", func(m *nats.Msg) {
+		names := strings.Split(m.Reply, ".")
+		lane, _ := strconv.Atoi(names[len(names)-3])
+		number, _ := strconv.Atoi(names[len(names)-1])
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, placed{lane, number})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 200 {
+				w.bidder.mu.Lock()
+				w.bidder.lanes[rand.IntN(len(w.bidder.lanes))].answered()
+				w.bidder.mu.Unlock()
+				w.bid()
+			}
+		})
+	}
+	wg.Wait()
+	if w.plans.Load() != 0 {
+		t.Fatalf("%d plans are due", w.plans.Load())
+	}
+	want := make(map[int]int)
+	for _, l := range w.bidder.byQueue {
+		want[l.number] = l.bids
+	}
+	w.nc.Flush()
+	end := time.Now().Add(10 * time.Second)
+	last := make(map[int]int)
+	for n := 0; time.Now().Before(end); {
+		mu.Lock()
+		for ; n < len(seen); n++ {
+			p := seen[n]
+			if before, ok := last[p.lane]; ok && p.number != (before+1)%bidNumbers {
+				t.Errorf("lane %d: bid %d after %d", p.lane, p.number, before)
+			}
+			last[p.lane] = p.number
+		}
+		mu.Unlock()
+		whole := true
+		for lane, bids := range want {
+			whole = whole && last[lane] == bids%bidNumbers
+		}
+		if whole {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	for lane, bids := range want {
+		if last[lane] != bids%bidNumbers {
+			t.Errorf("lane %d: the last bid has number %d, want %d", lane, last[lane], bids%bidNumbers)
+		}
+	}
+	sub.Unsubscribe()
+}
+
+// Without a connection no bid is open.
+func TestBidsWithoutAConnection(t *testing.T) {
+	w := busyWorker(t, 0)
+	w.bidder.onReconnect()
+	w.nc.Close()
+	w.bid()
+	for _, l := range w.bidder.lanes {
+		if len(l.open) != 0 || l.restsTill.IsZero() {
+			t.Errorf("%s: %d bids are open", l.subject, len(l.open))
+		}
+	}
+}

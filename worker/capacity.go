@@ -1,0 +1,675 @@
+package worker
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/gpu"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+const (
+	// capacityTick is how often the GPUs are checked and the adaptive limit is
+	// updated. A worker stops bidding within 1.5 s of what fences it: NVML is read
+	// once a second.
+	capacityTick = 250 * time.Millisecond
+
+	// blindSlots are the slots of an engine that reports nothing about its load, if
+	// none are configured.
+	blindSlots = 8
+	// ollamaSlots is Ollama's default of OLLAMA_NUM_PARALLEL, which it does not report.
+	ollamaSlots = 1
+
+	// scarce is the free part of KV cache, memory or degrees below which the price
+	// rises, up to twice as much with nothing left.
+	scarce = 0.25
+
+	keptDecisions = 8
+
+	// otherEvents is how many events of a stream carry no token: the first and the
+	// last in most APIs. Streams of at most fewEvents are not measured.
+	otherEvents = 2
+	fewEvents   = 4
+
+	// severalTokens is the mean number of tokens per event above which events count
+	// as carrying several.
+	severalTokens = 1.5
+)
+
+// capacity decides how many requests the engine may have, and whether any may start:
+// by the configured slots, by what the engine and NVML report, by the time between
+// tokens, and by the models that are loaded.
+type capacity struct {
+	cfg Config
+
+	mu       sync.Mutex
+	inFlight int
+	limit    policy.Limit
+	window   policy.LimitWindow
+	signals  policy.Signals  // inFlight in it is updated by fitLocked
+	current  policy.Capacity // as of the last fitLocked
+	slots    int             // requests that may be in flight while none waits in the engine
+
+	status    engine.Status // the engine's last report
+	startedAt time.Time     // when the engine was last seen to start
+	downAt    time.Time     // when it last went down
+	lastToken time.Time
+	waiting   int     // requests for streams without a first token
+	perEvent  float64 // mean number of tokens in an event of a stream; 0: unknown
+
+	gpus      gpuWatch
+	models    models
+	fence     fence
+	decisions decisions
+}
+
+// fence is up while no request may start.
+type fence struct {
+	reason string // empty: the fence is down
+	class  gpu.FenceClass
+	since  time.Time // when it last went up
+
+	suspect   string // what happened to a GPU, until the engine has answered after that
+	suspected time.Time
+}
+
+// decisions are the last decisions about the capacity, for people.
+type decisions struct {
+	list     []subjects.Decision // the newest last
+	grewFrom float64             // the limit before it began to grow, if the last decision is that it grew; else 0
+}
+
+// slot is the part of an attempt that capacity owns. Its fields are guarded by
+// capacity.mu.
+type slot struct {
+	model   *model
+	load    coldLoad
+	waiting bool // it counts in capacity.waiting
+}
+
+// newCapacity returns the capacity of an engine of which nothing is known yet.
+// Configured slots are where the adaptive limit starts.
+func newCapacity(cfg Config) *capacity {
+	weight := cmp.Or(cfg.Weight, 1)
+	if cfg.Slots > 0 {
+		weight = float64(cfg.Slots) / policy.SlotsPerWeight
+	}
+	c := &capacity{cfg: cfg, limit: policy.NewLimit(cfg.Profile, weight, cfg.Baseline)}
+	c.signals = policy.Signals{Fixed: cfg.Profile.Fixed, NVMLRequired: cfg.NVMLRequired, Limit: c.limit.Value()}
+	c.signals.Slots = slotsOf(cfg, c.status)
+	c.current = c.signals.Capacity()
+	c.slots = c.current.Total
+	return c
+}
+
+// slotsOf returns the slots that bind: those that are configured, or a default if the
+// engine reports nothing about its load. 0: none bind.
+func slotsOf(cfg Config, st engine.Status) int {
+	silent := st.Slots == nil && st.Running == nil && st.Waiting == nil && st.KVUsage == nil
+	switch {
+	case cfg.Slots > 0 || !silent:
+		return cfg.Slots
+	case st.Dialect == engine.DialectOllama:
+		return ollamaSlots
+	}
+	return blindSlots
+}
+
+// serve sets the models that the worker serves.
+func (c *capacity) serve(pools []servedPool, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.models.serve(pools)
+	c.models.onStatus(c.status, now)
+}
+
+// headroom is what capacity contributes to a load.
+type headroom struct {
+	fenced   bool
+	inFlight int
+	free     int
+	total    int
+	slots    int
+	speed    float64
+	weight   float64 // by the bandwidth of the GPUs; 0: unknown
+	models   map[string]modelState
+}
+
+func (c *capacity) load() headroom {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fitLocked()
+	return headroom{
+		fenced: c.fence.reason != "", inFlight: c.inFlight, free: c.current.More, total: c.current.Total, slots: c.slots,
+		speed: c.speedLocked(), weight: c.gpus.weight, models: c.models.states(),
+	}
+}
+
+// fitLocked computes the capacity with the present requests in flight.
+func (c *capacity) fitLocked() {
+	c.signals.InFlight, c.signals.Queued = c.inFlight, c.current.Queued
+	c.current = c.signals.Capacity()
+}
+
+// speedLocked returns what the price is divided by. It is below 1 if a GPU is
+// throttled or the KV cache is nearly full, so that the worker gets fewer requests
+// before it has to stop.
+func (c *capacity) speedLocked() float64 {
+	return max(c.current.Factor, 0.1) / (2 - min(c.current.Ease/scarce, 1))
+}
+
+// chooseModels decides for which models requests may be accepted now, and returns
+// the states of all.
+func (c *capacity) chooseModels(d demand, now time.Time) map[string]modelState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.models.swaps { // all have been loaded meanwhile
+		return nil
+	}
+	if text := c.models.choose(d, c.cfg.SwapAfter, now); text != "" {
+		c.decisions.add(now, text)
+	}
+	return c.models.states()
+}
+
+// begin adds a request in flight for the model of a pool. beside is how many others
+// are in flight.
+func (c *capacity) begin(s *slot, pool string, streams bool, now time.Time) (load coldLoad, beside int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	beside = c.inFlight
+	c.inFlight++
+	s.model, s.load = c.models.begin(pool, now)
+	c.waitsLocked(s, streams)
+	c.window.Started(c.inFlight)
+	return s.load, beside
+}
+
+// end removes a request in flight.
+func (c *capacity) end(s *slot, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waitsLocked(s, false)
+	c.inFlight--
+	s.model.end(now)
+}
+
+// waitsLocked sets whether a request counts in capacity.waiting.
+func (c *capacity) waitsLocked(s *slot, waits bool) {
+	if s.waiting == waits {
+		return
+	}
+	s.waiting = waits
+	if waits {
+		c.waiting++
+	} else {
+		c.waiting--
+	}
+	c.window.Prefilling(c.waiting)
+}
+
+// onFirstByte handles the first byte of a request's answer.
+func (c *capacity) onFirstByte(s *slot, began, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	streams := s.waiting
+	c.waitsLocked(s, false)
+	if streams && !s.load.waits && !c.disturbedLocked(began) {
+		c.window.First(now.Sub(began))
+	}
+}
+
+// onLoaded handles the first byte of an answer whose model had to be loaded: see
+// models.onAnswer.
+func (c *capacity) onLoaded(s *slot, answer time.Duration, exact bool, now time.Time) (afterLoad bool, took time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.models.onAnswer(s.model, answer, exact, now)
+}
+
+// pace measures the time between the tokens of one stream. It is owned by the
+// goroutine that reads the stream.
+type pace struct {
+	events int         // until at
+	at     time.Time   // of the last read with an event; zero: the time since does not count
+	mark   prefillMark // as of at
+	took   time.Duration
+}
+
+// onTokens handles a read of a stream, which has brought so many events until now.
+// ended reports whether the last event of the stream is among them.
+func (c *capacity) onTokens(p *pace, events int, ended bool, mark prefillMark, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastToken = now
+	more := events - p.events
+	if c.disturbedLocked(p.at) {
+		p.at = time.Time{}
+	}
+	if more == 0 && !p.at.IsZero() {
+		return
+	}
+	if !p.at.IsZero() {
+		gap := now.Sub(p.at)
+		p.took += gap
+		switch {
+		case c.perEvent == 0 || c.perEvent >= severalTokens || ended: // the last read has events without a token
+		case mark.quiet && p.mark == mark:
+			c.window.Quiet(gap, more)
+		default:
+			c.window.Gap(gap, more)
+		}
+	}
+	p.events, p.at, p.mark = events, now, mark
+}
+
+// onBytes handles a read of an answer that does not stream.
+func (c *capacity) onBytes(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lastToken = now
+}
+
+// onEnd handles the end of a whole answer, with its events and the tokens that the
+// engine reported if it is a stream. If events carry several tokens, the time between
+// two tokens is known only as the mean of the whole stream.
+func (c *capacity) onEnd(p *pace, stream bool, events, tokens int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.window.Ended()
+	if !stream || events <= fewEvents {
+		return
+	}
+	if tokens == 0 { // the engine does not report them
+		c.perEvent = cmp.Or(c.perEvent, 1)
+		return
+	}
+	per := float64(tokens) / float64(events-otherEvents)
+	c.perEvent = cmp.Or(c.perEvent, per)
+	c.perEvent += (per - c.perEvent) / 20
+	if c.perEvent >= severalTokens && tokens > 1 && p.took > 0 {
+		c.window.Gap(p.took, tokens-1)
+	}
+}
+
+// onRefusal counts an answer of the engine that it has no slot for a request.
+func (c *capacity) onRefusal() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.window.Refused()
+}
+
+// onDown records that the engine has gone down.
+func (c *capacity) onDown(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.downAt = now
+}
+
+// onUp records that the engine is up again. It may be another one, so the adaptive
+// limit starts again.
+func (c *capacity) onUp(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.restartLocked(now)
+}
+
+func (c *capacity) restartLocked(now time.Time) {
+	c.startedAt = now
+	c.limit.Restart()
+	c.emptyWindowLocked()
+	c.gpus.restart()
+}
+
+func (c *capacity) emptyWindowLocked() {
+	c.window = policy.LimitWindow{}
+	c.window.Prefilling(c.waiting)
+}
+
+// disturbed reports whether the worker was fenced or the engine down at some time
+// after since. What was measured in that time is not typical.
+func (c *capacity) disturbed(since time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.disturbedLocked(since)
+}
+
+func (c *capacity) disturbedLocked(since time.Time) bool {
+	return c.fence.reason != "" || c.fence.since.After(since) || c.downAt.After(since)
+}
+
+// illSince returns since when the engine is down, or the engine or a GPU fenced; zero
+// if none is. A fence because NVML reports nothing does not count: nothing is known to
+// be wrong.
+func (c *capacity) illSince(down bool) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case down:
+		return c.downAt
+	case c.fence.reason != "" && !c.blindLocked():
+		return c.fence.since
+	}
+	return time.Time{}
+}
+
+// blindLocked reports whether NVML is required and does not report every GPU.
+func (c *capacity) blindLocked() bool {
+	return c.cfg.NVMLRequired && c.signals.GPUFreshness() == policy.Missing
+}
+
+// onStatus handles a report of the engine.
+func (c *capacity) onStatus(st engine.Status, work workload, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	was := c.status
+	c.status = st
+	if fell(was.Preemptions, st.Preemptions) || fell(was.Generated, st.Generated) { // it has restarted
+		c.restartLocked(now)
+	}
+	if st.Generated != nil && was.Generated != nil && *st.Generated > *was.Generated {
+		c.lastToken = now
+	}
+	s := &c.signals
+	s.Slots, s.EngineSlots, s.KVTokens = slotsOf(c.cfg, st), 0, 0
+	if st.Slots != nil {
+		s.EngineSlots = *st.Slots
+	}
+	if st.KVTotal != nil {
+		s.KVTokens = float64(*st.KVTotal)
+	}
+	s.OnDemand = st.Dialect == engine.DialectOllama || st.Dialect == engine.DialectLlamaCpp || st.Dialect == engine.DialectTriton
+	if st.At.After(was.At) {
+		s.Scrape = policy.Scrape{
+			Taken: true, InFlight: c.inFlight,
+			Running: maybe(st.Running), Waiting: maybe(st.Waiting),
+			KVUsed: maybe(st.KVUsage), Preempted: maybe(st.Preemptions),
+			Prefilling: work.prefills, Prefill: work.prompt,
+		}
+		c.window.Scraped(s.Scrape)
+	}
+	c.ageLocked(work, now)
+	c.models.onStatus(st, now)
+}
+
+// ageLocked updates the signals that change without a report.
+func (c *capacity) ageLocked(work workload, now time.Time) {
+	c.signals.Scrape.Age = c.status.Age(now)
+	c.signals.Tokens = work.tokens
+}
+
+func fell(was, now *int64) bool { return was != nil && now != nil && *now < *was }
+
+// maybe converts a number that an engine or a GPU may not report.
+func maybe[T int | int64 | float64](v *T) policy.Maybe {
+	if v == nil {
+		return policy.Maybe{}
+	}
+	return policy.Known(float64(*v))
+}
+
+// runningAttempts is what a stall of the engine is recognised by.
+type runningAttempts struct {
+	oldest    time.Time // when the oldest began; zero: none runs
+	streaming bool      // some stream has had its first byte
+}
+
+// fenceChange is a change of the fence. The zero value is no change.
+type fenceChange struct {
+	changed  bool
+	reason   string // of the fence that is up now; empty: it is down
+	inFlight int
+	lasted   time.Duration // how long the fence was up that is down now
+}
+
+// look checks the last sample of the GPUs (nil: without NVML), updates the adaptive
+// limit, and decides whether the fence is up. weight is the one that an operator set.
+func (c *capacity) look(gpus *gpu.Reading, work workload, running runningAttempts, weight float64, now time.Time) (gpuNews, fenceChange) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var news gpuNews
+	if gpus != nil {
+		news = c.lookAtGPUsLocked(*gpus, weight, now)
+	}
+	c.ageLocked(work, now)
+	before := math.Floor(c.limit.Value())
+	if c.models.loading() { // requests that wait for a load do not show how many the engine can run
+		c.emptyWindowLocked()
+	}
+	change := c.limit.Update(&c.window, c.signals, now)
+	c.signals.Limit = c.limit.Value()
+	if after := math.Floor(c.limit.Value()); after != before {
+		c.decisions.addLimit(now, before, after, change)
+	}
+	fence := c.fenceLocked(running, now)
+	c.fitLocked()
+	c.slots = c.slotsLocked()
+	return news, fence
+}
+
+func (c *capacity) lookAtGPUsLocked(all gpu.Reading, weight float64, now time.Time) gpuNews {
+	news := c.gpus.look(all, c.cfg.GPUs, c.inFlight, !c.signals.OnDemand, c.startedAt, now)
+	if news.suspect != "" {
+		c.fence.suspect, c.fence.suspected = news.suspect, now
+	}
+	for _, text := range news.strains {
+		c.decisions.add(now, text)
+	}
+	c.signals.GPUs = c.gpus.signals(now)
+	if c.gpus.weigh() && c.cfg.Slots == 0 && c.limit.Baseline() == c.cfg.Baseline { // nothing is measured yet
+		c.limit = policy.NewLimit(c.cfg.Profile, cmp.Or(weight, c.gpus.weight), c.cfg.Baseline)
+	}
+	return news
+}
+
+// onListing handles the engine's answer to a question that was sent at asked. A good
+// answer clears a GPU that was suspected before.
+func (c *capacity) onListing(good bool, asked time.Time, running runningAttempts, now time.Time) fenceChange {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if good && !asked.Before(c.fence.suspected) {
+		c.fence.suspect = ""
+	}
+	return c.fenceLocked(running, now)
+}
+
+// fenceLocked decides whether the fence is up. While it is, attempts without a first
+// byte fail sooner, so that another worker can have their requests: see
+// attempt.silent.
+func (c *capacity) fenceLocked(running runningAttempts, now time.Time) fenceChange {
+	class, why := c.fenceReasonLocked(running, now)
+	was := c.fence.reason
+	if was == why {
+		return fenceChange{}
+	}
+	c.fence.reason, c.fence.class, c.signals.Fence = why, class, why
+	change := fenceChange{changed: true, reason: why, inFlight: c.inFlight}
+	if why == "" {
+		change.lasted = now.Sub(c.fence.since).Round(time.Millisecond)
+		c.decisions.add(now, "fence lifted")
+		return change
+	}
+	if was == "" {
+		c.fence.since = now
+	}
+	c.decisions.add(now, "fenced: "+why)
+	return change
+}
+
+// fenceReasonLocked returns why the fence must be up; empty if it must not.
+func (c *capacity) fenceReasonLocked(running runningAttempts, now time.Time) (class gpu.FenceClass, why string) {
+	if class, why := c.gpus.fenced(); why != "" {
+		return class, why
+	}
+	if c.blindLocked() {
+		if f := c.gpus.nvml.Failure; f != nil {
+			return subjects.FenceNVML, "NVML is required, and fails: " + f.Error()
+		}
+		return subjects.FenceNVML, "NVML is required, and reports nothing of the engine's GPUs"
+	}
+	if c.fence.suspect != "" {
+		return gpu.FenceXID, c.fence.suspect
+	}
+	return subjects.FenceStalled, c.stallLocked(running, now)
+}
+
+// stallLocked returns a reason if the engine has stalled: it has requests, and for some
+// time neither produced a token nor used a GPU. The reason is gone when none of those
+// requests is left. An idle GPU means nothing if the engine was never seen to use it.
+func (c *capacity) stallLocked(running runningAttempts, now time.Time) string {
+	if c.inFlight == 0 || c.gpus.idleSince.IsZero() || !c.gpus.worked {
+		return ""
+	}
+	patience := stalledFirst
+	if running.streaming {
+		patience = stalledAfter
+	}
+	if c.models.swap.To != "" { // reading a model from disk does not use the GPU
+		patience = max(patience, c.cfg.StallTimeout)
+	}
+	since := later(later(c.gpus.idleSince, running.oldest), later(c.lastToken, c.startedAt))
+	if now.Sub(since) < patience {
+		return ""
+	}
+	return fmt.Sprintf("the engine has stalled: it has requests, and no token and an idle GPU for %v", patience)
+}
+
+// slotsLocked computes capacity.slots.
+func (c *capacity) slotsLocked() int {
+	if c.current.Bound == policy.BoundFence {
+		return 0
+	}
+	most := math.Inf(1)
+	for _, t := range c.signals.Terms() {
+		if t.Bound != policy.BoundQueue && t.Bound != policy.BoundStale && t.Bound != policy.BoundKV {
+			most = min(most, t.Max)
+		}
+	}
+	if math.IsInf(most, 1) {
+		return max(c.current.Total, 1)
+	}
+	return max(int(most*c.current.Factor), 1)
+}
+
+// add adds a decision.
+func (d *decisions) add(now time.Time, text string) {
+	if len(d.list) >= keptDecisions {
+		d.list = slices.Delete(d.list, 0, len(d.list)-keptDecisions+1)
+	}
+	d.list = append(d.list, subjects.Decision{At: now, Text: text})
+	d.grewFrom = 0
+}
+
+// addLimit adds a change of the limit. While the limit goes on growing, all changes
+// are one decision.
+func (d *decisions) addLimit(now time.Time, from, to float64, change policy.Change) {
+	grows := change == policy.Grew || change == policy.GrewBlind
+	if since := d.grewFrom; grows && since > 0 {
+		d.list = d.list[:len(d.list)-1]
+		from = since
+	}
+	if change == policy.Unchanged {
+		change = "as many as there are slots"
+	}
+	d.add(now, fmt.Sprintf("limit %.0f → %.0f: %s", from, to, change))
+	if grows {
+		d.grewFrom = from
+	}
+}
+
+// report is what capacity contributes to a heartbeat.
+type report struct {
+	fence    string
+	class    gpu.FenceClass
+	slots    int
+	inFlight int
+	dialect  engine.Dialect
+	loading  string // pool whose model is to be loaded next; empty: none
+	models   map[string]modelState
+	capacity *subjects.Capacity
+	engine   *subjects.EngineStatus
+	nvml     *subjects.NVML
+}
+
+func (c *capacity) report() report {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := report{
+		fence: c.fence.reason, class: c.fence.class, slots: c.slots, inFlight: c.inFlight, dialect: c.status.Dialect,
+		loading: c.models.swap.To, models: c.models.states(), capacity: c.reportLocked(), engine: engineReport(c.status),
+	}
+	if c.cfg.NVML != nil {
+		r.nvml = c.gpus.report(c.cfg.NVMLRequired)
+	}
+	return r
+}
+
+func (c *capacity) reportLocked() *subjects.Capacity {
+	fit := c.current
+	r := &subjects.Capacity{
+		Profile: c.cfg.Profile.Name, Total: fit.Total, Bound: fit.Bound, Why: fit.Why, Headroom: fit.Headroom, Factor: fit.Factor,
+		Engine: fit.Engine.String(), GPU: fit.GPU.String(), Terms: make(map[policy.Bound]float64),
+		Limit: c.limit.Value(), AloneMS: ms(c.limit.Baseline()), PaceMS: ms(c.limit.Pace()), TargetMS: ms(c.limit.Target()),
+		Infeasible: c.limit.Infeasible(), Decisions: slices.Clone(c.decisions.list),
+	}
+	for _, t := range c.signals.Terms() {
+		if !math.IsInf(t.Max, 1) {
+			r.Terms[t.Bound] = t.Max
+		}
+	}
+	return r
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+func engineReport(st engine.Status) *subjects.EngineStatus {
+	if st.Dialect == "" {
+		return nil
+	}
+	r := &subjects.EngineStatus{
+		Dialect: string(st.Dialect), At: st.At, Slots: st.Slots, Running: st.Running, Waiting: st.Waiting,
+		KVTokens: st.KVTotal, KVUsage: st.KVUsage, Preemptions: st.Preemptions,
+	}
+	if st.Dialect == engine.DialectOllama || st.Dialect == engine.DialectLlamaSwap {
+		r.Loaded = st.Loaded()
+	}
+	return r
+}
+
+// lookAtCapacity checks the GPUs, the adaptive limit and the fence. It runs every
+// capacityTick.
+func (w *Worker) lookAtCapacity(now time.Time) {
+	var gpus *gpu.Reading
+	if w.cfg.NVML != nil {
+		all, _ := w.cfg.NVML.Latest()
+		gpus = &all
+	}
+	news, fence := w.capacity.look(gpus, w.estimates.workload(now), w.attempts.summary(), w.presence.givenWeight(), now)
+	if f := news.unwatched; f != nil {
+		w.log.Warn("GPUs are not watched", "reason", f.Error(), "remedy", f.Remedy())
+	}
+	if news.suspect != "" {
+		w.scraper.Look()
+	}
+	w.onFence(fence)
+	w.bid()
+}
+
+// onFence logs a change of the fence and publishes it in a heartbeat.
+func (w *Worker) onFence(f fenceChange) {
+	switch {
+	case !f.changed:
+		return
+	case f.reason == "":
+		w.log.Info("worker takes requests again", "was_fenced_for", f.lasted)
+	default:
+		w.log.Warn("worker fenced; it takes no new requests", "reason", f.reason, "in_flight", f.inFlight)
+	}
+	w.presence.beat()
+}

@@ -1,0 +1,504 @@
+package worker
+
+import (
+	"cmp"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+const (
+	// bidExpires is how long a bid stays parked at the broker. A bid is never
+	// cancelled: that would race with a delivery and strand it.
+	bidExpires = 8 * time.Second
+
+	// briefExpires is the same for a tier below an active one. A request that
+	// arrives while the prefill gate is closed is handed back, so few such bids
+	// should be parked.
+	briefExpires = 2 * time.Second
+
+	// dealtExpires is how long a bid for a slot that was dealt to a backlog waits.
+	// A gateway takes less time to publish a request that it holds back.
+	dealtExpires = 20 * time.Millisecond
+
+	// minDepth and bidDepth bound how many bids are parked on one lane, the k-th
+	// at the price of the k-th next request. In between, as many bids are parked as
+	// were answered in depthFor: with fewer, the round trip to the broker limits the
+	// rate at which the worker gets requests; each one too many costs the broker time
+	// at every delivery.
+	minDepth = 2
+	bidDepth = 16
+	depthFor = 4 * time.Millisecond
+
+	// bidNumbers is how many numbers the bids of a lane use, one after the other and
+	// then again. A broker that replicates the consumer identifies bids by them, so
+	// there are more numbers than open bids. The broker also keeps an entry for each
+	// subject that it answers to, so there are not many more.
+	bidNumbers = 64
+
+	// parkedPerLane bounds the bids that all workers of a pool together park on a
+	// lane: every parked bid costs the broker work at each delivery.
+	parkedPerLane = 64
+
+	// backlogHolds is how long the number of waiting requests that a delivery
+	// reports is trusted. A bid that is dealt to that backlog corrects it sooner.
+	backlogHolds = time.Minute
+
+	// answerLate is how long after its expiry the answer to a bid counts as late
+	// and not as lost.
+	answerLate = 500 * time.Millisecond
+
+	// referenceHolds is how long a gateway's reference is trusted.
+	referenceHolds = 3*subjects.ReferenceEvery + subjects.ReferenceEvery/2
+
+	// laterEach is longer than it takes until other workers know that one of them
+	// loads a model.
+	laterEach = 2 * time.Second
+)
+
+// bidKind is the purpose of a bid, which decides how long it waits.
+type bidKind int
+
+const (
+	parked bidKind = iota
+	brief          // parked for a short time, for a tier below an active one
+	dealt          // for a slot that was dealt to a backlog
+	touch          // does not wait: keeps the consumer of a home lane alive
+	bidKinds
+)
+
+// expires is how long a bid waits; 0 if it does not.
+func (k bidKind) expires() time.Duration {
+	return [bidKinds]time.Duration{bidExpires, briefExpires, dealtExpires, 0}[k]
+}
+
+// bidBodies are the messages of all possible bids.
+var bidBodies = func() (bodies [bidKinds][policy.Rungs][]byte) {
+	for kind := range bidKinds {
+		for rung := range policy.Rungs {
+			bodies[kind][rung] = subjects.MustMarshal(subjects.Bid{
+				Batch: 1, Expires: int64(kind.expires()), NoWait: kind.expires() == 0,
+				Group: subjects.PriorityGroup, Priority: rung,
+			})
+		}
+	}
+	return bodies
+}()
+
+// lane is one queue that the worker bids on: the part of a pool's queue that one
+// tier has in the shared lane or in a worker's home lane. The bidder owns it.
+type lane struct {
+	// Fixed after newLane.
+	number  int    // in the subjects of its bids; no other lane ever has it
+	home    string // id of the worker whose home lane it is; empty for the shared lane
+	away    bool   // it is the home lane of another worker
+	subject string
+	inboxes [bidKinds]string // subjects of the answers, without the number of the bid
+
+	pool    *pool
+	tier    int  // index of bidder.tiers
+	retired bool // the worker no longer bids on it; it is kept while it has open bids
+
+	open      []bid     // the cheapest first, the oldest first within a rung
+	late      int       // bids whose answer is overdue
+	lateAt    time.Time // when late last grew
+	waiting   uint64    // requests in the queue, by the last delivery
+	waitingAt time.Time
+	held      int       // requests that gateways hold back
+	restsTill time.Time // no bids are placed before
+	last      time.Time // when the last bid was placed
+	bids      int       // number of bids so far
+	most      int       // bids that may be open, in the present plan
+	dealtTurn uint64    // bidder.turns when it was last dealt a slot
+	served    int       // deliveries since the last tick
+	rate      float64   // mean deliveries per tick
+	again     bool      // the next plan bids on it, although it is another worker's home lane
+}
+
+// bid is an open bid.
+type bid struct {
+	number  int // counts the bids of the lane
+	rung    int
+	kind    bidKind
+	ceiling int // slots that may be taken when a dealt bid is answered
+	expires time.Time
+
+	doubtful bool // it may have ended already: see remove
+}
+
+// queueName identifies the queue that a delivery comes from.
+type queueName struct{ stream, consumer string }
+
+func newLane(number int, worker, tier, pool, home string) *lane {
+	l := &lane{number: number, home: home, away: home != "" && home != worker}
+	l.subject = subjects.BidSubject(tier, pool, cmp.Or(home, subjects.Shared))
+	for kind := range l.inboxes {
+		l.inboxes[kind] = fmt.Sprintf("%s.%d.%d.", subjects.WorkerBids(worker), number, kind)
+	}
+	return l
+}
+
+// add opens a bid.
+func (l *lane) add(b bid, now time.Time) (number int) {
+	l.bids++
+	l.last, b.number, b.expires = now, l.bids, now.Add(b.kind.expires())
+	at, _ := slices.BinarySearchFunc(l.open, b.rung+1, func(b bid, rung int) int { return cmp.Compare(b.rung, rung) })
+	l.open = slices.Insert(l.open, at, b)
+	return b.number
+}
+
+// unsent takes back a bid that could not be published. Of several, the last one is
+// taken back first.
+func (l *lane) unsent(number int, now time.Time) {
+	if number == l.bids {
+		l.bids--
+	}
+	l.open = slices.DeleteFunc(l.open, func(b bid) bool { return b.number == number })
+	l.restsTill = now.Add(retryBid)
+}
+
+// backlogged reports whether requests are known to wait here.
+func (l *lane) backlogged(now time.Time) bool {
+	return l.held > 0 || l.waiting > 0 && now.Sub(l.waitingAt) < backlogHolds
+}
+
+// Which of several bids a delivery answers is a guess: the delivery does not say,
+// and the cheapest bid may not have reached the queue when the delivery was sent.
+// But the number of open bids must be right, or it would stay wrong for as long as
+// requests keep coming. So each bid ends with one answer, and each answer removes
+// one bid. A bid whose answer is overdue was most likely confused with another one
+// that was answered, so the next answer removes no bid. If the overdue answer was
+// lost, however, that next answer belonged to a bid which now stays in the list by
+// mistake; it is marked as doubtful, and once overdue, its answer is not expected.
+
+// answered removes the open bid that a delivery answers: the queue serves the
+// cheapest first, and the oldest within a rung.
+func (l *lane) answered() bid {
+	if len(l.open) == 0 {
+		l.late = max(l.late-1, 0)
+		return bid{}
+	}
+	b := l.open[0]
+	l.remove(0)
+	return b
+}
+
+// ended removes a bid that ended without a request: the one that expires first.
+func (l *lane) ended() {
+	if len(l.open) == 0 {
+		l.late = max(l.late-1, 0)
+		return
+	}
+	l.remove(l.nextToExpire())
+}
+
+func (l *lane) nextToExpire() int {
+	first := 0
+	for i, b := range l.open {
+		if b.expires.Before(l.open[first].expires) {
+			first = i
+		}
+	}
+	return first
+}
+
+// remove removes an answered bid, unless the answer is one that was overdue.
+func (l *lane) remove(i int) {
+	if l.late > 0 {
+		l.late--
+		for i < len(l.open)-1 && l.open[i].doubtful {
+			i++
+		}
+		l.open[i].doubtful = true
+		return
+	}
+	l.open = slices.Delete(l.open, i, i+1)
+}
+
+// findLate removes the bids whose answer is overdue, so that others can be placed.
+// The answer may still come; after bidExpires it is taken for lost, for example
+// because somebody deleted the queue's consumer.
+func (l *lane) findLate(now time.Time) {
+	l.open = slices.DeleteFunc(l.open, func(b bid) bool {
+		overdue := now.Sub(b.expires) > answerLate
+		if overdue && !b.doubtful {
+			l.late++
+			l.lateAt = now
+		}
+		return overdue
+	})
+	if now.Sub(l.lateAt) > bidExpires+answerLate {
+		l.late = 0
+	}
+}
+
+// noConsumer handles the answer that there was no consumer for the bid of a number.
+// The broker has none of the bids up to that one. Bids that were sent later may have
+// found a consumer; for each that did not, there is such an answer too.
+func (l *lane) noConsumer(number int) {
+	later := (l.bids%bidNumbers - number + bidNumbers) % bidNumbers
+	l.open = slices.DeleteFunc(l.open, func(b bid) bool { return b.number <= l.bids-later })
+	for len(l.open) > later { // the list is a guess, and later is certain
+		i := l.nextToExpire()
+		l.open = slices.Delete(l.open, i, i+1)
+	}
+	l.late = 0
+}
+
+// noBids forgets all bids: the broker has lost them.
+func (l *lane) noBids() { l.open, l.late = l.open[:0], 0 }
+
+// empty reports whether all bids have ended and no answer is overdue.
+func (l *lane) empty() bool { return len(l.open)+l.late == 0 }
+
+// laneSet is the set of lanes that the worker bids on, with what determines them:
+// the pools that it serves, the policy, and the references of the gateways. The
+// bidder owns it.
+type laneSet struct {
+	worker   string         // id, fixed
+	policy   *policy.Policy // in force
+	serves   []servedPool
+	pools    map[string]*pool
+	lanes    []*lane // shared lanes and the worker's own home lanes; every plan goes through all of them
+	away     []*lane // home lanes of other workers
+	byQueue  map[queueName]*lane
+	byNumber map[int]*lane
+	numbers  int // number of lanes so far
+}
+
+// servedPool is a pool that the worker serves, and the model that it serves there.
+type servedPool struct{ pool, model string }
+
+func newLaneSet(worker string) laneSet {
+	return laneSet{
+		worker: worker, policy: policy.Default(),
+		pools: make(map[string]*pool), byQueue: make(map[queueName]*lane), byNumber: make(map[int]*lane),
+	}
+}
+
+// arrange computes the lanes of these tiers. A lane that stays keeps its bids. One
+// that does not is retired: requests that its bids still bring are handed back.
+func (s *laneSet) arrange(tiers []tier) {
+	served, spilled := s.arrangePools()
+	lanes, away := make([]*lane, 0, len(s.lanes)), make([]*lane, 0, len(s.away))
+	byQueue := make(map[queueName]*lane, len(s.byQueue))
+	of := func(p *pool, tier int, home string) *lane {
+		queue, l := s.lane(p, tiers[tier].Name, home)
+		l.pool, l.tier = p, tier
+		byQueue[queue] = l
+		return l
+	}
+	for _, p := range served {
+		_, home := slices.BinarySearch(p.homes, s.worker)
+		for t := range tiers {
+			lanes = append(lanes, of(p, t, ""))
+			if home && p.affinity {
+				lanes = append(lanes, of(p, t, s.worker))
+			}
+		}
+		if !p.affinity || p.sticky {
+			continue
+		}
+		for _, home := range policy.Away(s.worker, p.homes) {
+			for t := range tiers {
+				away = append(away, of(p, t, home))
+			}
+		}
+	}
+	for _, p := range spilled {
+		if len(p.refs) == 0 { // its queues may not exist: perhaps no worker ever served it
+			continue
+		}
+		for t := range tiers {
+			lanes = append(lanes, of(p, t, ""))
+		}
+	}
+	for queue, l := range s.byQueue {
+		if l.retired = byQueue[queue] == nil; l.retired && !l.empty() {
+			byQueue[queue] = l
+		}
+	}
+	s.lanes, s.away, s.byQueue = lanes, away, byQueue
+	s.index()
+}
+
+// arrangePools returns the pools that the worker serves, and those that spill over
+// to it.
+func (s *laneSet) arrangePools() (served, spilled []*pool) {
+	was := s.pools
+	s.pools = make(map[string]*pool)
+	add := func(name string) *pool {
+		p := was[name]
+		if p == nil {
+			p = &pool{name: name, curve: new(atomic.Pointer[policy.Curve])}
+		}
+		rules := s.policy.Pools[name]
+		p.balance, p.paused = s.policy.BalanceOf(name), rules.Paused
+		p.affinity, p.sticky = s.policy.AffinityOf(name) != policy.AffinityOff, rules.StickFor > 0
+		s.pools[name] = p
+		return p
+	}
+	for _, sp := range s.serves {
+		p := add(sp.pool)
+		p.source, p.model, p.penalty = p, sp.model, 0
+		served = append(served, p)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.policy.Pools)) {
+		if s.pools[name] != nil {
+			continue
+		}
+		for _, spill := range s.policy.Pools[name].Spill {
+			if source := s.pools[spill.Pool]; source != nil && source.source == source {
+				p := add(name)
+				p.source, p.penalty = source, spill.Penalty
+				spilled = append(spilled, p)
+				break
+			}
+		}
+	}
+	return served, spilled
+}
+
+// lane returns the lane of a pool and a tier; a new one if there is none yet.
+func (s *laneSet) lane(p *pool, tier, home string) (queueName, *lane) {
+	queue := queueName{subjects.ReqStream(tier), subjects.ReqConsumer(p.name, cmp.Or(home, subjects.Shared))}
+	if l := s.byQueue[queue]; l != nil {
+		return queue, l
+	}
+	s.numbers++
+	return queue, newLane(s.numbers, s.worker, tier, p.name, home)
+}
+
+// index builds the index of the lanes by number.
+func (s *laneSet) index() {
+	clear(s.byNumber)
+	for _, l := range s.byQueue {
+		s.byNumber[l.number] = l
+	}
+}
+
+// forgetRetired forgets retired lanes whose last bid has ended.
+func (s *laneSet) forgetRetired(now time.Time) {
+	n := len(s.byQueue)
+	maps.DeleteFunc(s.byQueue, func(_ queueName, l *lane) bool {
+		if !l.retired {
+			return false
+		}
+		l.findLate(now)
+		return l.empty()
+	})
+	if len(s.byQueue) < n {
+		s.index()
+	}
+}
+
+// onReference stores a gateway's reference, and reports whether the lanes have to be
+// arranged again.
+func (s *laneSet) onReference(ref *subjects.Reference, now time.Time) (changed bool) {
+	for name, p := range s.pools {
+		if r, ok := ref.Pools[name]; ok {
+			changed = p.onReference(ref.Gateway, r, now) || changed
+		}
+	}
+	return changed
+}
+
+// pool is a pool that the worker bids on.
+type pool struct {
+	name   string
+	source *pool // the pool whose model answers its requests: itself, or a served pool that it spills over to
+
+	// Of a source.
+	model string                        // as the engine calls it
+	curve *atomic.Pointer[policy.Curve] // measured by the estimator, which keeps it up to date
+
+	// From the policy.
+	penalty  int // rungs that a pool which spills over costs more
+	balance  policy.Balance
+	paused   bool
+	affinity bool // it has home lanes
+	sticky   bool // no worker bids on the home lane of another
+
+	ref   subjects.PoolReference // the last one, of whichever gateway
+	refs  map[string]reference   // the last one of each gateway
+	homes []string               // home lanes in any of refs, sorted
+}
+
+// reference is a gateway's reference for a pool, with its time of arrival.
+type reference struct {
+	subjects.PoolReference
+	at time.Time
+}
+
+// onReference stores a gateway's reference for the pool, and reports whether the
+// lanes to bid on may have changed.
+func (p *pool) onReference(gateway string, r subjects.PoolReference, now time.Time) (changed bool) {
+	changed = len(p.refs) == 0
+	p.ref = r
+	if p.refs == nil {
+		p.refs = make(map[string]reference)
+	}
+	p.refs[gateway] = reference{r, now}
+	var homes []string
+	for gw, r := range p.refs {
+		if now.Sub(r.at) > referenceHolds {
+			delete(p.refs, gw)
+			continue
+		}
+		homes = append(homes, r.HomeLanes...)
+	}
+	slices.Sort(homes)
+	homes = slices.Compact(homes)
+	changed = changed || !slices.Equal(homes, p.homes)
+	p.homes = homes
+	return changed
+}
+
+// held returns how many requests of a tier all gateways hold back.
+func (p *pool) held(tier string) int {
+	n := 0
+	for _, r := range p.refs {
+		n += r.Held[tier]
+	}
+	return n
+}
+
+// longestWait returns the longest wait of a request of a tier, by the references of
+// all gateways.
+func (p *pool) longestWait(tier string, now time.Time) time.Duration {
+	var longest time.Duration
+	for _, r := range p.refs {
+		if ms := r.WaitsMS[tier]; ms > 0 && now.Sub(r.at) <= referenceHolds {
+			longest = max(longest, time.Duration(ms)*time.Millisecond+now.Sub(r.at))
+		}
+	}
+	return longest
+}
+
+// later returns how long this worker leaves it to other workers of the pool to load
+// its model. Each waits for a different time, and the order differs from pool to
+// pool. In a pool without home lanes two workers may wait for the same time, since
+// they do not know of each other.
+func (p *pool) later(worker string) time.Duration {
+	mine, ok := slices.BinarySearch(p.homes, worker)
+	n := len(p.homes)
+	if !ok {
+		mine, n = hashOf(worker), p.ref.Workers
+	}
+	if n < 2 {
+		return 0
+	}
+	return laterEach * time.Duration((mine+hashOf(p.name))%n)
+}
+
+func hashOf(s string) int {
+	h := fnv.New32a()
+	h.Write([]byte(s))
+	return int(h.Sum32() >> 1)
+}

@@ -1,0 +1,499 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+const (
+	memberEvery = 3 * time.Second
+	leaseEvery  = subjects.AckWait / 3
+
+	// gatewayForgotten is how long a gateway is remembered without a sign of life, if
+	// nothing runs for it.
+	gatewayForgotten = time.Minute
+
+	// manyBroken is how many answers in a row must break off before the worker stops
+	// bidding for a while. A worker whose attempts fail quickly has free slots at once,
+	// and would take every request of the queue.
+	manyBroken = 3
+)
+
+// errNotAsked is why the engine counts as down until its models are known.
+var errNotAsked = errors.New("not asked yet")
+
+// presence is the worker's place in the fleet: its state, which follows from the
+// health of the engine and the operator's orders, and the gateways that it knows.
+type presence struct {
+	due     chan struct{} // signals heartbeatLoop to publish a heartbeat now; capacity 1
+	members chan struct{} // signals membershipLoop to write the worker's entry now; capacity 1
+
+	mu        sync.Mutex
+	state     subjects.State // never cordoned or fenced: report adds these
+	reason    string
+	cordoned  bool
+	weight    float64              // set by the policy or the configuration; 0: not set
+	listErr   error                // why the engine's last listing of its models was not usable
+	unhealthy string               // why the engine is not healthy by its own report; empty: it is
+	badInRow  int                  // refusals and broken answers of the engine since its last whole answer
+	pausedTo  time.Time            // until when the worker is paused, in that state
+	connected time.Time            // to the broker
+	gateways  map[string]time.Time // last sign of life, by id
+}
+
+func newPresence(weight float64) *presence {
+	return &presence{
+		due: make(chan struct{}, 1), members: make(chan struct{}, 1),
+		state: subjects.Down, reason: errNotAsked.Error(), listErr: errNotAsked,
+		weight: weight, gateways: make(map[string]time.Time),
+	}
+}
+
+// beat makes heartbeatLoop publish a heartbeat now.
+func (p *presence) beat() { signal(p.due) }
+
+// open reports whether the worker's state lets it accept new requests, and returns
+// the weight that was set for it. It ends a pause whose time is over.
+func (p *presence) open(now time.Time) (open bool, weight float64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state == subjects.Paused && !now.Before(p.pausedTo) {
+		p.setLocked(subjects.Ready, "")
+	}
+	return p.state == subjects.Ready && !p.cordoned, p.weight
+}
+
+func (p *presence) givenWeight() float64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.weight
+}
+
+// report returns the worker's state as it is published. fence is the reason of
+// capacity's fence, if that is up.
+func (p *presence) report(fence string) (state subjects.State, reason string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch takes := p.state == subjects.Ready || p.state == subjects.Paused; {
+	case takes && p.cordoned:
+		return subjects.Cordoned, "an operator cordoned it"
+	case takes && fence != "":
+		return subjects.Fenced, fence
+	}
+	return p.state, p.reason
+}
+
+// set changes the state. A draining worker can only leave.
+func (p *presence) set(s subjects.State, reason string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.setLocked(s, reason)
+}
+
+func (p *presence) setLocked(s subjects.State, reason string) {
+	if p.state == subjects.Left || p.state == subjects.Draining && s != subjects.Left {
+		return
+	}
+	p.state, p.reason = s, reason
+}
+
+// healthChange is a change of the engine's health. The zero value is no change.
+type healthChange struct {
+	reason string // why the engine is down, if it has gone down or the reason is new
+	down   bool   // it has gone down
+	up     bool   // it was down and is healthy now
+}
+
+// onListing stores whether the engine has listed its models.
+func (p *presence) onListing(err error) healthChange {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.listErr = err
+	return p.judgeLocked()
+}
+
+// onStatus stores why the engine is not healthy by its own report; empty if it is.
+func (p *presence) onStatus(unhealthy string) healthChange {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.unhealthy = unhealthy
+	return p.judgeLocked()
+}
+
+// judgeLocked decides whether the engine is down: it is if it does not list its models,
+// or reports that it is not healthy.
+func (p *presence) judgeLocked() (c healthChange) {
+	why := p.unhealthy
+	if p.listErr != nil {
+		why = p.listErr.Error()
+	}
+	was := p.state
+	switch {
+	case why != "" && was != subjects.Draining && was != subjects.Left:
+		if was != subjects.Down || p.reason != why {
+			c.reason = why
+		}
+		c.down = was != subjects.Down
+		p.setLocked(subjects.Down, why)
+	case why == "" && was == subjects.Down:
+		c.up = true
+		p.badInRow = 0
+		p.setLocked(subjects.Ready, "")
+	}
+	return c
+}
+
+// onRefusal pauses the worker after the engine refused a request, for as long as the
+// engine asked (0: it did not).
+func (p *presence) onRefusal(asked time.Duration, reason string, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pauseLocked(asked, reason, now)
+}
+
+// onBroken counts an answer that broke off, or a call without an answer. It pauses the
+// worker if there were manyBroken in a row.
+func (p *presence) onBroken(err error, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.badInRow+1 < manyBroken {
+		p.badInRow++
+		return
+	}
+	p.pauseLocked(0, fmt.Sprintf("%d answers in a row broke off: %v", manyBroken, err), now)
+}
+
+func (p *presence) pauseLocked(asked time.Duration, reason string, now time.Time) {
+	p.badInRow++
+	if p.state == subjects.Ready || p.state == subjects.Paused {
+		p.pausedTo = now.Add(policy.Pause(p.badInRow, asked))
+		p.setLocked(subjects.Paused, reason)
+	}
+}
+
+// onSuccess records a whole answer. A pause ends with the next plan: the engine has a
+// slot again.
+func (p *presence) onSuccess(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.badInRow = 0
+	if p.state == subjects.Paused {
+		p.pausedTo = now
+	}
+}
+
+// down reports whether the engine is down.
+func (p *presence) down() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state == subjects.Down
+}
+
+// follow sets what the policy says about this worker. It reports whether that cordons
+// or uncordons it.
+func (p *presence) follow(cordoned bool, weight float64) (changed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	changed = p.cordoned != cordoned
+	p.cordoned, p.weight = cordoned, weight
+	return changed
+}
+
+// onReconnect records a new connection to the broker. The silence of gateways counts
+// from then on.
+func (p *presence) onReconnect(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.connected = now
+}
+
+// onGateway records a gateway's sign of life.
+func (p *presence) onGateway(id string, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gateways[id] = now
+}
+
+// onRequestOf records the gateway of a request. If it was not known, its silence counts
+// from now on.
+func (p *presence) onRequestOf(gateway string, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, known := p.gateways[gateway]; !known {
+		p.gateways[gateway] = now
+	}
+}
+
+// gatewayLives reports whether a gateway has sent a sign of life lately, or the
+// connection to the broker is too new to tell.
+func (p *presence) gatewayLives(id string, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return now.Sub(p.gateways[id]) < subjects.GatewayGone || now.Sub(p.connected) < subjects.GatewayGone
+}
+
+// forgetGateways forgets gateways that have been silent for long, except those in use.
+func (p *presence) forgetGateways(inUse map[string]*subjects.Alive, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, at := range p.gateways {
+		if inUse[id] == nil && now.Sub(at) > gatewayForgotten {
+			delete(p.gateways, id)
+		}
+	}
+}
+
+// onListing handles the engine's list of its models. It reports whether the worker can
+// serve with it.
+func (w *Worker) onListing(l engine.Listing) (good bool) {
+	models, err := modelsOf(w.cfg, l)
+	if err == nil {
+		w.serve(models)
+	}
+	now := time.Now()
+	changed := w.onHealth(w.presence.onListing(err), now)
+	w.onFence(w.capacity.onListing(err == nil, l.Asked, w.attempts.summary(), now))
+	w.bid()
+	if changed {
+		w.presence.beat()
+		signal(w.presence.members)
+	}
+	return err == nil
+}
+
+// modelsOf returns the models that the worker serves. Configured models are served if
+// the engine answers at all, whatever it lists.
+func modelsOf(cfg Config, l engine.Listing) ([]string, error) {
+	if len(cfg.Models) > 0 {
+		if l.Status == 0 || l.Status >= 500 {
+			return nil, l.Err
+		}
+		return cfg.Models, nil
+	}
+	switch {
+	case l.Err != nil && l.Status != 0 && l.Status != http.StatusOK:
+		return nil, fmt.Errorf("%w; name the models (model=NAME) if the engine has no such list", l.Err)
+	case l.Err != nil:
+		return nil, l.Err
+	}
+	var models []string
+	for _, m := range l.Models {
+		if m != "" && len(m) <= subjects.MaxName {
+			models = append(models, m)
+		}
+	}
+	if len(models) == 0 {
+		return nil, errors.New("GET /v1/models: no models")
+	}
+	slices.Sort(models)
+	models = slices.Compact(models)
+	if cfg.Pool != "" && len(models) > 1 {
+		return nil, fmt.Errorf("GET /v1/models: %d models, and pool %q takes one: name it (model=NAME)", len(models), cfg.Pool)
+	}
+	return models, nil
+}
+
+// serve makes the worker serve these models.
+func (w *Worker) serve(models []string) {
+	pools := make([]servedPool, 0, len(models))
+	names := make([]string, 0, len(models))
+	for _, m := range models {
+		s := servedPool{pool: cmp.Or(w.cfg.Pool, m), model: m}
+		pools, names = append(pools, s), append(names, s.pool)
+	}
+	if slices.Equal(pools, w.bidder.serving()) {
+		return
+	}
+	w.capacity.serve(pools, time.Now())
+	w.bidder.serve(pools, w.estimates.serve(names))
+}
+
+// onStatus handles the engine's report of its load and its health.
+func (w *Worker) onStatus(st engine.Status) {
+	now := time.Now()
+	unhealthy := ""
+	if !st.Healthy {
+		unhealthy = st.Reason
+	}
+	changed := w.onHealth(w.presence.onStatus(unhealthy), now)
+	w.capacity.onStatus(st, w.estimates.workload(now), now)
+	w.bid()
+	if changed {
+		w.presence.beat()
+	}
+}
+
+// onHealth logs a change of the engine's health and passes it on to capacity. It
+// reports whether the state of the worker has changed.
+func (w *Worker) onHealth(c healthChange, now time.Time) (changed bool) {
+	if c.reason != "" {
+		w.log.Warn("engine health check failed", "reason", c.reason)
+	}
+	if c.down {
+		w.capacity.onDown(now)
+	}
+	if c.up {
+		w.log.Info("engine is healthy", "models", len(w.bidder.serving()))
+		w.capacity.onUp(now)
+	}
+	return c.down || c.up
+}
+
+// onReference handles a gateway's reference, which is also its sign of life.
+func (w *Worker) onReference(m *nats.Msg) {
+	var ref subjects.Reference
+	if subjects.Unmarshal(m.Data, &ref) != nil {
+		return
+	}
+	now := time.Now()
+	w.presence.onGateway(ref.Gateway, now)
+	w.bidder.onReference(&ref, now)
+	w.bid()
+}
+
+// heartbeatLoop publishes heartbeats until ctx is done. No other goroutine publishes
+// any meanwhile, so that an older one cannot overtake a newer one.
+func (w *Worker) heartbeatLoop(ctx context.Context) {
+	tick := time.NewTicker(subjects.HeartbeatEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.presence.due:
+		case <-tick.C:
+		}
+		w.publishHeartbeat()
+	}
+}
+
+func (w *Worker) publishHeartbeat() {
+	body, err := subjects.Marshal(w.heartbeat(time.Now()))
+	if err != nil {
+		w.log.Error("heartbeat not sent", "err", err)
+		return
+	}
+	w.nc.Publish(subjects.Heartbeats(w.id), body)
+}
+
+// heartbeat collects the worker's state from the owners.
+func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
+	ld, r := w.load(now), w.capacity.report()
+	state, reason := w.presence.report(r.fence)
+	done, failed := w.attempts.counts()
+	h := subjects.Heartbeat{
+		Worker: w.id, Name: w.cfg.Name, Engine: engineName(w.cfg, r.dialect), URL: w.cfg.Engine, Host: w.host,
+		Version: w.cfg.Version, Started: w.started, State: state, Reason: reason,
+		Slots: r.slots, InFlight: r.inFlight, Prefills: ld.prefills.n,
+		Weight: ld.assumed, Done: done, Failed: failed,
+		Capacity: r.capacity, EngineStatus: r.engine, NVML: r.nvml,
+	}
+	if state == subjects.Fenced {
+		h.FenceClass = r.class
+	}
+	measured := w.estimates.measurements(now)
+	for _, s := range w.bidder.statuses(ld) {
+		m := measured[s.Pool]
+		s.Curve, s.Mean = m.curve, m.mean
+		s.Cold, s.Loads = r.models[s.Pool].cold, r.loading == s.Pool
+		h.Pools = append(h.Pools, s)
+	}
+	return h
+}
+
+// engineName returns what people call the engine.
+func engineName(cfg Config, d engine.Dialect) string {
+	if name := cfg.EngineName; name != "" && name != string(engine.DialectOpenAI) {
+		return name
+	}
+	return cmp.Or(string(d), string(engine.DialectOpenAI))
+}
+
+// membershipLoop writes the worker's entry in the membership bucket, for gateways that
+// start later.
+func (w *Worker) membershipLoop(ctx context.Context) {
+	tick := time.NewTicker(memberEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.presence.members:
+		case <-tick.C:
+		}
+		body, err := subjects.Marshal(w.heartbeat(time.Now()))
+		if err != nil {
+			continue
+		}
+		err = inMembership(ctx, w.nc, func(ctx context.Context, kv jetstream.KeyValue) error {
+			_, err := kv.Put(ctx, w.id, body)
+			return err
+		})
+		if err != nil {
+			w.log.Debug("membership not updated", "err", err)
+		}
+	}
+}
+
+// inMembership calls do with the membership bucket. The first gateway creates the
+// bucket; until then there is an error, and heartbeats work without it.
+func inMembership(ctx context.Context, nc *nats.Conn, do func(context.Context, jetstream.KeyValue) error) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	kv, err := js.KeyValue(ctx, subjects.WorkersBucket)
+	if err != nil {
+		return err
+	}
+	return do(ctx, kv)
+}
+
+// publishAlive sends every gateway the list of its attempts that run here, renews the
+// leases of their deliveries, and stops attempts whose gateway is gone or whose engine
+// is silent. It runs every subjects.AliveEvery.
+func (w *Worker) publishAlive(now time.Time) {
+	ill := w.capacity.illSince(w.presence.down())
+	lists := make(map[string]*subjects.Alive)
+	for _, a := range w.attempts.all() {
+		gateway := a.req.Gateway
+		switch {
+		case !a.claimed.Load():
+			continue
+		case !w.presence.gatewayLives(gateway, now) && w.nc.IsConnected():
+			a.stop(errGatewayGone)
+			continue
+		case a.silent(ill, w.cfg.StallTimeout, now):
+			a.stop(errStalled)
+		case now.Sub(a.renewed) >= leaseEvery:
+			a.renewed = now
+			w.nc.Publish(a.msg.Reply, subjects.InProgress)
+		}
+		l := lists[gateway]
+		if l == nil {
+			l = &subjects.Alive{Worker: w.id}
+			lists[gateway] = l
+		}
+		l.Attempts = append(l.Attempts, subjects.AliveAttempt{ID: a.req.ID, Attempt: a.mark, Sent: a.sent.Load()})
+	}
+	for gateway, l := range lists {
+		w.nc.PublishRequest(subjects.GatewayAlive(gateway), subjects.WorkerGone(w.id, gateway), subjects.MustMarshal(l))
+	}
+	w.attempts.forget(now)
+	w.presence.forgetGateways(lists, now)
+}

@@ -1,0 +1,156 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// A worker is down until its engine has listed its models and says nothing else.
+func TestPresenceFollowsTheEngine(t *testing.T) {
+	p, refused := newPresence(0), errors.New("connection refused")
+	for _, step := range []struct {
+		what  string
+		do    func(p *presence) healthChange
+		want  healthChange
+		state subjects.State
+		why   string
+	}{
+		{"its report comes first", func(p *presence) healthChange { return p.onStatus("") }, healthChange{}, subjects.Down, "not asked yet"},
+		{"it lists its models", func(p *presence) healthChange { return p.onListing(nil) }, healthChange{up: true}, subjects.Ready, ""},
+		{"again", func(p *presence) healthChange { return p.onListing(nil) }, healthChange{}, subjects.Ready, ""},
+		{"it sleeps", func(p *presence) healthChange { return p.onStatus("it sleeps") }, healthChange{reason: "it sleeps", down: true}, subjects.Down, "it sleeps"},
+		{"and does not answer", func(p *presence) healthChange { return p.onListing(refused) }, healthChange{reason: "connection refused"}, subjects.Down, "connection refused"},
+		{"still", func(p *presence) healthChange { return p.onListing(refused) }, healthChange{}, subjects.Down, "connection refused"},
+		{"it answers, and sleeps", func(p *presence) healthChange { return p.onListing(nil) }, healthChange{reason: "it sleeps"}, subjects.Down, "it sleeps"},
+		{"it wakes up", func(p *presence) healthChange { return p.onStatus("") }, healthChange{up: true}, subjects.Ready, ""},
+		{"the worker drains", func(p *presence) healthChange { p.set(subjects.Draining, "ordered"); return healthChange{} }, healthChange{}, subjects.Draining, "ordered"},
+		{"its engine dies", func(p *presence) healthChange { return p.onListing(refused) }, healthChange{}, subjects.Draining, "ordered"},
+		{"it leaves", func(p *presence) healthChange { p.set(subjects.Left, ""); return healthChange{} }, healthChange{}, subjects.Left, ""},
+		{"nothing follows", func(p *presence) healthChange { p.set(subjects.Ready, ""); return p.onListing(nil) }, healthChange{}, subjects.Left, ""},
+	} {
+		if got := step.do(p); got != step.want {
+			t.Errorf("%s: %+v, want %+v", step.what, got, step.want)
+		}
+		if state, why := p.report(""); state != step.state || why != step.why {
+			t.Errorf("%s: %s %q, want %s %q", step.what, state, why, step.state, step.why)
+		}
+	}
+}
+
+// A refusal of the engine pauses the worker, and so do answers that break off one
+// after the other.
+func TestPresencePauses(t *testing.T) {
+	now := time.Now()
+	open := func(p *presence, after time.Duration) bool {
+		open, _ := p.open(now.Add(after))
+		return open
+	}
+	ready := func() *presence {
+		p := newPresence(0)
+		p.onStatus("")
+		p.onListing(nil)
+		return p
+	}
+	p := ready()
+	p.onRefusal(2*time.Second, "refused: 429", now)
+	if open(p, 1999*time.Millisecond) || !open(p, 2*time.Second) {
+		t.Error("it does not pause as long as its engine asked")
+	}
+	p = ready()
+	p.onRefusal(0, "refused: 429", now)
+	if state, why := p.report(""); state != subjects.Paused || why != "refused: 429" {
+		t.Errorf("%s %q", state, why)
+	}
+	if state, why := p.report("XID 79"); state != subjects.Fenced || why != "XID 79" {
+		t.Errorf("with a fence: %s %q", state, why)
+	}
+	p.onSuccess(now.Add(time.Millisecond))
+	if !open(p, time.Millisecond) {
+		t.Error("an answer does not end the pause")
+	}
+	p = ready()
+	for range manyBroken - 1 {
+		p.onBroken(errors.New("EOF"), now)
+	}
+	if !open(p, 0) {
+		t.Error("it pauses too soon")
+	}
+	p.onBroken(errors.New("EOF"), now)
+	if open(p, 0) {
+		t.Error("many answers broke off in a row, and it does not pause")
+	}
+	p.follow(true, 3)
+	if state, _ := p.report("XID 79"); state != subjects.Cordoned {
+		t.Errorf("cordoned: %s", state)
+	}
+	if open, weight := p.open(now.Add(time.Hour)); open || weight != 3 {
+		t.Errorf("cordoned: open %v, weight %v", open, weight)
+	}
+}
+
+// A gateway counts as gone after a silence in which it could have been heard.
+func TestPresenceOfGateways(t *testing.T) {
+	now := time.Now()
+	at := func(d time.Duration) time.Time { return now.Add(d) }
+	p := newPresence(0)
+	p.onReconnect(now.Add(-time.Hour))
+	if p.gatewayLives("g", now) {
+		t.Error("one that was never heard of lives")
+	}
+	p.onRequestOf("g", now)
+	p.onRequestOf("g", at(subjects.GatewayGone)) // its request is no sign of life
+	if !p.gatewayLives("g", at(subjects.GatewayGone-1)) || p.gatewayLives("g", at(subjects.GatewayGone)) {
+		t.Error("its silence does not count from its first request")
+	}
+	p.onGateway("g", at(subjects.GatewayGone))
+	if !p.gatewayLives("g", at(2*subjects.GatewayGone-1)) {
+		t.Error("a sign of life does not count")
+	}
+	p.onReconnect(at(2 * subjects.GatewayGone))
+	if !p.gatewayLives("g", at(2*subjects.GatewayGone)) {
+		t.Error("it is gone at once after a reconnect")
+	}
+	late := at(subjects.GatewayGone + gatewayForgotten + 1)
+	if p.forgetGateways(map[string]*subjects.Alive{"g": nil}, late); len(p.gateways) != 0 {
+		t.Error("it is remembered, and nothing runs for it")
+	}
+	p.onGateway("g", now)
+	if p.forgetGateways(map[string]*subjects.Alive{"g": {}}, late); len(p.gateways) != 1 {
+		t.Error("it is forgotten, and something runs for it")
+	}
+}
+
+func TestModelsOfAListing(t *testing.T) {
+	for what, test := range map[string]struct {
+		cfg    Config
+		l      engine.Listing
+		models string
+		err    string
+	}{
+		"its list":                  {Config{}, engine.Listing{Status: 200, Models: []string{"b", "", "a", "b"}}, "[a b]", ""},
+		"an empty list":             {Config{}, engine.Listing{Status: 200}, "[]", "GET /v1/models: no models"},
+		"no list":                   {Config{}, engine.Listing{Status: 404, Err: errors.New("GET /v1/models: 404 Not Found")}, "[]", "GET /v1/models: 404 Not Found; name the models (model=NAME) if the engine has no such list"},
+		"no answer":                 {Config{}, engine.Listing{Err: errors.New("connection refused")}, "[]", "connection refused"},
+		"something else":            {Config{}, engine.Listing{Status: 200, Err: errors.New("GET /v1/models: invalid character")}, "[]", "GET /v1/models: invalid character"},
+		"one pool for two":          {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"a", "b"}}, "[]", `GET /v1/models: 2 models, and pool "p" takes one: name it (model=NAME)`},
+		"one pool for one":          {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"a"}}, "[a]", ""},
+		"configured, and it lists":  {Config{Models: []string{"m"}}, engine.Listing{Status: 200, Models: []string{"a"}}, "[m]", ""},
+		"configured, and no list":   {Config{Models: []string{"m"}}, engine.Listing{Status: 404, Err: errors.New("404")}, "[m]", ""},
+		"configured, and broken":    {Config{Models: []string{"m"}}, engine.Listing{Status: 500, Err: errors.New("500")}, "[]", "500"},
+		"configured, and no answer": {Config{Models: []string{"m"}}, engine.Listing{Err: errors.New("refused")}, "[]", "refused"},
+	} {
+		models, err := modelsOf(test.cfg, test.l)
+		text := ""
+		if err != nil {
+			text = err.Error()
+		}
+		if got := fmt.Sprint(models); got != test.models || text != test.err {
+			t.Errorf("%s: %s, %q; want %s, %q", what, got, text, test.models, test.err)
+		}
+	}
+}

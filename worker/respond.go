@@ -1,0 +1,201 @@
+package worker
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// responder sends the answer of an attempt to its gateway. Frames are gathered until
+// send, which sends them as one message. It is not safe for concurrent use.
+type responder interface {
+	Head(h *subjects.Head) // h belongs to the gateway from then on
+	Grow(n int) []byte     // returns a buffer for n bytes of data
+	Commit(n int)          // adds the first n bytes of that buffer as a frame
+	End(e *subjects.End)
+	Fail(f *subjects.Fail)
+	Sent() uint32 // number of messages so far
+	Free()        // releases its memory; the responder must not be used after
+
+	// send sends the gathered frames. It reports false if the gateway is gone.
+	send() bool
+}
+
+// newResponder returns a local responder if the gateway is in this process, and else a
+// remote one.
+func (a *attempt) newResponder(gateways *subjects.Local, nc *nats.Conn, worker string) responder {
+	gateway := a.req.Gateway
+	if _, ok := gateways.Gateway(gateway); ok {
+		l := &a.runner.local
+		l.gateways, l.gateway, l.prefix = gateways, gateway, subjects.Prefix{ID: a.req.ID, Attempt: a.mark}
+		return l
+	}
+	return &remote{
+		Writer: subjects.NewWriter(a.req.ID, a.mark), nc: nc,
+		to: subjects.GatewayFrames(gateway), gone: subjects.WorkerGone(worker, gateway),
+	}
+}
+
+// remote responds through the broker.
+type remote struct {
+	*subjects.Writer
+	nc   *nats.Conn
+	to   string
+	gone string // where the broker answers if the gateway does not listen
+}
+
+func (r *remote) send() bool {
+	r.nc.PublishRequest(r.to, r.gone, r.Take())
+	return true
+}
+
+// local responds to a gateway of this process. A runner owns it and uses it again for
+// each attempt.
+type local struct {
+	gateways *subjects.Local
+	gateway  string
+	prefix   subjects.Prefix
+	frames   []subjects.Frame
+	buf      []byte
+}
+
+func (l *local) Head(h *subjects.Head) {
+	l.frames = append(l.frames, subjects.Frame{Kind: subjects.KindHead, Head: h})
+}
+
+func (l *local) Grow(size int) []byte {
+	if cap(l.buf) < size {
+		l.buf = make([]byte, size)
+	}
+	return l.buf[:size]
+}
+
+func (l *local) Commit(size int) {
+	l.frames = append(l.frames, subjects.Frame{Kind: subjects.KindData, Data: bytes.Clone(l.buf[:size])})
+}
+
+func (l *local) End(e *subjects.End) {
+	l.frames = append(l.frames, subjects.Frame{Kind: subjects.KindEnd, End: e})
+}
+
+func (l *local) Fail(f *subjects.Fail) {
+	f.Reason = strings.ToValidUTF8(f.Reason, "\ufffd") // it may quote an engine
+	l.frames = append(l.frames, subjects.Frame{Kind: subjects.KindFail, Fail: f})
+}
+
+func (l *local) Sent() uint32 { return l.prefix.Seq }
+
+// Free prepares it for the next attempt of the runner.
+func (l *local) Free() {
+	clear(l.frames)
+	*l = local{frames: l.frames[:0], buf: l.buf}
+}
+
+func (l *local) send() bool {
+	gw, ok := l.gateways.Gateway(l.gateway)
+	if ok {
+		l.prefix.Seq++
+		gw.Frames(l.prefix, l.frames)
+	}
+	clear(l.frames)
+	l.frames = l.frames[:0]
+	return ok
+}
+
+// send sends the gathered frames.
+func (a *attempt) send() {
+	if !a.out.send() {
+		a.stop(errGatewayGone)
+	}
+	a.sent.Store(a.out.Sent()) // after the message: an Alive that counts it must come behind it
+}
+
+// awaitWindow waits until the client has taken enough of the bytes sent. It reports
+// false if the attempt was stopped.
+func (a *attempt) awaitWindow(sent int64) bool {
+	for {
+		a.lastByte.set(a.started, time.Now()) // waiting for the client is no silence of the engine
+		if sent-a.taken.Load() <= subjects.Window {
+			return true
+		}
+		select {
+		case <-a.grown:
+		case <-a.ctx.Done():
+			return false
+		}
+	}
+}
+
+// relay passes the engine's answer on as it comes.
+func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
+	in := &a.runner.inspector
+	in.Begin(a.req.Path, resp)
+	a.streamed = in.Stream
+	a.out.Head(head)
+	size := 8 << 10
+	var sent int64
+	var p pace
+	for {
+		buf := a.out.Grow(size)
+		n, err := resp.Body.Read(buf)
+		now := time.Now()
+		if n > 0 {
+			in.See(buf[:n])
+			a.out.Commit(n)
+			sent += int64(n)
+			if n == len(buf) {
+				size = int(min(2*int64(size), 64<<10, w.nc.MaxPayload()/2))
+			}
+			w.onRead(a, resp.StatusCode, in, &p, now)
+		}
+		switch {
+		case err == io.EOF:
+			if reason := in.Broken(); reason != "" {
+				w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)})
+				return
+			}
+			w.finish(a, head.Status, in, &p, now)
+			return
+		case err != nil:
+			if !a.stopped() {
+				w.presence.onBroken(err, now)
+			}
+			w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: answer broke off: %v", w.cfg.Name, err)})
+			return
+		case n > 0:
+			a.send()
+		}
+		if sent-a.taken.Load() > subjects.Window {
+			if !a.awaitWindow(sent) {
+				w.fail(a, subjects.Fail{})
+				return
+			}
+			p.at = time.Time{}
+		}
+	}
+}
+
+// onRead handles a read of the engine's answer. Except for the first one, it takes one
+// lock.
+func (w *Worker) onRead(a *attempt, status int, in *api.Inspector, p *pace, now time.Time) {
+	if !a.firstByte.isSet() {
+		w.onFirstByte(a, status < 300, now)
+		if a.streamed {
+			w.bid() // one prompt less waits, so the price has fallen
+		}
+	}
+	if a.streamed {
+		w.capacity.onTokens(p, in.Events, in.Ended, w.estimates.mark(), now)
+	} else {
+		w.capacity.onBytes(now)
+	}
+	a.lastByte.set(a.started, now)
+}
