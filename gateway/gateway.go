@@ -175,7 +175,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 			bus: b, keys: keys, router: router, admission: admission, mirrors: mirrors, server: server, metrics: metrics, bodies: bodies,
 			maxBody: cfg.MaxBody, slowClient: cfg.SlowClient, corsOrigins: cfg.CORSOrigins,
 		},
-		watch: watch,
+		watch:  watch,
 		policy: &policyFollower{bus: b, rules: rules, keys: keys, streams: streams, requests: requests},
 	}
 	g.control = &control{
