@@ -87,7 +87,7 @@ func (a *admission) admit(in arrival) (*request, error) {
 	if err := a.keys.begin(in.caller, wire.InputTokens, in.header, in.at); err != nil {
 		return nil, err
 	}
-	r, err := a.enter(spec{
+	r, err := a.enter(&spec{
 		wire: wire, api: api.Of(in.http.URL.Path), caller: in.caller, routeName: to.routeName, route: to.route, affinity: to.affinity, edits: edits,
 		cost:    wire.InputTokens + min(cmp.Or(call.MaxTokens, defaultOutput), maxOutput),
 		arrived: in.at, deadline: in.at.Add(timeout),
@@ -101,7 +101,7 @@ func (a *admission) admit(in arrival) (*request, error) {
 }
 
 // enter lets a request into the queue of its spec, or returns why not.
-func (a *admission) enter(s spec, body []byte) (*request, error) {
+func (a *admission) enter(s *spec, body []byte) (*request, error) {
 	at, timeout := &s.admitted, s.deadline.Sub(s.arrived)
 	left := timeout
 	if at.tier.MaxWait > 0 {

@@ -46,7 +46,9 @@ type answer struct {
 }
 
 func (s *server) newAnswer(w http.ResponseWriter, r *request) *answer {
-	return &answer{bus: s.bus, metrics: s.metrics, slowClient: s.slowClient, w: w, rc: http.NewResponseController(w), r: r}
+	a := &answer{bus: s.bus, metrics: s.metrics, slowClient: s.slowClient, w: w, r: r}
+	a.rc = http.NewResponseController(w)
+	return a
 }
 
 // reset forgets an attempt's answer of which nothing was written.

@@ -24,7 +24,7 @@ var both = api.Edits{Model: "gpt-4o", Tier: "batch"}
 func answering(path string, ed api.Edits) (*answer, *httptest.ResponseRecorder) {
 	s := &server{bus: new(bus), slowClient: time.Minute, metrics: newMetrics("g", "dev")}
 	now := time.Now()
-	r := newRequest(spec{
+	r := newRequest(&spec{
 		wire: &subjects.Request{Stream: true}, api: api.Of(path), edits: ed, arrived: now, deadline: now.Add(time.Minute),
 		admitted: target{queue: newQueues().get("p", "batch"), tier: policy.Tier{Name: "batch"}, lane: subjects.Shared},
 	}, nil)

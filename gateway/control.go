@@ -195,7 +195,7 @@ func (c *control) enterAgain(wire *subjects.Request, body []byte) (*request, err
 	if err := c.admission.fit(wire, body); err != nil {
 		return nil, err
 	}
-	return c.admission.enter(spec{
+	return c.admission.enter(&spec{
 		wire: wire, api: api.Of(wire.Path), caller: &caller{tenant: wire.Tenant}, cost: wire.InputTokens, unattended: true,
 		arrived: now, deadline: deadline,
 		admitted: target{queue: c.queues.get(wire.Pool, tier.Name), tier: tier, lane: subjects.Shared},

@@ -99,10 +99,8 @@ func (d *dispatcher) arbitrate(c *subjects.Claim) *subjects.Refusal {
 		at.queue.claimed(at.lane, now)
 	}
 	if err == nil && at.lane == subjects.Shared {
-		releases, changed := at.queue.delivered(delivery.Pending, now)
-		d.exchange.release(at.queue, releases, delivery.Pending)
-		if changed {
-			d.exchange.publish(now, at.queue)
+		if releases, changed := at.queue.delivered(delivery.Pending, now); len(releases) > 0 || changed {
+			d.exchange.onDelivered(at.queue, releases, delivery.Pending, changed, now)
 		}
 	}
 	if verdict != subjects.Granted {

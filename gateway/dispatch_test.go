@@ -21,7 +21,7 @@ func newClaims() claims {
 	d := &dispatcher{bus: new(bus), requests: newRequests(), fleet: newFleet(), exchange: new(exchange), metrics: newMetrics("g", "dev")}
 	q := newQueues().get("m", "standard")
 	q.resize(8, 8, 1, time.Now())
-	r := newRequest(spec{
+	r := newRequest(&spec{
 		wire: &subjects.Request{ID: subjects.NewID()}, arrived: time.Now(), deadline: time.Now().Add(time.Minute),
 		admitted: target{queue: q, tier: policy.Tier{Name: "standard", Retries: 2}, lane: subjects.Shared, join: q.join(time.Now())},
 	}, nil)

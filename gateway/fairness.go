@@ -239,10 +239,13 @@ func (x *exchange) publishChange(q *queue, now time.Time) {
 	}
 }
 
-// release tells gateways to publish one request each.
-func (x *exchange) release(q *queue, gateways []string, pending uint64) {
-	for i, gw := range gateways {
+// onDelivered publishes what queue.delivered has decided: releases, and a report if what is held here has changed.
+func (x *exchange) onDelivered(q *queue, releases []string, pending uint64, changed bool, now time.Time) {
+	for i, gw := range releases {
 		x.bus.publish(subjects.GatewayRelease(gw), subjects.Release{Pool: q.pool, Tier: q.tier, Pending: int(min(pending, 1<<30)) + i})
+	}
+	if changed {
+		x.publish(now, q)
 	}
 }
 

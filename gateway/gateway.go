@@ -319,7 +319,7 @@ func (g *Gateway) subscribe() (unsubscribe func(), err error) {
 // drain lets the requests under way end: those that have not after DrainTimeout are ended with an error.
 func (g *Gateway) drain(server *http.Server, idle *idleConns, end context.CancelCauseFunc) {
 	g.draining.Store(true)
-	g.bus.log.Info("gateway drains", "requests", g.requests.count())
+	g.bus.log.Info("gateway draining", "requests", g.requests.count())
 	time.Sleep(g.cfg.DrainDelay)
 	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.DrainTimeout)
 	var closing sync.WaitGroup

@@ -111,7 +111,7 @@ var (
 	workerLabels = []string{"worker", "host"}
 	gpuLabels    = []string{"host", "gpu", "UUID", "modelName"} // as dcgm-exporter has them
 
-	descCredits  = fleetDesc("worker_credits", "Requests that a worker may have in flight, labelled with what bounds them.", "worker", "host", "bound")
+	descCapacity = fleetDesc("worker_credits", "Requests that a worker may have in flight, labelled with what bounds them.", "worker", "host", "bound")
 	descBounds   = fleetDesc("worker_bound_requests", "Requests in flight that each bound alone would allow.", "worker", "host", "bound")
 	descInFlight = fleetDesc("worker_in_flight", "Requests in flight on a worker.", workerLabels...)
 	descHeadroom = fleetDesc("worker_headroom_ratio", "Free share of the resource that a worker has least of, 0 to 1.", workerLabels...)
@@ -135,7 +135,7 @@ var (
 )
 
 var fleetDescs = []*prometheus.Desc{
-	descCredits, descBounds, descInFlight, descHeadroom, descFactor, descFenced, descNVML, descAge, descMemory, descUtilization, descTemperature,
+	descCapacity, descBounds, descInFlight, descHeadroom, descFactor, descFenced, descNVML, descAge, descMemory, descUtilization, descTemperature,
 	descMemoryTemp, descPower, descPowerLimit, descClock, descThrottled, descECC, descRows, descXIDs, descGPUFenced,
 }
 
@@ -207,7 +207,7 @@ func collectWorker(to chan<- prometheus.Metric, h *subjects.Heartbeat) {
 	if r == nil {
 		return
 	}
-	gauge(to, descCredits, float64(r.Total), labels, knownBound(r.Bound))
+	gauge(to, descCapacity, float64(r.Total), labels, knownBound(r.Bound))
 	gauge(to, descHeadroom, r.Headroom, labels)
 	gauge(to, descFactor, r.Factor, labels)
 	for _, b := range policy.Bounds {

@@ -213,7 +213,7 @@ func (l *lanes) recreate(ctx context.Context, name laneName) {
 			continue
 		}
 		err := subjects.EnsureConsumer(ctx, l.bus.js, t.Name, name.pool, name.lane)
-		l.bus.log.Warn("a lane's consumer was gone; created it again", "stream", stream, "consumer", consumer, "err", err)
+		l.bus.log.Warn("a lane's consumer is gone; creating it again", "stream", stream, "consumer", consumer, "err", err)
 	}
 }
 

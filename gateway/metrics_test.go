@@ -18,7 +18,7 @@ func TestQueuesAppearWhileScraped(t *testing.T) {
 	metrics := newMetrics("g", "dev", gaugeFunc("requests_in_flight", "", func() float64 { return float64(requests.count()) }))
 	appear := func(name string) {
 		at := target{queue: queues.get(name, "standard"), tier: policy.Tier{Name: "standard"}}
-		r := newRequest(spec{wire: new(subjects.Request), admitted: at}, nil)
+		r := newRequest(&spec{wire: new(subjects.Request), admitted: at}, nil)
 		requests.add(r)
 		metrics.claimed(&at, time.Second)
 		metrics.ended(r, new(answer), true, false)

@@ -69,7 +69,7 @@ func (m *mirrors) copyOf(r *request, pool string) (*request, error) {
 	wire.ID, wire.Tier, wire.Pool = subjects.NewID(), tier.Name, pool
 	wire.Header = r.wire.Header.Clone()
 	wire.Header.Set("X-Request-Id", wire.ID.String())
-	return m.admission.enter(spec{
+	return m.admission.enter(&spec{
 		wire: &wire, api: r.api, caller: &caller{tenant: r.caller.tenant}, cost: r.cost, unattended: true,
 		arrived: now, deadline: now.Add(r.deadline.Sub(r.arrived)),
 		admitted: target{queue: m.queues.get(pool, tier.Name), tier: tier, lane: subjects.Shared},

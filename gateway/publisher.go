@@ -301,6 +301,14 @@ func (p *publisher) takeBack(r *request, stream string, seq uint64) {
 	p.bus.nc.Publish(subjects.DeleteMsg(stream), fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
 }
 
+// takeBackLast takes back the message of a request that has ended while it waited, as soon as its sequence is known.
+func (p *publisher) takeBackLast(r *request) {
+	if seq := p.awaitAck(context.Background(), r, r.message.sentAt.Add(ackTimeout)); seq > 0 {
+		p.takeBack(r, subjects.ReqStream(r.target.Load().tier.Name), seq)
+	}
+	p.forgetAck(r)
+}
+
 // holds says whether a stream still has a request's message. The sequence alone does not show that: a broker that lost a
 // stream in memory counts from 1 again.
 func (p *publisher) holds(ctx context.Context, r *request, stream string, seq uint64) (bool, error) {

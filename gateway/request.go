@@ -106,9 +106,9 @@ func (e *event) parse() {
 }
 
 // newRequest makes a request that has joined the queue of its spec.
-func newRequest(s spec, body []byte) *request {
+func newRequest(s *spec, body []byte) *request {
 	r := &request{
-		spec: s, body: body, laneSince: s.arrived, notify: make(chan struct{}, 1),
+		spec: *s, body: body, laneSince: s.arrived, notify: make(chan struct{}, 1),
 		message: message{seenAt: s.arrived},
 		history: policy.History{MaxAttempts: s.admitted.tier.Retries + 1},
 	}

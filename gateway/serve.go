@@ -351,23 +351,20 @@ func (s *server) finish(ctx context.Context, r *request, ans *answer) {
 		s.publisher.forgetAck(r)
 	case a == nil:
 		at.queue.withdraw(at.lane)
-		s.background.Go(func() { // the client need not wait for the broker
-			if seq := s.publisher.awaitAck(context.Background(), r, r.message.sentAt.Add(ackTimeout)); seq > 0 {
-				s.publisher.takeBack(r, subjects.ReqStream(at.tier.Name), seq)
-			}
-			s.publisher.forgetAck(r)
-		})
+		s.background.Go(func() { s.publisher.takeBackLast(r) }) // the client need not wait for the broker
 	case ans.whole:
+		s.publisher.forgetAck(r)
 		s.bus.nc.Publish(a.ack, subjects.Ack)
 		at.queue.observeService(time.Since(a.began))
-		s.publisher.forgetAck(r)
 	default:
+		s.publisher.forgetAck(r)
 		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "over")
 		s.bus.nc.Publish(a.ack, subjects.Term("over"))
-		s.publisher.forgetAck(r)
 	}
 	s.keys.end(r.caller, ans.usage.InputTokens, ans.usage.OutputTokens, time.Now())
 	gone := ctx.Err() != nil
-	s.shifts.observe(r, ans, gone)
+	if r.route != nil {
+		s.shifts.observe(r, ans, gone)
+	}
 	s.metrics.ended(r, ans, a != nil, gone)
 }
