@@ -15,11 +15,13 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// The tokens of an answer that count for its tenant in the queue: what the request allows, or about the mean of
-// production traffic, and never so many that one request takes its tenant's whole share for long.
 const (
+	// defaultOutput is how many output tokens a request counts for its tenant in the queue if it does not limit them: about
+	// the mean of production traffic.
 	defaultOutput = 256
-	maxOutput     = 4096
+
+	// maxOutput bounds that count, so that one request does not take its tenant's whole share for long.
+	maxOutput = 4096
 )
 
 // admission decides whether a request may join a queue, and which. It builds every request.
@@ -31,15 +33,15 @@ type admission struct {
 	fleet       *fleet
 	queues      *queues
 	metrics     *metrics
-	inlineBody  int64         // the largest body that travels in the message
-	maxDeadline time.Duration // bounds what clients may ask for
+	inlineBody  int64         // the largest body, in bytes, that travels in the message
+	maxDeadline time.Duration // bounds the deadline that clients may ask for
 }
 
 // arrival is a call whose caller is known and whose body is read.
 type arrival struct {
 	id     subjects.ID
 	http   *http.Request
-	header http.Header // of the answer: the state of the key's limits goes there
+	header http.Header // the answer's header, in which the state of the key's limits is reported
 	caller *caller
 	body   []byte
 	at     time.Time
@@ -151,7 +153,7 @@ func (a *admission) fit(wire *subjects.Request, body []byte) error {
 			meta += int64(6*(len(k)+len(v)) + 8) // a byte may become six, such as \u0001
 		}
 	}
-	if meta+size > limit { // the estimate does not do
+	if meta+size > limit { // the estimate is too coarse
 		m, err := wire.Msg(subjects.Shared, nil, time.Second)
 		if err != nil {
 			return err

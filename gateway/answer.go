@@ -23,26 +23,26 @@ const maxHeld = 8 << 20
 type answer struct {
 	bus        *bus
 	metrics    *metrics
-	slowClient time.Duration // see Config
+	slowClient time.Duration // Config.SlowClient
 	w          http.ResponseWriter
 	rc         *http.ResponseController
 	r          *request
 
-	opened   bool // status and headers of an event stream were sent, to keep the client waiting
-	begun    bool // bytes of an attempt's answer were sent
-	whole    bool
-	tail     [4]byte   // of what was written: shows whether an event is complete
+	opened   bool      // the status and headers of an event stream were sent, to keep the client waiting
+	begun    bool      // bytes of an attempt's answer were sent
+	whole    bool      // the worker sent all of it
+	tail     [4]byte   // the last bytes written: they show whether an event is complete
 	extended time.Time // when the write deadline was last set
 
-	// Of the present attempt.
-	got    *subjects.Head
-	stream bool        // passed on as it comes
-	events bool        // server-sent events
-	held   [][]byte    // if it is not passed on
-	edit   *api.Editor // nil: no byte of it changes
-	size   int64       // as it came from the worker
-	taken  int64       // of size, as the worker was told last
-	usage  subjects.End
+	// Reset for each attempt.
+	got    *subjects.Head // nil until it has come
+	stream bool           // the answer is passed on as it comes
+	events bool           // the answer is server-sent events
+	held   [][]byte       // the pieces of an answer that is not passed on yet
+	edit   *api.Editor    // nil if the answer is not edited
+	size   int64          // bytes that came from the worker
+	taken  int64          // the size that the worker was last told of
+	usage  subjects.End   // tokens, as the engine reports them
 }
 
 func (s *server) newAnswer(w http.ResponseWriter, r *request) *answer {
@@ -61,7 +61,7 @@ var errMalformed = &api.Error{Status: http.StatusBadGateway, Code: "upstream_inv
 
 // head begins an attempt's answer; nil is a malformed head.
 func (a *answer) head(h *subjects.Head) error {
-	if h == nil || a.got != nil || h.Status < 200 { // 101 concerns one connection
+	if h == nil || a.got != nil || h.Status < 200 { // 101 is not end to end
 		return errMalformed
 	}
 	a.got = h
@@ -168,10 +168,10 @@ func (a *answer) begin(length int64) {
 	for k, v := range a.got.Header {
 		if k != "X-Request-Id" && k != "Openai-Processing-Ms" {
 			had := h[k]
-			if had != nil && strings.HasPrefix(k, "X-Ratelimit-") { // of the key, not of the engine
+			if had != nil && strings.HasPrefix(k, "X-Ratelimit-") { // the limits are the key's, not the engine's
 				continue
 			}
-			if had != nil { // such as Vary, for browsers
+			if had != nil { // both set it, such as Vary
 				v = slices.Concat(had, v)
 			}
 			h[k] = v

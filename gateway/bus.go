@@ -12,7 +12,7 @@ import (
 
 // bus is what the parts of a gateway share to reach the broker and the log. It has no state of its own.
 type bus struct {
-	id  string // of the gateway: a subject token
+	id  string // the gateway's id, a subject token
 	nc  *nats.Conn
 	js  jetstream.JetStream
 	log *slog.Logger

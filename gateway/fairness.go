@@ -34,7 +34,7 @@ const (
 type peerQueue struct {
 	subjects.HeldQueue
 	at    time.Time
-	since time.Time // when the request arrived that is next there
+	since time.Time // when the request arrived that is next there, by this gateway's clock
 }
 
 // precedes says whether a tenant that was served so many tokens, and whose next request came at that time, comes before

@@ -33,7 +33,7 @@ type fleet struct {
 }
 
 type member struct {
-	beat  *subjects.Heartbeat // the last one; nothing changes it
+	beat  *subjects.Heartbeat // the last one; it is never changed
 	seen  time.Time
 	taken int // claims since beat
 }

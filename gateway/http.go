@@ -37,9 +37,9 @@ type ingress struct {
 	metrics   *metrics
 	bodies    *budget
 
-	maxBody     int64 // see Config
-	slowClient  time.Duration
-	corsOrigins []string
+	maxBody     int64         // Config.MaxBody
+	slowClient  time.Duration // Config.SlowClient
+	corsOrigins []string      // Config.CORSOrigins
 }
 
 func (in *ingress) handler() http.Handler {

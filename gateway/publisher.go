@@ -17,14 +17,14 @@ import (
 )
 
 const (
-	// ackTimeout is after how long a PubAck is late.
+	// ackTimeout is the time after which a PubAck is late.
 	ackTimeout = 2 * time.Second
 
 	// republishEvery is how often a message that the broker did not store is published again.
 	republishEvery = 250 * time.Millisecond
 
-	// publishTimeout is after how long that ends: a stream may be without a leader for 7 s. It is below the time for
-	// which the streams recognise duplicates.
+	// publishTimeout is the time after which that ends with an error. A stream may be without a leader for 7 s; for 20 s
+	// it recognises a message that is published again.
 	publishTimeout = 15 * time.Second
 
 	// lookInQueueEvery is how often it is checked that the queue still has the message of a waiting request.
@@ -36,7 +36,7 @@ var (
 	errQueueFull = errors.New("the broker's queue is full")
 )
 
-// message is a request's message in the stream of its tier. The publisher works on it.
+// message is a request's message in the stream of its tier. The publisher's methods change it.
 type message struct {
 	// Owned by the handler's goroutine.
 	copies int       // how many messages with an id of their own were published
@@ -52,8 +52,8 @@ type message struct {
 	lost    bool          // its stream was lost
 }
 
-// leftover is a message of a request that has moved to another queue: it, and all messages before it, are not the
-// request's any more.
+// leftover is the message that a request left in a stream when it moved to another queue. That message, and all before it,
+// are no longer the request's.
 type leftover struct {
 	stream string
 	seq    uint64

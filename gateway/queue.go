@@ -37,16 +37,16 @@ type queue struct {
 
 	mu        sync.Mutex
 	waiting   int                   // requests of this gateway that wait, held here or in the broker
-	held      int                   // of these, the held ones, on all lanes
-	lanes     map[string]*laneQueue // by lane; home lanes on which nothing waits are left out
+	held      int                   // how many of these are held here, on all lanes
+	lanes     map[string]*laneQueue // the shared lane, and the home lanes on which requests wait
 	window    int                   // how many requests the broker may have on the shared lane
-	depth     int                   // requests of all gateways in the broker: as the last delivery reported, updated since
-	depthAt   time.Time             // when the last delivery reported it
-	drain     policy.Rate           // of claims
+	depth     int                   // requests of all gateways in the broker: as a delivery reported it, updated since
+	depthAt   time.Time             // when a delivery last reported the depth
+	drain     policy.Rate           // claims of this gateway's requests
 	service   float64               // mean seconds for which a request occupies a slot
-	served    float64               // how many requests the mean is of, at most policy.MeanMemory
-	departed  uint64                // requests of this gateway that no longer wait
-	fullEvent time.Time             // when the last event said that the queue is full
+	served    float64               // how many requests that mean is of, at most policy.MeanMemory
+	departed  uint64                // how many requests of this gateway have ceased to wait
+	fullEvent time.Time             // when an event last said that the queue is full
 
 	// What the gateways decide together: see fairness.go.
 	gateways     int                   // how many there are, this one included
@@ -78,14 +78,14 @@ type candidate struct {
 	tier   policy.Tier
 	tenant string
 	share  int           // how many requests of the tenant may be held
-	left   time.Duration // until the request must have been taken by a worker
-	slots  int           // of the pool
+	left   time.Duration // the time until a worker must have taken the request
+	slots  int           // the slots of the pool
 }
 
 // joinPoint is where a request joined its queue.
 type joinPoint struct {
-	ahead    int     // requests before it
-	share    float64 // of the requests in the queue, this gateway's share
+	ahead    int     // how many requests were before it
+	share    float64 // this gateway's share of the requests in the queue
 	departed uint64  // queue.departed at that time
 }
 

@@ -32,7 +32,7 @@ type request struct {
 	mu       sync.Mutex
 	message  message         // its message in the stream of its tier: see publisher.go
 	body     []byte          // nil once the request has ended; only the handler changes it
-	ended    bool            // the handler has returned: nothing that arrives counts any more
+	ended    bool            // nothing that arrives counts any more
 	order    error           // an operator's order: the handler ends the request with this error
 	moves    bool            // its lane or its tier is gone: the handler moves it
 	attempt  *attempt        // the granted one; nil while the request waits
@@ -62,7 +62,7 @@ type spec struct {
 	admitted   target // its first target
 }
 
-// target is a lane of a queue.
+// target is the lane of a queue that a request is put on.
 type target struct {
 	queue *queue
 	tier  policy.Tier

@@ -43,9 +43,9 @@ type server struct {
 	metrics   *metrics
 
 	background   *background
-	keepAlive    time.Duration // see Config
-	slowClient   time.Duration
-	noWorkerWait time.Duration
+	keepAlive    time.Duration // Config.KeepAlive
+	slowClient   time.Duration // Config.SlowClient
+	noWorkerWait time.Duration // Config.NoWorkerWait
 }
 
 // background is the work that no client waits for. Gateway.Run sets its context and waits for it.
@@ -76,7 +76,7 @@ func (s *server) enqueue(r *request) error {
 	return s.publisher.publish(r)
 }
 
-// follow does for a request what is due, until its answer ends or its client is gone.
+// follow handles what happens to a request, until its answer has ended or its client is gone.
 func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 	progress := time.Now()                 // when something last came
 	keepAlive := progress.Add(s.keepAlive) // when a keep-alive may be due
@@ -103,7 +103,7 @@ func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 				return err
 			}
 			progress = time.Now()
-			if ans.got == nil { // it waits, perhaps again
+			if ans.got == nil { // it waits for a worker, perhaps again
 				check = progress.Add(checkIn(r))
 				timer.Reset(earliest(r.deadline, keepAlive, check).Sub(progress))
 			}
@@ -129,7 +129,7 @@ func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 						return ans.refuse(s.clientError(ctx, r, err))
 					}
 					check = time.Now().Add(checkIn(r))
-				} else { // should the attempt fail, the handler is woken
+				} else { // if the attempt fails, the handler is woken
 					check = r.deadline
 				}
 			}
@@ -148,7 +148,7 @@ func earliest(a, b, c time.Time) time.Time {
 	return a
 }
 
-// checkIn is when a waiting request is to be checked.
+// checkIn is the time until a waiting request has to be checked.
 func checkIn(r *request) time.Duration {
 	in := checkEvery
 	if limit := time.Duration(r.target.Load().tier.MaxWait); limit > 0 {
@@ -157,7 +157,8 @@ func checkIn(r *request) time.Duration {
 	return in
 }
 
-// check looks after a waiting request: whether it may go on to wait, and where.
+// check handles what a waiting request is not woken for: the longest wait of its tier, a PubAck that is late, a fallback, a
+// pool without a worker, a home lane that takes too long, and a message that the queue has lost.
 func (s *server) check(ctx context.Context, r *request) error {
 	now, at := time.Now(), r.target.Load()
 	waited := now.Sub(r.arrived)
@@ -182,7 +183,7 @@ func (s *server) check(ctx context.Context, r *request) error {
 	return s.publisher.publishIfLost(ctx, r)
 }
 
-// obey does what was decided outside of the request's handler.
+// obey does what other goroutines want the request's handler to do.
 func (s *server) obey(ctx context.Context, r *request) error {
 	o := r.takeOrders()
 	err := o.err
@@ -193,7 +194,7 @@ func (s *server) obey(ctx context.Context, r *request) error {
 	case o.republish:
 		err = s.publisher.publish(r)
 	}
-	if err == nil && o.moveShared && r.ticket == nil && s.publisher.awaitAck(ctx, r, r.deadline) == 0 { // no worker bids where it is: there is time
+	if err == nil && o.moveShared && r.ticket == nil && s.publisher.awaitAck(ctx, r, r.deadline) == 0 { // no worker bids on that lane: there is time to wait
 		err = s.publisher.publishUntilStored(ctx, r, errNoAck)
 	}
 	if err != nil || !o.moveShared {
@@ -284,7 +285,7 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 	case policy.GiveBack:
 		return true, ans.giveBack(fail)
 	default:
-		if !r.unattended { // such a request is a dead letter already, or of no consequence
+		if !r.unattended { // else it is a dead letter already, or a copy
 			s.publisher.deadLetter(r, fmt.Sprintf("%s; last: %s", why, fail.Reason))
 		}
 		return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "dead_lettered", NoRetry: crashes > 1,

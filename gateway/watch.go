@@ -35,7 +35,7 @@ type watch struct {
 	exchange *exchange
 	requests *requests
 
-	gone chan goneWorker // workers whose requests others must have
+	gone chan goneWorker // workers whose requests run has to fail over
 }
 
 // goneWorker is a worker that left or was lost, and the reason in a sentence.
