@@ -331,23 +331,40 @@ func (w *Worker) onDelivery(m *nats.Msg) {
 		w.log.Warn("delivery without an ack subject", "subject", m.Subject, "err", err)
 		return
 	}
-	now := time.Now()
-	if t, ok := w.bidder.onDelivery(d, w.load(now), now); !ok {
-		w.nc.Publish(m.Reply, subjects.Nak)
-	} else if req, err := requestOf(w.cfg.Local, m); err != nil {
-		w.log.Warn("request dropped", "err", err)
-		w.nc.Publish(m.Reply, subjects.Term("malformed"))
-	} else if after, yes := w.attempts.refuses(req.ID, now); yes {
-		w.handBack(m.Reply, after)
-	} else if a := newAttempt(m, req, t, now); !w.attempts.begin(a) {
-		w.nc.Publish(m.Reply, subjects.Nak)
-	} else {
-		w.begin(a)
+	a := w.accept(m, d, time.Now())
+	if a == nil {
 		w.bid()
-		w.runners.start(a)
 		return
 	}
+	w.begin(a)
 	w.bid()
+	w.runners.start(a)
+}
+
+// accept returns the attempt that a delivery starts. If it starts none, accept settles
+// it and returns nil.
+func (w *Worker) accept(m *nats.Msg, d subjects.Delivery, now time.Time) *attempt {
+	t, ok := w.bidder.onDelivery(d, w.load(now), now)
+	if !ok {
+		w.nc.Publish(m.Reply, subjects.Nak)
+		return nil
+	}
+	req, err := requestOf(w.cfg.Local, m)
+	if err != nil {
+		w.log.Warn("request dropped", "err", err)
+		w.nc.Publish(m.Reply, subjects.Term("malformed"))
+		return nil
+	}
+	if after, yes := w.attempts.refuses(req.ID, now); yes {
+		w.handBack(m.Reply, after)
+		return nil
+	}
+	a := newAttempt(m, req, t, now)
+	if !w.attempts.begin(a) { // the worker drains since a moment ago
+		w.nc.Publish(m.Reply, subjects.Nak)
+		return nil
+	}
+	return a
 }
 
 // requestOf returns the request of a delivery, from its gateway if that is in this

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"sync"
 	"sync/atomic"
 
 	"github.com/pulley-lb/pulley/api"
@@ -22,6 +23,7 @@ type runners struct {
 	run     func(*attempt)
 	waiting chan *attempt // to a runner that waits; closed by close
 	idle    atomic.Int32  // number of runners that wait
+	all     sync.WaitGroup
 }
 
 // runner is what a goroutine keeps from one attempt to the next.
@@ -46,7 +48,7 @@ func (rs *runners) start(a *attempt) {
 	select {
 	case rs.waiting <- a:
 	default:
-		go rs.loop(a) // ends when mostIdle others wait, or with close; Worker.drain waits for the attempt
+		rs.all.Go(func() { rs.loop(a) }) // ends when mostIdle others wait, or with close
 	}
 }
 
@@ -64,8 +66,12 @@ func (rs *runners) loop(a *attempt) {
 	}
 }
 
-// close ends the runners that wait. start must not be called any more.
-func (rs *runners) close() { close(rs.waiting) }
+// close ends the runners, and returns when the attempts that they run have ended. start
+// must not be called any more.
+func (rs *runners) close() {
+	close(rs.waiting)
+	rs.all.Wait()
+}
 
 // engineCalls makes the calls of the engine.
 type engineCalls struct {
