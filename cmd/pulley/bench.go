@@ -20,6 +20,8 @@ import (
 	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/bench"
 	"github.com/pulley-lb/pulley/bench/suite"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
 // newBenchCommand is pulley bench: load on any OpenAI-compatible URL.
@@ -111,7 +113,7 @@ func (b *benchFlags) declare(cmd *cobra.Command) {
 func (b *benchFlags) run(cmd *cobra.Command) error {
 	cfgs, err := b.configs(cmd)
 	if err != nil {
-		return usageError{err}
+		return cli.UsageError{Err: err}
 	}
 	rounds := b.rounds
 	if rounds == 0 {
@@ -119,7 +121,7 @@ func (b *benchFlags) run(cmd *cobra.Command) error {
 	}
 	comparison, err := bench.Compare(cmd.Context(), rounds, cfgs...)
 	if err != nil {
-		return usageError{err} // nothing was sent
+		return cli.UsageError{Err: err} // nothing was sent
 	}
 	if err := writeReport(cmd, b.output, comparison); err != nil {
 		return err
@@ -209,6 +211,27 @@ func (b *benchFlags) shared(cmd *cobra.Command) (bench.Config, error) {
 	return cfg, nil
 }
 
+// reporter shows progress: as one line that is written over on a terminal, as lines elsewhere if asked for.
+func (b *benchFlags) reporter(stderr io.Writer) func(bench.Progress) {
+	terminal := term.Of(stderr).Width > 0
+	if !terminal && !b.progress {
+		return nil
+	}
+	return func(p bench.Progress) {
+		if len(b.urls) == 1 {
+			p.Name = ""
+		}
+		switch {
+		case terminal && p.Final:
+			fmt.Fprint(stderr, "\r\x1b[K")
+		case terminal:
+			fmt.Fprintf(stderr, "\r\x1b[K%s", p)
+		default:
+			fmt.Fprintln(stderr, p)
+		}
+	}
+}
+
 var namedTarget = regexp.MustCompile(`^([\w.-]+)=(https?://.*)$`)
 
 func splitTarget(s string) (name, url string) {
@@ -244,36 +267,6 @@ func parseHeaders(pairs []string) (http.Header, error) {
 	return header, nil
 }
 
-// reporter shows progress: as one line that is written over on a terminal, as lines elsewhere if asked for.
-func (b *benchFlags) reporter(stderr io.Writer) func(bench.Progress) {
-	terminal := isTerminal(stderr)
-	if !terminal && !b.progress {
-		return nil
-	}
-	return func(p bench.Progress) {
-		if len(b.urls) == 1 {
-			p.Name = ""
-		}
-		switch {
-		case terminal && p.Final:
-			fmt.Fprint(stderr, "\r\x1b[K")
-		case terminal:
-			fmt.Fprintf(stderr, "\r\x1b[K%s", p)
-		default:
-			fmt.Fprintln(stderr, p)
-		}
-	}
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
-}
-
 // writeReport writes a report to stdout, as the flag --output asks.
 func writeReport(cmd *cobra.Command, output string, report interface{ WriteTable(io.Writer) error }) error {
 	if output != "json" {
@@ -299,7 +292,7 @@ same load on each in turn. Figures are medians of interleaved rounds.
 Scenarios: ` + strings.Join(suite.Scenarios(), ", "),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "table" && output != "json" {
-				return usagef("--output %q: want table or json", output)
+				return cli.Usagef("--output %q: want table or json", output)
 			}
 			cfg.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
 			if verbose {
@@ -341,7 +334,7 @@ func newYardstickCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			handler, err := bench.NewYardstick(engines...)
 			if err != nil {
-				return usageError{err}
+				return cli.UsageError{Err: err}
 			}
 			return serveYardstick(cmd, listen, handler)
 		},

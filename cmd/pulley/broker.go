@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pulley-lb/pulley/broker"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 )
 
 func newBrokerCommand() *cobra.Command {
@@ -32,27 +33,27 @@ Three members make a cluster that survives the loss of one. Give each the same
 			if cfg.SyncInterval, err = parseSync(sync); err != nil {
 				return err
 			}
-			if cfg.Password, cfg.Token, err = readPassword(cfg.Username, passwordFile, tokenFile); err != nil {
+			if cfg.Password, cfg.Token, err = cli.ReadPassword(cfg.Username, passwordFile, tokenFile); err != nil {
 				return err
 			}
 			cfg.MaxPayload = int(maxPayload)
-			cfg.Logger = logger(cmd.Context())
+			cfg.Logger = cli.Logger(cmd.Context())
 			return runBroker(cmd, cfg)
 		},
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringVar(&cfg.Listen, "listen", "127.0.0.1:4222", "`host:port` for clients; port 0 takes a free one")
-	fs.StringVar(&cfg.StoreDir, "store-dir", defaultStoreDir(), "`directory` for the streams")
+	fs.StringVar(&cfg.StoreDir, "store-dir", cli.DefaultStoreDir(), "`directory` for the streams")
 	fs.StringVar(&sync, "sync", "always", "when streams are forced to disk, `when`: always, which is before each acknowledgement, or an interval such as 2m")
-	sizeVar(fs, &maxPayload, "max-payload", 0, "largest message, 1MiB to 8MiB (default 1MiB)")
-	sizeVar(fs, &cfg.MaxMemory, "max-memory", 0, "bound of streams in memory (default three quarters of it)")
-	sizeVar(fs, &cfg.MaxStore, "max-store", 0, "bound of streams on disk (default what is free)")
+	cli.SizeVar(fs, &maxPayload, "max-payload", 0, "largest message, 1MiB to 8MiB (default 1MiB)")
+	cli.SizeVar(fs, &cfg.MaxMemory, "max-memory", 0, "bound of streams in memory (default three quarters of it)")
+	cli.SizeVar(fs, &cfg.MaxStore, "max-store", 0, "bound of streams on disk (default what is free)")
 	fs.StringVar(&cfg.ServerName, "server-name", "", "`name` within the cluster (default made up once and kept in --store-dir)")
 	fs.StringVar(&cfg.ClusterName, "cluster-name", "", "`name` of the cluster to be a member of")
 	fs.StringVar(&cfg.ClusterListen, "cluster-listen", "", "`host:port` for the other members")
 	fs.StringSliceVar(&cfg.Routes, "routes", nil, "`addresses` of all members")
-	addPasswordFlags(fs, &cfg.Username, &passwordFile, &tokenFile)
+	cli.AddPasswordFlags(fs, &cfg.Username, &passwordFile, &tokenFile)
 	fs.StringVar(&cfg.TLSCert, "tls-cert", "", "PEM `file` with the server's certificate; makes TLS mandatory")
 	fs.StringVar(&cfg.TLSKey, "tls-key", "", "PEM `file` with the key of --tls-cert")
 	fs.StringVar(&cfg.TLSCA, "tls-ca", "", "PEM `file` with the authorities that members, and clients if asked, are checked against")
@@ -66,7 +67,7 @@ Three members make a cluster that survives the loss of one. Give each the same
 func runBroker(cmd *cobra.Command, cfg broker.Config) error {
 	b, err := broker.New(cfg)
 	if err != nil {
-		return usageError{err}
+		return cli.UsageError{Err: err}
 	}
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
@@ -102,7 +103,7 @@ func parseSync(s string) (time.Duration, error) {
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil || d <= 0 {
-		return 0, usagef("--sync %q: want always, or an interval such as 2m", s)
+		return 0, cli.Usagef("--sync %q: want always, or an interval such as 2m", s)
 	}
 	return d, nil
 }

@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 	"github.com/pulley-lb/pulley/gateway"
 )
 
@@ -19,29 +22,13 @@ type gatewayFlags struct {
 	cfg           gateway.Config
 }
 
-func addGatewayFlags(fs *pflag.FlagSet) *gatewayFlags {
-	g := &gatewayFlags{}
-	fs.StringVar(&g.listen, "listen", "127.0.0.1:8080", "`host:port` of the API; port 0 takes a free one")
-	fs.StringVar(&g.admin, "admin", "127.0.0.1:8081", "`host:port` of health, metrics and profiles; port 0 takes a free one, \"\" turns it off")
-	fs.StringVar(&g.auth, "auth", "auto", "whether clients need a key: required, off, or auto: as soon as one exists, and always where --listen is not loopback")
-	fs.StringArrayVar(&g.cfg.CORSOrigins, "cors-origin", nil, "`origin` whose pages may call from a browser, such as https://chat.example.com; * is any (repeatable)")
-	fs.DurationVar(&g.cfg.NoWorkerWait, "no-worker-wait", 0, "how long a request waits while no worker serves its model (default 30s)")
-	fs.DurationVar(&g.cfg.KeepAlive, "keep-alive", 0, "silence after which a stream that waits gets a comment (default 10s)")
-	fs.DurationVar(&g.cfg.SlowClient, "slow-client", 0, "how long a client may take no bytes before it is cut off (default 30s)")
-	fs.DurationVar(&g.cfg.MaxDeadline, "max-deadline", 0, "longest deadline that a client may ask for (default 24h)")
-	sizeVar(fs, &g.cfg.MaxBody, "max-body", 0, "largest request body (default 64MiB)")
-	sizeVar(fs, &g.cfg.InlineBody, "inline-body", 0, "largest body that travels through the queue; larger ones are fetched from the gateway (default 256KiB)")
-	sizeVar(fs, &g.cfg.BodyMemory, "body-memory", 0, "bound of all request bodies held at once (default 1GiB)")
-	return g
-}
-
 // config is the gateway's configuration; it does not serve strangers unasked.
 func (g *gatewayFlags) config(ctx context.Context) (gateway.Config, error) {
 	cfg := g.cfg
-	cfg.Logger, cfg.Version = logger(ctx), buildVersion()
+	cfg.Logger, cfg.Version = cli.Logger(ctx), buildVersion()
 	host, _, err := net.SplitHostPort(g.listen)
 	if err != nil {
-		return cfg, usagef("--listen %q: want host:port, such as 127.0.0.1:8080", g.listen)
+		return cfg, cli.Usagef("--listen %q: want host:port, such as 127.0.0.1:8080", g.listen)
 	}
 	switch mode := gateway.AuthMode(g.auth); {
 	case mode == gateway.AuthAuto && !loopback(host): // strangers must not use the GPUs
@@ -49,28 +36,9 @@ func (g *gatewayFlags) config(ctx context.Context) (gateway.Config, error) {
 	case mode == gateway.AuthAuto, mode == gateway.AuthRequired, mode == gateway.AuthOff:
 		cfg.Auth = mode
 	default:
-		return cfg, usagef("--auth %q: want auto, required or off", g.auth)
+		return cfg, cli.Usagef("--auth %q: want auto, required or off", g.auth)
 	}
 	return cfg, nil
-}
-
-// keysInWords says whether clients need a key.
-func keysInWords(auth gateway.AuthMode, auto string) string {
-	switch auth {
-	case gateway.AuthOff:
-		return "not asked for (--auth off)"
-	case gateway.AuthRequired:
-		return "needed; add one: pulley key add --tenant NAME"
-	}
-	return auto
-}
-
-func loopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
 }
 
 // listeners opens both ports.
@@ -85,6 +53,22 @@ func (g *gatewayFlags) listeners() (ingress, admin net.Listener, err error) {
 		}
 	}
 	return ingress, admin, nil
+}
+
+func addGatewayFlags(fs *pflag.FlagSet) *gatewayFlags {
+	g := &gatewayFlags{}
+	fs.StringVar(&g.listen, "listen", "127.0.0.1:8080", "`host:port` of the API; port 0 takes a free one")
+	fs.StringVar(&g.admin, "admin", "127.0.0.1:8081", "`host:port` of health, metrics and profiles; port 0 takes a free one, \"\" turns it off")
+	fs.StringVar(&g.auth, "auth", "auto", "whether clients need a key: required, off, or auto: as soon as one exists, and always where --listen is not loopback")
+	fs.StringArrayVar(&g.cfg.CORSOrigins, "cors-origin", nil, "`origin` whose pages may call from a browser, such as https://chat.example.com; * is any (repeatable)")
+	fs.DurationVar(&g.cfg.NoWorkerWait, "no-worker-wait", 0, "how long a request waits while no worker serves its model (default 30s)")
+	fs.DurationVar(&g.cfg.KeepAlive, "keep-alive", 0, "silence after which a stream that waits gets a comment (default 10s)")
+	fs.DurationVar(&g.cfg.SlowClient, "slow-client", 0, "how long a client may take no bytes before it is cut off (default 30s)")
+	fs.DurationVar(&g.cfg.MaxDeadline, "max-deadline", 0, "longest deadline that a client may ask for (default 24h)")
+	cli.SizeVar(fs, &g.cfg.MaxBody, "max-body", 0, "largest request body (default 64MiB)")
+	cli.SizeVar(fs, &g.cfg.InlineBody, "inline-body", 0, "largest body that travels through the queue; larger ones are fetched from the gateway (default 256KiB)")
+	cli.SizeVar(fs, &g.cfg.BodyMemory, "body-memory", 0, "bound of all request bodies held at once (default 1GiB)")
+	return g
 }
 
 func newGatewayCommand() *cobra.Command {
@@ -107,35 +91,62 @@ It creates the streams and consumers that it needs. Stop it with SIGTERM:
 	fs.DurationVar(&g.cfg.DrainTimeout, "drain-timeout", 0, "how long running requests may go on after SIGTERM (default 10m)")
 	fs.DurationVar(&g.cfg.DrainDelay, "drain-delay", 0, "how long the port stays open after /readyz fails, for balancers to notice")
 	fs.IntVar(&replicas, "replicas", 1, "copies of each stream that it creates; 3 on a cluster of three brokers")
-	c := addConnectFlags(fs)
+	c := cli.AddConnectFlags(fs)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := g.config(cmd.Context())
 		if err != nil {
 			return err
 		}
 		if !slices.Contains([]int{1, 3, 5}, replicas) {
-			return usagef("--replicas %d: want 1, 3 or 5", replicas)
+			return cli.Usagef("--replicas %d: want 1, 3 or 5", replicas)
 		}
 		cfg.Replicas = replicas
 		ingress, admin, err := g.listeners()
 		if err != nil {
 			return err
 		}
-		nc, err := c.connectPatiently(cmd.Context(), "pulley gateway")
+		nc, err := c.ConnectPatiently(cmd.Context(), "pulley gateway")
 		if err != nil {
 			return err
 		}
 		defer nc.Close()
 		gw, err := gateway.New(cfg, nc)
 		if err != nil {
-			return usageError{err}
+			return cli.UsageError{Err: err}
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "gateway  http://%s\n", ingress.Addr())
 		if admin != nil {
 			fmt.Fprintf(cmd.OutOrStdout(), "admin    http://%s\n", admin.Addr())
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "keys     %s\n", keysInWords(cfg.Auth, "needed as soon as there is one (pulley key ls)"))
+		fmt.Fprintf(cmd.OutOrStdout(), "keys     %s\n", keysText(cfg.Auth, "needed as soon as there is one (pulley key ls)"))
 		return runParts(cmd.Context(), [][]part{{{"gateway", func(ctx context.Context) error { return gw.Run(ctx, ingress, admin) }}}})
 	}
 	return cmd
+}
+
+// keysText says whether clients need a key.
+func keysText(auth gateway.AuthMode, auto string) string {
+	switch auth {
+	case gateway.AuthOff:
+		return "not asked for (--auth off)"
+	case gateway.AuthRequired:
+		return "needed; add one: pulley key add --tenant NAME"
+	}
+	return auto
+}
+
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
+
+// portError says what to do about a port that cannot be had.
+func portError(err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return errors.New("the port is in use, maybe by another pulley or an engine; choose another, or 0 for a free one")
+	}
+	return err
 }

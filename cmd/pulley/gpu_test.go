@@ -9,16 +9,18 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/clitest"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/gpu/fakenvml"
 )
 
 // onFake runs a command line on a machine with a fake NVML.
 func onFake(t *testing.T, lib *fakenvml.Library, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	before := gpuProbe
-	defer func() { gpuProbe = before }()
-	gpuProbe = []string{"sh", "-c", `BE_PULLEY="gpu-probe $*" exec "$0" -test.run='^TestBePulley$'`, os.Args[0]}
-	return runRoot(newRootCommand(), append(args, "--nvml-library="+lib.Path)...)
+	before := fleet.ProbeCommand
+	defer func() { fleet.ProbeCommand = before }()
+	fleet.ProbeCommand = []string{"sh", "-c", `BE_PULLEY="gpu-probe $*" exec "$0" -test.run='^TestBePulley$'`, os.Args[0]}
+	return clitest.Run(newRootCommand(), append(args, "--nvml-library="+lib.Path)...)
 }
 
 func TestGPUList(t *testing.T) {

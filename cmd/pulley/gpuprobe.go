@@ -8,6 +8,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 	"github.com/pulley-lb/pulley/gpu/probe"
 )
 
@@ -25,15 +28,15 @@ and hanging included, then happens to a process of its own.`,
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.DurationVar(&cfg.Interval, "interval", time.Second, "how often to read the GPUs")
-	addLibraryFlag(fs, &cfg.Library)
+	fleet.AddLibraryFlag(fs, &cfg.Library)
 	fs.BoolVar(&cfg.All, "all", false, "the GPUs too that the environment hides")
-	fs.VisitAll(func(f *pflag.Flag) { fs.SetAnnotation(f.Name, typedOnly, []string{}) }) // its parent tells it all
+	fs.VisitAll(func(f *pflag.Flag) { fs.SetAnnotation(f.Name, cli.CommandLineOnly, []string{}) }) // its parent tells it all
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if cfg.Interval < 10*time.Millisecond {
-			return usagef("--interval %v: want 10ms or more", cfg.Interval)
+			return cli.Usagef("--interval %v: want 10ms or more", cfg.Interval)
 		}
 		ctx := cmd.Context()
-		if terminalOf(os.Stdin).width == 0 {
+		if term.Of(os.Stdin).Width == 0 {
 			// A signal for all of a service is for its worker to hear: that closes our
 			// input when it needs us no longer.
 			ctx = context.WithoutCancel(ctx)
@@ -41,8 +44,4 @@ and hanging included, then happens to a process of its own.`,
 		return probe.Run(ctx, cmd.InOrStdin(), cmd.OutOrStdout(), cfg)
 	}
 	return cmd
-}
-
-func addLibraryFlag(fs *pflag.FlagSet, path *string) {
-	fs.StringVar(path, "nvml-library", "", "`path` of NVML, libnvidia-ml.so.1 (default: where the loader, a driver container or WSL has it)")
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/broker"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/clitest"
 	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/gpu/fakenvml"
@@ -35,48 +36,10 @@ type gpuWorker struct {
 	nc     *nats.Conn
 	beats  *nats.Subscription
 	cmd    *exec.Cmd
-	stderr syncBuffer
+	stderr clitest.Buffer
 	ended  chan error
 	over   bool // its end was waited for
 }
-
-func fakeEngine(t *testing.T) string {
-	t.Helper()
-	eng, err := sim.New(sim.Config{Models: []string{"m"}, Slots: 16, ITLBase: time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := httptest.NewServer(eng)
-	t.Cleanup(server.Close)
-	return server.URL
-}
-
-// startGPUWorker starts one with these flags, and an --engine with these keys.
-func startGPUWorker(t *testing.T, lib *fakenvml.Library, url, flags, keys string) *gpuWorker {
-	t.Helper()
-	w := &gpuWorker{t: t, name: fmt.Sprintf("w-%x", time.Now().UnixNano()), lib: lib, ended: make(chan error, 1)}
-	var err error
-	if w.nc, err = nats.Connect(url); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(w.nc.Close)
-	if w.beats, err = w.nc.SubscribeSync(subjects.Heartbeats("*")); err != nil {
-		t.Fatal(err)
-	}
-	w.nc.Flush()
-	w.cmd = pulleyProcess(t, fmt.Sprintf("worker --nats %s --nvml-library %s --drain-timeout 3s %s --engine %s,name=%s%s", url, lib.Path, flags, fakeEngine(t), w.name, keys))
-	w.cmd.Stderr = &w.stderr
-	if err := w.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { w.ended <- w.cmd.Wait() }() // stop waits for it, or the test's end kills it
-	t.Cleanup(w.stop)
-	return w
-}
-
-// mostSilence between two heartbeats would be a worker that something blocks; it
-// is what a busy machine may make of half a second.
-const mostSilence = 10 * time.Second
 
 // await waits for a heartbeat of which is says that it is the one. The worker must
 // never fall silent.
@@ -127,6 +90,44 @@ func (w *gpuWorker) stop() {
 	}
 }
 
+func fakeEngine(t *testing.T) string {
+	t.Helper()
+	eng, err := sim.New(sim.Config{Models: []string{"m"}, Slots: 16, ITLBase: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(eng)
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// startGPUWorker starts one with these flags, and an --engine with these keys.
+func startGPUWorker(t *testing.T, lib *fakenvml.Library, url, flags, keys string) *gpuWorker {
+	t.Helper()
+	w := &gpuWorker{t: t, name: fmt.Sprintf("w-%x", time.Now().UnixNano()), lib: lib, ended: make(chan error, 1)}
+	var err error
+	if w.nc, err = nats.Connect(url); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.nc.Close)
+	if w.beats, err = w.nc.SubscribeSync(subjects.Heartbeats("*")); err != nil {
+		t.Fatal(err)
+	}
+	w.nc.Flush()
+	w.cmd = pulleyProcess(t, fmt.Sprintf("worker --nats %s --nvml-library %s --drain-timeout 3s %s --engine %s,name=%s%s", url, lib.Path, flags, fakeEngine(t), w.name, keys))
+	w.cmd.Stderr = &w.stderr
+	if err := w.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { w.ended <- w.cmd.Wait() }() // stop waits for it, or the test's end kills it
+	t.Cleanup(w.stop)
+	return w
+}
+
+// mostSilence between two heartbeats would be a worker that something blocks; it
+// is what a busy machine may make of half a second.
+const mostSilence = 10 * time.Second
+
 // probesOf are the processes that ask a library.
 func probesOf(lib *fakenvml.Library) (pids []string) {
 	environs, _ := filepath.Glob("/proc/[0-9]*/environ")
@@ -156,7 +157,7 @@ func scripted(t *testing.T, count int, lines ...string) *fakenvml.Library {
 // TestWorkerOnEveryMachine has a worker on machines of every kind: it is there,
 // and takes requests, or says why not.
 func TestWorkerOnEveryMachine(t *testing.T) {
-	url, _ := startBroker(t, broker.Config{})
+	url, _ := clitest.Broker(t, broker.Config{})
 	type machine struct {
 		lib         func(t *testing.T) *fakenvml.Library
 		flags, keys string
@@ -289,7 +290,7 @@ func TestWorkerOnEveryMachine(t *testing.T) {
 
 // A worker that is killed outright leaves no probe behind.
 func TestProbeOfAKilledWorkerEnds(t *testing.T) {
-	url, _ := startBroker(t, broker.Config{})
+	url, _ := clitest.Broker(t, broker.Config{})
 	w := startGPUWorker(t, scripted(t, 1, fakenvml.H100(0)...), url, "", "")
 	w.await("an H100", hasGPUs(1))
 	w.cmd.Process.Kill()
@@ -305,17 +306,17 @@ func TestProbeOfAKilledWorkerEnds(t *testing.T) {
 // TestFleetOfGPUs goes all the way: a worker's process, a gateway, requests while
 // the driver hangs, then a GPU that dies, and what events, metrics and verbs say.
 func TestFleetOfGPUs(t *testing.T) {
-	url, _ := startBroker(t, broker.Config{})
+	url, _ := clitest.Broker(t, broker.Config{})
 	nc, err := nats.Connect(url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	var events syncBuffer
+	var events clitest.Buffer
 	if _, err := nc.Subscribe(subjects.AllEvents, func(m *nats.Msg) { events.Write(append(m.Data, '\n')) }); err != nil {
 		t.Fatal(err)
 	}
-	ingress, admin := runGateway(t, nc)
+	ingress, admin := clitest.Gateway(t, nc)
 	lib := scripted(t, 2, append(fakenvml.H100(0), fakenvml.H100(1)...)...)
 	w := startGPUWorker(t, lib, url, "", ",gpus=1")
 	w.await("a GPU", hasGPUs(1))
@@ -341,12 +342,12 @@ func TestFleetOfGPUs(t *testing.T) {
 	}
 	lib.Set(t, "sleep.1.nvmlDeviceGetMemoryInfo_v2=", "xid=1:1:79")
 	w.await("a fence", func(h subjects.Heartbeat) bool { return h.State == subjects.Fenced })
-	events.waitFor(t, `"kind":"worker-fenced"`)
-	events.waitFor(t, "XID 79 (fallen off the bus)")
+	events.WaitFor(t, `"kind":"worker-fenced"`)
+	events.WaitFor(t, "XID 79 (fallen off the bus)")
 
 	verb := func(args string) string {
 		t.Helper()
-		code, stdout, stderr := runRoot(newRootCommand(), append(strings.Fields(args), "--nats", url)...)
+		code, stdout, stderr := clitest.Run(newRootCommand(), append(strings.Fields(args), "--nats", url)...)
 		if code != 0 {
 			t.Errorf("pulley %s: exit code %d, %s", args, code, stderr)
 		}

@@ -1,14 +1,12 @@
-// Command pulley distributes LLM inference requests over GPU workers. It is
-// every part of the system in one binary: each part is a subcommand, and
-// `pulley up` is all of them together.
 package main
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 )
 
 func main() {
@@ -17,13 +15,9 @@ func main() {
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() { // lives as long as the process
 		<-signals
-		cancel(errInterrupted)
+		cancel(cli.ErrInterrupted)
 		<-signals
-		os.Exit(exitInterrupted)
+		os.Exit(cli.ExitInterrupted)
 	}()
-	os.Exit(execute(ctx, newRootCommand(), os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(cli.Execute(ctx, newRootCommand(), os.Args[1:], os.Stdout, os.Stderr))
 }
-
-// errInterrupted is the cause of a command's context after the first SIGINT or
-// SIGTERM. A second one ends the process at once.
-var errInterrupted = errors.New("interrupted")

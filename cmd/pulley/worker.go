@@ -5,131 +5,15 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/ops"
 	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/worker"
 )
-
-const engineHelp = "`URL[,KEY=VALUE]...` of an engine (repeatable); keys: " + engineKeys
-
-const engineKeys = "name, model, pool, slots, profile, weight, gpus, dialect, metrics, baseline-itl, swap-after, key-env"
-
-// parseEngine reads an --engine flag. model may be given several times.
-func parseEngine(spec string) (worker.Config, error) {
-	var cfg worker.Config
-	bad := func(format string, args ...any) (worker.Config, error) {
-		return cfg, usagef("--engine %q: %s", spec, fmt.Sprintf(format, args...))
-	}
-	parts := strings.Split(spec, ",")
-	cfg.Engine = parts[0]
-	if name, rest, ok := strings.Cut(parts[0], "="); ok && strings.Contains(rest, "://") && !strings.Contains(name, "://") {
-		cfg.Name, cfg.Engine = name, rest // name=URL
-	}
-	u, err := url.Parse(cfg.Engine)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return bad("%q is no URL such as http://127.0.0.1:8000", cfg.Engine)
-	}
-	for _, p := range parts[1:] {
-		k, v, _ := strings.Cut(p, "=")
-		if v == "" {
-			return bad("%q has no value; want URL[,KEY=VALUE]..., such as http://127.0.0.1:8000,slots=64", p)
-		}
-		switch k {
-		case "model":
-			cfg.Models = append(cfg.Models, v)
-		case "pool":
-			cfg.Pool = v
-		case "slots":
-			if cfg.Slots, err = strconv.Atoi(v); err != nil || cfg.Slots < 1 {
-				return bad("slots=%s: want 1 or more", v)
-			}
-		case "name":
-			cfg.Name = v
-		case "weight":
-			if cfg.Weight, err = strconv.ParseFloat(v, 64); err != nil || !(cfg.Weight > 0) || cfg.Weight > 1e6 {
-				return bad("weight=%s: want a number above 0", v)
-			}
-		case "profile":
-			if cfg.Profile, err = parseProfile(v); err != nil {
-				return bad("profile %v", err)
-			}
-		case "gpus":
-			if cfg.GPUs, err = parseGPUs(v); err != nil {
-				return bad("%v", err)
-			}
-		case "dialect":
-			if cfg.Dialect, err = engine.ParseDialect(v); err != nil {
-				return bad("dialect %v", err)
-			}
-		case "metrics":
-			if cfg.MetricsURL, err = parseMetricsURL(v); err != nil {
-				return bad("%v", err)
-			}
-		case "baseline-itl":
-			if cfg.Baseline, err = time.ParseDuration(v); err != nil || cfg.Baseline <= 0 {
-				return bad("baseline-itl=%s: want the time between two tokens of a request alone, such as 12ms", v)
-			}
-		case "swap-after":
-			if cfg.SwapAfter, err = time.ParseDuration(v); err != nil || cfg.SwapAfter <= 0 {
-				return bad("swap-after=%s: want a time such as 10s", v)
-			}
-		case "key-env":
-			if cfg.APIKey = os.Getenv(v); cfg.APIKey == "" {
-				return bad("the environment variable %s is empty", v)
-			}
-		default:
-			return bad("there is no %q%s; keys: %s", k, didYouMean(k, strings.Split(engineKeys, ", ")), engineKeys)
-		}
-	}
-	if cfg.Pool != "" && len(cfg.Models) > 1 {
-		return bad("a pool takes one model, and %d are named", len(cfg.Models))
-	}
-	return cfg, nil
-}
-
-// learnEngine asks an engine what the flag left open. An engine that is not
-// there yet is no error: its worker waits for it, and finds out its slots.
-func learnEngine(ctx context.Context, cfg *worker.Config) {
-	info, err := engine.ProbeWithKey(ctx, http.DefaultClient, cfg.Engine, cfg.APIKey)
-	if err != nil {
-		logger(ctx).Warn("engine does not answer yet", "engine", cfg.Engine, "err", err)
-		return
-	}
-	cfg.EngineName = info.Name()
-	if cfg.Slots == 0 && info.Dialect == engine.DialectOllama && !info.Simulated {
-		cfg.Slots = 1 // its default for OLLAMA_NUM_PARALLEL, which it does not tell
-	}
-	if cfg.Name == "" {
-		if u, err := url.Parse(cfg.Engine); err == nil {
-			cfg.Name = info.Name() + "-" + u.Port()
-		}
-	}
-}
-
-// workerConfigs reads the --engine flags.
-func workerConfigs(ctx context.Context, specs []string) ([]worker.Config, error) {
-	var cfgs []worker.Config
-	names := make(map[string]bool)
-	for _, s := range specs {
-		cfg, err := parseEngine(s)
-		if err != nil {
-			return nil, err
-		}
-		learnEngine(ctx, &cfg)
-		if cfg.Name != "" && names[cfg.Name] {
-			return nil, usagef("--engine %q: the name %q is taken by another engine", s, cfg.Name)
-		}
-		names[cfg.Name] = true
-		cfgs = append(cfgs, cfg)
-	}
-	return cfgs, nil
-}
 
 func newWorkerCommand() *cobra.Command {
 	var engines []string
@@ -144,7 +28,7 @@ Each --engine gets a worker of its own. The models are what the engine's
 /v1/models says, unless model= names them; key-env= names the environment
 variable that holds the engine's API key.
 
-` + roomHelp + `
+` + capacityHelp + `
 
 slots= is how many requests may run at once at most; it need not be said where the
 engine tells its load. Ollama tells nothing: without slots= it gets one request at a
@@ -182,13 +66,13 @@ elsewhere. The command ends when all of its workers have left.`,
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringArrayVar(&engines, "engine", nil, engineHelp)
-	room := addRoomFlags(cmd)
+	room := addCapacityFlags(cmd)
 	fs.DurationVar(&drain, "drain-timeout", 10*time.Minute, "how long running requests may go on after SIGTERM")
 	fs.DurationVar(&stall, "stall-timeout", 2*time.Minute, "how long a streaming engine may be silent before another worker takes over")
-	c := addConnectFlags(fs)
+	c := cli.AddConnectFlags(fs)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if len(engines) == 0 {
-			return usagef("--engine: name at least one engine, such as --engine http://127.0.0.1:8000")
+			return cli.Usagef("--engine: name at least one engine, such as --engine http://127.0.0.1:8000")
 		}
 		if err := room.check(); err != nil {
 			return err
@@ -204,21 +88,59 @@ elsewhere. The command ends when all of its workers have left.`,
 		var parts []part
 		for _, cfg := range cfgs {
 			cfg.DrainTimeout, cfg.StallTimeout = drain, stall
-			cfg.Logger, cfg.Version = logger(ctx), buildVersion()
-			nc, err := c.connectPatiently(ctx, "pulley worker "+cfg.Name)
+			cfg.Logger, cfg.Version = cli.Logger(ctx), buildVersion()
+			nc, err := c.ConnectPatiently(ctx, "pulley worker "+cfg.Name)
 			if err != nil {
 				return err
 			}
 			defer nc.Close()
 			w, err := worker.New(cfg, nc)
 			if err != nil {
-				return usageError{err}
+				return cli.UsageError{Err: err}
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "worker   %s  %s\n", w.ID(), cfg.Engine)
 			parts = append(parts, part{"worker " + cfg.Name, w.Run})
 		}
 		return room.during(ctx, func() error { return runParts(ctx, [][]part{parts}) })
 	}
-	cmd.AddCommand(newWorkerListCommand())
+	cmd.AddCommand(ops.WorkerVerbs()...)
 	return cmd
+}
+
+// workerConfigs reads the --engine flags.
+func workerConfigs(ctx context.Context, specs []string) ([]worker.Config, error) {
+	var cfgs []worker.Config
+	names := make(map[string]bool)
+	for _, s := range specs {
+		cfg, err := parseEngine(s)
+		if err != nil {
+			return nil, err
+		}
+		learnEngine(ctx, &cfg)
+		if cfg.Name != "" && names[cfg.Name] {
+			return nil, cli.Usagef("--engine %q: the name %q is taken by another engine", s, cfg.Name)
+		}
+		names[cfg.Name] = true
+		cfgs = append(cfgs, cfg)
+	}
+	return cfgs, nil
+}
+
+// learnEngine asks an engine what the flag left open. An engine that is not
+// there yet is no error: its worker waits for it, and finds out its slots.
+func learnEngine(ctx context.Context, cfg *worker.Config) {
+	info, err := engine.ProbeWithKey(ctx, http.DefaultClient, cfg.Engine, cfg.APIKey)
+	if err != nil {
+		cli.Logger(ctx).Warn("engine does not answer yet", "engine", cfg.Engine, "err", err)
+		return
+	}
+	cfg.EngineName = info.Name()
+	if cfg.Slots == 0 && info.Dialect == engine.DialectOllama && !info.Simulated {
+		cfg.Slots = 1 // its default for OLLAMA_NUM_PARALLEL, which it does not tell
+	}
+	if cfg.Name == "" {
+		if u, err := url.Parse(cfg.Engine); err == nil {
+			cfg.Name = info.Name() + "-" + u.Port()
+		}
+	}
 }

@@ -1,0 +1,308 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/pflag"
+	"github.com/synadia-io/orbit.go/natscontext"
+)
+
+// ConnectFlags is how a command reaches NATS.
+type ConnectFlags struct {
+	nats         string
+	server       string
+	context      string
+	creds        string
+	nkey         string
+	user         string
+	passwordFile string
+	tokenFile    string
+	tlsCA        string
+	tlsCert      string
+	tlsKey       string
+}
+
+// AddConnectFlags declares the flags of a command that connects to NATS.
+func AddConnectFlags(fs *pflag.FlagSet) *ConnectFlags {
+	c := &ConnectFlags{}
+	fs.StringVar(&c.nats, "nats", "", "NATS server `URL`s, separated by commas; else $NATS_URL, else "+nats.DefaultURL)
+	fs.StringVar(&c.server, "server", "", "the same as --nats")
+	fs.Lookup("server").Hidden = true
+	fs.StringVar(&c.context, "context", "", "`name` of a NATS context with servers and credentials; else $NATS_CONTEXT, else none")
+	fs.StringVar(&c.creds, "creds", "", "NATS credentials `file`")
+	fs.StringVar(&c.nkey, "nkey", "", "`file` with an nkey seed for NATS")
+	AddPasswordFlags(fs, &c.user, &c.passwordFile, &c.tokenFile)
+	fs.StringVar(&c.tlsCA, "tls-ca", "", "PEM `file` with the authorities that NATS servers are checked against")
+	fs.StringVar(&c.tlsCert, "tls-cert", "", "PEM `file` with the client certificate for NATS")
+	fs.StringVar(&c.tlsKey, "tls-key", "", "PEM `file` with the key of --tls-cert")
+	return c
+}
+
+// AddPasswordFlags declares the credentials that a broker and its clients
+// share, so that one configuration serves both.
+func AddPasswordFlags(fs *pflag.FlagSet, user, passwordFile, tokenFile *string) {
+	fs.StringVar(user, "nats-user", "", "NATS user `name`; needs --nats-password-file")
+	fs.StringVar(passwordFile, "nats-password-file", "", "`file` with the password of --nats-user")
+	fs.StringVar(tokenFile, "nats-token-file", "", "`file` with a NATS token, instead of a user")
+}
+
+// ReadPassword reads what the flags of addPasswordFlags name.
+func ReadPassword(user, passwordFile, tokenFile string) (password, token string, err error) {
+	if (user == "") != (passwordFile == "") {
+		return "", "", Usagef("--nats-user, --nats-password-file: need each other")
+	}
+	if user != "" && tokenFile != "" {
+		return "", "", Usagef("--nats-user, --nats-token-file: only one of them")
+	}
+	if passwordFile != "" {
+		if password, err = readSecret(passwordFile); err != nil {
+			return "", "", Usagef("--nats-password-file: %w", err)
+		}
+	}
+	if tokenFile != "" {
+		if token, err = readSecret(tokenFile); err != nil {
+			return "", "", Usagef("--nats-token-file: %w", err)
+		}
+	}
+	return password, token, nil
+}
+
+// readSecret is the content of a file that holds a secret, without the newline
+// that editors add.
+func readSecret(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	secret := strings.TrimRight(string(b), "\r\n")
+	if secret == "" {
+		return "", fmt.Errorf("%s is empty", path)
+	}
+	return secret, nil
+}
+
+// Connect opens a connection for an operator's verb: it fails within seconds
+// when no server answers. Once connected it reconnects for ever. What happens
+// to it is logged by the logger in ctx; name is how the servers list it.
+func (c *ConnectFlags) Connect(ctx context.Context, name string, opts ...nats.Option) (*nats.Conn, error) {
+	nc, err := c.dial(ctx, name, opts)
+	if errors.Is(err, nats.ErrNoServers) {
+		return nil, fmt.Errorf("%w; is 'pulley up' or 'pulley broker' running?", err)
+	}
+	return nc, err
+}
+
+// ConnectPatiently opens a connection for a part that runs for long: while no
+// server answers it tries again, until ctx ends. Wrong settings and refused
+// credentials are errors at once.
+func (c *ConnectFlags) ConnectPatiently(ctx context.Context, name string, opts ...nats.Option) (*nats.Conn, error) {
+	const every, warnEvery = 250 * time.Millisecond, 30 * time.Second
+	var warned time.Time
+	for {
+		nc, err := c.dial(ctx, name, opts)
+		if _, ok := errors.AsType[unreachableError](err); !ok {
+			return nc, err
+		}
+		if time.Since(warned) >= warnEvery {
+			warned = time.Now()
+			Logger(ctx).Warn("waiting for NATS", "err", err)
+		}
+		select {
+		case <-time.After(every):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// unreachableError says that no server took the connection.
+type unreachableError struct {
+	servers string
+	err     error
+}
+
+func (e unreachableError) Error() string {
+	reason := strings.TrimPrefix(e.err.Error(), "nats: ")
+	if errors.Is(e.err, nats.ErrNoServers) { // which is how the client says it
+		reason = "connection refused"
+	}
+	return fmt.Sprintf("cannot reach NATS at %s: %s", e.servers, reason)
+}
+
+func (e unreachableError) Unwrap() error { return e.err }
+
+// dial connects once.
+func (c *ConnectFlags) dial(ctx context.Context, name string, opts []nats.Option) (*nats.Conn, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	credentials, err := c.credentials()
+	if err != nil {
+		return nil, err
+	}
+	urls, natsContext := c.target()
+	if err := checkURLs(urls); err != nil {
+		return nil, err
+	}
+
+	// The last option sees what the others made of the settings. If it is not
+	// reached, one of those was wrong, and nothing was dialled.
+	dialled := ""
+	last := func(o *nats.Options) error {
+		if urls != "" {
+			o.Servers = strings.Split(urls, ",")
+		}
+		dialled = redact(o.Servers)
+		return nil
+	}
+	all := slices.Concat(credentials, ConnOptions(Logger(ctx), name), opts, []nats.Option{last})
+	var nc *nats.Conn
+	if natsContext == "" {
+		nc, err = nats.Connect(urls, all...)
+	} else if nc, _, err = natscontext.Connect(natsContext, all...); err != nil && dialled == "" {
+		return nil, Usagef("--context %s: %w", natsContext, err)
+	}
+	switch {
+	case err == nil:
+		return nc, nil
+	case dialled == "":
+		return nil, Usagef("NATS settings: %w", err)
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
+		return nil, Refusedf("NATS at %s refuses the credentials: %w", dialled, err)
+	}
+	return nil, unreachableError{dialled, err}
+}
+
+// target is the servers to dial and the NATS context to take the rest from;
+// either may be empty, not both. Given servers stand against the context's
+// own. The context that the nats command has selected is not used unless it is
+// named: a gateway creates streams where it connects, which nobody should find
+// in an account that they selected last week.
+func (c *ConnectFlags) target() (urls, natsContext string) {
+	urls, natsContext = cmp.Or(c.server, c.nats), c.context
+	if urls == "" && natsContext == "" {
+		urls, natsContext = os.Getenv("NATS_URL"), os.Getenv("NATS_CONTEXT")
+	}
+	if urls == "" && natsContext == "" {
+		urls = nats.DefaultURL
+	}
+	return urls, natsContext
+}
+
+// credentials is the options for what the flags say about trust. It reads the
+// files, so that a wrong name is an error before anything is dialled.
+func (c *ConnectFlags) credentials() ([]nats.Option, error) {
+	password, token, err := ReadPassword(c.user, c.passwordFile, c.tokenFile)
+	if err != nil {
+		return nil, err
+	}
+	given := 0
+	for _, v := range []string{c.creds, c.nkey, c.user, c.tokenFile} {
+		if v != "" {
+			given++
+		}
+	}
+	if given > 1 {
+		return nil, Usagef("--creds, --nkey, --nats-user, --nats-token-file: only one of them")
+	}
+
+	var opts []nats.Option
+	switch {
+	case c.creds != "":
+		if _, err := os.Stat(c.creds); err != nil {
+			return nil, Usagef("--creds: %w", err)
+		}
+		opts = append(opts, nats.UserCredentials(c.creds))
+	case c.nkey != "":
+		opt, err := nats.NkeyOptionFromSeed(c.nkey)
+		if err != nil {
+			return nil, Usagef("--nkey %s: %w", c.nkey, err)
+		}
+		opts = append(opts, opt)
+	case c.user != "":
+		opts = append(opts, nats.UserInfo(c.user, password))
+	case token != "":
+		opts = append(opts, nats.Token(token))
+	}
+	if (c.tlsCert == "") != (c.tlsKey == "") {
+		return nil, Usagef("--tls-cert, --tls-key: need each other")
+	}
+	if c.tlsCert != "" {
+		opts = append(opts, nats.ClientCert(c.tlsCert, c.tlsKey))
+	}
+	if c.tlsCA != "" {
+		opts = append(opts, nats.RootCAs(c.tlsCA))
+	}
+	return opts, nil
+}
+
+// ConnOptions is how every connection of ours behaves, to whichever broker. It
+// reconnects for ever, within a fraction of a second where there is a server.
+func ConnOptions(log *slog.Logger, name string) []nats.Option {
+	return []nats.Option{
+		nats.Name(name),
+		nats.MaxReconnects(-1),
+		nats.IgnoreAuthErrorAbort(), // credentials in files may be renewed
+		nats.ReconnectWait(250 * time.Millisecond),
+		nats.ReconnectJitter(100*time.Millisecond, 250*time.Millisecond),
+		nats.PingInterval(10 * time.Second),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("disconnected from NATS", "err", err)
+			}
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			log.Info("reconnected to NATS", "url", nc.ConnectedUrlRedacted())
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			if sub == nil {
+				log.Warn("NATS reports an error", "err", err)
+				return
+			}
+			dropped, _ := sub.Dropped()
+			log.Warn("NATS reports an error", "err", err, "subject", sub.Subject, "dropped", dropped)
+		}),
+	}
+}
+
+func checkURLs(urls string) error {
+	if urls == "" {
+		return nil
+	}
+	for s := range strings.SplitSeq(urls, ",") {
+		if u, err := parseURL(s); err != nil || u.Hostname() == "" {
+			return Usagef("--nats %q: want a URL such as %s", s, nats.DefaultURL)
+		}
+	}
+	return nil
+}
+
+// parseURL takes a server as the NATS client does: the scheme may be missing.
+func parseURL(s string) (*url.URL, error) {
+	s = strings.TrimSpace(s)
+	if !strings.Contains(s, "://") {
+		s = "nats://" + s
+	}
+	return url.Parse(s)
+}
+
+// redact lists servers without their passwords.
+func redact(servers []string) string {
+	var list []string
+	for _, s := range servers {
+		if u, err := parseURL(s); err == nil {
+			list = append(list, u.Redacted())
+		}
+	}
+	return strings.Join(list, ",")
+}

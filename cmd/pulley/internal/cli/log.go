@@ -1,0 +1,46 @@
+package cli
+
+import (
+	"context"
+	"io"
+	"log/slog"
+)
+
+func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
+	var options slog.HandlerOptions
+	switch level {
+	case "debug":
+		options.Level = slog.LevelDebug
+	case "info":
+		options.Level = slog.LevelInfo
+	case "warn":
+		options.Level = slog.LevelWarn
+	case "error":
+		options.Level = slog.LevelError
+	default:
+		return nil, Usagef("--log-level %q: want debug, info, warn or error", level)
+	}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, &options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, &options)), nil
+	}
+	return nil, Usagef("--log-format %q: want text or json", format)
+}
+
+type loggerKey struct{}
+
+// WithLogger is ctx with a logger; nil is silence.
+func WithLogger(ctx context.Context, log *slog.Logger) context.Context {
+	return context.WithValue(ctx, loggerKey{}, log)
+}
+
+// Logger is the logger that --log-level and --log-format ask for, out of
+// cmd.Context() within a command.
+func Logger(ctx context.Context) *slog.Logger {
+	if log, ok := ctx.Value(loggerKey{}).(*slog.Logger); ok && log != nil {
+		return log
+	}
+	return slog.New(slog.DiscardHandler)
+}

@@ -1,0 +1,105 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// DeadLetter is a request that no worker could answer.
+type DeadLetter struct {
+	Sequence    uint64      `json:"seq"`
+	At          time.Time   `json:"at"`
+	Reason      string      `json:"reason"`
+	ID          string      `json:"id"`
+	Pool        string      `json:"pool"`
+	Tier        string      `json:"tier"`
+	Model       string      `json:"model"`
+	Tenant      string      `json:"tenant,omitempty"`
+	Method      string      `json:"method"`
+	Path        string      `json:"path"`
+	Stream      bool        `json:"stream"`
+	InputTokens int         `json:"input_tokens"`
+	Size        int64       `json:"size"`
+	Header      http.Header `json:"header,omitempty"`
+	Body        string      `json:"body,omitempty"` // with --show-body
+}
+
+func ReadDeadLetter(subject string, header nats.Header, body []byte, sequence uint64, at time.Time) DeadLetter {
+	d := DeadLetter{Sequence: sequence, At: at, Reason: header.Get(subjects.HeaderReason), Body: string(body)}
+	if parts := strings.Split(subject, "."); len(parts) == 4 {
+		d.Tier, _ = subjects.Untoken(parts[2])
+		d.Pool, _ = subjects.Untoken(parts[3])
+	}
+	if r, err := subjects.ParseRequest(&nats.Msg{Subject: subject, Header: header}); err == nil {
+		d.ID, d.Model, d.Tenant, d.Method, d.Path, d.Stream = r.ID.String(), r.Model, r.Tenant, r.Method, r.Path, r.Stream
+		d.InputTokens, d.Size, d.Header = r.InputTokens, r.BodySize, WithoutSecrets(r.Header)
+	}
+	return d
+}
+
+// DeadStream finds the dead letters.
+func DeadStream(ctx context.Context, js jetstream.JetStream) (jetstream.Stream, error) {
+	stream, err := js.Stream(ctx, subjects.DeadStream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, cli.NotFoundf("no stream %s on this broker: start a gateway", subjects.DeadStream)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", subjects.DeadStream, err)
+	}
+	return stream, nil
+}
+
+// DeadLetters reads the last n dead letters under a subject, the oldest first,
+// without their bodies, and how many there are. 0 is all.
+func DeadLetters(ctx context.Context, js jetstream.JetStream, filter string, last int) (list []DeadLetter, all int, err error) {
+	stream, err := DeadStream(ctx, js)
+	if err != nil {
+		return nil, 0, err
+	}
+	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: []string{filter}, HeadersOnly: true})
+	if err != nil {
+		return nil, 0, fmt.Errorf("read %s: %w", subjects.DeadStream, err)
+	}
+	info, err := consumer.Info(ctx)
+	if err != nil {
+		return nil, 0, fmt.Errorf("read %s: %w", subjects.DeadStream, err)
+	}
+	list = []DeadLetter{}
+	for left := info.NumPending; left > 0; {
+		batch, err := consumer.FetchNoWait(int(min(left, 500)))
+		if err != nil {
+			return nil, 0, fmt.Errorf("read %s: %w", subjects.DeadStream, err)
+		}
+		got := uint64(0)
+		for m := range batch.Messages() {
+			got++
+			meta, err := m.Metadata()
+			if err != nil {
+				continue
+			}
+			list = append(list, ReadDeadLetter(m.Subject(), m.Headers(), nil, meta.Sequence.Stream, meta.Timestamp))
+		}
+		if err := batch.Error(); err != nil {
+			return nil, 0, fmt.Errorf("read %s: %w", subjects.DeadStream, err)
+		}
+		if got == 0 {
+			break // removed meanwhile
+		}
+		left -= min(got, left)
+	}
+	all = len(list)
+	if last > 0 {
+		list = list[max(0, all-last):]
+	}
+	return list, all, nil
+}

@@ -1,0 +1,48 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
+)
+
+// OpenStore opens the policy's bucket.
+func OpenStore(ctx context.Context, nc *nats.Conn) (*policystore.Store, error) {
+	store, err := policystore.Open(ctx, nc)
+	if errors.Is(err, policystore.ErrNoBucket) {
+		return nil, cli.NotFoundError{Err: err}
+	}
+	return store, err
+}
+
+// LoadPolicy is the one in force.
+func LoadPolicy(ctx context.Context, nc *nats.Conn) (*policy.Policy, error) {
+	store, err := OpenStore(ctx, nc)
+	if err != nil {
+		return nil, err
+	}
+	v, err := store.Load(ctx)
+	return v.Policy, ExplainDamage(err)
+}
+
+func ExplainDamage(err error) error {
+	if _, ok := errors.AsType[policystore.DamagedError](err); ok {
+		return fmt.Errorf("%w; see 'pulley policy history', and put a sound one in force with 'pulley policy rollback REVISION'", err)
+	}
+	return err
+}
+
+// TierOrder is a tier's place; those that are gone come last.
+func TierOrder(p *policy.Policy, name string) int {
+	if i := slices.IndexFunc(p.Tiers, func(t policy.Tier) bool { return t.Name == name }); i >= 0 {
+		return i
+	}
+	return len(p.Tiers)
+}

@@ -1,0 +1,119 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// ServedPools are the pools that workers have ever served.
+func ServedPools(ctx context.Context, nc *nats.Conn) ([]string, error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, err
+	}
+	kv, err := js.KeyValue(ctx, subjects.PoolsBucket)
+	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("bucket %s: %w", subjects.PoolsBucket, err)
+	}
+	keys, err := kv.Keys(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
+		return nil, fmt.Errorf("bucket %s: %w", subjects.PoolsBucket, err)
+	}
+	var pools []string
+	for _, k := range keys {
+		if name, err := subjects.Untoken(k); err == nil {
+			pools = append(pools, name)
+		}
+	}
+	slices.Sort(pools)
+	return pools, nil
+}
+
+// Pool is what is known of a pool.
+type Pool struct {
+	Pool     string          `json:"pool"`
+	State    string          `json:"state"` // ready, paused, no worker
+	Workers  int             `json:"workers"`
+	Live     int             `json:"live"` // of these, those that take requests
+	Slots    int             `json:"slots"`
+	InFlight int             `json:"in_flight"`
+	Waiting  uint64          `json:"waiting"`
+	Balance  policy.Balance  `json:"balance"`
+	Affinity policy.Affinity `json:"affinity"`
+	StickFor policy.Duration `json:"stick_for,omitempty"`
+	Spill    []policy.Spill  `json:"spill,omitempty"`
+
+	Queues  []Queue              `json:"-"`
+	Members []subjects.Heartbeat `json:"-"`
+}
+
+// Pools is all that is known of pools, by name.
+func Pools(ctx context.Context, nc *nats.Conn) ([]Pool, *policy.Policy, error) {
+	p, err := LoadPolicy(ctx, nc)
+	if err != nil {
+		return nil, nil, err
+	}
+	beats, err := Workers(ctx, nc)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, all, err := Queues(ctx, nc, p)
+	if err != nil {
+		return nil, nil, err
+	}
+	served, err := ServedPools(ctx, nc)
+	if err != nil {
+		return nil, nil, err
+	}
+	at := make(map[string]*Pool)
+	get := func(name string) *Pool {
+		if at[name] == nil {
+			set := p.Pools[name]
+			at[name] = &Pool{Pool: name, State: "ready", Balance: p.BalanceOf(name), Affinity: p.AffinityOf(name), StickFor: set.StickFor, Spill: set.Spill}
+		}
+		return at[name]
+	}
+	for _, name := range slices.Concat(served, slices.Collect(maps.Keys(p.Pools))) {
+		get(name)
+	}
+	for _, h := range beats {
+		for _, served := range h.Pools {
+			i := get(served.Pool)
+			i.Members = append(i.Members, h)
+			if i.Workers++; h.Live() {
+				i.Live++
+				i.Slots += h.Slots
+			}
+		}
+	}
+	for _, q := range all {
+		i := get(q.Pool)
+		i.Queues = append(i.Queues, q)
+		i.InFlight += q.InFlight
+		i.Waiting += q.Waiting
+	}
+	list := make([]Pool, 0, len(at))
+	for _, name := range slices.Sorted(maps.Keys(at)) {
+		i := at[name]
+		switch {
+		case p.Pools[name].Paused:
+			i.State = "paused"
+		case i.Live == 0:
+			i.State = "no worker"
+		}
+		list = append(list, *i)
+	}
+	return list, p, nil
+}

@@ -1,0 +1,93 @@
+package fleet
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// Queue is one line of pulley queue ls.
+type Queue struct {
+	Pool     string `json:"pool"`
+	Tier     string `json:"tier"`
+	Waiting  uint64 `json:"waiting"`
+	InBroker uint64 `json:"in_broker"` // of these
+	InFlight int    `json:"in_flight"`
+	Bids     int    `json:"bids"` // parked
+	MaxQueue int    `json:"max_queue,omitempty"`
+	OldestMS int64  `json:"oldest_ms,omitempty"` // age of the oldest that waits
+	Paused   bool   `json:"paused,omitempty"`
+}
+
+// Queues are all queues, lane by lane and each as a whole.
+func Queues(ctx context.Context, nc *nats.Conn, p *policy.Policy) (lanes []Lane, whole []Queue, err error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, nil, err
+	}
+	lanes, err = Lanes(ctx, js)
+	if err != nil {
+		return nil, nil, err
+	}
+	held, err := Ask[subjects.RequestInfo](ctx, nc, subjects.AskRequests, true)
+	if err != nil && !errors.Is(err, nats.ErrNoResponders) {
+		return nil, nil, fmt.Errorf("ask the gateways: %w", err)
+	}
+	return lanes, queuesOf(lanes, held, err == nil, p), nil
+}
+
+// queuesOf joins the lanes of each queue and what the gateways hold of it, if
+// they have answered. What a worker has handed back counts as in flight to the
+// broker: the gateways know better.
+func queuesOf(lanes []Lane, held []subjects.RequestInfo, answered bool, p *policy.Policy) []Queue {
+	type key struct{ pool, tier string }
+	at := make(map[key]*Queue)
+	get := func(pool, tier string) *Queue {
+		q := at[key{pool, tier}]
+		if q == nil {
+			t, _ := p.Tier(tier)
+			q = &Queue{Pool: pool, Tier: tier, MaxQueue: t.MaxQueue, Paused: p.Pools[pool].Paused}
+			at[key{pool, tier}] = q
+		}
+		return q
+	}
+	for _, l := range lanes {
+		q := get(l.Pool, l.Tier)
+		q.InBroker += uint64(l.Waiting)
+		q.Bids += l.Bids
+		if !answered {
+			q.InFlight += l.Delivered
+		}
+	}
+	queued := make(map[*Queue]uint64)
+	for _, r := range held {
+		q := get(r.Pool, r.Tier)
+		if r.State != "queued" {
+			q.InFlight++
+			continue
+		}
+		queued[q]++
+		q.OldestMS = max(q.OldestMS, r.QueueMS)
+	}
+	list := make([]Queue, 0, len(at))
+	for _, q := range at {
+		q.Waiting = max(q.InBroker, queued[q])
+		_, inPolicy := p.Tier(q.Tier)
+		if inPolicy || q.Waiting > 0 || q.InFlight > 0 {
+			list = append(list, *q)
+		}
+	}
+	slices.SortFunc(list, func(a, b Queue) int {
+		return cmp.Or(strings.Compare(a.Pool, b.Pool), TierOrder(p, a.Tier)-TierOrder(p, b.Tier), strings.Compare(a.Tier, b.Tier))
+	})
+	return list
+}

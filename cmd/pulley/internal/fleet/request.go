@@ -1,0 +1,72 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+// Requests are those that gateways hold, by age.
+func Requests(ctx context.Context, nc *nats.Conn) ([]subjects.RequestInfo, error) {
+	list, err := Ask[subjects.RequestInfo](ctx, nc, subjects.AskRequests, true)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return nil, ErrNoGateway
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the gateways: %w", err)
+	}
+	slices.SortFunc(list, func(a, b subjects.RequestInfo) int { return strings.Compare(a.ID, b.ID) })
+	return list, nil
+}
+
+// FindRequest is the id of the request that was named.
+func FindRequest(ctx context.Context, nc *nats.Conn, named string) (string, error) {
+	if _, err := subjects.ParseID(named); err == nil {
+		return named, nil
+	}
+	part := strings.ToLower(strings.TrimPrefix(named, "…"))
+	list, err := Requests(ctx, nc)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, r := range list {
+		if part != "" && (strings.HasPrefix(r.ID, part) || strings.HasSuffix(r.ID, part)) {
+			found = append(found, r.ID)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return "", NoRequest(named)
+	case 1:
+		return found[0], nil
+	}
+	return "", cli.Usagef("request %s: which of %s?", named, term.Shorten(term.Join(found), 160))
+}
+
+func NoRequest(id string) error {
+	return cli.NotFoundf("no request %s under way: it is over, or was never here; see 'pulley request ls' and 'pulley dead ls'", term.Printable(id))
+}
+
+// WithoutSecrets is h without what opens doors.
+func WithoutSecrets(h http.Header) http.Header {
+	h = h.Clone()
+	for _, k := range []string{"Authorization", "X-Api-Key", "Api-Key", "Cookie", "Proxy-Authorization"} {
+		if h[k] != nil {
+			h[k] = []string{"(hidden)"}
+		}
+	}
+	return h
+}
+
+func Millis(n int64) time.Duration { return time.Duration(n) * time.Millisecond }

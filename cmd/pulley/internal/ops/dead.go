@@ -1,0 +1,213 @@
+package ops
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+func newDeadCommand() *cobra.Command {
+	return cli.Noun("dead", "Dead letters: list, show, retry, remove", `Dead letters: requests that no worker could answer, kept for 7 days. Their clients
+got a 502. Each is named by its sequence number.`,
+		newDeadListCommand, newDeadShowCommand, newDeadRetryCommand, newDeadRemoveCommand)
+}
+
+func newDeadListCommand(c *cli.ConnectFlags) *cobra.Command {
+	var pool, tier string
+	var last int
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List the dead letters",
+		Long: "List the dead letters, the latest last.",
+		Example: `  pulley dead ls
+  pulley dead ls --pool llama-70b -n 0 -o json`,
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.StringVar(&pool, "pool", "", "only of this `pool`")
+	fs.StringVar(&tier, "tier", "", "only of this `tier`")
+	fs.IntVarP(&last, "number", "n", 100, "how many, the latest; 0 is all")
+	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
+	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
+	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
+		if last < 0 {
+			return cli.View{}, cli.Usagef("--number %d: want 0 or more", last)
+		}
+		list, all, err := fleet.DeadLetters(s.Context(), s.JS, subjects.DeadFilter(tier, pool), last)
+		if err != nil {
+			return cli.View{}, err
+		}
+		return cli.View{Value: list, Print: func(p *term.Page) {
+			t := term.Table{
+				Columns: []term.Column{term.Number("SEQ"), term.Number("AGE"), term.Wide(term.Word("DIED")), term.Wide(term.Word("ID")), term.Text("POOL"), term.Text("TIER"), term.Text("MODEL"), term.IfAny(term.Text("TENANT")), term.Wide(term.Text("PATH")), term.Wide(term.Number("SIZE")),
+					{Name: "REASON", Cut: 20}},
+				Empty: "no dead letters",
+			}
+			for _, d := range list {
+				t.Row(d.Sequence, term.Ago(d.At), term.Clock(d.At), d.ID, d.Pool, d.Tier, d.Model, d.Tenant, d.Path, term.Bytes(d.Size), d.Reason)
+			}
+			p.Table(t)
+			if len(list) < all {
+				p.Line("the last %d of %d; -n 0 shows all", len(list), all)
+			}
+		}}, nil
+	})
+}
+
+func newDeadShowCommand(c *cli.ConnectFlags) *cobra.Command {
+	var showBody bool
+	cmd := &cobra.Command{
+		Use: "show SEQ", Short: "Describe a dead letter", Long: "Describe a dead letter. Its prompt is shown with --show-body only.",
+		Example: `  pulley dead show 17
+  pulley dead show 17 --show-body -o json | jq -r .body`,
+		Args:              cli.ExactArgs("SEQ"),
+		ValidArgsFunction: cli.Complete(c, 1, liveDeadLetters),
+	}
+	cmd.Flags().SortFlags = false
+	cmd.Flags().BoolVar(&showBody, "show-body", false, showBodyHelp)
+	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
+		list, err := sequences(s.Args)
+		if err != nil {
+			return cli.View{}, err
+		}
+		stream, err := fleet.DeadStream(s.Context(), s.JS)
+		if err != nil {
+			return cli.View{}, err
+		}
+		m, err := stream.GetMsg(s.Context(), list[0])
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return cli.View{}, noDeadLetter(list[0])
+		}
+		if err != nil {
+			return cli.View{}, fmt.Errorf("read dead letter %d: %w", list[0], err)
+		}
+		d := fleet.ReadDeadLetter(m.Subject, m.Header, m.Data, m.Sequence, m.Time)
+		if !showBody {
+			d.Body = ""
+		}
+		return cli.View{Value: d, Print: func(p *term.Page) {
+			p.Fields(
+				term.KV("dead letter", fmt.Sprint(d.Sequence), term.Bold),
+				term.KV("reason", d.Reason, term.Red),
+				term.KV("died", fmt.Sprintf("%s, %s ago", term.Clock(d.At), term.Ago(d.At))),
+				term.KV("request", d.ID),
+				term.KV("model", d.Model),
+				term.KV("pool", d.Pool),
+				term.KV("tier", d.Tier),
+				term.KV("tenant", d.Tenant),
+				term.KV("path", strings.TrimSpace(d.Method+" "+d.Path)),
+				term.KV("body", fmt.Sprintf("%s, about %d tokens", term.Bytes(d.Size), d.InputTokens)),
+			)
+			printHeaders(p, d.Header)
+			if showBody {
+				printBody(p, d.Body, d.Size)
+			}
+		}}, nil
+	})
+}
+
+// sequences reads the numbers of dead letters.
+func sequences(args []string) ([]uint64, error) {
+	var list []uint64
+	for _, a := range args {
+		n, err := strconv.ParseUint(a, 10, 64)
+		if err != nil || n == 0 {
+			return nil, cli.Usagef("%q: want the number of a dead letter, see 'pulley dead ls'", a)
+		}
+		list = append(list, n)
+	}
+	return list, nil
+}
+
+func noDeadLetter(sequence uint64) error {
+	return cli.NotFoundf("no dead letter %d; see 'pulley dead ls'", sequence)
+}
+
+// deadChoice says which dead letters a verb is for, where no arguments do.
+type deadChoice struct {
+	all  bool
+	pool string
+}
+
+func addDeadChoice(cmd *cobra.Command, c *cli.ConnectFlags) *deadChoice {
+	d := &deadChoice{}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.StringVar(&d.pool, "pool", "", "all of this `pool`")
+	fs.BoolVar(&d.all, "all", false, "all there are")
+	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
+	return d
+}
+
+// chosenDead are the dead letters that arguments, or --all or --pool, name.
+func chosenDead(s *cli.Session, d *deadChoice) ([]uint64, error) {
+	switch {
+	case len(s.Args) > 0 && (d.all || d.pool != ""), d.all && d.pool != "":
+		return nil, cli.Usagef("name dead letters, or --pool, or --all: only one of these")
+	case len(s.Args) > 0:
+		return sequences(s.Args)
+	case !d.all && d.pool == "":
+		return nil, cli.Usagef("name dead letters, or --pool, or --all")
+	}
+	list, _, err := fleet.DeadLetters(s.Context(), s.JS, subjects.DeadFilter("", d.pool), 0)
+	if err != nil {
+		return nil, err
+	}
+	var chosen []uint64
+	for _, d := range list {
+		chosen = append(chosen, d.Sequence)
+	}
+	return chosen, nil
+}
+
+func newDeadRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "rm [SEQ...]", Aliases: []string{"remove"}, Short: "Remove dead letters",
+		Long: "Remove dead letters for good.",
+		Example: `  pulley dead rm 17 18
+  pulley dead rm --all --force`,
+		Args:              cobra.ArbitraryArgs,
+		ValidArgsFunction: cli.Complete(c, 0, liveDeadLetters),
+	}
+	choice := addDeadChoice(cmd, c)
+	return cli.Destructive(cmd, c, func(s *cli.Session) error {
+		chosen, err := chosenDead(s, choice)
+		if err != nil {
+			return err
+		}
+		if len(chosen) == 0 {
+			s.Printf("no dead letters")
+			return nil
+		}
+		stream, err := fleet.DeadStream(s.Context(), s.JS)
+		if err != nil {
+			return err
+		}
+		if err := s.Confirm("remove %s for good", term.Count(len(chosen), "dead letter")); err != nil {
+			return err
+		}
+		removed := 0
+		for _, n := range slices.Compact(slices.Sorted(slices.Values(chosen))) {
+			there, err := deleteMessage(s.Context(), stream, n)
+			switch {
+			case err != nil:
+				return fmt.Errorf("remove dead letter %d, after %d others: %w", n, removed, err)
+			case there:
+				removed++
+			case len(s.Args) > 0:
+				return noDeadLetter(n)
+			}
+		}
+		s.Printf("%s removed", term.Count(removed, "dead letter"))
+		return nil
+	})
+}

@@ -1,0 +1,184 @@
+package ops
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+func described(name, format string, args ...any) string {
+	return name + "\t" + term.Printable(fmt.Sprintf(format, args...))
+}
+
+func liveTiers(ctx context.Context, nc *nats.Conn) (names []string, err error) {
+	p, err := fleet.LoadPolicy(ctx, nc)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range p.Tiers {
+		names = append(names, described(t.Name, "share %d", t.Share))
+	}
+	return names, nil
+}
+
+func liveRoutes(ctx context.Context, nc *nats.Conn) (names []string, err error) {
+	p, err := fleet.LoadPolicy(ctx, nc)
+	if err != nil {
+		return nil, err
+	}
+	for _, model := range slices.Sorted(maps.Keys(p.Routes)) {
+		names = append(names, described(model, "to %s", targets(p.Routes[model].To)))
+	}
+	return names, nil
+}
+
+func liveShifts(ctx context.Context, nc *nats.Conn) (names []string, err error) {
+	p, err := fleet.LoadPolicy(ctx, nc)
+	if err != nil {
+		return nil, err
+	}
+	for _, model := range slices.Sorted(maps.Keys(p.Routes)) {
+		if r := p.Routes[model]; r.Shift != nil && r.Shift.State == policy.ShiftRunning {
+			names = append(names, described(model, "%s", shiftText(r)))
+		}
+	}
+	return names, nil
+}
+
+// livePools are those that workers have ever served, and those that are set.
+func livePools(ctx context.Context, nc *nats.Conn) ([]string, error) {
+	pools, err := fleet.ServedPools(ctx, nc)
+	if err != nil {
+		return nil, err
+	}
+	if p, err := fleet.LoadPolicy(ctx, nc); err == nil {
+		pools = append(pools, slices.Collect(maps.Keys(p.Pools))...)
+	}
+	slices.Sort(pools)
+	return slices.Compact(pools), nil
+}
+
+// liveModels are the routes and the pools.
+func liveModels(ctx context.Context, nc *nats.Conn) ([]string, error) {
+	routes, err := liveRoutes(ctx, nc)
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[string]bool)
+	for _, r := range routes {
+		name, _, _ := strings.Cut(r, "\t")
+		known[name] = true
+	}
+	pools, err := livePools(ctx, nc)
+	for _, p := range pools {
+		if !known[p] {
+			routes = append(routes, described(p, "pool"))
+		}
+	}
+	return routes, err
+}
+
+func liveWorkers(ctx context.Context, nc *nats.Conn) (names []string, err error) {
+	list, err := fleet.Workers(ctx, nc)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range list {
+		names = append(names, described(h.Name, "%s, %d of %d slots", h.State, h.InFlight, h.Slots))
+	}
+	return names, nil
+}
+
+// liveGPUs are those that workers tell of.
+func liveGPUs(ctx context.Context, nc *nats.Conn) (names []string, err error) {
+	list, err := fleet.Workers(ctx, nc)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range fleet.GPUs(list) {
+		about := g.Status
+		if g.GPU != nil {
+			about = strings.TrimSpace(fleet.ShortName(g.Device) + ", " + g.Status)
+		}
+		names = append(names, described(g.Path(), "%s", about))
+	}
+	return names, nil
+}
+
+func liveKeys(ctx context.Context, nc *nats.Conn) (names []string, err error) {
+	store, err := fleet.OpenStore(ctx, nc)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := store.Keys(ctx)
+	for _, id := range slices.Sorted(maps.Keys(keys)) {
+		names = append(names, described(id, "%s", keys[id].Tenant))
+	}
+	return names, err
+}
+
+func liveTenants(ctx context.Context, nc *nats.Conn) ([]string, error) {
+	store, err := fleet.OpenStore(ctx, nc)
+	if err != nil {
+		return nil, err
+	}
+	return tenants(ctx, store)
+}
+
+// tenants are those that have keys.
+func tenants(ctx context.Context, store *policystore.Store) ([]string, error) {
+	keys, err := store.Keys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	seen := make(map[string]bool)
+	for _, k := range keys {
+		seen[k.Tenant] = true
+	}
+	return slices.Sorted(maps.Keys(seen)), nil
+}
+
+func liveRequests(ctx context.Context, nc *nats.Conn) (names []string, err error) {
+	list, err := fleet.Requests(ctx, nc)
+	for _, r := range list {
+		names = append(names, described(r.ID, "%s %s, %s", r.Pool, r.State, term.Age(fleet.Millis(r.AgeMS))))
+	}
+	return names, err
+}
+
+// liveDeadLetters are the latest few.
+func liveDeadLetters(ctx context.Context, nc *nats.Conn) (names []string, err error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, err
+	}
+	list, _, err := fleet.DeadLetters(ctx, js, subjects.DeadFilter("", ""), 50)
+	for _, d := range list {
+		names = append(names, described(fmt.Sprint(d.Sequence), "%s: %s", d.Pool, d.Reason))
+	}
+	return names, err
+}
+
+// liveRevisions are the versions of the policy.
+func liveRevisions(ctx context.Context, nc *nats.Conn) (names []string, err error) {
+	store, err := fleet.OpenStore(ctx, nc)
+	if err != nil {
+		return nil, err
+	}
+	list, err := store.History(ctx)
+	for _, v := range list {
+		names = append(names, described(fmt.Sprint(v.Revision), "%s by %s: %s", term.Clock(v.At), v.By, v.Why))
+	}
+	return names, err
+}

@@ -1,0 +1,236 @@
+package ops
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/policyfile"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
+)
+
+func newPolicyCommand() *cobra.Command {
+	return cli.Noun("policy", "The whole policy as a file: export, diff, apply, history, rollback", `The policy is everything that tier, route, pool and worker verbs set, as one
+versioned document. It is in force as a whole or not at all: one that does not
+validate is refused with the line and the reason, and the old one stays.
+
+API keys are not part of it: no file has them, and no rollback brings one back.`,
+		newPolicyExportCommand, newPolicyDiffCommand, newPolicyApplyCommand, newPolicyHistoryCommand, newPolicyRollbackCommand)
+}
+
+func newPolicyExportCommand(c *cli.ConnectFlags) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "export [REVISION]", Aliases: []string{"show"}, Short: "Print the policy in force, or an old one",
+		Long: "Print the policy in force, or an old version of it, as YAML that apply takes.",
+		Example: `  pulley policy export > policy.yaml
+  pulley policy export 17`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: cli.Complete(c, 1, liveRevisions),
+	}
+	output := cmd.Flags().StringP("output", "o", "yaml", "how to print: yaml or json")
+	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"yaml", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	return cli.Action(cmd, c, func(s *cli.Session) error {
+		v, err := policyVersion(s, s.Args)
+		if err != nil {
+			return err
+		}
+		switch *output {
+		case "json":
+			return s.Show(cli.View{Value: v.Policy}, "json")
+		case "yaml":
+			fmt.Fprintf(s.Cmd.OutOrStdout(), "# %s\n%s", term.Printable(versionText(v)), policyfile.Format(v.Policy))
+			return nil
+		}
+		return cli.Usagef("--output %q: want yaml or json", *output)
+	})
+}
+
+func versionText(v policystore.Version) string {
+	if v.Revision == 0 {
+		return "the default policy: nobody has set one"
+	}
+	return fmt.Sprintf("revision %d, %s by %s: %s", v.Revision, term.Clock(v.At), v.By, v.Why)
+}
+
+// policyVersion is the policy in force, or that of the revision in args.
+func policyVersion(s *cli.Session, args []string) (policystore.Version, error) {
+	store, err := fleet.OpenStore(s.Context(), s.NC)
+	if err != nil {
+		return policystore.Version{}, err
+	}
+	if len(args) == 0 {
+		v, err := store.Load(s.Context())
+		return v, fleet.ExplainDamage(err)
+	}
+	revision, err := strconv.ParseUint(args[0], 10, 64)
+	if err != nil {
+		return policystore.Version{}, cli.Usagef("revision %q: want a number, see 'pulley policy history'", args[0])
+	}
+	if revision == 0 {
+		return policystore.Version{Policy: policy.Default()}, nil
+	}
+	list, err := store.History(s.Context())
+	if err != nil {
+		return policystore.Version{}, err
+	}
+	for _, v := range list {
+		if v.Revision != revision {
+			continue
+		}
+		if v.Policy == nil {
+			return v, cli.Refusedf("revision %d is damaged: %s", revision, v.Why)
+		}
+		return v, nil
+	}
+	return policystore.Version{}, cli.NotFoundf("no revision %d of the policy: the last %s are kept, see 'pulley policy history'", revision, term.Count(len(list), "version"))
+}
+
+func newPolicyDiffCommand(c *cli.ConnectFlags) *cobra.Command {
+	var file string
+	var exitCode bool
+	cmd := &cobra.Command{
+		Use: "diff {-f FILE | REVISION [REVISION]}", Short: "Show what a file would change, or what has changed",
+		Long: `Show what a file would change in the policy in force; or how the policy in force,
+or a second revision, differs from a revision.`,
+		Example: `  pulley policy diff -f policy.yaml
+  pulley policy diff 17
+  pulley policy diff 17 18`,
+		Args:              cobra.MaximumNArgs(2),
+		ValidArgsFunction: cli.Complete(c, 2, liveRevisions),
+	}
+	addFileFlag(cmd, &file)
+	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "fail if there is a difference")
+	return cli.Action(cmd, c, func(s *cli.Session) error {
+		var before, after *policy.Policy
+		switch {
+		case file != "" && len(s.Args) > 0:
+			return cli.Usagef("name a file or revisions: not both")
+		case file != "":
+			next, err := readPolicyFile(s, file)
+			if err != nil {
+				return err
+			}
+			v, err := policyVersion(s, nil)
+			if err != nil {
+				return err
+			}
+			before, after = v.Policy, next
+		case len(s.Args) == 0:
+			return cli.Usagef("--file: name a file, or a revision")
+		default:
+			old, err := policyVersion(s, s.Args[:1])
+			if err != nil {
+				return err
+			}
+			now, err := policyVersion(s, s.Args[1:])
+			if err != nil {
+				return err
+			}
+			before, after = old.Policy, now.Policy
+		}
+		p := term.Page{Terminal: term.Of(s.Cmd.OutOrStdout())}
+		differs := printDiff(&p, before, after)
+		if !differs {
+			p.Line("no difference")
+		}
+		s.Cmd.OutOrStdout().Write(p.Bytes())
+		if differs && exitCode {
+			return errors.New("the policies differ")
+		}
+		return nil
+	})
+}
+
+func addFileFlag(cmd *cobra.Command, file *string) {
+	cmd.Flags().SortFlags = false
+	cmd.Flags().StringVarP(file, "file", "f", "", "YAML or JSON `file`; - is standard input")
+	cmd.MarkFlagFilename("file", "yaml", "yml", "json")
+}
+
+// printDiff writes how policies differ. False: they do not.
+func printDiff(p *term.Page, before, after *policy.Policy) bool {
+	hunks := policyfile.Diff(before, after)
+	for i, h := range hunks {
+		if i > 0 || h.Within != "" {
+			p.Write(p.Paint(term.Dim, term.Printable("@@ "+h.Within)))
+		}
+		for _, l := range h.Lines {
+			p.Write(p.Paint(map[byte]term.Style{'+': term.Green, '-': term.Red}[l.Op], string(l.Op)+" "+term.Printable(l.Text)))
+		}
+	}
+	return len(hunks) > 0
+}
+
+func newPolicyHistoryCommand(c *cli.ConnectFlags) *cobra.Command {
+	var n int
+	var diff bool
+	cmd := &cobra.Command{
+		Use: "history", Short: "List the versions of the policy",
+		Long: `List the versions of the policy that are kept, the newest first: who has changed it,
+and by which command.`,
+		Example: `  pulley policy history
+  pulley policy history -n 3 --diff`,
+	}
+	cmd.Flags().SortFlags = false
+	cmd.Flags().IntVarP(&n, "number", "n", 20, "how many, the newest; 0 is all")
+	cmd.Flags().BoolVar(&diff, "diff", false, "show what each has changed")
+	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
+		if n < 0 {
+			return cli.View{}, cli.Usagef("--number %d: want 0 or more", n)
+		}
+		store, err := fleet.OpenStore(s.Context(), s.NC)
+		if err != nil {
+			return cli.View{}, err
+		}
+		list, err := store.History(s.Context())
+		if err != nil {
+			return cli.View{}, err
+		}
+		shown := list
+		if n > 0 {
+			shown = list[:min(n, len(list))]
+		}
+		if shown == nil {
+			shown = []policystore.Version{}
+		}
+		return cli.View{Value: shown, Print: func(p *term.Page) {
+			if diff {
+				printChanges(p, list, len(shown))
+				return
+			}
+			t := term.Table{Columns: []term.Column{term.Number("REVISION"), term.Number("AGE"), term.Wide(term.Word("WHEN")), {Name: "WHO", Cut: 12}, {Name: "WHY", Cut: 20}},
+				Empty: "nobody has changed the policy: the default is in force"}
+			for _, v := range shown {
+				t.Row(v.Revision, term.Ago(v.At), term.Clock(v.At), v.By, v.Why)
+			}
+			p.Table(t)
+			if len(shown) < len(list) {
+				p.Line("the newest %d of %d; -n 0 shows all", len(shown), len(list))
+			}
+		}}, nil
+	})
+}
+
+// printChanges writes what each of the newest n versions has changed.
+func printChanges(p *term.Page, list []policystore.Version, n int) {
+	for i, v := range list[:n] {
+		if i > 0 {
+			p.Line("")
+		}
+		p.Write(p.Paint(term.Bold, term.Printable(versionText(v))))
+		before := policy.Default()
+		if i+1 < len(list) {
+			before = list[i+1].Policy
+		} else if v.Revision > 1 {
+			p.Line("(what was before it is not kept)")
+			continue
+		}
+		printDiff(p, before, v.Policy)
+	}
+}

@@ -1,0 +1,130 @@
+package ops
+
+import (
+	"bytes"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/clitest"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+func TestPolicyApply(t *testing.T) {
+	s := newSite(t)
+	s.serve("llama", "llama-next")
+	exported := s.ok("policy export")
+	if !strings.HasPrefix(exported, "# the default policy: nobody has set one\ntiers:\n  - name: priority\n") {
+		t.Errorf("export:\n%s", exported)
+	}
+	file := clitest.WriteFile(t, "policy.yaml", strings.Replace(exported, "share: 8", "share: 16", 1)+"routes:\n  chat:\n    to: [{pool: llama, weight: 1}]\n")
+	diff := `  tiers:\n    - name: priority\n-     share: 8\n\+     share: 16\n      storage: memory\n.*@@ tiers: - name: batch\n.*\+ routes:\n\+   chat:\n.*`
+	s.story(
+		step{"policy diff -f " + file, 0, diff},
+		step{"policy diff --exit-code -f " + file, 1, diff + `pulley: the policies differ\n`},
+		step{"policy apply --dry-run -f " + file, 0, diff + `nothing was applied: this was a dry run\n`},
+		step{"policy history", 0, "nobody has changed the policy: the default is in force\n"},
+		step{"policy apply -f " + file, 0, diff + `revision 1 is in force\n`},
+		step{"policy apply -f " + file, 0, `nothing to change: revision 1 is in force\n`},
+		step{"policy diff -f " + file, 0, "no difference\n"},
+		step{"policy apply", 2, `pulley: --file: name the file, such as -f policy.yaml\nrun .*`},
+		step{"policy apply -f /nowhere.yaml", 3, `pulley: --file /nowhere.yaml: there is no such file\n`},
+		step{"policy apply -f " + clitest.WriteFile(t, "bad.yaml", "tiers:\n  - name: standard\n    shar: 2\n"), 2, `pulley: .*bad.yaml:3: tiers.0.shar: there is no such key; did you mean "share"\?\nrun .*`},
+		step{"policy export -o json", 0, `\{\n  "tiers": \[\n.*`},
+	)
+	root := testRoot()
+	root.SetIn(strings.NewReader(strings.Replace(exported, "reserve: 10", "reserve: 15", 1)))
+	if code, _, stderr := clitest.Run(root, "policy", "apply", "-f", "-", "--nats", s.url); code != 0 {
+		t.Errorf("apply from standard input: exit code %d, %s", code, stderr)
+	}
+
+	// What would lose requests or a canary is refused.
+	s.put("batch", "llama", "gw", "{}")
+	s.ok("route shift chat --to llama-next")
+	lacksBatch, _, _ := strings.Cut(exported, "  - name: batch")
+	s.story(
+		step{"policy apply -f " + clitest.WriteFile(t, "nobatch.yaml", lacksBatch), 4, `.*pulley: tier batch: 1 request is in it; .*`},
+		step{"policy apply -f " + file, 4, `.*pulley: route chat: a shift to llama-next runs, which this would disturb; .*`},
+		step{"policy apply --dry-run -f " + file, 4, `.*pulley: route chat: a shift to llama-next runs, .*`},
+		step{"policy apply --force -f " + file, 0, `.*revision 4 is in force\n`},
+	)
+}
+
+func TestPolicyHistoryAndRollback(t *testing.T) {
+	s := newSite(t)
+	s.ok("tier set gold --share 2")
+	s.ok("key add --tenant acme") // keys share the bucket, not the history
+	s.ok("route set chat --to llama")
+	s.story(
+		step{"policy history", 0, `REVISION   AGE  WHO +WHY
+       3  \S+s  \S+@\S+  route set chat --to llama
+       1  \S+s  \S+@\S+  tier set gold --share 2\n`},
+		step{"policy history -n 1", 0, `REVISION.*\n       3 [^\n]*\nthe newest 1 of 2; -n 0 shows all\n`},
+		step{"policy history --diff", 0, `revision 3, .*: route set chat --to llama\n.*\+ routes:\n\+   chat:\n.*\n\nrevision 1, .*: tier set gold --share 2\n.*\+   - name: gold\n.*`},
+		step{"policy export 1", 0, `# revision 1, .*: tier set gold --share 2\ntiers:\n.*`},
+		step{"policy diff 1 3", 0, `.*\+ routes:\n.*`},
+		step{"policy diff 3", 0, "no difference\n"},
+		step{"policy rollback 1 --dry-run", 0, `.*- routes:\n.*nothing was applied: this was a dry run\n`},
+		step{"policy rollback 1", 0, `.*- routes:\n.*revision 4 is in force\n`},
+		step{"policy rollback 1", 0, "nothing to change: revision 4 is in force\n"},
+		step{"policy rollback 2", 3, `pulley: no revision 2 of the policy: the last 3 versions are kept, see 'pulley policy history'\n`},
+		step{"policy rollback last", 2, `pulley: revision "last": want a number, .*`},
+		step{"policy rollback 0", 0, `.*revision 5 is in force\n`},
+	)
+	if got := s.policy(); !reflect.DeepEqual(got, policy.Default()) {
+		t.Errorf("policy %+v, want the default", got)
+	}
+	if len(s.keys()) != 1 {
+		t.Error("a rollback has touched keys")
+	}
+}
+
+func TestDamagedPolicyIsReplaced(t *testing.T) {
+	s := newSite(t)
+	s.ok("tier set gold --share 2")
+	kv, err := s.js.KeyValue(t.Context(), subjects.PolicyBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.PutString(t.Context(), "policy", "scribble"); err != nil {
+		t.Fatal(err)
+	}
+	s.story(
+		step{"tier ls", 1, `pulley: policy revision 2 is damaged: .*; see 'pulley policy history', and put a sound one in force with 'pulley policy rollback REVISION'\n`},
+		step{"tier set gold --share 3", 1, `pulley: policy revision 2 is damaged: .*`},
+		step{"policy history", 0, `REVISION.*\n       2 .* policy revision 2 is damaged: .*\n       1 .*`},
+		step{"policy rollback 2", 4, `pulley: revision 2 is damaged: .*`},
+		step{"policy rollback 1", 0, `.*revision 3 is in force\nwarning: policy revision 2 is damaged: .*; it is replaced\n`},
+		step{"policy history --diff", 0, `revision 3, .*revision 2, .*revision 1, .*`},
+	)
+}
+
+// Two who change the policy at once: the one that read first is told.
+func TestApplyLosesToAnotherChange(t *testing.T) {
+	s := newSite(t)
+	s.serve("llama")
+	file := clitest.WriteFile(t, "p.yaml", strings.Replace(s.ok("policy export"), "share: 8", "share: 16", 1))
+	root := testRoot()
+	// The other is quicker: while this one has shown its diff, and not yet written.
+	var stderr bytes.Buffer
+	code := cli.Execute(t.Context(), root, []string{"policy", "apply", "-f", file, "--nats", s.url}, &sneak{func() { s.ok("tier set gold") }}, &stderr)
+	if want := "nothing was applied: the policy has changed meanwhile"; code != 4 || !strings.Contains(stderr.String(), want) {
+		t.Errorf("exit code %d, %s; want 4, %s", code, &stderr, want)
+	}
+	if p := s.policy(); p.Tiers[0].Share != 8 {
+		t.Error("it was applied")
+	}
+}
+
+// sneak does something at the first write.
+type sneak struct{ do func() }
+
+func (s *sneak) Write(p []byte) (int, error) {
+	if s.do != nil {
+		s.do()
+		s.do = nil
+	}
+	return len(p), nil
+}

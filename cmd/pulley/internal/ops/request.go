@@ -1,0 +1,180 @@
+package ops
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+func newRequestCommand() *cobra.Command {
+	return cli.Noun("request", "Requests under way: list, describe, cancel", `The requests that gateways hold now: queued, running on a worker, or already
+answering. A request is named by its x-request-id, or by the beginning or end of
+that if no other has the same.`,
+		newRequestListCommand, newRequestInfoCommand, newRequestCancelCommand)
+}
+
+// requestStates are all there are.
+var requestStates = []string{"queued", "running", "answering"}
+
+func newRequestListCommand(c *cli.ConnectFlags) *cobra.Command {
+	var pool, tier, tenant, worker, state string
+	var older time.Duration
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List the requests under way",
+		Long: "List the requests under way, the oldest first.",
+		Example: `  pulley request ls
+  pulley request ls --state queued --older 30s --watch
+  pulley request ls --tenant acme -o json`,
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.StringVar(&pool, "pool", "", "only of this `pool`")
+	fs.StringVar(&tier, "tier", "", "only of this `tier`")
+	fs.StringVar(&tenant, "tenant", "", "only of this `tenant`")
+	fs.StringVar(&worker, "worker", "", "only those that this `worker` has")
+	fs.StringVar(&state, "state", "", "only queued, running or answering ones")
+	fs.DurationVar(&older, "older", 0, "only those that came so long ago")
+	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
+	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
+	cmd.RegisterFlagCompletionFunc("worker", cli.CompleteFlag(c, liveWorkers))
+	cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(requestStates, cobra.ShellCompDirectiveNoFileComp))
+	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
+		if state != "" && !slices.Contains(requestStates, state) {
+			return cli.View{}, cli.Usagef("--state %q: want queued, running or answering", state)
+		}
+		list, err := fleet.Requests(s.Context(), s.NC)
+		if err != nil {
+			return cli.View{}, err
+		}
+		all := len(list)
+		list = slices.DeleteFunc(list, func(r subjects.RequestInfo) bool {
+			return pool != "" && r.Pool != pool || tier != "" && r.Tier != tier || tenant != "" && r.Tenant != tenant ||
+				worker != "" && r.Worker != worker || state != "" && r.State != state || r.AgeMS < older.Milliseconds()
+		})
+		return cli.View{Value: list, Print: func(p *term.Page) {
+			t := term.Table{
+				Columns: []term.Column{{Name: "ID", Cut: 13, Tail: true}, term.Text("POOL"), term.Wide(term.Text("MODEL")), term.Text("TIER"), term.IfAny(term.Text("TENANT")), term.Painted(term.Word("STATE"), fleet.StateStyle),
+					term.Text("WORKER"), term.Number("ATTEMPT"), term.Number("QUEUED"), term.Number("AGE"), term.Number("OUT"), term.Wide(term.Text("PATH")), term.Wide(term.Text("GATEWAY"))},
+				Empty: "no requests",
+			}
+			if all > 0 {
+				t.Empty = fmt.Sprintf("no such requests, of %d", all)
+			}
+			for _, r := range list {
+				t.Row(r.ID, r.Pool, r.Model, r.Tier, r.Tenant, r.State, r.Worker, r.Attempt, fleet.Millis(r.QueueMS), fleet.Millis(r.AgeMS), term.Bytes(r.BytesOut), r.Path, r.Gateway)
+			}
+			p.Table(t)
+		}}, nil
+	})
+}
+
+func newRequestInfoCommand(c *cli.ConnectFlags) *cobra.Command {
+	var showBody bool
+	cmd := &cobra.Command{
+		Use: "info ID", Short: "Describe a request", Long: "Describe a request under way. Its prompt is shown with --show-body only.",
+		Example: `  pulley request info 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a901
+  pulley request info 3f1c5be2a901 --show-body`,
+		Args:              cli.ExactArgs("ID"),
+		ValidArgsFunction: cli.Complete(c, 1, liveRequests),
+	}
+	cmd.Flags().SortFlags = false
+	cmd.Flags().BoolVar(&showBody, "show-body", false, showBodyHelp)
+	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
+		id, err := fleet.FindRequest(s.Context(), s.NC, s.Args[0])
+		if err != nil {
+			return cli.View{}, err
+		}
+		r, err := fleet.Call[subjects.RequestDetail](s.Context(), s.NC, subjects.AskRequest, subjects.RequestQuery{ID: id, By: s.User(), Body: showBody}, fleet.AskTimeout)
+		switch {
+		case errors.Is(err, nats.ErrNoResponders):
+			return cli.View{}, fleet.ErrNoGateway
+		case errors.Is(err, fleet.ErrNoAnswer):
+			return cli.View{}, fleet.NoRequest(id)
+		case err != nil:
+			return cli.View{}, fmt.Errorf("ask for request %s: %w", id, err)
+		}
+		r.Header = fleet.WithoutSecrets(r.Header)
+		return cli.View{Value: detail{r, string(r.Body)}, Print: func(p *term.Page) { printRequest(p, r, showBody) }}, nil
+	})
+}
+
+// detail shows a body as text.
+type detail struct {
+	subjects.RequestDetail
+	Body string `json:"body,omitempty"`
+}
+
+func printRequest(p *term.Page, r subjects.RequestDetail, showBody bool) {
+	kind := "one answer"
+	if r.Stream {
+		kind = "a stream"
+	}
+	p.Fields(
+		term.KV("request", r.ID, term.Bold),
+		term.KV("state", r.State, fleet.StateStyle(r.State)),
+		term.KV("model", r.Model),
+		term.KV("pool", r.Pool),
+		term.KV("tier", r.Tier),
+		term.KV("lane", r.Lane),
+		term.KV("tenant", r.Tenant),
+		term.KV("worker", r.Worker),
+		term.KV("attempt", fmt.Sprintf("%d (%d failed, %d refused)", r.Attempt, r.Failures, r.Refusals)),
+		term.KV("arrived", fmt.Sprintf("%s, %s ago", term.Clock(r.Arrived), term.Age(fleet.Millis(r.AgeMS)))),
+		term.KV("queued for", term.Age(fleet.Millis(r.QueueMS))),
+		term.KV("deadline", fmt.Sprintf("%s, in %s", term.Clock(r.Deadline), term.Age(time.Until(r.Deadline)))),
+		term.KV("path", r.Path),
+		term.KV("wants", kind),
+		term.KV("body", fmt.Sprintf("%s, about %d tokens", term.Bytes(r.BodySize), r.InputTokens)),
+		term.KV("answered", term.Bytes(r.BytesOut)),
+		term.KV("gateway", r.Gateway),
+	)
+	printHeaders(p, r.Header)
+	if showBody {
+		printBody(p, string(r.Body), r.BodySize)
+		if int64(len(r.Body)) < r.BodySize {
+			p.Line("(the first %s of %s)", term.Bytes(int64(len(r.Body))), term.Bytes(r.BodySize))
+		}
+	}
+}
+
+func newRequestCancelCommand(c *cli.ConnectFlags) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "cancel ID", Short: "Cancel a request",
+		Long: `Cancel a request: taken out of its queue, or stopped on its worker. Its client is
+told so.`,
+		Example:           `  pulley request cancel 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a901`,
+		Args:              cli.ExactArgs("ID"),
+		ValidArgsFunction: cli.Complete(c, 1, liveRequests),
+	}
+	return cli.Destructive(cmd, c, func(s *cli.Session) error {
+		id, err := fleet.FindRequest(s.Context(), s.NC, s.Args[0])
+		if err != nil {
+			return err
+		}
+		if err := s.Confirm("cancel request %s", id); err != nil {
+			return err
+		}
+		o, err := fleet.Call[subjects.Outcome](s.Context(), s.NC, subjects.DoCancel, subjects.RequestQuery{ID: id, By: s.User()}, fleet.AskTimeout)
+		switch {
+		case errors.Is(err, nats.ErrNoResponders):
+			return fleet.ErrNoGateway
+		case errors.Is(err, fleet.ErrNoAnswer):
+			return fleet.NoRequest(id)
+		case err != nil:
+			return fmt.Errorf("cancel request %s: %w", id, err)
+		case o.Error != "":
+			return cli.Refusedf("request %s: %s", id, o.Error)
+		}
+		s.Printf("request %s cancelled", id)
+		return nil
+	})
+}

@@ -1,0 +1,248 @@
+package ops
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/policy"
+)
+
+func newRouteCommand() *cobra.Command {
+	return cli.Noun("route", "Which pools serve a model: splits, canaries, mirrors, fallbacks", `Which pools serve a model. Without a route it is the pool of the same name. A
+route named with a trailing * is for all models that begin so; the longest wins.
+A change is in force within a second.`,
+		newRouteListCommand, newRouteSetCommand, newRouteRemoveCommand,
+		newRouteShiftCommand, newRoutePromoteCommand, newRouteAbortCommand)
+}
+
+// routeLine is one line of pulley route ls.
+type routeLine struct {
+	Model string `json:"model"`
+	policy.Route
+}
+
+func newRouteListCommand(c *cli.ConnectFlags) *cobra.Command {
+	return cli.Listing(&cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List the routes",
+		Long: "List the routes. A model without one is served by the pool of its name.",
+		Example: `  pulley route ls
+  pulley route ls -o json`,
+	}, c, func(s *cli.Session) (cli.View, error) {
+		p, err := fleet.LoadPolicy(s.Context(), s.NC)
+		if err != nil {
+			return cli.View{}, err
+		}
+		list := []routeLine{}
+		for _, model := range slices.Sorted(maps.Keys(p.Routes)) {
+			list = append(list, routeLine{model, p.Routes[model]})
+		}
+		return cli.View{Value: list, Print: func(p *term.Page) {
+			t := term.Table{
+				Columns: []term.Column{term.Text("MODEL"), {Name: "TO", Cut: 20}, term.IfAny(term.Text("MIRROR")), term.IfAny(term.Text("FALLBACK")), term.Wide(term.Number("AFTER")), term.Wide(term.Word("STICKY BY")), term.Wide(term.Word("RESTORES")),
+					term.IfAny(term.Painted(term.Column{Name: "SHIFT", Cut: 12}, fleet.StateStyle))},
+				Empty: "no routes: each model is served by the pool of its name",
+			}
+			for _, r := range list {
+				sticky := string(r.StickyBy)
+				if sticky == "" {
+					sticky = string(policy.StickySession)
+				}
+				restores := "no"
+				if r.RestoreModel {
+					restores = "the model"
+				}
+				t.Row(r.Model, targets(r.To), mirrors(r.Mirror), term.Join(r.Fallback), durationOr(r.FallbackAfter), sticky, restores, shiftText(r.Route))
+			}
+			p.Table(t)
+		}}, nil
+	})
+}
+
+// targets is a split in words: each pool with its part.
+func targets(to []policy.Target) string {
+	sum := 0.0
+	for _, t := range to {
+		sum += t.Weight
+	}
+	var parts []string
+	for _, t := range to {
+		switch {
+		case t.Weight == sum:
+			parts = append(parts, t.Pool)
+		case t.Weight > 0:
+			parts = append(parts, fmt.Sprintf("%s %s", t.Pool, term.Percent(100*t.Weight/sum)))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+func mirrors(list []policy.Mirror) string {
+	var parts []string
+	for _, m := range list {
+		parts = append(parts, fmt.Sprintf("%s %s", m.Pool, term.Percent(m.Percent)))
+	}
+	return term.Join(parts)
+}
+
+func newRouteSetCommand(c *cli.ConnectFlags) *cobra.Command {
+	var to, mirror, fallback []string
+	var after time.Duration
+	var sticky string
+	var restore bool
+	cmd := &cobra.Command{
+		Use: "set MODEL", Short: "Create or change a route",
+		Long: `Create or change a route. What no flag names stays as it is; a flag that may be
+repeated replaces the list, and '' empties it. Names of pools may be given as
+they are: with a = in them, say the weight too.
+
+While a shift runs, --to is refused unless --force is given, which ends it.`,
+		Example: `  pulley route set gpt-4o --to llama-70b --restore-model
+  pulley route set chat --to llama-70b=90 --to llama-70b-fp8=10
+  pulley route set 'gpt-*' --to llama-70b --fallback llama-8b --fallback-after 20s
+  pulley route set chat --mirror llama-next=5`,
+		Args:              cli.ExactArgs("MODEL"),
+		ValidArgsFunction: cli.Complete(c, 1, liveModels),
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.StringArrayVar(&to, "to", nil, "`POOL[=WEIGHT]` that serves it; the parts are in proportion, a weight is 1 unless given (repeatable)")
+	fs.StringArrayVar(&mirror, "mirror", nil, "`POOL[=PERCENT]` that gets copies, whose answers are thrown away (repeatable; percent 100 unless given)")
+	fs.StringArrayVar(&fallback, "fallback", nil, "`POOL` to go to instead, tried in order (repeatable)")
+	fs.DurationVar(&after, "fallback-after", 0, "the wait after which requests go to the fallback; 0 is only when no worker lives")
+	fs.StringVar(&sticky, "sticky-by", string(policy.StickySession), "what stays on one side of a split: session, tenant or none")
+	fs.BoolVar(&restore, "restore-model", false, "answers name the model that the client asked for")
+	for _, flag := range []string{"to", "mirror", "fallback"} {
+		cmd.RegisterFlagCompletionFunc(flag, cli.CompleteFlag(c, livePools))
+	}
+	cmd.RegisterFlagCompletionFunc("sticky-by", cobra.FixedCompletions([]string{"session", "tenant", "none"}, cobra.ShellCompDirectiveNoFileComp))
+	return cli.Destructive(cmd, c, func(s *cli.Session) error {
+		model := s.Args[0]
+		next, err := parseRoute(to, mirror, fallback)
+		if err != nil {
+			return err
+		}
+		next.FallbackAfter, next.StickyBy, next.RestoreModel = policy.Duration(after), policy.StickyBy(sticky), restore
+		created := false
+		v, err := changePolicy(s, func(p *policy.Policy) error {
+			r, there := p.Routes[model]
+			created = !there
+			if !there && len(to) == 0 {
+				return cli.Usagef("--to: there is no route for %s yet, so say where its requests go", model)
+			}
+			if shift := r.Shift; shift != nil && fs.Changed("to") {
+				if shift.State == policy.ShiftRunning && !s.Force {
+					return cli.Refusedf("route %s: a shift to %s runs; end it with 'pulley route abort %[1]s' or 'promote', or say --force", model, shift.To)
+				}
+				r.Shift = nil
+			}
+			override(fs.Changed("to"), &r.To, next.To)
+			override(fs.Changed("mirror"), &r.Mirror, next.Mirror)
+			override(fs.Changed("fallback"), &r.Fallback, next.Fallback)
+			override(fs.Changed("fallback-after"), &r.FallbackAfter, next.FallbackAfter)
+			override(fs.Changed("sticky-by"), &r.StickyBy, next.StickyBy)
+			override(fs.Changed("restore-model"), &r.RestoreModel, next.RestoreModel)
+			if p.Routes == nil {
+				p.Routes = make(map[string]policy.Route)
+			}
+			p.Routes[model] = r
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		warnUnservedPools(s, poolsOf(v.Policy.Routes[model])...)
+		return printChange(s, v, created, "route", model)
+	})
+}
+
+// parseRoute reads the flags that name pools.
+func parseRoute(to, mirror, fallback []string) (r policy.Route, err error) {
+	for _, text := range notEmpty(to) {
+		pool, weight, err := parsePart(text, 1)
+		if err != nil {
+			return r, cli.Usagef("--to %q: %w: want POOL or POOL=WEIGHT", text, err)
+		}
+		r.To = append(r.To, policy.Target{Pool: pool, Weight: weight})
+	}
+	for _, text := range notEmpty(mirror) {
+		pool, share, err := parsePart(text, 100)
+		if err != nil {
+			return r, cli.Usagef("--mirror %q: %w: want POOL or POOL=PERCENT", text, err)
+		}
+		r.Mirror = append(r.Mirror, policy.Mirror{Pool: pool, Percent: share})
+	}
+	r.Fallback = notEmpty(fallback)
+	return r, nil
+}
+
+// poolsOf are the pools that a route names.
+func poolsOf(r policy.Route) []string {
+	pools := slices.Clone(r.Fallback)
+	for _, t := range r.To {
+		pools = append(pools, t.Pool)
+	}
+	for _, m := range r.Mirror {
+		pools = append(pools, m.Pool)
+	}
+	slices.Sort(pools)
+	return slices.Compact(pools)
+}
+
+// warnUnservedPools tells which pools nobody has ever served.
+func warnUnservedPools(s *cli.Session, pools ...string) {
+	served, err := fleet.ServedPools(s.Context(), s.NC)
+	if err != nil {
+		return
+	}
+	for _, pool := range pools {
+		if !slices.Contains(served, pool) {
+			s.Warnf("no worker has ever served pool %s%s", term.Printable(pool), cli.DidYouMean(pool, served))
+		}
+	}
+}
+
+func newRouteRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "rm MODEL", Aliases: []string{"remove"}, Short: "Remove a route",
+		Long:              `Remove a route: the model's requests then go to the pool of its name.`,
+		Example:           `  pulley route rm gpt-4o`,
+		Args:              cli.ExactArgs("MODEL"),
+		ValidArgsFunction: cli.Complete(c, 1, liveRoutes),
+	}
+	return cli.Destructive(cmd, c, func(s *cli.Session) error {
+		model := s.Args[0]
+		if _, err := findRoute(s, model); err != nil {
+			return err
+		}
+		if err := s.Confirm("remove route %s, so that its requests go to pool %[1]s", term.Printable(model)); err != nil {
+			return err
+		}
+		v, err := changePolicy(s, func(p *policy.Policy) error { delete(p.Routes, model); return nil })
+		if err != nil {
+			return err
+		}
+		s.Printf("route %s removed, policy revision %d", term.Printable(model), v.Revision)
+		return nil
+	})
+}
+
+// findRoute is the one that was named.
+func findRoute(s *cli.Session, model string) (policy.Route, error) {
+	p, err := fleet.LoadPolicy(s.Context(), s.NC)
+	if err != nil {
+		return policy.Route{}, err
+	}
+	r, ok := p.Routes[model]
+	if !ok {
+		return r, cli.NoSuch("route", model, slices.Sorted(maps.Keys(p.Routes)))
+	}
+	return r, nil
+}

@@ -1,0 +1,216 @@
+// Package policyfile is the policy as a YAML file: it prints a policy, parses one
+// strictly, with the line of each mistake, and compares two line by line.
+package policyfile
+
+import (
+	"encoding"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/policy"
+)
+
+// Format is a policy as a file. Nil is an empty one.
+func Format(p *policy.Policy) string {
+	if p == nil {
+		return ""
+	}
+	b, err := cli.EncodeYAML(p)
+	if err != nil {
+		panic(err) // plain fields always encode
+	}
+	return string(b)
+}
+
+// Parse reads a policy, strictly: all that is wrong is said with its line.
+func Parse(name string, b []byte) (*policy.Policy, error) {
+	top, err := cli.ParseYAML(b)
+	if err != nil {
+		return nil, cli.Usagef("%s:%w", name, err)
+	}
+	p := new(policy.Policy)
+	f := file{name: name, top: top}
+	if top != nil {
+		f.check(top, reflect.TypeFor[policy.Policy](), nil)
+	}
+	if f.problems == nil && top != nil {
+		if err := top.Decode(p); err != nil { // check has let something through
+			return nil, cli.Usagef("%s:%w", name, cli.YAMLError(err))
+		}
+	}
+	if f.problems == nil {
+		if invalid, ok := errors.AsType[policy.Invalid](p.Check()); ok {
+			for _, problem := range invalid.Problems {
+				f.problem(f.lineOf(problem.Path), problem.Path, "%s", problem.Reason)
+			}
+		}
+	}
+	if f.problems == nil {
+		return p, nil
+	}
+	slices.SortStableFunc(f.problems, func(a, b problem) int { return a.line - b.line })
+	var lines []string
+	for _, p := range f.problems {
+		lines = append(lines, p.text)
+	}
+	if len(lines) == 1 {
+		return nil, cli.Usagef("%s", lines[0])
+	}
+	return nil, cli.Usagef("%s has %d problems:\n  %s", name, len(lines), strings.Join(lines, "\n  "))
+}
+
+// file gathers what is wrong with a file.
+type file struct {
+	name     string
+	top      *yaml.Node // nil: the file is empty
+	problems []problem
+}
+
+func (f *file) problem(line int, path []string, format string, args ...any) {
+	p := policy.Problem{Path: path, Reason: fmt.Sprintf(format, args...)}
+	f.problems = append(f.problems, problem{line, fmt.Sprintf("%s:%d: %s", f.name, line, p)})
+}
+
+// check compares a node with the type that it is to become.
+func (f *file) check(n *yaml.Node, t reflect.Type, path []string) {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	empty := n.ShortTag() == "!!null"
+	_, isText := reflect.New(t).Interface().(encoding.TextUnmarshaler)
+	switch kind := t.Kind(); {
+	case !isText && (kind == reflect.Struct || kind == reflect.Map):
+		if n.Kind == yaml.MappingNode {
+			f.checkMapping(n, t, path)
+		} else if !empty || kind == reflect.Struct {
+			f.problem(n.Line, path, "want 'key: value' lines")
+		}
+	case kind == reflect.Slice:
+		if n.Kind == yaml.SequenceNode {
+			for i, item := range n.Content {
+				f.check(item, t.Elem(), at(path, strconv.Itoa(i)))
+			}
+		} else if !empty {
+			f.problem(n.Line, path, "want a list: lines that begin with '- '")
+		}
+	case n.Kind != yaml.ScalarNode:
+		f.problem(n.Line, path, "want %s", wanted(t))
+	case empty:
+		f.problem(n.Line, path, "has no value: want %s", wanted(t))
+	default:
+		fraction := kind == reflect.Int && n.ShortTag() != "!!int" // would be cut off
+		if fraction || n.Decode(reflect.New(t).Interface()) != nil {
+			f.problem(n.Line, path, "%q: want %s", n.Value, wanted(t))
+		}
+	}
+}
+
+func (f *file) checkMapping(n *yaml.Node, t reflect.Type, path []string) {
+	fields := fieldTypes(t)
+	seen := make(map[string]bool)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		name := key.Value
+		if key.ShortTag() == "!!merge" { // which may contain itself
+			f.problem(key.Line, at(path, name), "merging is not supported: write it out")
+			continue
+		}
+		if seen[name] {
+			f.problem(key.Line, at(path, name), "given twice")
+		}
+		seen[name] = true
+		switch of, known := fields[name]; {
+		case t.Kind() == reflect.Map:
+			f.check(value, t.Elem(), at(path, name))
+		case known:
+			f.check(value, of, at(path, name))
+		default:
+			var names []string
+			for k := range fields {
+				names = append(names, k)
+			}
+			slices.Sort(names)
+			f.problem(key.Line, at(path, name), "there is no such key%s", cli.DidYouMean(name, names))
+		}
+	}
+}
+
+// lineOf is where a path leads, as far as it leads.
+func (f *file) lineOf(path []string) int {
+	n, line := f.top, 1
+	for _, step := range path {
+		if n != nil && n.Kind == yaml.AliasNode {
+			n = n.Alias
+		}
+		if n == nil {
+			break
+		}
+		var next *yaml.Node
+		switch n.Kind {
+		case yaml.MappingNode:
+			for i := 0; i+1 < len(n.Content); i += 2 {
+				if n.Content[i].Value == step {
+					line, next = n.Content[i].Line, n.Content[i+1]
+				}
+			}
+		case yaml.SequenceNode:
+			if i, err := strconv.Atoi(step); err == nil && i < len(n.Content) {
+				next = n.Content[i]
+				line = next.Line
+			}
+		}
+		n = next
+	}
+	return line
+}
+
+type problem struct {
+	line int
+	text string
+}
+
+// at is path with one more step; no two share what is behind it.
+func at(path []string, step string) []string { return append(slices.Clone(path), step) }
+
+// fieldTypes are the types of a struct's fields by their names in YAML.
+func fieldTypes(t reflect.Type) map[string]reflect.Type {
+	fields := make(map[string]reflect.Type)
+	if t.Kind() != reflect.Struct {
+		return fields
+	}
+	for f := range t.Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		fields[name] = f.Type
+	}
+	return fields
+}
+
+// wanted is a type in words.
+func wanted(t reflect.Type) string {
+	switch {
+	case t == reflect.TypeFor[policy.Duration]():
+		return "a duration such as 30s or 1m30s"
+	case t == reflect.TypeFor[time.Time]():
+		return "a time such as 2006-01-02T15:04:05Z"
+	}
+	switch t.Kind() {
+	case reflect.Int:
+		return "a whole number"
+	case reflect.Float64:
+		return "a number"
+	case reflect.Bool:
+		return "true or false"
+	}
+	return "a plain value"
+}

@@ -1,0 +1,14 @@
+package term
+
+import (
+	"strings"
+	"testing"
+)
+
+// A page is redrawn in place: each line to its end, and nothing below.
+func TestFrame(t *testing.T) {
+	got := string(Frame([]byte("a\nb\nc\nd\n"), "pulley x", Terminal{Width: 40, Height: 5}))
+	if !strings.HasPrefix(got, "\x1b[Hpulley x  ") || !strings.HasSuffix(got, "\x1b[K\na\x1b[K\nb\x1b[K\n… and 2 lines more\x1b[K\n\x1b[J") {
+		t.Errorf("screen %q", got)
+	}
+}

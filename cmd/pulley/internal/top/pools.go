@@ -1,0 +1,78 @@
+package top
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+var poolsPane = pane{
+	name:  "pools",
+	empty: "no pools: they appear with the first worker",
+	columns: []paneColumn{
+		{name: "POOL", least: 10},
+		{name: "STATE"},
+		{name: "WORKERS", numbers: true, drop: 2},
+		{name: "SLOTS", numbers: true, drop: 1},
+		{name: "WAITING", right: true},
+		{name: "RUNNING", right: true, drop: 4},
+		{name: "OLDEST", right: true, drop: 3},
+		{name: "TAKEN/S", right: true, drop: 5},
+	},
+	rows: func(s *fleet.Snapshot, g glyphs) []paneRow {
+		var rows []paneRow
+		for i := range s.Pools {
+			p := &s.Pools[i]
+			state := "ready"
+			switch {
+			case p.Paused:
+				state = "paused"
+			case p.Live == 0:
+				state = "no worker"
+			}
+			rows = append(rows, paneRow{p.Pool, []paneCell{
+				textCell(p.Pool), stateCell(state), valueCell(fmt.Sprintf("%d of %d", p.Live, p.Workers), float64(p.Live)),
+				valueCell(g.bar(p.Busy, p.Slots, barWidth), float64(p.Busy)),
+				numberCell(p.Waiting), numberCell(p.Running), oldestCell(p.Load), rateCell(p.TakenPerSecond),
+			}})
+		}
+		return rows
+	},
+	detail: func(s *fleet.Snapshot, key string) []term.Field {
+		for i := range s.Pools {
+			p := &s.Pools[i]
+			if p.Pool != key {
+				continue
+			}
+			list := []term.Field{term.KV("pool", p.Pool)}
+			if s.Policy != nil {
+				list = append(list, term.KV("balance", string(s.Policy.Policy.BalanceOf(key))),
+					term.KV("affinity", string(s.Policy.Policy.AffinityOf(key))))
+			}
+			if p.Paused {
+				list = append(list, term.KV("paused", "yes: its requests wait", term.Yellow))
+			}
+			list = append(list, term.KV("slots", fmt.Sprintf("%d of %d busy", p.Busy, p.Slots)))
+			for _, tier := range slices.Sorted(maps.Keys(p.Tiers)) {
+				l := p.Tiers[tier]
+				list = append(list, term.KV(named("tier", tier), l.String()))
+			}
+			for j := range s.Queues {
+				if q := &s.Queues[j]; q.Pool == key && q.Lane != subjects.Shared {
+					list = append(list, term.KV(named("lane", s.WorkerName(q.Lane))+", "+q.Tier, fmt.Sprintf("%d waiting, %d delivered, %s", q.Waiting, q.Delivered, term.Count(q.Bids, "bid"))))
+				}
+			}
+			for j := range s.Workers {
+				if w := &s.Workers[j]; w.Serves(key) {
+					list = append(list, term.KV(named("worker", w.Name), fmt.Sprintf("%s, %d of %s", w.StateText(), w.InFlight, term.Count(w.Slots, "slot")), fleet.StateStyle(w.StateText())))
+				}
+			}
+			return list
+		}
+		return nil
+	},
+}
