@@ -5,62 +5,61 @@ import (
 	"strings"
 )
 
-// Kind is why nothing can be learnt of the GPUs.
+// Kind says why the GPUs cannot be read.
 type Kind string
 
 // The kinds of failure.
 const (
-	// Unsupported is a build without NVML.
+	// Unsupported: this build does not contain NVML.
 	Unsupported Kind = "unsupported"
-	// NoGPU is a machine with neither an NVIDIA device nor NVML.
+	// NoGPU: the machine has neither an NVIDIA device nor NVML.
 	NoGPU Kind = "no-gpu"
-	// NoLibrary is a machine with a GPU, or a container, without NVML.
+	// NoLibrary: the machine has a GPU, or this is a container, but NVML is missing.
 	NoLibrary Kind = "no-library"
-	// NoDriver is NVML without the kernel's part of the driver.
+	// NoDriver: NVML is installed, but the kernel module is not loaded.
 	NoDriver Kind = "no-driver"
-	// NoAccess is a container that has the library and not the devices.
+	// NoAccess: the container has NVML, but not the devices.
 	NoAccess Kind = "no-access"
-	// Mismatch is a library of another version than the loaded driver.
+	// Mismatch: NVML and the loaded kernel module have different versions.
 	Mismatch Kind = "version-mismatch"
-	// NoPermission is a user who may not open the devices.
+	// NoPermission: the user may not open the devices.
 	NoPermission Kind = "no-permission"
-	// Crashed is a probe that died.
+	// Crashed: the probe exited.
 	Crashed Kind = "crashed"
-	// Silent is a probe, or a driver, that does not answer.
+	// Silent: the probe, or the driver, does not answer.
 	Silent Kind = "silent"
-	// NoneVisible is an environment that leaves no GPU.
+	// NoneVisible: the environment hides all GPUs.
 	NoneVisible Kind = "none-visible"
-	// NotThere is a GPU that an engine is said to run on, and that NVML does not
-	// show.
+	// NotThere: NVML does not show a GPU that gpus= names.
 	NotThere Kind = "not-there"
-	// Other is anything else.
+	// Other is any other failure.
 	Other Kind = "other"
 )
 
-// Failure is why nothing can be learnt of the GPUs, with what to do about it.
+// Failure says why the GPUs cannot be read, and what to do about it.
 type Failure struct {
 	Kind Kind `json:"kind"`
-	// Detail is what exactly went wrong.
+	// Detail is the underlying error.
 	Detail string `json:"detail,omitempty"`
-	// Container says that it went wrong in a container.
+	// Container says whether this process runs in a container.
 	Container bool `json:"container,omitempty"`
 }
 
-// Error is a sentence.
+// Error returns the failure as a sentence, with the detail.
 func (f *Failure) Error() string {
 	text := map[Kind]string{
 		Unsupported:  "this build of pulley cannot read GPUs",
-		NoGPU:        "there is no NVIDIA GPU here",
-		NoLibrary:    "NVML, the NVIDIA driver's library libnvidia-ml.so.1, is not here",
+		NoGPU:        "no NVIDIA GPU found",
+		NoLibrary:    "NVML not found (libnvidia-ml.so.1, a library of the NVIDIA driver)",
 		NoDriver:     "the NVIDIA driver is not loaded",
 		NoAccess:     "this container has no access to the NVIDIA devices",
-		Mismatch:     "NVML and the loaded NVIDIA driver are of different versions",
+		Mismatch:     "NVML and the loaded NVIDIA driver have different versions",
 		NoPermission: "this user may not open the NVIDIA devices",
-		Crashed:      "the GPU probe died",
+		Crashed:      "the GPU probe exited",
 		Silent:       "the GPU probe does not answer",
-		NoneVisible:  "the environment leaves no GPU",
-		NotThere:     "a GPU that the engine is said to run on is not here",
-		Other:        "NVML does not work",
+		NoneVisible:  "the environment hides all GPUs",
+		NotThere:     "a GPU named by gpus= was not found",
+		Other:        "NVML failed",
 	}[f.Kind]
 	if f.Detail != "" {
 		text += ": " + f.Detail
@@ -68,56 +67,56 @@ func (f *Failure) Error() string {
 	return text
 }
 
-// NoSuchLibrary is how the detail ends if it is the library that was named which
-// is not there.
+// NoSuchLibrary is the end of the detail if the library that --nvml-library names does
+// not exist.
 const NoSuchLibrary = "is no such library"
 
-const intoContainer = "start the container with the NVIDIA runtime, such as with --gpus all or runtimeClassName: nvidia, and with NVIDIA_DRIVER_CAPABILITIES=utility,compute"
+const intoContainer = "start the container with the NVIDIA runtime (--gpus all, or runtimeClassName: nvidia) and NVIDIA_DRIVER_CAPABILITIES=utility,compute"
 
-// Remedy is what to do, in a sentence or a few. Whatever the failure, a worker
-// goes on without: by its engine's word alone.
+// Remedy says what to do. Whatever the failure, a worker keeps running: it then relies
+// on its engine alone, unless --nvml required says otherwise.
 func (f *Failure) Remedy() string {
 	switch f.Kind {
 	case Unsupported:
 		return "use a release for Linux, or build it on Linux with CGO_ENABLED=1 and -ldflags='-extldflags=-Wl,-z,lazy'"
 	case NoGPU:
 		if f.Container {
-			return "there is nothing to do if there should be none; else " + intoContainer
+			return "if this host should have a GPU, " + intoContainer + "; otherwise ignore this"
 		}
-		return "there is nothing to do if there should be none"
+		return "if this host should have a GPU, check that 'lspci' shows it; otherwise ignore this"
 	case NoLibrary:
 		if strings.HasSuffix(f.Detail, NoSuchLibrary) {
-			return "name the driver's libnvidia-ml.so.1 with --nvml-library, or leave that out"
+			return "set --nvml-library to the driver's libnvidia-ml.so.1, or remove the flag"
 		}
 		if f.Container {
 			return intoContainer
 		}
-		return "install the driver's user space part (nvidia-utils, or libnvidia-compute and its version), or say where it is with --nvml-library"
+		return "install the user space part of the driver (nvidia-utils, or libnvidia-compute-VERSION), or set --nvml-library to its path"
 	case NoDriver:
-		return "see that the kernel has it: 'lsmod | grep nvidia', then 'modprobe nvidia'; after a kernel update the module may have to be built anew"
+		return "load the kernel module: 'lsmod | grep nvidia', then 'modprobe nvidia'; after a kernel update the module may have to be rebuilt"
 	case NoAccess:
-		return "create the container anew, with --gpus all or the device plugin; one that had access loses it when systemd reloads its units, see the NVIDIA container toolkit on --device and cgroups"
+		return "recreate the container with --gpus all or the device plugin; a container loses access when systemd reloads its units, see the NVIDIA container toolkit on --device and cgroups"
 	case Mismatch:
-		return "the driver was upgraded while the old one was loaded: stop what uses the GPUs and reload the nvidia modules, or restart the machine"
+		return "the driver was upgraded while the old one was loaded: stop all processes that use the GPUs and reload the nvidia modules, or restart the machine"
 	case NoPermission:
-		return "let this user open /dev/nvidiactl and /dev/nvidia0: a group that owns them, or NVreg_DeviceFileMode"
+		return "allow this user to open /dev/nvidiactl and /dev/nvidia0, by their group or NVreg_DeviceFileMode"
 	case Crashed:
 		if strings.Contains(f.Detail, "undefined symbol") {
-			return "unset LD_BIND_NOW and link pulley with -extldflags=-Wl,-z,lazy; if it dies only later, report the driver's version"
+			return "unset LD_BIND_NOW and link pulley with -extldflags=-Wl,-z,lazy; if it exits only later, report the version of the driver"
 		}
-		return "it is started again; if it goes on dying, see whether nvidia-smi works"
+		return "it is restarted automatically; if it keeps exiting, check that nvidia-smi works"
 	case Silent:
-		return "see whether nvidia-smi answers; if it hangs too, the driver hangs, and 'dmesg | grep -i nvrm' says why"
+		return "check that nvidia-smi answers; if it hangs too, the driver hangs, see 'dmesg | grep -i nvrm'"
 	case NoneVisible:
-		return "see NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES"
+		return "check NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES"
 	case NotThere:
-		return "see with 'pulley gpu ls --local' what is there, and correct gpus= of --engine"
+		return "run 'pulley gpu ls --local' to see which GPUs exist, and correct gpus= of --engine"
 	}
-	return "see whether nvidia-smi works, and what 'dmesg | grep -i nvrm' says"
+	return "check that nvidia-smi works, and see 'dmesg | grep -i nvrm'"
 }
 
-// Diagnose is the failure in an error: err itself, what it wraps, or one of kind
-// Other. It is nil for nil.
+// Diagnose returns the Failure that err is or wraps, or a Failure of kind Other. It
+// returns nil for nil.
 func Diagnose(err error) *Failure {
 	if err == nil {
 		return nil

@@ -12,7 +12,7 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// banner says, once everything is there, what was started and how to try it.
+// banner prints what was started and how to try it.
 type banner struct {
 	out            io.Writer
 	gateway        *gateway.Gateway
@@ -23,8 +23,8 @@ type banner struct {
 	simulated      bool
 }
 
-// run prints the banner when the models are there, or after a few seconds
-// without them, and then waits: it is one of the parts.
+// run prints the banner once there is a model, or after a few seconds without one. Then
+// it waits for ctx, since it is one of the parts.
 func (b *banner) run(ctx context.Context) error {
 	url := "http://" + b.ingress.String()
 	models := b.waitForModels(ctx, 5*time.Second)
@@ -35,23 +35,23 @@ func (b *banner) run(ctx context.Context) error {
 		fmt.Fprintf(&s, "  admin    %-28s  /readyz /metrics\n", "http://"+b.admin.String())
 	}
 	fmt.Fprintf(&s, "  broker   %-28s  store %s\n", b.broker, b.store)
-	auto := "none yet: open to everybody on this machine (pulley key add --tenant NAME)"
+	auto := "none: every client on this machine may use the API (pulley key add --tenant NAME)"
 	if b.gateway.KeysRequired() {
-		auto = "needed, since there are some"
+		auto = "required"
 	}
 	fmt.Fprintf(&s, "  keys     %s\n", keysText(b.auth, auto))
 	for _, e := range b.engines {
 		kind := e.EngineName
 		if kind == "" {
-			kind = "does not answer yet"
+			kind = "not answering yet"
 		}
 		fmt.Fprintf(&s, "  engine   %-28s  %s (%s)\n", e.Engine, e.Name, kind)
 	}
 	if b.simulated {
-		s.WriteString("\n  No engine was found on this machine, so two simulated ones answer.\n  Name yours: pulley up --engine http://127.0.0.1:8000\n")
+		s.WriteString("\n  No engine was found on this machine: two simulated engines were started.\n  To use your own: pulley up --engine http://127.0.0.1:8000\n")
 	}
 	if len(models) == 0 {
-		s.WriteString("\n  No model yet. The workers wait for their engines.\n\n")
+		s.WriteString("\n  No model yet: the workers are waiting for their engines.\n\n")
 	} else {
 		fmt.Fprintf(&s, "\n  models   %s\n\n", strings.Join(models, ", "))
 		key := ""
@@ -67,7 +67,7 @@ func (b *banner) run(ctx context.Context) error {
 	return nil
 }
 
-// waitForModels waits until the gateway is ready and knows of some.
+// waitForModels waits until the gateway is ready and has models.
 func (b *banner) waitForModels(ctx context.Context, within time.Duration) []string {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()

@@ -24,25 +24,25 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
-// newBenchCommand is pulley bench: load on any OpenAI-compatible URL.
+// newBenchCommand is pulley bench.
 func newBenchCommand() *cobra.Command {
 	var b benchFlags
 	cmd := &cobra.Command{
 		Use:   "bench --url URL --model MODEL",
-		Short: "Put load on an OpenAI-compatible URL and report percentiles",
-		Long: `Put load on any OpenAI-compatible URL and report what its clients would feel: time to first token, inter-token time and
-end-to-end latency as percentiles, throughput, and errors by class.
+		Short: "Measure an OpenAI-compatible server under load",
+		Long: `Put load on any OpenAI-compatible server, and report what clients experience: percentiles of time to first token,
+inter-token time and end-to-end latency, throughput, and errors by class.
 
-A closed loop (--concurrency) has N workers that each wait for their answer; it finds throughput. An open loop (--rate,
---trace) sends each request when it is due, and counts its latency from that moment, however late it was sent: a server
-that stalls shows it (no coordinated omission). A trace is CSV with the columns arrival_seconds, input_tokens and
-output_tokens; its prompts are so many words.
+A closed loop (--concurrency) has N clients that each wait for their answer; it measures throughput. An open loop
+(--rate, --trace) sends each request when it is due and measures its latency from that moment, even if it was sent late,
+so that a server that stalls shows it (no coordinated omission). A trace is a CSV file with the columns arrival_seconds,
+input_tokens and output_tokens; each prompt has that many words.
 
-Several URLs, given as URL or NAME=URL, are measured in turn, --rounds times over (A B A B …), and printed side by side
+Several targets, given as URL or NAME=URL, are measured in turn, --rounds times (A B A B …), and printed side by side
 with ratios to the first.
 
-Ctrl-C ends the run early and reports what was done. The exit code is 1 where every request of a target failed.`,
-		Example: `  # 16 workers for 30 seconds
+Ctrl-C ends the run early and reports the results so far. The exit code is 1 if all requests to a target failed.`,
+		Example: `  # 16 clients for 30 seconds
   pulley bench --url http://127.0.0.1:8080 --model llama --concurrency 16 --duration 30s
 
   # ten minutes of a recorded load at twice its speed, with a plot
@@ -57,7 +57,7 @@ Ctrl-C ends the run early and reports what was done. The exit code is 1 where ev
 	return cmd
 }
 
-// benchFlags are the flags of pulley bench that are not fields of bench.Config as they are.
+// benchFlags are the flags of pulley bench, as far as they are not fields of bench.Config.
 type benchFlags struct {
 	cfg bench.Config
 
@@ -68,7 +68,8 @@ type benchFlags struct {
 	traceLimit        time.Duration
 	warmup, apiKeyEnv string
 	rounds            int
-	output, plot      string
+	output            *cli.Output
+	plot              string
 	progress          bool
 }
 
@@ -78,36 +79,36 @@ func (b *benchFlags) declare(cmd *cobra.Command) {
 	f.StringVar(&c.Model, "model", "", "model to ask for")
 	f.StringVar(&b.endpoint, "endpoint", string(api.Chat), "API: chat, completions, embeddings, responses or messages")
 	f.BoolVar(&c.Stream, "stream", true, "ask for a stream")
-	f.BoolVar(&b.noStream, "no-stream", false, "ask for one body, as --stream=false")
-	f.BoolVar(&c.NoUsage, "no-usage", false, "do not ask for usage in streams, for servers that refuse stream_options")
+	f.BoolVar(&b.noStream, "no-stream", false, "ask for a complete answer, as --stream=false")
+	f.BoolVar(&c.NoUsage, "no-usage", false, "do not ask for usage in streams; for servers that refuse stream_options")
 
-	f.IntVar(&c.Concurrency, "concurrency", 0, "closed loop: number of workers (default 1 without --rate and --trace)")
-	f.Float64Var(&c.Rate, "rate", 0, "open loop: mean requests per second, Poisson")
+	f.IntVar(&c.Concurrency, "concurrency", 0, "closed loop: number of clients (default 1 without --rate and --trace)")
+	f.Float64Var(&c.Rate, "rate", 0, "open loop: mean requests per second (Poisson arrivals)")
 	f.StringVar(&b.trace, "trace", "", "open loop: replay a CSV `file`")
-	f.Float64Var(&c.Speedup, "speedup", 1, "replay the trace so many times faster")
-	f.DurationVar(&b.traceLimit, "trace-limit", 0, "replay only so much of the trace, in its own time (default all)")
-	f.IntVar(&c.MaxInFlight, "max-in-flight", 10_000, "open loop: requests in flight beyond which one that is due counts as an error")
+	f.Float64Var(&c.Speedup, "speedup", 1, "factor by which the trace is replayed faster")
+	f.DurationVar(&b.traceLimit, "trace-limit", 0, "replay only this much of the trace, in its own time (default all)")
+	f.IntVar(&c.MaxInFlight, "max-in-flight", 10_000, "open loop: limit of requests in flight; a request that is due beyond it counts as an error")
 
-	f.IntVar(&c.Requests, "requests", 0, "end after so many requests (default no bound)")
-	f.DurationVar(&c.Duration, "duration", 0, "end the sending after so long (default 10s without --requests and --trace)")
-	f.StringVar(&b.warmup, "warmup", "", "do not measure the first `D|N`: a duration or a number of requests")
-	f.DurationVar(&c.Timeout, "timeout", 10*time.Minute, "bound for one request")
+	f.IntVar(&c.Requests, "requests", 0, "number of requests after which the run ends (default no limit)")
+	f.DurationVar(&c.Duration, "duration", 0, "time after which no more requests are sent (default 10s without --requests and --trace)")
+	f.StringVar(&b.warmup, "warmup", "", "leave out the first `D|N`: a duration or a number of requests")
+	f.DurationVar(&c.Timeout, "timeout", 10*time.Minute, "time limit of a request")
 
-	f.IntVar(&c.InputTokens, "input-tokens", 64, "words in a prompt; a trace brings its own")
-	f.IntVar(&c.OutputTokens, "output-tokens", 64, "max_tokens to ask for; a trace brings its own")
-	f.BoolVar(&c.ExactTokens, "exact-tokens", false, "count every output length other than the one asked for as an error")
+	f.IntVar(&c.InputTokens, "input-tokens", 64, "words per prompt; a trace has its own")
+	f.IntVar(&c.OutputTokens, "output-tokens", 64, "max_tokens of a request; a trace has its own")
+	f.BoolVar(&c.ExactTokens, "exact-tokens", false, "count an output of any other length than max_tokens as an error")
 	f.StringVar(&c.Tier, "tier", "", "service_tier to ask for")
-	f.StringVar(&b.extra, "extra", "", "`JSON` object whose fields are added to every body, such as '{\"ignore_eos\":true}'")
+	f.StringVar(&b.extra, "extra", "", "`JSON` object whose fields are added to each request body, such as '{\"ignore_eos\":true}'")
 	f.StringArrayVar(&b.headers, "header", nil, "header `K=V` to send (repeatable)")
-	f.StringVar(&b.apiKeyEnv, "api-key-env", "OPENAI_API_KEY", "environment `variable` that has the API key")
-	f.Uint64Var(&c.Seed, "seed", 0, "seed of prompts and arrivals (default a random one, which the report names)")
+	f.StringVar(&b.apiKeyEnv, "api-key-env", "OPENAI_API_KEY", "environment `variable` with the API key")
+	f.Uint64Var(&c.Seed, "seed", 0, "seed for prompts and arrivals (default random; the report contains it)")
 
-	f.DurationVar(&c.SLOTTFT, "slo-ttft", 0, "bound on TTFT; the share of requests within the bounds is reported as goodput")
-	f.DurationVar(&c.SLOE2E, "slo-e2e", 0, "bound on end-to-end latency")
-	f.IntVar(&b.rounds, "rounds", 0, "measure each URL so many times, in turn (default 1, or 3 for several URLs)")
-	f.StringVarP(&b.output, "output", "o", "table", "table or json")
-	f.StringVar(&b.plot, "plot", "", "draw the latency distributions into a `file`, .png or .svg")
-	f.BoolVar(&b.progress, "progress", false, "report progress where stderr is no terminal, too")
+	f.DurationVar(&c.SLOTTFT, "slo-ttft", 0, "objective for the TTFT; the fraction of requests that meet all objectives is reported as goodput")
+	f.DurationVar(&c.SLOE2E, "slo-e2e", 0, "objective for the end-to-end latency")
+	f.IntVar(&b.rounds, "rounds", 0, "number of rounds; each measures every URL once (default 1, or 3 for several URLs)")
+	b.output = cli.AddOutput(cmd, cli.Table, cli.JSON)
+	f.StringVar(&b.plot, "plot", "", "plot the latency distributions to a .png or .svg `file`")
+	f.BoolVar(&b.progress, "progress", false, "report progress even if stderr is not a terminal")
 }
 
 func (b *benchFlags) run(cmd *cobra.Command) error {
@@ -123,7 +124,7 @@ func (b *benchFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return cli.UsageError{Err: err} // nothing was sent
 	}
-	if err := writeReport(cmd, b.output, comparison); err != nil {
+	if err := writeReport(cmd, b.output.Format, comparison); err != nil {
 		return err
 	}
 	if b.plot != "" {
@@ -142,7 +143,7 @@ func (b *benchFlags) run(cmd *cobra.Command) error {
 	return nil
 }
 
-// configs are the runs that the flags ask for, one per URL.
+// configs returns a run for each URL.
 func (b *benchFlags) configs(cmd *cobra.Command) ([]bench.Config, error) {
 	if err := b.check(); err != nil {
 		return nil, err
@@ -167,17 +168,15 @@ func (b *benchFlags) check() error {
 		return errors.New("--url is required")
 	case b.cfg.Model == "":
 		return errors.New("--model is required")
-	case b.output != "table" && b.output != "json":
-		return fmt.Errorf("--output %q: want table or json", b.output)
 	case b.plot != "" && !strings.HasSuffix(b.plot, ".png") && !strings.HasSuffix(b.plot, ".svg"):
-		return fmt.Errorf("--plot %q: want a name that ends in .png or .svg", b.plot)
+		return fmt.Errorf("--plot %q: must end in .png or .svg", b.plot)
 	case b.rounds < 0:
-		return fmt.Errorf("--rounds %d: want a positive number", b.rounds)
+		return fmt.Errorf("--rounds %d: must be a positive number", b.rounds)
 	}
-	return nil
+	return b.output.Check()
 }
 
-// shared is what the runs have in common.
+// shared returns what the runs have in common.
 func (b *benchFlags) shared(cmd *cobra.Command) (bench.Config, error) {
 	cfg := b.cfg
 	cfg.Endpoint = api.API(b.endpoint)
@@ -206,12 +205,12 @@ func (b *benchFlags) shared(cmd *cobra.Command) (bench.Config, error) {
 		cfg.Trace = cfg.Trace.Until(b.traceLimit)
 	}
 	if len(cfg.Trace) == 0 {
-		return cfg, fmt.Errorf("--trace-limit %s: the trace has no request before it", b.traceLimit)
+		return cfg, fmt.Errorf("--trace-limit %s: the trace has no request before that time", b.traceLimit)
 	}
 	return cfg, nil
 }
 
-// reporter shows progress: as one line that is written over on a terminal, as lines elsewhere if asked for.
+// reporter shows progress: on a terminal as one line that is overwritten, elsewhere as lines if --progress was given.
 func (b *benchFlags) reporter(stderr io.Writer) func(bench.Progress) {
 	terminal := term.Of(stderr).Width > 0
 	if !terminal && !b.progress {
@@ -250,7 +249,7 @@ func parseWarmup(s string) (bench.Warmup, error) {
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil || d < 0 {
-		return bench.Warmup{}, fmt.Errorf("--warmup %q: want a duration such as 5s, or a number of requests", s)
+		return bench.Warmup{}, fmt.Errorf("--warmup %q: must be a duration such as 5s, or a number of requests", s)
 	}
 	return bench.Warmup{Duration: d}, nil
 }
@@ -260,16 +259,16 @@ func parseHeaders(pairs []string) (http.Header, error) {
 	for _, pair := range pairs {
 		name, value, ok := strings.Cut(pair, "=")
 		if !ok || name == "" {
-			return nil, fmt.Errorf("--header %q: want K=V", pair)
+			return nil, fmt.Errorf("--header %q: must be K=V", pair)
 		}
 		header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
 	}
 	return header, nil
 }
 
-// writeReport writes a report to stdout, as the flag --output asks.
+// writeReport writes a report to standard output in a format.
 func writeReport(cmd *cobra.Command, output string, report interface{ WriteTable(io.Writer) error }) error {
-	if output != "json" {
+	if output != cli.JSON {
 		return report.WriteTable(cmd.OutOrStdout())
 	}
 	encoder := json.NewEncoder(cmd.OutOrStdout())
@@ -277,22 +276,22 @@ func writeReport(cmd *cobra.Command, output string, report interface{ WriteTable
 	return encoder.Encode(report)
 }
 
-// newBenchSuiteCommand is pulley bench suite: Pulley against its bars.
+// newBenchSuiteCommand is pulley bench suite.
 func newBenchSuiteCommand() *cobra.Command {
 	var cfg suite.Config
-	var output string
+	var output *cli.Output
 	var check, verbose bool
 	cmd := &cobra.Command{
 		Use:   "suite",
-		Short: "Measure Pulley against a bare reverse proxy and its bars",
-		Long: `Measure Pulley against its bars. It starts, as processes of their own on free loopback ports, two simulated engines that
-take no time, a bare Go reverse proxy in front of them (the yardstick) and "pulley up" in front of them, and puts the
-same load on each in turn. Figures are medians of interleaved rounds.
+		Short: "Compare Pulley with a plain reverse proxy, and with its targets",
+		Long: `Measure Pulley against its performance targets. The suite starts separate processes on free loopback ports: two
+simulated engines that take no time, a plain Go reverse proxy in front of them (the yardstick), and "pulley up" in front
+of them. It puts the same load on each in turn. The figures are medians of interleaved rounds.
 
 Scenarios: ` + strings.Join(suite.Scenarios(), ", "),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return cli.Usagef("--output %q: want table or json", output)
+			if err := output.Check(); err != nil {
+				return err
 			}
 			cfg.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
 			if verbose {
@@ -302,34 +301,34 @@ Scenarios: ` + strings.Join(suite.Scenarios(), ", "),
 			if err != nil {
 				return err
 			}
-			if err := writeReport(cmd, output, report); err != nil {
+			if err := writeReport(cmd, output.Format, report); err != nil {
 				return err
 			}
 			if check && !report.Met() {
-				return errors.New("a bar was missed")
+				return errors.New("a target was missed")
 			}
 			return nil
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&cfg.Rounds, "rounds", 5, "rounds, in each of which the sides take turns")
+	f.IntVar(&cfg.Rounds, "rounds", 5, "number of rounds; each measures all sides in turn")
 	f.DurationVar(&cfg.RoundTime, "round-time", 4*time.Second, "how long each side is measured in a round")
 	f.StringArrayVar(&cfg.Scenarios, "scenario", nil, "scenario to run (repeatable; default all)")
-	f.IntVar(&cfg.IdleStreams, "idle-streams", 2000, "streams that the scenario idle-streams opens")
-	f.StringVar(&cfg.Binary, "binary", "", "pulley `file` to measure (default this one)")
-	f.BoolVar(&check, "check", false, "exit with 1 where a bar is missed")
-	f.BoolVar(&verbose, "verbose", false, "show what the processes print")
-	f.StringVarP(&output, "output", "o", "table", "table or json")
+	f.IntVar(&cfg.IdleStreams, "idle-streams", 2000, "number of streams in the scenario idle-streams")
+	f.StringVar(&cfg.Binary, "binary", "", "pulley binary `file` to measure (default this one)")
+	f.BoolVar(&check, "check", false, "exit with 1 if a target is missed")
+	f.BoolVar(&verbose, "verbose", false, "show the output of the processes")
+	output = cli.AddOutput(cmd, cli.Table, cli.JSON)
 	return cmd
 }
 
-// newYardstickCommand is pulley bench yardstick: what the suite measures Pulley against.
+// newYardstickCommand is pulley bench yardstick, the reverse proxy that the suite compares Pulley with.
 func newYardstickCommand() *cobra.Command {
 	var listen string
 	var engines []string
 	cmd := &cobra.Command{
 		Use:    "yardstick --engine URL",
-		Short:  "Run a bare reverse proxy in front of engines",
+		Short:  "Run a plain reverse proxy in front of engines",
 		Hidden: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			handler, err := bench.NewYardstick(engines...)
@@ -340,12 +339,12 @@ func newYardstickCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&listen, "listen", "127.0.0.1:0", "address to listen on; port 0 takes a free one")
+	f.StringVar(&listen, "listen", "127.0.0.1:0", "address to listen on; port 0 chooses a free one")
 	f.StringArrayVar(&engines, "engine", nil, "engine's `URL` (repeatable)")
 	return cmd
 }
 
-// serveYardstick serves until the command's context ends.
+// serveYardstick serves until the context of the command ends.
 func serveYardstick(cmd *cobra.Command, listen string, handler http.Handler) error {
 	ln, err := net.Listen("tcp", listen)
 	if err != nil {

@@ -19,12 +19,12 @@ func newBrokerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "broker",
 		Short: "Run a NATS server with JetStream, alone or in a cluster",
-		Long: `Run a NATS server with JetStream, alone or as a member of a cluster. Gateways
-and workers take any NATS server of version 2.12 or later; this one is there so
-that one binary is enough.
+		Long: `Run a NATS server with JetStream, alone or as a member of a cluster. Gateways and
+workers work with any NATS server of version 2.12 or later; this one is built in so
+that no other binary is needed.
 
-Three members make a cluster that survives the loss of one. Give each the same
---cluster-name and the --cluster-listen addresses of all three as --routes.`,
+A cluster of three members survives the loss of one. Give each member the same
+--cluster-name, and the --cluster-listen addresses of all three as --routes.`,
 		Example: `  pulley broker --listen 127.0.0.1:4222 --store-dir /var/lib/pulley
   pulley broker --listen broker-1:4222 --store-dir /var/lib/pulley \
     --cluster-name gpu --cluster-listen broker-1:6222 \
@@ -43,27 +43,27 @@ Three members make a cluster that survives the loss of one. Give each the same
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.StringVar(&cfg.Listen, "listen", "127.0.0.1:4222", "`host:port` for clients; port 0 takes a free one")
+	fs.StringVar(&cfg.Listen, "listen", "127.0.0.1:4222", "`host:port` for clients; port 0 chooses a free one")
 	fs.StringVar(&cfg.StoreDir, "store-dir", cli.DefaultStoreDir(), "`directory` for the streams")
-	fs.StringVar(&sync, "sync", "always", "when streams are forced to disk, `when`: always, which is before each acknowledgement, or an interval such as 2m")
-	cli.SizeVar(fs, &maxPayload, "max-payload", 0, "largest message, 1MiB to 8MiB (default 1MiB)")
-	cli.SizeVar(fs, &cfg.MaxMemory, "max-memory", 0, "bound of streams in memory (default three quarters of it)")
-	cli.SizeVar(fs, &cfg.MaxStore, "max-store", 0, "bound of streams on disk (default what is free)")
-	fs.StringVar(&cfg.ServerName, "server-name", "", "`name` within the cluster (default made up once and kept in --store-dir)")
-	fs.StringVar(&cfg.ClusterName, "cluster-name", "", "`name` of the cluster to be a member of")
-	fs.StringVar(&cfg.ClusterListen, "cluster-listen", "", "`host:port` for the other members")
-	fs.StringSliceVar(&cfg.Routes, "routes", nil, "`addresses` of all members")
+	fs.StringVar(&sync, "sync", "always", "`when` streams are synced to disk: always (before each acknowledgement), or an interval such as 2m")
+	cli.SizeVar(fs, &maxPayload, "max-payload", 0, "maximum size of a message, 1MiB to 8MiB (default 1MiB)")
+	cli.SizeVar(fs, &cfg.MaxMemory, "max-memory", 0, "maximum size of all streams in memory (default three quarters of the memory)")
+	cli.SizeVar(fs, &cfg.MaxStore, "max-store", 0, "maximum size of all streams on disk (default the free space)")
+	fs.StringVar(&cfg.ServerName, "server-name", "", "`name` of this server in the cluster (default generated once, and kept in --store-dir)")
+	fs.StringVar(&cfg.ClusterName, "cluster-name", "", "`name` of the cluster to join")
+	fs.StringVar(&cfg.ClusterListen, "cluster-listen", "", "`host:port` for the other members of the cluster")
+	fs.StringSliceVar(&cfg.Routes, "routes", nil, "`addresses` of all members of the cluster")
 	cli.AddPasswordFlags(fs, &cfg.Username, &passwordFile, &tokenFile)
-	fs.StringVar(&cfg.TLSCert, "tls-cert", "", "PEM `file` with the server's certificate; makes TLS mandatory")
+	fs.StringVar(&cfg.TLSCert, "tls-cert", "", "PEM `file` with the certificate of the server; makes TLS mandatory")
 	fs.StringVar(&cfg.TLSKey, "tls-key", "", "PEM `file` with the key of --tls-cert")
-	fs.StringVar(&cfg.TLSCA, "tls-ca", "", "PEM `file` with the authorities that members, and clients if asked, are checked against")
-	fs.BoolVar(&cfg.TLSVerify, "tls-verify", false, "demand a certificate of clients")
-	fs.StringVar(&cfg.ConfigFile, "nats-config", "", "nats-server configuration `file` for accounts, permissions and the like")
+	fs.StringVar(&cfg.TLSCA, "tls-ca", "", "PEM `file` with the certificate authorities for members, and for clients with --tls-verify")
+	fs.BoolVar(&cfg.TLSVerify, "tls-verify", false, "require a certificate from clients")
+	fs.StringVar(&cfg.ConfigFile, "nats-config", "", "nats-server configuration `file`, for accounts, permissions and the like")
 	return cmd
 }
 
-// runBroker runs a broker until the command is interrupted, and prints one
-// line when clients can connect.
+// runBroker runs a broker until the command is interrupted. It prints one line when
+// clients can connect.
 func runBroker(cmd *cobra.Command, cfg broker.Config) error {
 	b, err := broker.New(cfg)
 	if err != nil {
@@ -96,14 +96,14 @@ func startLine(b *broker.Broker, cfg broker.Config) string {
 	return line.String()
 }
 
-// parseSync reads --sync: always is 0.
+// parseSync parses --sync; always is 0.
 func parseSync(s string) (time.Duration, error) {
 	if s == "always" {
 		return 0, nil
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil || d <= 0 {
-		return 0, cli.Usagef("--sync %q: want always, or an interval such as 2m", s)
+		return 0, cli.Usagef("--sync %q: must be always, or an interval such as 2m", s)
 	}
 	return d, nil
 }

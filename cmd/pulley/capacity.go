@@ -16,7 +16,7 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// capacityFlags say how much the workers of a process may take, and by whose word.
+// capacityFlags are the flags for the capacity of the workers of a process.
 type capacityFlags struct {
 	profile   string
 	itl, ttft time.Duration
@@ -24,7 +24,7 @@ type capacityFlags struct {
 	library   string
 	swapAfter time.Duration
 
-	sampler *gpu.Sampler // after equip; nil: NVML is off
+	sampler *gpu.Sampler // set by equip; nil if NVML is off
 }
 
 func (r *capacityFlags) check() error {
@@ -36,10 +36,10 @@ func (r *capacityFlags) check() error {
 		}
 	}
 	if !slices.Contains([]string{"auto", "required", "off"}, r.nvml) {
-		return cli.Usagef("--nvml %q: want auto, required or off", r.nvml)
+		return cli.Usagef("--nvml %q: must be auto, required or off", r.nvml)
 	}
 	if r.swapAfter <= 0 {
-		return cli.Usagef("--swap-after %v: want more than 0", r.swapAfter)
+		return cli.Usagef("--swap-after %v: must be more than 0", r.swapAfter)
 	}
 	for _, slo := range []struct {
 		flag  string
@@ -47,16 +47,16 @@ func (r *capacityFlags) check() error {
 	}{{"--slo-itl", r.itl}, {"--slo-ttft", r.ttft}} {
 		switch {
 		case slo.value < 0:
-			return cli.Usagef("%s %v: want more than 0, or 0 for none", slo.flag, slo.value)
+			return cli.Usagef("%s %v: must be more than 0, or 0 for none", slo.flag, slo.value)
 		case slo.value > 0 && p.Fixed:
-			return cli.Usagef("%s: the profile fixed takes its slots however slow they are; choose another", slo.flag)
+			return cli.Usagef("%s: the profile fixed uses all slots regardless of latency; choose another profile", slo.flag)
 		}
 	}
 	return nil
 }
 
-// equip gives workers what the flags say, and makes what watches the GPUs for
-// all of them.
+// equip sets what the flags say in the configurations of workers, and creates one
+// sampler of the GPUs for all of them.
 func (r *capacityFlags) equip(ctx context.Context, cfgs []worker.Config) error {
 	if err := r.check(); err != nil {
 		return err
@@ -69,7 +69,7 @@ func (r *capacityFlags) equip(ctx context.Context, cfgs []worker.Config) error {
 	}
 	for i := range cfgs {
 		c := &cfgs[i]
-		if c.Profile.Name == "" && r.profile != "" { // else it is the worker's to choose
+		if c.Profile.Name == "" && r.profile != "" { // otherwise the worker chooses
 			c.Profile, _ = policy.ProfileNamed(r.profile)
 		}
 		if !c.Profile.Fixed {
@@ -84,47 +84,46 @@ func (r *capacityFlags) equip(ctx context.Context, cfgs []worker.Config) error {
 	return nil
 }
 
-// during has the GPUs watched while do runs, and until the process that asks
-// NVML has ended.
+// during runs do while the GPUs are sampled. It returns when the probe process has ended.
 func (r *capacityFlags) during(ctx context.Context, do func() error) error {
 	if r.sampler == nil {
 		return do()
 	}
-	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var sampling sync.WaitGroup
-	sampling.Go(func() { r.sampler.Run(watching) })
+	sampling.Go(func() { r.sampler.Run(running) })
 	defer sampling.Wait()
 	defer stop()
 	return do()
 }
 
-const capacityHelp = `How much a worker takes it finds out by itself: from what the engine tells of its
-queue and its KV cache, from the pace of the answers, and from the GPUs. The
-profile says how far requests may slow each other down for the sake of more of
-them:
+// capacityHelp is the part of the help of pulley worker about capacity.
+const capacityHelp = `A worker determines its capacity itself: from the engine's queue and KV cache, from
+the time between tokens, and from the GPUs. The profile limits how much requests may
+slow each other down. The time per token may grow to
 
-  latency     to 1.5 times the time between two tokens of a request alone
-  balanced    to 3 times: the default
-  throughput  to 6 times
-  slots       as far as they do: all of slots= are used unless the engine is
-              overloaded. The default for an engine with slots=
-  fixed       slots= are used whatever happens, unless the engine or a GPU is ill
+  latency     1.5 times that of a request that runs alone
+  balanced    3 times (the default)
+  throughput  6 times
+  slots       any value: all of slots= are used unless the engine is overloaded
+              (the default for an engine with slots=)
+  fixed       any value: slots= are always used, unless the engine or a GPU fails
 
-'pulley worker info' shows what binds.`
+'pulley worker info' shows the capacity and what limits it.`
 
-// nvmlModes are what --nvml may be.
-var nvmlModes = []string{"auto\twith word of the GPUs where there is any", "required\ttake nothing without word of the GPUs", "off\tdo not ask"}
+// nvmlModes are the values of --nvml, for shell completion.
+var nvmlModes = []string{"auto\tuse GPU data if there is any", "required\taccept no requests without GPU data", "off\tdo not read GPUs"}
 
 func addCapacityFlags(cmd *cobra.Command) *capacityFlags {
 	r := &capacityFlags{}
 	fs := cmd.Flags()
-	fs.StringVar(&r.profile, "profile", "", "how far requests may slow each other down: latency, balanced, throughput, slots or fixed (default balanced; slots for an engine with slots=)")
-	fs.DurationVar(&r.itl, "slo-itl", 0, "longest mean `time` between two tokens to aim at (default none but the profile's)")
-	fs.DurationVar(&r.ttft, "slo-ttft", 0, "longest `time` to the first token to aim at, of nine requests in ten (default none)")
-	fs.DurationVar(&r.swapAfter, "swap-after", policy.SwapAfter, "how long a request waits at most for a model that is not loaded, while others have work")
-	fs.StringVar(&r.nvml, "nvml", "auto", "whether to ask NVML how the GPUs are: auto, required or off")
+	fs.StringVar(&r.profile, "profile", "", "how much requests may slow each other down: latency, balanced, throughput, slots or fixed (default balanced; slots for an engine with slots=)")
+	fs.DurationVar(&r.itl, "slo-itl", 0, "target for the mean `time` between two tokens (default that of the profile)")
+	fs.DurationVar(&r.ttft, "slo-ttft", 0, "target for the `time` to the first token, for nine of ten requests (default none)")
+	fs.DurationVar(&r.swapAfter, "swap-after", policy.SwapAfter, "maximum time that a request waits for a model that is not loaded, while loaded models are in use")
+	fs.StringVar(&r.nvml, "nvml", "auto", "whether to read the GPUs with NVML: auto, required or off")
 	fleet.AddLibraryFlag(fs, &r.library)
-	cmd.RegisterFlagCompletionFunc("profile", cobra.FixedCompletions(profileNames(), cobra.ShellCompDirectiveNoFileComp))
-	cmd.RegisterFlagCompletionFunc("nvml", cobra.FixedCompletions(nvmlModes, cobra.ShellCompDirectiveNoFileComp))
+	cli.CompleteFixed(cmd, "profile", profileNames()...)
+	cli.CompleteFixed(cmd, "nvml", nvmlModes...)
 	return r
 }

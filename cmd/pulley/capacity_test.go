@@ -11,15 +11,15 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// What is said of the room is checked before anything is started or asked.
-func TestRoomFlags(t *testing.T) {
+// The flags are checked before anything is started.
+func TestCapacityFlags(t *testing.T) {
 	for args, want := range map[string]string{
-		"--nvml on":                     "pulley: --nvml \"on\": want auto, required or off\n",
-		"--profile fast":                "pulley: --profile \"fast\": want latency, balanced, throughput, slots or fixed\n",
-		"--profile latencie":            "pulley: --profile \"latencie\": want latency, balanced, throughput, slots or fixed; did you mean \"latency\"?\n",
-		"--slo-itl -1s":                 "pulley: --slo-itl -1s: want more than 0, or 0 for none\n",
-		"--profile fixed --slo-ttft 2s": "pulley: --slo-ttft: the profile fixed takes its slots however slow they are; choose another\n",
-		"--slo-itl 50":                  "pulley: invalid argument \"50\" for \"--slo-itl\" flag: time: missing unit in duration \"50\"\n",
+		"--nvml on":                     "pulley: --nvml \"on\": must be auto, required or off\n",
+		"--profile fast":                "pulley: --profile \"fast\": must be latency, balanced, throughput, slots or fixed\n",
+		"--profile latencie":            "pulley: --profile \"latencie\": must be latency, balanced, throughput, slots or fixed; did you mean \"latency\"?\n",
+		"--slo-itl -1s":                 "pulley: --slo-itl -1s: must be more than 0, or 0 for none\n",
+		"--profile fixed --slo-ttft 2s": "pulley: --slo-ttft: the profile fixed uses all slots regardless of latency; choose another profile\n",
+		"--slo-itl 50":                  "pulley: --slo-itl: invalid value \"50\": must be a duration such as 30s or 5m\n",
 	} {
 		for _, cmd := range []string{"worker --engine http://127.0.0.1:9 ", "up "} {
 			code, _, stderr := clitest.Run(newRootCommand(), strings.Fields(cmd+args)...)
@@ -30,7 +30,7 @@ func TestRoomFlags(t *testing.T) {
 	}
 }
 
-func TestRoomFlagsOfEachEngine(t *testing.T) {
+func TestCapacityFlagsOfEachEngine(t *testing.T) {
 	cfgs := make([]worker.Config, 2)
 	cfgs[1].Profile = policy.FixedSlots
 	r := &capacityFlags{profile: "throughput", itl: time.Second, ttft: time.Minute, nvml: "required", swapAfter: policy.SwapAfter}

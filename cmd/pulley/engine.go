@@ -16,11 +16,12 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
+// engineHelp describes --engine.
 const engineHelp = "`URL[,KEY=VALUE]...` of an engine (repeatable); keys: " + engineKeys
 
 const engineKeys = "name, model, pool, slots, profile, weight, gpus, dialect, metrics, baseline-itl, swap-after, key-env"
 
-// parseEngine reads an --engine flag. model may be given several times.
+// parseEngine parses a value of --engine. The key model may be given several times.
 func parseEngine(spec string) (worker.Config, error) {
 	var cfg worker.Config
 	bad := func(format string, args ...any) (worker.Config, error) {
@@ -33,12 +34,12 @@ func parseEngine(spec string) (worker.Config, error) {
 	}
 	u, err := url.Parse(cfg.Engine)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return bad("%q is no URL such as http://127.0.0.1:8000", cfg.Engine)
+		return bad("%q is not a URL such as http://127.0.0.1:8000", cfg.Engine)
 	}
 	for _, p := range parts[1:] {
 		k, v, _ := strings.Cut(p, "=")
 		if v == "" {
-			return bad("%q has no value; want URL[,KEY=VALUE]..., such as http://127.0.0.1:8000,slots=64", p)
+			return bad("%q has no value; must be URL[,KEY=VALUE]..., such as http://127.0.0.1:8000,slots=64", p)
 		}
 		switch k {
 		case "model":
@@ -47,13 +48,13 @@ func parseEngine(spec string) (worker.Config, error) {
 			cfg.Pool = v
 		case "slots":
 			if cfg.Slots, err = strconv.Atoi(v); err != nil || cfg.Slots < 1 {
-				return bad("slots=%s: want 1 or more", v)
+				return bad("slots=%s: must be 1 or more", v)
 			}
 		case "name":
 			cfg.Name = v
 		case "weight":
 			if cfg.Weight, err = strconv.ParseFloat(v, 64); err != nil || !(cfg.Weight > 0) || cfg.Weight > 1e6 {
-				return bad("weight=%s: want a number above 0", v)
+				return bad("weight=%s: must be a number above 0", v)
 			}
 		case "profile":
 			if cfg.Profile, err = parseProfile(v); err != nil {
@@ -73,36 +74,36 @@ func parseEngine(spec string) (worker.Config, error) {
 			}
 		case "baseline-itl":
 			if cfg.Baseline, err = time.ParseDuration(v); err != nil || cfg.Baseline <= 0 {
-				return bad("baseline-itl=%s: want the time between two tokens of a request alone, such as 12ms", v)
+				return bad("baseline-itl=%s: must be the time per token of a request that runs alone, such as 12ms", v)
 			}
 		case "swap-after":
 			if cfg.SwapAfter, err = time.ParseDuration(v); err != nil || cfg.SwapAfter <= 0 {
-				return bad("swap-after=%s: want a time such as 10s", v)
+				return bad("swap-after=%s: must be a duration such as 10s", v)
 			}
 		case "key-env":
 			if cfg.APIKey = os.Getenv(v); cfg.APIKey == "" {
-				return bad("the environment variable %s is empty", v)
+				return bad("environment variable %s is empty or not set", v)
 			}
 		default:
-			return bad("there is no %q%s; keys: %s", k, cli.DidYouMean(k, strings.Split(engineKeys, ", ")), engineKeys)
+			return bad("unknown key %q%s; keys: %s", k, cli.DidYouMean(k, strings.Split(engineKeys, ", ")), engineKeys)
 		}
 	}
 	if cfg.Pool != "" && len(cfg.Models) > 1 {
-		return bad("a pool takes one model, and %d are named", len(cfg.Models))
+		return bad("pool= allows one model=, not %d", len(cfg.Models))
 	}
 	return cfg, nil
 }
 
-// gpuName is how an engine's GPU may be named: NVML's index, with an instance as
-// index:number, or a UUID or as much of its beginning as tells it from others.
+// gpuName matches the name of a GPU in gpus=: NVML's index, index:number for a MIG
+// instance, or a UUID or a unique beginning of one.
 var gpuName = regexp.MustCompile(`^([0-9]+(:[0-9]+)?|(GPU|MIG)-[-0-9A-Fa-f/]{4,})$`)
 
-// parseGPUs reads gpus=0+1.
+// parseGPUs parses gpus=0+1.
 func parseGPUs(text string) ([]string, error) {
 	names := strings.Split(text, "+")
 	for i, n := range names {
 		if !gpuName.MatchString(n) {
-			return nil, fmt.Errorf("gpus=%s: %q is neither an index nor a UUID; want such as 0+1, 0:1 for an instance, or GPU-1f2e3d4c", text, n)
+			return nil, fmt.Errorf("gpus=%s: %q is neither an index nor a UUID; examples: 0+1, 0:1 for a MIG instance, GPU-1f2e3d4c", text, n)
 		}
 		if slices.Contains(names[:i], n) {
 			return nil, fmt.Errorf("gpus=%s: %s is named twice", text, n)
@@ -111,11 +112,11 @@ func parseGPUs(text string) ([]string, error) {
 	return names, nil
 }
 
-// parseMetricsURL reads metrics=URL.
+// parseMetricsURL parses metrics=URL.
 func parseMetricsURL(text string) (string, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return "", fmt.Errorf("metrics=%s: want a URL such as http://127.0.0.1:8002/metrics", text)
+		return "", fmt.Errorf("metrics=%s: must be a URL such as http://127.0.0.1:8002/metrics", text)
 	}
 	return text, nil
 }
@@ -123,7 +124,7 @@ func parseMetricsURL(text string) (string, error) {
 func parseProfile(name string) (policy.Profile, error) {
 	p, ok := policy.ProfileNamed(name)
 	if !ok || name == "" {
-		return p, fmt.Errorf("%q: want %s%s", name, spell(profileNames()), cli.DidYouMean(name, profileNames()))
+		return p, fmt.Errorf("%q: must be %s%s", name, cli.OneOf(profileNames()), cli.DidYouMean(name, profileNames()))
 	}
 	return p, nil
 }
@@ -133,13 +134,4 @@ func profileNames() (names []string) {
 		names = append(names, p.Name)
 	}
 	return names
-}
-
-// spell is "a, b or c".
-func spell(words []string) string {
-	if len(words) < 2 {
-		return strings.Join(words, "")
-	}
-	last := len(words) - 1
-	return strings.Join(words[:last], ", ") + " or " + words[last]
 }

@@ -30,23 +30,23 @@ func TestParseEngine(t *testing.T) {
 		}
 	}
 	for spec, want := range map[string]string{
-		"h:1":                                   "no URL",
+		"h:1":                                   "not a URL",
 		"http://h:1,slots=0":                    "slots=0",
 		"http://h:1,weight=-1":                  "weight=-1",
 		"http://h:1,pool=":                      `"pool=" has no value`,
-		"http://h:1,pool=p,model=a,model=b":     "a pool takes one model, and 2 are named",
-		"http://h:1,tier=x":                     `there is no "tier"; keys: name, model, pool, slots, profile, weight, gpus, `,
-		"http://h:1,gpu=0":                      `there is no "gpu"; did you mean "gpus"?`,
+		"http://h:1,pool=p,model=a,model=b":     "pool= allows one model=, not 2",
+		"http://h:1,tier=x":                     `unknown key "tier"; keys: name, model, pool, slots, profile, weight, gpus, `,
+		"http://h:1,gpu=0":                      `unknown key "gpu"; did you mean "gpus"?`,
 		"http://h:1,gpus=0,1":                   `"1" has no value`,
-		"http://h:1,gpus=0+":                    `gpus=0+: "" is neither an index nor a UUID; want such as 0+1`,
+		"http://h:1,gpus=0+":                    `gpus=0+: "" is neither an index nor a UUID; examples: 0+1`,
 		"http://h:1,gpus=cuda:0":                `"cuda:0" is neither an index nor a UUID`,
 		"http://h:1,gpus=GPU-1":                 `"GPU-1" is neither an index nor a UUID`,
 		"http://h:1,gpus=1+1":                   `gpus=1+1: 1 is named twice`,
-		"http://h:1,profile=ballanced":          `profile "ballanced": want latency, balanced, throughput, slots or fixed; did you mean "balanced"?`,
+		"http://h:1,profile=ballanced":          `profile "ballanced": must be latency, balanced, throughput, slots or fixed; did you mean "balanced"?`,
 		"http://h:1,dialect=vlm":                `dialect "vlm": want vllm, sglang,`,
-		"http://h:1,metrics=/metrics":           `metrics=/metrics: want a URL such as`,
-		"http://h:1,baseline-itl=12":            `baseline-itl=12: want the time between two tokens of a request alone, such as 12ms`,
-		"http://h:1,key-env=PULLEY_NO_SUCH_KEY": "PULLEY_NO_SUCH_KEY is empty",
+		"http://h:1,metrics=/metrics":           `metrics=/metrics: must be a URL such as`,
+		"http://h:1,baseline-itl=12":            `baseline-itl=12: must be the time per token of a request that runs alone, such as 12ms`,
+		"http://h:1,key-env=PULLEY_NO_SUCH_KEY": "PULLEY_NO_SUCH_KEY is empty or not set",
 	} {
 		if _, err := parseEngine(spec); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want one with %q", spec, err, want)

@@ -15,33 +15,34 @@ import (
 	"github.com/pulley-lb/pulley/gateway"
 )
 
-// gatewayFlags are the flags that pulley gateway and pulley up share.
+// gatewayFlags are the flags that pulley gateway and pulley up have in common.
 type gatewayFlags struct {
 	listen, admin string
 	auth          string
 	cfg           gateway.Config
 }
 
-// config is the gateway's configuration; it does not serve strangers unasked.
+// config returns the configuration of the gateway. Unless --auth off is given, a gateway
+// that is not on loopback requires keys.
 func (g *gatewayFlags) config(ctx context.Context) (gateway.Config, error) {
 	cfg := g.cfg
 	cfg.Logger, cfg.Version = cli.Logger(ctx), buildVersion()
 	host, _, err := net.SplitHostPort(g.listen)
 	if err != nil {
-		return cfg, cli.Usagef("--listen %q: want host:port, such as 127.0.0.1:8080", g.listen)
+		return cfg, cli.Usagef("--listen %q: must be host:port, such as 127.0.0.1:8080", g.listen)
 	}
 	switch mode := gateway.AuthMode(g.auth); {
-	case mode == gateway.AuthAuto && !loopback(host): // strangers must not use the GPUs
+	case mode == gateway.AuthAuto && !loopback(host): // otherwise anyone on the network could use the GPUs
 		cfg.Auth = gateway.AuthRequired
 	case mode == gateway.AuthAuto, mode == gateway.AuthRequired, mode == gateway.AuthOff:
 		cfg.Auth = mode
 	default:
-		return cfg, cli.Usagef("--auth %q: want auto, required or off", g.auth)
+		return cfg, cli.Usagef("--auth %q: must be auto, required or off", g.auth)
 	}
 	return cfg, nil
 }
 
-// listeners opens both ports.
+// listeners opens the ports of the API and of the admin server.
 func (g *gatewayFlags) listeners() (ingress, admin net.Listener, err error) {
 	if ingress, err = net.Listen("tcp", g.listen); err != nil {
 		return nil, nil, fmt.Errorf("--listen %s: %w", g.listen, portError(err))
@@ -57,17 +58,17 @@ func (g *gatewayFlags) listeners() (ingress, admin net.Listener, err error) {
 
 func addGatewayFlags(fs *pflag.FlagSet) *gatewayFlags {
 	g := &gatewayFlags{}
-	fs.StringVar(&g.listen, "listen", "127.0.0.1:8080", "`host:port` of the API; port 0 takes a free one")
-	fs.StringVar(&g.admin, "admin", "127.0.0.1:8081", "`host:port` of health, metrics and profiles; port 0 takes a free one, \"\" turns it off")
-	fs.StringVar(&g.auth, "auth", "auto", "whether clients need a key: required, off, or auto: as soon as one exists, and always where --listen is not loopback")
-	fs.StringArrayVar(&g.cfg.CORSOrigins, "cors-origin", nil, "`origin` whose pages may call from a browser, such as https://chat.example.com; * is any (repeatable)")
+	fs.StringVar(&g.listen, "listen", "127.0.0.1:8080", "`host:port` of the API; port 0 chooses a free one")
+	fs.StringVar(&g.admin, "admin", "127.0.0.1:8081", "`host:port` for health checks, metrics and profiles; port 0 chooses a free one, \"\" turns it off")
+	fs.StringVar(&g.auth, "auth", "auto", "whether clients need a key: required, off, or auto (once a key exists, and always if --listen is not loopback)")
+	fs.StringArrayVar(&g.cfg.CORSOrigins, "cors-origin", nil, "`origin` of web pages that may call the API, such as https://chat.example.com; * for any (repeatable)")
 	fs.DurationVar(&g.cfg.NoWorkerWait, "no-worker-wait", 0, "how long a request waits while no worker serves its model (default 30s)")
-	fs.DurationVar(&g.cfg.KeepAlive, "keep-alive", 0, "silence after which a stream that waits gets a comment (default 10s)")
-	fs.DurationVar(&g.cfg.SlowClient, "slow-client", 0, "how long a client may take no bytes before it is cut off (default 30s)")
-	fs.DurationVar(&g.cfg.MaxDeadline, "max-deadline", 0, "longest deadline that a client may ask for (default 24h)")
-	cli.SizeVar(fs, &g.cfg.MaxBody, "max-body", 0, "largest request body (default 64MiB)")
-	cli.SizeVar(fs, &g.cfg.InlineBody, "inline-body", 0, "largest body that travels through the queue; larger ones are fetched from the gateway (default 256KiB)")
-	cli.SizeVar(fs, &g.cfg.BodyMemory, "body-memory", 0, "bound of all request bodies held at once (default 1GiB)")
+	fs.DurationVar(&g.cfg.KeepAlive, "keep-alive", 0, "interval of the SSE comments that a waiting stream gets (default 10s)")
+	fs.DurationVar(&g.cfg.SlowClient, "slow-client", 0, "how long a client may read nothing before its request is cancelled (default 30s)")
+	fs.DurationVar(&g.cfg.MaxDeadline, "max-deadline", 0, "maximum deadline that a client may ask for (default 24h)")
+	cli.SizeVar(fs, &g.cfg.MaxBody, "max-body", 0, "maximum size of a request body (default 64MiB)")
+	cli.SizeVar(fs, &g.cfg.InlineBody, "inline-body", 0, "maximum size of a body in the queue; workers fetch larger ones from the gateway (default 256KiB)")
+	cli.SizeVar(fs, &g.cfg.BodyMemory, "body-memory", 0, "maximum size of all request bodies in memory (default 1GiB)")
 	return g
 }
 
@@ -76,21 +77,21 @@ func newGatewayCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "gateway",
 		Short: "Run an HTTP ingress",
-		Long: `Run an HTTP ingress: it takes OpenAI-style requests, puts them on the queue and
-streams back what a worker answers. Any number of gateways may serve the same
-broker; they share nothing else.
+		Long: `Run an HTTP ingress: it accepts OpenAI-style requests, puts them into a queue, and
+streams the answers of the workers back. Any number of gateways can use the same
+broker; they have nothing else in common.
 
-It creates the streams and consumers that it needs. Stop it with SIGTERM:
-/readyz fails at once, running requests finish, then it exits with 0.`,
+A gateway creates the streams and consumers that it needs. On SIGTERM /readyz fails
+at once, running requests finish, and the gateway exits with 0.`,
 		Example: `  pulley gateway --nats nats://broker-1:4222,nats://broker-2:4222 --listen 127.0.0.1:8080
   curl -s 127.0.0.1:8080/v1/models`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	g := addGatewayFlags(fs)
-	fs.DurationVar(&g.cfg.DrainTimeout, "drain-timeout", 0, "how long running requests may go on after SIGTERM (default 10m)")
-	fs.DurationVar(&g.cfg.DrainDelay, "drain-delay", 0, "how long the port stays open after /readyz fails, for balancers to notice")
-	fs.IntVar(&replicas, "replicas", 1, "copies of each stream that it creates; 3 on a cluster of three brokers")
+	fs.DurationVar(&g.cfg.DrainTimeout, "drain-timeout", 0, "how long running requests may continue after SIGTERM (default 10m)")
+	fs.DurationVar(&g.cfg.DrainDelay, "drain-delay", 0, "how long the port stays open after /readyz fails, so that load balancers notice")
+	fs.IntVar(&replicas, "replicas", 1, "replicas of each stream that the gateway creates; use 3 on a cluster of three brokers")
 	c := cli.AddConnectFlags(fs)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := g.config(cmd.Context())
@@ -98,7 +99,7 @@ It creates the streams and consumers that it needs. Stop it with SIGTERM:
 			return err
 		}
 		if !slices.Contains([]int{1, 3, 5}, replicas) {
-			return cli.Usagef("--replicas %d: want 1, 3 or 5", replicas)
+			return cli.Usagef("--replicas %d: must be 1, 3 or 5", replicas)
 		}
 		cfg.Replicas = replicas
 		ingress, admin, err := g.listeners()
@@ -118,19 +119,19 @@ It creates the streams and consumers that it needs. Stop it with SIGTERM:
 		if admin != nil {
 			fmt.Fprintf(cmd.OutOrStdout(), "admin    http://%s\n", admin.Addr())
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "keys     %s\n", keysText(cfg.Auth, "needed as soon as there is one (pulley key ls)"))
+		fmt.Fprintf(cmd.OutOrStdout(), "keys     %s\n", keysText(cfg.Auth, "required once a key exists (pulley key ls)"))
 		return runParts(cmd.Context(), [][]part{{{"gateway", func(ctx context.Context) error { return gw.Run(ctx, ingress, admin) }}}})
 	}
 	return cmd
 }
 
-// keysText says whether clients need a key.
+// keysText says whether clients need a key; auto is the text for --auth auto.
 func keysText(auth gateway.AuthMode, auto string) string {
 	switch auth {
 	case gateway.AuthOff:
-		return "not asked for (--auth off)"
+		return "not required (--auth off)"
 	case gateway.AuthRequired:
-		return "needed; add one: pulley key add --tenant NAME"
+		return "required; create one with: pulley key add --tenant NAME"
 	}
 	return auto
 }
@@ -143,10 +144,10 @@ func loopback(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// portError says what to do about a port that cannot be had.
+// portError adds a remedy to the error about a port that is in use.
 func portError(err error) error {
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return errors.New("the port is in use, maybe by another pulley or an engine; choose another, or 0 for a free one")
+		return errors.New("the port is in use, possibly by another pulley or an engine; choose another port, or 0 for a free one")
 	}
 	return err
 }

@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// collectLess lets a small heap grow to smallHeap before it is collected, and
-// goes on doing so as the heap changes. A gateway or worker lives in some 15 MB
-// and makes garbage at the rate of its requests: at Go's default it collects
-// dozens of times a second, which cost a tenth of the CPU at 16 requests at
-// once. $GOGC, if set, rules instead.
+// collectLess lets a small heap grow to smallHeap before it is collected, and adjusts
+// this as the heap changes. A gateway or worker has some 15 MB of live data and produces
+// garbage at the rate of its requests: with Go's default it collected dozens of times a
+// second, which took a tenth of the CPU at 16 requests in flight. If $GOGC is set,
+// collectLess does nothing.
 func collectLess(ctx context.Context) {
 	const smallHeap, every = 96 << 20, 2 * time.Second
 	if os.Getenv("GOGC") != "" {

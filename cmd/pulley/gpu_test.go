@@ -14,7 +14,7 @@ import (
 	"github.com/pulley-lb/pulley/gpu/fakenvml"
 )
 
-// onFake runs a command line on a machine with a fake NVML.
+// onFake runs a command line with a fake NVML.
 func onFake(t *testing.T, lib *fakenvml.Library, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	before := fleet.ProbeCommand
@@ -29,11 +29,11 @@ func TestGPUList(t *testing.T) {
 	lib.Set(t, slices.Concat(fakenvml.H100(0), fakenvml.SplitA100(1), fakenvml.H100(2))...)
 	lib.Set(t, "0.reasons=0x68", "2.remap=9,2,0,1")
 	code, stdout, stderr := onFake(t, lib, "gpu", "ls", "--local")
-	want := `GPU  NAME                   STATE          MEMORY  UTIL  TEMP  POWER  MIG      SLOWED BY                       REASON
-0    NVIDIA H100 80GB HBM3  slowed  71.0/79.6 GiB   97%  64°C  655 W  -        hw_slowdown,thermal,hw_thermal  -
-1:0  NVIDIA A100-SXM4-40GB  ok       0.0/19.5 GiB     -  41°C   90 W  3g.20gb  -                               -
-1:1  NVIDIA A100-SXM4-40GB  ok        0.0/4.8 GiB     -  41°C   90 W  1g.5gb   -                               -
-2    NVIDIA H100 80GB HBM3  sick    71.0/79.6 GiB   97%  64°C  655 W  -        -                               row remapping failed
+	want := `GPU  NAME                   STATUS            MEMORY  UTIL  TEMP  POWER  MIG      THROTTLED BY                    REASON
+0    NVIDIA H100 80GB HBM3  throttled  71.0/79.6 GiB   97%  64°C  655 W  -        hw_slowdown,thermal,hw_thermal  -
+1:0  NVIDIA A100-SXM4-40GB  ok          0.0/19.5 GiB     -  41°C   90 W  3g.20gb  -                               -
+1:1  NVIDIA A100-SXM4-40GB  ok           0.0/4.8 GiB     -  41°C   90 W  1g.5gb   -                               -
+2    NVIDIA H100 80GB HBM3  unhealthy  71.0/79.6 GiB   97%  64°C  655 W  -        -                               row remapping failed
 `
 	if code != 0 || stdout != want || stderr != "" {
 		t.Errorf("exit code %d, stderr %q\n got\n%s\nwant\n%s", code, stderr, stdout, want)
@@ -58,8 +58,8 @@ func TestGPUInfo(t *testing.T) {
 	lib.Set(t, "count=2")
 	lib.Set(t, append(fakenvml.H100(0), fakenvml.GB10(1)...)...)
 	code, stdout, stderr := onFake(t, lib, "gpu", "info", "GPU-1f", "--local")
-	for _, want := range []string{"architecture  hopper 9.0\n", "driver  580.65.06 NVML 13.580.65.06\n", "bandwidth     about 3352 GB/s, weight 1.64\n",
-		"temperature   64°C, memory 71°C, slows down in 21°C\n", "power         655 W of 700 W\n", "ECC errors     0\n", "recovery       none\n", "4711  70.0 GiB\n", "4712  -\n"} {
+	for _, want := range []string{"architecture  hopper 9.0\n", "driver   580.65.06 NVML 13.580.65.06\n", "bandwidth     about 3352 GB/s, weight 1.64\n",
+		"temperature  64°C, memory 71°C, 21°C below throttling\n", "power        655 W of 700 W\n", "ECC errors     0\n", "recovery       none\n", "4711  70.0 GiB\n", "4712  -\n"} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("no %q", want)
 		}
@@ -81,10 +81,10 @@ func TestGPUErrors(t *testing.T) {
 		code int
 		want string
 	}{
-		"no such GPU":       {"gpu info 7 --local", 3, "pulley: no GPU \"7\"; there is 0, 1\n"},
-		"which GPU":         {"gpu info --local", 2, "pulley: name the GPU: which of 0, 1?\n"},
-		"an unknown format": {"gpu ls --local -o xml", 2, "pulley: --output \"xml\": want table, wide, json or yaml\n"},
-		"all of whom":       {"gpu ls --all", 2, "pulley: --all: only this machine can be asked for that: say --local too\n"},
+		"no such GPU":       {"gpu info 7 --local", 3, "pulley: no GPU \"7\" on this machine; it has 0, 1\n"},
+		"which GPU":         {"gpu info --local", 2, "pulley: missing argument: GPU, one of 0, 1\n"},
+		"an unknown format": {"gpu ls --local -o xml", 2, "pulley: --output \"xml\": must be table, wide, json or yaml\n"},
+		"all of whom":       {"gpu ls --all", 2, "pulley: --all needs --local\n"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -95,12 +95,12 @@ func TestGPUErrors(t *testing.T) {
 	}
 	lib.Set(t, "init=18")
 	code, _, stderr := onFake(t, lib, "gpu", "ls", "--local")
-	if code != 1 || !strings.HasPrefix(stderr, "pulley: NVML and the loaded NVIDIA driver are of different versions") || !strings.Contains(stderr, "restart the machine") {
+	if code != 1 || !strings.HasPrefix(stderr, "pulley: NVML and the loaded NVIDIA driver have different versions") || !strings.Contains(stderr, "restart the machine") {
 		t.Errorf("exit code %d, stderr %q", code, stderr)
 	}
 	none := &fakenvml.Library{Path: t.TempDir() + "/libnvidia-ml.so.1"}
 	code, _, stderr = onFake(t, none, "gpu", "ls", "--local")
-	if code != 1 || !strings.HasPrefix(stderr, "pulley: NVML, the NVIDIA driver's library libnvidia-ml.so.1, is not here: "+none.Path) {
+	if code != 1 || !strings.HasPrefix(stderr, "pulley: NVML not found (libnvidia-ml.so.1, a library of the NVIDIA driver): "+none.Path) {
 		t.Errorf("exit code %d, stderr %q", code, stderr)
 	}
 }

@@ -27,8 +27,7 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// gpuWorker is a worker's process beside an engine, on a machine with a fake
-// NVML, which it asks through a child of its own.
+// gpuWorker is the process of a worker beside an engine, on a machine with a fake NVML.
 type gpuWorker struct {
 	t      *testing.T
 	name   string
@@ -41,25 +40,24 @@ type gpuWorker struct {
 	over   bool // its end was waited for
 }
 
-// await waits for a heartbeat of which is says that it is the one. The worker must
-// never fall silent.
+// await waits for a heartbeat that satisfies a condition. Heartbeats must never stop.
 func (w *gpuWorker) await(what string, is func(h subjects.Heartbeat) bool) subjects.Heartbeat {
 	w.t.Helper()
 	var h subjects.Heartbeat
 	began := time.Now()
-	for heard := began; time.Since(began) < time.Minute; {
-		m, err := w.beats.NextMsg(mostSilence)
+	for last := began; time.Since(began) < time.Minute; {
+		m, err := w.beats.NextMsg(maxSilence)
 		var now subjects.Heartbeat
 		if err == nil {
 			err = json.Unmarshal(m.Data, &now)
 		}
-		if err != nil || time.Since(heard) > mostSilence {
-			w.t.Fatalf("%s: no heartbeat for %v: %v; the last: %+v\n%s", what, mostSilence, err, h, &w.stderr)
+		if err != nil || time.Since(last) > maxSilence {
+			w.t.Fatalf("%s: no heartbeat for %v: %v; the last: %+v\n%s", what, maxSilence, err, h, &w.stderr)
 		}
 		if now.Name != w.name { // another test's
 			continue
 		}
-		if h, heard = now, time.Now(); is(h) {
+		if h, last = now, time.Now(); is(h) {
 			return h
 		}
 	}
@@ -68,8 +66,8 @@ func (w *gpuWorker) await(what string, is func(h subjects.Heartbeat) bool) subje
 	return h
 }
 
-// stop ends the worker as a service manager does. It and its probe must be gone
-// soon after.
+// stop ends the worker as a service manager does. The worker and its probe must end soon
+// after.
 func (w *gpuWorker) stop() {
 	w.t.Helper()
 	if w.over {
@@ -101,7 +99,7 @@ func fakeEngine(t *testing.T) string {
 	return server.URL
 }
 
-// startGPUWorker starts one with these flags, and an --engine with these keys.
+// startGPUWorker starts a worker with these flags, and with these keys of --engine.
 func startGPUWorker(t *testing.T, lib *fakenvml.Library, url, flags, keys string) *gpuWorker {
 	t.Helper()
 	w := &gpuWorker{t: t, name: fmt.Sprintf("w-%x", time.Now().UnixNano()), lib: lib, ended: make(chan error, 1)}
@@ -124,11 +122,11 @@ func startGPUWorker(t *testing.T, lib *fakenvml.Library, url, flags, keys string
 	return w
 }
 
-// mostSilence between two heartbeats would be a worker that something blocks; it
-// is what a busy machine may make of half a second.
-const mostSilence = 10 * time.Second
+// maxSilence between two heartbeats would mean that the worker is blocked. It allows for
+// a busy machine: the interval is half a second.
+const maxSilence = 10 * time.Second
 
-// probesOf are the processes that ask a library.
+// probesOf returns the processes that use a library.
 func probesOf(lib *fakenvml.Library) (pids []string) {
 	environs, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, name := range environs {
@@ -154,8 +152,8 @@ func scripted(t *testing.T, count int, lines ...string) *fakenvml.Library {
 	return lib
 }
 
-// TestWorkerOnEveryMachine has a worker on machines of every kind: it is there,
-// and takes requests, or says why not.
+// TestWorkerOnEveryMachine runs a worker on machines of every kind: it starts, and
+// accepts requests or says why not.
 func TestWorkerOnEveryMachine(t *testing.T) {
 	url, _ := clitest.Broker(t, broker.Config{})
 	type machine struct {
@@ -220,7 +218,7 @@ func TestWorkerOnEveryMachine(t *testing.T) {
 				t.Errorf("NVML %+v, room %+v, %d slots", h.NVML, h.Capacity, h.Slots)
 			}
 		}},
-		"nobody asks": {h100, "--nvml off", "", func(t *testing.T, w *gpuWorker) {
+		"NVML off": {h100, "--nvml off", "", func(t *testing.T, w *gpuWorker) {
 			w.await("ready", func(h subjects.Heartbeat) bool { return h.State == subjects.Ready && h.NVML == nil })
 			if pids := probesOf(w.lib); len(pids) > 0 {
 				t.Errorf("probes run: %v", pids)
@@ -238,7 +236,7 @@ func TestWorkerOnEveryMachine(t *testing.T) {
 			w.await("both", func(h subjects.Heartbeat) bool {
 				return hasGPUs(2)(h) && h.NVML.GPUs[0].WatchesXIDs && h.NVML.GPUs[1].WatchesXIDs
 			})
-			w.lib.Set(t, "xid=1:0:31") // a program's fault: the engine answers, so it goes on
+			w.lib.Set(t, "xid=1:0:31") // an error of a program: the engine answers, so the worker stays ready
 			w.await("XID 31", func(h subjects.Heartbeat) bool { return h.State == subjects.Ready && len(h.NVML.GPUs[0].XIDs) == 1 })
 			w.lib.Set(t, "xid=2:1:79")
 			h := w.await("a fence", func(h subjects.Heartbeat) bool { return h.State == subjects.Fenced && strings.Contains(h.Reason, "79") })
@@ -288,7 +286,7 @@ func TestWorkerOnEveryMachine(t *testing.T) {
 	}
 }
 
-// A worker that is killed outright leaves no probe behind.
+// The probe of a worker that is killed ends too.
 func TestProbeOfAKilledWorkerEnds(t *testing.T) {
 	url, _ := clitest.Broker(t, broker.Config{})
 	w := startGPUWorker(t, scripted(t, 1, fakenvml.H100(0)...), url, "", "")
@@ -303,8 +301,8 @@ func TestProbeOfAKilledWorkerEnds(t *testing.T) {
 	}
 }
 
-// TestFleetOfGPUs goes all the way: a worker's process, a gateway, requests while
-// the driver hangs, then a GPU that dies, and what events, metrics and verbs say.
+// TestFleetOfGPUs tests a worker's process with a gateway: requests while the driver
+// hangs, then a GPU that fails, with the events, metrics and listings that follow.
 func TestFleetOfGPUs(t *testing.T) {
 	url, _ := clitest.Broker(t, broker.Config{})
 	nc, err := nats.Connect(url)
@@ -354,11 +352,11 @@ func TestFleetOfGPUs(t *testing.T) {
 		return stdout
 	}
 	for args, wants := range map[string][]string{
-		"gpu ls":        {"fenced: XID 79 (fallen off the bus)", "remedy: start the engine anew"},
+		"gpu ls":        {"fenced: XID 79 (fallen off the bus)", "remedy: restart the engine"},
 		"gpu info":      {"H100", "XID 79 (fallen off the bus)"},
 		"worker ls":     {"fenced", "0/0  fence", "GPU 1: XID 79"},
 		"top --once":    {"fenced", "is fenced: XID 79"},
-		"worker info w": {"in use          0 of 0: nothing may start: GPU 1: XID 79 (fallen off the bus)\n", "\nlast decisions\n"},
+		"worker info w": {"in flight       0 of 0: no request may start: GPU 1: XID 79 (fallen off the bus)\n", "\nlatest decisions\n"},
 	} {
 		out := verb(args)
 		for _, want := range wants {

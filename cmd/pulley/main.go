@@ -1,3 +1,5 @@
+// Command pulley distributes LLM inference requests over GPU workers. One binary has all
+// parts of the system: each part is a subcommand, and pulley up runs all of them.
 package main
 
 import (
@@ -13,7 +15,7 @@ func main() {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	go func() { // lives as long as the process
+	go func() { // runs until the process ends
 		<-signals
 		cancel(cli.ErrInterrupted)
 		<-signals

@@ -9,21 +9,21 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// part is something that runs until its context is done.
+// part is a gateway, a worker or the like: it runs until its context is done.
 type part struct {
 	name string
 	run  func(context.Context) error
 }
 
-// runParts runs stages of parts side by side, and stops them, the last stage
-// first, when ctx is done or one of them ends. A worker that was ordered to leave
-// ends alone.
+// runParts runs all parts at the same time. When ctx is done, or when one of them ends,
+// it stops the stages one after the other, the last stage first. A worker that was
+// drained ends without stopping the others.
 func runParts(ctx context.Context, stages [][]part) error {
-	lean, stopLean := context.WithCancel(context.WithoutCancel(ctx))
+	collecting, stopCollecting := context.WithCancel(context.WithoutCancel(ctx))
 	var collector sync.WaitGroup
-	collector.Go(func() { collectLess(lean) })
+	collector.Go(func() { collectLess(collecting) })
 	defer collector.Wait()
-	defer stopLean()
+	defer stopCollecting()
 
 	ended := make(chan error, 64)
 	type running struct {

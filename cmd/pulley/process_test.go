@@ -19,8 +19,8 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 )
 
-// TestBePulley is not a test: the tests of the whole process start this binary
-// again, to be pulley with the arguments in BE_PULLEY.
+// TestBePulley is not a test: tests of the whole process start the test binary again, to
+// run pulley with the arguments in BE_PULLEY.
 func TestBePulley(t *testing.T) {
 	args, ok := os.LookupEnv("BE_PULLEY")
 	if !ok {
@@ -31,7 +31,7 @@ func TestBePulley(t *testing.T) {
 	main()
 }
 
-// pulleyProcess is a process that runs pulley with args.
+// pulleyProcess returns a process that runs pulley with args.
 func pulleyProcess(t *testing.T, args string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestBePulley$")

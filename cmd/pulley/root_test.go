@@ -46,7 +46,7 @@ func TestHelpIsNotWide(t *testing.T) {
 	})
 }
 
-// Every verb says what it does, with an example that names it.
+// Every verb has a description, and an example that contains its name.
 func TestEveryVerbHasHelp(t *testing.T) {
 	nouns := []string{"gpu", "tier", "route", "pool", "worker", "queue", "request", "dead", "key", "policy"}
 	seen := make(map[string]bool)

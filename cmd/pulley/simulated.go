@@ -11,7 +11,7 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// simulations are the engines that run inside pulley up.
+// simulations are the servers of the simulated engines inside pulley up.
 type simulations []*http.Server
 
 func (s simulations) close() {
@@ -20,7 +20,7 @@ func (s simulations) close() {
 	}
 }
 
-// simulate starts a fast and a slow engine with the same model.
+// simulate starts a fast and a slow engine that serve the same model.
 func simulate() ([]worker.Config, simulations, error) {
 	var cfgs []worker.Config
 	var servers simulations
@@ -37,7 +37,7 @@ func simulate() ([]worker.Config, simulations, error) {
 			return nil, servers, fmt.Errorf("simulated engine: %w", err)
 		}
 		server := &http.Server{Handler: eng, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
-		go server.Serve(l) // ends with close
+		go server.Serve(l) // close ends it
 		servers = append(servers, server)
 		cfgs = append(cfgs, worker.Config{Engine: "http://" + l.Addr().String(), Name: c.Name, EngineName: "sim", Slots: c.Slots})
 	}

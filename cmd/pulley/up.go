@@ -16,25 +16,26 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
+// upFlags are the flags of pulley up.
 type upFlags struct {
 	gateway    *gatewayFlags
 	natsListen string
 	storeDir   string
 	engines    []string
-	room       *capacityFlags
+	capacity   *capacityFlags
 	drain      time.Duration
 }
 
 func (u *upFlags) run(cmd *cobra.Command) error {
 	ctx := cmd.Context()
-	if !cmd.Flag("log-level").Changed { // the banner says what started
+	if !cmd.Flag("log-level").Changed { // the banner shows what has started
 		log, err := cli.NewLogger(cmd.ErrOrStderr(), "warn", cmd.Flag("log-format").Value.String())
 		if err != nil {
 			return err
 		}
 		ctx = cli.WithLogger(ctx, log)
 	}
-	if err := u.room.check(); err != nil {
+	if err := u.capacity.check(); err != nil {
 		return err
 	}
 	cfg, err := u.gateway.config(ctx)
@@ -49,9 +50,9 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 	}
 	defer simulated.close()
 	if len(simulated) > 0 {
-		u.room.nvml = "off" // they run on no GPU
+		u.capacity.nvml = "off" // they use no GPU
 	}
-	if err := u.room.equip(ctx, engines); err != nil {
+	if err := u.capacity.equip(ctx, engines); err != nil {
 		return err
 	}
 
@@ -98,7 +99,7 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 	if admin != nil {
 		ban.admin = admin.Addr()
 	}
-	return u.room.during(ctx, func() error {
+	return u.capacity.during(ctx, func() error {
 		return runParts(ctx, [][]part{
 			append(workers, part{"banner", ban.run}),
 			{{"gateway", func(ctx context.Context) error { return gw.Run(ctx, ingress, admin) }}},
@@ -106,15 +107,15 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 	})
 }
 
-// startBroker runs the embedded broker; stop ends it, after everything else.
+// startBroker runs the embedded broker. stop ends it; that must be last.
 func (u *upFlags) startBroker(ctx context.Context) (b *broker.Broker, stop func(), err error) {
 	b, err = broker.New(broker.Config{Listen: u.natsListen, StoreDir: u.storeDir, Logger: cli.Logger(ctx)})
 	if err != nil {
 		return nil, nil, cli.UsageError{Err: err}
 	}
-	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)
-	go func() { ended <- b.Run(life) }() // stop waits for it
+	go func() { ended <- b.Run(running) }() // stop waits for it
 	select {
 	case <-b.Ready():
 		return b, func() { cancel(); <-ended }, nil
@@ -124,8 +125,8 @@ func (u *upFlags) startBroker(ctx context.Context) (b *broker.Broker, stop func(
 	}
 }
 
-// findEngines are the engines named, else those found here, else simulated
-// ones.
+// findEngines returns the engines of --engine, else those on this machine, else
+// simulated ones.
 func (u *upFlags) findEngines(ctx context.Context) ([]worker.Config, simulations, error) {
 	if len(u.engines) > 0 {
 		cfgs, err := workerConfigs(ctx, u.engines)
@@ -149,15 +150,15 @@ func newUpCommand() *cobra.Command {
 		Short: "Run everything in one process",
 		Long: `Run everything in one process: a broker, a gateway, and a worker for each engine.
 
-Without --engine it looks for engines on this machine where they usually listen:
-Ollama 11434, vLLM 8000, llama.cpp 8080, SGLang 30000, LM Studio 1234. With none
-there it starts two simulated engines of unlike speed.
+Without --engine, Pulley looks for engines on the usual ports of this machine:
+Ollama 11434, vLLM 8000, llama.cpp 8080, SGLang 30000, LM Studio 1234. If it finds
+none, it starts two simulated engines of different speed.
 
-Keys of --engine, and how much the workers take: see 'pulley worker --help'.
+'pulley worker --help' describes the keys of --engine and the capacity of workers.
 
-More workers can join from other machines (pulley worker --nats …) if
---nats-listen is an address that they reach. Ctrl-C finishes what runs, then
-exits; a second one exits at once.`,
+Workers on other machines can join with 'pulley worker --nats …' if they can reach
+the address of --nats-listen. Ctrl-C lets running requests finish, then exits; a
+second Ctrl-C exits at once.`,
 		Example: `  pulley up
   pulley up --engine http://127.0.0.1:11434 --engine http://10.0.0.7:8000,slots=64,name=big`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return u.run(cmd) },
@@ -165,10 +166,10 @@ exits; a second one exits at once.`,
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringArrayVar(&u.engines, "engine", nil, engineHelp)
-	u.room = addCapacityFlags(cmd)
+	u.capacity = addCapacityFlags(cmd)
 	u.gateway = addGatewayFlags(fs)
-	fs.StringVar(&u.natsListen, "nats-listen", "127.0.0.1:4222", "`host:port` of the broker; port 0 takes a free one")
-	fs.StringVar(&u.storeDir, "store-dir", cli.DefaultStoreDir(), "`directory` for the broker's streams")
-	fs.DurationVar(&u.drain, "drain-timeout", 30*time.Second, "how long running requests may go on after Ctrl-C")
+	fs.StringVar(&u.natsListen, "nats-listen", "127.0.0.1:4222", "`host:port` of the broker; port 0 chooses a free one")
+	fs.StringVar(&u.storeDir, "store-dir", cli.DefaultStoreDir(), "`directory` for the streams of the broker")
+	fs.DurationVar(&u.drain, "drain-timeout", 30*time.Second, "how long running requests may continue after Ctrl-C")
 	return cmd
 }

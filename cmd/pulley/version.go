@@ -12,7 +12,7 @@ import (
 // version is set by the linker; see the Makefile.
 var version string
 
-// buildVersion is the version of this binary as far as it is known.
+// buildVersion returns the version of this binary, or "(devel)".
 func buildVersion() string {
 	if version != "" {
 		return version

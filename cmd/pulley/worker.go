@@ -20,44 +20,48 @@ func newWorkerCommand() *cobra.Command {
 	var drain, stall time.Duration
 	cmd := &cobra.Command{
 		Use:   "worker",
-		Short: "Run the agent beside an engine",
-		Long: `Run the agent beside an engine: it pulls requests while the engine has room, at
-a price that says how fast it expects to be, and streams the answers back.
+		Short: "Run the agent beside an engine, or manage running workers",
+		Long: `Run the agent beside an engine: it pulls requests while the engine has capacity, at
+a price that is the latency it expects, and streams the answers back. The verbs
+below are for workers that are running.
 
-Each --engine gets a worker of its own. The models are what the engine's
-/v1/models says, unless model= names them; key-env= names the environment
-variable that holds the engine's API key.
+Each --engine gets its own worker. Its models are those of the engine's /v1/models,
+unless model= names them. key-env= names the environment variable with the API key of
+the engine.
 
 ` + capacityHelp + `
 
-slots= is how many requests may run at once at most; it need not be said where the
-engine tells its load. Ollama tells nothing: without slots= it gets one request at a
-time, as its OLLAMA_NUM_PARALLEL is 1 unless you set it. profile= is one engine's
-own. gpus=0+1 are the GPUs that it runs on, by NVML's index or UUID, for a machine
-with several engines (default all that are visible). dialect= and metrics=URL say
-how and where it tells its load, if that is not found out; baseline-itl= is the
-time between two tokens of a request alone, for an engine that never has its GPU
-for itself. weight= prefers an engine; without it the GPUs' memory bandwidth is
-the first guess of its speed.
+slots= is the maximum number of requests in flight. It can be omitted if the engine
+has metrics. Ollama has none: without slots= it gets one request at a time, because
+its OLLAMA_NUM_PARALLEL is 1 by default. profile= sets the profile of one engine.
+gpus=0+1 names its GPUs, by NVML's index or UUID, on a machine with several engines
+(default all visible GPUs). dialect= and metrics=URL say how and where the engine
+publishes its load, if Pulley does not find out. baseline-itl= is the time per token
+of a request that runs alone, for an engine that always shares its GPU. weight=
+prefers an engine; without it the memory bandwidth of its GPUs is the initial
+estimate of its speed.
 
-Of an engine that swaps models, such as Ollama and llama-swap, the worker takes
-requests for what is loaded first; those for another model when that has nothing
-to do, or when one of them has waited for --swap-after (swap-after= for one
-engine). A model that was loaded then stays for as long, and for twice the time
-that a load takes.
+For an engine that swaps models, such as Ollama and llama-swap, the worker first
+accepts requests for loaded models. It accepts requests for another model when a
+loaded one has no requests, or when one of them has waited for --swap-after
+(swap-after= for one engine). A model then stays loaded at least for that time, and
+for twice the time that loading takes.
 
-NVML tells of a GPU that is lost, ill, hot or short of memory; the worker then
-takes nothing, or less. A machine without NVIDIA's driver does without. With
---nvml required the worker takes nothing until it has word of all its GPUs.
+With NVML the worker detects GPUs that are lost, failing, hot or short of memory, and
+accepts fewer requests, or none. Without an NVIDIA driver it works without GPU data.
+With --nvml required it accepts no requests until all its GPUs have been read.
 
-A model's requests are in the pool of its name. With pool= the worker joins that
-one instead, whatever its engine calls the model: so two pools can serve one
-model, and a route can split its requests between them. The engine must have that
-one model alone, or model= names it.
+The requests for a model are in the pool of the same name. With pool= the worker
+joins another pool, whatever the name of its model is: two pools can then serve the
+same model, and a route can split requests between them. Such an engine must have
+only that model, or name it with model=.
 
-Stop it with SIGTERM, or from anywhere with pulley worker drain: it takes nothing
-new, finishes what runs, and leaves; what still runs after --drain-timeout goes on
-elsewhere. The command ends when all of its workers have left.`,
+Stop a worker with SIGTERM, or from anywhere with 'pulley worker drain': it accepts
+no new requests, finishes the running ones, and leaves. Requests that still run
+after --drain-timeout continue on other workers. The command ends when all its
+workers have left.
+
+Terms: docs/concepts.md`,
 		Example: `  pulley worker --nats nats://broker-1:4222 --engine http://127.0.0.1:8000,slots=64
   pulley worker --engine http://127.0.0.1:11434,model=llama3.2,slots=4,name=desk
   pulley worker --engine http://127.0.0.1:8000,gpus=0+1 --engine http://127.0.0.1:8001,gpus=2,profile=latency
@@ -66,15 +70,15 @@ elsewhere. The command ends when all of its workers have left.`,
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringArrayVar(&engines, "engine", nil, engineHelp)
-	room := addCapacityFlags(cmd)
-	fs.DurationVar(&drain, "drain-timeout", 10*time.Minute, "how long running requests may go on after SIGTERM")
-	fs.DurationVar(&stall, "stall-timeout", 2*time.Minute, "how long a streaming engine may be silent before another worker takes over")
+	capacity := addCapacityFlags(cmd)
+	fs.DurationVar(&drain, "drain-timeout", 10*time.Minute, "how long running requests may continue after SIGTERM")
+	fs.DurationVar(&stall, "stall-timeout", 2*time.Minute, "how long a streaming engine may send nothing before the attempt fails")
 	c := cli.AddConnectFlags(fs)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if len(engines) == 0 {
-			return cli.Usagef("--engine: name at least one engine, such as --engine http://127.0.0.1:8000")
+			return cli.Usagef("missing flag: --engine URL, such as --engine http://127.0.0.1:8000")
 		}
-		if err := room.check(); err != nil {
+		if err := capacity.check(); err != nil {
 			return err
 		}
 		ctx := cmd.Context()
@@ -82,7 +86,7 @@ elsewhere. The command ends when all of its workers have left.`,
 		if err != nil {
 			return err
 		}
-		if err := room.equip(ctx, cfgs); err != nil {
+		if err := capacity.equip(ctx, cfgs); err != nil {
 			return err
 		}
 		var parts []part
@@ -101,13 +105,13 @@ elsewhere. The command ends when all of its workers have left.`,
 			fmt.Fprintf(cmd.OutOrStdout(), "worker   %s  %s\n", w.ID(), cfg.Engine)
 			parts = append(parts, part{"worker " + cfg.Name, w.Run})
 		}
-		return room.during(ctx, func() error { return runParts(ctx, [][]part{parts}) })
+		return capacity.during(ctx, func() error { return runParts(ctx, [][]part{parts}) })
 	}
 	cmd.AddCommand(ops.WorkerVerbs()...)
 	return cmd
 }
 
-// workerConfigs reads the --engine flags.
+// workerConfigs parses the values of --engine, and asks the engines for the rest.
 func workerConfigs(ctx context.Context, specs []string) ([]worker.Config, error) {
 	var cfgs []worker.Config
 	names := make(map[string]bool)
@@ -118,7 +122,7 @@ func workerConfigs(ctx context.Context, specs []string) ([]worker.Config, error)
 		}
 		learnEngine(ctx, &cfg)
 		if cfg.Name != "" && names[cfg.Name] {
-			return nil, cli.Usagef("--engine %q: the name %q is taken by another engine", s, cfg.Name)
+			return nil, cli.Usagef("--engine %q: another engine has the name %q", s, cfg.Name)
 		}
 		names[cfg.Name] = true
 		cfgs = append(cfgs, cfg)
@@ -126,8 +130,8 @@ func workerConfigs(ctx context.Context, specs []string) ([]worker.Config, error)
 	return cfgs, nil
 }
 
-// learnEngine asks an engine what the flag left open. An engine that is not
-// there yet is no error: its worker waits for it, and finds out its slots.
+// learnEngine asks an engine for what its flag leaves open. An engine that does not
+// answer yet is not an error: its worker waits for it.
 func learnEngine(ctx context.Context, cfg *worker.Config) {
 	info, err := engine.ProbeWithKey(ctx, http.DefaultClient, cfg.Engine, cfg.APIKey)
 	if err != nil {
@@ -136,7 +140,7 @@ func learnEngine(ctx context.Context, cfg *worker.Config) {
 	}
 	cfg.EngineName = info.Name()
 	if cfg.Slots == 0 && info.Dialect == engine.DialectOllama && !info.Simulated {
-		cfg.Slots = 1 // its default for OLLAMA_NUM_PARALLEL, which it does not tell
+		cfg.Slots = 1 // the default of OLLAMA_NUM_PARALLEL, which Ollama does not report
 	}
 	if cfg.Name == "" {
 		if u, err := url.Parse(cfg.Engine); err == nil {

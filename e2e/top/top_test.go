@@ -23,8 +23,8 @@ func TestTop(t *testing.T) {
 	term := f.terminal(80, 24, "TERM=xterm", "LANG=C.UTF-8")
 
 	term.shows("1 gateway  2 workers  8 slots")
-	term.shows("nothing is wrong")
-	term.shows(`\d+(\.\d)? req/s  .*policy is the default`)
+	term.shows("no problems")
+	term.shows(`\d+(\.\d)? req/s  .*policy default`)
 	term.shows(`(?m)^\[1 pools \(1\)\]  2 tiers \(3\)   3 workers \(2\)   4 requests \(\d+\)`)
 	term.shows(`(?m)^sim +ready +2 of 2 +█+░* [1-8]/8 +\d+ +\d+`) // under load
 	term.shows(`(?m)^fast +ready +sim +█`)
@@ -43,7 +43,7 @@ func TestTop(t *testing.T) {
 	term.press("S")
 	term.shows(`WORKER▾.*\n *slow`)
 	term.press("/", "f", "a", "s", "t", "Enter")
-	term.shows(`only: fast`)
+	term.shows(`filter: fast`)
 	term.showsNot(`(?m)^slow +ready`)
 	term.press("4")
 	term.shows(`AGE▾`)
@@ -83,12 +83,12 @@ func TestTop(t *testing.T) {
 	t.Log("the broker dies, and comes back")
 	f.up.Process.Kill()
 	f.up.Wait()
-	term.shows("no connection to NATS for .*trying again")
+	term.shows("no connection to NATS for .*reconnecting")
 	term.fits()
 	f.startUp()
 	term.showsNot("no connection")
 	term.shows("1 gateway  2 workers  8 slots")
-	term.shows("nothing is wrong")
+	term.shows("no problems")
 
 	term.press("q")
 	term.shows(`\A\s*left with 0`)
@@ -99,13 +99,13 @@ func TestTop(t *testing.T) {
 		olds = append(olds, f.terminal(80, 24, "TERM="+name, "LC_ALL=C"))
 	}
 	for _, old := range olds {
-		old.shows(`(?m)^fast +ready +sim +[#.]{8} \d/4`)
+		old.shows(`(?m)^fast +ready +sim +[#.]{7} \d/4`)
 		old.fits()
 		old.press("C-c")
 		old.shows(`left with 0`)
 	}
 	dumb := f.terminal(80, 24, "TERM=dumb")
-	dumb.shows(`say --once`)
+	dumb.shows(`use --once`)
 	dumb.shows(`left with 2`)
 	if text := f.run("top", "--once"); !strings.Contains(text, "1 gateway  2 workers") || strings.Contains(text, "\x1b") {
 		t.Errorf("top --once:\n%q", text)

@@ -33,15 +33,15 @@ func TestFailureToInit(t *testing.T) {
 		kind  gpu.Kind
 		text  string // of error and remedy
 	}{
-		"a machine without":                       {retNoLibrary, nil, gpu.NoGPU, "nothing to do if there should be none"},
-		"a GPU without a driver":                  {retNoLibrary, []string{"/sys/bus/pci/devices/0000:3b:00.0/vendor=0x10de\n"}, gpu.NoLibrary, "install the driver's user space part"},
+		"a machine without":                       {retNoLibrary, nil, gpu.NoGPU, "otherwise ignore this"},
+		"a GPU without a driver":                  {retNoLibrary, []string{"/sys/bus/pci/devices/0000:3b:00.0/vendor=0x10de\n"}, gpu.NoLibrary, "install the user space part of the driver"},
 		"another maker's GPU":                     {retNoLibrary, []string{"/sys/bus/pci/devices/0000:3b:00.0/vendor=0x1002\n"}, gpu.NoGPU, ""},
-		"a container on a machine without":        {retNoLibrary, []string{"/.dockerenv"}, gpu.NoGPU, "else start the container with the NVIDIA runtime"},
+		"a container on a machine without":        {retNoLibrary, []string{"/.dockerenv"}, gpu.NoGPU, "start the container with the NVIDIA runtime"},
 		"a container without the library":         {retNoLibrary, []string{"/.dockerenv", "/sys/module/nvidia/version=580.65.06"}, gpu.NoLibrary, "NVIDIA_DRIVER_CAPABILITIES=utility"},
 		"a pod without the library":               {retNoLibrary, []string{"/proc/1/cgroup=0::/kubepods/burstable/pod1", "/sys/bus/pci/devices/0000:3b:00.0/vendor=0x10de"}, gpu.NoLibrary, "runtimeClassName"},
 		"an upgraded library":                     {retMismatch, []string{driver}, gpu.Mismatch, "the driver that is loaded is 580.65.06"},
 		"a driver that is not loaded":             {retNotLoaded, nil, gpu.NoDriver, "modprobe nvidia"},
-		"a container without devices":             {retNotLoaded, []string{"/run/.containerenv", driver}, gpu.NoAccess, "create the container anew"},
+		"a container without devices":             {retNotLoaded, []string{"/run/.containerenv", driver}, gpu.NoAccess, "recreate the container"},
 		"a container that lost its devices":       {retUnknown, []string{"/.dockerenv", driver, "/dev/nvidiactl"}, gpu.NoAccess, "systemd reloads"},
 		"a container that may not, told by ioctl": {retOS, []string{"/.dockerenv"}, gpu.NoAccess, "cgroups"},
 		"a user who may not":                      {retNoPermission, []string{driver, "/dev/nvidiactl"}, gpu.NoPermission, "/dev/nvidiactl"},

@@ -10,19 +10,19 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// CompletionTimeout bounds how long a shell waits for names that live.
+// CompletionTimeout bounds how long a shell waits for names from the broker.
 const CompletionTimeout = time.Second
 
-// Lister is how names are learnt from a broker, each with a description after a
-// tab if it has one.
+// Lister reads names from the broker. A name may be followed by a tab and a
+// description.
 type Lister func(ctx context.Context, nc *nats.Conn) ([]string, error)
 
-// Complete completes the first most arguments with what list knows; all of them
-// if most is 0. Where nobody answers it completes nothing, and says nothing.
-func Complete(c *ConnectFlags, most int, list Lister) cobra.CompletionFunc {
+// Complete completes the first n arguments, or all of them if n is 0, with the names
+// that list reads. Without a broker it completes nothing and prints nothing.
+func Complete(c *ConnectFlags, n int, list Lister) cobra.CompletionFunc {
 	flag := CompleteFlag(c, list)
 	return func(cmd *cobra.Command, args []string, toComplete string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		if most > 0 && len(args) >= most {
+		if n > 0 && len(args) >= n {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		names, directive := flag(cmd, args, toComplete)
@@ -33,10 +33,10 @@ func Complete(c *ConnectFlags, most int, list Lister) cobra.CompletionFunc {
 	}
 }
 
-// CompleteFlag is complete for a flag's value.
+// CompleteFlag completes the value of a flag with the names that list reads.
 func CompleteFlag(c *ConnectFlags, list Lister) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
-		names, err := c.liveNames(cmd, list)
+		names, err := c.readNames(cmd, list)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
@@ -44,7 +44,13 @@ func CompleteFlag(c *ConnectFlags, list Lister) cobra.CompletionFunc {
 	}
 }
 
-func (c *ConnectFlags) liveNames(cmd *cobra.Command, list Lister) ([]string, error) {
+// CompleteFixed completes the value of a flag of cmd with fixed values.
+func CompleteFixed(cmd *cobra.Command, flag string, values ...string) {
+	cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// readNames connects for as long as list takes.
+func (c *ConnectFlags) readNames(cmd *cobra.Command, list Lister) ([]string, error) {
 	if err := configure(cmd); err != nil {
 		return nil, err
 	}

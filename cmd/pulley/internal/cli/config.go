@@ -11,9 +11,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// configure sets each flag of cmd that the command line does not give: from
-// the environment, or else from the configuration file. Its errors name the
-// variable, or the file, line and key.
+// configure sets each flag of cmd that the command line does not give, from the
+// environment or else from the configuration file. Its errors name the variable,
+// or the file, line and key.
 func configure(cmd *cobra.Command) error {
 	file, err := readConfig(cmd)
 	if err != nil {
@@ -35,36 +35,39 @@ func configure(cmd *cobra.Command) error {
 	return errors.Join(errs...)
 }
 
-// TakesConfig is false for the commands that cobra adds, and for version,
-// which must work with any configuration.
+// TakesConfig says whether the environment and the configuration file apply to
+// cmd. They do not apply to the commands that cobra adds, to help topics, and to
+// version, which must work with any configuration.
 func TakesConfig(cmd *cobra.Command) bool {
 	for cmd.HasParent() && cmd.Parent().HasParent() {
 		cmd = cmd.Parent()
 	}
 	switch cmd.Name() {
-	case "completion", "help", "version", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd:
+	case "completion", "help", "concepts", "version", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd:
 		return false
 	}
 	return true
 }
 
-// Configurable is false for --help, for aliases, which are hidden and belong to
-// the command line alone, and for what an operator's verb is to do (typedOnly).
+// Configurable says whether f can be set by the environment and the configuration
+// file. Not so: --help and --version; hidden flags, which are aliases; and flags
+// that are marked CommandLineOnly.
 func Configurable(f *pflag.Flag) bool {
 	return f.Name != "help" && f.Name != "version" && !f.Hidden && f.Annotations[CommandLineOnly] == nil
 }
 
-// CommandLineOnly marks flags that say what a verb is to do: no variable that was set
-// for something else may change a tier, or answer for the operator.
-const CommandLineOnly = "pulley-typed-only"
+// CommandLineOnly is the annotation of flags that have no environment variable and
+// no configuration key: they say what a verb changes, and a variable that was set
+// for another command must not change a tier or confirm a deletion.
+const CommandLineOnly = "pulley-command-line-only"
 
-// repeatable is how a flag that may be given more than once is known.
+// repeatable says whether a flag may be given more than once.
 func repeatable(f *pflag.Flag) bool {
 	_, ok := f.Value.(pflag.SliceValue)
 	return ok
 }
 
-// setFlag sets f as the command line would, once for each value.
+// setFlag sets f as the command line does, once for each value. No values empty it.
 func setFlag(cmd *cobra.Command, f *pflag.Flag, values []string) error {
 	if list, ok := f.Value.(pflag.SliceValue); ok && len(values) == 0 {
 		f.Changed = true
@@ -78,14 +81,14 @@ func setFlag(cmd *cobra.Command, f *pflag.Flag, values []string) error {
 	return nil
 }
 
-// invalidValue says what f wants instead of value.
+// invalidValue explains which values f accepts.
 func invalidValue(f *pflag.Flag, value string, err error) error {
-	want := map[string]string{
-		"bool": "true or false", "duration": "a duration such as 30s", "float64": "a number",
-		"int": "a whole number", "int64": "a whole number", "uint": "a whole number that is not negative",
+	accepted := map[string]string{
+		"bool": "true or false", "duration": "a duration such as 30s or 5m", "float64": "a number",
+		"int": "a whole number", "int64": "a whole number", "uint": "a whole number, 0 or more",
 	}[f.Value.Type()]
-	if want != "" {
-		return fmt.Errorf("invalid value %q: want %s", value, want)
+	if accepted != "" {
+		return fmt.Errorf("invalid value %q: must be %s", value, accepted)
 	}
 	if invalid, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
 		err = invalid.Unwrap()
@@ -93,8 +96,8 @@ func invalidValue(f *pflag.Flag, value string, err error) error {
 	return fmt.Errorf("invalid value %q: %w", value, err)
 }
 
-// readConfig returns the settings in the configuration file, if there is one,
-// that hold for cmd, by flag. It checks the keys of all commands.
+// readConfig returns the settings for cmd in the configuration file, by flag; none
+// if there is no file. It checks the keys for all commands.
 func readConfig(cmd *cobra.Command) (map[string]setting, error) {
 	path := cmd.Flag("config").Value.String()
 	if path == "" {
@@ -113,22 +116,22 @@ func readConfig(cmd *cobra.Command) (map[string]setting, error) {
 	}
 	f := configFile{path: path, settings: map[string]setting{}}
 	if top != nil {
-		way := commandPath(cmd)
-		f.read(top, way[0], way[1:], true)
+		commands := commandPath(cmd)
+		f.read(top, commands[0], commands[1:], true)
 	}
 	return f.settings, errors.Join(f.errs...)
 }
 
-// configFile gathers what a configuration file says for one command.
+// configFile collects the settings for one command from a configuration file.
 type configFile struct {
 	path     string
-	settings map[string]setting // by flag; the innermost section's
+	settings map[string]setting // by flag; the innermost section wins
 	errs     []error
 }
 
-// read takes the section of cmd: its keys are flags of cmd or of any command
-// below it, or the sections of those. If it applies, below is the way from cmd
-// to the command that runs; other sections are read for their errors only.
+// read reads the section of cmd. Its keys are flags of cmd or of any command below
+// it, and the sections of those commands. If the section applies to the command
+// that runs, below is the path from cmd to it; other sections are only checked.
 func (c *configFile) read(section *yaml.Node, cmd *cobra.Command, below []*cobra.Command, applies bool) {
 	flags := flagsUnder(cmd)
 	seen := map[string]bool{}
@@ -147,20 +150,20 @@ func (c *configFile) read(section *yaml.Node, cmd *cobra.Command, below []*cobra
 		case sub != nil && s.value.Kind == yaml.MappingNode:
 			sections = append(sections, subsection{s.value, sub})
 		case slices.Contains(flags, name) && s.value.Kind == yaml.MappingNode:
-			c.errs = append(c.errs, s.errorf("want a value, not a section"))
+			c.errs = append(c.errs, s.errorf("must be a value, not a section"))
 		case slices.Contains(flags, name):
 			if applies {
 				c.settings[name] = s
 			}
 		case sub != nil:
-			c.errs = append(c.errs, s.errorf("is a command: want its settings indented below"))
+			c.errs = append(c.errs, s.errorf("is a command; its settings must be indented below it"))
 		default:
 			known := slices.Concat(flags, subcommandNames(cmd))
 			c.errs = append(c.errs, fmt.Errorf("%s:%d: unknown key %q%s", c.path, s.key.Line, name, DidYouMean(name, known)))
 		}
 		seen[name] = true
 	}
-	// After the keys of this level, so that theirs win.
+	// Sections are read after the keys of this level, and so take precedence.
 	for _, s := range sections {
 		if applies && len(below) > 0 && s.cmd == below[0] {
 			c.read(s.node, s.cmd, below[1:], true)
@@ -170,7 +173,7 @@ func (c *configFile) read(section *yaml.Node, cmd *cobra.Command, below []*cobra
 	}
 }
 
-// setting is a key of the configuration file with its value, and where it stands.
+// setting is a key of the configuration file and its value.
 type setting struct {
 	file  string
 	key   *yaml.Node
@@ -181,12 +184,12 @@ func (s setting) errorf(format string, args ...any) error {
 	return fmt.Errorf("%s:%d: %s: %w", s.file, s.key.Line, s.key.Value, fmt.Errorf(format, args...))
 }
 
-// set gives f the value of s.
+// set sets f to the value of s.
 func (s setting) set(cmd *cobra.Command, f *pflag.Flag) error {
 	items := []*yaml.Node{s.value}
 	switch {
 	case s.value.Kind == yaml.SequenceNode && !repeatable(f):
-		return s.errorf("want one value, not a list")
+		return s.errorf("must be one value, not a list")
 	case s.value.Kind == yaml.SequenceNode:
 		items = s.value.Content
 	}
@@ -194,7 +197,7 @@ func (s setting) set(cmd *cobra.Command, f *pflag.Flag) error {
 	for _, item := range items {
 		item = resolveAlias(item)
 		if item.Kind != yaml.ScalarNode {
-			return s.errorf("want a plain value")
+			return s.errorf("must be a plain value")
 		}
 		if item.ShortTag() == "!!null" {
 			return s.errorf("has no value")
@@ -211,7 +214,7 @@ func (s setting) set(cmd *cobra.Command, f *pflag.Flag) error {
 	return nil
 }
 
-// commandPath is cmd with those above it, the root first.
+// commandPath returns cmd and the commands above it, the root first.
 func commandPath(cmd *cobra.Command) []*cobra.Command {
 	path := []*cobra.Command{cmd}
 	cmd.VisitParents(func(p *cobra.Command) { path = append(path, p) })
@@ -219,6 +222,7 @@ func commandPath(cmd *cobra.Command) []*cobra.Command {
 	return path
 }
 
+// subcommand returns the configurable command of a name below cmd, or nil.
 func subcommand(cmd *cobra.Command, name string) *cobra.Command {
 	for _, sub := range cmd.Commands() {
 		if sub.Name() == name && TakesConfig(sub) {
@@ -237,8 +241,8 @@ func subcommandNames(cmd *cobra.Command) (names []string) {
 	return names
 }
 
-// flagsUnder is the names of the flags that cmd or any command below it takes,
-// without --config, which no file can hold.
+// flagsUnder returns the names of the flags of cmd and of all commands below it,
+// but not --config, which cannot be set in the file.
 func flagsUnder(cmd *cobra.Command) []string {
 	names := map[string]bool{}
 	add := func(f *pflag.Flag) {

@@ -12,8 +12,8 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/clitest"
 )
 
-// newEchoCommand is a command with a flag of each kind, that prints them all,
-// and a subcommand with one of them.
+// newEchoCommand makes a command with a flag of each kind that prints their values, with a
+// subcommand.
 func newEchoCommand() *cobra.Command {
 	var (
 		listen  string
@@ -44,8 +44,8 @@ func newEchoCommand() *cobra.Command {
 	return cmd
 }
 
-// echoRoot is a command line of echo and of another command, whose flags are
-// known in a configuration file too.
+// echoRoot is a command line with echo and another command, whose flags may be in a
+// configuration file too.
 func echoRoot() *cobra.Command {
 	return cli.NewRoot("", "test", newEchoCommand(), newOtherCommand())
 }
@@ -113,21 +113,21 @@ func TestConfigurationErrors(t *testing.T) {
 		"unknown key, no idea":      {nil, "zzzzzzzz: 1\n", []string{"FILE:1: unknown key \"zzzzzzzz\"\n"}},
 		"in another's section":      {nil, "broker: {slots: 3}\n", []string{`FILE:1: unknown key "slots"`}},
 		"all of them":               {nil, "lisen: x\nslot: 3\n", []string{"FILE:1: ", "FILE:2: "}},
-		"wrong type":                {nil, "\nslots: many\n", []string{`FILE:2: slots: invalid value "many": want a whole number`}},
-		"wrong duration":            {nil, "wait: 30\n", []string{`FILE:1: wait: invalid value "30": want a duration such as 30s`}},
-		"wrong size":                {nil, "size: big\n", []string{`FILE:1: size: invalid value "big": want a number of bytes such as 8MiB`}},
-		"list for one value":        {nil, "listen: [a, b]\n", []string{"FILE:1: listen: want one value, not a list"}},
-		"section for a value":       {nil, "listen: {a: b}\n", []string{"FILE:1: listen: want a value, not a section"}},
-		"value for a section":       {nil, "echo: 3\n", []string{"FILE:1: echo: is a command: want its settings indented below"}},
-		"list in a list":            {nil, "engine: [[a]]\n", []string{"FILE:1: engine: want a plain value"}},
+		"wrong type":                {nil, "\nslots: many\n", []string{`FILE:2: slots: invalid value "many": must be a whole number`}},
+		"wrong duration":            {nil, "wait: 30\n", []string{`FILE:1: wait: invalid value "30": must be a duration such as 30s`}},
+		"wrong size":                {nil, "size: big\n", []string{`FILE:1: size: invalid value "big": must be a number of bytes such as 8MiB`}},
+		"list for one value":        {nil, "listen: [a, b]\n", []string{"FILE:1: listen: must be one value, not a list"}},
+		"section for a value":       {nil, "listen: {a: b}\n", []string{"FILE:1: listen: must be a value, not a section"}},
+		"value for a section":       {nil, "echo: 3\n", []string{"FILE:1: echo: is a command; its settings must be indented below it"}},
+		"list in a list":            {nil, "engine: [[a]]\n", []string{"FILE:1: engine: must be a plain value"}},
 		"no value":                  {nil, "listen:\n", []string{"FILE:1: listen: has no value"}},
 		"key twice":                 {nil, "slots: 1\nlisten: a\nslots: 2\n", []string{"FILE:3: slots: given twice"}},
 		"unset variable":            {nil, "listen: ${NOT_SET_HERE}\n", []string{`FILE:1: listen: environment variable "NOT_SET_HERE" is not set`}},
 		"variable not closed":       {nil, "listen: ${HOME\n", []string{`FILE:1: listen: "${HOME" is not closed`}},
-		"no mapping":                {nil, "- a\n", []string{"FILE:1: want 'key: value' lines"}},
-		"two documents":             {nil, "slots: 1\n---\nslots: 2\n", []string{"FILE:2: want one YAML document"}},
+		"no mapping":                {nil, "- a\n", []string{"FILE:1: must be 'key: value' lines"}},
+		"two documents":             {nil, "slots: 1\n---\nslots: 2\n", []string{"FILE:2: must be one YAML document"}},
 		"not YAML":                  {nil, "listen: a\n  slots: [\n", []string{"FILE:2: "}},
-		"wrong type in environment": {map[string]string{"PULLEY_SLOTS": "many"}, "", []string{`PULLEY_SLOTS: invalid value "many": want a whole number`}},
+		"wrong type in environment": {map[string]string{"PULLEY_SLOTS": "many"}, "", []string{`PULLEY_SLOTS: invalid value "many": must be a whole number`}},
 		"no such file":              {map[string]string{"PULLEY_CONFIG": "/nowhere.yaml"}, "", []string{"--config: open /nowhere.yaml: no such file"}},
 	}
 	for name, tt := range tests {

@@ -17,7 +17,7 @@ import (
 	"github.com/synadia-io/orbit.go/natscontext"
 )
 
-// ConnectFlags is how a command reaches NATS.
+// ConnectFlags are the flags that say how a command connects to NATS.
 type ConnectFlags struct {
 	nats         string
 	server       string
@@ -35,34 +35,34 @@ type ConnectFlags struct {
 // AddConnectFlags declares the flags of a command that connects to NATS.
 func AddConnectFlags(fs *pflag.FlagSet) *ConnectFlags {
 	c := &ConnectFlags{}
-	fs.StringVar(&c.nats, "nats", "", "NATS server `URL`s, separated by commas; else $NATS_URL, else "+nats.DefaultURL)
-	fs.StringVar(&c.server, "server", "", "the same as --nats")
+	fs.StringVar(&c.nats, "nats", "", "NATS server `URL`s, separated by commas (default $NATS_URL, else "+nats.DefaultURL+")")
+	fs.StringVar(&c.server, "server", "", "alias of --nats")
 	fs.Lookup("server").Hidden = true
-	fs.StringVar(&c.context, "context", "", "`name` of a NATS context with servers and credentials; else $NATS_CONTEXT, else none")
+	fs.StringVar(&c.context, "context", "", "`name` of a NATS context with servers and credentials (default $NATS_CONTEXT)")
 	fs.StringVar(&c.creds, "creds", "", "NATS credentials `file`")
 	fs.StringVar(&c.nkey, "nkey", "", "`file` with an nkey seed for NATS")
 	AddPasswordFlags(fs, &c.user, &c.passwordFile, &c.tokenFile)
-	fs.StringVar(&c.tlsCA, "tls-ca", "", "PEM `file` with the authorities that NATS servers are checked against")
+	fs.StringVar(&c.tlsCA, "tls-ca", "", "PEM `file` with the certificate authorities for the NATS servers")
 	fs.StringVar(&c.tlsCert, "tls-cert", "", "PEM `file` with the client certificate for NATS")
 	fs.StringVar(&c.tlsKey, "tls-key", "", "PEM `file` with the key of --tls-cert")
 	return c
 }
 
-// AddPasswordFlags declares the credentials that a broker and its clients
-// share, so that one configuration serves both.
+// AddPasswordFlags declares the credentials that a broker and its clients share, so
+// that one configuration file serves both.
 func AddPasswordFlags(fs *pflag.FlagSet, user, passwordFile, tokenFile *string) {
 	fs.StringVar(user, "nats-user", "", "NATS user `name`; needs --nats-password-file")
 	fs.StringVar(passwordFile, "nats-password-file", "", "`file` with the password of --nats-user")
-	fs.StringVar(tokenFile, "nats-token-file", "", "`file` with a NATS token, instead of a user")
+	fs.StringVar(tokenFile, "nats-token-file", "", "`file` with a NATS token, in place of a user")
 }
 
 // ReadPassword reads what the flags of addPasswordFlags name.
 func ReadPassword(user, passwordFile, tokenFile string) (password, token string, err error) {
 	if (user == "") != (passwordFile == "") {
-		return "", "", Usagef("--nats-user, --nats-password-file: need each other")
+		return "", "", Usagef("--nats-user and --nats-password-file must be used together")
 	}
 	if user != "" && tokenFile != "" {
-		return "", "", Usagef("--nats-user, --nats-token-file: only one of them")
+		return "", "", Usagef("--nats-user and --nats-token-file exclude each other")
 	}
 	if passwordFile != "" {
 		if password, err = readSecret(passwordFile); err != nil {
@@ -77,8 +77,8 @@ func ReadPassword(user, passwordFile, tokenFile string) (password, token string,
 	return password, token, nil
 }
 
-// readSecret is the content of a file that holds a secret, without the newline
-// that editors add.
+// readSecret reads a file that holds a secret, without the newline that editors
+// add.
 func readSecret(path string) (string, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -91,9 +91,9 @@ func readSecret(path string) (string, error) {
 	return secret, nil
 }
 
-// Connect opens a connection for an operator's verb: it fails within seconds
-// when no server answers. Once connected it reconnects for ever. What happens
-// to it is logged by the logger in ctx; name is how the servers list it.
+// Connect opens a connection for an operator's verb. It fails within seconds if no
+// server answers; once connected it reconnects forever. Events of the connection go
+// to the logger in ctx. name is the client name that the servers show.
 func (c *ConnectFlags) Connect(ctx context.Context, name string, opts ...nats.Option) (*nats.Conn, error) {
 	nc, err := c.dial(ctx, name, opts)
 	if errors.Is(err, nats.ErrNoServers) {
@@ -102,9 +102,9 @@ func (c *ConnectFlags) Connect(ctx context.Context, name string, opts ...nats.Op
 	return nc, err
 }
 
-// ConnectPatiently opens a connection for a part that runs for long: while no
-// server answers it tries again, until ctx ends. Wrong settings and refused
-// credentials are errors at once.
+// ConnectPatiently opens a connection for a part that keeps running: while no server
+// answers it tries again, until ctx ends. Invalid settings and refused credentials
+// are errors at once.
 func (c *ConnectFlags) ConnectPatiently(ctx context.Context, name string, opts ...nats.Option) (*nats.Conn, error) {
 	const every, warnEvery = 250 * time.Millisecond, 30 * time.Second
 	var warned time.Time
@@ -125,7 +125,7 @@ func (c *ConnectFlags) ConnectPatiently(ctx context.Context, name string, opts .
 	}
 }
 
-// unreachableError says that no server took the connection.
+// unreachableError says that no server accepted the connection.
 type unreachableError struct {
 	servers string
 	err     error
@@ -133,7 +133,7 @@ type unreachableError struct {
 
 func (e unreachableError) Error() string {
 	reason := strings.TrimPrefix(e.err.Error(), "nats: ")
-	if errors.Is(e.err, nats.ErrNoServers) { // which is how the client says it
+	if errors.Is(e.err, nats.ErrNoServers) { // the client's error for it
 		reason = "connection refused"
 	}
 	return fmt.Sprintf("cannot reach NATS at %s: %s", e.servers, reason)
@@ -141,7 +141,7 @@ func (e unreachableError) Error() string {
 
 func (e unreachableError) Unwrap() error { return e.err }
 
-// dial connects once.
+// dial tries to connect once.
 func (c *ConnectFlags) dial(ctx context.Context, name string, opts []nats.Option) (*nats.Conn, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -155,8 +155,8 @@ func (c *ConnectFlags) dial(ctx context.Context, name string, opts []nats.Option
 		return nil, err
 	}
 
-	// The last option sees what the others made of the settings. If it is not
-	// reached, one of those was wrong, and nothing was dialled.
+	// The last option sees the settings that the others have made. If it does not
+	// run, one of the others has failed, and nothing was dialled.
 	dialled := ""
 	last := func(o *nats.Options) error {
 		if urls != "" {
@@ -183,11 +183,11 @@ func (c *ConnectFlags) dial(ctx context.Context, name string, opts []nats.Option
 	return nil, unreachableError{dialled, err}
 }
 
-// target is the servers to dial and the NATS context to take the rest from;
-// either may be empty, not both. Given servers stand against the context's
-// own. The context that the nats command has selected is not used unless it is
-// named: a gateway creates streams where it connects, which nobody should find
-// in an account that they selected last week.
+// target returns the servers to dial and the NATS context for the other settings;
+// one of them may be empty. Servers that are given replace those of the context. The
+// context that 'nats context select' has chosen is not used unless it is named: a
+// gateway creates streams where it connects, and must not do so in an account that
+// happens to be selected.
 func (c *ConnectFlags) target() (urls, natsContext string) {
 	urls, natsContext = cmp.Or(c.server, c.nats), c.context
 	if urls == "" && natsContext == "" {
@@ -199,8 +199,8 @@ func (c *ConnectFlags) target() (urls, natsContext string) {
 	return urls, natsContext
 }
 
-// credentials is the options for what the flags say about trust. It reads the
-// files, so that a wrong name is an error before anything is dialled.
+// credentials returns the options for credentials and TLS. It reads the files, so
+// that a wrong name is an error before anything is dialled.
 func (c *ConnectFlags) credentials() ([]nats.Option, error) {
 	password, token, err := ReadPassword(c.user, c.passwordFile, c.tokenFile)
 	if err != nil {
@@ -213,7 +213,7 @@ func (c *ConnectFlags) credentials() ([]nats.Option, error) {
 		}
 	}
 	if given > 1 {
-		return nil, Usagef("--creds, --nkey, --nats-user, --nats-token-file: only one of them")
+		return nil, Usagef("--creds, --nkey, --nats-user and --nats-token-file exclude each other")
 	}
 
 	var opts []nats.Option
@@ -235,7 +235,7 @@ func (c *ConnectFlags) credentials() ([]nats.Option, error) {
 		opts = append(opts, nats.Token(token))
 	}
 	if (c.tlsCert == "") != (c.tlsKey == "") {
-		return nil, Usagef("--tls-cert, --tls-key: need each other")
+		return nil, Usagef("--tls-cert and --tls-key must be used together")
 	}
 	if c.tlsCert != "" {
 		opts = append(opts, nats.ClientCert(c.tlsCert, c.tlsKey))
@@ -246,13 +246,13 @@ func (c *ConnectFlags) credentials() ([]nats.Option, error) {
 	return opts, nil
 }
 
-// ConnOptions is how every connection of ours behaves, to whichever broker. It
-// reconnects for ever, within a fraction of a second where there is a server.
+// ConnOptions returns the options of every connection. It reconnects forever, within
+// a fraction of a second if a server is there.
 func ConnOptions(log *slog.Logger, name string) []nats.Option {
 	return []nats.Option{
 		nats.Name(name),
 		nats.MaxReconnects(-1),
-		nats.IgnoreAuthErrorAbort(), // credentials in files may be renewed
+		nats.IgnoreAuthErrorAbort(), // files with credentials may be renewed
 		nats.ReconnectWait(250 * time.Millisecond),
 		nats.ReconnectJitter(100*time.Millisecond, 250*time.Millisecond),
 		nats.PingInterval(10 * time.Second),
@@ -281,13 +281,13 @@ func checkURLs(urls string) error {
 	}
 	for s := range strings.SplitSeq(urls, ",") {
 		if u, err := parseURL(s); err != nil || u.Hostname() == "" {
-			return Usagef("--nats %q: want a URL such as %s", s, nats.DefaultURL)
+			return Usagef("--nats %q: must be a URL such as %s", s, nats.DefaultURL)
 		}
 	}
 	return nil
 }
 
-// parseURL takes a server as the NATS client does: the scheme may be missing.
+// parseURL parses a server's URL as the NATS client does: the scheme is optional.
 func parseURL(s string) (*url.URL, error) {
 	s = strings.TrimSpace(s)
 	if !strings.Contains(s, "://") {
@@ -296,7 +296,7 @@ func parseURL(s string) (*url.URL, error) {
 	return url.Parse(s)
 }
 
-// redact lists servers without their passwords.
+// redact joins the URLs of servers, without their passwords.
 func redact(servers []string) string {
 	var list []string
 	for _, s := range servers {

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// The context that is selected for the nats command is not ours to use.
+// The context that the nats command has selected is not used.
 func TestSelectedContextIsNotUsed(t *testing.T) {
 	config := t.TempDir()
 	t.Setenv("XDG_CONFIG_HOME", config)

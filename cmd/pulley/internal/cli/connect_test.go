@@ -62,14 +62,14 @@ func TestConnectCredentials(t *testing.T) {
 		"server over the context's": {args: []string{"--context", "prod", "--nats", "nats://127.0.0.1:1"}, want: "cannot reach NATS at nats://127.0.0.1:1: connection refused; is 'pulley up' or 'pulley broker' running?"},
 		"wrong password":            {args: []string{"--nats", user, "--nats-user", "ann", "--nats-password-file", wrong}, want: "refuses the credentials: nats: Authorization Violation"},
 		"unknown context":           {args: []string{"--context", "dev"}, want: `--context dev: unknown context "dev"`},
-		"nobody there":              {args: []string{"--nats", "nats://u:s3cret@127.0.0.1:1"}, want: "cannot reach NATS at nats://u:xxxxx@127.0.0.1:1: connection refused; is 'pulley up'"},
-		"not a URL":                 {args: []string{"--nats", "nats://"}, want: `--nats "nats://": want a URL such as nats://127.0.0.1:4222`},
-		"no password":               {args: []string{"--nats-user", "ann"}, want: "--nats-user, --nats-password-file: need each other"},
+		"no server":                 {args: []string{"--nats", "nats://u:s3cret@127.0.0.1:1"}, want: "cannot reach NATS at nats://u:xxxxx@127.0.0.1:1: connection refused; is 'pulley up'"},
+		"not a URL":                 {args: []string{"--nats", "nats://"}, want: `--nats "nats://": must be a URL such as nats://127.0.0.1:4222`},
+		"no password":               {args: []string{"--nats-user", "ann"}, want: "--nats-user and --nats-password-file must be used together"},
 		"no such secret":            {args: []string{"--nats-token-file", "/nowhere"}, want: "--nats-token-file: open /nowhere: no such file"},
 		"no such credentials":       {args: []string{"--creds", "/nowhere"}, want: "--creds: stat /nowhere: no such file"},
 		"no such authority":         {args: []string{"--tls-ca", "/nowhere"}, want: "NATS settings: "},
-		"two kinds":                 {args: []string{"--creds", secret, "--nkey", secret}, want: "only one of them"},
-		"certificate without key":   {args: []string{"--tls-cert", secret}, want: "--tls-cert, --tls-key: need each other"},
+		"two kinds":                 {args: []string{"--creds", secret, "--nkey", secret}, want: "exclude each other"},
+		"certificate without key":   {args: []string{"--tls-cert", secret}, want: "--tls-cert and --tls-key must be used together"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -145,7 +145,7 @@ func TestPermissionViolationIsLogged(t *testing.T) {
 	log.WaitFor(t, "Permissions Violation for Publish")
 }
 
-// parseConnect is the flags of a command line.
+// parseConnect parses the flags for a connection.
 func parseConnect(t *testing.T, args ...string) *cli.ConnectFlags {
 	t.Helper()
 	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)

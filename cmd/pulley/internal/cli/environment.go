@@ -12,12 +12,13 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// EnvName is the environment variable of a flag.
+// EnvName returns the environment variable of a flag.
 func EnvName(flag string) string {
 	return "PULLEY_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// splitEnv is the values of f in an environment variable.
+// splitEnv returns the values in the environment variable of f: several, separated
+// by newlines or semicolons, if the flag is repeatable.
 func splitEnv(f *pflag.Flag, text string) []string {
 	if !repeatable(f) {
 		return []string{text}
@@ -33,8 +34,8 @@ func splitEnv(f *pflag.Flag, text string) []string {
 
 var envReference = regexp.MustCompile(`\$?\$\{[^}]*\}?`)
 
-// expandEnv replaces each ${NAME} by the environment variable NAME, which must
-// exist, and $${ by ${.
+// expandEnv replaces each ${NAME} with the environment variable NAME, which must
+// be set, and $${ with ${.
 func expandEnv(s string) (string, error) {
 	var err error
 	s = envReference.ReplaceAllStringFunc(s, func(ref string) string {
@@ -54,12 +55,12 @@ func expandEnv(s string) (string, error) {
 	return s, err
 }
 
-// kubernetesEnv is what Kubernetes puts into the environment of each container
-// for a service whose name begins with pulley.
+// kubernetesEnv matches the variables that Kubernetes puts into the environment of
+// each container for a service whose name begins with pulley.
 var kubernetesEnv = regexp.MustCompile(`^PULLEY_(.*_)?(SERVICE_(HOST|PORT)(_.*)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)$`)
 
-// warnUnknownEnv logs the environment variables that look like settings and
-// are none. They are no errors: other programs may use the prefix.
+// warnUnknownEnv logs environment variables that begin with PULLEY_ and belong to
+// no flag. They are not errors: other programs may use the prefix.
 func warnUnknownEnv(log *slog.Logger, root *cobra.Command) {
 	known := []string{EnvName("config")}
 	for _, flag := range flagsUnder(root) {

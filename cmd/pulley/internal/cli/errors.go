@@ -5,6 +5,7 @@ import (
 	"fmt"
 )
 
+// The exit codes of pulley, as its help documents them.
 const (
 	ExitOK          = 0
 	ExitFailed      = 1
@@ -18,30 +19,33 @@ const (
 // SIGTERM. A second one ends the process at once.
 var ErrInterrupted = errors.New("interrupted")
 
-// UsageError says that the command cannot be run as it was asked for.
+// UsageError is an error in the command line or the configuration.
 type UsageError struct{ Err error }
 
 func (e UsageError) Error() string { return e.Err.Error() }
 
 func (e UsageError) Unwrap() error { return e.Err }
 
+// Usagef makes a UsageError.
 func Usagef(format string, args ...any) error { return UsageError{fmt.Errorf(format, args...)} }
 
-// NotFoundError says that the thing named does not exist.
+// NotFoundError says that an object does not exist.
 type NotFoundError struct{ Err error }
 
 func (e NotFoundError) Error() string { return e.Err.Error() }
 
 func (e NotFoundError) Unwrap() error { return e.Err }
 
+// NotFoundf makes a NotFoundError.
 func NotFoundf(format string, args ...any) error { return NotFoundError{fmt.Errorf(format, args...)} }
 
-// refusedError says that the thing named is in no state for what was asked, or
-// that the one who asked may not.
-type refusedError struct{ err error }
+// RefusedError says that an operation is not possible in the present state of an
+// object, or not allowed.
+type RefusedError struct{ Err error }
 
-func (e refusedError) Error() string { return e.err.Error() }
+func (e RefusedError) Error() string { return e.Err.Error() }
 
-func (e refusedError) Unwrap() error { return e.err }
+func (e RefusedError) Unwrap() error { return e.Err }
 
-func Refusedf(format string, args ...any) error { return refusedError{fmt.Errorf(format, args...)} }
+// Refusedf makes a RefusedError.
+func Refusedf(format string, args ...any) error { return RefusedError{fmt.Errorf(format, args...)} }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 )
 
+// NewLogger makes a logger from the values of --log-level and --log-format.
 func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	var options slog.HandlerOptions
 	switch level {
@@ -18,7 +19,7 @@ func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	case "error":
 		options.Level = slog.LevelError
 	default:
-		return nil, Usagef("--log-level %q: want debug, info, warn or error", level)
+		return nil, Usagef("--log-level %q: must be debug, info, warn or error", level)
 	}
 	switch format {
 	case "text":
@@ -26,18 +27,18 @@ func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	case "json":
 		return slog.New(slog.NewJSONHandler(w, &options)), nil
 	}
-	return nil, Usagef("--log-format %q: want text or json", format)
+	return nil, Usagef("--log-format %q: must be text or json", format)
 }
 
 type loggerKey struct{}
 
-// WithLogger is ctx with a logger; nil is silence.
+// WithLogger returns a context with a logger; with nil, nothing is logged.
 func WithLogger(ctx context.Context, log *slog.Logger) context.Context {
 	return context.WithValue(ctx, loggerKey{}, log)
 }
 
-// Logger is the logger that --log-level and --log-format ask for, out of
-// cmd.Context() within a command.
+// Logger returns the logger of a context, such as cmd.Context() within a command.
+// Without one it returns a logger that discards everything.
 func Logger(ctx context.Context) *slog.Logger {
 	if log, ok := ctx.Value(loggerKey{}).(*slog.Logger); ok && log != nil {
 		return log

@@ -1,4 +1,4 @@
-// Package cli is what all commands of pulley share: the root command, flags with
+// Package cli has what all commands of pulley share: the root command, flags with
 // their environment variables and configuration file, errors with exit codes, the
 // connection to NATS, the frame of an operator's verb, output formats and shell
 // completion.
@@ -15,10 +15,10 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// NewRoot is a command line of these commands. It adds to each what all have in
-// common: the flags for configuration and logs, and the environment variable of
-// each flag in its help.
-func NewRoot(long, version string, list ...*cobra.Command) *cobra.Command {
+// NewRoot makes the root command of a command line. It adds to the given commands
+// what all have in common: the flags for configuration and logs, and the name of
+// the environment variable in the help of each flag.
+func NewRoot(long, version string, commands ...*cobra.Command) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "pulley",
 		Short:         "Distribute LLM inference requests over GPU workers",
@@ -26,7 +26,7 @@ func NewRoot(long, version string, list ...*cobra.Command) *cobra.Command {
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		// Runs for every subcommand, unless one has a hook of the same name.
+		// It runs for every subcommand that has no hook of the same name.
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return prepare(cmd) },
 	}
 	root.SetVersionTemplate("pulley {{.Version}}\n")
@@ -34,31 +34,32 @@ func NewRoot(long, version string, list ...*cobra.Command) *cobra.Command {
 		".LocalFlags.FlagUsages", "wrapped .LocalFlags", ".InheritedFlags.FlagUsages", "wrapped .InheritedFlags",
 	).Replace(root.UsageTemplate()))
 	fs := root.PersistentFlags()
-	fs.String("config", "", "YAML `file` with further settings")
-	fs.String("log-level", "info", "what to log: debug, info, warn or error")
-	fs.String("log-format", "text", "how to log: text or json")
-	root.AddCommand(list...)
+	fs.String("config", "", "YAML `file` with settings")
+	fs.String("log-level", "info", "log level: debug, info, warn or error")
+	fs.String("log-format", "text", "log format: text or json")
+	root.AddCommand(commands...)
 	ForEachCommand(root, func(cmd *cobra.Command) {
 		forEachOwnFlag(cmd, func(f *pflag.Flag) { f.Usage += " (env " + EnvName(f.Name) + ")" })
 		if cmd.Args == nil {
 			cmd.Args = noArgs
 		}
-		if !cmd.Runnable() {
+		if !cmd.Runnable() && cmd.HasSubCommands() { // without either it is a help topic
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 		}
 	})
 	return root
 }
 
-// helpWidth is where the descriptions of flags are wrapped, in columns.
+// helpWidth is the width, in columns, at which the descriptions of flags wrap.
 const helpWidth = 118
 
-func init() { // cobra keeps them for the whole process
+func init() { // cobra keeps template functions in a global
 	cobra.AddTemplateFunc("wrapped", func(fs *pflag.FlagSet) string { return fs.FlagUsagesWrapped(helpWidth) })
 }
 
-// prepare completes the flags of the command that is about to run from the
-// environment and the configuration file, and gives its context a logger.
+// prepare runs before each command. It sets the flags that the command line does
+// not give from the environment and the configuration file, and puts a logger into
+// the command's context.
 func prepare(cmd *cobra.Command) error {
 	if !TakesConfig(cmd) {
 		return nil
@@ -76,7 +77,7 @@ func prepare(cmd *cobra.Command) error {
 	return nil
 }
 
-// noArgs is the Args of every command that sets none.
+// noArgs refuses arguments. It is the Args of every command that sets none.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -91,9 +92,9 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("unknown command %q%s", args[0], DidYouMean(args[0], names))
 }
 
-// Execute runs the command that args name and returns the exit code, having
-// reported the error if there is one. Whatever goes wrong before a command's
-// own function begins is a usage error.
+// Execute runs the command that args name, prints its error if there is one, and
+// returns the exit code. An error before the command's own function runs is a
+// usage error.
 func Execute(ctx context.Context, root *cobra.Command, args []string, stdout, stderr io.Writer) int {
 	began := false
 	ForEachCommand(root, func(cmd *cobra.Command) {
@@ -111,12 +112,12 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, stdout, st
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !began {
-		err = UsageError{explainUnknownFlag(cmd, err)}
+		err = UsageError{explainFlag(cmd, err)}
 	}
 	return report(ctx, cmd, err, stderr)
 }
 
-// report turns a command's error into words and an exit code.
+// report prints a command's error and returns the exit code.
 func report(ctx context.Context, cmd *cobra.Command, err error, stderr io.Writer) int {
 	if err == nil {
 		return ExitOK
@@ -132,14 +133,18 @@ func report(ctx context.Context, cmd *cobra.Command, err error, stderr io.Writer
 	if _, ok := errors.AsType[NotFoundError](err); ok {
 		return ExitNotFound
 	}
-	if _, ok := errors.AsType[refusedError](err); ok {
+	if _, ok := errors.AsType[RefusedError](err); ok {
 		return ExitRefused
 	}
 	return ExitFailed
 }
 
-// explainUnknownFlag adds the flag that may have been meant.
-func explainUnknownFlag(cmd *cobra.Command, err error) error {
+// explainFlag says which values a flag accepts, and suggests a name for an unknown one.
+func explainFlag(cmd *cobra.Command, err error) error {
+	if invalid, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		f := invalid.GetFlag()
+		return fmt.Errorf("--%s: %w", f.Name, invalidValue(f, invalid.GetValue(), err))
+	}
 	unknown, ok := errors.AsType[*pflag.NotExistError](err)
 	if !ok || unknown.GetSpecifiedShortnames() != "" {
 		return err
@@ -149,7 +154,7 @@ func explainUnknownFlag(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w%s", err, DidYouMean("--"+unknown.GetSpecifiedName(), names))
 }
 
-// ForEachCommand visits cmd and all below it.
+// ForEachCommand visits cmd and all commands below it.
 func ForEachCommand(cmd *cobra.Command, visit func(*cobra.Command)) {
 	visit(cmd)
 	for _, sub := range cmd.Commands() {

@@ -47,9 +47,9 @@ func TestExitCodes(t *testing.T) {
 		"unknown subcommand":   {"try refusd", 2, "pulley: unknown command \"refusd\"; did you mean \"refused\"?\nrun 'pulley try --help'\n"},
 		"unexpected argument":  {"try done x", 2, "pulley: unexpected argument \"x\"\nrun 'pulley try done --help'\n"},
 		"unknown flag":         {"try needs --cuont 1", 2, "pulley: unknown flag: --cuont; did you mean \"--count\"?\nrun 'pulley try needs --help'\n"},
-		"invalid flag":         {"try needs --count x", 2, "pulley: invalid argument \"x\" for \"--count\" flag: strconv.ParseInt: parsing \"x\": invalid syntax\nrun 'pulley try needs --help'\n"},
+		"invalid flag":         {"try needs --count x", 2, "pulley: --count: invalid value \"x\": must be a whole number\nrun 'pulley try needs --help'\n"},
 		"missing flag":         {"try needs", 2, "pulley: required flag(s) \"count\" not set\nrun 'pulley try needs --help'\n"},
-		"unknown log level":    {"try done --log-level loud", 2, "pulley: --log-level \"loud\": want debug, info, warn or error\nrun 'pulley try done --help'\n"},
+		"unknown log level":    {"try done --log-level loud", 2, "pulley: --log-level \"loud\": must be debug, info, warn or error\nrun 'pulley try done --help'\n"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

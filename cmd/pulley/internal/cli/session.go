@@ -20,17 +20,17 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
-// Session is an operator's verb under way.
+// Session is one run of an operator's verb: its command line and its connection.
 type Session struct {
 	Cmd  *cobra.Command
 	Args []string
 	NC   *nats.Conn
 	JS   jetstream.JetStream
 
-	Force bool // nobody has to be asked
+	Force bool // --force was given
 }
 
-// begin connects.
+// begin connects. The caller ends the session.
 func begin(cmd *cobra.Command, args []string, c *ConnectFlags) (*Session, error) {
 	s := &Session{Cmd: cmd, Args: args}
 	var err error
@@ -44,43 +44,42 @@ func begin(cmd *cobra.Command, args []string, c *ConnectFlags) (*Session, error)
 	return s, nil
 }
 
-func (s *Session) Context() context.Context { return s.Cmd.Context() }
-
-// Show prints a view.
-func (s *Session) Show(v View, format string) error {
-	out := s.Cmd.OutOrStdout()
-	b, err := v.Render(format, term.Of(out))
-	if err != nil {
-		return err
-	}
-	_, err = out.Write(b)
-	return err
+// end flushes what was published, and closes the connection.
+func (s *Session) end() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.Context()), time.Second)
+	defer cancel()
+	s.NC.FlushWithContext(ctx)
+	s.NC.Close()
 }
 
-// Printf tells what was done.
+// Context returns the context of the command; it ends when the command is interrupted.
+func (s *Session) Context() context.Context { return s.Cmd.Context() }
+
+// Printf prints a line on standard output: what the verb has done.
 func (s *Session) Printf(format string, args ...any) {
 	fmt.Fprintf(s.Cmd.OutOrStdout(), format+"\n", args...)
 }
 
-// Warnf tells what may not have been meant.
+// Warnf prints a warning on standard error.
 func (s *Session) Warnf(format string, args ...any) {
 	p := term.Page{Terminal: term.Of(s.Cmd.ErrOrStderr())}
 	fmt.Fprintf(s.Cmd.ErrOrStderr(), "%s %s\n", p.Paint(term.Yellow, "warning:"), fmt.Sprintf(format, args...))
 }
 
-// Confirm asks whether to do harm, which is a sentence without its end.
+// Confirm asks for a confirmation of an action, such as "remove tier night", unless
+// --force was given. It is refused without a terminal.
 func (s *Session) Confirm(format string, args ...any) error {
-	harm := fmt.Sprintf(format, args...)
+	action := fmt.Sprintf(format, args...)
 	if s.Force {
 		return nil
 	}
 	in := s.Cmd.InOrStdin()
 	if !Interactive(in) {
-		return Refusedf("%s: there is no terminal to ask on; say --force", harm)
+		return Refusedf("%s: needs a confirmation, and standard input is not a terminal; use --force to skip it", action)
 	}
-	fmt.Fprintf(s.Cmd.ErrOrStderr(), "%s? [y/N] ", harm)
+	fmt.Fprintf(s.Cmd.ErrOrStderr(), "%s? [y/N] ", action)
 	answer := make(chan string, 1)
-	go func() { // ends with the process, if nobody answers
+	go func() { // without an answer it ends with the process
 		line, _ := bufio.NewReader(in).ReadString('\n')
 		answer <- strings.ToLower(strings.TrimSpace(line))
 	}()
@@ -89,20 +88,20 @@ func (s *Session) Confirm(format string, args ...any) error {
 		if a == "y" || a == "yes" {
 			return nil
 		}
-		return Refusedf("not confirmed: nothing was changed")
+		return Refusedf("not confirmed; nothing was changed")
 	case <-s.Context().Done():
 		fmt.Fprintln(s.Cmd.ErrOrStderr())
 		return context.Cause(s.Context())
 	}
 }
 
-// Interactive says whether somebody is there to answer; a variable for tests.
+// Interactive says whether a person can answer a question on in. Tests replace it.
 var Interactive = func(in io.Reader) bool {
 	f, ok := in.(*os.File)
 	return ok && term.Of(f).Width > 0
 }
 
-// User is the one who uses this command.
+// User returns who runs the command, as name@host.
 func (s *Session) User() string {
 	name := os.Getenv("USER")
 	if u, err := user.Current(); err == nil {
@@ -112,16 +111,17 @@ func (s *Session) User() string {
 	return cmp.Or(name, "unknown") + "@" + cmp.Or(host, "unknown")
 }
 
-// CommandLine is the command as it was typed, but for what only says where and how.
+// CommandLine returns the command as it was typed, without the flags for the
+// connection, the output and the confirmation. It is what the policy's history shows.
 func (s *Session) CommandLine() string {
-	var aside pflag.FlagSet
-	AddConnectFlags(&aside)
+	var connection pflag.FlagSet
+	AddConnectFlags(&connection)
 	words := strings.Fields(s.Cmd.CommandPath())[1:]
 	for _, a := range s.Args {
 		words = append(words, ShellWord(a))
 	}
 	s.Cmd.Flags().Visit(func(f *pflag.Flag) {
-		if aside.Lookup(f.Name) != nil || s.Cmd.Root().PersistentFlags().Lookup(f.Name) != nil {
+		if connection.Lookup(f.Name) != nil || s.Cmd.Root().PersistentFlags().Lookup(f.Name) != nil {
 			return
 		}
 		switch f.Name {
@@ -144,12 +144,4 @@ func (s *Session) CommandLine() string {
 		}
 	})
 	return strings.Join(words, " ")
-}
-
-// end disconnects, after what was published has gone.
-func (s *Session) end() {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.Context()), time.Second)
-	defer cancel()
-	s.NC.FlushWithContext(ctx)
-	s.NC.Close()
 }

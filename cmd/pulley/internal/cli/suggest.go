@@ -3,9 +3,12 @@ package cli
 import (
 	"fmt"
 	"strings"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
-// NoSuch says that what was named does not exist, and what may have been meant.
+// NoSuch is a NotFoundError with a suggestion: a similar name among the known
+// ones, or the command that lists them.
 func NoSuch(kind, name string, known []string) error {
 	hint := DidYouMean(name, known)
 	if hint == "" {
@@ -14,8 +17,13 @@ func NoSuch(kind, name string, known []string) error {
 	return NotFoundf("no %s %q%s", kind, name, hint)
 }
 
-// DidYouMean is a clause with the known word nearest to word, or nothing if
-// none is near.
+// Ambiguous is a UsageError: a name could be any of several.
+func Ambiguous(kind, name string, candidates []string) error {
+	return Usagef("%s %s is ambiguous: it may be %s", kind, name, term.Shorten(OneOf(candidates), 160))
+}
+
+// DidYouMean returns a clause that suggests the known word most similar to word,
+// or "" if none is similar.
 func DidYouMean(word string, known []string) string {
 	if s := nearest(word, known); s != "" {
 		return fmt.Sprintf("; did you mean %q?", s)
@@ -23,6 +31,8 @@ func DidYouMean(word string, known []string) string {
 	return ""
 }
 
+// nearest returns the known word with the smallest edit distance to word, if that
+// is at most a third of its length, or two.
 func nearest(word string, known []string) string {
 	best, most := "", max(2, len(word)/3)
 	for _, k := range known {
@@ -33,8 +43,7 @@ func nearest(word string, known []string) string {
 	return best
 }
 
-// editDistance is the number of characters to insert, delete or replace to
-// make b of a.
+// editDistance is the number of bytes to insert, delete or replace to turn a into b.
 func editDistance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
@@ -52,4 +61,13 @@ func editDistance(a, b string) int {
 		}
 	}
 	return row[len(b)]
+}
+
+// OneOf lists choices as "a, b or c".
+func OneOf(choices []string) string {
+	if len(choices) < 2 {
+		return strings.Join(choices, "")
+	}
+	last := len(choices) - 1
+	return strings.Join(choices[:last], ", ") + " or " + choices[last]
 }

@@ -32,7 +32,7 @@ func (s *sizeValue) Set(text string) error {
 	}
 	n, err := strconv.ParseInt(number, 10, 64)
 	if err != nil || n < 0 || n > math.MaxInt64/unit {
-		return errors.New("want a number of bytes such as 8MiB")
+		return errors.New("must be a number of bytes such as 8MiB")
 	}
 	*s = sizeValue(n * unit)
 	return nil
@@ -59,12 +59,13 @@ var sizeUnits = []struct {
 	{"B", 1},
 }
 
+// FormatDuration formats a duration as in a policy: 2m, not 2m0s.
 func FormatDuration(d time.Duration) string {
 	b, _ := policy.Duration(d).MarshalText()
 	return string(b)
 }
 
-// ShellWord is s as one word for a shell.
+// ShellWord quotes s for a shell, if that is needed.
 func ShellWord(s string) string {
 	if s != "" && !strings.ContainsFunc(s, func(r rune) bool {
 		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,@%+", r)
@@ -74,8 +75,8 @@ func ShellWord(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// DefaultStoreDir is where a broker stores unless told otherwise; empty where
-// the user has no home.
+// DefaultStoreDir returns the directory in which a broker keeps its streams by
+// default; "" if the user has no home directory.
 func DefaultStoreDir() string {
 	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "pulley", "broker")

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -8,7 +9,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Noun is a command whose verbs reach NATS by the same flags.
+// Noun makes a command whose verbs share the flags for the connection to NATS.
 func Noun(name, short, long string, verbs ...func(*ConnectFlags) *cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{Use: name, Short: short, Long: long}
 	fs := cmd.PersistentFlags()
@@ -20,7 +21,17 @@ func Noun(name, short, long string, verbs ...func(*ConnectFlags) *cobra.Command)
 	return cmd
 }
 
-// Action makes cmd a verb that does something.
+// Connected makes a verb with its own flags for the connection to NATS. The verbs of
+// pulley worker need it: the flags of that command are for running a worker.
+func Connected(newVerb func(*ConnectFlags) *cobra.Command) *cobra.Command {
+	var fs pflag.FlagSet
+	cmd := newVerb(AddConnectFlags(&fs))
+	cmd.Flags().AddFlagSet(&fs)
+	return cmd
+}
+
+// Action makes cmd a verb: it connects, and calls do. The flags that cmd has by now,
+// but for --output, can only be given on the command line.
 func Action(cmd *cobra.Command, c *ConnectFlags, do func(s *Session) error) *cobra.Command {
 	cmd.Flags().SortFlags = false
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
@@ -39,49 +50,55 @@ func Action(cmd *cobra.Command, c *ConnectFlags, do func(s *Session) error) *cob
 	return cmd
 }
 
-// Destructive makes cmd a verb that does something which has to be confirmed.
+// Destructive makes cmd a verb with the flag --force, for changes that need a
+// confirmation: do calls Session.Confirm.
 func Destructive(cmd *cobra.Command, c *ConnectFlags, do func(s *Session) error) *cobra.Command {
-	force := cmd.Flags().Bool("force", false, "do not ask")
+	force := cmd.Flags().Bool("force", false, "skip the confirmation")
 	return Action(cmd, c, func(s *Session) error {
 		s.Force = *force
 		return do(s)
 	})
 }
 
-// Listing makes cmd a verb that shows something.
+// Listing makes cmd a verb that prints a view, with the flags --output and --watch.
 func Listing(cmd *cobra.Command, c *ConnectFlags, read func(s *Session) (View, error)) *cobra.Command {
-	output := AddOutputFlag(cmd)
-	again := cmd.Flags().BoolP("watch", "w", false, "look again every second, until Ctrl-C")
+	AddOutput(cmd, listingFormats...)
+	cmd.Flags().BoolP("watch", "w", false, "refresh every second, until Ctrl-C")
 	return Action(cmd, c, func(s *Session) error {
-		if err := CheckOutput(*output); err != nil {
-			return err
-		}
-		if *again {
-			return Watch(s.Context(), s.Cmd.OutOrStdout(), "pulley "+s.CommandLine(), *output, func() (View, error) { return read(s) })
-		}
-		v, err := read(s)
-		if err != nil {
-			return err
-		}
-		return s.Show(v, *output)
+		return ShowListing(s.Context(), cmd, "pulley "+s.CommandLine(), func() (View, error) { return read(s) })
 	})
 }
 
-// Connected is a verb with connect flags of its own: the flags of pulley worker
-// are for running one.
-func Connected(newVerb func(*ConnectFlags) *cobra.Command) *cobra.Command {
-	var fs pflag.FlagSet
-	cmd := newVerb(AddConnectFlags(&fs))
-	cmd.Flags().AddFlagSet(&fs)
-	return cmd
+var listingFormats = []string{Table, Wide, JSON, YAML}
+
+// ShowListing prints a view as the flags --output and --watch of a Listing say. The
+// title is for --watch.
+func ShowListing(ctx context.Context, cmd *cobra.Command, title string, read func() (View, error)) error {
+	output := Output{Format: cmd.Flag("output").Value.String(), formats: listingFormats}
+	if err := output.Check(); err != nil {
+		return err
+	}
+	if cmd.Flag("watch").Value.String() == "true" {
+		return watch(ctx, cmd.OutOrStdout(), title, output.Format, read)
+	}
+	v, err := read()
+	if err != nil {
+		return err
+	}
+	return Show(cmd, v, output.Format)
 }
 
-// ExactArgs wants one argument for each name. "NAME..." is one or more.
+// ExactArgs requires one argument for each name; "NAME..." is one or more. The error
+// about a missing first argument names the command that lists what there is.
 func ExactArgs(names ...string) cobra.PositionalArgs {
-	return func(_ *cobra.Command, args []string) error {
+	return func(cmd *cobra.Command, args []string) error {
 		for i, name := range names {
 			if len(args) <= i {
-				return fmt.Errorf("name the %s", strings.ToLower(strings.TrimSuffix(name, "...")))
+				text := "missing argument: " + strings.TrimSuffix(name, "...")
+				if list := listingBeside(cmd); list != "" && i == 0 {
+					text += fmt.Sprintf(" (see '%s')", list)
+				}
+				return fmt.Errorf("%s", text)
 			}
 			if strings.HasSuffix(name, "...") {
 				return nil
@@ -92,4 +109,14 @@ func ExactArgs(names ...string) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// listingBeside returns the command that lists the objects of cmd's noun, or "".
+func listingBeside(cmd *cobra.Command) string {
+	for _, verb := range cmd.Parent().Commands() {
+		if verb.Name() == "ls" || verb.Name() == "history" {
+			return verb.CommandPath()
+		}
+	}
+	return ""
 }

@@ -14,55 +14,83 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
-// View is what a verb shows: a value for programs, and the same for people.
+// The formats that --output may have. Each command has some of them.
+const (
+	Table = "table"
+	Wide  = "wide" // a table with all columns
+	Text  = "text"
+	JSON  = "json"
+	YAML  = "yaml"
+)
+
+// Output is the flag --output of a command.
+type Output struct {
+	Format  string
+	formats []string
+}
+
+// AddOutput declares the flag --output with the formats that cmd has; the first is the
+// default.
+func AddOutput(cmd *cobra.Command, formats ...string) *Output {
+	o := &Output{formats: formats}
+	cmd.Flags().StringVarP(&o.Format, "output", "o", formats[0], "output format: "+OneOf(formats))
+	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+	return o
+}
+
+// Check refuses a format that the command does not have.
+func (o *Output) Check() error {
+	if !slices.Contains(o.formats, o.Format) {
+		return Usagef("--output %q: must be %s", o.Format, OneOf(o.formats))
+	}
+	return nil
+}
+
+// View is what a verb shows: a value for programs, and a function that prints the
+// same for people.
 type View struct {
 	Value any
 	Print func(*term.Page)
 }
 
-// outputs are the values of --output.
-var outputs = []string{"table", "wide", "json", "yaml"}
+// Show prints a view on the standard output of cmd.
+func Show(cmd *cobra.Command, v View, format string) error {
+	out := cmd.OutOrStdout()
+	b, err := v.render(format, term.Of(out))
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(b)
+	return err
+}
 
-// Render is the view in the format that --output asks for.
-func (v View) Render(format string, t term.Terminal) ([]byte, error) {
+// render returns the view in a format.
+func (v View) render(format string, t term.Terminal) ([]byte, error) {
 	switch format {
-	case "json":
+	case JSON:
 		var b bytes.Buffer
 		e := json.NewEncoder(&b)
 		e.SetEscapeHTML(false)
 		e.SetIndent("", "  ")
 		err := e.Encode(v.Value)
 		return b.Bytes(), err
-	case "yaml":
+	case YAML:
 		return yamlOf(v.Value)
 	}
-	p := term.Page{Terminal: t, Wide: format == "wide"}
+	p := term.Page{Terminal: t, Wide: format == Wide}
 	if p.Wide {
-		p.Width = 0 // all of it is asked for
+		p.Width = 0 // a wide table is not shortened
 	}
 	v.Print(&p)
 	return p.Bytes(), nil
 }
 
-func AddOutputFlag(cmd *cobra.Command) *string {
-	output := cmd.Flags().StringP("output", "o", "table", "how to print: table, wide, json or yaml")
-	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputs, cobra.ShellCompDirectiveNoFileComp))
-	return output
-}
-
-func CheckOutput(format string) error {
-	if !slices.Contains(outputs, format) {
-		return Usagef("--output %q: want table, wide, json or yaml", format)
-	}
-	return nil
-}
-
-// WatchEvery is how often --watch looks again.
+// WatchEvery is the interval of --watch.
 const WatchEvery = time.Second
 
-// Watch shows a view anew every second until ctx ends, which is no error. What
-// goes wrong after the first time is shown too: it may pass.
-func Watch(ctx context.Context, out io.Writer, title, format string, read func() (View, error)) error {
+// watch reads and prints a view every second until ctx ends, which is not an error. If
+// the first read fails, watch fails; later errors are shown, and it continues.
+func watch(ctx context.Context, out io.Writer, title, format string, read func() (View, error)) error {
 	v, err := read()
 	if err != nil {
 		return err
@@ -71,17 +99,17 @@ func Watch(ctx context.Context, out io.Writer, title, format string, read func()
 	defer tick.Stop()
 	for {
 		t := term.Of(out)
-		var frame []byte
+		var text []byte
 		if err == nil {
-			frame, err = v.Render(format, t)
+			text, err = v.render(format, t)
 		}
 		if err != nil {
-			frame = fmt.Appendf(nil, "%s\n", term.Printable(err.Error()))
+			text = fmt.Appendf(nil, "%s\n", term.Printable(err.Error()))
 		}
 		if t.Width > 0 {
-			frame = term.Frame(frame, title, t)
+			text = term.Frame(text, title, t)
 		}
-		if _, err := out.Write(frame); err != nil {
+		if _, err := out.Write(text); err != nil {
 			return err
 		}
 		select {
@@ -92,7 +120,7 @@ func Watch(ctx context.Context, out io.Writer, title, format string, read func()
 		if v, err = read(); ctx.Err() != nil {
 			return nil
 		}
-		if t.Width == 0 && (format == "table" || format == "wide") {
+		if t.Width == 0 && (format == Table || format == Wide) {
 			io.WriteString(out, "\n")
 		}
 	}

@@ -11,8 +11,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// ParseYAML returns the mapping that b is, nil if b is empty. Its errors begin
-// with the line.
+// ParseYAML parses a document that must be a mapping; it returns nil if b is empty.
+// Its errors begin with the line number and a colon.
 func ParseYAML(b []byte) (*yaml.Node, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	var doc, more yaml.Node
@@ -26,17 +26,17 @@ func ParseYAML(b []byte) (*yaml.Node, error) {
 		return nil, nil
 	}
 	if top.Kind != yaml.MappingNode {
-		return nil, fmt.Errorf("%d: want 'key: value' lines", top.Line)
+		return nil, fmt.Errorf("%d: must be 'key: value' lines", top.Line)
 	}
 	if err := dec.Decode(&more); err == nil {
-		return nil, fmt.Errorf("%d: want one YAML document, not several", more.Line)
+		return nil, fmt.Errorf("%d: must be one YAML document, not several", more.Line)
 	} else if !errors.Is(err, io.EOF) {
 		return nil, YAMLError(err)
 	}
 	return top, nil
 }
 
-// YAMLError is err in the form "line: reason".
+// YAMLError returns an error of the YAML library in the form "line: reason".
 func YAMLError(err error) error {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
 	if rest, ok := strings.CutPrefix(text, "line "); ok {
@@ -45,6 +45,7 @@ func YAMLError(err error) error {
 	return errors.New(" " + text)
 }
 
+// EncodeYAML encodes a value with an indent of two spaces.
 func EncodeYAML(value any) ([]byte, error) {
 	var b bytes.Buffer
 	e := yaml.NewEncoder(&b)
@@ -55,7 +56,7 @@ func EncodeYAML(value any) ([]byte, error) {
 	return b.Bytes(), e.Close()
 }
 
-// yamlOf is a value as YAML, with the names and the order of its JSON.
+// yamlOf encodes a value as YAML with the names and the order of its JSON.
 func yamlOf(value any) ([]byte, error) {
 	b, err := json.Marshal(value)
 	if err != nil {
@@ -76,6 +77,7 @@ func yamlOf(value any) ([]byte, error) {
 	return EncodeYAML(&doc)
 }
 
+// resolveAlias returns the node that an alias stands for.
 func resolveAlias(n *yaml.Node) *yaml.Node {
 	if n.Kind == yaml.AliasNode {
 		return n.Alias

@@ -30,6 +30,7 @@ func Run(root *cobra.Command, args ...string) (code int, stdout, stderr string) 
 	return code, out.String(), err.String()
 }
 
+// WriteFile writes a file into a directory of its own, and returns its path.
 func WriteFile(t testing.TB, name, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -39,7 +40,7 @@ func WriteFile(t testing.TB, name, content string) string {
 	return path
 }
 
-// Buffer is a log that can be read while it is written.
+// Buffer is a buffer that can be read while another goroutine writes it.
 type Buffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -57,6 +58,7 @@ func (b *Buffer) String() string {
 	return b.buf.String()
 }
 
+// WaitFor waits until the buffer contains a text.
 func (b *Buffer) WaitFor(t *testing.T, text string) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(b.String(), text); {
@@ -67,7 +69,7 @@ func (b *Buffer) WaitFor(t *testing.T, text string) {
 	}
 }
 
-// Broker runs a broker until the test ends, or stop is called.
+// Broker runs a broker until the test ends, or until stop is called.
 func Broker(t *testing.T, cfg broker.Config) (url string, stop func()) {
 	t.Helper()
 	if cfg.Listen == "" {
@@ -96,6 +98,7 @@ func Broker(t *testing.T, cfg broker.Config) (url string, stop func()) {
 	return b.ClientURL(), stop
 }
 
+// Gateway runs a gateway until the test ends, and returns the URLs of its ports.
 func Gateway(t *testing.T, nc *nats.Conn) (ingress, admin string) {
 	t.Helper()
 	gw, err := gateway.New(gateway.Config{}, nc)
@@ -120,7 +123,7 @@ func Gateway(t *testing.T, nc *nats.Conn) (ingress, admin string) {
 	return "http://" + listeners[0].Addr().String(), "http://" + listeners[1].Addr().String()
 }
 
-// StandIn is a gateway and a worker as far as they can be heard.
+// StandIn publishes what a gateway and a worker publish, and lists one request.
 func StandIn(t *testing.T, url string) *nats.Conn {
 	t.Helper()
 	nc, err := nats.Connect(url)

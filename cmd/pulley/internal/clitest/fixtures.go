@@ -11,9 +11,10 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
+// Noon is the time of SnapshotAtNoon.
 var Noon = time.Date(2026, 5, 4, 12, 0, 0, 0, time.Local)
 
-// Beat is a worker as gateways tell of it.
+// Beat is the heartbeat of a worker.
 func Beat(name string, state subjects.State, inFlight int, pools ...string) subjects.Heartbeat {
 	h := subjects.Heartbeat{Worker: name + "-00ff", Name: name, Engine: "vllm", URL: "http://10.0.0.7:8000", Host: "node-7", Version: "1.0", Started: time.Now().Add(-time.Hour),
 		State: state, Slots: 8, InFlight: inFlight, Weight: 1, Done: 12}
@@ -23,7 +24,7 @@ func Beat(name string, state subjects.State, inFlight int, pools ...string) subj
 	return h
 }
 
-// GPU is an H100 at work as a worker tells of it.
+// GPU is a busy H100 as a worker reports it.
 func GPU(n int, edit ...func(*subjects.GPU)) subjects.GPU {
 	id := string(rune('0' + n))
 	g := subjects.GPU{Snapshot: gpu.Snapshot{
@@ -38,24 +39,26 @@ func GPU(n int, edit ...func(*subjects.GPU)) subjects.GPU {
 	return g
 }
 
-// BeatOn is a worker's word of its GPUs.
+// BeatOn is the heartbeat of a worker with GPUs.
 func BeatOn(host, name string, state subjects.State, gpus ...subjects.GPU) subjects.Heartbeat {
 	h := Beat(name, state, 3, "llama")
 	h.Host, h.NVML = host, &subjects.NVML{Mode: "auto", Driver: "580.65.06", GPUs: gpus}
 	return h
 }
 
+// Lost makes a GPU one that has fallen off the bus.
 func Lost(g *subjects.GPU) {
 	*g = subjects.GPU{Snapshot: gpu.Snapshot{Device: g.Device, At: g.At, State: gpu.Fresh, Lost: "is lost", WatchesXIDs: true,
 		XIDs: []gpu.XID{{Seq: 1, At: g.At, Code: 79}}}, Fenced: "XID 79 (fallen off the bus)", Since: g.At}
 }
 
+// Hot makes a GPU one that is throttled by heat.
 func Hot(g *subjects.GPU) {
 	g.Throttle, g.Temperature, g.Strain = new(gpu.ThrottleHardwareHeat), new(91), policy.Hot.String()
 }
 
-// Fleet has two workers on one host that share a GPU, one that is fenced, and
-// hosts that say nothing.
+// Fleet has two workers on one host that share a GPU, a fenced worker, and hosts without
+// a reported GPU.
 func Fleet() []subjects.Heartbeat {
 	bare, mac, off := BeatOn("node-3", "c", subjects.Ready), BeatOn("node-4", "d", subjects.Ready), Beat("e", subjects.Ready, 0, "llama")
 	bare.NVML.Failure = &gpu.Failure{Kind: gpu.NoLibrary, Container: true}
@@ -70,8 +73,8 @@ func Fleet() []subjects.Heartbeat {
 	}
 }
 
-// SnapshotAtNoon is two gateways and four workers, with some of everything that a
-// screen can show.
+// SnapshotAtNoon has two gateways and four workers, with some of everything that a screen
+// can show.
 func SnapshotAtNoon() fleet.Snapshot {
 	serves := func(pools ...string) (list []subjects.PoolStatus) {
 		for i, p := range pools {
@@ -95,7 +98,7 @@ func SnapshotAtNoon() fleet.Snapshot {
 		},
 		Policy: &policystore.Version{Revision: 17, At: Noon.Add(-3 * time.Minute), By: "ann@ops", Why: "tier set batch --share 2", Policy: policy.Default()},
 		Held:   map[fleet.PoolTier]int{{Pool: "llama-70b", Tier: "batch"}: 30},
-		Queues: []fleet.Lane{
+		Lanes: []fleet.Lane{
 			{Pool: "llama-70b", Tier: "batch", Lane: "shared", Waiting: 2, Delivered: 1, TakenPerSecond: 1.5},
 			{Pool: "llama-70b", Tier: "standard", Lane: "shared", Delivered: 2, TakenPerSecond: 3},
 			{Pool: "mistral", Tier: "standard", Lane: "shared", Waiting: 1},

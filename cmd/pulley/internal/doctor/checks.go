@@ -9,26 +9,25 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// check is one of the doctor's questions: it finds what is wrong, and has a
-// line for when nothing is. An empty line says that nobody knows.
+// check is one check of the examination.
 type check struct {
 	name string
-	find func(*examination) []fleet.Finding
-	fine func(*examination) string
+	find func(*examination) []fleet.Finding // what is wrong
+	ok   func(*examination) string          // the text if nothing is; "" if that is unknown
 }
 
-// checks are all there are, in the order in which they are asked and shown:
-// each can rely on what those before it have found to be well.
+// checks are all checks, in the order in which they run and are shown: each may
+// rely on the checks before it.
 var checks = []check{
 	{"nats", (*examination).findConnection, func(e *examination) string {
 		return fmt.Sprintf("%s, version %s, max_payload %s", e.server, e.version, term.Bytes(e.maxPayload))
 	}},
-	{"permissions", (*examination).findDenied, func(*examination) string { return "nothing that was tried was denied" }},
+	{"permissions", (*examination).findDenied, func(*examination) string { return "no operation was denied" }},
 	{"jetstream", (*examination).findJetStream, func(e *examination) string {
-		return fmt.Sprintf("on; streams take %s of memory and %s of disk", term.Bytes(int64(e.account.Memory)), term.Bytes(int64(e.account.Store)))
+		return fmt.Sprintf("enabled; streams use %s of memory and %s of disk", term.Bytes(int64(e.account.Memory)), term.Bytes(int64(e.account.Store)))
 	}},
 	{"streams", (*examination).findStreams, func(e *examination) string {
-		return term.Count(len(e.expected.streams), "stream") + " and " + term.Count(len(e.expected.buckets), "bucket") + " as they should be"
+		return term.Count(len(e.expected.streams), "stream") + " and " + term.Count(len(e.expected.buckets), "bucket") + " as expected"
 	}},
 	{"policy", (*examination).findPolicy, func(e *examination) string { return e.fleet.Revision.Text(e.fleet.At) }},
 	{"gateways", ofFleet((*fleet.Snapshot).FindGateways), func(e *examination) string { return term.Count(len(e.fleet.Gateways), "gateway") + " live" }},
@@ -53,7 +52,7 @@ var checks = []check{
 			return ""
 		}
 		if len(e.keys) == 0 {
-			return "none: a gateway on loopback serves everybody, another nobody unless told --auth off; 'pulley key add --tenant NAME' makes one"
+			return "no API keys: gateways on loopback accept every client; all others refuse every client unless started with --auth off; create one with 'pulley key add --tenant NAME'"
 		}
 		return term.Count(len(e.keys), "key")
 	}},
@@ -65,7 +64,7 @@ var checks = []check{
 	}},
 }
 
-// ofFleet is a question that a snapshot alone answers.
+// ofFleet makes a check of one that needs only the snapshot.
 func ofFleet(find func(*fleet.Snapshot) []fleet.Finding) func(*examination) []fleet.Finding {
 	return func(e *examination) []fleet.Finding { return find(&e.fleet) }
 }

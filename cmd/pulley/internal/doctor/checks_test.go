@@ -18,18 +18,18 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// healthy is an examination that finds nothing.
+// healthy returns an examination without findings.
 func healthy(t *testing.T) *examination {
 	t.Helper()
-	fleet := clitest.SnapshotAtNoon()
-	fleet.Workers, fleet.Queues, fleet.Requests, fleet.Held = fleet.Workers[:1], fleet.Queues[1:2], nil, nil
-	fleet.Complete()
+	snapshot := clitest.SnapshotAtNoon()
+	snapshot.Workers, snapshot.Lanes, snapshot.Requests, snapshot.Held = snapshot.Workers[:1], snapshot.Lanes[1:2], nil, nil
+	snapshot.Complete()
 	e := &examination{
-		server: "nats://broker-1:4222", version: "2.12.0", maxPayload: 1 << 20, account: &jetstream.AccountInfo{}, fleet: fleet,
+		server: "nats://broker-1:4222", version: "2.12.0", maxPayload: 1 << 20, account: &jetstream.AccountInfo{}, fleet: snapshot,
 		streams: make(map[string]*jetstream.StreamInfo), keys: map[string]policy.Key{"k1": {ID: "k1", Tenant: "acme"}},
 	}
 	var err error
-	if e.expected, err = draw(fleet.Policy); err != nil {
+	if e.expected, err = expectedStreams(snapshot.Policy); err != nil {
 		t.Fatal(err)
 	}
 	for _, cfg := range e.expected.all() {
@@ -39,16 +39,14 @@ func healthy(t *testing.T) *examination {
 }
 
 func TestFindingsFitTheTerminal(t *testing.T) {
-	b, err := findingsView([]fleet.Finding{{Check: "streams", Verdict: fleet.Problem, Text: strings.Repeat("word ", 30), Remedy: strings.Repeat("remedy ", 20)}}).Render("table", term.Terminal{Width: 60, Height: 24})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if strings.Contains(string(b), "…") || strings.Count(string(b), "word") != 30 || strings.Count(string(b), "\n") < 8 {
-		t.Errorf("got\n%s", b)
+	p := term.Page{Terminal: term.Terminal{Width: 60, Height: 24}}
+	findingsView([]fleet.Finding{{Check: "streams", Verdict: fleet.Problem, Text: strings.Repeat("word ", 30), Remedy: strings.Repeat("remedy ", 20)}}).Print(&p)
+	if got := p.String(); strings.Contains(got, "…") || strings.Count(got, "word") != 30 || strings.Count(got, "\n") < 8 {
+		t.Errorf("got\n%s", got)
 	}
 }
 
-func TestDoctorFindsNothing(t *testing.T) {
+func TestNoFindings(t *testing.T) {
 	for _, d := range healthy(t).findings() {
 		if d.Verdict != fleet.OK || d.Text == "" || d.Remedy != "" {
 			t.Errorf("%+v", d)
@@ -56,7 +54,7 @@ func TestDoctorFindsNothing(t *testing.T) {
 	}
 }
 
-func TestDoctorFinds(t *testing.T) {
+func TestFindings(t *testing.T) {
 	snapshot := func(change func(*fleet.Snapshot)) func(*examination) {
 		return func(e *examination) {
 			change(&e.fleet)
@@ -66,7 +64,7 @@ func TestDoctorFinds(t *testing.T) {
 	worker := func(change func(*fleet.WorkerStatus)) func(*examination) {
 		return snapshot(func(s *fleet.Snapshot) { change(&s.Workers[0]) })
 	}
-	told := func(state subjects.State, gpus ...subjects.GPU) func(*examination) {
+	reporting := func(state subjects.State, gpus ...subjects.GPU) func(*examination) {
 		return worker(func(w *fleet.WorkerStatus) { w.State, w.NVML = state, &subjects.NVML{Mode: "auto", GPUs: gpus} })
 	}
 	failing := func(k gpu.Kind, container bool) func(*examination) {
@@ -98,20 +96,20 @@ func TestDoctorFinds(t *testing.T) {
 		"nearly full": {func(e *examination) {
 			e.account.Store, e.account.Limits.MaxStore = 95<<20, 100<<20
 		}, fleet.Warning, "jetstream", "95 MiB of the account's 100 MiB of disk", "limit"},
-		"a stream is missing": {func(e *examination) { delete(e.streams, "PULLEY_REQ_BATCH") }, fleet.Problem, "streams", "PULLEY_REQ_BATCH: not there", "gateway"},
-		"a bucket is missing": {func(e *examination) { delete(e.streams, "KV_PULLEY_WORKERS") }, fleet.Problem, "streams", "KV_PULLEY_WORKERS: not there", "gateway"},
+		"a stream is missing": {func(e *examination) { delete(e.streams, "PULLEY_REQ_BATCH") }, fleet.Problem, "streams", "missing: PULLEY_REQ_BATCH", "gateway"},
+		"a bucket is missing": {func(e *examination) { delete(e.streams, "KV_PULLEY_WORKERS") }, fleet.Problem, "streams", "missing: KV_PULLEY_WORKERS", "gateway"},
 		"a tier has no stream": {func(e *examination) {
 			e.expected.streams = append(e.expected.streams, jetstream.StreamConfig{Name: "PULLEY_REQ_GOLD"})
-		}, fleet.Problem, "streams", "PULLEY_REQ_GOLD: not there", "gateway"},
+		}, fleet.Problem, "streams", "missing: PULLEY_REQ_GOLD", "gateway"},
 		"a stream is otherwise": {func(e *examination) { e.streams["PULLEY_REQ_BATCH"].Config.Retention = jetstream.LimitsPolicy }, fleet.Problem, "streams", "PULLEY_REQ_BATCH: retention is Limits, not WorkQueue", "nats stream edit"},
 		"a foreign stream": {func(e *examination) {
 			e.streams["AUDIT"] = &jetstream.StreamInfo{Config: jetstream.StreamConfig{Name: "AUDIT", Subjects: []string{"pulley.>"}}}
-		}, fleet.Problem, "streams", "AUDIT takes subjects of Pulley's: pulley.>", "take pulley.> out"},
+		}, fleet.Problem, "streams", "AUDIT captures subjects of Pulley: pulley.>", "remove pulley.>"},
 		"a copy is away": {func(e *examination) {
 			e.streams["PULLEY_REQ_BATCH"].Cluster = &jetstream.ClusterInfo{Leader: "n1", Replicas: []*jetstream.PeerInfo{{Name: "n2", Current: true}, {Name: "n3", Offline: true}}}
-		}, fleet.Warning, "streams", "its copy on n3", "servers back"},
-		"a stream leads nobody": {func(e *examination) { e.streams["PULLEY_REQ_BATCH"].Cluster = &jetstream.ClusterInfo{} }, fleet.Problem, "streams", "no leader", "servers back"},
-		"no policy bucket":      {func(e *examination) { e.policyErr = policystore.ErrNoBucket }, fleet.Problem, "policy", "PULLEY_POLICY is not there", "policy apply"},
+		}, fleet.Warning, "streams", "the replica on n3 is offline", "restart the missing servers"},
+		"a stream without a leader": {func(e *examination) { e.streams["PULLEY_REQ_BATCH"].Cluster = &jetstream.ClusterInfo{} }, fleet.Problem, "streams", "no leader", "restart the missing servers"},
+		"no policy bucket":          {func(e *examination) { e.policyErr = policystore.ErrNoBucket }, fleet.Problem, "policy", "PULLEY_POLICY does not exist", "policy apply"},
 		"the policy is damaged": {func(e *examination) {
 			e.policyErr = policystore.DamagedError{Revision: 9, Err: errors.New("it is empty")}
 			e.history = []policystore.Version{{Revision: 9}, {Revision: 8}, {Revision: 7, Policy: policy.Default()}, {Revision: 6, Policy: policy.Default()}}
@@ -122,63 +120,63 @@ func TestDoctorFinds(t *testing.T) {
 		"no gateway":     {snapshot(func(s *fleet.Snapshot) { s.Gateways = nil }), fleet.Problem, "gateways", "no gateway", "pulley gateway"},
 		"no worker":      {snapshot(func(s *fleet.Snapshot) { s.Workers = nil }), fleet.Problem, "workers", "no worker", "pulley worker --engine URL"},
 		"engine down":    {worker(func(w *fleet.WorkerStatus) { w.State, w.Reason = subjects.Down, "connection refused" }), fleet.Problem, "workers", "fast: engine down: connection refused", "start the engine at http://fast"},
-		"worker lost":    {worker(func(w *fleet.WorkerStatus) { w.Lost = 3 * time.Second }), fleet.Problem, "workers", "fast is lost: silent for 3.0s", "host-fast"},
-		"engine refuses": {worker(func(w *fleet.WorkerStatus) { w.State = subjects.Paused }), fleet.Warning, "workers", "fast paused", "fewer slots"},
+		"worker lost":    {worker(func(w *fleet.WorkerStatus) { w.Lost = 3 * time.Second }), fleet.Problem, "workers", "fast is lost: no heartbeat for 3.0s", "host-fast"},
+		"engine refuses": {worker(func(w *fleet.WorkerStatus) { w.State = subjects.Paused }), fleet.Warning, "workers", "fast is paused", "fewer slots"},
 		"worker fenced": {worker(func(w *fleet.WorkerStatus) {
 			w.State, w.Reason = subjects.Fenced, "the engine has stalled: it has requests, and no token and an idle GPU for 10s"
 		}), fleet.Problem, "workers", "fast is fenced: the engine has stalled", "pulley worker info fast"},
-		"GPU fenced": {told(subjects.Fenced, clitest.GPU(2, clitest.Lost)), fleet.Problem, "gpus", "GPU host-fast/2 (fast) is fenced: XID 79 (fallen off the bus)", "reset the GPU"},
-		"GPU needs a new engine": {told(subjects.Fenced, clitest.GPU(0, func(g *subjects.GPU) { g.Fenced = "XID 94 (contained ECC error)" })), fleet.Problem, "gpus",
-			"is fenced: XID 94", "start the engine anew"},
-		"GPU to be exchanged": {told(subjects.Fenced, clitest.GPU(0, func(g *subjects.GPU) { g.Fenced, g.Rows = "row remapping failed", &gpu.Rows{Failed: true} })), fleet.Problem, "gpus",
-			"is fenced: row remapping failed", "exchanged"},
-		"GPU hot":                   {told(subjects.Ready, clitest.GPU(1, clitest.Hot)), fleet.Warning, "gpus", "GPU host-fast/1 (fast) is throttled: the GPU slows itself down for heat or power (hw_thermal)", "cooling"},
-		"GPU shared":                {told(subjects.Ready, clitest.GPU(1, func(g *subjects.GPU) { g.Strain = policy.ForeignMemory.String() })), fleet.Warning, "gpus", "strained: another process takes GPU memory", "nvidia-smi"},
-		"GPU silent":                {told(subjects.Ready, clitest.GPU(1, func(g *subjects.GPU) { g.State = gpu.Unknown })), fleet.Warning, "gpus", "GPU host-fast/1 (fast): it has not answered for half a minute", "nvidia-smi answers"},
-		"no such GPU":               {told(subjects.Ready), fleet.Warning, "gpus", "worker fast: NVML shows none of its GPUs", "pulley gpu ls --local --all"},
-		"no library":                {failing(gpu.NoLibrary, false), fleet.Warning, "gpus", "libnvidia-ml.so.1, is not here; workers go by their engines alone", "nvidia-utils"},
+		"GPU fenced": {reporting(subjects.Fenced, clitest.GPU(2, clitest.Lost)), fleet.Problem, "gpus", "GPU host-fast/2 (fast) is fenced: XID 79 (fallen off the bus)", "reset the GPU"},
+		"GPU needs a new engine": {reporting(subjects.Fenced, clitest.GPU(0, func(g *subjects.GPU) { g.Fenced = "XID 94 (contained ECC error)" })), fleet.Problem, "gpus",
+			"is fenced: XID 94", "restart the engine"},
+		"GPU to be exchanged": {reporting(subjects.Fenced, clitest.GPU(0, func(g *subjects.GPU) { g.Fenced, g.Rows = "row remapping failed", &gpu.Rows{Failed: true} })), fleet.Problem, "gpus",
+			"is fenced: row remapping failed", "replace the GPU"},
+		"GPU hot":                   {reporting(subjects.Ready, clitest.GPU(1, clitest.Hot)), fleet.Warning, "gpus", "GPU host-fast/1 (fast) is throttled: the GPU slows itself down for heat or power (hw_thermal)", "cooling"},
+		"GPU shared":                {reporting(subjects.Ready, clitest.GPU(1, func(g *subjects.GPU) { g.Strain = policy.ForeignMemory.String() })), fleet.Warning, "gpus", "strained: another process takes GPU memory", "nvidia-smi"},
+		"GPU silent":                {reporting(subjects.Ready, clitest.GPU(1, func(g *subjects.GPU) { g.State = gpu.Unknown })), fleet.Warning, "gpus", "GPU host-fast/1 (fast): no answer for half a minute", "nvidia-smi answers"},
+		"no such GPU":               {reporting(subjects.Ready), fleet.Warning, "gpus", "worker fast: NVML shows none of its GPUs", "pulley gpu ls --local --all"},
+		"no library":                {failing(gpu.NoLibrary, false), fleet.Warning, "gpus", "NVML not found (libnvidia-ml.so.1, a library of the NVIDIA driver); workers rely on their engines alone", "nvidia-utils"},
 		"no library in a container": {failing(gpu.NoLibrary, true), fleet.Warning, "gpus", "host-fast: NVML", "NVIDIA_DRIVER_CAPABILITIES=utility"},
-		"no access":                 {failing(gpu.NoAccess, true), fleet.Warning, "gpus", "this container has no access", "container anew"},
-		"driver upgrade":            {failing(gpu.Mismatch, false), fleet.Warning, "gpus", "of different versions", "restart the machine"},
+		"no access":                 {failing(gpu.NoAccess, true), fleet.Warning, "gpus", "this container has no access", "recreate the container"},
+		"driver upgrade":            {failing(gpu.Mismatch, false), fleet.Warning, "gpus", "have different versions", "restart the machine"},
 		"no permission":             {failing(gpu.NoPermission, false), fleet.Warning, "gpus", "may not open", "/dev/nvidiactl"},
 		"no driver":                 {failing(gpu.NoDriver, false), fleet.Warning, "gpus", "driver is not loaded", "modprobe nvidia"},
-		"gpus= of another machine":  {failing(gpu.NotThere, false), fleet.Warning, "gpus", "host-fast (fast): a GPU that the engine is said to run on is not here", "correct gpus="},
+		"gpus= of another machine":  {failing(gpu.NotThere, false), fleet.Warning, "gpus", "host-fast (fast): a GPU named by gpus= was not found", "correct gpus="},
 		"driver hangs":              {failing(gpu.Silent, false), fleet.Warning, "gpus", "does not answer", "dmesg"},
 		"NVML required": {worker(func(w *fleet.WorkerStatus) {
 			w.State, w.NVML = subjects.Fenced, &subjects.NVML{Mode: "required", Failure: &gpu.Failure{Kind: gpu.NoGPU}}
-		}), fleet.Problem, "gpus", "host-fast: there is no NVIDIA GPU here; with --nvml required workers take nothing", "nothing to do if there should be none"},
+		}), fleet.Problem, "gpus", "host-fast: no NVIDIA GPU found; with --nvml required workers accept no requests", "otherwise ignore this"},
 		"metrics are old": {room(func(w *fleet.WorkerStatus) {
 			w.Capacity.Engine, w.EngineStatus.At = "stale", clitest.Noon.Add(-7*time.Second)
 		}), fleet.Warning, "headroom", "worker fast: the engine's metrics are 7.0s old", "http://fast/metrics"},
-		"no metrics": {room(func(w *fleet.WorkerStatus) { w.Capacity.Engine, w.EngineStatus.Dialect = "missing", "sglang" }), fleet.Warning, "headroom", "its engine (sglang) tells nothing of its load", "--enable-metrics"},
-		"infeasible": {room(func(w *fleet.WorkerStatus) { w.Capacity.Infeasible, w.Capacity.AloneMS = true, 62 }), fleet.Warning, "headroom", "cannot meet its objective: a request alone has 62 ms between two tokens", "--slo-itl"},
+		"no metrics": {room(func(w *fleet.WorkerStatus) { w.Capacity.Engine, w.EngineStatus.Dialect = "missing", "sglang" }), fleet.Warning, "headroom", "no metrics of its engine (sglang)", "--enable-metrics"},
+		"infeasible": {room(func(w *fleet.WorkerStatus) { w.Capacity.Infeasible, w.Capacity.AloneMS = true, 62 }), fleet.Warning, "headroom", "cannot meet its objective: a request that runs alone takes 62 ms per token", "--slo-itl"},
 		"too many slots": {room(func(w *fleet.WorkerStatus) {
 			w.Capacity.Bound, w.Capacity.Limit, w.Capacity.PaceMS, w.Capacity.TargetMS = policy.BoundLimit, 40, 30, 30
 			w.Capacity.Terms = map[policy.Bound]float64{policy.BoundSlots: 256, policy.BoundLimit: 40}
-		}), fleet.Warning, "headroom", "worker fast has 256 slots, and does well with about 40", "leave slots= out"},
+		}), fleet.Warning, "headroom", "worker fast has 256 slots, but can use only about 40", "remove slots="},
 		"cordoned": {worker(func(w *fleet.WorkerStatus) { w.State, w.Name = subjects.Cordoned, "my gpu" }), fleet.Warning, "workers", "my gpu is cordoned", "uncordon 'my gpu'"},
-		"waiting for nobody": {snapshot(func(s *fleet.Snapshot) {
-			s.Queues = append(s.Queues, fleet.Lane{Pool: "mistral", Tier: "batch", Waiting: 3})
+		"no worker for a pool": {snapshot(func(s *fleet.Snapshot) {
+			s.Lanes = append(s.Lanes, fleet.Lane{Pool: "mistral", Tier: "batch", Waiting: 3})
 		}), fleet.Problem, "pools", "mistral: 3 requests waiting, and no live worker", "--engine URL,model=mistral"},
 		"paused pool": {snapshot(func(s *fleet.Snapshot) {
 			s.Policy.Policy.Pools = map[string]policy.Pool{"qwen": {Paused: true}}
 		}), fleet.Warning, "pools", "qwen is paused: 0 requests waiting", "pulley pool resume qwen"},
-		"nobody bids": {snapshot(func(s *fleet.Snapshot) {
+		"no bids": {snapshot(func(s *fleet.Snapshot) {
 			s.Requests = []subjects.RequestInfo{{ID: "x", Pool: "qwen", Tier: "standard", State: "queued", AgeMS: 20_000}}
-		}), fleet.Warning, "pools", "qwen: a request waits for 20s beside 10 free slots", "CONSUMER.MSG.NEXT"},
+		}), fleet.Warning, "pools", "qwen: a request has waited for 20s although there are 10 free slots", "CONSUMER.MSG.NEXT"},
 		"route to nowhere": {snapshot(func(s *fleet.Snapshot) {
 			s.Policy.Policy.Routes = map[string]policy.Route{"gpt-*": {To: []policy.Target{{Pool: "qwen", Weight: 1}, {Pool: "nowhere", Weight: 1}}}}
 		}), fleet.Warning, "pools", "route gpt-* leads to pool nowhere", "route set 'gpt-*' --to POOL"},
 		"queue full": {snapshot(func(s *fleet.Snapshot) { s.Held = map[fleet.PoolTier]int{{Pool: "qwen", Tier: "standard"}: 2000} }), fleet.Warning, "tiers", "pool qwen, tier standard: the queue is full with 2000", "--max-queue 4000"},
 		"no such tier": {snapshot(func(s *fleet.Snapshot) {
-			s.Queues = append(s.Queues, fleet.Lane{Pool: "qwen", Tier: "gold"})
+			s.Lanes = append(s.Lanes, fleet.Lane{Pool: "qwen", Tier: "gold"})
 		}), fleet.Warning, "tiers", "tier gold", "nats stream rm PULLEY_REQ_GOLD"},
 		"requests in no such tier": {snapshot(func(s *fleet.Snapshot) {
-			s.Queues = append(s.Queues, fleet.Lane{Pool: "qwen", Tier: "gold", Waiting: 2})
+			s.Lanes = append(s.Lanes, fleet.Lane{Pool: "qwen", Tier: "gold", Waiting: 2})
 		}), fleet.Problem, "tiers", "2 requests in tier gold", "pulley tier set gold"},
 		"expired key": {func(e *examination) {
 			e.keys["k1"] = policy.Key{ID: "k1", Tenant: "acme", Expires: clitest.Noon.Add(-time.Hour)}
-		}, fleet.Warning, "keys", "k1 of tenant acme expired 1h00m ago", "pulley key rotate k1"},
+		}, fleet.Warning, "keys", "k1 of tenant acme expired 1h00m ago", "pulley key set k1 --expires"},
 		"key of no tier": {func(e *examination) {
 			e.keys["k1"] = policy.Key{ID: "k1", Tenant: "acme", Tiers: []string{"gold"}}
 		}, fleet.Warning, "keys", "allows tier gold", "pulley tier set gold"},
@@ -202,7 +200,7 @@ func TestDoctorFinds(t *testing.T) {
 
 func TestAtLeast(t *testing.T) {
 	for version, want := range map[string]bool{"2.12.0": true, "2.12.0-RC.1": true, "v2.15.2": true, "3.0.0": true, "2.11.9": false, "1.99": false, "": true, "dev": true} {
-		if got := atLeast(version, leastServer); got != want {
+		if got := atLeast(version, minServer); got != want {
 			t.Errorf("%q: %v", version, got)
 		}
 	}

@@ -57,8 +57,8 @@ func TestDoctorExaminesABroker(t *testing.T) {
 	if code != cli.ExitFailed {
 		t.Errorf("exit code %d on an empty broker", code)
 	}
-	wantFinding(t, found, fleet.Problem, "streams", "PULLEY_REQ_PRIORITY, PULLEY_REQ_STANDARD, PULLEY_REQ_BATCH, PULLEY_DEAD, KV_PULLEY_WORKERS")
-	wantFinding(t, found, fleet.Problem, "policy", "PULLEY_POLICY is not there")
+	wantFinding(t, found, fleet.Problem, "streams", "missing: PULLEY_REQ_PRIORITY, PULLEY_REQ_STANDARD, PULLEY_REQ_BATCH, PULLEY_DEAD, KV_PULLEY_WORKERS")
+	wantFinding(t, found, fleet.Problem, "policy", "PULLEY_POLICY does not exist")
 	wantFinding(t, found, fleet.Problem, "gateways", "no gateway")
 
 	nc := clitest.StandIn(t, url)
@@ -106,8 +106,8 @@ func TestDoctorExaminesABroker(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	wantFinding(t, found, fleet.Problem, "policy", "revision 3 is damaged")
-	wantFinding(t, found, fleet.Problem, "streams", "AUDIT takes subjects of Pulley's: pulley.ask.>, audit")
-	wantFinding(t, found, fleet.Problem, "streams", "PULLEY_REQ_BATCH: not there")
+	wantFinding(t, found, fleet.Problem, "streams", "AUDIT captures subjects of Pulley: pulley.ask.>, audit")
+	wantFinding(t, found, fleet.Problem, "streams", "missing: PULLEY_REQ_BATCH")
 	if i := slices.IndexFunc(found, func(d fleet.Finding) bool { return d.Check == "policy" }); found[i].Remedy != "pulley policy rollback 2" {
 		t.Errorf("remedy %q", found[i].Remedy)
 	}

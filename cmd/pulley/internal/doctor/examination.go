@@ -10,41 +10,38 @@ import (
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
-	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/policystore"
 )
 
 // examination is everything that the checks look at.
 type examination struct {
-	unreachable error // no connection; nothing else is known then
+	unreachable error // why there is no connection; the rest is then empty
 	server      string
 	version     string
 	maxPayload  int64
-	denied      []string // what NATS did not allow
+	denied      []string // operations that NATS denied
 
 	account    *jetstream.AccountInfo
 	accountErr error
-	streams    map[string]*jetstream.StreamInfo // ours, and all that take our subjects
+	streams    map[string]*jetstream.StreamInfo // Pulley's, and all others that capture its subjects
 	streamsErr error
-	expected   blueprint
+	expected   streamRecorder
 	history    []policystore.Version
 	policyErr  error
 	keys       map[string]policy.Key
 	keysErr    error
 	fleet      fleet.Snapshot
 
-	askedLocally bool // this machine's NVML was asked
-	localGPUs    gpu.Reading
-	localFailure *gpu.Failure
+	local *localGPUs // nil without --local
 }
 
-// examine looks at everything. Its error says that it could not begin.
+// examine reads everything. It fails only if it cannot begin.
 func examine(ctx context.Context, c *cli.ConnectFlags) (*examination, error) {
 	e := &examination{}
 	var denied deniedList
-	quiet := cli.WithLogger(ctx, nil) // the findings say it all
-	nc, err := c.Connect(quiet, "pulley doctor", nats.ErrorHandler(denied.note))
+	quiet := cli.WithLogger(ctx, nil) // errors of the connection become findings
+	nc, err := c.Connect(quiet, "pulley doctor", nats.ErrorHandler(denied.onError))
 	if _, ok := errors.AsType[cli.UsageError](err); ok || ctx.Err() != nil {
 		return nil, err
 	}
@@ -59,31 +56,32 @@ func examine(ctx context.Context, c *cli.ConnectFlags) (*examination, error) {
 	}
 	e.server, e.version, e.maxPayload = nc.ConnectedUrlRedacted(), nc.ConnectedServerVersion(), nc.MaxPayload()
 
-	var parts sync.WaitGroup
+	var reads sync.WaitGroup
 	var fleetErr error
-	for _, part := range []func(context.Context){
+	for _, read := range []func(context.Context){
 		func(ctx context.Context) { e.account, e.accountErr = js.AccountInfo(ctx) },
 		func(ctx context.Context) { e.streams, e.streamsErr = readStreams(ctx, js) },
 		func(ctx context.Context) { e.readPolicy(ctx, nc) },
 	} {
-		parts.Go(func() {
+		reads.Go(func() {
 			within, cancel := context.WithTimeout(ctx, fleet.ReadTimeout)
 			defer cancel()
-			part(within)
+			read(within)
 		})
 	}
-	parts.Go(func() { e.fleet, fleetErr = fleet.ReadSnapshot(ctx, nc) })
-	parts.Wait()
+	reads.Go(func() { e.fleet, fleetErr = fleet.ReadSnapshot(ctx, nc) })
+	reads.Wait()
 	if fleetErr != nil {
 		return nil, fleetErr
 	}
-	if e.expected, err = draw(e.fleet.Policy); err != nil {
+	if e.expected, err = expectedStreams(e.fleet.Policy); err != nil {
 		return nil, err
 	}
 	e.denied = denied.sorted()
 	return e, nil
 }
 
+// readPolicy reads the policy and the keys.
 func (e *examination) readPolicy(ctx context.Context, nc *nats.Conn) {
 	store, err := policystore.Open(ctx, nc)
 	if err != nil {
@@ -91,25 +89,25 @@ func (e *examination) readPolicy(ctx context.Context, nc *nats.Conn) {
 		return
 	}
 	if _, e.policyErr = store.Load(ctx); e.policyErr != nil {
-		e.history, _ = store.History(ctx) // for the remedy; without it there is another
+		e.history, _ = store.History(ctx) // the remedy names a revision of it
 	}
 	e.keys, e.keysErr = store.Keys(ctx)
 }
 
-// findings asks all checks.
+// findings runs all checks.
 func (e *examination) findings() []fleet.Finding {
-	all := e.checkLocally()
+	all := e.local.findings()
 	for _, c := range checks {
 		found := c.find(e)
 		if len(found) == 0 {
-			found = []fleet.Finding{{Verdict: fleet.OK, Text: c.fine(e)}}
+			found = []fleet.Finding{{Verdict: fleet.OK, Text: c.ok(e)}}
 			if found[0].Text == "" {
-				found[0] = fleet.Finding{Verdict: fleet.Unknown, Text: "could not be read: see above"}
+				found[0] = fleet.Finding{Verdict: fleet.Unknown, Text: "could not be read, see above"}
 			}
 		}
-		for _, d := range found {
-			d.Check = c.name
-			all = append(all, d)
+		for _, f := range found {
+			f.Check = c.name
+			all = append(all, f)
 		}
 		if e.unreachable != nil {
 			break

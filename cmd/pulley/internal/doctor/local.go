@@ -12,65 +12,73 @@ import (
 	"github.com/pulley-lb/pulley/gpu"
 )
 
-// localWait is how long this machine's GPUs may take to answer the doctor.
-const localWait = 15 * time.Second
+// localTimeout bounds how long doctor waits for the GPUs of this machine.
+const localTimeout = 15 * time.Second
 
-// askLocally reads this machine's GPUs.
-func (e *examination) askLocally(ctx context.Context, library string) error {
-	e.askedLocally = true
+// localGPUs is what NVML says about this machine, or why it cannot be read.
+type localGPUs struct {
+	reading gpu.Reading
+	failure *gpu.Failure
+}
+
+// readLocalGPUs reads the GPUs of this machine.
+func (e *examination) readLocalGPUs(ctx context.Context, library string) error {
 	sampler, err := gpu.NewSampler(gpu.Config{Command: fleet.ProbeCommand, Library: library, All: true})
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, localWait)
+	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()
-	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var sampling sync.WaitGroup
-	sampling.Go(func() { sampler.Run(watching) })
+	sampling.Go(func() { sampler.Run(running) })
 	defer sampling.Wait()
 	defer stop()
-	r, err := fleet.ReadGPUs(ctx, sampler)
-	switch {
-	case r.Failure != nil:
-		e.localFailure = r.Failure
-	case err != nil:
-		e.localFailure = &gpu.Failure{Kind: gpu.Silent, Detail: fmt.Sprintf("no answer within %v", localWait)}
+	e.local = &localGPUs{}
+	e.local.reading, err = fleet.ReadGPUs(ctx, sampler)
+	e.local.failure = e.local.reading.Failure
+	if err != nil && e.local.failure == nil {
+		e.local.failure = &gpu.Failure{Kind: gpu.Silent, Detail: fmt.Sprintf("no answer within %v", localTimeout)}
 	}
-	e.localGPUs = r
 	return nil
 }
 
-// checkLocally is what there is to say of this machine's GPUs, if that was asked.
-func (e *examination) checkLocally() []fleet.Finding {
-	const check = "this machine"
-	if !e.askedLocally {
+// findings returns what there is to report about this machine's GPUs; nothing for nil.
+func (l *localGPUs) findings() []fleet.Finding {
+	if l == nil {
 		return nil
 	}
-	if f := e.localFailure; f != nil {
-		d := fleet.Finding{Check: check, Verdict: fleet.Warning, Text: f.Error(), Remedy: f.Remedy()}
-		if f.Kind == gpu.NoGPU {
-			d.Verdict, d.Remedy = fleet.OK, ""
-		}
-		return []fleet.Finding{d}
-	}
-	var found []fleet.Finding
-	for _, g := range e.localGPUs.GPUs {
-		state, reason := fleet.LocalGPUStatus(g)
-		if state == "ok" {
-			continue
-		}
-		d := fleet.Finding{Check: check, Verdict: fleet.Warning, Text: fmt.Sprintf("GPU %s is %s: %s", g.Label(), state, cmp.Or(reason, fleet.ThrottleText(g))), Remedy: ""}
-		if state == "sick" {
-			d.Verdict, d.Remedy = fleet.Problem, fleet.Unfence(g)
-		}
-		found = append(found, d)
-	}
-	if len(found) == 0 {
-		text := term.Count(len(e.localGPUs.GPUs), "GPU")
-		if v := e.localGPUs.Driver; v != "" {
+	found := l.problems()
+	if found == nil {
+		text := term.Count(len(l.reading.GPUs), "GPU")
+		if v := l.reading.Driver; v != "" {
 			text += ", driver " + v
 		}
-		found = []fleet.Finding{{Check: check, Verdict: fleet.OK, Text: text, Remedy: ""}}
+		found = []fleet.Finding{{Verdict: fleet.OK, Text: text}}
+	}
+	for i := range found {
+		found[i].Check = "this machine"
+	}
+	return found
+}
+
+func (l *localGPUs) problems() (found []fleet.Finding) {
+	if l.failure != nil {
+		if l.failure.Kind == gpu.NoGPU {
+			return []fleet.Finding{{Verdict: fleet.OK, Text: l.failure.Error()}}
+		}
+		return []fleet.Finding{fleet.NewWarning(l.failure.Error(), l.failure.Remedy())}
+	}
+	for _, g := range l.reading.GPUs {
+		status, reason := fleet.LocalGPUStatus(g)
+		text := fmt.Sprintf("GPU %s is %s: %s", g.Label(), status, cmp.Or(reason, fleet.ThrottleText(g)))
+		switch status {
+		case "ok":
+		case "unhealthy":
+			found = append(found, fleet.NewProblem(text, fleet.Unfence(g)))
+		default:
+			found = append(found, fleet.NewWarning(text, ""))
+		}
 	}
 	return found
 }

@@ -13,53 +13,55 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
+// findPolicy reports a policy that is missing or damaged.
 func (e *examination) findPolicy() []fleet.Finding {
 	if errors.Is(e.policyErr, policystore.ErrNoBucket) {
-		return []fleet.Finding{{Verdict: fleet.Problem, Text: fmt.Sprintf("bucket %s is not there: gateways and workers keep the policy that they had, or the default", subjects.PolicyBucket),
-			Remedy: "start a gateway: it makes the bucket; then 'pulley policy apply -f' what you have exported"}}
+		return []fleet.Finding{fleet.NewProblem(fmt.Sprintf("bucket %s does not exist: gateways and workers keep their last policy, or use the default", subjects.PolicyBucket),
+			"start a gateway: it creates the bucket; then restore an exported policy with 'pulley policy apply -f FILE'")}
 	}
 	if damage, ok := errors.AsType[policystore.DamagedError](e.policyErr); ok {
-		d := fleet.Finding{Verdict: fleet.Problem, Text: damage.Error() + "; gateways and workers keep the one before", Remedy: "write a new one: pulley policy apply -f FILE"}
+		f := fleet.NewProblem(damage.Error()+"; gateways and workers keep the last valid revision", "write a new policy: pulley policy apply -f FILE")
 		for _, v := range e.history {
 			if v.Policy != nil {
-				d.Remedy = fmt.Sprintf("pulley policy rollback %d", v.Revision)
+				f.Remedy = fmt.Sprintf("pulley policy rollback %d", v.Revision)
 				break
 			}
 		}
-		return []fleet.Finding{d}
+		return []fleet.Finding{f}
 	}
 	if e.policyErr != nil {
-		return []fleet.Finding{{Verdict: fleet.Problem, Text: e.policyErr.Error(), Remedy: "see permissions and jetstream above; gateways and workers keep the policy that they had"}}
+		return []fleet.Finding{fleet.NewProblem(e.policyErr.Error(), "see permissions and jetstream above; gateways and workers keep the last valid revision")}
 	}
 	return e.fleet.FindPolicy()
 }
 
+// findKeys reports keys that are damaged, expired, or name tiers that do not exist.
 func (e *examination) findKeys() []fleet.Finding {
 	if e.keysErr != nil {
-		return []fleet.Finding{{Verdict: fleet.Problem, Text: e.keysErr.Error(), Remedy: "remove it and add another: pulley key rm ID; pulley key add --tenant NAME"}}
+		return []fleet.Finding{fleet.NewProblem(e.keysErr.Error(), "replace the key: pulley key rm ID; pulley key add --tenant NAME")}
 	}
 	var found []fleet.Finding
 	for _, id := range slices.Sorted(maps.Keys(e.keys)) {
 		k := e.keys[id]
 		if !k.Expires.IsZero() && k.Expires.Before(e.fleet.At) {
-			found = append(found, fleet.Finding{Verdict: fleet.Warning, Text: fmt.Sprintf("key %s of tenant %s expired %s ago", id, k.Tenant, term.Age(e.fleet.At.Sub(k.Expires))),
-				Remedy: fmt.Sprintf("pulley key rm %s, or pulley key rotate %s", id, id)})
+			found = append(found, fleet.NewWarning(fmt.Sprintf("key %s of tenant %s expired %s ago", id, k.Tenant, term.Age(e.fleet.At.Sub(k.Expires))),
+				fmt.Sprintf("pulley key rm %[1]s, or pulley key set %[1]s --expires 720h", id)))
 		}
 		for _, t := range k.Tiers {
 			if e.fleet.Policy != nil && !slices.ContainsFunc(e.fleet.Policy.Policy.Tiers, func(known policy.Tier) bool { return known.Name == t }) {
-				found = append(found, fleet.Finding{Verdict: fleet.Warning, Text: fmt.Sprintf("key %s of tenant %s allows tier %s, which does not exist", id, k.Tenant, t),
-					Remedy: "pulley tier set " + t})
+				found = append(found, fleet.NewWarning(fmt.Sprintf("key %s of tenant %s allows tier %s, which does not exist", id, k.Tenant, t), "pulley tier set "+t))
 			}
 		}
 	}
 	return found
 }
 
+// findDead reports dead letters.
 func (e *examination) findDead() []fleet.Finding {
 	info := e.streams[subjects.DeadStream]
 	if info == nil || info.State.Msgs == 0 {
 		return nil
 	}
-	return []fleet.Finding{{Verdict: fleet.Warning, Text: fmt.Sprintf("%s, the last %s ago", term.Count(info.State.Msgs, "request"), term.Age(e.fleet.At.Sub(info.State.LastTime))),
-		Remedy: "pulley dead ls says why; pulley dead retry runs them again"}}
+	return []fleet.Finding{fleet.NewWarning(fmt.Sprintf("%s, the last %s ago", term.Count(info.State.Msgs, "request"), term.Age(e.fleet.At.Sub(info.State.LastTime))),
+		"see the reasons with 'pulley dead ls'; 'pulley dead retry' runs them again")}
 }

@@ -16,41 +16,42 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
+// findStreams compares the streams and buckets with those that a gateway would create.
 func (e *examination) findStreams() []fleet.Finding {
 	if e.streamsErr != nil {
-		return []fleet.Finding{{Verdict: fleet.Problem, Text: fmt.Sprintf("streams cannot be read: %v", e.streamsErr), Remedy: "see permissions and jetstream above"}}
+		return []fleet.Finding{fleet.NewProblem(fmt.Sprintf("streams cannot be read: %v", e.streamsErr), "see permissions and jetstream above")}
 	}
-	var found, missing []fleet.Finding
-	ours := make(map[string]bool)
-	var names []string
+	var found []fleet.Finding
+	expected := make(map[string]bool)
+	var missing []string
 	for _, want := range e.expected.all() {
-		ours[want.Name] = true
+		expected[want.Name] = true
 		info := e.streams[want.Name]
 		if info == nil {
-			names = append(names, want.Name)
+			missing = append(missing, want.Name)
 			continue
 		}
-		if unlike := differences(info.Config, want); len(unlike) > 0 {
-			found = append(found, fleet.Finding{Verdict: fleet.Problem, Text: fmt.Sprintf("stream %s: %s", want.Name, strings.Join(unlike, "; ")),
-				Remedy: "gateways leave what exists as it is: set it right with 'nats stream edit', or remove the stream while nothing waits in it, and a gateway makes it anew"})
+		if differ := differences(info.Config, want); len(differ) > 0 {
+			found = append(found, fleet.NewProblem(fmt.Sprintf("stream %s: %s", want.Name, strings.Join(differ, "; ")),
+				"gateways do not change existing streams: correct it with 'nats stream edit', or remove the stream while it is empty and let a gateway create it again"))
 		}
-		found = append(found, sickReplicas(info)...)
+		found = append(found, replicaFindings(info)...)
 	}
-	if len(names) > 0 {
-		missing = append(missing, fleet.Finding{Verdict: fleet.Problem, Text: strings.Join(names, ", ") + ": not there",
-			Remedy: "start a gateway: it makes them within seconds, or logs why it cannot"})
+	if len(missing) > 0 {
+		found = slices.Insert(found, 0, fleet.NewProblem("missing: "+strings.Join(missing, ", "),
+			"start a gateway: it creates them within seconds, or logs why it cannot"))
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.streams)) {
-		if strings.HasPrefix(name, fleet.ReqStreamPrefix) || ours[name] {
-			continue // streams of tiers that are not in the policy are seen to under tiers
+		if strings.HasPrefix(name, fleet.ReqStreamPrefix) || expected[name] {
+			continue // the check of tiers reports streams of tiers that are not in the policy
 		}
-		found = append(found, fleet.Finding{Verdict: fleet.Problem, Text: fmt.Sprintf("stream %s takes subjects of Pulley's: %s", name, strings.Join(e.streams[name].Config.Subjects, ", ")),
-			Remedy: "take pulley.> out of its subjects: it keeps ours from being made, and answers in the gateways' place"})
+		found = append(found, fleet.NewProblem(fmt.Sprintf("stream %s captures subjects of Pulley: %s", name, strings.Join(e.streams[name].Config.Subjects, ", ")),
+			"remove pulley.> from its subjects: it prevents the creation of Pulley's streams, and answers requests that are meant for gateways"))
 	}
-	return append(missing, found...)
+	return found
 }
 
-// differences are what a stream should not have been set to, in words.
+// differences lists the settings of a stream that differ from the expected ones.
 func differences(got, want jetstream.StreamConfig) []string {
 	var list []string
 	differ := func(what string, got, want any) {
@@ -63,7 +64,7 @@ func differences(got, want jetstream.StreamConfig) []string {
 	differ("storage", got.Storage, want.Storage)
 	differ("discard", got.Discard, want.Discard)
 	differ("discard new per subject", got.DiscardNewPerSubject, want.DiscardNewPerSubject)
-	differ("max messages per subject", max(got.MaxMsgsPerSubject, 0), want.MaxMsgsPerSubject) // below 0 is no limit, too
+	differ("max messages per subject", max(got.MaxMsgsPerSubject, 0), want.MaxMsgsPerSubject) // -1 and 0 both mean no limit
 	differ("max age", got.MaxAge, want.MaxAge)
 	differ("sealed", got.Sealed, want.Sealed)
 	if want.AllowMsgTTL {
@@ -75,25 +76,26 @@ func differences(got, want jetstream.StreamConfig) []string {
 	return list
 }
 
-func sickReplicas(info *jetstream.StreamInfo) []fleet.Finding {
+// replicaFindings reports a stream without a leader, and replicas that lag.
+func replicaFindings(info *jetstream.StreamInfo) []fleet.Finding {
 	if info.Cluster == nil {
 		return nil
 	}
-	remedy := "bring its servers back; see 'nats stream report'"
+	const remedy = "restart the missing servers; see 'nats stream report'"
 	if info.Cluster.Leader == "" {
-		return []fleet.Finding{{Verdict: fleet.Problem, Text: fmt.Sprintf("stream %s has no leader", info.Config.Name), Remedy: remedy}}
+		return []fleet.Finding{fleet.NewProblem(fmt.Sprintf("stream %s has no leader", info.Config.Name), remedy)}
 	}
 	var found []fleet.Finding
 	for _, r := range info.Cluster.Replicas {
 		if r.Offline || !r.Current && r.Lag > 0 {
-			found = append(found, fleet.Finding{Verdict: fleet.Warning, Text: fmt.Sprintf("stream %s: its copy on %s is behind or away", info.Config.Name, r.Name), Remedy: remedy})
+			found = append(found, fleet.NewWarning(fmt.Sprintf("stream %s: the replica on %s is offline or behind", info.Config.Name, r.Name), remedy))
 		}
 	}
 	return found
 }
 
-// readStreams reads our streams, those of our buckets, and all others that take
-// our subjects.
+// readStreams reads Pulley's streams, the streams of its buckets, and all other streams
+// that capture its subjects.
 func readStreams(ctx context.Context, js jetstream.JetStream) (map[string]*jetstream.StreamInfo, error) {
 	streams := make(map[string]*jetstream.StreamInfo)
 	list := js.ListStreams(ctx, jetstream.WithStreamListSubject(subjects.AllSubjects))
@@ -103,47 +105,47 @@ func readStreams(ctx context.Context, js jetstream.JetStream) (map[string]*jetst
 	if err := list.Err(); err != nil {
 		return nil, err
 	}
-	usual, err := draw(nil)
+	usual, err := expectedStreams(nil)
 	if err != nil {
 		return nil, err
 	}
 	for _, b := range usual.buckets {
-		s, err := js.Stream(ctx, "KV_"+b.Bucket)
+		s, err := js.Stream(ctx, subjects.KVStream(b.Bucket))
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("bucket %s: %w", b.Bucket, err)
 		}
-		streams["KV_"+b.Bucket] = s.CachedInfo()
+		streams[subjects.KVStream(b.Bucket)] = s.CachedInfo()
 	}
 	return streams, nil
 }
 
-// blueprint writes down what gateways would create where nothing exists: it is
-// a JetStream as far as subjects.EnsureStreams needs one.
-type blueprint struct {
+// streamRecorder records the streams and buckets that gateways would create on an
+// empty broker: it is a JetStream as far as subjects.EnsureStreams needs one.
+type streamRecorder struct {
 	jetstream.JetStream
 	streams []jetstream.StreamConfig
 	buckets []jetstream.KeyValueConfig
 }
 
-func (b *blueprint) Stream(context.Context, string) (jetstream.Stream, error) {
+func (b *streamRecorder) Stream(context.Context, string) (jetstream.Stream, error) {
 	return nil, jetstream.ErrStreamNotFound
 }
 
-func (b *blueprint) CreateStream(_ context.Context, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
+func (b *streamRecorder) CreateStream(_ context.Context, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
 	b.streams = append(b.streams, cfg)
 	return nil, nil
 }
 
-func (b *blueprint) CreateKeyValue(_ context.Context, cfg jetstream.KeyValueConfig) (jetstream.KeyValue, error) {
+func (b *streamRecorder) CreateKeyValue(_ context.Context, cfg jetstream.KeyValueConfig) (jetstream.KeyValue, error) {
 	b.buckets = append(b.buckets, cfg)
 	return nil, nil
 }
 
-// all is every stream, with those that buckets are made of.
-func (b *blueprint) all() []jetstream.StreamConfig {
+// all returns all streams, including those of the buckets.
+func (b *streamRecorder) all() []jetstream.StreamConfig {
 	list := slices.Clone(b.streams)
 	for _, kv := range b.buckets {
 		list = append(list, jetstream.StreamConfig{
@@ -154,15 +156,15 @@ func (b *blueprint) all() []jetstream.StreamConfig {
 	return list
 }
 
-// draw is the streams and buckets that a policy needs; nil: the default.
-func draw(v *policystore.Version) (blueprint, error) {
+// expectedStreams returns the streams and buckets for a policy; nil is the default one.
+func expectedStreams(v *policystore.Version) (streamRecorder, error) {
 	tiers := policy.DefaultTiers()
 	if v != nil {
 		tiers = v.Policy.Tiers
 	}
-	var b blueprint
+	var b streamRecorder
 	if err := subjects.EnsureStreams(context.Background(), &b, tiers, 1); err != nil {
-		return b, fmt.Errorf("draw up the streams: %w", err)
+		return b, fmt.Errorf("list the expected streams: %w", err)
 	}
 	return b, nil
 }

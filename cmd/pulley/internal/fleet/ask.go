@@ -16,31 +16,39 @@ import (
 )
 
 const (
-	// askWait bounds how long a verb waits for the gateways' answers.
+	// AskTimeout bounds how long a verb waits for the first answer.
 	AskTimeout = 1500 * time.Millisecond
 
-	// askRest is how long it waits for the others after one has answered: they
-	// are as quick, or gone.
-	askRest = 200 * time.Millisecond
+	// furtherAnswers is how long AskAll waits for the other gateways after each
+	// answer: a gateway that is alive answers as quickly as the first.
+	furtherAnswers = 200 * time.Millisecond
 
-	// orderWait bounds how long gateways may take to do what they are told.
+	// commandTimeout bounds how long gateways may take to carry out a command.
 	commandTimeout = 30 * time.Second
 )
 
-// ErrNoGateway says that nobody answers the verbs.
+// ErrNoGateway says that no gateway answers on this broker.
 var ErrNoGateway = cli.NotFoundError{Err: errors.New("no gateway on this broker: start one with 'pulley gateway' or 'pulley up'")}
 
-var ErrNoAnswer = errors.New("nobody answers")
+// ErrNoAnswer says that no part answered a Call in time.
+var ErrNoAnswer = errors.New("no answer")
 
-// Ask collects the lists that gateways answer a question with. With all it
-// waits for every gateway, else for the first.
-func Ask[T any](ctx context.Context, nc *nats.Conn, subject string, all bool) ([]T, error) {
-	list, _, err := askEach[T](ctx, nc, subject, all)
+// AskAny asks the gateways for a list, and returns the first answer. It is for lists
+// that every gateway has. Its error is nats.ErrNoResponders if there is no gateway.
+func AskAny[T any](ctx context.Context, nc *nats.Conn, subject string) ([]T, error) {
+	list, _, err := ask[T](ctx, nc, subject, false)
 	return list, err
 }
 
-// askEach is ask, and says how many gateways have answered.
-func askEach[T any](ctx context.Context, nc *nats.Conn, subject string, all bool) (list []T, answered int, err error) {
+// AskAll asks every gateway for a list, and returns the lists of all joined. Its error
+// is nats.ErrNoResponders if there is no gateway.
+func AskAll[T any](ctx context.Context, nc *nats.Conn, subject string) ([]T, error) {
+	list, _, err := ask[T](ctx, nc, subject, true)
+	return list, err
+}
+
+// ask returns the answers, and how many gateways have answered.
+func ask[T any](ctx context.Context, nc *nats.Conn, subject string, all bool) (list []T, answered int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, AskTimeout)
 	defer cancel()
 	inbox := nc.NewInbox()
@@ -62,7 +70,7 @@ func askEach[T any](ctx context.Context, nc *nats.Conn, subject string, all bool
 		case errors.Is(err, context.DeadlineExceeded) && answered > 0:
 			return list, answered, nil
 		case errors.Is(err, context.DeadlineExceeded):
-			return nil, 0, fmt.Errorf("no gateway has answered within %v", AskTimeout)
+			return nil, 0, fmt.Errorf("no gateway answered within %v", AskTimeout)
 		case err != nil:
 			return nil, 0, err
 		}
@@ -70,27 +78,28 @@ func askEach[T any](ctx context.Context, nc *nats.Conn, subject string, all bool
 			if answered++; !all {
 				return list, answered, nil
 			}
-			var rest context.CancelFunc
-			waiting, rest = context.WithTimeout(ctx, askRest)
-			defer rest()
+			var stop context.CancelFunc
+			waiting, stop = context.WithTimeout(ctx, furtherAnswers)
+			defer stop()
 			continue
 		}
-		var some []T
-		if err := subjects.Unmarshal(m.Data, &some); err != nil {
+		var part []T
+		if err := subjects.Unmarshal(m.Data, &part); err != nil {
 			return nil, 0, fmt.Errorf("answer of a gateway: %w", err)
 		}
-		list = append(list, some...)
+		list = append(list, part...)
 	}
 }
 
-// Call tells the one who is concerned to do something. Nobody else answers, so
-// that silence says that there is none: errSilence.
-func Call[T any](ctx context.Context, nc *nats.Conn, subject string, order any, within time.Duration) (answer T, err error) {
-	b, err := subjects.Marshal(order)
+// Call sends a command to the one part that can carry it out, and returns its answer.
+// Other parts do not answer, so that a timeout means that there is no such part: the
+// error is then ErrNoAnswer.
+func Call[T any](ctx context.Context, nc *nats.Conn, subject string, command any, timeout time.Duration) (answer T, err error) {
+	b, err := subjects.Marshal(command)
 	if err != nil {
 		return answer, err
 	}
-	waiting, cancel := context.WithTimeout(ctx, within)
+	waiting, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	m, err := nc.RequestWithContext(waiting, subject, b)
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
@@ -105,9 +114,9 @@ func Call[T any](ctx context.Context, nc *nats.Conn, subject string, order any, 
 	return answer, nil
 }
 
-// CallAll tells every gateway to do something and adds up what they did.
-func CallAll(ctx context.Context, nc *nats.Conn, subject string, order any) (done int, err error) {
-	_, gateways, err := askEach[subjects.Heartbeat](ctx, nc, subjects.AskWorkers, true)
+// CallAll sends a command to every gateway, and returns the sum of what they did.
+func CallAll(ctx context.Context, nc *nats.Conn, subject string, command any) (done int, err error) {
+	_, gateways, err := ask[subjects.Heartbeat](ctx, nc, subjects.AskWorkers, true)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return 0, ErrNoGateway
 	}
@@ -122,7 +131,7 @@ func CallAll(ctx context.Context, nc *nats.Conn, subject string, order any) (don
 		return 0, err
 	}
 	defer sub.Unsubscribe()
-	b, err := subjects.Marshal(order)
+	b, err := subjects.Marshal(command)
 	if err != nil {
 		return 0, err
 	}
@@ -146,7 +155,7 @@ func CallAll(ctx context.Context, nc *nats.Conn, subject string, order any) (don
 	return done, errors.Join(errs...)
 }
 
-// PublishJSON is for what nobody answers.
+// PublishJSON publishes a value without waiting for an answer. An error is dropped.
 func PublishJSON(nc *nats.Conn, subject string, value any) {
 	if b, err := subjects.Marshal(value); err == nil {
 		nc.Publish(subject, b)

@@ -14,9 +14,9 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// TestWorkersWithMuchToTell has more than fits into a message, as a hundred
-// workers with eight GPUs each have.
-func TestWorkersWithMuchToTell(t *testing.T) {
+// The list of workers may be larger than a message, as with a hundred workers that have
+// eight GPUs each.
+func TestLongListOfWorkers(t *testing.T) {
 	url, _ := clitest.Broker(t, broker.Config{})
 	nc, err := nats.Connect(url)
 	if err != nil {
@@ -36,6 +36,6 @@ func TestWorkersWithMuchToTell(t *testing.T) {
 			fleet.PublishJSON(nc, subjects.Heartbeats(h.Worker), h)
 		}
 		nc.Flush()
-		list, err = fleet.Ask[subjects.Heartbeat](t.Context(), nc, subjects.AskWorkers, false) // a busy machine may take too long
+		list, err = fleet.AskAny[subjects.Heartbeat](t.Context(), nc, subjects.AskWorkers) // a busy machine may take too long
 	}
 }

@@ -3,6 +3,7 @@ package fleet
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -12,7 +13,7 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Bound is what bounds a worker, in the policy's word for it.
+// Bound names what limits a worker's capacity; "" for a worker that is down.
 func Bound(h *subjects.Heartbeat) string {
 	if h.Capacity == nil || h.State == subjects.Down || h.State == subjects.Left {
 		return ""
@@ -20,71 +21,64 @@ func Bound(h *subjects.Heartbeat) string {
 	return string(h.Capacity.Bound)
 }
 
-// BoundText says why a worker has room for so many and not for more.
-func BoundText(r *subjects.Capacity) string {
-	words := map[policy.Bound]string{
-		policy.BoundSlots:    "as many slots as it has: slots= says how many",
-		policy.BoundEngine:   "as many as the engine runs at once, less what others have sent it",
-		policy.BoundQueue:    "requests wait inside the engine",
-		policy.BoundKV:       "the KV cache has no room for more",
-		policy.BoundMemory:   "the GPU memory has no room for more",
-		policy.BoundLimit:    "with more, each would be slower than the profile allows",
-		policy.BoundThrottle: "a GPU is held back",
-		policy.BoundStale:    "the engine's metrics are old, so no more than it had when they were read",
-		policy.BoundUnknown:  "neither slots nor engine metrics are known, so one at a time",
-		policy.BoundFence:    "nothing may start",
-	}[r.Bound]
-	if words == "" {
-		words = string(r.Bound)
+// BoundText explains why a worker's capacity is not higher.
+func BoundText(c *subjects.Capacity) string {
+	text := map[policy.Bound]string{
+		policy.BoundSlots:    "all configured slots (slots=)",
+		policy.BoundEngine:   "the engine's own slots, less the requests of other clients",
+		policy.BoundQueue:    "requests are waiting inside the engine",
+		policy.BoundKV:       "the KV cache has no space for more",
+		policy.BoundMemory:   "the GPU memory has no space for more",
+		policy.BoundLimit:    "more would make each request slower than the profile allows",
+		policy.BoundThrottle: "a GPU is throttled",
+		policy.BoundStale:    "the engine's metrics are stale: no more than when they were last read",
+		policy.BoundUnknown:  "neither slots nor engine metrics are known: one request at a time",
+		policy.BoundFence:    "no request may start",
+	}[c.Bound]
+	if text == "" {
+		text = string(c.Bound)
 	}
 	switch {
-	case r.Bound != policy.BoundLimit:
-	case r.PaceMS <= 0:
-		words = "a first guess: it takes more as requests come and go well"
-	case r.PaceMS < 0.9*r.TargetMS:
-		words = "the limit so far; it grows while it is used and tokens come fast enough"
-	case r.TargetMS <= 0:
-		words = "with more, the engine was overloaded"
+	case c.Bound != policy.BoundLimit:
+	case c.PaceMS <= 0:
+		text = "initial limit; it grows as requests succeed"
+	case c.PaceMS < 0.9*c.TargetMS:
+		text = "current limit; it grows while it is used and tokens come fast enough"
+	case c.TargetMS <= 0:
+		text = "a higher limit overloaded the engine"
 	}
-	if r.Why != "" && r.Bound != policy.BoundFence {
-		return r.Why
+	switch {
+	case c.Why == "":
+		return text
+	case c.Bound == policy.BoundFence:
+		return text + ": " + c.Why
 	}
-	if r.Why != "" {
-		words += ": " + r.Why
-	}
-	return words
+	return c.Why
 }
 
-// BoundsText are all bounds, the tightest first.
-func BoundsText(r *subjects.Capacity) string {
-	type term struct {
-		bound policy.Bound
-		most  float64
-	}
-	var terms []term
-	for b, most := range r.Terms {
-		terms = append(terms, term{b, most})
-	}
-	slices.SortFunc(terms, func(a, b term) int {
-		return cmp.Or(cmp.Compare(a.most, b.most), strings.Compare(string(a.bound), string(b.bound)))
+// BoundsText lists what each bound alone would allow, the tightest first.
+func BoundsText(c *subjects.Capacity) string {
+	bounds := slices.SortedFunc(maps.Keys(c.Terms), func(a, b policy.Bound) int {
+		return cmp.Or(cmp.Compare(c.Terms[a], c.Terms[b]), strings.Compare(string(a), string(b)))
 	})
-	var words []string
-	for _, t := range terms {
-		words = append(words, fmt.Sprintf("%s %.0f", t.bound, math.Floor(t.most)))
+	var parts []string
+	for _, b := range bounds {
+		parts = append(parts, fmt.Sprintf("%s %.0f", b, math.Floor(c.Terms[b])))
 	}
-	return strings.Join(words, ", ")
+	return strings.Join(parts, ", ")
 }
 
-// TokenTimeText are the times between two tokens.
-func TokenTimeText(r *subjects.Capacity) string {
-	var words []string
+// TokenTimeText lists the times between two tokens of a stream: of a request that
+// runs alone, now, and the target of the profile.
+func TokenTimeText(c *subjects.Capacity) string {
+	var parts []string
 	for _, t := range []struct {
 		ms   float64
 		name string
-	}{{r.AloneMS, "alone"}, {r.PaceMS, "now"}, {r.TargetMS, "aimed at"}} {
+	}{{c.AloneMS, "alone"}, {c.PaceMS, "now"}, {c.TargetMS, "target"}} {
 		if text := term.Millis(t.ms); text != "" {
-			words = append(words, text+" "+t.name)
+			parts = append(parts, text+" "+t.name)
 		}
 	}
-	return strings.Join(words, ", ")
+	return strings.Join(parts, ", ")
 }

@@ -15,7 +15,8 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// DeadLetter is a request that no worker could answer.
+// DeadLetter is a request that no worker could answer. Its JSON is what pulley dead ls
+// -o json prints.
 type DeadLetter struct {
 	Sequence    uint64      `json:"seq"`
 	At          time.Time   `json:"at"`
@@ -34,6 +35,7 @@ type DeadLetter struct {
 	Body        string      `json:"body,omitempty"` // with --show-body
 }
 
+// ReadDeadLetter reads a message of the stream of dead letters.
 func ReadDeadLetter(subject string, header nats.Header, body []byte, sequence uint64, at time.Time) DeadLetter {
 	d := DeadLetter{Sequence: sequence, At: at, Reason: header.Get(subjects.HeaderReason), Body: string(body)}
 	if parts := strings.Split(subject, "."); len(parts) == 4 {
@@ -47,7 +49,7 @@ func ReadDeadLetter(subject string, header nats.Header, body []byte, sequence ui
 	return d
 }
 
-// DeadStream finds the dead letters.
+// DeadStream opens the stream of dead letters.
 func DeadStream(ctx context.Context, js jetstream.JetStream) (jetstream.Stream, error) {
 	stream, err := js.Stream(ctx, subjects.DeadStream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -59,8 +61,8 @@ func DeadStream(ctx context.Context, js jetstream.JetStream) (jetstream.Stream, 
 	return stream, nil
 }
 
-// DeadLetters reads the last n dead letters under a subject, the oldest first,
-// without their bodies, and how many there are. 0 is all.
+// DeadLetters reads the latest dead letters that match a subject, without their
+// bodies, the oldest first, and counts all that match. last 0 means all.
 func DeadLetters(ctx context.Context, js jetstream.JetStream, filter string, last int) (list []DeadLetter, all int, err error) {
 	stream, err := DeadStream(ctx, js)
 	if err != nil {
@@ -93,7 +95,7 @@ func DeadLetters(ctx context.Context, js jetstream.JetStream, filter string, las
 			return nil, 0, fmt.Errorf("read %s: %w", subjects.DeadStream, err)
 		}
 		if got == 0 {
-			break // removed meanwhile
+			break // removed in the meantime
 		}
 		left -= min(got, left)
 	}

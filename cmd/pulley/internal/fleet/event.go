@@ -8,12 +8,12 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// EventLine is an event for people, on one line.
+// EventLine formats an event as one line.
 func EventLine(p *term.Page, e subjects.Event) string {
 	return p.Paint(term.Dim, e.At.Local().Format(time.TimeOnly)) + "  " + p.Paint(eventStyle(e.Kind), fmt.Sprintf("%-15s", term.Printable(string(e.Kind)))) + "  " + term.Printable(e.Text)
 }
 
-// eventStyle says how much an event matters.
+// eventStyle returns the colour of a kind of event: red for failures.
 func eventStyle(k subjects.EventKind) term.Style {
 	switch k {
 	case subjects.EventWorkerLost, subjects.EventWorkerFenced, subjects.EventDead:

@@ -11,9 +11,36 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
-// Verdict says how bad something is.
+// Finding is the result of a check: what was found, and what to do about it.
+type Finding struct {
+	Check   string  `json:"check"`
+	Verdict Verdict `json:"verdict"`
+	Text    string  `json:"text"`
+	Remedy  string  `json:"remedy,omitempty"`
+}
+
+// NewProblem is a finding that something does not work.
+func NewProblem(text, remedy string) Finding {
+	return Finding{Verdict: Problem, Text: text, Remedy: remedy}
+}
+
+// NewWarning is a finding that someone should look at something.
+func NewWarning(text, remedy string) Finding {
+	return Finding{Verdict: Warning, Text: text, Remedy: remedy}
+}
+
+// Verdict says how bad a finding is.
 type Verdict string
 
+// The verdicts, from the best to the worst.
+const (
+	OK      Verdict = "ok"
+	Unknown Verdict = "unknown"
+	Warning Verdict = "warning"
+	Problem Verdict = "problem"
+)
+
+// Style returns the colour of a verdict.
 func (v Verdict) Style() term.Style {
 	switch v {
 	case Problem:
@@ -26,45 +53,30 @@ func (v Verdict) Style() term.Style {
 
 func (v Verdict) rank() int { return slices.Index([]Verdict{OK, Unknown, Warning, Problem}, v) }
 
-const (
-	OK      Verdict = "ok"
-	Unknown Verdict = "unknown"
-	Warning Verdict = "warning"
-	Problem Verdict = "problem"
-)
-
-// Finding is one thing that was found.
-type Finding struct {
-	Check   string  `json:"check"`
-	Verdict Verdict `json:"verdict"`
-	Text    string  `json:"text"`
-	Remedy  string  `json:"remedy,omitempty"`
-}
-
 // PrintFindings writes findings, each with its remedy below it.
-func PrintFindings(p *term.Page, found []Finding) {
-	for _, d := range found {
-		begin := p.Paint(d.Verdict.Style(), fmt.Sprintf("%-7s", d.Verdict)) + "  " + p.Paint(term.Bold, fmt.Sprintf("%-12s", d.Check)) + "  "
-		p.Wrapped(begin, term.Printable(d.Text), term.Unstyled)
-		if d.Remedy != "" {
-			p.Wrapped(strings.Repeat(" ", ansi.StringWidth(begin)), "remedy: "+term.Printable(d.Remedy), term.Dim)
+func PrintFindings(p *term.Page, list []Finding) {
+	for _, f := range list {
+		prefix := p.Paint(f.Verdict.Style(), fmt.Sprintf("%-7s", f.Verdict)) + "  " + p.Paint(term.Bold, fmt.Sprintf("%-12s", f.Check)) + "  "
+		p.Wrapped(prefix, term.Printable(f.Text), term.Unstyled)
+		if f.Remedy != "" {
+			p.Wrapped(strings.Repeat(" ", ansi.StringWidth(prefix)), "remedy: "+term.Printable(f.Remedy), term.Dim)
 		}
 	}
 }
 
-// findAll is what is wrong with the fleet, the worst first.
+// findAll returns everything that is wrong with the fleet, the worst first.
 func (s *Snapshot) findAll() []Finding {
 	var all []Finding
-	for _, ask := range []struct {
+	for _, check := range []struct {
 		name string
 		find func(*Snapshot) []Finding
 	}{
 		{"policy", (*Snapshot).FindPolicy}, {"gateways", (*Snapshot).FindGateways}, {"workers", (*Snapshot).FindWorkers},
 		{"gpus", (*Snapshot).FindGPUs}, {"headroom", (*Snapshot).FindHeadroom}, {"pools", (*Snapshot).FindPools}, {"tiers", (*Snapshot).FindTiers},
 	} {
-		for _, d := range ask.find(s) {
-			d.Check = ask.name
-			all = append(all, d)
+		for _, f := range check.find(s) {
+			f.Check = check.name
+			all = append(all, f)
 		}
 	}
 	slices.SortStableFunc(all, func(a, b Finding) int { return cmp.Compare(b.Verdict.rank(), a.Verdict.rank()) })

@@ -13,78 +13,82 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// stuckAfter is for how long a request may wait beside a free slot: a bid is
-// answered in milliseconds.
+// stuckAfter is how long a request may wait while a slot is free before that is a
+// finding: a bid gets its request within milliseconds.
 const stuckAfter = 10 * time.Second
 
+// FindPolicy reports a policy that cannot be read.
 func (s *Snapshot) FindPolicy() []Finding {
 	if why := s.Unread["policy"]; why != "" {
-		return []Finding{{Verdict: Problem, Text: why, Remedy: "pulley doctor says more"}}
+		return []Finding{NewProblem(why, "see 'pulley doctor'")}
 	}
 	return nil
 }
 
+// FindGateways reports that there is no gateway, or that gateways do not answer.
 func (s *Snapshot) FindGateways() []Finding {
 	if !s.Settled() {
 		return nil
 	}
 	if len(s.Gateways) == 0 {
-		return []Finding{{Verdict: Problem, Text: "no gateway: nobody can send requests", Remedy: "start one with 'pulley gateway' or 'pulley up'"}}
+		return []Finding{NewProblem("no gateway: clients cannot send requests", "start one with 'pulley gateway' or 'pulley up'")}
 	}
 	if why := s.Unread["requests"]; why != "" {
-		return []Finding{{Verdict: Warning, Text: "gateways do not tell what they do: " + why, Remedy: "see their logs"}}
+		return []Finding{NewWarning("gateways do not list their requests: "+why, "see the logs of the gateways")}
 	}
 	return nil
 }
 
+// FindWorkers reports workers that do not accept requests.
 func (s *Snapshot) FindWorkers() []Finding {
 	if s.Settled() && len(s.Workers) == 0 {
-		return []Finding{{Verdict: Problem, Text: "no worker: requests wait, and are refused then", Remedy: "pulley worker --engine URL"}}
+		return []Finding{NewProblem("no worker: requests wait, and are then refused", "start one with 'pulley worker --engine URL'")}
 	}
 	var found []Finding
 	for i := range s.Workers {
 		w := &s.Workers[i]
-		about := "worker " + w.Name
+		name, quoted := "worker "+w.Name, cli.ShellWord(w.Name)
 		switch {
 		case w.Lost > 0:
-			found = append(found, Finding{Verdict: Problem, Text: fmt.Sprintf("%s is lost: silent for %s", about, term.Age(w.Lost)),
-				Remedy: fmt.Sprintf("is its process alive on %s, and its connection to NATS?", cmp.Or(w.Host, "its host"))})
+			found = append(found, NewProblem(fmt.Sprintf("%s is lost: no heartbeat for %s", name, term.Age(w.Lost)),
+				fmt.Sprintf("check its process on %s, and its connection to NATS", cmp.Or(w.Host, "its host"))))
 		case w.State == subjects.Down:
-			found = append(found, Finding{Verdict: Problem, Text: fmt.Sprintf("%s: engine down: %s", about, cmp.Or(w.Reason, "it does not answer")),
-				Remedy: fmt.Sprintf("start the engine at %s, or look at its log", w.URL)})
+			found = append(found, NewProblem(fmt.Sprintf("%s: engine down: %s", name, cmp.Or(w.Reason, "no answer")),
+				fmt.Sprintf("start the engine at %s, or see its log", w.URL)))
 		case w.State == subjects.Fenced && !w.gpuFenced():
-			found = append(found, Finding{Verdict: Problem, Text: fmt.Sprintf("%s is fenced: %s", about, cmp.Or(w.Reason, "its engine or a GPU is ill")),
-				Remedy: fmt.Sprintf("'pulley worker info %s' says more; if its engine hangs, start that anew", cli.ShellWord(w.Name))})
+			found = append(found, NewProblem(fmt.Sprintf("%s is fenced: %s", name, cmp.Or(w.Reason, "its engine or a GPU has failed")),
+				fmt.Sprintf("see 'pulley worker info %s'; if the engine hangs, restart it", quoted)))
 		case w.State == subjects.Paused:
-			found = append(found, Finding{Verdict: Warning, Text: fmt.Sprintf("%s paused: %s", about, cmp.Or(w.Reason, "its engine refuses")),
-				Remedy: fmt.Sprintf("if it goes on, give it fewer slots (it has %d), or the engine more room", w.Slots)})
+			found = append(found, NewWarning(fmt.Sprintf("%s is paused: %s", name, cmp.Or(w.Reason, "its engine refuses requests")),
+				fmt.Sprintf("if this continues, give it fewer slots (it has %d), or the engine more capacity", w.Slots)))
 		case w.State == subjects.Cordoned:
-			found = append(found, Finding{Verdict: Warning, Text: about + " is cordoned: it takes nothing new", Remedy: "pulley worker uncordon " + cli.ShellWord(w.Name)})
+			found = append(found, NewWarning(name+" is cordoned: it accepts no new requests", "pulley worker uncordon "+quoted))
 		}
 	}
 	return found
 }
 
+// FindPools reports pools whose requests are not served, and routes that lead to such
+// pools.
 func (s *Snapshot) FindPools() []Finding {
 	var found []Finding
 	if why := s.Unread["queues"]; why != "" {
-		found = append(found, Finding{Verdict: Problem, Text: "queues cannot be read: " + why, Remedy: "pulley doctor says more"})
+		found = append(found, NewProblem("queues cannot be read: "+why, "see 'pulley doctor'"))
 	}
 	live := make(map[string]bool)
 	for i := range s.Pools {
 		p := &s.Pools[i]
 		live[p.Pool] = p.Live > 0
-		oldest := Millis(p.OldestMS)
+		oldest, free, waiting := Millis(p.OldestMS), p.Slots-p.Busy, term.Count(p.Waiting, "request")
 		switch {
 		case p.Paused:
-			found = append(found, Finding{Verdict: Warning, Text: fmt.Sprintf("pool %s is paused: %s waiting", p.Pool, term.Count(p.Waiting, "request")),
-				Remedy: "pulley pool resume " + cli.ShellWord(p.Pool)})
+			found = append(found, NewWarning(fmt.Sprintf("pool %s is paused: %s waiting", p.Pool, waiting), "pulley pool resume "+cli.ShellWord(p.Pool)))
 		case p.Live == 0 && p.Waiting > 0 && s.Settled():
-			found = append(found, Finding{Verdict: Problem, Text: fmt.Sprintf("pool %s: %s waiting, and no live worker", p.Pool, term.Count(p.Waiting, "request")),
-				Remedy: "start a worker for it: pulley worker --engine " + cli.ShellWord("URL,model="+p.Pool)})
-		case oldest > stuckAfter && p.Slots-p.Busy > 0 && p.Live > 0:
-			found = append(found, Finding{Verdict: Warning, Text: fmt.Sprintf("pool %s: a request waits for %s beside %s", p.Pool, term.Age(oldest), term.Count(p.Slots-p.Busy, "free slot")),
-				Remedy: "see the workers' logs: may they bid (publish to $JS.API.CONSUMER.MSG.NEXT.>)?"})
+			found = append(found, NewProblem(fmt.Sprintf("pool %s: %s waiting, and no live worker", p.Pool, waiting),
+				"start a worker for it: pulley worker --engine "+cli.ShellWord("URL,model="+p.Pool)))
+		case oldest > stuckAfter && free > 0 && p.Live > 0:
+			found = append(found, NewWarning(fmt.Sprintf("pool %s: a request has waited for %s although there are %s", p.Pool, term.Age(oldest), term.Count(free, "free slot")),
+				"see the logs of the workers; check that they may publish to $JS.API.CONSUMER.MSG.NEXT.>"))
 		}
 	}
 	if s.Policy == nil {
@@ -97,32 +101,32 @@ func (s *Snapshot) FindPools() []Finding {
 		}
 		for _, t := range r.To {
 			if t.Weight > 0 && !live[t.Pool] && s.Settled() {
-				found = append(found, Finding{Verdict: Warning, Text: fmt.Sprintf("route %s leads to pool %s, which has no live worker", name, t.Pool),
-					Remedy: fmt.Sprintf("start a worker for it, or lead the route elsewhere: pulley route set %s --to POOL", cli.ShellWord(name))})
+				found = append(found, NewWarning(fmt.Sprintf("route %s leads to pool %s, which has no live worker", name, t.Pool),
+					fmt.Sprintf("start a worker for it, or change the route: pulley route set %s --to POOL", cli.ShellWord(name))))
 			}
 		}
 	}
 	return found
 }
 
+// FindTiers reports full queues, and tiers that are not in the policy.
 func (s *Snapshot) FindTiers() []Finding {
 	var found []Finding
 	for i := range s.Tiers {
 		t := &s.Tiers[i]
+		if n := t.Waiting + t.InFlight; t.Unknown && n > 0 {
+			found = append(found, NewProblem(fmt.Sprintf("%s in tier %s, which is not in the policy: no worker serves it", term.Count(n, "request"), t.Name),
+				"create the tier: pulley tier set "+t.Name))
+			continue
+		}
 		if t.Unknown {
-			d := Finding{Verdict: Warning, Text: fmt.Sprintf("tier %s has queues and is not in the policy", t.Name), Remedy: "nats stream rm " + subjects.ReqStream(t.Name)}
-			if t.Waiting+t.Running > 0 {
-				d = Finding{Verdict: Problem, Text: fmt.Sprintf("%s in tier %s, which is not in the policy: no worker takes them", term.Count(t.Waiting+t.Running, "request"), t.Name),
-					Remedy: "put it back: pulley tier set " + t.Name}
-			}
-			found = append(found, d)
+			found = append(found, NewWarning(fmt.Sprintf("tier %s has a stream, but is not in the policy", t.Name), "nats stream rm "+subjects.ReqStream(t.Name)))
 			continue
 		}
 		for _, pool := range slices.Sorted(maps.Keys(t.Pools)) {
-			l := t.Pools[pool]
-			if t.MaxQueue > 0 && l.Waiting >= t.MaxQueue {
-				found = append(found, Finding{Verdict: Warning, Text: fmt.Sprintf("pool %s, tier %s: the queue is full with %s", pool, t.Name, term.Count(l.Waiting, "request")),
-					Remedy: fmt.Sprintf("more workers, or a longer queue: pulley tier set %s --max-queue %d", t.Name, min(2*t.MaxQueue, policy.MaxQueueLimit))})
+			if n := t.Pools[pool].Waiting; t.MaxQueue > 0 && n >= t.MaxQueue {
+				found = append(found, NewWarning(fmt.Sprintf("pool %s, tier %s: the queue is full with %s", pool, t.Name, term.Count(n, "request")),
+					fmt.Sprintf("add workers, or allow a longer queue: pulley tier set %s --max-queue %d", t.Name, min(2*t.MaxQueue, policy.MaxQueueLimit))))
 			}
 		}
 	}

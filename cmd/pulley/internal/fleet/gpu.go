@@ -12,13 +12,14 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// GPU is a GPU of a host, as the workers that use it tell. Where a host has
-// none to tell of, it is the host, with the reason.
+// GPU is a GPU of a host, as the workers that use it report it. A host without a
+// reported GPU has one entry without a device, which says why. Its JSON is what pulley
+// gpu ls -o json prints.
 type GPU struct {
 	Host    string   `json:"host"`
-	Workers []string `json:"workers"` // that use it, by name
-	// Status is ok, throttled, strained, fenced, stale or unknown; off where nobody
-	// asks. Reason is why it is not ok, Remedy what to do.
+	Workers []string `json:"workers"` // names of the workers that use it
+	// Status is ok, throttled, strained, fenced, stale or unknown, or off if NVML is
+	// off. Reason says why it is not ok, and Remedy what to do.
 	Status  string       `json:"status"`
 	Reason  string       `json:"reason,omitempty"`
 	Remedy  string       `json:"remedy,omitempty"`
@@ -27,7 +28,7 @@ type GPU struct {
 	*subjects.GPU
 }
 
-// Path is what a verb takes for it.
+// Path is the name of the GPU in commands: HOST/NUMBER.
 func (g *GPU) Path() string {
 	if g.GPU == nil {
 		return g.Host
@@ -35,7 +36,7 @@ func (g *GPU) Path() string {
 	return g.Host + "/" + g.Label()
 }
 
-// order is the place of a GPU on its host.
+// order is the position of the GPU on its host.
 func (g *GPU) order() int {
 	switch {
 	case g.GPU == nil:
@@ -46,36 +47,36 @@ func (g *GPU) order() int {
 	return g.Index << 8
 }
 
-// take takes what another worker tells of the same GPU: the newest holds, but a
-// fence that anybody has seen a reason for stands.
-func (g *GPU) take(told *subjects.GPU, nvml *subjects.NVML) {
+// merge adds another worker's report of the same GPU. The newest sample counts, but a
+// fence that any worker reports stays.
+func (g *GPU) merge(report *subjects.GPU, nvml *subjects.NVML) {
 	newest := *g.GPU
-	if told.At.After(g.At) {
-		newest = *told
+	if report.At.After(g.At) {
+		newest = *report
 	}
 	if newest.Fenced == "" {
-		fenced := cmp.Or(g.Fenced, told.Fenced)
-		newest.Fenced, newest.Since = fenced, latestOf(g.Since, told.Since)
+		fenced := cmp.Or(g.Fenced, report.Fenced)
+		newest.Fenced, newest.Since = fenced, latestOf(g.Since, report.Since)
 		if fenced == "" {
 			newest.Since = time.Time{}
 		}
 	}
-	newest.Strain = cmp.Or(newest.Strain, g.Strain, told.Strain)
+	newest.Strain = cmp.Or(newest.Strain, g.Strain, report.Strain)
 	g.GPU = &newest
 	g.Driver = cmp.Or(nvml.Driver, g.Driver)
 	g.Failure = cmp.Or(g.Failure, nvml.Failure)
 }
 
-// judge says in a word how the GPU is.
+// judge sets the status, with reason and remedy.
 func (g *GPU) judge() {
 	if g.GPU == nil {
 		switch {
 		case g.Failure != nil:
 			g.Reason, g.Remedy = g.Failure.Error(), g.Failure.Remedy()
 		case g.Status == "":
-			g.Status, g.Reason = "off", "its workers do not ask NVML"
+			g.Status, g.Reason = "off", "NVML is off for its workers"
 		default:
-			g.Reason = "its workers have not heard of a GPU yet"
+			g.Reason = "its workers have not reported a GPU yet"
 		}
 		return
 	}
@@ -85,7 +86,7 @@ func (g *GPU) judge() {
 	}
 }
 
-// StatusText is the state for a table.
+// StatusText returns the status for a table, with the reason if it matters.
 func (g *GPU) StatusText() string {
 	switch g.Status {
 	case "fenced":
@@ -96,7 +97,7 @@ func (g *GPU) StatusText() string {
 	return g.Status
 }
 
-// GPUs are the GPUs that workers tell of, each once, by host and number.
+// GPUs returns the GPUs that workers report, each once, by host and number.
 func GPUs(list []subjects.Heartbeat) []GPU {
 	type key struct{ host, device string }
 	seen := make(map[key]*GPU)
@@ -116,21 +117,21 @@ func GPUs(list []subjects.Heartbeat) []GPU {
 			continue
 		}
 		for j := range h.NVML.GPUs {
-			told := &h.NVML.GPUs[j]
-			k := key{h.Host, cmp.Or(told.UUID, told.Label())}
+			report := &h.NVML.GPUs[j]
+			k := key{h.Host, cmp.Or(report.UUID, report.Label())}
 			g := seen[k]
 			if g == nil {
-				g = &GPU{Host: h.Host, GPU: told}
+				g = &GPU{Host: h.Host, GPU: report}
 				seen[k] = g
 			}
 			g.Workers = append(g.Workers, h.Name)
-			g.take(told, h.NVML)
+			g.merge(report, h.NVML)
 		}
 	}
 	var gpus []GPU
 	for k, g := range seen {
 		if k.device == "" && slices.ContainsFunc(list, func(h subjects.Heartbeat) bool { return h.Host == k.host && h.NVML != nil && len(h.NVML.GPUs) > 0 }) && g.Failure == nil {
-			continue // another of its workers tells
+			continue // another worker on this host reports GPUs
 		}
 		g.judge()
 		slices.Sort(g.Workers)
@@ -149,40 +150,41 @@ func latestOf(a, b time.Time) time.Time {
 	return a
 }
 
-// GPUStatus is how a worker's GPU is, in a word, with the reason and what to do.
+// GPUStatus returns the status of a worker's GPU, with the reason and a remedy.
 func GPUStatus(g subjects.GPU) (status, reason, remedy string) {
-	slowed := g.Throttle != nil && (g.Throttle.Hard() || g.Throttle.Hot())
+	throttled := g.Throttle != nil && (g.Throttle.Hard() || g.Throttle.Hot())
 	switch {
 	case g.Fenced != "":
 		return "fenced", g.Fenced, Unfence(g.Snapshot)
 	case g.State == gpu.Unknown:
-		return "unknown", "it has not answered for half a minute", (&gpu.Failure{Kind: gpu.Silent}).Remedy()
+		return "unknown", "no answer for half a minute", (&gpu.Failure{Kind: gpu.Silent}).Remedy()
 	case g.State == gpu.Stale:
-		return "stale", "it has not answered for seconds", ""
-	case slowed:
-		return "throttled", ThrottleText(g.Snapshot), "see to its cooling and its power supply: 'nvidia-smi -q -d PERFORMANCE,TEMPERATURE' says more"
+		return "stale", "no answer for several seconds", ""
+	case throttled:
+		return "throttled", ThrottleText(g.Snapshot), "check its cooling and its power supply; 'nvidia-smi -q -d PERFORMANCE,TEMPERATURE' has details"
 	case g.Strain != "":
 		return "strained", g.Strain, ""
 	}
 	return "ok", "", ""
 }
 
-// Unfence says how a fence ends.
+// Unfence says what ends the fence of a GPU.
 func Unfence(g gpu.Snapshot) string {
 	switch {
 	case g.Rows != nil && g.Rows.Failed:
-		return "the GPU has no spare memory left: have it exchanged; until then let its worker run without it (gpus=)"
+		return "replace the GPU: it has no spare memory rows left; until then run its worker without it (gpus=)"
 	case g.Recovery != nil && *g.Recovery != gpu.RecoveryNone:
-		return fmt.Sprintf("%v, then start the engine anew", *g.Recovery)
+		return fmt.Sprintf("%v, then restart the engine", *g.Recovery)
 	case g.Lost != "":
-		return "see 'dmesg | grep -i nvrm'; reset the GPU ('nvidia-smi -r') or restart the machine: the fence falls when the driver was loaded anew and the GPU answers"
+		return "reset the GPU ('nvidia-smi -r') or restart the machine, see 'dmesg | grep -i nvrm'; the fence ends once the driver was reloaded and the GPU answers"
 	}
-	return "start the engine anew: the fence falls a minute after the last error, when the engine is new and the GPU answers"
+	return "restart the engine; the fence ends a minute after the last error, once the engine has restarted and the GPU answers"
 }
 
-func GPUStatusStyle(state string) term.Style {
-	word, _, _ := strings.Cut(state, " ")
-	switch strings.TrimSuffix(word, ":") {
+// GPUStatusStyle returns the colour of a status, or of a StatusText.
+func GPUStatusStyle(text string) term.Style {
+	status, _, _ := strings.Cut(text, " ")
+	switch strings.TrimSuffix(status, ":") {
 	case "ok":
 		return term.Green
 	case "fenced":

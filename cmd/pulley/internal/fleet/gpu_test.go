@@ -9,7 +9,7 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// A fence that one worker has seen the reason of stands, whatever another says.
+// A fence that one worker reports counts, whatever another reports.
 func TestGPUIsFencedIfAnyWorkerSaysSo(t *testing.T) {
 	fenced := clitest.GPU(0, clitest.Lost)
 	later := clitest.GPU(0, func(g *subjects.GPU) { g.At = g.At.Add(time.Second) })

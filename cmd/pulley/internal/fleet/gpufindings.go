@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net"
-	neturl "net/url"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -16,93 +16,108 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// newWorkerPasses is how long a worker may take to hear from its engine and its
-// GPUs before that is worth a word.
-const newWorkerPasses = 10 * time.Second
+const (
+	// startupGrace is how long a new worker may take to receive its engine's metrics
+	// and its GPUs' samples before their absence is a finding.
+	startupGrace = 10 * time.Second
 
-// farAbove is how many times what the limit finds slots may be.
-const farAbove = 2
+	// tooManySlots is how many times the adaptive limit the slots must be to be a
+	// finding.
+	tooManySlots = 2
+)
 
-// FindGPUs finds GPUs that are ill or held back, and hosts that tell nothing.
+// heartbeats returns the heartbeats of the workers that are not lost.
+func (s *Snapshot) heartbeats() []subjects.Heartbeat {
+	var list []subjects.Heartbeat
+	for i := range s.Workers {
+		if s.Workers[i].Lost == 0 {
+			list = append(list, s.Workers[i].Heartbeat)
+		}
+	}
+	return list
+}
+
+// FindGPUs reports GPUs that are fenced, throttled or silent, and hosts whose GPUs
+// cannot be read. A failure that several hosts share is reported once.
 func (s *Snapshot) FindGPUs() []Finding {
 	beats := s.heartbeats()
 	list := GPUs(beats)
 	var found []Finding
-	type trouble struct {
+	type hostFailure struct {
 		hosts    []string
 		failure  *gpu.Failure
 		required bool
 	}
-	var troubles []*trouble
+	var failures []*hostFailure
 	for i := range list {
 		g := &list[i]
-		if f := g.Failure; f != nil {
-			required := slices.ContainsFunc(beats, func(h subjects.Heartbeat) bool {
-				return h.Host == g.Host && h.NVML != nil && h.NVML.Mode == "required"
-			})
-			about := g.Host
-			if f.Kind == gpu.NotThere { // that is one worker's affair
-				about += " (" + term.Join(g.Workers) + ")"
-			}
-			at := slices.IndexFunc(troubles, func(t *trouble) bool { return *t.failure == *f && t.required == required })
-			switch {
-			case at >= 0 && !slices.Contains(troubles[at].hosts, about):
-				troubles[at].hosts = append(troubles[at].hosts, about)
-			case at < 0 && (required || f.Kind != gpu.NoGPU && f.Kind != gpu.Unsupported):
-				troubles = append(troubles, &trouble{[]string{about}, f, required})
-			}
+		if f := g.finding(); f != nil {
+			found = append(found, *f)
 		}
-		if d, is := g.diagnosis(); is {
-			found = append(found, d)
+		if g.Failure == nil {
+			continue
+		}
+		required := slices.ContainsFunc(beats, func(h subjects.Heartbeat) bool {
+			return h.Host == g.Host && h.NVML != nil && h.NVML.Mode == "required"
+		})
+		host := g.Host
+		if g.Failure.Kind == gpu.NotThere { // the failure of these workers, not of the host
+			host += " (" + term.Join(g.Workers) + ")"
+		}
+		at := slices.IndexFunc(failures, func(f *hostFailure) bool { return *f.failure == *g.Failure && f.required == required })
+		switch {
+		case at >= 0 && !slices.Contains(failures[at].hosts, host):
+			failures[at].hosts = append(failures[at].hosts, host)
+		case at < 0 && (required || g.Failure.Kind != gpu.NoGPU && g.Failure.Kind != gpu.Unsupported):
+			failures = append(failures, &hostFailure{[]string{host}, g.Failure, required})
 		}
 	}
-	for _, t := range troubles {
-		d := Finding{Verdict: Warning, Text: fmt.Sprintf("%s: %s; workers go by their engines alone", term.Shorten(term.Join(t.hosts), 160), t.failure.Error()), Remedy: t.failure.Remedy()}
-		if t.required {
-			d.Verdict = Problem
-			d.Text = fmt.Sprintf("%s: %s; with --nvml required workers take nothing", term.Shorten(term.Join(t.hosts), 160), t.failure.Error())
+	for _, f := range failures {
+		text := fmt.Sprintf("%s: %v", term.Shorten(term.Join(f.hosts), 160), f.failure)
+		if f.required {
+			found = append(found, NewProblem(text+"; with --nvml required workers accept no requests", f.failure.Remedy()))
+		} else {
+			found = append(found, NewWarning(text+"; workers rely on their engines alone", f.failure.Remedy()))
 		}
-		found = append(found, d)
 	}
 	for i := range beats {
 		h := &beats[i]
-		if h.NVML != nil && h.NVML.Failure == nil && len(h.NVML.GPUs) == 0 && s.At.Sub(h.Started) > newWorkerPasses {
-			found = append(found, Finding{Verdict: Warning, Text: fmt.Sprintf("worker %s: NVML shows none of its GPUs", h.Name),
-				Remedy: fmt.Sprintf("see its gpus=, and 'pulley gpu ls --local --all' on %s", h.Host)})
+		if h.NVML != nil && h.NVML.Failure == nil && len(h.NVML.GPUs) == 0 && s.At.Sub(h.Started) > startupGrace {
+			found = append(found, NewWarning(fmt.Sprintf("worker %s: NVML shows none of its GPUs", h.Name),
+				fmt.Sprintf("check its gpus=, and run 'pulley gpu ls --local --all' on %s", h.Host)))
 		}
 	}
 	return found
 }
 
-// diagnosis says what is wrong with a GPU itself.
-func (g *GPU) diagnosis() (Finding, bool) {
-	d := Finding{Verdict: Warning, Remedy: g.Remedy}
-	about := fmt.Sprintf("GPU %s (%s)", g.Path(), term.Join(g.Workers))
+// finding returns what is wrong with the GPU itself; nil if nothing is.
+func (g *GPU) finding() *Finding {
+	name := fmt.Sprintf("GPU %s (%s)", g.Path(), term.Join(g.Workers))
+	f := NewWarning("", g.Remedy)
 	switch g.Status {
 	case "fenced":
-		d.Verdict = Problem
-		d.Text = fmt.Sprintf("%s is fenced: %s", about, g.Reason)
+		f = NewProblem(fmt.Sprintf("%s is fenced: %s", name, g.Reason), g.Remedy)
 	case "throttled":
 		if g.Strain == "" {
-			return d, false // a moment of it is nothing
+			return nil // throttled for a moment only
 		}
-		d.Text = fmt.Sprintf("%s is throttled: %s (%s)", about, g.Strain, g.Reason)
+		f.Text = fmt.Sprintf("%s is throttled: %s (%s)", name, g.Strain, g.Reason)
 	case "strained":
-		d.Text = fmt.Sprintf("%s is strained: %s", about, g.Reason)
-		d.Remedy = cmp.Or(d.Remedy, "'nvidia-smi' on "+g.Host+" says who takes its memory")
+		f.Text = fmt.Sprintf("%s is strained: %s", name, g.Reason)
+		f.Remedy = cmp.Or(g.Remedy, "run 'nvidia-smi' on "+g.Host+" to see which process uses its memory")
 	case "stale", "unknown":
 		if g.GPU == nil || g.Failure != nil {
-			return d, false // that is told of the host
+			return nil // reported for the host
 		}
-		d.Text = fmt.Sprintf("%s: %s", about, g.Reason)
-		d.Remedy = (&gpu.Failure{Kind: gpu.Silent}).Remedy()
+		f.Text = fmt.Sprintf("%s: %s", name, g.Reason)
+		f.Remedy = (&gpu.Failure{Kind: gpu.Silent}).Remedy()
 	default:
-		return d, false
+		return nil
 	}
-	return d, true
+	return &f
 }
 
-// GPUSummary is what there is to say where nothing is wrong.
+// GPUSummary describes the GPUs if there is no finding about them.
 func (s *Snapshot) GPUSummary() string {
 	hosts, without, n := make(map[string]bool), make(map[string]bool), 0
 	for _, g := range GPUs(s.heartbeats()) {
@@ -114,83 +129,84 @@ func (s *Snapshot) GPUSummary() string {
 		hosts[g.Host] = true
 	}
 	if n == 0 {
-		return "none: no worker has word of one"
+		return "no worker reports a GPU"
 	}
-	text := fmt.Sprintf("%s on %s, all well", term.Count(n, "GPU"), term.Count(len(hosts), "host"))
+	text := fmt.Sprintf("%s on %s", term.Count(n, "GPU"), term.Count(len(hosts), "host"))
 	if len(without) > 0 {
-		text += fmt.Sprintf("; %s without, or with NVML off", term.Count(len(without), "host"))
+		text += fmt.Sprintf("; %s without a GPU or with NVML off", term.Count(len(without), "host"))
 	}
 	return text
 }
 
-// FindHeadroom finds workers that know too little of their engine, or were told
-// something about it that is not so.
+// FindHeadroom reports workers that lack their engine's metrics, that cannot meet their
+// objective, or that have far more slots than they can use.
 func (s *Snapshot) FindHeadroom() []Finding {
 	var found []Finding
 	for _, h := range s.heartbeats() {
-		r := h.Capacity
-		if r == nil || !h.Live() || s.At.Sub(h.Started) < newWorkerPasses {
+		c := h.Capacity
+		if c == nil || !h.Live() || s.At.Sub(h.Started) < startupGrace {
 			continue
 		}
-		about := "worker " + h.Name
-		if r.Profile != policy.FixedSlots.Name {
-			found = append(found, metricsOf(&h, s.At)...)
+		if f := metricsFinding(&h, s.At); f != nil && c.Profile != policy.FixedSlots.Name {
+			found = append(found, *f)
 		}
-		if r.Infeasible {
-			found = append(found, Finding{Verdict: Warning, Text: fmt.Sprintf("%s cannot meet its objective: a request alone has %s between two tokens", about, cmp.Or(term.Millis(r.AloneMS), "more")),
-				Remedy: "a longer --slo-itl, or another worker for what needs it: give this one a pool of its own (pool=)"})
+		if c.Infeasible {
+			found = append(found, NewWarning(fmt.Sprintf("worker %s cannot meet its objective: a request that runs alone takes %s per token", h.Name, cmp.Or(term.Millis(c.AloneMS), "longer")),
+				"set a longer --slo-itl, or give this worker its own pool (pool=) and use another for these requests"))
 		}
-		if slots := r.Terms[policy.BoundSlots]; r.Bound == policy.BoundLimit && r.Limit > 0 && slots >= farAbove*r.Limit && r.PaceMS > 0 && r.PaceMS >= 0.9*r.TargetMS {
-			found = append(found, Finding{Verdict: Warning, Text: fmt.Sprintf("%s has %.0f slots, and does well with about %.0f", about, slots, r.Limit),
-				Remedy: "leave slots= out, or take --profile throughput if slower answers are fine; only the fixed profile would fill them"})
+		if slots := c.Terms[policy.BoundSlots]; c.Bound == policy.BoundLimit && c.Limit > 0 && slots >= tooManySlots*c.Limit && c.PaceMS > 0 && c.PaceMS >= 0.9*c.TargetMS {
+			found = append(found, NewWarning(fmt.Sprintf("worker %s has %.0f slots, but can use only about %.0f", h.Name, slots, c.Limit),
+				"remove slots=, or use --profile throughput if slower answers are acceptable; only the profile fixed would use all slots"))
 		}
 	}
 	return found
 }
 
-// metricsOf finds an engine that does not tell its load, and could.
-func metricsOf(h *subjects.Heartbeat, now time.Time) []Finding {
-	d := Finding{Verdict: Warning}
+// metricsFinding reports an engine whose metrics are stale, or missing although its kind
+// has metrics.
+func metricsFinding(h *subjects.Heartbeat, now time.Time) *Finding {
 	dialect := engine.Dialect(h.Engine)
 	if h.EngineStatus != nil {
 		dialect = engine.Dialect(h.EngineStatus.Dialect)
 	}
+	at := metricsURL(h.URL, dialect)
+	var f Finding
 	switch h.Capacity.Engine {
 	case "stale":
-		old := "old"
+		age := "stale"
 		if h.EngineStatus != nil && !h.EngineStatus.At.IsZero() {
-			old = term.Age(max(0, now.Sub(h.EngineStatus.At))) + " old"
+			age = term.Age(max(0, now.Sub(h.EngineStatus.At))) + " old"
 		}
-		d.Text = fmt.Sprintf("worker %s: the engine's metrics are %s: it takes no more than it had when they were read", h.Name, old)
-		d.Remedy = fmt.Sprintf("does %s answer within a second? If it is elsewhere, say metrics=URL", metricsAt(h.URL, dialect))
+		f = NewWarning(fmt.Sprintf("worker %s: the engine's metrics are %s: capacity is not raised until they are fresh", h.Name, age),
+			fmt.Sprintf("check that %s answers within a second; if the metrics are elsewhere, set metrics=URL", at))
 	case "missing":
-		how, known := map[engine.Dialect]string{
-			engine.DialectVLLM:     "is it blocked? If it is elsewhere, say metrics=URL",
+		const blocked = "check that it is not blocked; if the metrics are elsewhere, set metrics=URL"
+		remedy, hasMetrics := map[engine.Dialect]string{
+			engine.DialectVLLM:     blocked,
 			engine.DialectSGLang:   "start SGLang with --enable-metrics",
-			engine.DialectTGI:      "is it blocked? If it is elsewhere, say metrics=URL",
+			engine.DialectTGI:      blocked,
 			engine.DialectLlamaCpp: "start llama-server with --metrics",
-			engine.DialectTriton:   "is port 8002 open to the worker? If it is elsewhere, say metrics=URL",
-			engine.DialectTRTLLM:   "start trtllm-serve with its Prometheus metrics on, or say metrics=URL",
+			engine.DialectTriton:   "open port 8002 to the worker; if the metrics are elsewhere, set metrics=URL",
+			engine.DialectTRTLLM:   "start trtllm-serve with Prometheus metrics, or set metrics=URL",
 		}[dialect]
-		if !known { // the others have none
+		if !hasMetrics {
 			return nil
 		}
-		d.Text = fmt.Sprintf("worker %s: its engine (%s) tells nothing of its load at %s: the worker goes by its own count of requests", h.Name, dialect, metricsAt(h.URL, dialect))
-		d.Remedy = how
+		f = NewWarning(fmt.Sprintf("worker %s: no metrics of its engine (%s) at %s: the worker relies on its own count of requests", h.Name, dialect, at), remedy)
 	default:
 		return nil
 	}
-	return []Finding{d}
+	return &f
 }
 
-// metricsAt is where an engine's metrics are, if nobody says otherwise.
-func metricsAt(url string, d engine.Dialect) string {
-	base := strings.TrimSuffix(strings.TrimRight(url, "/"), "/v1")
+// metricsURL returns the default URL of an engine's metrics.
+func metricsURL(engineURL string, d engine.Dialect) string {
+	base := strings.TrimSuffix(strings.TrimRight(engineURL, "/"), "/v1")
 	switch d {
 	case engine.DialectTRTLLM:
 		return base + "/prometheus/metrics"
 	case engine.DialectTriton:
-		if u, err := neturl.Parse(base); err == nil && u.Hostname() != "" {
+		if u, err := url.Parse(base); err == nil && u.Hostname() != "" {
 			u.Host = net.JoinHostPort(u.Hostname(), "8002")
 			base = u.String()
 		}
@@ -198,33 +214,25 @@ func metricsAt(url string, d engine.Dialect) string {
 	return base + "/metrics"
 }
 
-// HeadroomSummary is how full the workers are.
+// HeadroomSummary describes the capacity of the workers if there is no finding about it.
 func (s *Snapshot) HeadroomSummary() string {
-	room, inFlight := 0, 0
+	capacity, inFlight := 0, 0
 	for _, h := range s.heartbeats() {
 		if h.Capacity != nil && h.Live() {
-			room += h.Capacity.Total
+			capacity += h.Capacity.Total
 			inFlight += h.InFlight
 		}
 	}
-	if room == 0 {
-		return "no worker has room now"
+	if capacity == 0 {
+		return "no worker has capacity now"
 	}
-	return fmt.Sprintf("%d in flight, room for %d", inFlight, room)
+	return fmt.Sprintf("%d of %d in flight", inFlight, capacity)
 }
 
-// gpuFenced says whether it is a GPU that is ill, or nobody knows of and has to.
+// gpuFenced says whether a GPU is the reason why the worker is fenced.
 func (w *WorkerStatus) gpuFenced() bool {
-	return w.NVML != nil && w.NVML.Mode == "required" && w.NVML.Failure != nil || w.NVML != nil && slices.ContainsFunc(w.NVML.GPUs, func(g subjects.GPU) bool { return g.Fenced != "" })
-}
-
-// heartbeats are those of the workers that are not lost.
-func (s *Snapshot) heartbeats() []subjects.Heartbeat {
-	var list []subjects.Heartbeat
-	for i := range s.Workers {
-		if s.Workers[i].Lost == 0 {
-			list = append(list, s.Workers[i].Heartbeat)
-		}
+	if w.NVML == nil {
+		return false
 	}
-	return list
+	return w.NVML.Mode == "required" && w.NVML.Failure != nil || slices.ContainsFunc(w.NVML.GPUs, func(g subjects.GPU) bool { return g.Fenced != "" })
 }

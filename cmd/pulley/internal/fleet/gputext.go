@@ -10,7 +10,8 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// ShortName is the name of a GPU without what all of them have.
+// ShortName returns the name of a GPU without the manufacturer, and with the profile
+// of a MIG instance.
 func ShortName(d gpu.Device) string {
 	name := strings.TrimPrefix(d.Name, "NVIDIA ")
 	if mig := MIGText(d); mig != "" {
@@ -19,37 +20,38 @@ func ShortName(d gpu.Device) string {
 	return name
 }
 
-// GPUText is a worker's GPU in a line.
-func GPUText(g *subjects.GPU) string {
+// GPUField describes a worker's GPU in one field of that name.
+func GPUField(name string, g *subjects.GPU) term.Field {
 	status, reason, _ := GPUStatus(*g)
+	parts := []string{status}
 	if reason != "" {
-		status += ": " + reason
+		parts[0] += ": " + reason
 	}
-	words := []string{status}
-	for _, w := range []string{ShortName(g.Device), MemoryText(g.Memory), after(UtilizationText(g.Snapshot), " busy"), term.WithUnit(g.Temperature, "°C"), term.WithUnit(g.Power, " W")} {
-		if w != "" {
-			words = append(words, w)
+	busy := UtilizationText(g.Snapshot)
+	if busy != "" {
+		busy += " busy"
+	}
+	for _, part := range []string{ShortName(g.Device), MemoryText(g.Memory), busy, term.WithUnit(g.Temperature, "°C"), term.WithUnit(g.Power, " W")} {
+		if part != "" {
+			parts = append(parts, part)
 		}
 	}
-	return strings.Join(words, ", ")
+	return term.KV(name, strings.Join(parts, ", "), GPUStatusStyle(status))
 }
 
-func GpuWord(g *subjects.GPU) string {
-	status, _, _ := GPUStatus(*g)
-	return status
-}
-
+// MemoryText returns used and total memory, such as 72.0/80.0 GiB.
 func MemoryText(m *gpu.Memory) string {
 	if m == nil {
 		return ""
 	}
-	words := strings.TrimSuffix(term.GiB(m.Used), " GiB") + "/" + term.GiB(m.Total)
+	text := strings.TrimSuffix(term.GiB(m.Used), " GiB") + "/" + term.GiB(m.Total)
 	if m.Host {
-		words += " shared"
+		text += " shared"
 	}
-	return words
+	return text
 }
 
+// FreeMemoryText returns the free memory.
 func FreeMemoryText(m *gpu.Memory) string {
 	if m == nil {
 		return ""
@@ -57,6 +59,7 @@ func FreeMemoryText(m *gpu.Memory) string {
 	return term.GiB(m.Free)
 }
 
+// UtilizationText returns the share of time in which a kernel ran.
 func UtilizationText(g gpu.Snapshot) string {
 	if g.Utilization == nil {
 		return ""
@@ -64,8 +67,8 @@ func UtilizationText(g gpu.Snapshot) string {
 	return fmt.Sprintf("%d%%", g.Utilization.GPU)
 }
 
-// ThrottleText is what slows a GPU down that could be faster: not that it is idle,
-// or at its power limit, where it belongs.
+// ThrottleText lists the reasons why a GPU is throttled. Being idle and running at the
+// power limit are left out: they are normal.
 func ThrottleText(g gpu.Snapshot) string {
 	if g.Throttle == nil {
 		return ""
@@ -74,6 +77,8 @@ func ThrottleText(g gpu.Snapshot) string {
 	return strings.Join(reasons, ",")
 }
 
+// MIGText returns the profile of a MIG instance, or "split" for a GPU that is divided
+// into instances.
 func MIGText(d gpu.Device) string {
 	switch {
 	case d.Instance != nil:
@@ -82,12 +87,4 @@ func MIGText(d gpu.Device) string {
 		return "split"
 	}
 	return ""
-}
-
-// after is s and what belongs after it, if it is not empty.
-func after(s, more string) string {
-	if s == "" {
-		return ""
-	}
-	return s + more
 }

@@ -13,20 +13,21 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Lane is one lane of a pool in a tier, as the broker has it.
+// Lane is one lane of a pool's queue in a tier, as the broker has it. Its JSON is part
+// of what pulley top -o json prints.
 type Lane struct {
 	Pool           string  `json:"pool"`
 	Tier           string  `json:"tier"`
 	Lane           string  `json:"lane"`
 	Waiting        int     `json:"waiting"`
-	Delivered      int     `json:"delivered"` // and not settled yet
+	Delivered      int     `json:"delivered"` // and not settled
 	Bids           int     `json:"bids"`      // parked
 	TakenPerSecond float64 `json:"taken_per_second"`
 
-	deliveries uint64 // since the consumer exists
+	deliveries uint64 // since the consumer was created
 }
 
-// Lanes reads the consumers of every tier's stream: there is one for each lane.
+// Lanes reads the consumers of all tiers' streams: there is one for each lane.
 func Lanes(ctx context.Context, js jetstream.JetStream) ([]Lane, error) {
 	list := []Lane{}
 	streams := js.StreamNames(ctx, jetstream.WithStreamListSubject(subjects.AllReqs))
@@ -36,7 +37,7 @@ func Lanes(ctx context.Context, js jetstream.JetStream) ([]Lane, error) {
 		}
 		s, err := js.Stream(ctx, name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			continue // gone meanwhile
+			continue // deleted in the meantime
 		}
 		if err != nil {
 			return nil, fmt.Errorf("stream %s: %w", name, err)
@@ -63,5 +64,5 @@ func Lanes(ctx context.Context, js jetstream.JetStream) ([]Lane, error) {
 	return list, nil
 }
 
-// ReqStreamPrefix begins the name of every tier's stream.
+// ReqStreamPrefix is the beginning of the name of every tier's stream.
 var ReqStreamPrefix = subjects.ReqStream("x")[:len(subjects.ReqStream("x"))-1]

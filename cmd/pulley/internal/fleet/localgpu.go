@@ -11,18 +11,19 @@ import (
 	"github.com/pulley-lb/pulley/gpu"
 )
 
-// ProbeCommand is the program that asks NVML; a variable for tests.
+// ProbeCommand is the command that reads NVML; nil is this program. Tests replace it.
 var ProbeCommand []string
 
+// AddLibraryFlag declares the flag for the path of NVML.
 func AddLibraryFlag(fs *pflag.FlagSet, path *string) {
-	fs.StringVar(path, "nvml-library", "", "`path` of NVML, libnvidia-ml.so.1 (default: where the loader, a driver container or WSL has it)")
+	fs.StringVar(path, "nvml-library", "", "`path` of NVML, libnvidia-ml.so.1 (default: searched where the loader, a driver container and WSL have it)")
 }
 
-// gpuWait is how long the GPUs may take to answer: without persistence mode each
-// wakes up for seconds.
-const gpuWait = 45 * time.Second
+// gpuTimeout bounds how long the GPUs may take to answer: without persistence mode
+// each takes seconds to wake up.
+const gpuTimeout = 45 * time.Second
 
-// ReadGPUs is a fresh reading, as soon as there is one.
+// ReadGPUs waits for a fresh reading of this machine's GPUs.
 func ReadGPUs(ctx context.Context, sampler *gpu.Sampler) (gpu.Reading, error) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -33,8 +34,8 @@ func ReadGPUs(ctx context.Context, sampler *gpu.Sampler) (gpu.Reading, error) {
 			return r, fmt.Errorf("%w; %s", r.Failure, r.Failure.Remedy())
 		case r.State == gpu.Fresh:
 			return r, nil
-		case time.Since(began) > gpuWait:
-			return r, fmt.Errorf("the GPUs have not answered for %v; %s", gpuWait, (&gpu.Failure{Kind: gpu.Silent}).Remedy())
+		case time.Since(began) > gpuTimeout:
+			return r, fmt.Errorf("the GPUs have not answered for %v; %s", gpuTimeout, (&gpu.Failure{Kind: gpu.Silent}).Remedy())
 		}
 		select {
 		case <-ctx.Done():
@@ -44,26 +45,28 @@ func ReadGPUs(ctx context.Context, sampler *gpu.Sampler) (gpu.Reading, error) {
 	}
 }
 
-// LocalGPUStatus is how a GPU is, and why. An XID of the last minute counts.
-func LocalGPUStatus(g gpu.Snapshot) (state, reason string) {
+// LocalGPUStatus returns the status of a GPU of this machine, with the reason: ok,
+// throttled, unhealthy, stale or unknown. It counts XIDs of the last minute.
+func LocalGPUStatus(g gpu.Snapshot) (status, reason string) {
 	if g.State != gpu.Fresh && g.State != "" {
-		return string(g.State), "it does not answer"
+		return string(g.State), "no answer"
 	}
 	reason, fatal := gpu.Sick(gpu.Snapshot{}, g)
 	switch {
 	case fatal:
-		return "sick", reason
+		return "unhealthy", reason
 	case g.Throttle != nil && (g.Throttle.Hard() || g.Throttle.Hot()):
-		return "slowed", reason
+		return "throttled", reason
 	}
 	return "ok", reason
 }
 
-func LocalGPUStyle(state string) term.Style {
-	switch state {
+// LocalGPUStyle returns the colour of a LocalGPUStatus.
+func LocalGPUStyle(status string) term.Style {
+	switch status {
 	case "ok":
 		return term.Green
-	case "slowed", "stale":
+	case "throttled", "stale":
 		return term.Yellow
 	}
 	return term.Red

@@ -13,7 +13,7 @@ import (
 	"github.com/pulley-lb/pulley/policystore"
 )
 
-// OpenStore opens the policy's bucket.
+// OpenStore opens the bucket of the policy and the keys.
 func OpenStore(ctx context.Context, nc *nats.Conn) (*policystore.Store, error) {
 	store, err := policystore.Open(ctx, nc)
 	if errors.Is(err, policystore.ErrNoBucket) {
@@ -22,7 +22,7 @@ func OpenStore(ctx context.Context, nc *nats.Conn) (*policystore.Store, error) {
 	return store, err
 }
 
-// LoadPolicy is the one in force.
+// LoadPolicy returns the current policy.
 func LoadPolicy(ctx context.Context, nc *nats.Conn) (*policy.Policy, error) {
 	store, err := OpenStore(ctx, nc)
 	if err != nil {
@@ -32,14 +32,16 @@ func LoadPolicy(ctx context.Context, nc *nats.Conn) (*policy.Policy, error) {
 	return v.Policy, ExplainDamage(err)
 }
 
+// ExplainDamage adds the remedy to an error about a damaged policy.
 func ExplainDamage(err error) error {
 	if _, ok := errors.AsType[policystore.DamagedError](err); ok {
-		return fmt.Errorf("%w; see 'pulley policy history', and put a sound one in force with 'pulley policy rollback REVISION'", err)
+		return fmt.Errorf("%w; see 'pulley policy history', and restore a valid revision with 'pulley policy rollback REVISION'", err)
 	}
 	return err
 }
 
-// TierOrder is a tier's place; those that are gone come last.
+// TierOrder returns the position of a tier in the policy. Tiers that are not in the
+// policy come last.
 func TierOrder(p *policy.Policy, name string) int {
 	if i := slices.IndexFunc(p.Tiers, func(t policy.Tier) bool { return t.Name == name }); i >= 0 {
 		return i

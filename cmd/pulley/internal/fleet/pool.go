@@ -14,7 +14,7 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// ServedPools are the pools that workers have ever served.
+// ServedPools returns the names of all pools that workers have ever served.
 func ServedPools(ctx context.Context, nc *nats.Conn) ([]string, error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -41,12 +41,12 @@ func ServedPools(ctx context.Context, nc *nats.Conn) ([]string, error) {
 	return pools, nil
 }
 
-// Pool is what is known of a pool.
+// Pool describes a pool. Its JSON is what pulley pool ls -o json prints.
 type Pool struct {
 	Pool     string          `json:"pool"`
-	State    string          `json:"state"` // ready, paused, no worker
+	State    string          `json:"state"` // ready, paused or no worker
 	Workers  int             `json:"workers"`
-	Live     int             `json:"live"` // of these, those that take requests
+	Live     int             `json:"live"` // workers that accept requests
 	Slots    int             `json:"slots"`
 	InFlight int             `json:"in_flight"`
 	Waiting  uint64          `json:"waiting"`
@@ -59,7 +59,7 @@ type Pool struct {
 	Members []subjects.Heartbeat `json:"-"`
 }
 
-// Pools is all that is known of pools, by name.
+// Pools returns all pools by name, and the current policy.
 func Pools(ctx context.Context, nc *nats.Conn) ([]Pool, *policy.Policy, error) {
 	p, err := LoadPolicy(ctx, nc)
 	if err != nil {

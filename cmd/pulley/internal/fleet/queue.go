@@ -15,21 +15,22 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Queue is one line of pulley queue ls.
+// Queue is the queue of a pool in a tier. Its JSON is what pulley queue ls -o json
+// prints.
 type Queue struct {
 	Pool     string `json:"pool"`
 	Tier     string `json:"tier"`
 	Waiting  uint64 `json:"waiting"`
-	InBroker uint64 `json:"in_broker"` // of these
+	InBroker uint64 `json:"in_broker"` // part of Waiting
 	InFlight int    `json:"in_flight"`
 	Bids     int    `json:"bids"` // parked
 	MaxQueue int    `json:"max_queue,omitempty"`
-	OldestMS int64  `json:"oldest_ms,omitempty"` // age of the oldest that waits
+	OldestMS int64  `json:"oldest_ms,omitempty"` // how long the oldest has waited
 	Paused   bool   `json:"paused,omitempty"`
 }
 
-// Queues are all queues, lane by lane and each as a whole.
-func Queues(ctx context.Context, nc *nats.Conn, p *policy.Policy) (lanes []Lane, whole []Queue, err error) {
+// Queues returns all queues, and the lanes that they consist of.
+func Queues(ctx context.Context, nc *nats.Conn, p *policy.Policy) (lanes []Lane, queues []Queue, err error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return nil, nil, err
@@ -38,16 +39,16 @@ func Queues(ctx context.Context, nc *nats.Conn, p *policy.Policy) (lanes []Lane,
 	if err != nil {
 		return nil, nil, err
 	}
-	held, err := Ask[subjects.RequestInfo](ctx, nc, subjects.AskRequests, true)
+	held, err := AskAll[subjects.RequestInfo](ctx, nc, subjects.AskRequests)
 	if err != nil && !errors.Is(err, nats.ErrNoResponders) {
 		return nil, nil, fmt.Errorf("ask the gateways: %w", err)
 	}
 	return lanes, queuesOf(lanes, held, err == nil, p), nil
 }
 
-// queuesOf joins the lanes of each queue and what the gateways hold of it, if
-// they have answered. What a worker has handed back counts as in flight to the
-// broker: the gateways know better.
+// queuesOf adds up the lanes of each queue and the requests that the gateways hold. If
+// the gateways have answered, their number of requests in flight counts: the broker
+// still counts a request that a worker has handed back.
 func queuesOf(lanes []Lane, held []subjects.RequestInfo, answered bool, p *policy.Policy) []Queue {
 	type key struct{ pool, tier string }
 	at := make(map[key]*Queue)

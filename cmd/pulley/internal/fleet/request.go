@@ -16,9 +16,9 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Requests are those that gateways hold, by age.
+// Requests returns the requests in progress at all gateways, the oldest first.
 func Requests(ctx context.Context, nc *nats.Conn) ([]subjects.RequestInfo, error) {
-	list, err := Ask[subjects.RequestInfo](ctx, nc, subjects.AskRequests, true)
+	list, err := AskAll[subjects.RequestInfo](ctx, nc, subjects.AskRequests)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return nil, ErrNoGateway
 	}
@@ -29,7 +29,8 @@ func Requests(ctx context.Context, nc *nats.Conn) ([]subjects.RequestInfo, error
 	return list, nil
 }
 
-// FindRequest is the id of the request that was named.
+// FindRequest returns the id of a request, which may be given by the beginning or the
+// end of it.
 func FindRequest(ctx context.Context, nc *nats.Conn, named string) (string, error) {
 	if _, err := subjects.ParseID(named); err == nil {
 		return named, nil
@@ -51,14 +52,15 @@ func FindRequest(ctx context.Context, nc *nats.Conn, named string) (string, erro
 	case 1:
 		return found[0], nil
 	}
-	return "", cli.Usagef("request %s: which of %s?", named, term.Shorten(term.Join(found), 160))
+	return "", cli.Ambiguous("request", named, found)
 }
 
+// NoRequest says that a request is not in progress.
 func NoRequest(id string) error {
-	return cli.NotFoundf("no request %s under way: it is over, or was never here; see 'pulley request ls' and 'pulley dead ls'", term.Printable(id))
+	return cli.NotFoundf("no request %s in progress: it has ended, or went to another broker; see 'pulley request ls' and 'pulley dead ls'", term.Printable(id))
 }
 
-// WithoutSecrets is h without what opens doors.
+// WithoutSecrets returns a copy of h in which credentials are hidden.
 func WithoutSecrets(h http.Header) http.Header {
 	h = h.Clone()
 	for _, k := range []string{"Authorization", "X-Api-Key", "Api-Key", "Cookie", "Proxy-Authorization"} {
@@ -69,4 +71,5 @@ func WithoutSecrets(h http.Header) http.Header {
 	return h
 }
 
+// Millis converts a number of milliseconds, as messages have them.
 func Millis(n int64) time.Duration { return time.Duration(n) * time.Millisecond }

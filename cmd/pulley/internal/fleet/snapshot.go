@@ -14,23 +14,24 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Snapshot is a fleet at one moment. Its JSON is what pulley top -o json prints.
+// Snapshot is the state of a fleet at one moment. Its JSON is what pulley top -o json
+// prints.
 type Snapshot struct {
 	At     time.Time `json:"at"`
-	Server string    `json:"server,omitempty"` // empty: no connection
-	Since  time.Time `json:"since"`            // of the connection, or of its loss
+	Server string    `json:"server,omitempty"` // "" without a connection
+	Since  time.Time `json:"since"`            // when the connection was made, or lost
 
-	// What was heard and read.
+	// Received and read by a Watcher.
 	Gateways []string               `json:"gateways"` // ids
 	Workers  []WorkerStatus         `json:"workers"`
-	Queues   []Lane                 `json:"queues"`
-	Requests []subjects.RequestInfo `json:"requests"` // the oldest first
-	Policy   *policystore.Version   `json:"-"`        // nil: not read yet
-	Unread   map[string]string      `json:"unread,omitempty"`
-	Events   []subjects.Event       `json:"events"` // the oldest first
-	Held     map[PoolTier]int       `json:"-"`      // requests that wait in gateways for their turn to be queued
+	Lanes    []Lane                 `json:"queues"`
+	Requests []subjects.RequestInfo `json:"requests"`         // the oldest first
+	Policy   *policystore.Version   `json:"-"`                // nil until it was read
+	Unread   map[string]string      `json:"unread,omitempty"` // what could not be read, and why
+	Events   []subjects.Event       `json:"events"`           // the oldest first
+	Held     map[PoolTier]int       `json:"-"`                // requests that gateways hold back from the broker's queue
 
-	// What follows from that: see complete.
+	// Computed by Complete.
 	Totals   Totals         `json:"totals"`
 	Pools    []PoolStatus   `json:"pools"`
 	Tiers    []TierStatus   `json:"tiers"`
@@ -38,16 +39,16 @@ type Snapshot struct {
 	Findings []Finding      `json:"wrong"` // problems and warnings, the worst first
 }
 
-// Settled says whether there was time enough to hear everybody.
+// Settled says whether every part has had time to report.
 func (s *Snapshot) Settled() bool { return s.Server != "" && s.At.Sub(s.Since) >= settledAfter }
 
-// Complete works out what follows from what was heard and read.
+// Complete sorts what was read, and computes the rest of the snapshot from it.
 func (s *Snapshot) Complete() {
 	slices.Sort(s.Gateways)
 	slices.SortFunc(s.Workers, func(a, b WorkerStatus) int {
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Worker, b.Worker))
 	})
-	slices.SortFunc(s.Queues, func(a, b Lane) int {
+	slices.SortFunc(s.Lanes, func(a, b Lane) int {
 		return cmp.Or(strings.Compare(a.Pool, b.Pool), strings.Compare(a.Tier, b.Tier), strings.Compare(a.Lane, b.Lane))
 	})
 	slices.SortFunc(s.Requests, func(a, b subjects.RequestInfo) int {
@@ -76,20 +77,20 @@ func (s *Snapshot) Complete() {
 		s.Totals.Waiting += p.Waiting
 	}
 	s.Findings = s.findAll()
-	s.Gateways, s.Workers, s.Queues, s.Requests, s.Events = orEmpty(s.Gateways), orEmpty(s.Workers), orEmpty(s.Queues), orEmpty(s.Requests), orEmpty(s.Events)
+	s.Gateways, s.Workers, s.Lanes, s.Requests, s.Events = orEmpty(s.Gateways), orEmpty(s.Workers), orEmpty(s.Lanes), orEmpty(s.Requests), orEmpty(s.Events)
 	s.Pools, s.Tiers, s.Findings = orEmpty(s.Pools), orEmpty(s.Tiers), orEmpty(s.Findings)
 }
 
-// loads are the requests of each pool in each tier. What waits is what gateways
-// hold back and what queues have; or what gateways list, if that is more: it
-// was read at another moment.
+// loads adds up the requests of each pool in each tier. The waiting requests are those
+// in the broker's queues and those that gateways hold back, or those that gateways
+// list if these are more: they were read at another moment.
 func (s *Snapshot) loads() map[PoolTier]Load {
 	loads, listed := make(map[PoolTier]Load), make(map[PoolTier]Load)
-	for i := range s.Queues {
-		q := &s.Queues[i]
-		sum := loads[PoolTier{q.Pool, q.Tier}]
-		sum.add(Load{Waiting: q.Waiting, Running: q.Delivered, TakenPerSecond: q.TakenPerSecond})
-		loads[PoolTier{q.Pool, q.Tier}] = sum
+	for i := range s.Lanes {
+		l := &s.Lanes[i]
+		sum := loads[PoolTier{l.Pool, l.Tier}]
+		sum.add(Load{Waiting: l.Waiting, InFlight: l.Delivered, TakenPerSecond: l.TakenPerSecond})
+		loads[PoolTier{l.Pool, l.Tier}] = sum
 	}
 	for k, n := range s.Held {
 		sum := loads[k]
@@ -98,7 +99,7 @@ func (s *Snapshot) loads() map[PoolTier]Load {
 	}
 	for i := range s.Requests {
 		r := &s.Requests[i]
-		one := Load{Running: 1}
+		one := Load{InFlight: 1}
 		if r.State == "queued" {
 			one = Load{Waiting: 1, OldestMS: r.AgeMS}
 		}
@@ -111,15 +112,17 @@ func (s *Snapshot) loads() map[PoolTier]Load {
 		sum.Waiting, sum.OldestMS = max(sum.Waiting, l.Waiting), l.OldestMS
 		loads[k] = sum
 	}
-	if len(s.Gateways) > 0 { // what is delivered may also be on its way back to the queue
+	if len(s.Gateways) > 0 { // a delivered message may be on its way back to the queue
 		for k, sum := range loads {
-			sum.Running = listed[k].Running
+			sum.InFlight = listed[k].InFlight
 			loads[k] = sum
 		}
 	}
 	return loads
 }
 
+// completePools lists the pools that workers serve, that have requests, or that the
+// policy names.
 func (s *Snapshot) completePools(loads map[PoolTier]Load) {
 	pools := make(map[string]*PoolStatus)
 	pool := func(name string) *PoolStatus {
@@ -164,8 +167,8 @@ func (s *Snapshot) completePools(loads map[PoolTier]Load) {
 	}
 }
 
-// completeTiers lists the policy's tiers in its order, then those that exist
-// without it.
+// completeTiers lists the tiers of the policy in its order, then tiers that have a queue
+// or requests without being in the policy.
 func (s *Snapshot) completeTiers(loads map[PoolTier]Load) {
 	s.Tiers = nil
 	if s.Policy != nil {
@@ -194,7 +197,7 @@ func (s *Snapshot) completeTiers(loads map[PoolTier]Load) {
 	}
 }
 
-// WorkerName is the name of the worker with an id, for people.
+// WorkerName returns the name of the worker with an id, or the id if it is unknown.
 func (s *Snapshot) WorkerName(id string) string {
 	for i := range s.Workers {
 		if s.Workers[i].Worker == id {
@@ -204,27 +207,29 @@ func (s *Snapshot) WorkerName(id string) string {
 	return id
 }
 
+// Totals are sums over the whole fleet.
 type Totals struct {
-	Live            int     `json:"workers"`   // that take requests
-	Slots           int     `json:"slots"`     // of these
-	InFlight        int     `json:"in_flight"` // of all
+	Live            int     `json:"workers"`   // workers that accept requests
+	Slots           int     `json:"slots"`     // of the live workers
+	InFlight        int     `json:"in_flight"` // on all workers
 	Waiting         int     `json:"waiting"`
 	DonePerSecond   float64 `json:"done_per_second"`
 	TokensPerSecond float64 `json:"tokens_per_second"`
 }
 
-// WorkerStatus is a worker's last word, and what its words add up to.
+// WorkerStatus is a worker's last heartbeat, and rates computed from its heartbeats.
 type WorkerStatus struct {
 	subjects.Heartbeat
-	Lost            time.Duration `json:"lost_ns,omitempty"` // silent for so long; 0: it lives
+	Lost            time.Duration `json:"lost_ns,omitempty"` // how long it has been silent; 0 if it is not lost
 	DonePerSecond   float64       `json:"done_per_second"`
 	FailedPerSecond float64       `json:"failed_per_second"`
-	TokensPerSecond float64       `json:"tokens_per_second"` // by its own measured pace; 0: not known
+	TokensPerSecond float64       `json:"tokens_per_second"` // by the inter-token time that it has measured; 0: unknown
 }
 
+// Live says whether the worker accepts requests.
 func (w *WorkerStatus) Live() bool { return w.Lost == 0 && w.Heartbeat.Live() }
 
-// StateText is the worker's, in a word.
+// StateText returns the worker's state, which may also be "lost".
 func (w *WorkerStatus) StateText() string {
 	if w.Lost > 0 {
 		return "lost"
@@ -232,7 +237,7 @@ func (w *WorkerStatus) StateText() string {
 	return string(w.State)
 }
 
-// Rung is that of the worker's cheapest next bid.
+// Rung returns the lowest rung of the worker's next bids; false if it serves no pool.
 func (w *WorkerStatus) Rung() (int, bool) {
 	if len(w.Pools) == 0 {
 		return 0, false
@@ -244,9 +249,9 @@ func (w *WorkerStatus) Rung() (int, bool) {
 	return best, true
 }
 
-// decoding is how many tokens per second a worker makes now, by the pace that
-// it has measured; 0 if it has not.
-func decoding(h *subjects.Heartbeat) float64 {
+// tokensPerSecond estimates how many tokens a worker produces now, from the inter-token
+// time that it has measured; 0 if it has measured none.
+func tokensPerSecond(h *subjects.Heartbeat) float64 {
 	n := float64(h.InFlight - h.Prefills)
 	for i := range h.Pools {
 		if c := h.Pools[i].Curve; n > 0 && c != nil && c.ITL != nil && c.ITL.At(n) > 0 {
@@ -256,47 +261,51 @@ func decoding(h *subjects.Heartbeat) float64 {
 	return 0
 }
 
-// Load is the requests of something.
+// Load is the requests of a pool, of a tier, or of a pool in a tier.
 type Load struct {
 	Waiting        int     `json:"waiting"`
-	Running        int     `json:"running"`
-	OldestMS       int64   `json:"oldest_ms"` // that waits
+	InFlight       int     `json:"in_flight"`
+	OldestMS       int64   `json:"oldest_ms"` // how long the oldest has waited
 	TakenPerSecond float64 `json:"taken_per_second"`
 }
 
 func (l Load) String() string {
-	text := fmt.Sprintf("%d waiting, %d running", l.Waiting, l.Running)
+	text := fmt.Sprintf("%d waiting, %d in flight", l.Waiting, l.InFlight)
 	if l.OldestMS > 0 {
-		text += fmt.Sprintf(", the oldest for %s", term.Age(Millis(l.OldestMS)))
+		text += fmt.Sprintf(", oldest %s", term.Age(Millis(l.OldestMS)))
 	}
 	return text
 }
 
 func (l *Load) add(m Load) {
 	l.Waiting += m.Waiting
-	l.Running += m.Running
+	l.InFlight += m.InFlight
 	l.OldestMS = max(l.OldestMS, m.OldestMS)
 	l.TakenPerSecond += m.TakenPerSecond
 }
 
+// PoolStatus is the state of a pool. Its workers are those that serve it, and those of
+// the pools that it spills to.
 type PoolStatus struct {
 	Pool    string `json:"pool"`
 	Paused  bool   `json:"paused,omitempty"`
-	Live    int    `json:"live"`    // workers that take its requests
-	Workers int    `json:"workers"` // that serve it, live or not
-	Slots   int    `json:"slots"`   // of the live ones
-	Busy    int    `json:"busy"`    // of these
+	Live    int    `json:"live"` // workers that accept requests
+	Workers int    `json:"workers"`
+	Slots   int    `json:"slots"` // of the live workers
+	Busy    int    `json:"busy"`  // of these slots, by requests of any pool
 	Load
 	Tiers map[string]Load `json:"tiers"`
 }
 
+// TierStatus is the state of a tier.
 type TierStatus struct {
 	policy.Tier
-	Unknown bool `json:"unknown,omitempty"` // it has requests or a queue, and is not in the policy
+	Unknown bool `json:"unknown,omitempty"` // it is not in the policy, but has a queue or requests
 	Load
 	Pools map[string]Load `json:"pools"`
 }
 
+// PolicyRevision says which revision of the policy is current, and who made it.
 type PolicyRevision struct {
 	Revision uint64    `json:"revision"`
 	At       time.Time `json:"at,omitzero"`
@@ -304,17 +313,18 @@ type PolicyRevision struct {
 	Why      string    `json:"why,omitempty"`
 }
 
-// Text is the revision, and how old it is.
+// Text describes the revision and its age.
 func (v PolicyRevision) Text(now time.Time) string {
 	if v.Revision == 0 {
-		return "is the default"
+		return "default"
 	}
 	return fmt.Sprintf("revision %d, %s old: %s", v.Revision, term.Age(max(0, now.Sub(v.At))), v.Why)
 }
 
+// PoolTier names a pool in a tier.
 type PoolTier struct{ Pool, Tier string }
 
-// orEmpty is a list that is [] in JSON if it is empty.
+// orEmpty returns list, or an empty list for nil, which is [] in JSON and not null.
 func orEmpty[T any](list []T) []T {
 	if list == nil {
 		return []T{}

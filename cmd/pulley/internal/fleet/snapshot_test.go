@@ -19,14 +19,14 @@ func TestSnapshotAddsUp(t *testing.T) {
 	}
 	var pools []string
 	for _, p := range s.Pools {
-		pools = append(pools, fmt.Sprintf("%s: %d of %d live, %d/%d busy, %d waiting for %dms, %d running, %.1f taken/s",
-			p.Pool, p.Live, p.Workers, p.Busy, p.Slots, p.Waiting, p.OldestMS, p.Running, p.TakenPerSecond))
+		pools = append(pools, fmt.Sprintf("%s: %d of %d live, %d/%d busy, %d waiting for %dms, %d in flight, %.1f taken/s",
+			p.Pool, p.Live, p.Workers, p.Busy, p.Slots, p.Waiting, p.OldestMS, p.InFlight, p.TakenPerSecond))
 	}
 	want := []string{
-		"embed: 0 of 1 live, 0/0 busy, 0 waiting for 0ms, 0 running, 0.0 taken/s",
-		"llama-70b: 1 of 2 live, 6/16 busy, 33 waiting for 3000ms, 2 running, 4.5 taken/s", // 30 held, 2 queued in batch, 1 listed
-		"mistral: 0 of 1 live, 0/0 busy, 1 waiting for 0ms, 0 running, 0.0 taken/s",
-		"qwen: 1 of 1 live, 6/16 busy, 0 waiting for 0ms, 0 running, 0.0 taken/s",
+		"embed: 0 of 1 live, 0/0 busy, 0 waiting for 0ms, 0 in flight, 0.0 taken/s",
+		"llama-70b: 1 of 2 live, 6/16 busy, 33 waiting for 3000ms, 2 in flight, 4.5 taken/s", // 30 held, 2 queued in batch, 1 listed
+		"mistral: 0 of 1 live, 0/0 busy, 1 waiting for 0ms, 0 in flight, 0.0 taken/s",
+		"qwen: 1 of 1 live, 6/16 busy, 0 waiting for 0ms, 0 in flight, 0.0 taken/s",
 	}
 	if !slices.Equal(pools, want) {
 		t.Errorf("pools:\n%s\nwant:\n%s", strings.Join(pools, "\n"), strings.Join(want, "\n"))
@@ -40,13 +40,13 @@ func TestSnapshotAddsUp(t *testing.T) {
 	}
 }
 
-// While no gateway tells what runs, what the broker has delivered does.
+// Without a gateway, the messages that the broker has delivered count as in flight.
 func TestSnapshotWithoutGateways(t *testing.T) {
 	s := clitest.SnapshotAtNoon()
 	s.Gateways, s.Requests, s.Held = nil, nil, nil
 	s.Complete()
-	if p := s.Pools[1]; p.Pool != "llama-70b" || p.Running != 3 || p.Waiting != 2 {
-		t.Errorf("got %+v, want 3 running, 2 waiting", p)
+	if p := s.Pools[1]; p.Pool != "llama-70b" || p.InFlight != 3 || p.Waiting != 2 {
+		t.Errorf("got %+v, want 3 in flight, 2 waiting", p)
 	}
 }
 

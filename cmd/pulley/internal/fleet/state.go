@@ -6,7 +6,8 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
-// StateStyle is the colour of a worker's, pool's or request's state.
+// StateStyle returns the colour for the state of a worker, a pool, a request, a shift
+// or a key.
 func StateStyle(s string) term.Style {
 	switch state, _, _ := strings.Cut(s, " "); state {
 	case "ready", "answering", "running", "done", "active":

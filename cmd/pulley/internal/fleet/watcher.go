@@ -16,34 +16,91 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Watcher gathers what can be seen of a fleet from its broker.
+const (
+	// firstSnapshot is how soon a watcher shows its first snapshot, and
+	// snapshotEvery the interval after that.
+	firstSnapshot = 250 * time.Millisecond
+	snapshotEvery = time.Second
+
+	// readShare bounds the time spent reading to a fifth: a long list is read less
+	// often.
+	readShare = 5
+
+	// ReadTimeout bounds one read from the broker.
+	ReadTimeout = 5 * time.Second
+
+	// settledAfter is how long a watcher must listen before silence means that a part
+	// is absent: gateways publish every ReferenceEvery, workers more often.
+	settledAfter = 2 * subjects.ReferenceEvery
+
+	// gatewayDeadline is the silence after which a gateway counts as gone.
+	gatewayDeadline = 3*subjects.ReferenceEvery + subjects.ReferenceEvery/2
+
+	// lostShown is how long a worker that is lost stays in the snapshots.
+	lostShown = time.Minute
+
+	// eventsKept is how many events a snapshot has at most.
+	eventsKept = 100
+)
+
+// Watcher collects the state of a fleet from its broker: it receives what gateways
+// and workers publish, and reads the requests and the queues once a second.
 type Watcher struct {
 	nc *nats.Conn
 	js jetstream.JetStream
 
 	mu        sync.Mutex
 	connected bool
-	since     time.Time // of the present state of the connection
-	looked    time.Time
+	since     time.Time // of the last change of connected
+	last      time.Time // of the last snapshot
 	gateways  map[string]*gatewayState
 	workers   map[string]*workerState
-	queues    []Lane
-	taken     map[laneName]*rate
+	lanes     []Lane
+	taken     map[laneName]*rate // deliveries of each lane
 	requests  []subjects.RequestInfo
 	policy    *policystore.Version // nil until read
-	unread    map[string]error     // what could not be read just now
-	tried     map[string]bool      // what has been read, or was tried to
+	unread    map[string]error     // why the last attempt to read something failed
+	tried     map[string]bool      // what was read, or failed, at least once
 	events    []subjects.Event     // the oldest first
 }
 
-// Run watches until ctx is done, and shows a snapshot each time it has looked.
+// gatewayState is the last message of a gateway, and when it arrived.
+type gatewayState struct {
+	ref subjects.Reference
+	at  time.Time
+}
+
+// workerState is the last heartbeat of a worker, and when it arrived.
+type workerState struct {
+	beat         subjects.Heartbeat
+	at           time.Time
+	done, failed rate
+}
+
+type laneName struct{ tier, pool, lane string }
+
+// NewWatcher makes a watcher on a connection. It starts nothing.
+func NewWatcher(nc *nats.Conn) (*Watcher, error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	return &Watcher{
+		nc: nc, js: js, connected: true, since: now, last: now,
+		gateways: make(map[string]*gatewayState), workers: make(map[string]*workerState), taken: make(map[laneName]*rate),
+		unread: make(map[string]error), tried: make(map[string]bool),
+	}, nil
+}
+
+// Run watches until ctx is done. It calls show with a snapshot every second.
 func (w *Watcher) Run(ctx context.Context, show func(Snapshot)) error {
-	for subject, hear := range map[string]func(*nats.Msg){
+	for subject, handle := range map[string]func(*nats.Msg){
 		subjects.AllGateways:   w.onReference,
 		subjects.AllHeartbeats: w.onHeartbeat,
 		subjects.AllEvents:     w.onEvent,
 	} {
-		sub, err := w.nc.Subscribe(subject, hear)
+		sub, err := w.nc.Subscribe(subject, handle)
 		if err != nil {
 			return fmt.Errorf("subscribe %s: %w", subject, err)
 		}
@@ -52,30 +109,26 @@ func (w *Watcher) Run(ctx context.Context, show func(Snapshot)) error {
 	var loops sync.WaitGroup
 	defer loops.Wait()
 	loops.Go(func() { w.readLoop(ctx, "requests", w.readRequests) })
-	loops.Go(func() { w.readLoop(ctx, "queues", w.readQueues) })
+	loops.Go(func() { w.readLoop(ctx, "queues", w.readLanes) })
 	loops.Go(func() {
 		f := policystore.Follower{Policy: w.onPolicy, Trouble: func(err error) { w.setUnread("policy", err) }}
 		if err := f.Run(ctx, w.nc); err != nil {
 			w.setUnread("policy", err)
 		}
 	})
-	tick := time.NewTicker(firstLook)
+	tick := time.NewTicker(firstSnapshot)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
-			show(w.snapshot(now))
-			tick.Reset(lookEvery)
+			s := w.snapshot(now)
+			s.Complete()
+			show(s)
+			tick.Reset(snapshotEvery)
 		}
 	}
-}
-
-func (w *Watcher) triedAll() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.tried["requests"] && w.tried["queues"] && (w.policy != nil || w.tried["policy"])
 }
 
 func (w *Watcher) onReference(m *nats.Msg) {
@@ -100,14 +153,14 @@ func (w *Watcher) onHeartbeat(m *nats.Msg) {
 		delete(w.workers, h.Worker)
 		return
 	}
-	k := w.workers[h.Worker]
-	if k == nil {
-		k = &workerState{}
-		w.workers[h.Worker] = k
+	s := w.workers[h.Worker]
+	if s == nil {
+		s = &workerState{}
+		w.workers[h.Worker] = s
 	}
-	k.beat, k.at = h, now
-	k.done.add(now, h.Done)
-	k.failed.add(now, h.Failed)
+	s.beat, s.at = h, now
+	s.done.add(now, h.Done)
+	s.failed.add(now, h.Failed)
 }
 
 func (w *Watcher) onEvent(m *nats.Msg) {
@@ -128,7 +181,7 @@ func (w *Watcher) onPolicy(v policystore.Version) {
 	w.policy = &v
 }
 
-// setUnread keeps why something could not be read; nil: it could.
+// setUnread records the error of an attempt to read something; nil is success.
 func (w *Watcher) setUnread(what string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -140,7 +193,7 @@ func (w *Watcher) setUnread(what string, err error) {
 	w.unread[what] = err
 }
 
-// readLoop reads again and again while there is a connection.
+// readLoop calls read once a second while there is a connection.
 func (w *Watcher) readLoop(ctx context.Context, what string, read func(context.Context) error) {
 	for {
 		begun := time.Now()
@@ -156,14 +209,14 @@ func (w *Watcher) readLoop(ctx context.Context, what string, read func(context.C
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(max(lookEvery, lookShare*time.Since(begun))):
+		case <-time.After(max(snapshotEvery, readShare*time.Since(begun))):
 		}
 	}
 }
 
 func (w *Watcher) readRequests(ctx context.Context) error {
-	list, err := Ask[subjects.RequestInfo](ctx, w.nc, subjects.AskRequests, true)
-	if err != nil && !errors.Is(err, nats.ErrNoResponders) { // no gateway, no requests
+	list, err := AskAll[subjects.RequestInfo](ctx, w.nc, subjects.AskRequests)
+	if err != nil && !errors.Is(err, nats.ErrNoResponders) { // without a gateway there are no requests
 		return fmt.Errorf("ask the gateways: %w", err)
 	}
 	w.mu.Lock()
@@ -172,8 +225,7 @@ func (w *Watcher) readRequests(ctx context.Context) error {
 	return nil
 }
 
-// readQueues reads the lanes of every tier.
-func (w *Watcher) readQueues(ctx context.Context) error {
+func (w *Watcher) readLanes(ctx context.Context) error {
 	list, err := Lanes(ctx, w.js)
 	if err != nil {
 		return err
@@ -183,52 +235,53 @@ func (w *Watcher) readQueues(ctx context.Context) error {
 	defer w.mu.Unlock()
 	taken := make(map[laneName]*rate, len(list))
 	for i := range list {
-		q := &list[i]
-		name := laneName{q.Tier, q.Pool, q.Lane}
+		l := &list[i]
+		name := laneName{l.Tier, l.Pool, l.Lane}
 		r := cmp.Or(w.taken[name], new(rate))
-		r.add(now, q.deliveries)
-		q.TakenPerSecond = r.perSecond()
+		r.add(now, l.deliveries)
+		l.TakenPerSecond = r.perSecond()
 		taken[name] = r
 	}
-	w.queues, w.taken = list, taken
+	w.lanes, w.taken = list, taken
 	return nil
 }
 
-// snapshot is what is known now. It forgets what fell silent, unless the silence is
-// our own.
+// snapshot returns what is known now, to be completed. It drops parts that have been
+// silent for long. Time without a connection, or in which this process was suspended,
+// does not count as silence.
 func (w *Watcher) snapshot(now time.Time) Snapshot {
+	connected, server := w.nc.IsConnected(), w.nc.ConnectedUrlRedacted()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	connected := w.nc.IsConnected()
 	if connected != w.connected {
 		w.connected, w.since = connected, now
 	}
-	if slept := now.Sub(w.looked); !connected || slept > 3*lookEvery {
-		for _, k := range w.gateways {
-			k.at = k.at.Add(slept)
+	if passed := now.Sub(w.last); !connected || passed > 3*snapshotEvery {
+		for _, g := range w.gateways {
+			g.at = g.at.Add(passed)
 		}
-		for _, k := range w.workers {
-			k.at = k.at.Add(slept)
+		for _, s := range w.workers {
+			s.at = s.at.Add(passed)
 		}
 		if connected {
 			w.since = now
 		}
 	}
-	w.looked = now
+	w.last = now
 	s := Snapshot{
-		At: now, Since: w.since, Policy: w.policy, Queues: slices.Clone(w.queues), Requests: slices.Clone(w.requests), Events: slices.Clone(w.events),
+		At: now, Since: w.since, Policy: w.policy, Lanes: slices.Clone(w.lanes), Requests: slices.Clone(w.requests), Events: slices.Clone(w.events),
 		Held: make(map[PoolTier]int), Unread: make(map[string]string),
 	}
 	if connected {
-		s.Server = w.nc.ConnectedUrlRedacted()
+		s.Server = server
 	}
-	for id, k := range w.gateways {
-		if now.Sub(k.at) > gatewaySilent {
+	for id, g := range w.gateways {
+		if now.Sub(g.at) > gatewayDeadline {
 			delete(w.gateways, id)
 			continue
 		}
 		s.Gateways = append(s.Gateways, id)
-		for pool, ref := range k.ref.Pools {
+		for pool, ref := range g.ref.Pools {
 			for tier, n := range ref.Held {
 				s.Held[PoolTier{pool, tier}] += n
 			}
@@ -240,23 +293,22 @@ func (w *Watcher) snapshot(now time.Time) Snapshot {
 			delete(w.workers, id)
 			continue
 		}
-		seen := WorkerStatus{Heartbeat: k.beat, DonePerSecond: k.done.perSecond(), FailedPerSecond: k.failed.perSecond(), TokensPerSecond: decoding(&k.beat)}
-		if silent > subjects.WorkerDeadline && now.Sub(w.since) >= settledAfter { // workers need a moment to connect, too
+		status := WorkerStatus{Heartbeat: k.beat, DonePerSecond: k.done.perSecond(), FailedPerSecond: k.failed.perSecond(), TokensPerSecond: tokensPerSecond(&k.beat)}
+		if silent > subjects.WorkerDeadline && now.Sub(w.since) >= settledAfter { // workers may still be reconnecting, too
 			if w.replacedLocked(k) {
 				continue
 			}
-			seen.Lost, seen.DonePerSecond, seen.FailedPerSecond, seen.TokensPerSecond = silent, 0, 0, 0
+			status.Lost, status.DonePerSecond, status.FailedPerSecond, status.TokensPerSecond = silent, 0, 0, 0
 		}
-		s.Workers = append(s.Workers, seen)
+		s.Workers = append(s.Workers, status)
 	}
 	for what, err := range w.unread {
 		s.Unread[what] = err.Error()
 	}
-	s.Complete()
 	return s
 }
 
-// replacedLocked says whether a worker that fell silent was started again.
+// replacedLocked says whether a worker that is lost was started again since.
 func (w *Watcher) replacedLocked(lost *workerState) bool {
 	for _, k := range w.workers {
 		if k.at.After(lost.at) && k.beat.Name == lost.beat.Name && k.beat.Host == lost.beat.Host && k.beat.Started.After(lost.beat.Started) {
@@ -266,56 +318,14 @@ func (w *Watcher) replacedLocked(lost *workerState) bool {
 	return false
 }
 
-const (
-	firstLook = 250 * time.Millisecond
-	lookEvery = time.Second
-
-	// lookShare is the part of the time that reading may take: where a list is
-	// long, it is read less often.
-	lookShare = 5
-
-	ReadTimeout = 5 * time.Second
-
-	// settledAfter is how long a watcher has to listen before silence means
-	// something: gateways speak every ReferenceEvery, workers more often.
-	settledAfter = 2 * subjects.ReferenceEvery
-
-	gatewaySilent = 3*subjects.ReferenceEvery + subjects.ReferenceEvery/2
-
-	// lostShown is how long a worker that fell silent stays in view.
-	lostShown = time.Minute
-
-	rateOver   = 5 * time.Second
-	eventsKept = 100
-)
-
-type gatewayState struct {
-	ref subjects.Reference
-	at  time.Time
+// triedAll says whether everything was read, or failed to be, at least once.
+func (w *Watcher) triedAll() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.tried["requests"] && w.tried["queues"] && (w.policy != nil || w.tried["policy"])
 }
 
-type workerState struct {
-	beat         subjects.Heartbeat
-	at           time.Time
-	done, failed rate
-}
-
-type laneName struct{ tier, pool, lane string }
-
-func NewWatcher(nc *nats.Conn) (*Watcher, error) {
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return nil, err
-	}
-	now := time.Now()
-	return &Watcher{
-		nc: nc, js: js, connected: true, since: now, looked: now,
-		gateways: make(map[string]*gatewayState), workers: make(map[string]*workerState), taken: make(map[laneName]*rate),
-		unread: make(map[string]error), tried: make(map[string]bool),
-	}, nil
-}
-
-// ReadSnapshot watches as long as it takes to see everything once.
+// ReadSnapshot watches until everything was read once, and returns a snapshot.
 func ReadSnapshot(ctx context.Context, nc *nats.Conn) (Snapshot, error) {
 	w, err := NewWatcher(nc)
 	if err != nil {

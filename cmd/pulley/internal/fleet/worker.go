@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,25 +12,25 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
-	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Workers are those that live, by name.
+// Workers returns the live workers by name: what a gateway knows of them, or what the
+// bucket of workers says while there is no gateway.
 func Workers(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, error) {
-	list, err := Ask[subjects.Heartbeat](ctx, nc, subjects.AskWorkers, false)
+	list, err := AskAny[subjects.Heartbeat](ctx, nc, subjects.AskWorkers)
 	if err != nil {
 		if list, err = membersInBucket(ctx, nc); err != nil {
 			return nil, err
 		}
 	}
 	slices.SortFunc(list, func(a, b subjects.Heartbeat) int {
-		return strings.Compare(a.Name+"\x00"+a.Worker, b.Name+"\x00"+b.Worker)
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Worker, b.Worker))
 	})
 	return list, nil
 }
 
-// membersInBucket reads who serves what while there is no gateway to ask.
+// membersInBucket reads the workers from their bucket.
 func membersInBucket(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -37,7 +38,7 @@ func membersInBucket(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, 
 	}
 	kv, err := js.KeyValue(ctx, subjects.WorkersBucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		return nil, cli.NotFoundError{Err: errors.New("nothing of Pulley on this broker yet: start a gateway")}
+		return nil, cli.NotFoundf("no bucket %s on this broker: start a gateway", subjects.WorkersBucket)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", subjects.WorkersBucket, err)
@@ -50,49 +51,41 @@ func membersInBucket(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, 
 	for _, k := range keys {
 		v, err := kv.Get(ctx, k)
 		if err != nil {
-			continue // it left meanwhile
+			continue // it has left in the meantime
 		}
 		var h subjects.Heartbeat
 		if subjects.Unmarshal(v.Value(), &h) == nil {
 			list = append(list, h)
 		}
 	}
-	slices.SortFunc(list, func(a, b subjects.Heartbeat) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
 }
 
-// FindWorker is the worker of a name or an id, or of a beginning of one that no
-// other has.
+// FindWorker returns the worker with a name or an id, or with the only name or id that
+// begins so.
 func FindWorker(ctx context.Context, nc *nats.Conn, named string) (subjects.Heartbeat, error) {
 	list, err := Workers(ctx, nc)
 	if err != nil {
 		return subjects.Heartbeat{}, err
 	}
-	is := []func(h subjects.Heartbeat) bool{
+	found := FirstMatches(list,
 		func(h subjects.Heartbeat) bool { return h.Worker == named },
 		func(h subjects.Heartbeat) bool { return h.Name == named },
 		func(h subjects.Heartbeat) bool {
 			return named != "" && (strings.HasPrefix(h.Name, named) || strings.HasPrefix(h.Worker, named))
-		},
-	}
-	for _, is := range is {
-		var found []subjects.Heartbeat
-		var ids []string
-		for _, h := range list {
-			if is(h) {
-				found, ids = append(found, h), append(ids, h.Worker)
-			}
-		}
-		switch {
-		case len(found) == 1:
-			return found[0], nil
-		case len(found) > 1:
-			return subjects.Heartbeat{}, cli.Usagef("worker %s: which of %s?", named, term.Shorten(term.Join(ids), 160))
-		}
-	}
-	var names []string
+		})
+	var names, ids []string
 	for _, h := range list {
 		names = append(names, h.Name)
 	}
-	return subjects.Heartbeat{}, cli.NoSuch("worker", named, names)
+	for _, h := range found {
+		ids = append(ids, h.Worker)
+	}
+	switch len(found) {
+	case 0:
+		return subjects.Heartbeat{}, cli.NoSuch("worker", named, names)
+	case 1:
+		return found[0], nil
+	}
+	return subjects.Heartbeat{}, cli.Ambiguous("worker", named, ids)
 }

@@ -24,20 +24,20 @@ func newPolicyApplyCommand(c *cli.ConnectFlags) *cobra.Command {
 	var file string
 	var dryRun bool
 	cmd := &cobra.Command{
-		Use: "apply -f FILE", Short: "Put a file in force",
-		Long: `Put a file in force as the whole policy: what it does not have is gone. It is
-refused whole, with each line and reason, if it does not validate; if it would
-remove a tier that has requests or disturb a shift that runs, unless --force is
-given; and if somebody else changes the policy at the same moment.`,
+		Use: "apply -f FILE", Short: "Replace the policy with a file",
+		Long: `Replace the whole policy with a file. Everything that the file does not contain is
+removed. Nothing is applied if the file is not valid, or if the policy changes at the
+same time. A file that would remove a tier with requests, or change a route with a
+running shift, is applied only with --force.`,
 		Example: `  pulley policy apply -f policy.yaml --dry-run
   pulley policy apply -f policy.yaml
   pulley policy export | sed 's/share: 8/share: 16/' | pulley policy apply -f -`,
 	}
 	addFileFlag(cmd, &file)
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would change, and whether it would be refused")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would change, and whether it would be refused")
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
 		if file == "" {
-			return cli.Usagef("--file: name the file, such as -f policy.yaml")
+			return cli.Usagef("missing flag: --file FILE")
 		}
 		next, err := readPolicyFile(s, file)
 		if err != nil {
@@ -50,15 +50,15 @@ given; and if somebody else changes the policy at the same moment.`,
 func newPolicyRollbackCommand(c *cli.ConnectFlags) *cobra.Command {
 	var dryRun bool
 	cmd := &cobra.Command{
-		Use: "rollback REVISION", Short: "Put an old version in force again",
-		Long: `Put an old version of the policy in force again, as a new one. 0 is the default
-policy. What apply refuses, this refuses too. Keys stay as they are.`,
+		Use: "rollback REVISION", Short: "Restore an old revision",
+		Long: `Restore an old revision of the policy, as a new revision. Revision 0 is the default
+policy. It is refused where 'pulley policy apply' would be. Keys do not change.`,
 		Example: `  pulley policy history
   pulley policy rollback 17`,
 		Args:              cli.ExactArgs("REVISION"),
 		ValidArgsFunction: cli.Complete(c, 1, liveRevisions),
 	}
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would change, and whether it would be refused")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would change, and whether it would be refused")
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
 		v, err := policyVersion(s, s.Args)
 		if err != nil {
@@ -76,7 +76,7 @@ func readPolicyFile(s *cli.Session, file string) (*policy.Policy, error) {
 	}
 	b, err := read(file)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, cli.NotFoundf("--file %s: there is no such file", file)
+		return nil, cli.NotFoundf("--file %s: no such file", file)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("--file: %w", err)
@@ -84,7 +84,7 @@ func readPolicyFile(s *cli.Session, file string) (*policy.Policy, error) {
 	return policyfile.Parse(name, b)
 }
 
-// replacePolicy puts a whole policy in force, also in place of a damaged one.
+// replacePolicy replaces the whole policy, even a damaged one.
 func replacePolicy(s *cli.Session, next *policy.Policy, dryRun bool) error {
 	store, err := fleet.OpenStore(s.Context(), s.NC)
 	if err != nil {
@@ -94,12 +94,12 @@ func replacePolicy(s *cli.Session, next *policy.Policy, dryRun bool) error {
 	damaged, isDamaged := errors.AsType[policystore.DamagedError](err)
 	switch {
 	case isDamaged:
-		s.Warnf("%v; it is replaced", damaged)
+		s.Warnf("%v; replacing it", damaged)
 		v = policystore.Version{Revision: damaged.Revision}
 	case err != nil:
 		return err
 	case reflect.DeepEqual(next.Clone(), v.Policy.Clone()):
-		s.Printf("nothing to change: %s is in force", versionName(v.Revision))
+		s.Printf("nothing to change: %s is current", versionName(v.Revision))
 		return nil
 	}
 	p := term.Page{Terminal: term.Of(s.Cmd.OutOrStdout())}
@@ -111,17 +111,17 @@ func replacePolicy(s *cli.Session, next *policy.Policy, dryRun bool) error {
 		}
 	}
 	if dryRun {
-		s.Printf("nothing was applied: this was a dry run")
+		s.Printf("dry run: nothing was applied")
 		return nil
 	}
 	v, err = store.Put(s.Context(), policystore.Version{Revision: v.Revision, By: s.User(), Why: s.CommandLine(), Policy: next})
 	if errors.Is(err, policystore.ErrChanged) {
-		return cli.Refusedf("nothing was applied: %w; look at 'pulley policy diff' and try again", err)
+		return cli.Refusedf("nothing was applied: %w; see 'pulley policy diff', and try again", err)
 	}
 	if err != nil {
 		return err
 	}
-	s.Printf("%s is in force", versionName(v.Revision))
+	s.Printf("%s is current", versionName(v.Revision))
 	return afterChange(s, v)
 }
 
@@ -132,7 +132,7 @@ func versionName(revision uint64) string {
 	return fmt.Sprintf("revision %d", revision)
 }
 
-// checkShifts refuses what would disturb a running shift, unless it is forced.
+// checkShifts refuses a change of a route with a running shift, unless --force was given.
 func checkShifts(s *cli.Session, before, after *policy.Policy) error {
 	for _, model := range slices.Sorted(maps.Keys(before.Routes)) {
 		r := before.Routes[model]
@@ -140,7 +140,7 @@ func checkShifts(s *cli.Session, before, after *policy.Policy) error {
 			continue
 		}
 		if !reflect.DeepEqual(r, after.Clone().Routes[model]) {
-			return cli.Refusedf("route %s: a shift to %s runs, which this would disturb; end it with 'pulley route promote %[1]s' or 'pulley route abort %[1]s', or say --force", model, r.Shift.To)
+			return cli.Refusedf("route %s: a shift to %s is running; end it with 'pulley route promote %[1]s' or 'pulley route abort %[1]s', or use --force", model, r.Shift.To)
 		}
 	}
 	return nil

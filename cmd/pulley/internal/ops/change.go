@@ -16,20 +16,21 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// policyChange is what has become of a change of the policy.
+// policyChange is the result of a change: the current version of the policy.
 type policyChange struct {
 	policystore.Version
-	same bool // there was nothing to change
+	same bool // the policy was already so: there is no new revision
 }
 
-// changePolicy changes the policy; edit gets a copy of the one in force.
+// changePolicy changes the policy: edit changes a copy of the current one. It refuses a
+// policy that is not valid, or that would lose requests.
 func changePolicy(s *cli.Session, edit func(*policy.Policy) error) (policyChange, error) {
 	store, err := fleet.OpenStore(s.Context(), s.NC)
 	if err != nil {
 		return policyChange{}, err
 	}
-	var w policyChange
-	w.Version, err = store.Update(s.Context(), s.User(), s.CommandLine(), func(p *policy.Policy) error {
+	var v policyChange
+	v.Version, err = store.Update(s.Context(), s.User(), s.CommandLine(), func(p *policy.Policy) error {
 		before := p.Clone()
 		if err := edit(p); err != nil {
 			return err
@@ -37,22 +38,23 @@ func changePolicy(s *cli.Session, edit func(*policy.Policy) error) (policyChange
 		if err := p.Check(); err != nil {
 			return err
 		}
-		w.same = reflect.DeepEqual(before, p.Clone())
+		v.same = reflect.DeepEqual(before, p.Clone())
 		return checkTiers(s, before, p)
 	})
-	if err != nil || w.same {
-		return w, explainInvalid(s, fleet.ExplainDamage(err))
+	if err != nil || v.same {
+		return v, explainInvalid(s, fleet.ExplainDamage(err))
 	}
-	return w, afterChange(s, w.Version)
+	return v, afterChange(s, v.Version)
 }
 
-// afterChange does what has to follow a change of the policy.
+// afterChange publishes the change of the policy as an event, and deletes streams that
+// gateways must create again.
 func afterChange(s *cli.Session, v policystore.Version) error {
 	publishEvent(s, subjects.Event{Kind: subjects.EventPolicy, Text: fmt.Sprintf("%s, revision %d", v.Why, v.Revision)})
 	return deleteMisplacedStreams(s, v.Policy)
 }
 
-// explainInvalid names the flags that made a policy unsound.
+// explainInvalid turns an error about an invalid policy into one that names the flags.
 func explainInvalid(s *cli.Session, err error) error {
 	invalid, ok := errors.AsType[policy.Invalid](err)
 	if !ok {
@@ -75,11 +77,11 @@ func explainInvalid(s *cli.Session, err error) error {
 	return cli.UsageError{Err: errors.New(strings.Join(lines, "; "))}
 }
 
-// printChange says what a change has made of a thing.
+// printChange prints what a change has done to an object.
 func printChange(s *cli.Session, v policyChange, created bool, kind, name string) error {
 	switch {
 	case v.same:
-		s.Printf("%s %s is so already", kind, term.Printable(name))
+		s.Printf("%s %s unchanged", kind, term.Printable(name))
 	case created:
 		s.Printf("%s %s created, policy revision %d", kind, term.Printable(name), v.Revision)
 	default:
@@ -88,7 +90,7 @@ func printChange(s *cli.Session, v policyChange, created bool, kind, name string
 	return nil
 }
 
-// publishEvent publishes an event.
+// publishEvent publishes an event in the name of the user.
 func publishEvent(s *cli.Session, e subjects.Event) {
 	e.At, e.From = time.Now().UTC(), "cli "+s.User()
 	fleet.PublishJSON(s.NC, subjects.EventSubject(e.Kind), e)

@@ -17,8 +17,8 @@ import (
 )
 
 func newDeadCommand() *cobra.Command {
-	return cli.Noun("dead", "Dead letters: list, show, retry, remove", `Dead letters: requests that no worker could answer, kept for 7 days. Their clients
-got a 502. Each is named by its sequence number.`,
+	return cli.Noun("dead", "Dead letters: list, show, retry, remove", `Dead letters are requests that no worker could answer. Their clients got a 502. They
+are kept for 7 days. A dead letter is named by its sequence number.`,
 		newDeadListCommand, newDeadShowCommand, newDeadRetryCommand, newDeadRemoveCommand)
 }
 
@@ -27,20 +27,20 @@ func newDeadListCommand(c *cli.ConnectFlags) *cobra.Command {
 	var last int
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the dead letters",
-		Long: "List the dead letters, the latest last.",
+		Long: "List the dead letters, the oldest first.",
 		Example: `  pulley dead ls
   pulley dead ls --pool llama-70b -n 0 -o json`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.StringVar(&pool, "pool", "", "only of this `pool`")
-	fs.StringVar(&tier, "tier", "", "only of this `tier`")
-	fs.IntVarP(&last, "number", "n", 100, "how many, the latest; 0 is all")
+	fs.StringVar(&pool, "pool", "", "only this `pool`")
+	fs.StringVar(&tier, "tier", "", "only this `tier`")
+	fs.IntVarP(&last, "number", "n", 100, "show the latest n dead letters; 0: all")
 	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
 	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		if last < 0 {
-			return cli.View{}, cli.Usagef("--number %d: want 0 or more", last)
+			return cli.View{}, cli.Usagef("--number %d: must be 0 or more", last)
 		}
 		list, all, err := fleet.DeadLetters(s.Context(), s.JS, subjects.DeadFilter(tier, pool), last)
 		if err != nil {
@@ -48,8 +48,8 @@ func newDeadListCommand(c *cli.ConnectFlags) *cobra.Command {
 		}
 		return cli.View{Value: list, Print: func(p *term.Page) {
 			t := term.Table{
-				Columns: []term.Column{term.Number("SEQ"), term.Number("AGE"), term.Wide(term.Word("DIED")), term.Wide(term.Word("ID")), term.Text("POOL"), term.Text("TIER"), term.Text("MODEL"), term.IfAny(term.Text("TENANT")), term.Wide(term.Text("PATH")), term.Wide(term.Number("SIZE")),
-					{Name: "REASON", Cut: 20}},
+				Columns: []term.Column{term.Number("SEQ"), term.Number("AGE"), term.Wide(term.Fixed("AT")), term.Wide(term.Fixed("ID")), term.Text("POOL"), term.Text("TIER"), term.Text("MODEL"), term.NonEmpty(term.Text("TENANT")), term.Wide(term.Text("PATH")), term.Wide(term.Number("SIZE")),
+					{Name: "REASON", MinWidth: 20}},
 				Empty: "no dead letters",
 			}
 			for _, d := range list {
@@ -57,7 +57,7 @@ func newDeadListCommand(c *cli.ConnectFlags) *cobra.Command {
 			}
 			p.Table(t)
 			if len(list) < all {
-				p.Line("the last %d of %d; -n 0 shows all", len(list), all)
+				p.Line("the latest %d of %d; -n 0 shows all", len(list), all)
 			}
 		}}, nil
 	})
@@ -66,7 +66,7 @@ func newDeadListCommand(c *cli.ConnectFlags) *cobra.Command {
 func newDeadShowCommand(c *cli.ConnectFlags) *cobra.Command {
 	var showBody bool
 	cmd := &cobra.Command{
-		Use: "show SEQ", Short: "Describe a dead letter", Long: "Describe a dead letter. Its prompt is shown with --show-body only.",
+		Use: "show SEQ", Short: "Describe a dead letter", Long: "Describe a dead letter. Its prompt is shown only with --show-body.",
 		Example: `  pulley dead show 17
   pulley dead show 17 --show-body -o json | jq -r .body`,
 		Args:              cli.ExactArgs("SEQ"),
@@ -98,7 +98,7 @@ func newDeadShowCommand(c *cli.ConnectFlags) *cobra.Command {
 			p.Fields(
 				term.KV("dead letter", fmt.Sprint(d.Sequence), term.Bold),
 				term.KV("reason", d.Reason, term.Red),
-				term.KV("died", fmt.Sprintf("%s, %s ago", term.Clock(d.At), term.Ago(d.At))),
+				term.KV("at", fmt.Sprintf("%s, %s ago", term.Clock(d.At), term.Ago(d.At))),
 				term.KV("request", d.ID),
 				term.KV("model", d.Model),
 				term.KV("pool", d.Pool),
@@ -115,24 +115,25 @@ func newDeadShowCommand(c *cli.ConnectFlags) *cobra.Command {
 	})
 }
 
-// sequences reads the numbers of dead letters.
+// sequences parses the sequence numbers of dead letters.
 func sequences(args []string) ([]uint64, error) {
 	var list []uint64
 	for _, a := range args {
 		n, err := strconv.ParseUint(a, 10, 64)
 		if err != nil || n == 0 {
-			return nil, cli.Usagef("%q: want the number of a dead letter, see 'pulley dead ls'", a)
+			return nil, cli.Usagef("%q: not the sequence number of a dead letter (see 'pulley dead ls')", a)
 		}
 		list = append(list, n)
 	}
 	return list, nil
 }
 
+// noDeadLetter says that a dead letter does not exist.
 func noDeadLetter(sequence uint64) error {
 	return cli.NotFoundf("no dead letter %d; see 'pulley dead ls'", sequence)
 }
 
-// deadChoice says which dead letters a verb is for, where no arguments do.
+// deadChoice is the flags that select dead letters in place of arguments.
 type deadChoice struct {
 	all  bool
 	pool string
@@ -142,21 +143,21 @@ func addDeadChoice(cmd *cobra.Command, c *cli.ConnectFlags) *deadChoice {
 	d := &deadChoice{}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.StringVar(&d.pool, "pool", "", "all of this `pool`")
-	fs.BoolVar(&d.all, "all", false, "all there are")
+	fs.StringVar(&d.pool, "pool", "", "all dead letters of this `pool`")
+	fs.BoolVar(&d.all, "all", false, "all dead letters")
 	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
 	return d
 }
 
-// chosenDead are the dead letters that arguments, or --all or --pool, name.
+// chosenDead returns the sequence numbers of the selected dead letters.
 func chosenDead(s *cli.Session, d *deadChoice) ([]uint64, error) {
 	switch {
 	case len(s.Args) > 0 && (d.all || d.pool != ""), d.all && d.pool != "":
-		return nil, cli.Usagef("name dead letters, or --pool, or --all: only one of these")
+		return nil, cli.Usagef("SEQ, --pool and --all exclude each other")
 	case len(s.Args) > 0:
 		return sequences(s.Args)
 	case !d.all && d.pool == "":
-		return nil, cli.Usagef("name dead letters, or --pool, or --all")
+		return nil, cli.Usagef("missing argument: SEQ, --pool or --all (see 'pulley dead ls')")
 	}
 	list, _, err := fleet.DeadLetters(s.Context(), s.JS, subjects.DeadFilter("", d.pool), 0)
 	if err != nil {
@@ -172,7 +173,7 @@ func chosenDead(s *cli.Session, d *deadChoice) ([]uint64, error) {
 func newDeadRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rm [SEQ...]", Aliases: []string{"remove"}, Short: "Remove dead letters",
-		Long: "Remove dead letters for good.",
+		Long: "Remove dead letters permanently.",
 		Example: `  pulley dead rm 17 18
   pulley dead rm --all --force`,
 		Args:              cobra.ArbitraryArgs,
@@ -192,7 +193,7 @@ func newDeadRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := s.Confirm("remove %s for good", term.Count(len(chosen), "dead letter")); err != nil {
+		if err := s.Confirm("permanently remove %s", term.Count(len(chosen), "dead letter")); err != nil {
 			return err
 		}
 		removed := 0

@@ -18,23 +18,23 @@ import (
 func newWorkerDrainCommand(c *cli.ConnectFlags) *cobra.Command {
 	var noWait bool
 	cmd := &cobra.Command{
-		Use: "drain WORKER", Short: "Let a worker finish and leave",
-		Long: `Let a worker finish and leave: it takes nothing new, finishes what it has, and
-ends. This waits until it has left; Ctrl-C ends the waiting, not the draining. To
-take it back later, cordon it instead.`,
+		Use: "drain WORKER", Short: "Let a worker finish its requests and exit",
+		Long: `Drain a worker: it accepts no new requests, finishes the running ones, and exits.
+The command waits until the worker has left; Ctrl-C ends the wait, not the drain.
+To use the worker again later without a restart, cordon it instead.`,
 		Example: `  pulley worker drain gpu-3
   pulley worker drain gpu-3 --force --no-wait`,
 		Args:              cli.ExactArgs("WORKER"),
 		ValidArgsFunction: cli.Complete(c, 1, liveWorkers),
 	}
 	cmd.Flags().SortFlags = false
-	cmd.Flags().BoolVar(&noWait, "no-wait", false, "do not wait until it has left")
+	cmd.Flags().BoolVar(&noWait, "no-wait", false, "do not wait until the worker has left")
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
 		h, err := fleet.FindWorker(s.Context(), s.NC, s.Args[0])
 		if err != nil {
 			return err
 		}
-		if err := s.Confirm("drain worker %s, so that it finishes what it has and leaves", h.Name); err != nil {
+		if err := s.Confirm("drain worker %s, so that it finishes its requests and exits", h.Name); err != nil {
 			return err
 		}
 		beats, err := s.NC.SubscribeSync(subjects.Heartbeats(h.Worker))
@@ -45,26 +45,26 @@ take it back later, cordon it instead.`,
 		o, err := fleet.Call[subjects.Outcome](s.Context(), s.NC, subjects.WorkerDrain(h.Worker), struct{}{}, fleet.AskTimeout)
 		switch {
 		case errors.Is(err, nats.ErrNoResponders), errors.Is(err, fleet.ErrNoAnswer):
-			return fmt.Errorf("drain worker %s: it does not answer; it may have just left, see 'pulley worker ls'", h.Name)
+			return fmt.Errorf("drain worker %s: no answer; it may have just left, see 'pulley worker ls'", h.Name)
 		case err != nil:
 			return fmt.Errorf("drain worker %s: %w", h.Name, err)
 		case o.Error != "":
 			return cli.Refusedf("drain worker %s: %s", h.Name, o.Error)
 		case noWait:
-			s.Printf("worker %s drains", h.Name)
+			s.Printf("worker %s is draining", h.Name)
 			return nil
 		}
 		return awaitLeft(s, h, beats)
 	})
 }
 
-// awaitLeft shows how a worker drains until it has left.
+// awaitLeft shows the progress of a drain until the worker has left.
 func awaitLeft(s *cli.Session, h subjects.Heartbeat, beats *nats.Subscription) error {
 	began := time.Now()
 	t := term.Of(s.Cmd.ErrOrStderr())
-	tell := func(text string) { fmt.Fprintln(s.Cmd.ErrOrStderr(), text) }
-	if t.Width > 0 { // one line that changes
-		tell = func(text string) { fmt.Fprintf(s.Cmd.ErrOrStderr(), "\r\x1b[K%s", text) }
+	show := func(text string) { fmt.Fprintln(s.Cmd.ErrOrStderr(), text) }
+	if t.Width > 0 { // one line that is overwritten
+		show = func(text string) { fmt.Fprintf(s.Cmd.ErrOrStderr(), "\r\x1b[K%s", text) }
 		defer fmt.Fprint(s.Cmd.ErrOrStderr(), "\r\x1b[K")
 	}
 	last := ""
@@ -76,7 +76,7 @@ func awaitLeft(s *cli.Session, h subjects.Heartbeat, beats *nats.Subscription) e
 			return context.Cause(s.Context())
 		}
 		if err != nil {
-			return fmt.Errorf("worker %s fell silent while it drained: what it had is done elsewhere", h.Name)
+			return fmt.Errorf("worker %s stopped sending heartbeats during the drain: its requests run on other workers", h.Name)
 		}
 		var now subjects.Heartbeat
 		if subjects.Unmarshal(m.Data, &now) != nil {
@@ -85,8 +85,8 @@ func awaitLeft(s *cli.Session, h subjects.Heartbeat, beats *nats.Subscription) e
 		if now.State == subjects.Left {
 			break
 		}
-		if text := fmt.Sprintf("worker %s: %s left", h.Name, term.Count(now.InFlight, "request")); text != last {
-			tell(text)
+		if text := fmt.Sprintf("worker %s: %s running", h.Name, term.Count(now.InFlight, "request")); text != last {
+			show(text)
 			last = text
 		}
 	}

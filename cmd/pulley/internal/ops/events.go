@@ -18,33 +18,33 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// eventKinds are all there are, and what happened then.
+// eventKinds are all kinds of events, with what they mean.
 var eventKinds = []struct {
-	kind  subjects.EventKind
-	about string
+	kind    subjects.EventKind
+	meaning string
 }{
-	{subjects.EventWorkerJoined, "a worker is there"},
-	{subjects.EventWorkerLeft, "a worker has said good-bye"},
-	{subjects.EventWorkerLost, "a worker fell silent"},
-	{subjects.EventWorkerState, "a worker is ready, down, draining or cordoned"},
-	{subjects.EventWorkerFenced, "a worker takes nothing: its engine or a GPU is ill"},
-	{subjects.EventWorkerUnfenced, "a fenced worker takes requests again"},
+	{subjects.EventWorkerJoined, "a worker has joined"},
+	{subjects.EventWorkerLeft, "a worker has left in order"},
+	{subjects.EventWorkerLost, "a worker stopped sending heartbeats"},
+	{subjects.EventWorkerState, "a worker became ready, down, draining or cordoned"},
+	{subjects.EventWorkerFenced, "a worker accepts no requests: its engine or a GPU has failed"},
+	{subjects.EventWorkerUnfenced, "a fenced worker accepts requests again"},
 	{subjects.EventPolicy, "the policy was changed, or cannot be read"},
-	{subjects.EventShift, "a canary has made a step, or has ended"},
+	{subjects.EventShift, "a shift has made a step, or has ended"},
 	{subjects.EventDead, "a request became a dead letter"},
 	{subjects.EventFull, "a queue is full"},
 	{subjects.EventKey, "a key was added, rotated or removed"},
 }
 
-// newEventsCommand is pulley events: it follows what happens.
+// newEventsCommand is pulley events.
 func newEventsCommand() *cobra.Command {
 	var only eventFilter
-	var output string
 	cmd := &cobra.Command{
 		Use:   "events",
-		Short: "Follow what happens: workers, policy, full queues, dead letters",
-		Long: `Follow what happens, a line for each event, until Ctrl-C. Events are kept nowhere:
-what happened before is in the logs of the gateways.
+		Short: "Follow events: workers, policy, full queues, dead letters",
+		Long: `Print events as they happen, one per line, until Ctrl-C. Events are not stored:
+earlier ones are only in the logs of the gateways. With -o json each line is a JSON
+object.
 
 Kinds
 ` + describeKinds("  %-15s  %s\n"),
@@ -55,17 +55,16 @@ Kinds
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringArrayVar(&only.kinds, "kind", nil, "`kind` to follow (repeatable; default all)")
-	fs.StringVar(&only.pool, "pool", "", "follow only what is about this `pool`")
-	fs.StringVar(&only.worker, "worker", "", "follow only what is about this `worker`, a name or an id")
-	fs.StringVarP(&output, "output", "o", "text", "how to print: text, or json with an object on each line")
-	cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(strings.Split(describeKinds("%s\t%s\n"), "\n"), cobra.ShellCompDirectiveNoFileComp))
-	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	fs.StringVar(&only.pool, "pool", "", "only events about this `pool`")
+	fs.StringVar(&only.worker, "worker", "", "only events about this `worker` (name or id)")
+	output := cli.AddOutput(cmd, cli.Text, cli.JSON)
+	cli.CompleteFixed(cmd, "kind", strings.Split(describeKinds("%s\t%s\n"), "\n")...)
 	c := cli.AddConnectFlags(fs)
 	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
 	cmd.RegisterFlagCompletionFunc("worker", cli.CompleteFlag(c, liveWorkers))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if output != "text" && output != "json" {
-			return cli.Usagef("--output %q: want text or json", output)
+		if err := output.Check(); err != nil {
+			return err
 		}
 		if err := only.check(); err != nil {
 			return err
@@ -75,17 +74,16 @@ Kinds
 			return err
 		}
 		defer nc.Close()
-		return followEvents(cmd, nc, only, output == "json")
+		return followEvents(cmd, nc, only, output.Format == cli.JSON)
 	}
 	return cmd
 }
 
-// followEvents prints events until the command's context ends, which is no
-// error.
+// followEvents prints events until the command's context ends, which is not an error.
 func followEvents(cmd *cobra.Command, nc *nats.Conn, only eventFilter, asJSON bool) error {
 	ctx, out := cmd.Context(), cmd.OutOrStdout()
 	t := term.Of(out)
-	t.Width = 0 // long lines wrap: none is cut
+	t.Width = 0 // long lines wrap, and are not shortened
 	sub, err := nc.SubscribeSync(subjects.AllEvents)
 	if err != nil {
 		return fmt.Errorf("subscribe %s: %w", subjects.AllEvents, err)
@@ -95,7 +93,7 @@ func followEvents(cmd *cobra.Command, nc *nats.Conn, only eventFilter, asJSON bo
 	if err := nc.FlushWithContext(within); err != nil {
 		return fmt.Errorf("subscribe %s: %w", subjects.AllEvents, err)
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "following %s on %s; Ctrl-C ends\n", only, nc.ConnectedUrlRedacted())
+	fmt.Fprintf(cmd.ErrOrStderr(), "following %s on %s; stop with Ctrl-C\n", only, nc.ConnectedUrlRedacted())
 	for {
 		m, err := sub.NextMsgWithContext(ctx)
 		if ctx.Err() != nil {
@@ -126,7 +124,7 @@ func followEvents(cmd *cobra.Command, nc *nats.Conn, only eventFilter, asJSON bo
 	}
 }
 
-// eventFilter says which events are wanted. The zero value wants all.
+// eventFilter selects events. The zero value selects all.
 type eventFilter struct {
 	kinds        []string
 	pool, worker string
@@ -136,7 +134,7 @@ func (f *eventFilter) check() error {
 	known := kindNames()
 	for _, k := range f.kinds {
 		if !slices.Contains(known, k) {
-			return cli.Usagef("--kind %q: want one of %s%s", k, strings.Join(known, ", "), cli.DidYouMean(k, known))
+			return cli.Usagef("--kind %q: must be %s%s", k, cli.OneOf(known), cli.DidYouMean(k, known))
 		}
 	}
 	return nil
@@ -159,8 +157,8 @@ func (f eventFilter) String() string {
 	return s
 }
 
-// isWorkerID says whether an id is of a worker with that name: the name's token
-// and '-' before six hex digits.
+// isWorkerID says whether a worker's id belongs to a name: an id is the token of the
+// name, '-' and six hex digits.
 func isWorkerID(id, name string) bool {
 	i := strings.LastIndexByte(id, '-')
 	return i > 0 && id[:i] == subjects.Token(name)
@@ -173,10 +171,11 @@ func kindNames() (names []string) {
 	return names
 }
 
+// describeKinds formats the kinds and their meanings, a line each.
 func describeKinds(format string) string {
 	var b strings.Builder
 	for _, k := range eventKinds {
-		fmt.Fprintf(&b, format, k.kind, k.about)
+		fmt.Fprintf(&b, format, k.kind, k.meaning)
 	}
 	return strings.TrimSuffix(b.String(), "\n")
 }

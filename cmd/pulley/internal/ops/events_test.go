@@ -50,10 +50,10 @@ func TestEventFilter(t *testing.T) {
 
 func TestUnknownEventKind(t *testing.T) {
 	code, _, stderr := clitest.Run(testRoot(), "events", "--kind", "worker-list")
-	if code != cli.ExitUsage || !strings.Contains(stderr, `--kind "worker-list": want one of worker-joined, `) || !strings.Contains(stderr, `did you mean "worker-lost"?`) {
+	if code != cli.ExitUsage || !strings.Contains(stderr, `--kind "worker-list": must be worker-joined, `) || !strings.Contains(stderr, `did you mean "worker-lost"?`) {
 		t.Errorf("exit code %d, stderr %q", code, stderr)
 	}
-	if _, stdout, _ := clitest.Run(testRoot(), "__complete", "events", "--kind", ""); !strings.Contains(stdout, "worker-lost\ta worker fell silent\n") {
+	if _, stdout, _ := clitest.Run(testRoot(), "__complete", "events", "--kind", ""); !strings.Contains(stdout, "worker-lost\ta worker stopped sending heartbeats\n") {
 		t.Errorf("completion: %q", stdout)
 	}
 }

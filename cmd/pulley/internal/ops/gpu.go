@@ -16,32 +16,26 @@ import (
 )
 
 func newGPUCommand() *cobra.Command {
-	return cli.Noun("gpu", "Show the GPUs of all hosts, or of this one",
-		`Show what NVML, the library of the NVIDIA driver, says of the GPUs that workers
-run on. The workers tell it all the time, so it costs the GPUs nothing to look.
+	return cli.Noun("gpu", "Show the GPUs of all hosts, or of this machine",
+		`Show the GPUs that workers run on, as NVML, the library of the NVIDIA driver,
+reports them. Workers read them all the time, so these commands put no load on the
+GPUs.
 
-With --local this machine is asked instead: no broker is needed, and no worker.
-It shows the GPUs that NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES leave.`,
+With --local, show the GPUs of this machine instead: neither a broker nor a worker
+is needed. GPUs that NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES hide are left
+out.`,
 		newGPUListCommand, newGPUInfoCommand)
 }
 
-// gpuVerb is how a verb asks this machine for its GPUs.
+// gpuVerb is the flags of a verb that can also show the GPUs of this machine.
 type gpuVerb struct {
 	local bool
 	all   bool
 	cfg   gpu.Config
 }
 
-// run has a sampler run while the verb does.
-func (v *gpuVerb) run(cmd *cobra.Command, args []string, show func(gpu.Reading, []string) (cli.View, error)) error {
-	output := cmd.Flag("output").Value.String()
-	if err := cli.CheckOutput(output); err != nil {
-		return err
-	}
-	again, err := cmd.Flags().GetBool("watch")
-	if err != nil {
-		return err
-	}
+// showLocal reads the GPUs of this machine, and prints them as show says.
+func (v *gpuVerb) showLocal(cmd *cobra.Command, args []string, show func(gpu.Reading, []string) (cli.View, error)) error {
 	v.cfg.Command, v.cfg.All = fleet.ProbeCommand, v.all
 	sampler, err := gpu.NewSampler(v.cfg)
 	if err != nil {
@@ -53,33 +47,19 @@ func (v *gpuVerb) run(cmd *cobra.Command, args []string, show func(gpu.Reading, 
 	defer running.Wait()
 	defer cancel()
 
-	read := func() (cli.View, error) {
+	title := strings.Join(append([]string{cmd.CommandPath()}, args...), " ")
+	return cli.ShowListing(ctx, cmd, title, func() (cli.View, error) {
 		r, err := fleet.ReadGPUs(ctx, sampler)
 		if err != nil {
 			return cli.View{}, err
 		}
 		return show(r, args)
-	}
-	out := cmd.OutOrStdout()
-	if again {
-		title := strings.Join(append([]string{cmd.CommandPath()}, args...), " ")
-		return cli.Watch(ctx, out, title, output, read)
-	}
-	list, err := read()
-	if err != nil {
-		return err
-	}
-	b, err := list.Render(output, term.Of(out))
-	if err != nil {
-		return err
-	}
-	_, err = out.Write(b)
-	return err
+	})
 }
 
-// lookAtGPUs makes cmd a verb that shows the GPUs of the fleet, or with --local
-// those of this machine.
-func lookAtGPUs(cmd *cobra.Command, c *cli.ConnectFlags, ofFleet func(list []fleet.GPU, args []string) (cli.View, error), local func(r gpu.Reading, args []string) (cli.View, error)) *cobra.Command {
+// gpuListing makes cmd a verb that shows the GPUs of the fleet, or with --local those of
+// this machine.
+func gpuListing(cmd *cobra.Command, c *cli.ConnectFlags, ofFleet func(list []fleet.GPU, args []string) (cli.View, error), local func(r gpu.Reading, args []string) (cli.View, error)) *cobra.Command {
 	cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		list, err := fleet.Workers(s.Context(), s.NC)
 		if err != nil {
@@ -89,40 +69,44 @@ func lookAtGPUs(cmd *cobra.Command, c *cli.ConnectFlags, ofFleet func(list []fle
 	})
 	var v gpuVerb
 	fs := cmd.Flags()
-	fs.BoolVar(&v.local, "local", false, "ask this machine")
-	fs.BoolVar(&v.all, "all", false, "with --local: the GPUs too that the environment hides")
+	fs.BoolVar(&v.local, "local", false, "show the GPUs of this machine")
+	fs.BoolVar(&v.all, "all", false, "with --local: also show GPUs that the environment hides")
 	fleet.AddLibraryFlag(fs, &v.cfg.Library)
 	for _, name := range []string{"local", "all"} {
 		fs.SetAnnotation(name, cli.CommandLineOnly, []string{})
 	}
-	askFleet := cmd.RunE
+	showFleet := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if v.local {
-			return v.run(cmd, args, local)
+			return v.showLocal(cmd, args, local)
 		}
 		if v.all {
-			return cli.Usagef("--all: only this machine can be asked for that: say --local too")
+			return cli.Usagef("--all needs --local")
 		}
-		return askFleet(cmd, args)
+		return showFleet(cmd, args)
 	}
 	return cmd
 }
 
 func newGPUListCommand(c *cli.ConnectFlags) *cobra.Command {
-	return lookAtGPUs(&cobra.Command{
+	return gpuListing(&cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the GPUs",
-		Long: `List the GPUs that workers run on, and the MIG instances of those that are split:
-how full, busy and hot they are, whether they are well, and who uses them. "-" is
-what a GPU or its driver does not tell. Hosts that tell nothing are named below,
-with the reason and what to do.
+		Long: `List the GPUs that workers run on, and the MIG instances of split GPUs: memory, use,
+temperature, status and workers. "-" is a value that the GPU or its driver does not
+report. Hosts without a reported GPU are named below the list, with the reason and a
+remedy.
 
-STATE is ok; throttled, by heat or a failing power supply; strained, by another
-process that takes its memory; fenced, when nothing may run on it; stale, when
-it has not answered for seconds; unknown, when not for half a minute.
+STATUS is one of
+  ok
+  throttled  slowed down by heat, or by a failing power supply
+  strained   another process uses its memory
+  fenced     its workers may not start requests
+  stale      no answer for several seconds
+  unknown    no answer for half a minute
 
-UTIL is the share of time in which anything ran at all, and most engines take all
-memory when they start: neither says how much room there is for requests. That
-is in 'pulley worker ls'.`,
+UTIL is the share of time in which at least one kernel ran, and most engines take
+all memory when they start: neither shows the capacity for requests, which is in
+'pulley worker ls'. Terms: docs/concepts.md`,
 		Example: `  pulley gpu ls
   pulley gpu ls -o wide --watch
   pulley gpu ls --local
@@ -134,12 +118,13 @@ is in 'pulley worker ls'.`,
 	})
 }
 
+// printFleetGPUs lists the GPUs, and explains below what is wrong.
 func printFleetGPUs(p *term.Page, list []fleet.GPU) {
 	t := term.Table{
-		Columns: []term.Column{term.Text("HOST"), term.Word("GPU"), {Name: "NAME", Cut: 8}, term.Number("MEM GIB"), term.Number("UTIL"), term.Number("TEMP"), term.Number("POWER"),
-			term.Painted(term.Text("STATE"), fleet.GPUStatusStyle), term.Text("WORKERS"),
-			term.Wide(term.Number("FREE")), term.Wide(term.Number("CLOCK")), term.Wide(term.Number("ECC")), term.Wide(term.Number("XIDS")), term.Wide(term.Number("WEIGHT")), term.Wide(term.Word("DRIVER")), term.Wide(term.Word("BUS")), term.Wide(term.Word("UUID")), term.Wide(term.Number("READ"))},
-		Empty: "no GPUs: no worker tells of one",
+		Columns: []term.Column{term.Text("HOST"), term.Fixed("GPU"), {Name: "NAME", MinWidth: 8}, term.Number("MEM GIB"), term.Number("UTIL"), term.Number("TEMP"), term.Number("POWER"),
+			term.Styled(term.Text("STATUS"), fleet.GPUStatusStyle), term.Text("WORKERS"),
+			term.Wide(term.Number("FREE")), term.Wide(term.Number("CLOCK")), term.Wide(term.Number("ECC")), term.Wide(term.Number("XIDS")), term.Wide(term.Number("WEIGHT")), term.Wide(term.Fixed("DRIVER")), term.Wide(term.Fixed("BUS")), term.Wide(term.Fixed("UUID")), term.Wide(term.Number("SAMPLE AGE"))},
+		Empty: "no GPUs: no worker reports one",
 	}
 	for i := range list {
 		g := &list[i]
@@ -151,7 +136,7 @@ func printFleetGPUs(p *term.Page, list []fleet.GPU) {
 			fleet.FreeMemoryText(g.Memory), term.WithUnit(g.SMClock, " MHz"), uncorrected(g.Snapshot), xidCount(g.Snapshot), weightText(g.Device), g.Driver, g.BusID, g.UUID, term.Ago(g.At))
 	}
 	p.Table(t)
-	for _, n := range notesOn(list) {
+	for _, n := range gpuNotes(list) {
 		p.Write("")
 		p.Wrapped(p.Paint(n.style, term.Printable(n.about))+"  ", term.Printable(n.text), term.Unstyled)
 		if n.remedy != "" {
@@ -160,6 +145,7 @@ func printFleetGPUs(p *term.Page, list []fleet.GPU) {
 	}
 }
 
+// xidCount counts the XIDs; it returns "" if they are not watched.
 func xidCount(g gpu.Snapshot) string {
 	if !g.WatchesXIDs && len(g.XIDs) == 0 {
 		return ""
@@ -167,14 +153,14 @@ func xidCount(g gpu.Snapshot) string {
 	return fmt.Sprint(len(g.XIDs))
 }
 
-// gpuNote is what is wrong, and with which GPUs or hosts.
+// gpuNote explains what is wrong with some GPUs or hosts.
 type gpuNote struct {
 	about, text, remedy string
 	style               term.Style
 }
 
-// notesOn are what is wrong, each once with all that it is wrong with.
-func notesOn(list []fleet.GPU) []gpuNote {
+// gpuNotes returns what is wrong, each problem once, with all GPUs or hosts that have it.
+func gpuNotes(list []fleet.GPU) []gpuNote {
 	var notes []gpuNote
 	names := make(map[int][]string)
 	for i := range list {
@@ -188,7 +174,7 @@ func notesOn(list []fleet.GPU) []gpuNote {
 		case g.Status == "fenced":
 			n.style = term.Red
 		case g.GPU != nil && g.Failure == nil && g.Remedy == "":
-			continue // the table says it all
+			continue // the table has all of it
 		}
 		if g.GPU != nil && (g.Failure == nil || g.Status == "fenced") {
 			n.text = g.Status + ": " + n.text
@@ -207,10 +193,10 @@ func notesOn(list []fleet.GPU) []gpuNote {
 		}
 	}
 	for i := range notes {
-		const most = 3
+		const shown = 3
 		about := names[i]
-		if more := len(about) - most; more > 0 {
-			about = append(about[:most:most], fmt.Sprintf("%d more", more))
+		if more := len(about) - shown; more > 0 {
+			about = append(about[:shown:shown], fmt.Sprintf("%d more", more))
 		}
 		notes[i].about = term.Join(about)
 	}
@@ -218,12 +204,12 @@ func notesOn(list []fleet.GPU) []gpuNote {
 }
 
 func newGPUInfoCommand(c *cli.ConnectFlags) *cobra.Command {
-	return lookAtGPUs(&cobra.Command{
+	return gpuListing(&cobra.Command{
 		Use: "info [GPU]", Short: "Describe a GPU",
-		Long: `Describe a GPU: everything that NVML tells of it, what is wrong with it, and what
-to do. Name it HOST/NUMBER, HOST/NUMBER:INSTANCE, or by its UUID; the beginning is
-enough where no other has it. With --local leave the host out. It need not be
-named if there is one.`,
+		Long: `Describe a GPU: everything that NVML reports, what is wrong, and a remedy. A GPU is
+named HOST/NUMBER, HOST/NUMBER:INSTANCE, or by its UUID; a unique beginning is
+enough. With --local, leave the host out. The argument may be omitted if there is
+only one GPU.`,
 		Example: `  pulley gpu info gpu-host-3/0
   pulley gpu info GPU-1f2e3d4c -o yaml
   pulley gpu info 0 --local`,
@@ -249,68 +235,64 @@ named if there is one.`,
 	})
 }
 
-// findFleetGPU is the GPU of a name, see gpuSeen.name, or of a UUID, or of a
-// beginning that no other has.
+// findFleetGPU returns the GPU with a path (HOST/NUMBER) or a UUID, or with the only one
+// that begins so. Without arguments it returns the only GPU.
 func findFleetGPU(list []fleet.GPU, args []string) (fleet.GPU, error) {
-	var names []string
-	for i := range list {
-		names = append(names, list[i].Path())
+	paths := func(list []fleet.GPU) (paths []string) {
+		for i := range list {
+			paths = append(paths, list[i].Path())
+		}
+		return paths
 	}
 	if len(args) == 0 {
 		switch len(list) {
 		case 0:
-			return fleet.GPU{}, cli.NotFoundf("no GPUs: no worker tells of one; 'pulley gpu info --local' asks this machine")
+			return fleet.GPU{}, cli.NotFoundf("no GPUs: no worker reports one; 'pulley gpu info --local' reads this machine")
 		case 1:
 			return list[0], nil
 		}
-		return fleet.GPU{}, cli.Usagef("name the GPU: which of %s?", term.Shorten(term.Join(names), 160))
+		return fleet.GPU{}, cli.Usagef("missing argument: GPU, one of %s", term.Shorten(term.Join(paths(list)), 160))
 	}
-	named := args[0]
-	for _, is := range []func(name, uuid string) bool{
-		func(name, uuid string) bool { return name == named || uuid == named },
-		func(name, uuid string) bool {
-			return named != "" && (strings.HasPrefix(name, named) || strings.HasPrefix(uuid, named))
-		},
-	} {
-		var found []fleet.GPU
-		var ids []string
-		for _, g := range list {
-			uuid := ""
-			if g.GPU != nil {
-				uuid = g.UUID
-			}
-			if is(g.Path(), uuid) {
-				found, ids = append(found, g), append(ids, g.Path())
-			}
+	name := args[0]
+	uuid := func(g fleet.GPU) string {
+		if g.GPU == nil {
+			return ""
 		}
-		switch {
-		case len(found) == 1:
-			return found[0], nil
-		case len(found) > 1:
-			return fleet.GPU{}, cli.Usagef("GPU %s: which of %s?", named, term.Shorten(term.Join(ids), 160))
-		}
+		return g.UUID
 	}
-	return fleet.GPU{}, cli.NoSuch("gpu", named, names)
+	found := fleet.FirstMatches(list,
+		func(g fleet.GPU) bool { return g.Path() == name || uuid(g) == name },
+		func(g fleet.GPU) bool {
+			return name != "" && (strings.HasPrefix(g.Path(), name) || strings.HasPrefix(uuid(g), name))
+		})
+	switch len(found) {
+	case 0:
+		return fleet.GPU{}, cli.NoSuch("gpu", name, paths(list))
+	case 1:
+		return found[0], nil
+	}
+	return fleet.GPU{}, cli.Ambiguous("GPU", name, paths(found))
 }
 
+// printFleetGPU describes a GPU.
 func printFleetGPU(p *term.Page, g fleet.GPU) {
-	state := g.StatusText()
-	if g.Reason != "" && !strings.Contains(state, g.Reason) {
-		state += ": " + g.Reason
+	status := g.StatusText()
+	if g.Reason != "" && !strings.Contains(status, g.Reason) {
+		status += ": " + g.Reason
 	}
 	list := []term.Field{
 		term.KV("gpu", g.Path(), term.Bold),
-		term.KV("state", state, fleet.GPUStatusStyle(state)),
+		term.KV("status", status, fleet.GPUStatusStyle(status)),
 		term.KV("workers", term.Join(g.Workers)),
 	}
 	if g.GPU != nil {
 		if g.Fenced != "" && !g.Since.IsZero() {
-			list = append(list, term.KV("fenced", fmt.Sprintf("%s ago, at %s", term.Ago(g.Since), term.Clock(g.Since))))
+			list = append(list, term.KV("fenced", fmt.Sprintf("for %s, since %s", term.Ago(g.Since), term.Clock(g.Since))))
 		}
 		if g.Strain != "" && g.Status != "strained" && g.Status != "fenced" {
 			list = append(list, term.KV("strain", g.Strain, term.Yellow))
 		}
-		list = append(list, term.KV("read", term.Ago(g.At)+" ago"))
+		list = append(list, term.KV("sampled", term.Ago(g.At)+" ago"))
 	}
 	if g.Failure != nil && g.Status == "fenced" {
 		list = append(list, term.KV("failure", g.Failure.Error()+"; "+g.Failure.Remedy(), term.Yellow))

@@ -14,31 +14,31 @@ import (
 func TestGPUsOfTheFleet(t *testing.T) {
 	s := newSite(t)
 	s.answer()
-	s.story(step{"gpu ls", 0, "no GPUs: no worker tells of one\n"}, step{"gpu info", 3, "pulley: no GPUs: no worker tells of one; .*"})
+	s.story(step{"gpu ls", 0, "no GPUs: no worker reports one\n"}, step{"gpu info", 3, "pulley: no GPUs: no worker reports one; .*"})
 	s.workers = clitest.Fleet()
 	s.story(
-		step{"gpu ls", 0, `HOST    GPU  NAME              MEM GIB  UTIL  TEMP  POWER  STATE                                WORKERS
+		step{"gpu ls", 0, `HOST    GPU  NAME              MEM GIB  UTIL  TEMP  POWER  STATUS                               WORKERS
 node-1  0    H100 80GB HBM3  72.0/80.0   97%  64°C  655 W  ok                                   a1
 node-1  1    H100 80GB HBM3  72.0/80.0   97%  91°C  655 W  throttled \(hw_thermal\)               a1, a2
 node-1  3    H100 80GB HBM3  72.0/80.0   97%  64°C  655 W  stale                                a2
 node-2  2    H100 80GB HBM3          -     -     -      -  fenced: XID 79 \(fallen off the bus\)  b
 
 node-1/1  throttled: hw_thermal
-  remedy: see to its cooling .*
+  remedy: check its cooling .*
 node-2/2  fenced: XID 79 \(fallen off the bus\)
-  remedy: see 'dmesg \| grep -i nvrm'; reset the GPU .*
-node-3  NVML, the NVIDIA driver's library libnvidia-ml.so.1, is not here
-  remedy: start the container with the NVIDIA runtime, .*
-node-4  there is no NVIDIA GPU here
+  remedy: reset the GPU .*
+node-3  NVML not found \(libnvidia-ml.so.1, a library of the NVIDIA driver\)
+  remedy: start the container with the NVIDIA runtime .*
+node-4  no NVIDIA GPU found
   remedy: .*
-node-5  its workers do not ask NVML
+node-5  NVML is off for its workers
 `},
-		step{"gpu info node-2/2", 0, `gpu      node-2/2\nstate    fenced: XID 79 \(fallen off the bus\)\nworkers  b\nfenced   .* ago, at .*remedy   see 'dmesg .*driver   580.65.06\n.*health\nerror  .* XID 79 \(fallen off the bus\)\n`},
-		step{"gpu info GPU-1f2e3d40", 0, `gpu      node-1/0\nstate    ok\n.*`},
-		step{"gpu info node-3", 0, `gpu      node-3\nstate    unknown: NVML, .* is not here\nworkers  c\nremedy   start the container .*`},
-		step{"gpu info node-1", 2, `pulley: GPU node-1: which of node-1/0, node-1/1, node-1/3\?\n.*`},
+		step{"gpu info node-2/2", 0, `gpu      node-2/2\nstatus   fenced: XID 79 \(fallen off the bus\)\nworkers  b\nfenced   for .*, since .*remedy   reset the GPU .*driver   580.65.06\n.*health\nerror  .* XID 79 \(fallen off the bus\)\n`},
+		step{"gpu info GPU-1f2e3d40", 0, `gpu      node-1/0\nstatus   ok\n.*`},
+		step{"gpu info node-3", 0, `gpu      node-3\nstatus   unknown: NVML not found .*\nworkers  c\nremedy   start the container .*`},
+		step{"gpu info node-1", 2, `pulley: GPU node-1 is ambiguous: it may be node-1/0, node-1/1 or node-1/3\n.*`},
 		step{"gpu info node-9/0", 3, `pulley: no gpu "node-9/0"; .*`},
-		step{"gpu info", 2, `pulley: name the GPU: which of node-1/0, .*`},
+		step{"gpu info", 2, `pulley: missing argument: GPU, one of node-1/0, .*`},
 	)
 	var list []struct {
 		Host, Status, Fenced, UUID string
@@ -65,7 +65,7 @@ node-5  its workers do not ask NVML
 	}
 }
 
-// On a terminal of 80 columns all of them fit, and what is cut is told below.
+// All columns fit a terminal of 80 columns; what is shortened is repeated below.
 func TestGPUsFitATerminal(t *testing.T) {
 	p := term.Page{Terminal: term.Terminal{Width: 80}}
 	printFleetGPUs(&p, fleet.GPUs(clitest.Fleet()))

@@ -11,7 +11,7 @@ import (
 	"github.com/pulley-lb/pulley/gpu"
 )
 
-// printDevice says what a GPU is.
+// printDevice shows what does not change.
 func printDevice(p *term.Page, g gpu.Snapshot) {
 	p.Heading("device")
 	p.Fields(
@@ -24,32 +24,32 @@ func printDevice(p *term.Page, g gpu.Snapshot) {
 	)
 }
 
-// printNow says what changes from second to second.
+// printNow shows what changes from second to second.
 func printNow(p *term.Page, g gpu.Snapshot) {
 	list := []term.Field{
 		term.KV("memory", fleet.MemoryText(g.Memory)),
-		term.KV("of this free", fleet.FreeMemoryText(g.Memory)),
-		term.KV("a kernel ran", fleet.UtilizationText(g)),
+		term.KV("free memory", fleet.FreeMemoryText(g.Memory)),
+		term.KV("utilization", fleet.UtilizationText(g)),
 		term.KV("temperature", temperatures(g)),
 		term.KV("power", power(g)),
 		term.KV("clocks", strings.Trim(term.WithUnit(g.SMClock, " MHz")+", memory "+term.WithUnit(g.MemoryClock, " MHz"), ", ")),
-		term.KV("clocks held by", fleet.ThrottleText(g)),
+		term.KV("throttled by", fleet.ThrottleText(g)),
 	}
 	if g.SMClock == nil && g.MemoryClock == nil {
 		list[5].Value = ""
 	}
 	if !slices.ContainsFunc(list, func(f term.Field) bool { return f.Value != "" }) {
-		return // a lost one says nothing
+		return // a GPU that is lost reports nothing
 	}
 	p.Heading("now")
 	p.Fields(list...)
 }
 
-// printHealth says what has gone wrong with a GPU, as far as who asks NVML has
-// seen it.
-func printHealth(p *term.Page, g gpu.Snapshot, witness string) {
+// printHealth shows the errors of a GPU. XIDs are known from the start of reader on, which
+// reads NVML.
+func printHealth(p *term.Page, g gpu.Snapshot, reader string) {
 	p.Heading("health")
-	rows, recovery, xids := "", "", "not told here"
+	rows, recovery, xids := "", "", "not available"
 	if g.Rows != nil {
 		rows = fmt.Sprintf("%d after correctable, %d after uncorrectable errors", g.Rows.Correctable, g.Rows.Uncorrectable)
 		if g.Rows.Pending {
@@ -60,7 +60,7 @@ func printHealth(p *term.Page, g gpu.Snapshot, witness string) {
 		recovery = g.Recovery.String()
 	}
 	if g.WatchesXIDs {
-		xids = "none since " + witness + " began"
+		xids = "none since " + reader + " started"
 	}
 	list := []term.Field{
 		term.KV("ECC errors", uncorrected(g)),
@@ -74,14 +74,15 @@ func printHealth(p *term.Page, g gpu.Snapshot, witness string) {
 	p.Fields(append(list, term.KV("XIDs", xids))...)
 }
 
+// printProcesses lists the processes on a GPU with their memory.
 func printProcesses(p *term.Page, g gpu.Snapshot) {
 	var list []term.Field
-	for _, one := range g.Processes {
+	for _, process := range g.Processes {
 		memory := "-"
-		if one.Memory != nil {
-			memory = term.GiB(*one.Memory)
+		if process.Memory != nil {
+			memory = term.GiB(*process.Memory)
 		}
-		list = append(list, term.KV(strconv.Itoa(one.PID), memory))
+		list = append(list, term.KV(strconv.Itoa(process.PID), memory))
 	}
 	if len(list) > 0 {
 		p.Heading("processes")
@@ -89,17 +90,20 @@ func printProcesses(p *term.Page, g gpu.Snapshot) {
 	}
 }
 
+// temperatures lists the temperatures, and the distance to the one at which the GPU is
+// throttled.
 func temperatures(g gpu.Snapshot) string {
-	var words []string
-	for _, t := range []struct {
-		name string
-		v    *int
-	}{{"", g.Temperature}, {"memory ", g.MemoryTemperature}, {"slows down in ", g.Margin}} {
-		if t.v != nil {
-			words = append(words, t.name+term.WithUnit(t.v, "°C"))
+	var parts []string
+	for _, t := range []struct{ before, value, after string }{
+		{"", term.WithUnit(g.Temperature, "°C"), ""},
+		{"memory ", term.WithUnit(g.MemoryTemperature, "°C"), ""},
+		{"", term.WithUnit(g.Margin, "°C"), " below throttling"},
+	} {
+		if t.value != "" {
+			parts = append(parts, t.before+t.value+t.after)
 		}
 	}
-	return strings.Join(words, ", ")
+	return strings.Join(parts, ", ")
 }
 
 func power(g gpu.Snapshot) string {
@@ -112,6 +116,7 @@ func power(g gpu.Snapshot) string {
 	return term.WithUnit(g.Power, " W") + " of " + term.WithUnit(g.PowerLimit, " W")
 }
 
+// uncorrected returns the number of uncorrectable ECC errors.
 func uncorrected(g gpu.Snapshot) string {
 	if g.ECC == nil || g.ECC.Uncorrected == nil {
 		return ""
@@ -119,6 +124,7 @@ func uncorrected(g gpu.Snapshot) string {
 	return strconv.FormatUint(*g.ECC.Uncorrected, 10)
 }
 
+// weightText returns the weight that follows from the memory bandwidth.
 func weightText(d gpu.Device) string {
 	w, ok := d.Weight()
 	if !ok {

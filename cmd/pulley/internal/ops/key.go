@@ -20,34 +20,35 @@ import (
 )
 
 func newKeyCommand() *cobra.Command {
-	return cli.Noun("key", "API keys: add, list, change, rotate, remove", `API keys. A key belongs to a tenant and carries its limits and its tiers; clients
-send it as 'Authorization: Bearer KEY'. As soon as there is one, every request
-needs one. A key is printed once, when it is made: only its hash is stored.
+	return cli.Noun("key", "API keys: add, list, change, rotate, remove", `An API key belongs to a tenant, and has its limits, models and tiers. Clients send
+it as 'Authorization: Bearer KEY'. Once a key exists, every request needs one. A key
+is printed only when it is created: Pulley stores nothing but its hash.
 
-Keys are not part of the policy: no rollback brings a removed one back.`,
+Keys are not part of the policy: a rollback does not restore a removed key.`,
 		newKeyAddCommand, newKeyListCommand, newKeySetCommand, newKeyRotateCommand, newKeyRemoveCommand)
 }
 
 func newKeyAddCommand(c *cli.ConnectFlags) *cobra.Command {
 	var tenant string
 	cmd := &cobra.Command{
-		Use: "add", Short: "Make a key",
-		Long: `Make a key and print it, this once: on standard output is the key alone. It works
-within a second. The first key closes gateways that were open to anybody.`,
+		Use: "add", Short: "Create a key",
+		Long: `Create a key and print it, this once. Standard output has the key alone. It works
+within a second. With the first key, gateways that were open to every client start
+to require keys.`,
 		Example: `  pulley key add --tenant acme --tier standard,batch --rpm 600 --tpm 200000
   KEY=$(pulley key add --tenant ci --models 'llama-*' --concurrency 4 --expires 720h)`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.StringVar(&tenant, "tenant", "", "whose key it is (required)")
+	fs.StringVar(&tenant, "tenant", "", "tenant that the key belongs to (required)")
 	limits := addLimitFlags(cmd, c)
-	output := addKeyOutput(cmd)
+	output := cli.AddOutput(cmd, cli.Text, cli.JSON, cli.YAML)
 	cmd.RegisterFlagCompletionFunc("tenant", cli.CompleteFlag(c, liveTenants))
 	return cli.Action(cmd, c, func(s *cli.Session) error {
 		if tenant == "" {
-			return cli.Usagef("--tenant: say whose key it is, such as --tenant acme")
+			return cli.Usagef("missing flag: --tenant NAME")
 		}
-		if err := checkKeyOutput(*output); err != nil {
+		if err := output.Check(); err != nil {
 			return err
 		}
 		store, err := fleet.OpenStore(s.Context(), s.NC)
@@ -70,16 +71,16 @@ within a second. The first key closes gateways that were open to anybody.`,
 		}
 		publishEvent(s, subjects.Event{Kind: subjects.EventKey, Tenant: k.Tenant, Text: "key " + k.ID + " added"})
 		if len(before) == 0 {
-			s.Warnf("this is the first key: from now on every request needs one")
+			s.Warnf("this is the first key: from now on every request needs a key")
 		}
-		return printKey(s, k, text, *output)
+		return printKey(s, k, text, output.Format)
 	})
 }
 
 func newKeySetCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "set ID", Short: "Change what a key may do",
-		Long: "Change what a key may do. What no flag names stays as it is.",
+		Use: "set ID", Short: "Change the limits of a key",
+		Long: "Change the limits, models and tiers of a key. Settings without a flag stay unchanged.",
 		Example: `  pulley key set 4k7qz2m9xa --rpm 1200
   pulley key set 4k7qz2m9xa --models '' --expires 0`,
 		Args:              cli.ExactArgs("ID"),
@@ -99,7 +100,7 @@ func newKeySetCommand(c *cli.ConnectFlags) *cobra.Command {
 			return err
 		}
 		if reflect.DeepEqual(k, before) {
-			fmt.Fprintf(s.Cmd.ErrOrStderr(), "key %s of tenant %s is so already\n", k.ID, term.Printable(k.Tenant))
+			fmt.Fprintf(s.Cmd.ErrOrStderr(), "key %s of tenant %s unchanged\n", k.ID, term.Printable(k.Tenant))
 			return nil
 		}
 		return putKey(s, store, k, "changed")
@@ -110,52 +111,53 @@ func newKeyRotateCommand(c *cli.ConnectFlags) *cobra.Command {
 	var overlap time.Duration
 	cmd := &cobra.Command{
 		Use: "rotate ID", Short: "Give a key a new secret",
-		Long: `Give a key a new secret and print the new key, this once. Its id and limits stay.
-The old one works for as long as --overlap says, and without it no longer.`,
+		Long: `Give a key a new secret and print the new key, this once. Its id and limits stay the
+same. The old secret works for the time of --overlap; without --overlap it stops
+working at once.`,
 		Example: `  pulley key rotate 4k7qz2m9xa --overlap 24h
-  pulley key rotate 4k7qz2m9xa --force      # the old one has leaked`,
+  pulley key rotate 4k7qz2m9xa --force      # the old secret has leaked`,
 		Args:              cli.ExactArgs("ID"),
 		ValidArgsFunction: cli.Complete(c, 1, liveKeys),
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.DurationVar(&overlap, "overlap", 0, "how long the old one stays good")
-	output := addKeyOutput(cmd)
+	fs.DurationVar(&overlap, "overlap", 0, "how long the old secret keeps working")
+	output := cli.AddOutput(cmd, cli.Text, cli.JSON, cli.YAML)
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
 		if overlap < 0 {
 			return cli.Usagef("--overlap %v: must not be negative", overlap)
 		}
-		if err := checkKeyOutput(*output); err != nil {
+		if err := output.Check(); err != nil {
 			return err
 		}
 		store, k, err := findKey(s, s.Args[0])
 		if err != nil {
 			return err
 		}
-		what := "rotated"
+		event := "rotated"
 		if overlap == 0 {
-			if err := s.Confirm("end the old key %s of tenant %s at once", k.ID, term.Printable(k.Tenant)); err != nil {
+			if err := s.Confirm("rotate key %s of tenant %s; its old secret stops working at once", k.ID, term.Printable(k.Tenant)); err != nil {
 				return err
 			}
 			k.OldHash, k.OldUntil = "", time.Time{}
 		} else {
 			k.OldHash, k.OldUntil = k.Hash, time.Now().UTC().Add(overlap).Truncate(time.Second)
-			what += ", the old one is good until " + term.Clock(k.OldUntil)
+			event += ", the old secret works until " + term.Clock(k.OldUntil)
 		}
 		var text string
 		text, k.Hash = newKey(k.ID)
-		if err := putKey(s, store, k, what); err != nil {
+		if err := putKey(s, store, k, event); err != nil {
 			return err
 		}
-		return printKey(s, k, text, *output)
+		return printKey(s, k, text, output.Format)
 	})
 }
 
 func newKeyRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rm ID...", Aliases: []string{"remove", "revoke"}, Short: "Revoke keys",
-		Long: `Revoke keys: within a second no gateway takes them any more. Requests under way
-go on. Nothing brings a key back.`,
+		Long: `Revoke keys: within a second no gateway accepts them. Running requests continue. A
+revoked key cannot be restored.`,
 		Example:           `  pulley key rm 4k7qz2m9xa`,
 		Args:              cli.ExactArgs("ID..."),
 		ValidArgsFunction: cli.Complete(c, 0, liveKeys),
@@ -182,19 +184,19 @@ go on. Nothing brings a key back.`,
 		}
 		left, err := store.Keys(s.Context())
 		if err == nil && len(left) == 0 {
-			s.Warnf("that was the last key: gateways that run refuse everybody until there is another")
+			s.Warnf("that was the last key: running gateways refuse every client until there is another key, or until they are restarted")
 		}
 		return nil
 	})
 }
 
-// limitFlags are what a key may do.
+// limitFlags are the flags for the limits of a key.
 type limitFlags struct {
 	key     policy.Key
 	expires time.Duration
 }
 
-// set puts into k what the flags give.
+// set changes the limits of k for which flags were given.
 func (l *limitFlags) set(k *policy.Key, fs *pflag.FlagSet) {
 	override(fs.Changed("tier"), &k.Tiers, l.key.Tiers)
 	override(fs.Changed("models"), &k.Models, l.key.Models)
@@ -213,25 +215,25 @@ func (l *limitFlags) set(k *policy.Key, fs *pflag.FlagSet) {
 func addLimitFlags(cmd *cobra.Command, c *cli.ConnectFlags) *limitFlags {
 	l := &limitFlags{}
 	fs := cmd.Flags()
-	fs.StringSliceVar(&l.key.Tiers, "tier", nil, "`tiers` that it may ask for, separated by commas; the first serves requests that ask for none (default standard and those after it)")
-	fs.StringSliceVar(&l.key.Models, "models", nil, "`models` that it may ask for, separated by commas; a trailing * is any ending (default all)")
-	fs.IntVar(&l.key.RPM, "rpm", 0, "requests per minute; 0 is no limit")
-	fs.IntVar(&l.key.TPM, "tpm", 0, "tokens per minute, in and out; 0 is no limit")
-	fs.IntVar(&l.key.Concurrency, "concurrency", 0, "requests at once; 0 is no limit")
-	fs.Var((*percentValue)(&l.key.MaxQueueShare), "max-queue-share", "`percent` of a queue that the tenant's requests may take; 0 is all of it")
-	fs.DurationVar(&l.expires, "expires", 0, "how long from now on it is good; 0 is for ever")
+	fs.StringSliceVar(&l.key.Tiers, "tier", nil, "`tiers` that requests may ask for, separated by commas; the first serves requests that ask for none (default standard and the tiers after it)")
+	fs.StringSliceVar(&l.key.Models, "models", nil, "`models` that requests may ask for, separated by commas; a trailing * matches any ending (default all)")
+	fs.IntVar(&l.key.RPM, "rpm", 0, "requests per minute; 0: no limit")
+	fs.IntVar(&l.key.TPM, "tpm", 0, "tokens per minute, input and output; 0: no limit")
+	fs.IntVar(&l.key.Concurrency, "concurrency", 0, "requests in flight at the same time; 0: no limit")
+	fs.Var((*percentValue)(&l.key.MaxQueueShare), "max-queue-share", "`percent` of a queue that the tenant's requests may fill; 0: all of it")
+	fs.DurationVar(&l.expires, "expires", 0, "how long from now the key works; 0: forever")
 	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
 	cmd.RegisterFlagCompletionFunc("models", cli.CompleteFlag(c, livePools))
 	return l
 }
 
-// checkKey refuses a key that is unsound, or names tiers that do not exist.
+// checkKey refuses a key that is not valid, or that names tiers which do not exist.
 func checkKey(s *cli.Session, k *policy.Key) error {
 	if err := k.Check(); err != nil {
 		return explainInvalid(s, err)
 	}
 	if !k.Expires.IsZero() && k.Expires.Before(time.Now()) {
-		return cli.Usagef("--expires: must be above 0, or 0 for ever")
+		return cli.Usagef("--expires: must be more than 0, or 0 for a key that does not expire")
 	}
 	p, err := fleet.LoadPolicy(s.Context(), s.NC)
 	if err != nil {
@@ -245,7 +247,7 @@ func checkKey(s *cli.Session, k *policy.Key) error {
 	return nil
 }
 
-// findKey reads the key with an id, or a unique beginning of one.
+// findKey returns the key with an id, or with the only id that begins so.
 func findKey(s *cli.Session, named string) (*policystore.Store, policy.Key, error) {
 	store, err := fleet.OpenStore(s.Context(), s.NC)
 	if err != nil {
@@ -259,7 +261,7 @@ func findKey(s *cli.Session, named string) (*policystore.Store, policy.Key, erro
 		return store, k, nil
 	}
 	if strings.HasPrefix(named, keyPrefix) {
-		return nil, policy.Key{}, cli.Usagef("name the key by its id, the part after %s: a key itself belongs on no command line", keyPrefix)
+		return nil, policy.Key{}, cli.Usagef("use the id of the key, the part after %s: keys must not appear on a command line", keyPrefix)
 	}
 	ids := slices.Sorted(maps.Keys(keys))
 	found := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return named == "" || !strings.HasPrefix(id, named) })
@@ -269,15 +271,15 @@ func findKey(s *cli.Session, named string) (*policystore.Store, policy.Key, erro
 	case 1:
 		return store, keys[found[0]], nil
 	}
-	return nil, policy.Key{}, cli.Usagef("key %s: which of %s?", named, term.Shorten(term.Join(found), 100))
+	return nil, policy.Key{}, cli.Ambiguous("key", named, found)
 }
 
-// putKey stores a key and tells what has become of it.
-func putKey(s *cli.Session, store *policystore.Store, k policy.Key, what string) error {
+// putKey stores a key, and publishes and prints what has happened to it.
+func putKey(s *cli.Session, store *policystore.Store, k policy.Key, event string) error {
 	if err := store.PutKey(s.Context(), k); err != nil {
 		return err
 	}
-	publishEvent(s, subjects.Event{Kind: subjects.EventKey, Tenant: k.Tenant, Text: "key " + k.ID + " " + what})
-	fmt.Fprintf(s.Cmd.ErrOrStderr(), "key %s of tenant %s %s\n", k.ID, term.Printable(k.Tenant), what)
+	publishEvent(s, subjects.Event{Kind: subjects.EventKey, Tenant: k.Tenant, Text: "key " + k.ID + " " + event})
+	fmt.Fprintf(s.Cmd.ErrOrStderr(), "key %s of tenant %s %s\n", k.ID, term.Printable(k.Tenant), event)
 	return nil
 }

@@ -46,11 +46,11 @@ func TestKeyAdd(t *testing.T) {
 		t.Errorf("key add -o json: %+v, %v", made, err)
 	}
 	s.story(
-		step{"key add", 2, `pulley: --tenant: say whose key it is, such as --tenant acme\nrun .*`},
+		step{"key add", 2, `pulley: missing flag: --tenant NAME\nrun .*`},
 		step{"key add --tenant acme --tier standrad", 3, `pulley: no tier "standrad"; did you mean "standard"\?\n`},
 		step{"key add --tenant acme --rpm=-1", 2, `pulley: --rpm: -1: must be 0 \(no limit\) to 1000000000\nrun .*`},
-		step{"key add --tenant acme --expires=-1h", 2, `pulley: --expires: must be above 0, or 0 for ever\nrun .*`},
-		step{"key add --tenant acme -o table", 2, `pulley: --output "table": want text, json or yaml\nrun .*`},
+		step{"key add --tenant acme --expires=-1h", 2, `pulley: --expires: must be more than 0, or 0 for a key that does not expire\nrun .*`},
+		step{"key add --tenant acme -o table", 2, `pulley: --output "table": must be text, json or yaml\nrun .*`},
 	)
 	if n := len(s.keys()); n != 2 {
 		t.Errorf("%d keys are stored, want 2", n)
@@ -71,23 +71,23 @@ func TestKeysAreUnlike(t *testing.T) {
 
 func TestKeyLife(t *testing.T) {
 	s := newSite(t)
-	s.story(step{"key ls", 0, `no keys; make one with .*`})
+	s.story(step{"key ls", 0, `no keys: create one with .*`})
 	var made madeKey
 	if err := json.Unmarshal([]byte(s.ok("key add --tenant acme --tier batch --rpm 10 -o json")), &made); err != nil {
 		t.Fatal(err)
 	}
 	id, old := made.ID, s.keys()[made.ID]
 	s.story(
-		step{"key ls", 0, `ID +TENANT +STATE +TIERS +MODELS +RPM +TPM +AT ONCE +EXPIRES\n` + id + ` +acme +active +batch +- +10 +- +- +-\n`},
+		step{"key ls", 0, `ID +TENANT +STATE +TIERS +MODELS +RPM +TPM +CONCURRENCY +EXPIRES\n` + id + ` +acme +active +batch +- +10 +- +- +-\n`},
 		step{"key ls --tenant ci", 0, "no keys of tenant ci\n"},
 		step{"key set " + id + " --rpm 20 --models llama", 0, "key " + id + " of tenant acme changed\n"},
 		step{"key set " + id + " --models= --expires 1h", 0, "key " + id + " of tenant acme changed\n"},
-		step{"key set " + id + " --rpm 20", 0, "key " + id + " of tenant acme is so already\n"},
+		step{"key set " + id + " --rpm 20", 0, "key " + id + " of tenant acme unchanged\n"},
 		step{"key set " + id + " --tier gold", 3, `pulley: no tier "gold".*`},
 		step{"key set zzz --rpm 20", 3, `pulley: no key "zzz"; see 'pulley key ls'\n`},
-		step{"key rm " + made.Key + " --force", 2, `pulley: name the key by its id, .*`},
+		step{"key rm " + made.Key + " --force", 2, `pulley: use the id of the key, .*`},
 		step{"key rotate " + id[:6] + " --overlap=-1s", 2, `pulley: --overlap -1s: must not be negative\nrun .*`},
-		step{"key rotate " + id[:6], 4, `pulley: end the old key ` + id + ` of tenant acme at once: there is no terminal .*`},
+		step{"key rotate " + id[:6], 4, `pulley: rotate key ` + id + ` of tenant acme; its old secret stops working at once: needs a confirmation, .*`},
 	)
 	if k := s.keys()[id]; k.Hash != old.Hash || k.RPM != 20 || k.Models != nil || !slices.Equal(k.Tiers, old.Tiers) || k.Expires.IsZero() {
 		t.Errorf("key %+v", k)
@@ -110,7 +110,7 @@ func TestKeyLife(t *testing.T) {
 	}
 
 	s.story(
-		step{"key rm " + id, 4, `pulley: revoke key ` + id + ` of tenant acme: there is no terminal to ask on; say --force\n`},
+		step{"key rm " + id, 4, `pulley: revoke key ` + id + ` of tenant acme: needs a confirmation, and standard input is not a terminal; use --force to skip it\n`},
 		step{"key rm " + id + " nope --force", 3, `pulley: no key "nope".*`},
 		step{"key rm " + id + " --force", 0, `key ` + id + ` of tenant acme revoked\nwarning: that was the last key: .*`},
 	)

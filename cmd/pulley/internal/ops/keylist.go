@@ -15,11 +15,11 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// keyLine is one line of pulley key ls: a key without its hashes.
+// keyLine is a line of pulley key ls: a key without its hashes.
 type keyLine struct {
 	ID            string    `json:"id"`
 	Tenant        string    `json:"tenant"`
-	State         string    `json:"state"` // active, rotating, expired
+	State         string    `json:"state"` // active, rotating or expired
 	Tiers         []string  `json:"tiers,omitempty"`
 	Models        []string  `json:"models,omitempty"`
 	RPM           int       `json:"rpm,omitempty"`
@@ -47,12 +47,12 @@ func newKeyListCommand(c *cli.ConnectFlags) *cobra.Command {
 	var tenant string
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the keys",
-		Long: "List the keys, by tenant. The keys themselves cannot be shown: nobody has them.",
+		Long: "List the keys by tenant. Secrets cannot be shown: only their hashes are stored.",
 		Example: `  pulley key ls
   pulley key ls --tenant acme -o wide`,
 	}
 	cmd.Flags().SortFlags = false
-	cmd.Flags().StringVar(&tenant, "tenant", "", "only of this `tenant`")
+	cmd.Flags().StringVar(&tenant, "tenant", "", "only this `tenant`")
 	cmd.RegisterFlagCompletionFunc("tenant", cli.CompleteFlag(c, liveTenants))
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		store, err := fleet.OpenStore(s.Context(), s.NC)
@@ -75,9 +75,9 @@ func newKeyListCommand(c *cli.ConnectFlags) *cobra.Command {
 		})
 		return cli.View{Value: list, Print: func(p *term.Page) {
 			t := term.Table{
-				Columns: []term.Column{term.Word("ID"), term.Text("TENANT"), term.Painted(term.Word("STATE"), fleet.StateStyle), term.Text("TIERS"), term.Text("MODELS"), term.Number("RPM"), term.Number("TPM"),
-					term.Number("AT ONCE"), term.Wide(term.Number("QUEUE SHARE")), term.Wide(term.Word("CREATED")), term.Number("EXPIRES"), term.Wide(term.Word("OLD ONE UNTIL"))},
-				Empty: "no keys; make one with 'pulley key add --tenant NAME'",
+				Columns: []term.Column{term.Fixed("ID"), term.Text("TENANT"), term.Styled(term.Fixed("STATE"), fleet.StateStyle), term.Text("TIERS"), term.Text("MODELS"), term.Number("RPM"), term.Number("TPM"),
+					term.Number("CONCURRENCY"), term.Wide(term.Number("MAX QUEUE SHARE")), term.Wide(term.Fixed("CREATED")), term.Number("EXPIRES"), term.Wide(term.Fixed("OLD UNTIL"))},
+				Empty: "no keys: create one with 'pulley key add --tenant NAME'",
 			}
 			if len(keys) > 0 {
 				t.Empty = fmt.Sprintf("no keys of tenant %s", term.Printable(tenant))

@@ -13,10 +13,10 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 	"github.com/pulley-lb/pulley/policy"
-	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
+// described returns a name with a description, as shell completion shows them.
 func described(name, format string, args ...any) string {
 	return name + "\t" + term.Printable(fmt.Sprintf(format, args...))
 }
@@ -56,7 +56,7 @@ func liveShifts(ctx context.Context, nc *nats.Conn) (names []string, err error) 
 	return names, nil
 }
 
-// livePools are those that workers have ever served, and those that are set.
+// livePools lists the pools that workers have ever served, and those in the policy.
 func livePools(ctx context.Context, nc *nats.Conn) ([]string, error) {
 	pools, err := fleet.ServedPools(ctx, nc)
 	if err != nil {
@@ -69,7 +69,7 @@ func livePools(ctx context.Context, nc *nats.Conn) ([]string, error) {
 	return slices.Compact(pools), nil
 }
 
-// liveModels are the routes and the pools.
+// liveModels lists the routes and the pools.
 func liveModels(ctx context.Context, nc *nats.Conn) ([]string, error) {
 	routes, err := liveRoutes(ctx, nc)
 	if err != nil {
@@ -95,23 +95,22 @@ func liveWorkers(ctx context.Context, nc *nats.Conn) (names []string, err error)
 		return nil, err
 	}
 	for _, h := range list {
-		names = append(names, described(h.Name, "%s, %d of %d slots", h.State, h.InFlight, h.Slots))
+		names = append(names, described(h.Name, "%s, %d of %d slots in use", h.State, h.InFlight, h.Slots))
 	}
 	return names, nil
 }
 
-// liveGPUs are those that workers tell of.
 func liveGPUs(ctx context.Context, nc *nats.Conn) (names []string, err error) {
 	list, err := fleet.Workers(ctx, nc)
 	if err != nil {
 		return nil, err
 	}
 	for _, g := range fleet.GPUs(list) {
-		about := g.Status
+		description := g.Status
 		if g.GPU != nil {
-			about = strings.TrimSpace(fleet.ShortName(g.Device) + ", " + g.Status)
+			description = strings.TrimSpace(fleet.ShortName(g.Device) + ", " + g.Status)
 		}
-		names = append(names, described(g.Path(), "%s", about))
+		names = append(names, described(g.Path(), "%s", description))
 	}
 	return names, nil
 }
@@ -133,11 +132,6 @@ func liveTenants(ctx context.Context, nc *nats.Conn) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tenants(ctx, store)
-}
-
-// tenants are those that have keys.
-func tenants(ctx context.Context, store *policystore.Store) ([]string, error) {
 	keys, err := store.Keys(ctx)
 	if err != nil {
 		return nil, err
@@ -157,7 +151,7 @@ func liveRequests(ctx context.Context, nc *nats.Conn) (names []string, err error
 	return names, err
 }
 
-// liveDeadLetters are the latest few.
+// liveDeadLetters lists the latest dead letters.
 func liveDeadLetters(ctx context.Context, nc *nats.Conn) (names []string, err error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -170,7 +164,6 @@ func liveDeadLetters(ctx context.Context, nc *nats.Conn) (names []string, err er
 	return names, err
 }
 
-// liveRevisions are the versions of the policy.
 func liveRevisions(ctx context.Context, nc *nats.Conn) (names []string, err error) {
 	store, err := fleet.OpenStore(ctx, nc)
 	if err != nil {

@@ -30,7 +30,7 @@ func TestLiveCompletion(t *testing.T) {
 		"route rm":                    "chat\tto llama",
 		"route shift":                 "chat\tto llama|llama\tpool|org/qwen:7b\tpool",
 		"route set llama --to":        "llama|org/qwen:7b",
-		"worker drain":                "gpu-1\tready, 3 of 8 slots",
+		"worker drain":                "gpu-1\tready, 3 of 8 slots in use",
 		"key rm":                      id + "\tacme",
 		"key rm " + id:                "",
 		"key add --tenant":            "acme",
@@ -46,7 +46,7 @@ func TestLiveCompletion(t *testing.T) {
 		"worker weight gpu-1":         "",
 		"route promote":               "",
 		"pool set llama --spill":      "llama|org/qwen:7b",
-		"request ls --worker":         "gpu-1\tready, 3 of 8 slots",
+		"request ls --worker":         "gpu-1\tready, 3 of 8 slots in use",
 		"tier set standard --storage": "memory|file",
 	}
 	for line, want := range tests {
@@ -61,8 +61,8 @@ func TestLiveCompletion(t *testing.T) {
 	}
 }
 
-// Without a broker, or with a wrong setting, a shell completes nothing, soon,
-// and shows nothing.
+// Without a broker, or with a wrong setting, completion quickly ends without names and
+// without output.
 func TestCompletionIsSilentAlone(t *testing.T) {
 	for _, args := range []string{"--nats nats://127.0.0.1:1", "--creds /nowhere", "--nats nats://"} {
 		began := time.Now()

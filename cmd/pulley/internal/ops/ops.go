@@ -1,5 +1,5 @@
-// Package ops is the operator's verbs: pulley tier, route, pool, worker, queue,
-// request, dead, key, gpu, policy and events. There is a file for each noun.
+// Package ops has the operator's commands: pulley tier, route, pool, worker, queue,
+// request, dead, key, gpu, policy and events. Each noun has its files.
 package ops
 
 import (
@@ -8,7 +8,7 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 )
 
-// Commands are the nouns that an operator has verbs for, and what follows events.
+// Commands returns the operator's commands, except for the verbs of pulley worker.
 func Commands() []*cobra.Command {
 	return []*cobra.Command{
 		newGPUCommand(), newTierCommand(), newRouteCommand(), newPoolCommand(), newQueueCommand(), newRequestCommand(),
@@ -16,7 +16,8 @@ func Commands() []*cobra.Command {
 	}
 }
 
-// WorkerVerbs are the verbs for workers that run. pulley worker itself runs one.
+// WorkerVerbs returns the verbs for running workers. They are added to the command pulley
+// worker, which itself runs one.
 func WorkerVerbs() (list []*cobra.Command) {
 	for _, newVerb := range []func(*cli.ConnectFlags) *cobra.Command{
 		newWorkerListCommand, newWorkerInfoCommand, newWorkerDrainCommand, newWorkerCordonCommand, newWorkerUncordonCommand, newWorkerWeightCommand,

@@ -18,7 +18,8 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// queuedRequest is a request in the broker that waits.
+// queuedRequest is a request that waits in the broker. Its JSON is what pulley queue
+// peek -o json prints.
 type queuedRequest struct {
 	ID          string    `json:"id"`
 	Pool        string    `json:"pool"`
@@ -33,7 +34,7 @@ type queuedRequest struct {
 	Stored      time.Time `json:"stored"`
 	Deadline    time.Time `json:"deadline"`
 	Gateway     string    `json:"gateway"`
-	Body        string    `json:"body,omitempty"` // with --show-body; absent if it travels by reference
+	Body        string    `json:"body,omitempty"` // with --show-body; empty if the gateway keeps the body
 
 	sequence uint64
 }
@@ -44,9 +45,9 @@ func newQueuePeekCommand(c *cli.ConnectFlags) *cobra.Command {
 	var showBody bool
 	cmd := &cobra.Command{
 		Use: "peek POOL", Short: "Show the requests that have waited longest",
-		Long: `Show the requests that have waited longest in the broker, without taking them.
-Those that wait in a gateway for their turn are in 'pulley request ls'. Prompts
-are shown with --show-body only.`,
+		Long: `Show the requests that have waited longest in the broker, without removing them.
+Requests that wait in a gateway are listed by 'pulley request ls'. Prompts are
+shown only with --show-body.`,
 		Example: `  pulley queue peek llama-70b
   pulley queue peek llama-70b --tier batch -n 1 --show-body`,
 		Args:              cli.ExactArgs("POOL"),
@@ -54,13 +55,13 @@ are shown with --show-body only.`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.StringVar(&tier, "tier", "", "only of this `tier`")
-	fs.IntVarP(&n, "number", "n", 10, "how many, at most")
+	fs.StringVar(&tier, "tier", "", "only this `tier`")
+	fs.IntVarP(&n, "number", "n", 10, "maximum number of requests")
 	fs.BoolVar(&showBody, "show-body", false, showBodyHelp)
 	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		if n < 1 {
-			return cli.View{}, cli.Usagef("--number %d: want 1 or more", n)
+			return cli.View{}, cli.Usagef("--number %d: must be 1 or more", n)
 		}
 		tiers, err := tiersToSearch(s, s.Args[0], tier)
 		if err != nil {
@@ -87,9 +88,9 @@ are shown with --show-body only.`,
 
 func printQueued(p *term.Page, list []queuedRequest, showBody bool) {
 	t := term.Table{
-		Columns: []term.Column{term.Number("WAITS"), {Name: "ID", Cut: 13, Tail: true}, term.Word("TIER"), term.Wide(term.Text("LANE")), term.IfAny(term.Text("TENANT")), term.Text("MODEL"), term.Wide(term.Text("PATH")),
-			term.Number("TOKENS IN"), term.Number("SIZE"), term.Number("TIME LEFT"), term.Wide(term.Text("GATEWAY"))},
-		Empty: "nothing waits in the broker",
+		Columns: []term.Column{term.Number("WAITING"), {Name: "ID", MinWidth: 13, KeepEnd: true}, term.Fixed("TIER"), term.Wide(term.Text("LANE")), term.NonEmpty(term.Text("TENANT")), term.Text("MODEL"), term.Wide(term.Text("PATH")),
+			term.Number("INPUT TOKENS"), term.Number("SIZE"), term.Number("TIME LEFT"), term.Wide(term.Text("GATEWAY"))},
+		Empty: "no requests waiting in the broker",
 	}
 	for _, m := range list {
 		t.Row(term.Ago(m.Stored), m.ID, m.Tier, m.Lane, m.Tenant, m.Model, m.Path, m.InputTokens, term.Bytes(m.Size), time.Until(m.Deadline), m.Gateway)
@@ -109,7 +110,7 @@ func printQueued(p *term.Page, list []queuedRequest, showBody bool) {
 	}
 }
 
-// tiersToSearch are the tiers in which a pool's requests may be.
+// tiersToSearch returns the tiers in which a pool has a queue, or the one that is given.
 func tiersToSearch(s *cli.Session, pool, tier string) ([]string, error) {
 	p, err := fleet.LoadPolicy(s.Context(), s.NC)
 	if err != nil {
@@ -145,10 +146,10 @@ func tiersToSearch(s *cli.Session, pool, tier string) ([]string, error) {
 	return []string{tier}, nil
 }
 
-// peekMost bounds how many messages are read to find those that wait.
-const peekMost = 5000
+// maxPeeked bounds how many messages are read to find the waiting ones.
+const maxPeeked = 5000
 
-// peek reads the first n requests of a queue that wait.
+// peek reads the first n waiting requests of a queue.
 func peek(s *cli.Session, tier, pool string, n int) ([]queuedRequest, error) {
 	held, delivered, err := deliveryState(s, tier, pool)
 	if err != nil {
@@ -162,15 +163,15 @@ func peek(s *cli.Session, tier, pool string, n int) ([]queuedRequest, error) {
 			list = append(list, m)
 		}
 		read++
-		return len(list) < n && read < peekMost
+		return len(list) < n && read < maxPeeked
 	})
 	return list, err
 }
 
-// deliveryState is the state of each request that a gateway holds, and up to which
-// sequence each lane of a queue has been delivered.
+// deliveryState returns the state of each request that a gateway holds, and the last
+// sequence that each lane of a queue has delivered.
 func deliveryState(s *cli.Session, tier, pool string) (held map[string]string, delivered map[string]uint64, err error) {
-	list, err := fleet.Ask[subjects.RequestInfo](s.Context(), s.NC, subjects.AskRequests, true)
+	list, err := fleet.AskAll[subjects.RequestInfo](s.Context(), s.NC, subjects.AskRequests)
 	if err != nil && !errors.Is(err, nats.ErrNoResponders) {
 		return nil, nil, fmt.Errorf("ask the gateways: %w", err)
 	}
@@ -195,8 +196,8 @@ func deliveryState(s *cli.Session, tier, pool string) (held map[string]string, d
 	return held, delivered, nil
 }
 
-// eachStored calls with each request of a queue that the broker has, the oldest
-// first, until visit says false.
+// eachStored visits the requests of a queue in the broker, the oldest first, until visit
+// returns false.
 func eachStored(s *cli.Session, tier, pool string, visit func(queuedRequest) bool) error {
 	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(tier))
 	if err != nil {

@@ -18,7 +18,7 @@ func TestQueuePeek(t *testing.T) {
 	running := s.put("standard", "llama", "gw", "is running")
 	s.held = []subjects.RequestDetail{{RequestInfo: subjects.RequestInfo{ID: running, State: "running"}}}
 	out := s.ok("queue peek llama")
-	if !regexp.MustCompile(`(?s)^WAITS .*` + first + ` +batch +acme +llama +7 +18 B +59m.*` + second + ` +standard .*`).MatchString(out) {
+	if !regexp.MustCompile(`(?s)^WAITING .*` + first + ` +batch +acme +llama +7 +18 B +59m.*` + second + ` +standard .*`).MatchString(out) {
 		t.Errorf("queue peek:\n%s", out)
 	}
 	if strings.Contains(out, running) {
@@ -33,7 +33,7 @@ func TestQueuePeek(t *testing.T) {
 	s.story(
 		step{"queue peek lama", 3, `pulley: no pool "lama"; did you mean "llama"\?\n`},
 		step{"queue peek llama --tier gold", 3, `pulley: no tier "gold"; see .*`},
-		step{"queue peek llama -n 0", 2, `pulley: --number 0: want 1 or more\nrun .*`},
+		step{"queue peek llama -n 0", 2, `pulley: --number 0: must be 1 or more\nrun .*`},
 	)
 	if out := s.ok("queue peek llama -o json"); strings.Count(out, `"id"`) != 2 {
 		t.Errorf("peeking took something:\n%s", out)

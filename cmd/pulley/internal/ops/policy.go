@@ -16,49 +16,50 @@ import (
 )
 
 func newPolicyCommand() *cobra.Command {
-	return cli.Noun("policy", "The whole policy as a file: export, diff, apply, history, rollback", `The policy is everything that tier, route, pool and worker verbs set, as one
-versioned document. It is in force as a whole or not at all: one that does not
-validate is refused with the line and the reason, and the old one stays.
+	return cli.Noun("policy", "The whole policy as a file: export, diff, apply, history, rollback", `The policy is one versioned document with everything that the verbs of tier, route,
+pool and worker set. It changes as a whole or not at all: a policy that is not valid
+is refused, with the line and the reason of each mistake.
 
-API keys are not part of it: no file has them, and no rollback brings one back.`,
+API keys are not part of the policy: files do not contain them, and a rollback does
+not restore them.`,
 		newPolicyExportCommand, newPolicyDiffCommand, newPolicyApplyCommand, newPolicyHistoryCommand, newPolicyRollbackCommand)
 }
 
 func newPolicyExportCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "export [REVISION]", Aliases: []string{"show"}, Short: "Print the policy in force, or an old one",
-		Long: "Print the policy in force, or an old version of it, as YAML that apply takes.",
+		Use: "export [REVISION]", Aliases: []string{"show"}, Short: "Print the current policy, or an old one",
+		Long: "Print the current policy, or an old revision, as YAML for 'pulley policy apply'.",
 		Example: `  pulley policy export > policy.yaml
   pulley policy export 17`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: cli.Complete(c, 1, liveRevisions),
 	}
-	output := cmd.Flags().StringP("output", "o", "yaml", "how to print: yaml or json")
-	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"yaml", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	output := cli.AddOutput(cmd, cli.YAML, cli.JSON)
 	return cli.Action(cmd, c, func(s *cli.Session) error {
+		if err := output.Check(); err != nil {
+			return err
+		}
 		v, err := policyVersion(s, s.Args)
 		if err != nil {
 			return err
 		}
-		switch *output {
-		case "json":
-			return s.Show(cli.View{Value: v.Policy}, "json")
-		case "yaml":
-			fmt.Fprintf(s.Cmd.OutOrStdout(), "# %s\n%s", term.Printable(versionText(v)), policyfile.Format(v.Policy))
-			return nil
+		if output.Format == cli.JSON {
+			return cli.Show(s.Cmd, cli.View{Value: v.Policy}, cli.JSON)
 		}
-		return cli.Usagef("--output %q: want yaml or json", *output)
+		fmt.Fprintf(s.Cmd.OutOrStdout(), "# %s\n%s", term.Printable(versionText(v)), policyfile.Format(v.Policy))
+		return nil
 	})
 }
 
+// versionText describes a version of the policy.
 func versionText(v policystore.Version) string {
 	if v.Revision == 0 {
-		return "the default policy: nobody has set one"
+		return "the default policy: it has not been changed"
 	}
 	return fmt.Sprintf("revision %d, %s by %s: %s", v.Revision, term.Clock(v.At), v.By, v.Why)
 }
 
-// policyVersion is the policy in force, or that of the revision in args.
+// policyVersion returns the current policy, or that of the revision in args.
 func policyVersion(s *cli.Session, args []string) (policystore.Version, error) {
 	store, err := fleet.OpenStore(s.Context(), s.NC)
 	if err != nil {
@@ -70,7 +71,7 @@ func policyVersion(s *cli.Session, args []string) (policystore.Version, error) {
 	}
 	revision, err := strconv.ParseUint(args[0], 10, 64)
 	if err != nil {
-		return policystore.Version{}, cli.Usagef("revision %q: want a number, see 'pulley policy history'", args[0])
+		return policystore.Version{}, cli.Usagef("revision %q: not a number (see 'pulley policy history')", args[0])
 	}
 	if revision == 0 {
 		return policystore.Version{Policy: policy.Default()}, nil
@@ -88,16 +89,16 @@ func policyVersion(s *cli.Session, args []string) (policystore.Version, error) {
 		}
 		return v, nil
 	}
-	return policystore.Version{}, cli.NotFoundf("no revision %d of the policy: the last %s are kept, see 'pulley policy history'", revision, term.Count(len(list), "version"))
+	return policystore.Version{}, cli.NotFoundf("no revision %d of the policy: the last %s are kept; see 'pulley policy history'", revision, term.Count(len(list), "revision"))
 }
 
 func newPolicyDiffCommand(c *cli.ConnectFlags) *cobra.Command {
 	var file string
 	var exitCode bool
 	cmd := &cobra.Command{
-		Use: "diff {-f FILE | REVISION [REVISION]}", Short: "Show what a file would change, or what has changed",
-		Long: `Show what a file would change in the policy in force; or how the policy in force,
-or a second revision, differs from a revision.`,
+		Use: "diff {-f FILE | REVISION [REVISION]}", Short: "Compare a file or a revision with the current policy",
+		Long: `Show what a file would change in the current policy, or what has changed since a
+revision, up to the current policy or to a second revision.`,
 		Example: `  pulley policy diff -f policy.yaml
   pulley policy diff 17
   pulley policy diff 17 18`,
@@ -105,12 +106,12 @@ or a second revision, differs from a revision.`,
 		ValidArgsFunction: cli.Complete(c, 2, liveRevisions),
 	}
 	addFileFlag(cmd, &file)
-	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "fail if there is a difference")
+	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "exit with 1 if there is a difference")
 	return cli.Action(cmd, c, func(s *cli.Session) error {
 		var before, after *policy.Policy
 		switch {
 		case file != "" && len(s.Args) > 0:
-			return cli.Usagef("name a file or revisions: not both")
+			return cli.Usagef("--file and REVISION exclude each other")
 		case file != "":
 			next, err := readPolicyFile(s, file)
 			if err != nil {
@@ -122,17 +123,17 @@ or a second revision, differs from a revision.`,
 			}
 			before, after = v.Policy, next
 		case len(s.Args) == 0:
-			return cli.Usagef("--file: name a file, or a revision")
+			return cli.Usagef("missing argument: REVISION or --file (see 'pulley policy history')")
 		default:
-			old, err := policyVersion(s, s.Args[:1])
+			from, err := policyVersion(s, s.Args[:1])
 			if err != nil {
 				return err
 			}
-			now, err := policyVersion(s, s.Args[1:])
+			to, err := policyVersion(s, s.Args[1:])
 			if err != nil {
 				return err
 			}
-			before, after = old.Policy, now.Policy
+			before, after = from.Policy, to.Policy
 		}
 		p := term.Page{Terminal: term.Of(s.Cmd.OutOrStdout())}
 		differs := printDiff(&p, before, after)
@@ -149,11 +150,11 @@ or a second revision, differs from a revision.`,
 
 func addFileFlag(cmd *cobra.Command, file *string) {
 	cmd.Flags().SortFlags = false
-	cmd.Flags().StringVarP(file, "file", "f", "", "YAML or JSON `file`; - is standard input")
+	cmd.Flags().StringVarP(file, "file", "f", "", "YAML or JSON `file`; - for standard input")
 	cmd.MarkFlagFilename("file", "yaml", "yml", "json")
 }
 
-// printDiff writes how policies differ. False: they do not.
+// printDiff writes the difference of two policies; false if there is none.
 func printDiff(p *term.Page, before, after *policy.Policy) bool {
 	hunks := policyfile.Diff(before, after)
 	for i, h := range hunks {
@@ -171,18 +172,18 @@ func newPolicyHistoryCommand(c *cli.ConnectFlags) *cobra.Command {
 	var n int
 	var diff bool
 	cmd := &cobra.Command{
-		Use: "history", Short: "List the versions of the policy",
-		Long: `List the versions of the policy that are kept, the newest first: who has changed it,
-and by which command.`,
+		Use: "history", Short: "List the revisions of the policy",
+		Long: `List the revisions of the policy that are kept, the newest first: when it was
+changed, by whom and by which command.`,
 		Example: `  pulley policy history
   pulley policy history -n 3 --diff`,
 	}
 	cmd.Flags().SortFlags = false
-	cmd.Flags().IntVarP(&n, "number", "n", 20, "how many, the newest; 0 is all")
-	cmd.Flags().BoolVar(&diff, "diff", false, "show what each has changed")
+	cmd.Flags().IntVarP(&n, "number", "n", 20, "show the newest n revisions; 0: all")
+	cmd.Flags().BoolVar(&diff, "diff", false, "show what each revision has changed")
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		if n < 0 {
-			return cli.View{}, cli.Usagef("--number %d: want 0 or more", n)
+			return cli.View{}, cli.Usagef("--number %d: must be 0 or more", n)
 		}
 		store, err := fleet.OpenStore(s.Context(), s.NC)
 		if err != nil {
@@ -204,8 +205,8 @@ and by which command.`,
 				printChanges(p, list, len(shown))
 				return
 			}
-			t := term.Table{Columns: []term.Column{term.Number("REVISION"), term.Number("AGE"), term.Wide(term.Word("WHEN")), {Name: "WHO", Cut: 12}, {Name: "WHY", Cut: 20}},
-				Empty: "nobody has changed the policy: the default is in force"}
+			t := term.Table{Columns: []term.Column{term.Number("REVISION"), term.Number("AGE"), term.Wide(term.Fixed("AT")), {Name: "BY", MinWidth: 12}, {Name: "WHY", MinWidth: 20}},
+				Empty: "no revisions: the policy is the default"}
 			for _, v := range shown {
 				t.Row(v.Revision, term.Ago(v.At), term.Clock(v.At), v.By, v.Why)
 			}
@@ -217,7 +218,7 @@ and by which command.`,
 	})
 }
 
-// printChanges writes what each of the newest n versions has changed.
+// printChanges writes what each of the newest n revisions has changed.
 func printChanges(p *term.Page, list []policystore.Version, n int) {
 	for i, v := range list[:n] {
 		if i > 0 {
@@ -228,7 +229,7 @@ func printChanges(p *term.Page, list []policystore.Version, n int) {
 		if i+1 < len(list) {
 			before = list[i+1].Policy
 		} else if v.Revision > 1 {
-			p.Line("(what was before it is not kept)")
+			p.Line("(the revision before this one is no longer kept)")
 			continue
 		}
 		printDiff(p, before, v.Policy)

@@ -16,7 +16,7 @@ func TestPolicyApply(t *testing.T) {
 	s := newSite(t)
 	s.serve("llama", "llama-next")
 	exported := s.ok("policy export")
-	if !strings.HasPrefix(exported, "# the default policy: nobody has set one\ntiers:\n  - name: priority\n") {
+	if !strings.HasPrefix(exported, "# the default policy: it has not been changed\ntiers:\n  - name: priority\n") {
 		t.Errorf("export:\n%s", exported)
 	}
 	file := clitest.WriteFile(t, "policy.yaml", strings.Replace(exported, "share: 8", "share: 16", 1)+"routes:\n  chat:\n    to: [{pool: llama, weight: 1}]\n")
@@ -24,14 +24,14 @@ func TestPolicyApply(t *testing.T) {
 	s.story(
 		step{"policy diff -f " + file, 0, diff},
 		step{"policy diff --exit-code -f " + file, 1, diff + `pulley: the policies differ\n`},
-		step{"policy apply --dry-run -f " + file, 0, diff + `nothing was applied: this was a dry run\n`},
-		step{"policy history", 0, "nobody has changed the policy: the default is in force\n"},
-		step{"policy apply -f " + file, 0, diff + `revision 1 is in force\n`},
-		step{"policy apply -f " + file, 0, `nothing to change: revision 1 is in force\n`},
+		step{"policy apply --dry-run -f " + file, 0, diff + `dry run: nothing was applied\n`},
+		step{"policy history", 0, "no revisions: the policy is the default\n"},
+		step{"policy apply -f " + file, 0, diff + `revision 1 is current\n`},
+		step{"policy apply -f " + file, 0, `nothing to change: revision 1 is current\n`},
 		step{"policy diff -f " + file, 0, "no difference\n"},
-		step{"policy apply", 2, `pulley: --file: name the file, such as -f policy.yaml\nrun .*`},
-		step{"policy apply -f /nowhere.yaml", 3, `pulley: --file /nowhere.yaml: there is no such file\n`},
-		step{"policy apply -f " + clitest.WriteFile(t, "bad.yaml", "tiers:\n  - name: standard\n    shar: 2\n"), 2, `pulley: .*bad.yaml:3: tiers.0.shar: there is no such key; did you mean "share"\?\nrun .*`},
+		step{"policy apply", 2, `pulley: missing flag: --file FILE\nrun .*`},
+		step{"policy apply -f /nowhere.yaml", 3, `pulley: --file /nowhere.yaml: no such file\n`},
+		step{"policy apply -f " + clitest.WriteFile(t, "bad.yaml", "tiers:\n  - name: standard\n    shar: 2\n"), 2, `pulley: .*bad.yaml:3: tiers.0.shar: unknown key; did you mean "share"\?\nrun .*`},
 		step{"policy export -o json", 0, `\{\n  "tiers": \[\n.*`},
 	)
 	root := testRoot()
@@ -40,15 +40,15 @@ func TestPolicyApply(t *testing.T) {
 		t.Errorf("apply from standard input: exit code %d, %s", code, stderr)
 	}
 
-	// What would lose requests or a canary is refused.
+	// A policy that would lose requests or end a shift is refused.
 	s.put("batch", "llama", "gw", "{}")
 	s.ok("route shift chat --to llama-next")
 	lacksBatch, _, _ := strings.Cut(exported, "  - name: batch")
 	s.story(
-		step{"policy apply -f " + clitest.WriteFile(t, "nobatch.yaml", lacksBatch), 4, `.*pulley: tier batch: 1 request is in it; .*`},
-		step{"policy apply -f " + file, 4, `.*pulley: route chat: a shift to llama-next runs, which this would disturb; .*`},
-		step{"policy apply --dry-run -f " + file, 4, `.*pulley: route chat: a shift to llama-next runs, .*`},
-		step{"policy apply --force -f " + file, 0, `.*revision 4 is in force\n`},
+		step{"policy apply -f " + clitest.WriteFile(t, "nobatch.yaml", lacksBatch), 4, `.*pulley: tier batch has 1 request: .*`},
+		step{"policy apply -f " + file, 4, `.*pulley: route chat: a shift to llama-next is running; .*`},
+		step{"policy apply --dry-run -f " + file, 4, `.*pulley: route chat: a shift to llama-next is running; .*`},
+		step{"policy apply --force -f " + file, 0, `.*revision 4 is current\n`},
 	)
 }
 
@@ -58,7 +58,7 @@ func TestPolicyHistoryAndRollback(t *testing.T) {
 	s.ok("key add --tenant acme") // keys share the bucket, not the history
 	s.ok("route set chat --to llama")
 	s.story(
-		step{"policy history", 0, `REVISION   AGE  WHO +WHY
+		step{"policy history", 0, `REVISION   AGE  BY +WHY
        3  \S+s  \S+@\S+  route set chat --to llama
        1  \S+s  \S+@\S+  tier set gold --share 2\n`},
 		step{"policy history -n 1", 0, `REVISION.*\n       3 [^\n]*\nthe newest 1 of 2; -n 0 shows all\n`},
@@ -66,12 +66,12 @@ func TestPolicyHistoryAndRollback(t *testing.T) {
 		step{"policy export 1", 0, `# revision 1, .*: tier set gold --share 2\ntiers:\n.*`},
 		step{"policy diff 1 3", 0, `.*\+ routes:\n.*`},
 		step{"policy diff 3", 0, "no difference\n"},
-		step{"policy rollback 1 --dry-run", 0, `.*- routes:\n.*nothing was applied: this was a dry run\n`},
-		step{"policy rollback 1", 0, `.*- routes:\n.*revision 4 is in force\n`},
-		step{"policy rollback 1", 0, "nothing to change: revision 4 is in force\n"},
-		step{"policy rollback 2", 3, `pulley: no revision 2 of the policy: the last 3 versions are kept, see 'pulley policy history'\n`},
-		step{"policy rollback last", 2, `pulley: revision "last": want a number, .*`},
-		step{"policy rollback 0", 0, `.*revision 5 is in force\n`},
+		step{"policy rollback 1 --dry-run", 0, `.*- routes:\n.*dry run: nothing was applied\n`},
+		step{"policy rollback 1", 0, `.*- routes:\n.*revision 4 is current\n`},
+		step{"policy rollback 1", 0, "nothing to change: revision 4 is current\n"},
+		step{"policy rollback 2", 3, `pulley: no revision 2 of the policy: the last 3 revisions are kept; see 'pulley policy history'\n`},
+		step{"policy rollback last", 2, `pulley: revision "last": not a number .*`},
+		step{"policy rollback 0", 0, `.*revision 5 is current\n`},
 	)
 	if got := s.policy(); !reflect.DeepEqual(got, policy.Default()) {
 		t.Errorf("policy %+v, want the default", got)
@@ -92,22 +92,22 @@ func TestDamagedPolicyIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.story(
-		step{"tier ls", 1, `pulley: policy revision 2 is damaged: .*; see 'pulley policy history', and put a sound one in force with 'pulley policy rollback REVISION'\n`},
+		step{"tier ls", 1, `pulley: policy revision 2 is damaged: .*; see 'pulley policy history', and restore a valid revision with 'pulley policy rollback REVISION'\n`},
 		step{"tier set gold --share 3", 1, `pulley: policy revision 2 is damaged: .*`},
 		step{"policy history", 0, `REVISION.*\n       2 .* policy revision 2 is damaged: .*\n       1 .*`},
 		step{"policy rollback 2", 4, `pulley: revision 2 is damaged: .*`},
-		step{"policy rollback 1", 0, `.*revision 3 is in force\nwarning: policy revision 2 is damaged: .*; it is replaced\n`},
+		step{"policy rollback 1", 0, `.*revision 3 is current\nwarning: policy revision 2 is damaged: .*; replacing it\n`},
 		step{"policy history --diff", 0, `revision 3, .*revision 2, .*revision 1, .*`},
 	)
 }
 
-// Two who change the policy at once: the one that read first is told.
+// If the policy changes between reading and applying, the apply is refused.
 func TestApplyLosesToAnotherChange(t *testing.T) {
 	s := newSite(t)
 	s.serve("llama")
 	file := clitest.WriteFile(t, "p.yaml", strings.Replace(s.ok("policy export"), "share: 8", "share: 16", 1))
 	root := testRoot()
-	// The other is quicker: while this one has shown its diff, and not yet written.
+	// The other change happens after the apply has printed its diff, and before it writes.
 	var stderr bytes.Buffer
 	code := cli.Execute(t.Context(), root, []string{"policy", "apply", "-f", file, "--nats", s.url}, &sneak{func() { s.ok("tier set gold") }}, &stderr)
 	if want := "nothing was applied: the policy has changed meanwhile"; code != 4 || !strings.Contains(stderr.String(), want) {
@@ -118,7 +118,7 @@ func TestApplyLosesToAnotherChange(t *testing.T) {
 	}
 }
 
-// sneak does something at the first write.
+// sneak calls do at the first write.
 type sneak struct{ do func() }
 
 func (s *sneak) Write(p []byte) (int, error) {

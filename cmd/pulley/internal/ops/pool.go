@@ -16,17 +16,19 @@ import (
 )
 
 func newPoolCommand() *cobra.Command {
-	return cli.Noun("pool", "Pools of workers: list, describe, set the balance, pause", `Pools: the workers that serve one thing, and its queues. A pool is there as soon
-as a worker serves it; what is set here may be set before. A change is in force
-within a second.`,
+	return cli.Noun("pool", "Pools of workers: list, describe, balance, pause", `A pool is a set of interchangeable workers, with a queue for each tier. It exists
+as soon as a worker serves it. Settings can be made before that. A change takes
+effect within a second.
+
+Terms: docs/concepts.md`,
 		newPoolListCommand, newPoolInfoCommand, newPoolSetCommand, newPoolRemoveCommand, newPoolPauseCommand, newPoolResumeCommand)
 }
 
 func newPoolListCommand(c *cli.ConnectFlags) *cobra.Command {
 	return cli.Listing(&cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the pools",
-		Long: `List the pools: those that workers serve or have served, and those that are set.
-A worker that serves several pools counts in each of them, with all its slots.`,
+		Long: `List the pools that workers serve or have served, and those that have settings. A
+worker that serves several pools counts in each of them, with all its slots.`,
 		Example: `  pulley pool ls
   pulley pool ls -o wide --watch`,
 	}, c, func(s *cli.Session) (cli.View, error) {
@@ -36,22 +38,23 @@ A worker that serves several pools counts in each of them, with all its slots.`,
 		}
 		return cli.View{Value: list, Print: func(p *term.Page) {
 			t := term.Table{
-				Columns: []term.Column{term.Text("POOL"), term.Painted(term.Word("STATE"), fleet.StateStyle), term.Number("WORKERS"), term.Number("SLOTS"), term.Number("RUNNING"), term.Number("WAITING"),
-					term.Word("BALANCE"), term.Word("AFFINITY"), term.Wide(term.Number("STICKS FOR")), term.Wide(term.Text("SPILLS TO"))},
+				Columns: []term.Column{term.Text("POOL"), term.Styled(term.Fixed("STATE"), fleet.StateStyle), term.Number("WORKERS"), term.Number("SLOTS"), term.Number("IN FLIGHT"), term.Number("WAITING"),
+					term.Fixed("BALANCE"), term.Fixed("AFFINITY"), term.Wide(term.Number("STICK FOR")), term.Wide(term.Text("SPILL"))},
 				Empty: "no pools; they appear with the first worker",
 			}
 			for _, i := range list {
-				alive := fmt.Sprint(i.Workers)
+				workers := fmt.Sprint(i.Workers)
 				if i.Live < i.Workers {
-					alive = fmt.Sprintf("%d/%d", i.Live, i.Workers)
+					workers = fmt.Sprintf("%d/%d", i.Live, i.Workers)
 				}
-				t.Row(i.Pool, i.State, alive, i.Slots, i.InFlight, i.Waiting, i.Balance, i.Affinity, durationOr(i.StickFor), spills(i.Spill))
+				t.Row(i.Pool, i.State, workers, i.Slots, i.InFlight, i.Waiting, i.Balance, i.Affinity, durationOr(i.StickFor), spills(i.Spill))
 			}
 			p.Table(t)
 		}}, nil
 	})
 }
 
+// spills lists the pools that a pool spills to, each with its penalty in rungs.
 func spills(list []policy.Spill) string {
 	var parts []string
 	for _, s := range list {
@@ -62,7 +65,7 @@ func spills(list []policy.Spill) string {
 
 func newPoolInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "info POOL", Short: "Describe a pool", Long: "Describe a pool: its settings, its workers, its queues, and the routes that lead to it.",
+		Use: "info POOL", Short: "Describe a pool", Long: "Describe a pool: its settings, workers and queues, and the routes that lead to it.",
 		Example:           `  pulley pool info llama-70b`,
 		Args:              cli.ExactArgs("POOL"),
 		ValidArgsFunction: cli.Complete(c, 1, livePools),
@@ -89,21 +92,21 @@ func newPoolInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 			Members []subjects.Heartbeat `json:"members"`
 		}{i, routes, i.Queues, i.Members}
 		return cli.View{Value: value, Print: func(p *term.Page) {
-			sticks := durationOr(i.StickFor)
-			if sticks != "" {
-				sticks += ": so long a session waits for its worker"
+			stick := durationOr(i.StickFor)
+			if stick != "" {
+				stick += ": a session waits this long for its worker"
 			}
 			p.Fields(
 				term.KV("pool", i.Pool, term.Bold),
 				term.KV("state", i.State, fleet.StateStyle(i.State)),
 				term.KV("balance", string(i.Balance)),
 				term.KV("affinity", string(i.Affinity)),
-				term.KV("sticks for", sticks),
-				term.KV("spills to", strings.TrimPrefix(spills(i.Spill), "-")),
+				term.KV("stick for", stick),
+				term.KV("spill", strings.TrimPrefix(spills(i.Spill), "-")),
 				term.KV("routes", strings.TrimPrefix(term.Join(routes), "-")),
 			)
 			p.Heading("workers")
-			t := term.Table{Columns: []term.Column{term.Text("NAME"), term.Painted(term.Word("STATE"), fleet.StateStyle), term.Number("RUNNING"), term.Number("SLOTS"), term.Number("RUNG"), term.Number("WEIGHT"), term.Number("FIRST TOKEN"), term.Number("PER TOKEN"), term.IfAny(term.Column{Name: "REASON", Cut: 12})},
+			t := term.Table{Columns: []term.Column{term.Text("NAME"), term.Styled(term.Fixed("STATE"), fleet.StateStyle), term.Number("IN FLIGHT"), term.Number("SLOTS"), term.Number("RUNG"), term.Number("WEIGHT"), term.Number("FIRST TOKEN"), term.Number("PER TOKEN"), term.NonEmpty(term.Column{Name: "REASON", MinWidth: 12})},
 				Empty: "none"}
 			for _, h := range i.Members {
 				st := statusOf(h, i.Pool)
@@ -112,7 +115,7 @@ func newPoolInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 			}
 			p.Table(t)
 			p.Heading("queues")
-			t = term.Table{Columns: []term.Column{term.Text("TIER"), term.Number("WAITING"), term.Number("OLDEST"), term.Number("MAX"), term.Number("RUNNING"), term.Number("BIDS")}, Empty: "none"}
+			t = term.Table{Columns: []term.Column{term.Text("TIER"), term.Number("WAITING"), term.Number("OLDEST"), term.Number("MAX QUEUE"), term.Number("IN FLIGHT"), term.Number("BIDS")}, Empty: "none"}
 			for _, q := range i.Queues {
 				oldest := ""
 				if q.OldestMS > 0 {
@@ -125,7 +128,7 @@ func newPoolInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 	})
 }
 
-// routesTo are the routes by which requests may come to a pool.
+// routesTo returns the routes that lead to a pool.
 func routesTo(pool string, p *policy.Policy) (names []string) {
 	for _, model := range slices.Sorted(maps.Keys(p.Routes)) {
 		r := p.Routes[model]
@@ -143,6 +146,7 @@ func routesTo(pool string, p *policy.Policy) (names []string) {
 	return names
 }
 
+// statusOf returns what a worker reports about a pool.
 func statusOf(h subjects.Heartbeat, pool string) subjects.PoolStatus {
 	for _, p := range h.Pools {
 		if p.Pool == pool {
@@ -152,8 +156,8 @@ func statusOf(h subjects.Heartbeat, pool string) subjects.PoolStatus {
 	return subjects.PoolStatus{}
 }
 
-// curveNow is how long a mean request's first token, and each further one, would
-// take a worker now.
+// curveNow returns how long a worker would take now for the first token of a mean
+// request, and for each further token.
 func curveNow(st subjects.PoolStatus, h subjects.Heartbeat) (first, each string) {
 	if st.Curve == nil {
 		return "", ""
@@ -169,9 +173,9 @@ func curveNow(st subjects.PoolStatus, h subjects.Heartbeat) (first, each string)
 
 func newPoolRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "rm POOL", Aliases: []string{"reset"}, Short: "Forget what is set for a pool",
-		Long: `Forget what is set for a pool: it is as others are again, and not paused. Its
-workers and its queues stay.`,
+		Use: "rm POOL", Aliases: []string{"reset"}, Short: "Reset a pool to the defaults",
+		Long: `Reset the settings of a pool to the defaults; a paused pool is resumed. Its workers
+and queues stay.`,
 		Example:           `  pulley pool rm llama-70b`,
 		Args:              cli.ExactArgs("POOL"),
 		ValidArgsFunction: cli.Complete(c, 1, livePools),
@@ -183,16 +187,16 @@ workers and its queues stay.`,
 			return err
 		}
 		if _, ok := p.Pools[name]; !ok {
-			return cli.NotFoundf("nothing is set for pool %q%s", name, cli.DidYouMean(name, slices.Sorted(maps.Keys(p.Pools))))
+			return cli.NotFoundf("pool %q has no settings%s", name, cli.DidYouMean(name, slices.Sorted(maps.Keys(p.Pools))))
 		}
-		if err := s.Confirm("forget what is set for pool %s", term.Printable(name)); err != nil {
+		if err := s.Confirm("reset pool %s to defaults", term.Printable(name)); err != nil {
 			return err
 		}
 		v, err := changePolicy(s, func(p *policy.Policy) error { delete(p.Pools, name); return nil })
 		if err != nil {
 			return err
 		}
-		s.Printf("pool %s is as others are, policy revision %d", term.Printable(name), v.Revision)
+		s.Printf("pool %s reset to defaults, policy revision %d", term.Printable(name), v.Revision)
 		return nil
 	})
 }
@@ -200,8 +204,9 @@ workers and its queues stay.`,
 func newPoolPauseCommand(c *cli.ConnectFlags) *cobra.Command {
 	return toggle{noun: "pool", on: true, done: "paused", state: "paused", edit: setPaused}.verb(c, &cobra.Command{
 		Use: "pause POOL", Short: "Hold a pool's requests in their queues",
-		Long: `Hold a pool's requests in their queues: its workers take nothing new. What runs
-goes on; what waits keeps its deadline, and queues fill up.`,
+		Long: `Hold the requests of a pool in their queues: its workers accept no new ones.
+Running requests continue. Waiting requests keep their deadlines, and the queues
+fill up.`,
 		Example:           `  pulley pool pause llama-70b`,
 		ValidArgsFunction: cli.Complete(c, 1, livePools),
 	})
@@ -209,8 +214,8 @@ goes on; what waits keeps its deadline, and queues fill up.`,
 
 func newPoolResumeCommand(c *cli.ConnectFlags) *cobra.Command {
 	return toggle{noun: "pool", done: "resumed", state: "paused", edit: setPaused}.verb(c, &cobra.Command{
-		Use: "resume POOL", Short: "Let a paused pool go on",
-		Long:              "Let a paused pool go on: its workers take requests again.",
+		Use: "resume POOL", Short: "Resume a paused pool",
+		Long:              "Resume a paused pool: its workers accept requests again.",
 		Example:           `  pulley pool resume llama-70b`,
 		ValidArgsFunction: cli.Complete(c, 1, livePools),
 	})

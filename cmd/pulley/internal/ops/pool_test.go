@@ -21,10 +21,10 @@ func TestPools(t *testing.T) {
 	s.held = []subjects.RequestDetail{held("01", "llama", "standard", "running", time.Second), held("02", "llama", "batch", "queued", 90*time.Second)}
 	s.story(
 		step{"pool set llama --balance sticky:weighted --stick hard=2m --spill qwen --spill old=4", 0, `pool llama changed, .*warning: .* qwen\n`},
-		step{"pool ls -o wide", 0, `POOL   STATE      WORKERS  SLOTS  RUNNING  WAITING  BALANCE   AFFINITY  STICKS FOR  SPILLS TO
-llama  ready          1/2      8        1        1  weighted  session           2m  qwen \+2, old \+4
-old    no worker        0      0        0        0  price     auto               -  -
-qwen   ready            1      8        0        0  price     auto               -  -\n`},
+		step{"pool ls -o wide", 0, `POOL   STATE      WORKERS  SLOTS  IN FLIGHT  WAITING  BALANCE   AFFINITY  STICK FOR  SPILL
+llama  ready          1/2      8          1        1  weighted  session          2m  qwen \+2, old \+4
+old    no worker        0      0          0        0  price     auto              -  -
+qwen   ready            1      8          0        0  price     auto              -  -\n`},
 	)
 }
 
@@ -51,17 +51,17 @@ func TestPoolSettings(t *testing.T) {
 	}
 	s.story(
 		step{"pool set llama --stick-for 5s", 2, `pulley: --stick-for: needs affinity\nrun .*`},
-		step{"pool set llama --balance fastest", 2, `pulley: --balance "fastest": want price, .*`},
-		step{"pool set llama --balance sticky:fastest", 2, `pulley: --balance "sticky:fastest": want price, .*`},
+		step{"pool set llama --balance fastest", 2, `pulley: --balance "fastest": must be price, .*`},
+		step{"pool set llama --balance sticky:fastest", 2, `pulley: --balance "sticky:fastest": must be price, .*`},
 		step{"pool set llama --affinity maybe", 2, `pulley: --affinity: "maybe": must be auto, session or off\nrun .*`},
-		step{"pool set llama --stick soft", 2, `pulley: --stick "soft": want hard, hard=DURATION or off\nrun .*`},
-		step{"pool set llama --stick hard --stick-for 1s", 2, `pulley: --stick, --stick-for: only one of them\nrun .*`},
-		step{"pool set llama --spill qwen=0.5", 2, `pulley: --spill "qwen=0.5": rungs are whole: want POOL or POOL=RUNGS\nrun .*`},
+		step{"pool set llama --stick soft", 2, `pulley: --stick "soft": must be hard, hard=DURATION or off\nrun .*`},
+		step{"pool set llama --stick hard --stick-for 1s", 2, `pulley: --stick and --stick-for exclude each other\nrun .*`},
+		step{"pool set llama --spill qwen=0.5", 2, `pulley: --spill "qwen=0.5": the number of rungs must be whole: must be POOL or POOL=RUNGS\nrun .*`},
 		step{"pool set llama --spill llama", 2, `pulley: --spill: "llama": is the pool itself\nrun .*`},
 		step{"pool set lama --balance weighted", 0, `pool lama changed, .*warning: no worker has ever served pool lama; did you mean "llama"\?\n`},
-		step{"pool rm qwen --force", 3, `pulley: nothing is set for pool "qwen"\n`},
-		step{"pool rm llama", 4, `pulley: forget what is set for pool llama: there is no terminal .*`},
-		step{"pool rm llama --force", 0, `pool llama is as others are, policy revision \d+\n`},
+		step{"pool rm qwen --force", 3, `pulley: pool "qwen" has no settings\n`},
+		step{"pool rm llama", 4, `pulley: reset pool llama to defaults: needs a confirmation, .*`},
+		step{"pool rm llama --force", 0, `pool llama reset to defaults, policy revision \d+\n`},
 	)
 	s.ok("pool rm lama --force")
 	s.ok("pool pause llama")
@@ -69,13 +69,13 @@ func TestPoolSettings(t *testing.T) {
 		t.Error("the pool is not paused")
 	}
 	s.story(
-		step{"pool pause llama", 0, `pool llama is paused already, .*`},
+		step{"pool pause llama", 0, `pool llama already paused, .*`},
 		step{"pool resume llama", 0, `pool llama resumed, .*`},
 		step{"pool resume llama", 0, `pool llama was not paused, .*`},
 		step{"pool resume lamma", 3, `pulley: no pool "lamma"; did you mean "llama"\?\n`},
 	)
 	if pools := s.policy().Pools; len(pools) != 0 {
-		t.Errorf("pools %v: one that is as others are is not in the policy", pools)
+		t.Errorf("pools %v: a pool with default settings is not in the policy", pools)
 	}
 }
 
@@ -90,7 +90,7 @@ func TestPoolInfo(t *testing.T) {
 	s.ok("route set chat --to llama")
 	s.ok("route set safe --to qwen --fallback llama")
 	out := s.ok("pool info llama")
-	for _, want := range []string{"routes    chat, safe (fallback)\n", "gpu-1  ready        3      8     0       1       150 ms      18 ms\n", "batch           0       -  10000        0     0\n"} {
+	for _, want := range []string{"routes    chat, safe (fallback)\n", "gpu-1  ready          3      8     0       1       150 ms      18 ms\n", "batch           0       -      10000          0     0\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("pool info:\n%s\nwant %s", out, want)
 		}

@@ -13,10 +13,11 @@ import (
 )
 
 const (
-	// hardStick is how long --stick hard waits unless told otherwise.
+	// hardStick is the duration of --stick hard.
 	hardStick = 30 * time.Second
 
-	// spillPenalty is that of --spill POOL: as dear as the home of somebody else.
+	// spillPenalty is the penalty of --spill POOL in rungs. A bid on another worker's home
+	// lane has a penalty of 3.
 	spillPenalty = 2
 )
 
@@ -26,19 +27,23 @@ func newPoolSetCommand(c *cli.ConnectFlags) *cobra.Command {
 	var spill []string
 	cmd := &cobra.Command{
 		Use: "set POOL", Short: "Set how a pool's workers share its requests",
-		Long: `Set how a pool's workers share its requests. What no flag names stays as it is.
+		Long: `Set how the workers of a pool share its requests. Settings without a flag stay
+unchanged.
 
-Balance is how a worker prices its bids; the cheapest takes the next request:
-  price         by the latency it expects, as it has measured (the default)
-  least-loaded  by requests in flight over slots: engines whose times say nothing
-  weighted      by requests in flight over weight: when you know better
-  round-robin   all alike: whoever has waited longest
-  sticky        the same with --affinity session; sticky:weighted sets both
+The balance method sets the price of a worker's bids. The lowest bid gets the next
+request:
+  price         the latency that the worker expects, from its measurements (default)
+  least-loaded  requests in flight / slots; for engines with meaningless latencies
+  weighted      requests in flight / weight; to set the ratio by hand
+  round-robin   the same price for all: the worker that has waited longest is next
+  sticky        keep the method, set --affinity session; sticky:METHOD sets both
 
-Affinity is what goes back to the worker that has its beginning cached:
-  auto          a session that the request names, else the conversation so far
-  session       a session that the request names
-  off           nothing`,
+Affinity says which requests go back to the worker that has their prefix cached:
+  auto          those of a named session, else those that continue a conversation
+  session       those of a named session
+  off           none
+
+Terms: docs/concepts.md`,
 		Example: `  pulley pool set llama-70b --balance least-loaded
   pulley pool set agents --balance sticky --stick hard=2m
   pulley pool set llama-70b --spill llama-70b-eu=3`,
@@ -47,27 +52,27 @@ Affinity is what goes back to the worker that has its beginning cached:
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.StringVar(&balance, "balance", "", "`method`: price, least-loaded, weighted, round-robin, sticky or sticky:METHOD")
-	fs.StringVar(&affinity, "affinity", "", "`kind`: auto, session or off")
-	fs.DurationVar(&stickFor, "stick-for", 0, "how long a session waits for its worker before another may take it, for engines that keep a session's state; 0 is not at all")
-	fs.StringVar(&stick, "stick", "", "`hard` is --stick-for 30s, hard=2m is --stick-for 2m, off is --stick-for 0")
-	fs.StringArrayVar(&spill, "spill", nil, "`POOL[=RUNGS]` whose workers bid on this pool's queues too, so many rungs dearer, 2 unless given (repeatable; '' is none)")
+	fs.StringVar(&balance, "balance", "", "balance `method`: price, least-loaded, weighted, round-robin, sticky or sticky:METHOD")
+	fs.StringVar(&affinity, "affinity", "", "`kind` of affinity: auto, session or off")
+	fs.DurationVar(&stickFor, "stick-for", 0, "how long a session waits for its worker before another may take it, for engines that keep the state of a session; 0: not at all")
+	fs.StringVar(&stick, "stick", "", "shorthand: `hard` is --stick-for 30s, hard=2m is --stick-for 2m, off is --stick-for 0")
+	fs.StringArrayVar(&spill, "spill", nil, "`POOL[=RUNGS]` whose workers also bid on this pool's queues, RUNGS rungs higher (default 2; repeatable; '' for none)")
 	var methods []string
 	for _, b := range policy.Balances {
 		methods = append(methods, string(b))
 	}
-	cmd.RegisterFlagCompletionFunc("balance", cobra.FixedCompletions(append(methods, "sticky"), cobra.ShellCompDirectiveNoFileComp))
-	cmd.RegisterFlagCompletionFunc("affinity", cobra.FixedCompletions([]string{"auto", "session", "off"}, cobra.ShellCompDirectiveNoFileComp))
-	cmd.RegisterFlagCompletionFunc("stick", cobra.FixedCompletions([]string{"hard", "off"}, cobra.ShellCompDirectiveNoFileComp))
+	cli.CompleteFixed(cmd, "balance", append(methods, "sticky")...)
+	cli.CompleteFixed(cmd, "affinity", "auto", "session", "off")
+	cli.CompleteFixed(cmd, "stick", "hard", "off")
 	cmd.RegisterFlagCompletionFunc("spill", cli.CompleteFlag(c, livePools))
 	return cli.Action(cmd, c, func(s *cli.Session) error {
 		name := s.Args[0]
 		if method, _ := strings.CutPrefix(balance, "sticky:"); balance != "" && balance != "sticky" && !slices.Contains(methods, method) {
-			return cli.Usagef("--balance %q: want price, least-loaded, weighted, round-robin, sticky or sticky:METHOD", balance)
+			return cli.Usagef("--balance %q: must be price, least-loaded, weighted, round-robin, sticky or sticky:METHOD", balance)
 		}
 		if fs.Changed("stick") {
 			if fs.Changed("stick-for") {
-				return cli.Usagef("--stick, --stick-for: only one of them")
+				return cli.Usagef("--stick and --stick-for exclude each other")
 			}
 			var err error
 			if stickFor, err = parseStick(stick); err != nil {
@@ -105,7 +110,7 @@ Affinity is what goes back to the worker that has its beginning cached:
 	})
 }
 
-// setPool puts a pool into a policy; one that is as others are is left out.
+// setPool sets a pool in a policy. A pool with default settings is left out.
 func setPool(p *policy.Policy, name string, pool policy.Pool) {
 	if p.Pools == nil {
 		p.Pools = make(map[string]policy.Pool)
@@ -116,6 +121,7 @@ func setPool(p *policy.Policy, name string, pool policy.Pool) {
 	}
 }
 
+// parseStick parses --stick.
 func parseStick(text string) (time.Duration, error) {
 	kind, bound, given := strings.Cut(text, "=")
 	switch {
@@ -126,21 +132,22 @@ func parseStick(text string) (time.Duration, error) {
 	case kind == "hard":
 		d, err := time.ParseDuration(bound)
 		if err != nil || d <= 0 {
-			return 0, cli.Usagef("--stick %q: want a duration after the =, such as hard=2m", text)
+			return 0, cli.Usagef("--stick %q: must be a duration after the =, such as hard=2m", text)
 		}
 		return d, nil
 	}
-	return 0, cli.Usagef("--stick %q: want hard, hard=DURATION or off", text)
+	return 0, cli.Usagef("--stick %q: must be hard, hard=DURATION or off", text)
 }
 
+// parseSpill parses --spill.
 func parseSpill(list []string) (spills []policy.Spill, err error) {
 	for _, text := range notEmpty(list) {
 		pool, rungs, err := parsePart(text, spillPenalty)
 		if err == nil && rungs != float64(int(rungs)) {
-			err = errors.New("rungs are whole")
+			err = errors.New("the number of rungs must be whole")
 		}
 		if err != nil {
-			return nil, cli.Usagef("--spill %q: %w: want POOL or POOL=RUNGS", text, err)
+			return nil, cli.Usagef("--spill %q: %w: must be POOL or POOL=RUNGS", text, err)
 		}
 		spills = append(spills, policy.Spill{Pool: pool, Penalty: int(rungs)})
 	}

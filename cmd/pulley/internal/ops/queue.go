@@ -19,9 +19,11 @@ import (
 )
 
 func newQueueCommand() *cobra.Command {
-	return cli.Noun("queue", "What waits: list, look into, empty", `The queues: one for each pool and tier. A part of what waits is in the broker,
-where the workers' bids pull it; the rest waits in the gateways for its tenant's
-turn.`,
+	return cli.Noun("queue", "Waiting requests: list, peek, purge", `There is one queue for each pool and tier. Some of the waiting requests are in the
+broker, where the bids of workers pull them. The others wait in the gateways, which
+release them fairly over the tenants.
+
+Terms: docs/concepts.md`,
 		newQueueListCommand, newQueuePeekCommand, newQueuePurgeCommand)
 }
 
@@ -29,16 +31,15 @@ func newQueueListCommand(c *cli.ConnectFlags) *cobra.Command {
 	var pool, tier string
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the queues",
-		Long: `List the queues: how many requests wait and how long the oldest has, how many run
-on workers, and how many bids of workers are parked. --output wide has a line for
-each lane: home lanes hold follow-ups for the worker that has their beginning
-cached.`,
+		Long: `List the queues: requests waiting and for how long, requests in flight on workers,
+and open bids of workers. With -o wide there is a line for each lane: a home lane
+holds the follow-up requests for the worker that has their prefix cached.`,
 		Example: `  pulley queue ls
   pulley queue ls --pool llama-70b -o wide --watch`,
 	}
 	cmd.Flags().SortFlags = false
-	cmd.Flags().StringVar(&pool, "pool", "", "only of this `pool`")
-	cmd.Flags().StringVar(&tier, "tier", "", "only of this `tier`")
+	cmd.Flags().StringVar(&pool, "pool", "", "only this `pool`")
+	cmd.Flags().StringVar(&tier, "tier", "", "only this `tier`")
 	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
 	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
@@ -59,8 +60,8 @@ cached.`,
 				return
 			}
 			t := term.Table{
-				Columns: []term.Column{term.Text("POOL"), term.Text("TIER"), term.Number("WAITING"), term.Number("OLDEST"), term.Number("MAX"), term.Number("RUNNING"), term.Number("BIDS"), term.IfAny(term.Painted(term.Word("STATE"), fleet.StateStyle))},
-				Empty:   "no queues; they appear with the first worker",
+				Columns: []term.Column{term.Text("POOL"), term.Text("TIER"), term.Number("WAITING"), term.Number("OLDEST"), term.Number("MAX QUEUE"), term.Number("IN FLIGHT"), term.Number("BIDS"), term.NonEmpty(term.Styled(term.Fixed("STATE"), fleet.StateStyle))},
+				Empty:   "no queues: they appear with the first worker",
 			}
 			for _, q := range list {
 				oldest, state := "", ""
@@ -78,8 +79,8 @@ cached.`,
 }
 
 func printLanes(p *term.Page, lanes []fleet.Lane, pol *policy.Policy) {
-	t := term.Table{Columns: []term.Column{term.Text("POOL"), term.Text("TIER"), term.Text("LANE"), term.Number("IN BROKER"), term.Number("RUNNING"), term.Number("BIDS"), term.IfAny(term.Painted(term.Word("STATE"), fleet.StateStyle))},
-		Empty: "no queues; they appear with the first worker"}
+	t := term.Table{Columns: []term.Column{term.Text("POOL"), term.Text("TIER"), term.Text("LANE"), term.Number("IN BROKER"), term.Number("IN FLIGHT"), term.Number("BIDS"), term.NonEmpty(term.Styled(term.Fixed("STATE"), fleet.StateStyle))},
+		Empty: "no queues: they appear with the first worker"}
 	for _, q := range lanes {
 		state := ""
 		if pol.Pools[q.Pool].Paused {
@@ -93,9 +94,9 @@ func printLanes(p *term.Page, lanes []fleet.Lane, pol *policy.Policy) {
 func newQueuePurgeCommand(c *cli.ConnectFlags) *cobra.Command {
 	var tier string
 	cmd := &cobra.Command{
-		Use: "purge POOL", Short: "Drop the requests that wait",
-		Long: `Drop the requests of a pool that wait: their clients get a 503. What runs on a
-worker goes on. To hold requests back instead, pause the pool.`,
+		Use: "purge POOL", Short: "Drop the waiting requests",
+		Long: `Drop the waiting requests of a pool: their clients get a 503. Running requests
+continue. To hold requests back instead, pause the pool.`,
 		Example: `  pulley queue purge llama-70b --tier batch
   pulley queue purge llama-70b --force`,
 		Args:              cli.ExactArgs("POOL"),
@@ -103,7 +104,7 @@ worker goes on. To hold requests back instead, pause the pool.`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.StringVar(&tier, "tier", "", "only of this `tier`")
+	fs.StringVar(&tier, "tier", "", "only this `tier`")
 	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
 		pool := s.Args[0]
@@ -111,16 +112,16 @@ worker goes on. To hold requests back instead, pause the pool.`,
 		if err != nil {
 			return err
 		}
-		of := "pool " + term.Printable(pool)
+		queue := "pool " + term.Printable(pool)
 		if tier != "" {
-			of += ", tier " + tier
+			queue += ", tier " + tier
 		}
-		if err := s.Confirm("drop all requests of %s that wait", of); err != nil {
+		if err := s.Confirm("drop all waiting requests of %s", queue); err != nil {
 			return err
 		}
 		dropped, err := fleet.CallAll(s.Context(), s.NC, subjects.DoPurge, subjects.PurgeOrder{Pool: pool, Tier: tier, By: s.User()})
 		if err != nil && !errors.Is(err, fleet.ErrNoGateway) {
-			return fmt.Errorf("purge %s: %w", of, err)
+			return fmt.Errorf("purge %s: %w", queue, err)
 		}
 		orphans := 0
 		for _, t := range tiers {
@@ -132,7 +133,7 @@ worker goes on. To hold requests back instead, pause the pool.`,
 		}
 		switch {
 		case orphans > 0:
-			s.Printf("%s dropped, and %d that no gateway knew", term.Count(dropped, "request"), orphans)
+			s.Printf("%s dropped, and %d of gateways that are gone", term.Count(dropped, "request"), orphans)
 		default:
 			s.Printf("%s dropped", term.Count(dropped, "request"))
 		}
@@ -140,7 +141,7 @@ worker goes on. To hold requests back instead, pause the pool.`,
 	})
 }
 
-// dropOrphans deletes the requests of a queue whose gateway is gone.
+// dropOrphans deletes the waiting requests of gateways that are gone.
 func dropOrphans(s *cli.Session, tier, pool string) (dropped int, err error) {
 	_, delivered, err := deliveryState(s, tier, pool)
 	if err != nil {
@@ -169,20 +170,20 @@ func dropOrphans(s *cli.Session, tier, pool string) (dropped int, err error) {
 	return dropped, errors.Join(err, failed)
 }
 
-// gatewayGone says that nobody answers for a gateway any more.
+// gatewayGone says whether a gateway no longer answers.
 func gatewayGone(s *cli.Session, id string) bool {
 	_, err := s.NC.RequestWithContext(s.Context(), subjects.GatewayBody(id), []byte("{}"))
 	return errors.Is(err, nats.ErrNoResponders)
 }
 
-// deleteMessage removes a message from a stream. False: it was not there.
+// deleteMessage deletes a message of a stream; false if it does not exist.
 func deleteMessage(ctx context.Context, stream jetstream.Stream, sequence uint64) (bool, error) {
 	err := stream.DeleteMsg(ctx, sequence)
 	if err == nil {
 		return true, nil
 	}
-	// The error does not tell apart.
-	if _, look := stream.GetMsg(ctx, sequence); errors.Is(look, jetstream.ErrMsgNotFound) {
+	// The error does not say whether the message exists.
+	if _, getErr := stream.GetMsg(ctx, sequence); errors.Is(getErr, jetstream.ErrMsgNotFound) {
 		return false, nil
 	}
 	return false, err

@@ -16,40 +16,39 @@ import (
 )
 
 func newRequestCommand() *cobra.Command {
-	return cli.Noun("request", "Requests under way: list, describe, cancel", `The requests that gateways hold now: queued, running on a worker, or already
-answering. A request is named by its x-request-id, or by the beginning or end of
-that if no other has the same.`,
+	return cli.Noun("request", "Requests in progress: list, describe, cancel", `The requests that gateways hold now: queued, running on a worker, or answering.
+A request is named by its x-request-id, or by a unique beginning or end of it.`,
 		newRequestListCommand, newRequestInfoCommand, newRequestCancelCommand)
 }
 
-// requestStates are all there are.
+// requestStates are the states of a request in progress.
 var requestStates = []string{"queued", "running", "answering"}
 
 func newRequestListCommand(c *cli.ConnectFlags) *cobra.Command {
 	var pool, tier, tenant, worker, state string
 	var older time.Duration
 	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List the requests under way",
-		Long: "List the requests under way, the oldest first.",
+		Use: "ls", Aliases: []string{"list"}, Short: "List the requests in progress",
+		Long: "List the requests in progress, the oldest first.",
 		Example: `  pulley request ls
   pulley request ls --state queued --older 30s --watch
   pulley request ls --tenant acme -o json`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.StringVar(&pool, "pool", "", "only of this `pool`")
-	fs.StringVar(&tier, "tier", "", "only of this `tier`")
-	fs.StringVar(&tenant, "tenant", "", "only of this `tenant`")
-	fs.StringVar(&worker, "worker", "", "only those that this `worker` has")
-	fs.StringVar(&state, "state", "", "only queued, running or answering ones")
-	fs.DurationVar(&older, "older", 0, "only those that came so long ago")
+	fs.StringVar(&pool, "pool", "", "only this `pool`")
+	fs.StringVar(&tier, "tier", "", "only this `tier`")
+	fs.StringVar(&tenant, "tenant", "", "only this `tenant`")
+	fs.StringVar(&worker, "worker", "", "only on this `worker`")
+	fs.StringVar(&state, "state", "", "only this `state`: queued, running or answering")
+	fs.DurationVar(&older, "older", 0, "only requests that are at least this old")
 	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
 	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
 	cmd.RegisterFlagCompletionFunc("worker", cli.CompleteFlag(c, liveWorkers))
-	cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(requestStates, cobra.ShellCompDirectiveNoFileComp))
+	cli.CompleteFixed(cmd, "state", requestStates...)
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		if state != "" && !slices.Contains(requestStates, state) {
-			return cli.View{}, cli.Usagef("--state %q: want queued, running or answering", state)
+			return cli.View{}, cli.Usagef("--state %q: must be queued, running or answering", state)
 		}
 		list, err := fleet.Requests(s.Context(), s.NC)
 		if err != nil {
@@ -62,12 +61,12 @@ func newRequestListCommand(c *cli.ConnectFlags) *cobra.Command {
 		})
 		return cli.View{Value: list, Print: func(p *term.Page) {
 			t := term.Table{
-				Columns: []term.Column{{Name: "ID", Cut: 13, Tail: true}, term.Text("POOL"), term.Wide(term.Text("MODEL")), term.Text("TIER"), term.IfAny(term.Text("TENANT")), term.Painted(term.Word("STATE"), fleet.StateStyle),
-					term.Text("WORKER"), term.Number("ATTEMPT"), term.Number("QUEUED"), term.Number("AGE"), term.Number("OUT"), term.Wide(term.Text("PATH")), term.Wide(term.Text("GATEWAY"))},
+				Columns: []term.Column{{Name: "ID", MinWidth: 13, KeepEnd: true}, term.Text("POOL"), term.Wide(term.Text("MODEL")), term.Text("TIER"), term.NonEmpty(term.Text("TENANT")), term.Styled(term.Fixed("STATE"), fleet.StateStyle),
+					term.Text("WORKER"), term.Number("ATTEMPT"), term.Number("QUEUED"), term.Number("AGE"), term.Number("BYTES OUT"), term.Wide(term.Text("PATH")), term.Wide(term.Text("GATEWAY"))},
 				Empty: "no requests",
 			}
 			if all > 0 {
-				t.Empty = fmt.Sprintf("no such requests, of %d", all)
+				t.Empty = fmt.Sprintf("none of %s matches", term.Count(all, "request"))
 			}
 			for _, r := range list {
 				t.Row(r.ID, r.Pool, r.Model, r.Tier, r.Tenant, r.State, r.Worker, r.Attempt, fleet.Millis(r.QueueMS), fleet.Millis(r.AgeMS), term.Bytes(r.BytesOut), r.Path, r.Gateway)
@@ -80,7 +79,7 @@ func newRequestListCommand(c *cli.ConnectFlags) *cobra.Command {
 func newRequestInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 	var showBody bool
 	cmd := &cobra.Command{
-		Use: "info ID", Short: "Describe a request", Long: "Describe a request under way. Its prompt is shown with --show-body only.",
+		Use: "info ID", Short: "Describe a request", Long: "Describe a request in progress. Its prompt is shown only with --show-body.",
 		Example: `  pulley request info 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a901
   pulley request info 3f1c5be2a901 --show-body`,
 		Args:              cli.ExactArgs("ID"),
@@ -100,23 +99,24 @@ func newRequestInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 		case errors.Is(err, fleet.ErrNoAnswer):
 			return cli.View{}, fleet.NoRequest(id)
 		case err != nil:
-			return cli.View{}, fmt.Errorf("ask for request %s: %w", id, err)
+			return cli.View{}, fmt.Errorf("read request %s: %w", id, err)
 		}
 		r.Header = fleet.WithoutSecrets(r.Header)
 		return cli.View{Value: detail{r, string(r.Body)}, Print: func(p *term.Page) { printRequest(p, r, showBody) }}, nil
 	})
 }
 
-// detail shows a body as text.
+// detail is a request whose JSON has the body as text.
 type detail struct {
 	subjects.RequestDetail
 	Body string `json:"body,omitempty"`
 }
 
+// printRequest describes a request.
 func printRequest(p *term.Page, r subjects.RequestDetail, showBody bool) {
-	kind := "one answer"
+	kind := "complete answer"
 	if r.Stream {
-		kind = "a stream"
+		kind = "stream"
 	}
 	p.Fields(
 		term.KV("request", r.ID, term.Bold),
@@ -132,9 +132,9 @@ func printRequest(p *term.Page, r subjects.RequestDetail, showBody bool) {
 		term.KV("queued for", term.Age(fleet.Millis(r.QueueMS))),
 		term.KV("deadline", fmt.Sprintf("%s, in %s", term.Clock(r.Deadline), term.Age(time.Until(r.Deadline)))),
 		term.KV("path", r.Path),
-		term.KV("wants", kind),
+		term.KV("response", kind),
 		term.KV("body", fmt.Sprintf("%s, about %d tokens", term.Bytes(r.BodySize), r.InputTokens)),
-		term.KV("answered", term.Bytes(r.BytesOut)),
+		term.KV("bytes out", term.Bytes(r.BytesOut)),
 		term.KV("gateway", r.Gateway),
 	)
 	printHeaders(p, r.Header)
@@ -149,8 +149,8 @@ func printRequest(p *term.Page, r subjects.RequestDetail, showBody bool) {
 func newRequestCancelCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cancel ID", Short: "Cancel a request",
-		Long: `Cancel a request: taken out of its queue, or stopped on its worker. Its client is
-told so.`,
+		Long: `Cancel a request: remove it from its queue, or stop it on its worker. Its client
+gets an error.`,
 		Example:           `  pulley request cancel 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a901`,
 		Args:              cli.ExactArgs("ID"),
 		ValidArgsFunction: cli.Complete(c, 1, liveRequests),

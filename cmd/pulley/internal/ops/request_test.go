@@ -17,22 +17,22 @@ func TestRequests(t *testing.T) {
 	first.Body, first.BodySize, first.Deadline = []byte("tell me\nof \x1b[31mdragons"), 500, time.Now().Add(time.Hour)
 	s.held = []subjects.RequestDetail{first, held("02", "llama", "batch", "queued", 5*time.Second)}
 	s.story(
-		step{"request ls", 0, `ID +POOL +TIER +TENANT +STATE +WORKER +ATTEMPT +QUEUED +AGE +OUT
+		step{"request ls", 0, `ID +POOL +TIER +TENANT +STATE +WORKER +ATTEMPT +QUEUED +AGE +BYTES OUT
 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a901 +llama +standard +acme +running +gpu-1 +1 +1m30s +1m30s +0 B
 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a902 +llama +batch +acme +queued +- +0 +5\.0s +5\.0s +0 B\n`},
 		step{"request ls --older 30s --worker gpu-1 --tenant acme", 0, `ID.*\n\S+901 .*`},
 		step{"request ls --tier batch --state queued --pool llama", 0, `ID.*\n\S+902 .*`},
-		step{"request ls --pool qwen", 0, "no such requests, of 2\n"},
-		step{"request ls --state dead", 2, `pulley: --state "dead": want queued, running or answering\nrun .*`},
-		step{"request info 0197", 2, `pulley: request 0197: which of 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a901, .*902\?\nrun .*`},
-		step{"request info abc", 3, `pulley: no request abc under way: it is over, or was never here; .*`},
+		step{"request ls --pool qwen", 0, "none of 2 requests matches\n"},
+		step{"request ls --state dead", 2, `pulley: --state "dead": must be queued, running or answering\nrun .*`},
+		step{"request info 0197", 2, `pulley: request 0197 is ambiguous: it may be 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a901 or .*902\nrun .*`},
+		step{"request info abc", 3, `pulley: no request abc in progress: it has ended, or went to another broker; .*`},
 		step{"request info 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a9ff", 3, `pulley: no request .*`},
-		step{"request cancel a902", 4, `pulley: cancel request 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a902: there is no terminal .*`},
+		step{"request cancel a902", 4, `pulley: cancel request 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a902: needs a confirmation, .*`},
 		step{"request cancel a902 --force", 0, `request 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a902 cancelled\n`},
 		step{"request cancel 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a9ff --force", 3, `pulley: no request .*`},
 	)
-	if got := s.wasOrdered(); !strings.HasPrefix(got, "cancel 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a902 by ") {
-		t.Errorf("the gateway was told %q", got)
+	if got := s.takeOrders(); !strings.HasPrefix(got, "cancel 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a902 by ") {
+		t.Errorf("the gateway received %q", got)
 	}
 	for _, output := range []string{"table", "json", "yaml"} {
 		out := s.ok("request info 901 -o " + output)

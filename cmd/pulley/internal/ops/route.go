@@ -16,14 +16,16 @@ import (
 )
 
 func newRouteCommand() *cobra.Command {
-	return cli.Noun("route", "Which pools serve a model: splits, canaries, mirrors, fallbacks", `Which pools serve a model. Without a route it is the pool of the same name. A
-route named with a trailing * is for all models that begin so; the longest wins.
-A change is in force within a second.`,
+	return cli.Noun("route", "Which pools serve a model: splits, canaries, mirrors, fallbacks", `Routes say which pools serve a model. A model without a route is served by the
+pool of the same name. A route whose name ends in * applies to all models that
+begin so; the longest match wins. A change takes effect within a second.
+
+Terms: docs/concepts.md`,
 		newRouteListCommand, newRouteSetCommand, newRouteRemoveCommand,
 		newRouteShiftCommand, newRoutePromoteCommand, newRouteAbortCommand)
 }
 
-// routeLine is one line of pulley route ls.
+// routeLine is a line of pulley route ls.
 type routeLine struct {
 	Model string `json:"model"`
 	policy.Route
@@ -32,7 +34,7 @@ type routeLine struct {
 func newRouteListCommand(c *cli.ConnectFlags) *cobra.Command {
 	return cli.Listing(&cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the routes",
-		Long: "List the routes. A model without one is served by the pool of its name.",
+		Long: "List the routes. A model without a route is served by the pool of its name.",
 		Example: `  pulley route ls
   pulley route ls -o json`,
 	}, c, func(s *cli.Session) (cli.View, error) {
@@ -46,8 +48,8 @@ func newRouteListCommand(c *cli.ConnectFlags) *cobra.Command {
 		}
 		return cli.View{Value: list, Print: func(p *term.Page) {
 			t := term.Table{
-				Columns: []term.Column{term.Text("MODEL"), {Name: "TO", Cut: 20}, term.IfAny(term.Text("MIRROR")), term.IfAny(term.Text("FALLBACK")), term.Wide(term.Number("AFTER")), term.Wide(term.Word("STICKY BY")), term.Wide(term.Word("RESTORES")),
-					term.IfAny(term.Painted(term.Column{Name: "SHIFT", Cut: 12}, fleet.StateStyle))},
+				Columns: []term.Column{term.Text("MODEL"), {Name: "TO", MinWidth: 20}, term.NonEmpty(term.Text("MIRROR")), term.NonEmpty(term.Text("FALLBACK")), term.Wide(term.Number("FALLBACK AFTER")), term.Wide(term.Fixed("STICKY BY")), term.Wide(term.Fixed("RESTORE MODEL")),
+					term.NonEmpty(term.Styled(term.Column{Name: "SHIFT", MinWidth: 12}, fleet.StateStyle))},
 				Empty: "no routes: each model is served by the pool of its name",
 			}
 			for _, r := range list {
@@ -55,18 +57,18 @@ func newRouteListCommand(c *cli.ConnectFlags) *cobra.Command {
 				if sticky == "" {
 					sticky = string(policy.StickySession)
 				}
-				restores := "no"
+				restore := "no"
 				if r.RestoreModel {
-					restores = "the model"
+					restore = "yes"
 				}
-				t.Row(r.Model, targets(r.To), mirrors(r.Mirror), term.Join(r.Fallback), durationOr(r.FallbackAfter), sticky, restores, shiftText(r.Route))
+				t.Row(r.Model, targets(r.To), mirrors(r.Mirror), term.Join(r.Fallback), durationOr(r.FallbackAfter), sticky, restore, shiftText(r.Route))
 			}
 			p.Table(t)
 		}}, nil
 	})
 }
 
-// targets is a split in words: each pool with its part.
+// targets lists the pools of a split, each with its percentage.
 func targets(to []policy.Target) string {
 	sum := 0.0
 	for _, t := range to {
@@ -84,6 +86,7 @@ func targets(to []policy.Target) string {
 	return strings.Join(parts, ", ")
 }
 
+// mirrors lists the pools that get copies, each with its percentage.
 func mirrors(list []policy.Mirror) string {
 	var parts []string
 	for _, m := range list {
@@ -99,11 +102,11 @@ func newRouteSetCommand(c *cli.ConnectFlags) *cobra.Command {
 	var restore bool
 	cmd := &cobra.Command{
 		Use: "set MODEL", Short: "Create or change a route",
-		Long: `Create or change a route. What no flag names stays as it is; a flag that may be
-repeated replaces the list, and '' empties it. Names of pools may be given as
-they are: with a = in them, say the weight too.
+		Long: `Create or change a route. Settings without a flag stay unchanged. A repeatable flag
+replaces the whole list; '' empties it. If the name of a pool contains a =, give
+the weight too.
 
-While a shift runs, --to is refused unless --force is given, which ends it.`,
+While a shift is running, --to is refused. With --force it ends the shift.`,
 		Example: `  pulley route set gpt-4o --to llama-70b --restore-model
   pulley route set chat --to llama-70b=90 --to llama-70b-fp8=10
   pulley route set 'gpt-*' --to llama-70b --fallback llama-8b --fallback-after 20s
@@ -113,16 +116,16 @@ While a shift runs, --to is refused unless --force is given, which ends it.`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.StringArrayVar(&to, "to", nil, "`POOL[=WEIGHT]` that serves it; the parts are in proportion, a weight is 1 unless given (repeatable)")
-	fs.StringArrayVar(&mirror, "mirror", nil, "`POOL[=PERCENT]` that gets copies, whose answers are thrown away (repeatable; percent 100 unless given)")
-	fs.StringArrayVar(&fallback, "fallback", nil, "`POOL` to go to instead, tried in order (repeatable)")
-	fs.DurationVar(&after, "fallback-after", 0, "the wait after which requests go to the fallback; 0 is only when no worker lives")
-	fs.StringVar(&sticky, "sticky-by", string(policy.StickySession), "what stays on one side of a split: session, tenant or none")
-	fs.BoolVar(&restore, "restore-model", false, "answers name the model that the client asked for")
+	fs.StringArrayVar(&to, "to", nil, "`POOL[=WEIGHT]` that serves the model; requests are split in proportion to the weights (default weight 1; repeatable)")
+	fs.StringArrayVar(&mirror, "mirror", nil, "`POOL[=PERCENT]` that gets copies of requests; their answers are discarded (default 100 percent; repeatable)")
+	fs.StringArrayVar(&fallback, "fallback", nil, "`POOL` to use instead if the others cannot serve the request; pools are tried in order (repeatable)")
+	fs.DurationVar(&after, "fallback-after", 0, "waiting time after which requests go to the fallback; 0: only while there is no live worker")
+	fs.StringVar(&sticky, "sticky-by", string(policy.StickySession), "what stays with one pool of a split: session, tenant or none")
+	fs.BoolVar(&restore, "restore-model", false, "answers contain the model name that the client asked for")
 	for _, flag := range []string{"to", "mirror", "fallback"} {
 		cmd.RegisterFlagCompletionFunc(flag, cli.CompleteFlag(c, livePools))
 	}
-	cmd.RegisterFlagCompletionFunc("sticky-by", cobra.FixedCompletions([]string{"session", "tenant", "none"}, cobra.ShellCompDirectiveNoFileComp))
+	cli.CompleteFixed(cmd, "sticky-by", "session", "tenant", "none")
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
 		model := s.Args[0]
 		next, err := parseRoute(to, mirror, fallback)
@@ -132,14 +135,14 @@ While a shift runs, --to is refused unless --force is given, which ends it.`,
 		next.FallbackAfter, next.StickyBy, next.RestoreModel = policy.Duration(after), policy.StickyBy(sticky), restore
 		created := false
 		v, err := changePolicy(s, func(p *policy.Policy) error {
-			r, there := p.Routes[model]
-			created = !there
-			if !there && len(to) == 0 {
-				return cli.Usagef("--to: there is no route for %s yet, so say where its requests go", model)
+			r, exists := p.Routes[model]
+			created = !exists
+			if !exists && len(to) == 0 {
+				return cli.Usagef("missing flag: --to (route %s does not exist yet)", model)
 			}
 			if shift := r.Shift; shift != nil && fs.Changed("to") {
 				if shift.State == policy.ShiftRunning && !s.Force {
-					return cli.Refusedf("route %s: a shift to %s runs; end it with 'pulley route abort %[1]s' or 'promote', or say --force", model, shift.To)
+					return cli.Refusedf("route %s: a shift to %s is running; end it with 'pulley route abort %[1]s' or 'pulley route promote %[1]s', or use --force", model, shift.To)
 				}
 				r.Shift = nil
 			}
@@ -163,19 +166,19 @@ While a shift runs, --to is refused unless --force is given, which ends it.`,
 	})
 }
 
-// parseRoute reads the flags that name pools.
+// parseRoute parses the flags that name pools.
 func parseRoute(to, mirror, fallback []string) (r policy.Route, err error) {
 	for _, text := range notEmpty(to) {
 		pool, weight, err := parsePart(text, 1)
 		if err != nil {
-			return r, cli.Usagef("--to %q: %w: want POOL or POOL=WEIGHT", text, err)
+			return r, cli.Usagef("--to %q: %w: must be POOL or POOL=WEIGHT", text, err)
 		}
 		r.To = append(r.To, policy.Target{Pool: pool, Weight: weight})
 	}
 	for _, text := range notEmpty(mirror) {
 		pool, share, err := parsePart(text, 100)
 		if err != nil {
-			return r, cli.Usagef("--mirror %q: %w: want POOL or POOL=PERCENT", text, err)
+			return r, cli.Usagef("--mirror %q: %w: must be POOL or POOL=PERCENT", text, err)
 		}
 		r.Mirror = append(r.Mirror, policy.Mirror{Pool: pool, Percent: share})
 	}
@@ -183,7 +186,7 @@ func parseRoute(to, mirror, fallback []string) (r policy.Route, err error) {
 	return r, nil
 }
 
-// poolsOf are the pools that a route names.
+// poolsOf returns the pools that a route names.
 func poolsOf(r policy.Route) []string {
 	pools := slices.Clone(r.Fallback)
 	for _, t := range r.To {
@@ -196,7 +199,7 @@ func poolsOf(r policy.Route) []string {
 	return slices.Compact(pools)
 }
 
-// warnUnservedPools tells which pools nobody has ever served.
+// warnUnservedPools warns about pools that no worker has ever served.
 func warnUnservedPools(s *cli.Session, pools ...string) {
 	served, err := fleet.ServedPools(s.Context(), s.NC)
 	if err != nil {
@@ -212,7 +215,7 @@ func warnUnservedPools(s *cli.Session, pools ...string) {
 func newRouteRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rm MODEL", Aliases: []string{"remove"}, Short: "Remove a route",
-		Long:              `Remove a route: the model's requests then go to the pool of its name.`,
+		Long:              `Remove a route. Requests for the model then go to the pool of its name.`,
 		Example:           `  pulley route rm gpt-4o`,
 		Args:              cli.ExactArgs("MODEL"),
 		ValidArgsFunction: cli.Complete(c, 1, liveRoutes),
@@ -234,7 +237,7 @@ func newRouteRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 	})
 }
 
-// findRoute is the one that was named.
+// findRoute returns the route for a model.
 func findRoute(s *cli.Session, model string) (policy.Route, error) {
 	p, err := fleet.LoadPolicy(s.Context(), s.NC)
 	if err != nil {

@@ -13,19 +13,19 @@ func TestRoutes(t *testing.T) {
 		step{"route set chat --to llama=90% --to llama-nxt=10", 0, `route chat created, policy revision 2\nwarning: no worker has ever served pool llama-nxt; did you mean "llama-next"\?\n`},
 		step{"route set chat --to llama=3 --to llama-next --fallback llama --fallback-after 20s --mirror llama-next=5 --sticky-by tenant", 0, "route chat changed, policy revision 3\n"},
 		step{"route set chat --mirror=", 0, "route chat changed, policy revision 4\n"},
-		step{"route set chat --sticky-by tenant", 0, "route chat is so already\n"},
-		step{"route ls -o wide", 0, `MODEL   TO                         FALLBACK  AFTER  STICKY BY  RESTORES
-chat    llama 75%, llama-next 25%  llama       20s  tenant     no
-gpt-4o  llama                      -             -  session    the model
+		step{"route set chat --sticky-by tenant", 0, "route chat unchanged\n"},
+		step{"route ls -o wide", 0, `MODEL   TO                         FALLBACK  FALLBACK AFTER  STICKY BY  RESTORE MODEL
+chat    llama 75%, llama-next 25%  llama                20s  tenant     no
+gpt-4o  llama                      -                      -  session    yes
 `},
-		step{"route set new --mirror llama", 2, "pulley: --to: there is no route for new yet, so say where its requests go\nrun .*"},
-		step{"route set chat --to llama=x", 2, `pulley: --to "llama=x": "x" is no number: want POOL or POOL=WEIGHT\nrun .*`},
-		step{"route set chat --to =1", 2, `pulley: --to "=1": names no pool: want .*`},
+		step{"route set new --mirror llama", 2, "pulley: missing flag: --to \\(route new does not exist yet\\)\nrun .*"},
+		step{"route set chat --to llama=x", 2, `pulley: --to "llama=x": "x" is not a number: must be POOL or POOL=WEIGHT\nrun .*`},
+		step{"route set chat --to =1", 2, `pulley: --to "=1": the pool is missing: must be .*`},
 		step{"route set chat --to llama=0", 2, `pulley: --to: the weights add up to 0: nothing would be served\nrun .*`},
 		step{"route set chat --mirror llama=101", 2, `pulley: --mirror: 101: must be above 0 and at most 100\nrun .*`},
 		step{"route set chat --sticky-by ip", 2, `pulley: --sticky-by: "ip": must be session, tenant or none\nrun .*`},
 		step{"route rm chta --force", 3, `pulley: no route "chta"; did you mean "chat"\?\n`},
-		step{"route rm chat", 4, "pulley: remove route chat, so that its requests go to pool chat: there is no terminal to ask on; say --force\n"},
+		step{"route rm chat", 4, "pulley: remove route chat, so that its requests go to pool chat: needs a confirmation, and standard input is not a terminal; use --force to skip it\n"},
 		step{"route rm chat --force", 0, "route chat removed, policy revision 5\n"},
 	)
 	if _, there := s.policy().Routes["chat"]; there {
@@ -33,7 +33,7 @@ gpt-4o  llama                      -             -  session    the model
 	}
 }
 
-// A pool may have any name, one with = in it too.
+// The name of a pool may contain =.
 func TestParsePart(t *testing.T) {
 	tests := []struct {
 		text   string

@@ -23,51 +23,51 @@ func newRouteShiftCommand(c *cli.ConnectFlags) *cobra.Command {
 	var abortIf []string
 	var now, follow bool
 	cmd := &cobra.Command{
-		Use: "shift MODEL", Short: "Move a model to another pool step by step, or show how that goes",
-		Long: `With --to: begin to move a model's requests to another pool, step by step. At each
-step the pool, the canary, gets --by more of all requests. If one of the --abort-if
-holds, all requests go back to where they were. The gateways do that: it goes on
-without this command. A model without a route is moved away from the pool of its
-name.
+		Use: "shift MODEL", Short: "Move a model to another pool in steps, or show the progress",
+		Long: `With --to: start a shift, which moves a model's requests to another pool (the
+canary) in steps. Each step gives the canary --by more percent of all requests. If
+a condition of --abort-if becomes true, all requests go back to the previous pools.
+The gateways do all this: this command need not keep running. A model without a
+route is moved away from the pool of its name.
 
-Without --to: show how the shift goes.
+Without --to: show the progress of the shift.
 
-Conditions: METRIC>BOUND. Metrics are error_rate, and p50_, p95_ and p99_ of ttft
-(time to the first byte) and e2e (to the last). A bound with x is that many times
-the stable side's value, with % (of a rate), ms or s (of a time) the value itself.
-They are judged when each side has --min-sample answers since the step began; a
-step that lacks them waits.
+A condition is METRIC>BOUND. The metrics are error_rate, and p50_, p95_ and p99_ of
+ttft (time to first byte) and e2e (time to last byte). A bound with x is a multiple
+of the value on the stable side; a bound with %, ms or s is absolute. Conditions are
+checked once each side has --min-sample answers in the current step; until then the
+step waits.
 
-Exit code of --follow: 0 when the shift is done, 1 when it is aborted.`,
+Exit code of --follow: 0 if the shift is completed, 1 if it is aborted.`,
 		Example: `  pulley route shift chat --to llama-next --by 10% --every 2m \
       --abort-if 'error_rate>1%' --abort-if 'p95_ttft>1.5x' --follow
-  pulley route shift chat              # how it goes
-  pulley route shift chat --now        # the next step at once
-  pulley route promote chat            # all requests to the canary, or
-  pulley route abort chat              # all back`,
+  pulley route shift chat              # progress
+  pulley route shift chat --now        # next step now
+  pulley route promote chat            # all requests to the canary
+  pulley route abort chat              # all requests back`,
 		Args:              cli.ExactArgs("MODEL"),
 		ValidArgsFunction: cli.Complete(c, 1, liveModels),
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.StringVar(&shift.To, "to", "", "`pool` that gets more and more")
-	fs.Var((*shareValue)(&shift.By), "by", "`percent` of all requests for each step")
-	fs.DurationVar(&every, "every", 2*time.Minute, "how long a step lasts, at least")
-	fs.StringArrayVar(&abortIf, "abort-if", nil, "`condition` that ends it, such as 'error_rate>1%' or 'p95_ttft>1.5x' (repeatable)")
-	fs.IntVar(&shift.MinSample, "min-sample", policy.DefaultMinSample, "answers that each side needs before a step is judged")
-	fs.BoolVar(&now, "now", false, "take the next step at once")
-	fs.BoolVarP(&follow, "follow", "f", false, "show how it goes until it ends")
-	output := cli.AddOutputFlag(cmd)
+	fs.StringVar(&shift.To, "to", "", "target `pool`")
+	fs.Var((*shareValue)(&shift.By), "by", "`percent` of all requests that each step moves")
+	fs.DurationVar(&every, "every", 2*time.Minute, "minimum duration of a step")
+	fs.StringArrayVar(&abortIf, "abort-if", nil, "`condition` that aborts the shift, such as 'error_rate>1%' or 'p95_ttft>1.5x' (repeatable)")
+	fs.IntVar(&shift.MinSample, "min-sample", policy.DefaultMinSample, "answers that each side needs before the conditions are checked")
+	fs.BoolVar(&now, "now", false, "take the next step now")
+	fs.BoolVarP(&follow, "follow", "f", false, "show the progress until the shift ends")
+	output := cli.AddOutput(cmd, cli.Table, cli.Wide, cli.JSON, cli.YAML)
 	cmd.RegisterFlagCompletionFunc("to", cli.CompleteFlag(c, livePools))
 	return cli.Action(cmd, c, func(s *cli.Session) error {
-		if err := cli.CheckOutput(*output); err != nil {
+		if err := output.Check(); err != nil {
 			return err
 		}
 		model := s.Args[0]
-		begin := fs.Changed("to")
+		start := fs.Changed("to")
 		for _, flag := range []string{"by", "every", "abort-if", "min-sample"} {
-			if !begin && fs.Changed(flag) {
-				return cli.Usagef("--%s: goes with --to, which begins a shift", flag)
+			if !start && fs.Changed(flag) {
+				return cli.Usagef("--%s: needs --to, which starts a shift", flag)
 			}
 		}
 		shift.Every = policy.Duration(every)
@@ -77,8 +77,8 @@ Exit code of --follow: 0 when the shift is done, 1 when it is aborted.`,
 			}
 			shift.Abort = append(shift.Abort, policy.Condition(text))
 		}
-		if begin {
-			if err := beginShift(s, model, shift); err != nil {
+		if start {
+			if err := startShift(s, model, shift); err != nil {
 				return err
 			}
 		}
@@ -90,7 +90,7 @@ Exit code of --follow: 0 when the shift is done, 1 when it is aborted.`,
 		switch {
 		case follow:
 			return followShift(s, model)
-		case begin || now:
+		case start || now:
 			return nil
 		}
 		p, err := followReports(s, model)
@@ -102,28 +102,28 @@ Exit code of --follow: 0 when the shift is done, 1 when it is aborted.`,
 		if err != nil {
 			return err
 		}
-		return s.Show(v.view(), *output)
+		return cli.Show(s.Cmd, v.view(), output.Format)
 	})
 }
 
-// beginShift begins a shift.
-func beginShift(s *cli.Session, model string, shift policy.Shift) error {
+// startShift starts a shift.
+func startShift(s *cli.Session, model string, shift policy.Shift) error {
 	v, err := changePolicy(s, func(p *policy.Policy) error {
-		r, there := p.Routes[model]
-		if !there {
+		r, exists := p.Routes[model]
+		if !exists {
 			pattern, of := policy.NewRouter(p).Find(model)
 			if r = (policy.Route{To: []policy.Target{{Pool: model, Weight: 100}}}); of != nil {
-				s.Warnf("route %s was for %s too, which has a route of its own now", pattern, term.Printable(model))
+				s.Warnf("route %s no longer applies to %s, which now has its own route", pattern, term.Printable(model))
 				r = *of
 				r.Shift = nil
 			}
 		}
 		if r.Shift != nil && r.Shift.State == policy.ShiftRunning {
-			return cli.Refusedf("route %s: a shift to %s runs; end it with 'pulley route abort %[1]s' or 'pulley route promote %[1]s'", model, r.Shift.To)
+			return cli.Refusedf("route %s: a shift to %s is running; end it with 'pulley route abort %[1]s' or 'pulley route promote %[1]s'", model, r.Shift.To)
 		}
 		next := policy.NewShift(r, shift, time.Now())
 		if shareOf(next) >= 100 {
-			return cli.Refusedf("route %s: all requests go to %s already", model, shift.To)
+			return cli.Refusedf("route %s: all requests already go to %s", model, shift.To)
 		}
 		if p.Routes == nil {
 			p.Routes = make(map[string]policy.Route)
@@ -135,22 +135,22 @@ func beginShift(s *cli.Session, model string, shift policy.Shift) error {
 		return err
 	}
 	warnUnservedPools(s, shift.To)
-	if _, err := fleet.Ask[subjects.Heartbeat](s.Context(), s.NC, subjects.AskWorkers, false); errors.Is(err, nats.ErrNoResponders) {
-		s.Warnf("no gateway runs: the shift begins with the first")
+	if _, err := fleet.AskAny[subjects.Heartbeat](s.Context(), s.NC, subjects.AskWorkers); errors.Is(err, nats.ErrNoResponders) {
+		s.Warnf("no gateway is running: the shift starts when one does")
 	}
-	s.Printf("shift of %s to %s begun: %s every %s, policy revision %d", term.Printable(model), term.Printable(shift.To), term.Percent(shift.By), durationOr(shift.Every), v.Revision)
+	s.Printf("shift of %s to %s started: %s every %s, policy revision %d", term.Printable(model), term.Printable(shift.To), term.Percent(shift.By), durationOr(shift.Every), v.Revision)
 	return nil
 }
 
-// stepShift makes a running shift do something.
-func stepShift(s *cli.Session, model string, do func(policy.Route, time.Time) (policy.Route, string)) error {
-	what := ""
+// stepShift applies a step to a running shift: the next one, its promotion or its abort.
+func stepShift(s *cli.Session, model string, step func(policy.Route, time.Time) (policy.Route, string)) error {
+	done := ""
 	v, err := changePolicy(s, func(p *policy.Policy) error {
 		r, ok := p.Routes[model]
 		if !ok {
 			return cli.NoSuch("route", model, slices.Sorted(maps.Keys(p.Routes)))
 		}
-		if r, what = do(r, time.Now()); what == "" {
+		if r, done = step(r, time.Now()); done == "" {
 			return noShift(model, r)
 		}
 		p.Routes[model] = r
@@ -159,22 +159,23 @@ func stepShift(s *cli.Session, model string, do func(policy.Route, time.Time) (p
 	if err != nil {
 		return err
 	}
-	publishEvent(s, subjects.Event{Kind: subjects.EventShift, Model: model, Text: fmt.Sprintf("route %s: %s", model, what)})
-	s.Printf("shift of %s %s, policy revision %d", term.Printable(model), what, v.Revision)
+	publishEvent(s, subjects.Event{Kind: subjects.EventShift, Model: model, Text: fmt.Sprintf("route %s: %s", model, done)})
+	s.Printf("shift of %s %s, policy revision %d", term.Printable(model), done, v.Revision)
 	return nil
 }
 
+// noShift says that no shift of a route is running.
 func noShift(model string, r policy.Route) error {
 	if r.Shift != nil {
-		return cli.Refusedf("route %s: its shift to %s is %s", model, r.Shift.To, r.Shift.State)
+		return cli.Refusedf("route %s: no shift is running; the last one, to %s, is %s", model, r.Shift.To, r.Shift.State)
 	}
-	return cli.Refusedf("route %s: no shift runs", model)
+	return cli.Refusedf("route %s: no shift is running", model)
 }
 
 func newRoutePromoteCommand(c *cli.ConnectFlags) *cobra.Command {
 	return cli.Action(&cobra.Command{
-		Use: "promote MODEL", Short: "End a shift: all requests to the new pool",
-		Long:              "End the shift of a model with all its requests on the new pool.",
+		Use: "promote MODEL", Short: "Complete a shift: send all requests to the new pool",
+		Long:              "Complete the shift of a model now: send all its requests to the new pool.",
 		Example:           `  pulley route promote chat`,
 		Args:              cli.ExactArgs("MODEL"),
 		ValidArgsFunction: cli.Complete(c, 1, liveShifts),
@@ -184,13 +185,13 @@ func newRoutePromoteCommand(c *cli.ConnectFlags) *cobra.Command {
 func newRouteAbortCommand(c *cli.ConnectFlags) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
-		Use: "abort MODEL", Short: "End a shift: all requests back to where they were",
-		Long:              "End the shift of a model with all its requests where they were before it.",
+		Use: "abort MODEL", Short: "Abort a shift: send all requests back",
+		Long:              "Abort the shift of a model: send all its requests back to the previous pools.",
 		Example:           `  pulley route abort chat --reason 'answers in Latin'`,
 		Args:              cli.ExactArgs("MODEL"),
 		ValidArgsFunction: cli.Complete(c, 1, liveShifts),
 	}
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the history (default that you did it)")
+	cmd.Flags().StringVar(&reason, "reason", "", "reason, for the history (default your user name)")
 	return cli.Action(cmd, c, func(s *cli.Session) error {
 		why := reason
 		if why == "" {
@@ -200,6 +201,7 @@ func newRouteAbortCommand(c *cli.ConnectFlags) *cobra.Command {
 	})
 }
 
+// shiftText describes the shift of a route; it returns "" if there is none.
 func shiftText(r policy.Route) string {
 	switch s := r.Shift; {
 	case s == nil:
@@ -213,16 +215,16 @@ func shiftText(r policy.Route) string {
 	}
 }
 
-// shareOf is the part of the requests, in percent, that a shift's pool gets.
+// shareOf returns the percentage of requests that the canary gets.
 func shareOf(r policy.Route) float64 {
-	mine, sum := 0.0, 0.0
+	canary, sum := 0.0, 0.0
 	for _, t := range r.To {
 		if sum += t.Weight; t.Pool == r.Shift.To {
-			mine = t.Weight
+			canary = t.Weight
 		}
 	}
 	if sum == 0 {
 		return 0
 	}
-	return 100 * mine / sum
+	return 100 * canary / sum
 }

@@ -21,21 +21,21 @@ func TestShift(t *testing.T) {
 	s.answer()
 	s.story(
 		step{"route shift llama", 3, `pulley: no route "llama"; see 'pulley route ls'\n`},
-		step{"route shift llama --every 1m", 2, `pulley: --every: goes with --to, which begins a shift\nrun .*`},
+		step{"route shift llama --every 1m", 2, `pulley: --every: needs --to, which starts a shift\nrun .*`},
 		step{"route shift llama --to llama-next --abort-if p42>1s", 2, `pulley: --abort-if "p42>1s": want error_rate, .*`},
-		step{"route shift llama --to llama", 4, `pulley: route llama: all requests go to llama already\n`},
+		step{"route shift llama --to llama", 4, `pulley: route llama: all requests already go to llama\n`},
 		step{"route shift llama --to llama-next --by 25% --every 90s --abort-if error_rate>1% --abort-if p95_ttft>1.5x --min-sample 2", 0,
-			`shift of llama to llama-next begun: 25% every 1m30s, policy revision 1\n`},
-		step{"route shift llama --to llama-next", 4, `pulley: route llama: a shift to llama-next runs; end it with 'pulley route abort llama' or 'pulley route promote llama'\n`},
-		step{"route set llama --to llama", 4, `pulley: route llama: a shift to llama-next runs; end it with .*, or say --force\n`},
+			`shift of llama to llama-next started: 25% every 1m30s, policy revision 1\n`},
+		step{"route shift llama --to llama-next", 4, `pulley: route llama: a shift to llama-next is running; end it with 'pulley route abort llama' or 'pulley route promote llama'\n`},
+		step{"route set llama --to llama", 4, `pulley: route llama: a shift to llama-next is running; end it with .*, or use --force\n`},
 		step{"route shift llama --now", 0, `shift of llama 0 % → 25 % to llama-next, policy revision 2\n`},
 		step{"route ls", 0, `MODEL  TO                         SHIFT
 llama  llama 75%, llama-next 25%  running to llama-next, 25%\n`},
 	)
 
-	// Two gateways tell how it goes; the second of an earlier step too.
+	// Two gateways report the current step; a third reports an earlier one.
 	since := s.policy().Routes["llama"].Shift.Since
-	tell := func(gateway string, since time.Time, canary, stable policy.Side) {
+	report := func(gateway string, since time.Time, canary, stable policy.Side) {
 		b, err := json.Marshal(subjects.ShiftReport{Gateway: gateway, Since: map[string]time.Time{"llama": since},
 			Routes: map[string]map[string]policy.Side{"llama": {"llama-next": canary, "llama": stable}}})
 		if err != nil {
@@ -50,9 +50,9 @@ llama  llama 75%, llama-next 25%  running to llama-next, 25%\n`},
 	}
 	go func() {
 		for range 20 {
-			tell("a", since, canary, stable)
-			tell("b", since, canary, stable)
-			tell("c", since.Add(-time.Second), canary, stable)
+			report("a", since, canary, stable)
+			report("b", since, canary, stable)
+			report("c", since.Add(-time.Second), canary, stable)
 			time.Sleep(50 * time.Millisecond)
 		}
 	}()
@@ -69,10 +69,10 @@ llama  llama 75%, llama-next 25%  running to llama-next, 25%\n`},
 
 	s.story(
 		step{"route abort llama --reason latin", 0, `shift of llama aborted at 25 % to llama-next: latin, policy revision 3\n`},
-		step{"route abort llama", 4, `pulley: route llama: its shift to llama-next is aborted\n`},
+		step{"route abort llama", 4, `pulley: route llama: no shift is running; the last one, to llama-next, is aborted\n`},
 		step{"route shift llama", 0, `route +llama\nshift .*state +aborted\nreason +latin\nended .*now to +llama\nbefore +llama\n`},
 		step{"route shift llama --follow", 1, `\d\d:\d\d:\d\d  0% of llama to llama-next\npulley: shift of llama aborted: latin\n`},
-		step{"route shift llama --to llama-next --by 50", 0, `shift .* begun: 50% every 2m, policy revision 4\n`},
+		step{"route shift llama --to llama-next --by 50", 0, `shift .* started: 50% every 2m, policy revision 4\n`},
 		step{"route promote llama", 0, `shift of llama promoted at 0 %: all requests to llama-next, policy revision 5\n`},
 		step{"route shift llama --follow", 0, `\d\d:\d\d:\d\d  100% of llama to llama-next\ndone\n`},
 		step{"route ls", 0, `MODEL  TO          SHIFT\nllama  llama-next  done\n`},
@@ -84,7 +84,7 @@ func TestShiftOfAModelUnderAWildcard(t *testing.T) {
 	s.serve("llama", "llama-next")
 	s.ok("route set gpt-* --to llama --restore-model")
 	s.story(step{"route shift gpt-4o --to llama-next", 0,
-		`shift of gpt-4o to llama-next begun: .*\nwarning: route gpt-\* was for gpt-4o too, which has a route of its own now\nwarning: no gateway runs: the shift begins with the first\n`})
+		`shift of gpt-4o to llama-next started: .*\nwarning: route gpt-\* no longer applies to gpt-4o, which now has its own route\nwarning: no gateway is running: the shift starts when one does\n`})
 	r := s.policy().Routes["gpt-4o"]
 	if targets(r.To) != "llama" || !r.RestoreModel || r.Shift == nil {
 		t.Errorf("route %+v, want that of the wildcard, and a shift", r)

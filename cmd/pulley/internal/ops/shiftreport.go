@@ -19,14 +19,15 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// shiftReports hears what gateways tell of a shift's sides.
+// shiftReports receives the reports of gateways about the two sides of a shift.
 type shiftReports struct {
 	model string
 	store *policystore.Store
 	sub   *nats.Subscription
-	told  map[string]subjects.ShiftReport // by gateway
+	last  map[string]subjects.ShiftReport // the last report of each gateway
 }
 
+// followReports subscribes to the reports about the shift of a model.
 func followReports(s *cli.Session, model string) (*shiftReports, error) {
 	store, err := fleet.OpenStore(s.Context(), s.NC)
 	if err != nil {
@@ -36,10 +37,11 @@ func followReports(s *cli.Session, model string) (*shiftReports, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &shiftReports{model: model, store: store, sub: sub, told: make(map[string]subjects.ShiftReport)}, nil
+	return &shiftReports{model: model, store: store, sub: sub, last: make(map[string]subjects.ShiftReport)}, nil
 }
 
-// read listens for a while, if the shift runs, and says how it goes.
+// read returns the progress of the shift. While it is running, read first collects
+// reports for some time.
 func (l *shiftReports) read(ctx context.Context, within time.Duration) (shiftView, error) {
 	v, err := l.store.Load(ctx)
 	if err != nil {
@@ -60,9 +62,9 @@ func (l *shiftReports) read(ctx context.Context, within time.Duration) (shiftVie
 			if err != nil {
 				break
 			}
-			var told subjects.ShiftReport
-			if subjects.Unmarshal(m.Data, &told) == nil {
-				l.told[told.Gateway] = told
+			var report subjects.ShiftReport
+			if subjects.Unmarshal(m.Data, &report) == nil {
+				l.last[report.Gateway] = report
 			}
 		}
 		if ctx.Err() != nil {
@@ -70,11 +72,11 @@ func (l *shiftReports) read(ctx context.Context, within time.Duration) (shiftVie
 		}
 	}
 	view := shiftView{model: l.model, route: r, share: shareOf(r)}
-	for _, told := range l.told {
-		if !told.Since[l.model].Equal(r.Shift.Since) {
+	for _, report := range l.last {
+		if !report.Since[l.model].Equal(r.Shift.Since) {
 			continue
 		}
-		for pool, side := range told.Routes[l.model] {
+		for pool, side := range report.Routes[l.model] {
 			if pool == r.Shift.To {
 				view.canary.Merge(side)
 			} else {
@@ -85,11 +87,11 @@ func (l *shiftReports) read(ctx context.Context, within time.Duration) (shiftVie
 	return view, nil
 }
 
-// shiftView is how a shift goes.
+// shiftView is the progress of a shift.
 type shiftView struct {
 	model          string
 	route          policy.Route
-	share          float64 // of the canary, in percent
+	share          float64 // percentage of requests that the canary gets
 	canary, stable policy.Side
 }
 
@@ -122,7 +124,7 @@ func (v shiftView) print(p *term.Page) {
 		return
 	}
 	p.Line("")
-	t := term.Table{Columns: []term.Column{term.Word("SIDE"), term.Number("SHARE"), term.Number("ANSWERS"), term.Number("ERRORS"),
+	t := term.Table{Columns: []term.Column{term.Fixed("SIDE"), term.Number("SHARE"), term.Number("ANSWERS"), term.Number("ERRORS"),
 		term.Number("TTFT P50"), term.Number("TTFT P95"), term.Number("E2E P50"), term.Number("E2E P95")}}
 	row := func(name string, share float64, side policy.Side) {
 		t.Row(name, term.Percent(share), fmt.Sprintf("%d/%d", side.Answers(), sampleOf(s)), errorsOf(side),
@@ -141,7 +143,7 @@ func (v shiftView) print(p *term.Page) {
 		if err != nil {
 			continue
 		}
-		f := term.KV(string(c), "nothing to compare yet", term.Dim)
+		f := term.KV(string(c), "not enough answers yet", term.Dim)
 		if fails, why := test.Fails(v.canary, v.stable); why != "" {
 			f.Value, f.Style = why, map[bool]term.Style{true: term.Red, false: term.Green}[fails]
 		}
@@ -150,7 +152,7 @@ func (v shiftView) print(p *term.Page) {
 	p.Fields(list...)
 }
 
-// sideLine is one side of a shift.
+// sideLine is one side of a shift, the canary or the stable one, as JSON.
 type sideLine struct {
 	Share   float64 `json:"share"` // percent
 	Answers int     `json:"answers"`
@@ -189,8 +191,8 @@ func quantile(s policy.Side, m policy.Metric, q float64) string {
 	return fmt.Sprintf("%.1f s", d.Seconds())
 }
 
-// followShift shows how a shift goes until it ends: on a terminal as a page that
-// changes, else as a line for each step.
+// followShift shows the progress of a shift until it ends: on a terminal as a page that
+// is refreshed, elsewhere as a line for each step.
 func followShift(s *cli.Session, model string) error {
 	l, err := followReports(s, model)
 	if err != nil {
@@ -202,20 +204,18 @@ func followShift(s *cli.Session, model string) error {
 	for {
 		v, err := l.read(s.Context(), cli.WatchEvery)
 		if s.Context().Err() != nil {
-			return nil // the shift goes on
+			return nil // the shift itself continues
 		}
 		if err != nil {
 			return err
 		}
 		t := term.Of(out)
-		frame, err := v.view().Render("table", t)
-		if err != nil {
-			return err
-		}
 		line := fmt.Sprintf("%s of %s to %s", term.Percent(v.share), model, v.route.Shift.To)
 		switch {
 		case t.Width > 0:
-			out.Write(term.Frame(frame, "pulley "+s.CommandLine(), t))
+			p := term.Page{Terminal: t}
+			v.print(&p)
+			out.Write(term.Frame(p.Bytes(), "pulley "+s.CommandLine(), t))
 		case line != last:
 			fmt.Fprintf(out, "%s  %s\n", time.Now().Format("15:04:05"), term.Printable(line))
 		}

@@ -22,15 +22,14 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// testRoot is a command line of the verbs alone.
+// testRoot is a command line with the commands of this package.
 func testRoot() *cobra.Command {
 	worker := &cobra.Command{Use: "worker"}
 	worker.AddCommand(WorkerVerbs()...)
 	return cli.NewRoot("", "test", append(Commands(), worker)...)
 }
 
-// site is a broker with the streams that gateways make, and something that
-// answers like a gateway.
+// site is a broker with the streams that gateways create, and a stand-in for a gateway.
 type site struct {
 	t   *testing.T
 	url string
@@ -40,11 +39,10 @@ type site struct {
 	mu      sync.Mutex
 	workers []subjects.Heartbeat
 	held    []subjects.RequestDetail
-	orders  []string // what the gateway was told to do
+	orders  []string // the commands that the gateway has received
 }
 
-// newSite starts a broker as a gateway would find it that has just prepared it,
-// without a gateway.
+// newSite starts a broker with the streams of Pulley, but without a gateway.
 func newSite(t *testing.T) *site {
 	t.Helper()
 	s := &site{t: t}
@@ -71,14 +69,14 @@ func respondJSON(m *nats.Msg, v any) {
 	m.Respond(b)
 }
 
-// step is a verb and what comes of it.
+// step is a command line with its expected exit code and output.
 type step struct {
 	args string
 	code int
 	want string // of both outputs, a regular expression for the whole
 }
 
-// die puts a dead letter into its stream.
+// die stores a dead letter.
 func (s *site) die(tier, pool, body string) {
 	s.t.Helper()
 	r := subjects.Request{ID: subjects.NewID(), Gateway: "gw", Tier: tier, Model: "chat", Pool: pool, Tenant: "acme", Method: "POST",
@@ -94,7 +92,7 @@ func (s *site) die(tier, pool, body string) {
 	}
 }
 
-// keys are those that are stored.
+// keys returns the stored keys.
 func (s *site) keys() map[string]policy.Key {
 	s.t.Helper()
 	store, err := policystore.Open(s.t.Context(), s.nc)
@@ -108,7 +106,7 @@ func (s *site) keys() map[string]policy.Key {
 	return keys
 }
 
-// serve makes pools that have been served, and their queues.
+// serve creates pools as if workers had served them, with their queues.
 func (s *site) serve(pools ...string) {
 	s.t.Helper()
 	kv, err := s.js.KeyValue(s.t.Context(), subjects.PoolsBucket)
@@ -127,7 +125,7 @@ func (s *site) serve(pools ...string) {
 	}
 }
 
-// answer is a gateway, as far as the verbs see one.
+// answer answers commands as a gateway does.
 func (s *site) answer() {
 	s.t.Helper()
 	handle := func(subject string, do func(m *nats.Msg)) {
@@ -205,8 +203,8 @@ func (s *site) ordered(what string) {
 	s.orders = append(s.orders, what)
 }
 
-// wasOrdered is what the gateway was told to do since it was asked last.
-func (s *site) wasOrdered() string {
+// takeOrders returns the commands that the gateway has received since the last call.
+func (s *site) takeOrders() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	text := strings.Join(s.orders, "; ")
@@ -214,13 +212,13 @@ func (s *site) wasOrdered() string {
 	return text
 }
 
-// run runs a verb, the words of which have no spaces.
+// run runs a command line; its words have no spaces.
 func (s *site) run(args string) (code int, stdout, stderr string) {
 	s.t.Helper()
 	return clitest.Run(testRoot(), append(strings.Fields(args), "--nats", s.url)...)
 }
 
-// ok runs a verb that must succeed, and returns what it prints.
+// ok runs a command line that must succeed, and returns its output.
 func (s *site) ok(args string) string {
 	s.t.Helper()
 	code, stdout, stderr := s.run(args)
@@ -241,7 +239,7 @@ func (s *site) story(steps ...step) {
 	}
 }
 
-// policy is the one in force.
+// policy returns the current policy.
 func (s *site) policy() *policy.Policy {
 	s.t.Helper()
 	store, err := policystore.Open(s.t.Context(), s.nc)
@@ -255,7 +253,7 @@ func (s *site) policy() *policy.Policy {
 	return v.Policy
 }
 
-// put puts a request into a queue, and returns its id.
+// put stores a request in a queue, and returns its id.
 func (s *site) put(tier, pool, gateway, body string) string {
 	s.t.Helper()
 	r := subjects.Request{ID: subjects.NewID(), Gateway: gateway, Tier: tier, Model: pool, Pool: pool, Tenant: "acme", Method: "POST",
@@ -270,7 +268,7 @@ func (s *site) put(tier, pool, gateway, body string) string {
 	return r.ID.String()
 }
 
-// held is a request as a gateway tells of it. The id ends with end.
+// held is a request as a gateway reports it. Its id ends with end.
 func held(end, pool, tier, state string, old time.Duration) subjects.RequestDetail {
 	r := subjects.RequestDetail{RequestInfo: subjects.RequestInfo{
 		ID: "0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a9" + end, Gateway: "gw", Model: "chat", Pool: pool, Tier: tier, Tenant: "acme", State: state,
@@ -291,7 +289,7 @@ func jsonOf(t *testing.T, v any) string {
 	return string(b)
 }
 
-// atTerminal makes confirmations ask.
+// atTerminal makes commands ask for confirmations.
 func atTerminal(t *testing.T) {
 	t.Helper()
 	before := cli.Interactive

@@ -13,13 +13,16 @@ import (
 )
 
 func newTierCommand() *cobra.Command {
-	return cli.Noun("tier", "Service classes: share, reserve, bounds, deadlines", `Service classes. Freed slots go to the tiers by their shares while they are
-backlogged, the first tier first; a reserve keeps a part of each worker's slots
-free for a tier and those before it. A change is in force within a second.`,
+	return cli.Noun("tier", "Service classes: shares, reserves, limits, deadlines", `Tiers are service classes. While several tiers have a backlog, freed slots are
+shared out by their shares, the first tier first. A reserve keeps a part of each
+worker's slots free for a tier and the tiers before it. A change takes effect
+within a second.
+
+Terms: docs/concepts.md`,
 		newTierListCommand, newTierSetCommand, newTierRemoveCommand)
 }
 
-// tierLine is one line of pulley tier ls.
+// tierLine is a line of pulley tier ls.
 type tierLine struct {
 	policy.Tier
 	Waiting  uint64 `json:"waiting"`
@@ -29,7 +32,7 @@ type tierLine struct {
 func newTierListCommand(c *cli.ConnectFlags) *cobra.Command {
 	return cli.Listing(&cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the tiers",
-		Long: "List the tiers, the first first, and what waits and runs in each.",
+		Long: "List the tiers in order of priority, with their waiting and running requests.",
 		Example: `  pulley tier ls
   pulley tier ls -o yaml`,
 	}, c, func(s *cli.Session) (cli.View, error) {
@@ -52,8 +55,8 @@ func newTierListCommand(c *cli.ConnectFlags) *cobra.Command {
 			}
 		}
 		return cli.View{Value: list, Print: func(p *term.Page) {
-			t := term.Table{Columns: []term.Column{term.Text("NAME"), term.Number("SHARE"), term.Number("RESERVE"), term.Number("MAX QUEUE"), term.IfAny(term.Number("MAX WAIT")),
-				term.Number("DEADLINE"), term.Wide(term.Number("RETRIES")), term.Wide(term.Word("STORAGE")), term.Number("WAITING"), term.Number("RUNNING")}}
+			t := term.Table{Columns: []term.Column{term.Text("NAME"), term.Number("SHARE"), term.Number("RESERVE"), term.Number("MAX QUEUE"), term.NonEmpty(term.Number("MAX WAIT")),
+				term.Number("DEADLINE"), term.Wide(term.Number("RETRIES")), term.Wide(term.Fixed("STORAGE")), term.Number("WAITING"), term.Number("IN FLIGHT")}}
 			for _, l := range list {
 				t.Row(l.Name, l.Share, percentOr(l.Reserve), l.MaxQueue, durationOr(l.MaxWait), durationOr(l.Deadline), l.Retries, l.Storage, l.Waiting, l.InFlight)
 			}
@@ -69,28 +72,28 @@ func newTierSetCommand(c *cli.ConnectFlags) *cobra.Command {
 	var order int
 	cmd := &cobra.Command{
 		Use: "set TIER", Short: "Create or change a tier",
-		Long: `Create or change a tier. What no flag names stays as it is; a new tier goes last
-and begins with the defaults below.
+		Long: `Create or change a tier. Settings without a flag stay unchanged; a new tier is the
+last one, and has the defaults below.
 
---storage of a tier that exists can only change while nothing is in it: its
-queue is made anew.`,
+The storage of an existing tier can only be changed while the tier is empty,
+because its queue is created again.`,
 		Example: `  pulley tier set priority --share 16 --reserve 10
   pulley tier set night --share 1 --max-wait 8h --deadline 12h --storage file
-  pulley tier set night --order 2      # before what was the second`,
+  pulley tier set night --order 2      # before the tier that was second`,
 		Args:              cli.ExactArgs("TIER"),
 		ValidArgsFunction: cli.Complete(c, 1, liveTiers),
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.IntVar(&t.Share, "share", 1, "its `weight` while tiers are backlogged")
-	fs.Var((*percentValue)(&t.Reserve), "reserve", "`percent` of each worker's slots that the tiers after it leave free (default 0)")
-	fs.IntVar(&t.MaxQueue, "max-queue", 2000, "how many requests of a pool may wait in it")
-	fs.DurationVar(&maxWait, "max-wait", 0, "how long a request may wait for a worker before it is refused; 0 is until its deadline")
-	fs.DurationVar(&deadline, "deadline", 10*time.Minute, "how long a request may take if the client does not say")
-	fs.IntVar(&t.Retries, "retries", 2, "further attempts after one that failed, before it is a dead letter")
-	fs.StringVar(&storage, "storage", string(policy.Memory), "where its queue is kept: memory or file")
-	fs.IntVar(&order, "order", 0, "its place among the tiers, 1 is the first (default last)")
-	cmd.RegisterFlagCompletionFunc("storage", cobra.FixedCompletions([]string{"memory", "file"}, cobra.ShellCompDirectiveNoFileComp))
+	fs.IntVar(&t.Share, "share", 1, "`weight` of the tier while several tiers have a backlog")
+	fs.Var((*percentValue)(&t.Reserve), "reserve", "`percent` of each worker's slots that later tiers leave free (default 0)")
+	fs.IntVar(&t.MaxQueue, "max-queue", 2000, "requests that may wait in each pool's queue")
+	fs.DurationVar(&maxWait, "max-wait", 0, "how long a request may wait for a worker before it is refused; 0: until its deadline")
+	fs.DurationVar(&deadline, "deadline", 10*time.Minute, "how long a request may take if the client sets no deadline")
+	fs.IntVar(&t.Retries, "retries", 2, "further attempts after a failed one, before the request becomes a dead letter")
+	fs.StringVar(&storage, "storage", string(policy.Memory), "storage of the queue: memory or file")
+	fs.IntVar(&order, "order", 0, "position among the tiers; 1 is the first (default last)")
+	cli.CompleteFixed(cmd, "storage", "memory", "file")
 	return cli.Action(cmd, c, func(s *cli.Session) error {
 		name := s.Args[0]
 		given := fs.Changed
@@ -103,20 +106,20 @@ queue is made anew.`,
 				at = len(p.Tiers)
 				p.Tiers = append(p.Tiers, next)
 			} else {
-				asGiven := next
+				flags := next
 				next = p.Tiers[at]
-				override(given("share"), &next.Share, asGiven.Share)
-				override(given("reserve"), &next.Reserve, asGiven.Reserve)
-				override(given("max-queue"), &next.MaxQueue, asGiven.MaxQueue)
-				override(given("max-wait"), &next.MaxWait, asGiven.MaxWait)
-				override(given("deadline"), &next.Deadline, asGiven.Deadline)
-				override(given("retries"), &next.Retries, asGiven.Retries)
-				override(given("storage"), &next.Storage, asGiven.Storage)
+				override(given("share"), &next.Share, flags.Share)
+				override(given("reserve"), &next.Reserve, flags.Reserve)
+				override(given("max-queue"), &next.MaxQueue, flags.MaxQueue)
+				override(given("max-wait"), &next.MaxWait, flags.MaxWait)
+				override(given("deadline"), &next.Deadline, flags.Deadline)
+				override(given("retries"), &next.Retries, flags.Retries)
+				override(given("storage"), &next.Storage, flags.Storage)
 				p.Tiers[at] = next
 			}
 			if given("order") {
 				if order < 1 || order > len(p.Tiers) {
-					return cli.Usagef("--order %d: there are %d tiers, so it must be 1 to %d", order, len(p.Tiers), len(p.Tiers))
+					return cli.Usagef("--order %d: must be 1 to %d", order, len(p.Tiers))
 				}
 				p.Tiers = slices.Insert(slices.Delete(p.Tiers, at, at+1), order-1, next)
 			}
@@ -132,9 +135,9 @@ queue is made anew.`,
 func newTierRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rm TIER", Aliases: []string{"remove"}, Short: "Remove a tier",
-		Long: `Remove a tier. It is refused while requests are in it, unless --force is given:
-the gateways then move those that wait to tier standard. The tier standard,
-which serves requests that ask for none, cannot be removed.`,
+		Long: `Remove a tier. A tier with requests is only removed with --force: gateways then
+move its waiting requests to tier standard. The tier standard itself, which serves
+requests that ask for no tier, cannot be removed.`,
 		Example:           `  pulley tier rm night`,
 		Args:              cli.ExactArgs("TIER"),
 		ValidArgsFunction: cli.Complete(c, 1, liveTiers),
@@ -142,7 +145,7 @@ which serves requests that ask for none, cannot be removed.`,
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
 		name := s.Args[0]
 		if name == policy.DefaultTier {
-			return cli.Refusedf("tier %s serves the requests that ask for none: it cannot be removed", name)
+			return cli.Refusedf("tier %s cannot be removed: it serves the requests that ask for no tier", name)
 		}
 		p, err := fleet.LoadPolicy(s.Context(), s.NC)
 		if err != nil {
@@ -174,7 +177,7 @@ func tierNames(p *policy.Policy) (names []string) {
 	return names
 }
 
-// warnOfKeys names the keys that ask for a tier which is gone.
+// warnOfKeys warns about keys that still allow a removed tier.
 func warnOfKeys(s *cli.Session, tier string) {
 	store, err := fleet.OpenStore(s.Context(), s.NC)
 	if err != nil {
@@ -191,6 +194,6 @@ func warnOfKeys(s *cli.Session, tier string) {
 		}
 	}
 	if slices.Sort(ids); len(ids) > 0 {
-		s.Warnf("%s still names tier %s: %s", term.Count(len(ids), "key"), tier, term.Shorten(term.Join(ids), 60))
+		s.Warnf("tier %s is still allowed by %s: %s", tier, term.Count(len(ids), "key"), term.Shorten(term.Join(ids), 60))
 	}
 }

@@ -18,21 +18,21 @@ func TestTiers(t *testing.T) {
 	s.story(
 		step{"tier set night --share 3 --max-wait 8h --deadline 12h --storage file", 0, "tier night created, policy revision 1\n"},
 		step{"tier set night --order 2", 0, "tier night changed, policy revision 2\n"},
-		step{"tier set night --order 2 --share 3", 0, "tier night is so already\n"},
-		step{"tier set night --order 5", 2, `pulley: --order 5: there are 4 tiers, so it must be 1 to 4\nrun .*`},
+		step{"tier set night --order 2 --share 3", 0, "tier night unchanged\n"},
+		step{"tier set night --order 5", 2, `pulley: --order 5: must be 1 to 4\nrun .*`},
 		step{"tier set night --share 0", 2, `pulley: --share: 0: must be 1 to 1000000\nrun .*`},
 		step{"tier set night --storage tape", 2, `pulley: --storage: "tape": must be memory or file\nrun .*`},
 		step{"tier set Night", 2, `pulley: "Night": a name is 1 to 32 lower-case letters, digits and '-'\nrun .*`},
 		step{"tier set priority --reserve 20%", 0, "tier priority changed, policy revision 3\n"},
-		step{"tier ls", 0, `NAME      SHARE  RESERVE  MAX QUEUE  MAX WAIT  DEADLINE  WAITING  RUNNING
-priority      8      20%       2000         -       10m        0        0
-night         3        -       2000        8h       12h        0        0
-standard      4      10%       2000         -       10m        0        0
-batch         1        -      10000         -        1h        0        0
+		step{"tier ls", 0, `NAME      SHARE  RESERVE  MAX QUEUE  MAX WAIT  DEADLINE  WAITING  IN FLIGHT
+priority      8      20%       2000         -       10m        0          0
+night         3        -       2000        8h       12h        0          0
+standard      4      10%       2000         -       10m        0          0
+batch         1        -      10000         -        1h        0          0
 `},
 		step{"tier rm nigth --force", 3, `pulley: no tier "nigth"; did you mean "night"\?\n`},
 		step{"tier rm gold --force", 3, `pulley: no tier "gold"; see 'pulley tier ls'\n`},
-		step{"tier rm standard --force", 4, `pulley: tier standard serves the requests that ask for none: it cannot be removed\n`},
+		step{"tier rm standard --force", 4, `pulley: tier standard cannot be removed: it serves the requests that ask for no tier\n`},
 		step{"tier rm night --force", 0, "tier night removed, policy revision 4\n"},
 	)
 	got, _ := s.policy().Tier("priority")
@@ -42,8 +42,8 @@ batch         1        -      10000         -        1h        0        0
 	}
 }
 
-// What a verb does is said on its command line alone.
-func TestVerbsDoNotListenToTheEnvironment(t *testing.T) {
+// Flags that change an object are not set by the environment.
+func TestVerbsIgnoreTheEnvironment(t *testing.T) {
 	t.Setenv("PULLEY_FORCE", "true")
 	t.Setenv("PULLEY_SHARE", "7")
 	s := newSite(t)
@@ -65,11 +65,11 @@ func TestTierWithRequestsIsNotRemovedUnasked(t *testing.T) {
 	root := testRoot()
 	root.SetIn(strings.NewReader("y\n"))
 	code, _, stderr := clitest.Run(root, "tier", "rm", "batch", "--nats", s.url)
-	want := "pulley: tier batch: 1 request is in it; wait, or say --force to move those that wait to tier standard\n"
+	want := "pulley: tier batch has 1 request: wait until it is empty, or use --force to move the waiting ones to tier standard\n"
 	if code != 4 || !strings.HasSuffix(stderr, want) {
 		t.Errorf("exit code %d, %q; want 4, %q", code, stderr, want)
 	}
-	s.story(step{"tier rm batch --force", 0, `tier batch removed, policy revision \d+\nwarning: 1 key still names tier batch: \w{10}\n`})
+	s.story(step{"tier rm batch --force", 0, `tier batch removed, policy revision \d+\nwarning: tier batch is still allowed by 1 key: \w{10}\n`})
 }
 
 func TestTierMovesBetweenMemoryAndFile(t *testing.T) {
@@ -77,7 +77,7 @@ func TestTierMovesBetweenMemoryAndFile(t *testing.T) {
 	s.serve("llama")
 	id := s.put("batch", "llama", "gw", "{}")
 	s.story(step{"tier set batch --storage memory", 4,
-		`pulley: tier batch: 1 request is in it, and its queue would be made anew in memory; wait until it is empty\n`})
+		`pulley: tier batch has 1 request, and moving its queue to memory would lose them: wait until it is empty\n`})
 	if got, _ := s.policy().Tier("batch"); got.Storage != policy.File {
 		t.Errorf("storage %s after a refusal, want %s", got.Storage, policy.File)
 	}
@@ -99,7 +99,7 @@ func TestTierListCountsWhatGatewaysHold(t *testing.T) {
 	s.serve("llama")
 	s.answer()
 	s.held = append(s.held, held("01", "llama", "batch", "queued", 5*time.Second), held("02", "llama", "batch", "running", time.Second), held("03", "llama", "batch", "queued", time.Second))
-	if out := s.ok("tier ls"); !strings.Contains(out, "1h        2        1\n") {
-		t.Errorf("tier ls:\n%s\nwant 2 waiting and 1 running in batch", out)
+	if out := s.ok("tier ls"); !strings.Contains(out, "1h        2          1\n") {
+		t.Errorf("tier ls:\n%s\nwant 2 waiting and 1 in flight in batch", out)
 	}
 }

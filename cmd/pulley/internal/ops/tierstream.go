@@ -7,13 +7,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// checkTiers refuses what would lose requests: to remove a tier that has some,
-// unless it is forced, or to move a queue that has some between memory and
-// file.
+// checkTiers refuses changes that would lose requests: removing a tier that has
+// requests, unless --force was given, and moving the queue of such a tier between memory
+// and file.
 func checkTiers(s *cli.Session, before, after *policy.Policy) error {
 	for _, t := range before.Tiers {
 		if _, stays := after.Tier(t.Name); stays || s.Force {
@@ -24,7 +25,7 @@ func checkTiers(s *cli.Session, before, after *policy.Policy) error {
 			return err
 		}
 		if n > 0 {
-			return cli.Refusedf("tier %s: %s in it; wait, or say --force to move those that wait to tier %s", t.Name, areIn(n), policy.DefaultTier)
+			return cli.Refusedf("tier %s has %s: wait until it is empty, or use --force to move the waiting ones to tier %s", t.Name, term.Count(n, "request"), policy.DefaultTier)
 		}
 	}
 	for _, t := range after.Tiers {
@@ -33,20 +34,13 @@ func checkTiers(s *cli.Session, before, after *policy.Policy) error {
 			return err
 		}
 		if info != nil && info.State.Msgs > 0 {
-			return cli.Refusedf("tier %s: %s in it, and its queue would be made anew in %s; wait until it is empty", t.Name, areIn(info.State.Msgs), t.Storage)
+			return cli.Refusedf("tier %s has %s, and moving its queue to %s would lose them: wait until it is empty", t.Name, term.Count(info.State.Msgs, "request"), t.Storage)
 		}
 	}
 	return nil
 }
 
-func areIn(n uint64) string {
-	if n == 1 {
-		return "1 request is"
-	}
-	return fmt.Sprintf("%d requests are", n)
-}
-
-// tierMessages is how many requests are in a tier, waiting or running.
+// tierMessages counts the requests in the stream of a tier, waiting and running.
 func tierMessages(s *cli.Session, tier string) (uint64, error) {
 	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(tier))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -58,8 +52,8 @@ func tierMessages(s *cli.Session, tier string) (uint64, error) {
 	return stream.CachedInfo().State.Msgs, nil
 }
 
-// misplacedStream is the stream of a tier if it is kept elsewhere than the tier
-// wants.
+// misplacedStream returns the stream of a tier if its storage is not the one that the
+// tier should have; otherwise nil.
 func misplacedStream(s *cli.Session, t policy.Tier) (*jetstream.StreamInfo, error) {
 	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(t.Name))
 	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrInvalidStreamName) {
@@ -75,8 +69,8 @@ func misplacedStream(s *cli.Session, t policy.Tier) (*jetstream.StreamInfo, erro
 	return info, nil
 }
 
-// deleteMisplacedStreams deletes the streams that are kept elsewhere than their tier
-// wants, so that gateways make them anew.
+// deleteMisplacedStreams deletes the empty streams whose storage must change. Gateways
+// create them again.
 func deleteMisplacedStreams(s *cli.Session, p *policy.Policy) error {
 	for _, t := range p.Tiers {
 		info, err := misplacedStream(s, t)
@@ -87,10 +81,10 @@ func deleteMisplacedStreams(s *cli.Session, p *policy.Policy) error {
 			continue
 		}
 		if info.State.Msgs > 0 {
-			return fmt.Errorf("tier %s: %s in it since a moment ago, so that its queue stays in %v; run this again", t.Name, areIn(info.State.Msgs), info.Config.Storage)
+			return fmt.Errorf("tier %s has received %s just now: its queue stays in %v; run the command again", t.Name, term.Count(info.State.Msgs, "request"), info.Config.Storage)
 		}
 		if err := s.JS.DeleteStream(s.Context(), info.Config.Name); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
-			return fmt.Errorf("make the queue of tier %s anew: %w", t.Name, err)
+			return fmt.Errorf("move the queue of tier %s: %w", t.Name, err)
 		}
 	}
 	return nil

@@ -12,12 +12,12 @@ import (
 // toggle describes a verb that sets or clears one state in the policy, such as
 // pause and resume of a pool.
 type toggle struct {
-	noun  string // what is named
+	noun  string // kind of object
 	on    bool   // the verb sets the state; otherwise it clears it
 	done  string // what the verb has done: "paused", "resumed"
 	state string // the state: "paused"
 
-	// edit writes the policy, and returns the full name of what was named.
+	// edit changes the policy, and returns the full name of the object.
 	edit func(s *cli.Session, named string, on bool) (name string, v policyChange, err error)
 }
 
@@ -32,7 +32,7 @@ func (t toggle) verb(c *cli.ConnectFlags, cmd *cobra.Command) *cobra.Command {
 		what := t.done
 		switch {
 		case v.same && t.on:
-			what = "is " + t.state + " already"
+			what = "already " + t.state
 		case v.same:
 			what = "was not " + t.state
 		}

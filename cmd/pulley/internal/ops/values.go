@@ -17,7 +17,7 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// percentOr is a percentage, or nothing for 0.
+// percentOr formats a percentage; it returns "" for 0.
 func percentOr(n int) string {
 	if n == 0 {
 		return ""
@@ -25,7 +25,7 @@ func percentOr(n int) string {
 	return strconv.Itoa(n) + "%"
 }
 
-// durationOr is a duration as it is written in a policy, or nothing for 0.
+// durationOr formats a duration as in a policy; it returns "" for 0.
 func durationOr(d policy.Duration) string {
 	if d == 0 {
 		return ""
@@ -33,48 +33,50 @@ func durationOr(d policy.Duration) string {
 	return cli.FormatDuration(time.Duration(d))
 }
 
-// override sets a value if a flag has given another.
+// override sets a value if its flag was given.
 func override[T any](given bool, value *T, flag T) {
 	if given {
 		*value = flag
 	}
 }
 
-// parsePart reads POOL=NUMBER; the number may be left out, or have a percent
-// sign.
-func parsePart(text string, number float64) (pool string, n float64, err error) {
+// parsePart parses POOL=NUMBER. The number may have a percent sign; without one it is
+// the default.
+func parsePart(text string, defaultNumber float64) (pool string, n float64, err error) {
 	at := strings.LastIndexByte(text, '=')
 	if at < 0 {
-		return text, number, nil
+		return text, defaultNumber, nil
 	}
 	if at == 0 {
-		return "", 0, errors.New("names no pool")
+		return "", 0, errors.New("the pool is missing")
 	}
-	n, err = parsePercent(text[at+1:])
+	if n, err = parsePercent(text[at+1:]); err != nil {
+		err = fmt.Errorf("%q is %w", text[at+1:], err)
+	}
 	return text[:at], n, err
 }
 
-// parsePercent reads a number that may have a percent sign.
+// parsePercent parses a number that may have a percent sign.
 func parsePercent(text string) (float64, error) {
 	n, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(text), "%")), 64)
 	if err != nil || math.IsNaN(n) || math.IsInf(n, 0) {
-		return 0, fmt.Errorf("%q is no number", text)
+		return 0, errors.New("not a number")
 	}
 	return n, nil
 }
 
-// notEmpty is a list without empty entries, which empty it on a command line.
+// notEmpty drops empty entries: --flag ” on a command line empties a list.
 func notEmpty(list []string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return s == "" })
 }
 
-// percentValue is a flag for a percentage, with or without its sign.
+// percentValue is a flag for a whole percentage, with or without the sign.
 type percentValue int
 
 func (p *percentValue) Set(text string) error {
 	n, err := parsePercent(text)
 	if err == nil && n != float64(int(n)) {
-		err = errors.New("want a whole percentage such as 10 or 10%")
+		err = errors.New("must be a whole percentage such as 10 or 10%")
 	}
 	*p = percentValue(n)
 	return err
@@ -84,7 +86,7 @@ func (p *percentValue) String() string { return strconv.Itoa(int(*p)) }
 
 func (p *percentValue) Type() string { return "percent" }
 
-// shareValue is a flag for a percentage, with or without its sign.
+// shareValue is a flag for a percentage, with or without the sign.
 type shareValue float64
 
 func (v *shareValue) Set(text string) error {
@@ -97,12 +99,13 @@ func (v *shareValue) String() string { return term.Percent(float64(*v)) }
 
 func (v *shareValue) Type() string { return "percent" }
 
-const showBodyHelp = "show the prompt too"
+// showBodyHelp describes --show-body, without which prompts are never shown.
+const showBodyHelp = "also show the prompt"
 
-// printBody writes a prompt or an answer, whole.
+// printBody writes a prompt or an answer.
 func printBody(p *term.Page, body string, size int64) {
 	if body == "" && size > 0 {
-		body = "(" + term.Bytes(size) + ", not in the message)"
+		body = "(" + term.Bytes(size) + ", not stored in the message)"
 	}
 	if p.Width > 0 {
 		body = term.PrintableLines(body)
@@ -110,7 +113,7 @@ func printBody(p *term.Page, body string, size int64) {
 	p.Raw("\n" + strings.TrimRight(body, "\n") + "\n\n")
 }
 
-// printHeaders writes the headers that an engine gets.
+// printHeaders writes the headers that the engine receives.
 func printHeaders(p *term.Page, h http.Header) {
 	if len(h) == 0 {
 		return

@@ -27,15 +27,15 @@ func TestVerbsWithoutPulleyOnTheBroker(t *testing.T) {
 		"tier ls":                       {3, "no policy bucket on this broker: start a gateway"},
 		"key add --tenant acme":         {3, "no policy bucket on this broker: start a gateway"},
 		"request ls":                    {3, "no gateway on this broker: start one"},
-		"worker ls":                     {3, "nothing of Pulley on this broker yet"},
+		"worker ls":                     {3, "no bucket PULLEY_WORKERS on this broker: start a gateway"},
 		"dead ls":                       {3, "no stream PULLEY_DEAD on this broker"},
-		"queue ls --output csv":         {2, `--output "csv": want table, wide, json or yaml`},
-		"policy rollback":               {2, "name the revision"},
-		"tier rm":                       {2, "name the tier"},
-		"worker weight gpu-1":           {2, "name the weight"},
-		"route shift chat --every soon": {2, `invalid argument "soon"`},
-		"tier set gold --reserve much":  {2, `"much" is no number`},
-		"tier set gold --reserve 1.5":   {2, "want a whole percentage"},
+		"queue ls --output csv":         {2, `--output "csv": must be table, wide, json or yaml`},
+		"policy rollback":               {2, "missing argument: REVISION (see 'pulley policy history')"},
+		"tier rm":                       {2, "missing argument: TIER (see 'pulley tier ls')"},
+		"worker weight gpu-1":           {2, "missing argument: WEIGHT\n"},
+		"route shift chat --every soon": {2, `--every: invalid value "soon": must be a duration`},
+		"tier set gold --reserve much":  {2, `--reserve: invalid value "much": not a number`},
+		"tier set gold --reserve 1.5":   {2, "must be a whole percentage"},
 	}
 	for args, tt := range tests {
 		t.Run(args, func(t *testing.T) {
@@ -78,15 +78,15 @@ func TestWordsOfACommand(t *testing.T) {
 func TestConfirmation(t *testing.T) {
 	s := newSite(t)
 	s.ok("tier set night")
-	s.story(step{"tier rm night", 4, "pulley: remove tier night: there is no terminal to ask on; say --force\n"})
+	s.story(step{"tier rm night", 4, "pulley: remove tier night: needs a confirmation, and standard input is not a terminal; use --force to skip it\n"})
 	atTerminal(t)
 	for answer, want := range map[string]struct {
 		code int
 		text string
 	}{
-		"\n":    {4, "remove tier night? [y/N] pulley: not confirmed: nothing was changed\n"},
-		"no\n":  {4, "remove tier night? [y/N] pulley: not confirmed: nothing was changed\n"},
-		"":      {4, "remove tier night? [y/N] pulley: not confirmed: nothing was changed\n"},
+		"\n":    {4, "remove tier night? [y/N] pulley: not confirmed; nothing was changed\n"},
+		"no\n":  {4, "remove tier night? [y/N] pulley: not confirmed; nothing was changed\n"},
+		"":      {4, "remove tier night? [y/N] pulley: not confirmed; nothing was changed\n"},
 		"Yes\n": {0, "remove tier night? [y/N] "},
 	} {
 		s.ok("tier set night")
@@ -139,8 +139,8 @@ func TestWatchShowsChangesUntilInterrupted(t *testing.T) {
 	}
 }
 
-// What is told to the world about a change: who, and by which command.
-func TestChangesAreTold(t *testing.T) {
+// The event about a change says who made it, and by which command.
+func TestChangesArePublished(t *testing.T) {
 	s := newSite(t)
 	events, err := s.nc.SubscribeSync(subjects.AllEvents)
 	if err != nil {

@@ -18,24 +18,23 @@ import (
 func newWorkerListCommand(c *cli.ConnectFlags) *cobra.Command {
 	return cli.Listing(&cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the workers",
-		Long: `List the workers that live: what they serve, how many requests each has of those
-that it may have now, and the rung of its next bid (0 is the cheapest, 9 the
-dearest).
+		Long: `List live workers: engine, requests in flight out of the current capacity, price of
+the next bid (RUNG, from 0, the lowest, to 9), and pools.
 
-BOUND is why it may not have more:
+BOUND names what limits the capacity:
 
-  slots     the configured slots
-  engine    the engine's own slots, less what others have sent it
-  queue     requests wait inside the engine
-  kv        the KV cache has no room
-  memory    the GPU memory has no room, or another process took some
-  limit     with more, each would be slower than the profile allows
-  throttle  a GPU is held back by heat or power
-  stale     the engine's metrics are old: no more than when they were read
-  unknown   neither slots nor engine metrics: one at a time
-  fence     nothing may start: REASON says why
+  slots     the configured slots (slots=)
+  engine    the engine's own slots, less the requests of other clients
+  queue     requests are waiting inside the engine
+  kv        space in the KV cache
+  memory    GPU memory, or another process uses it
+  limit     more requests would make each slower than the profile allows
+  throttle  a GPU is throttled by heat or power
+  stale     the engine's metrics are stale: no more than when they were read
+  unknown   neither slots nor engine metrics are known: one request at a time
+  fence     no request may start; see REASON
 
-'pulley worker info' says more.`,
+'pulley worker info' has the details. Terms: docs/concepts.md`,
 		Example: `  pulley worker ls
   pulley worker ls -o json | jq '.[] | select(.state != "ready")'`,
 	}, c, func(s *cli.Session) (cli.View, error) {
@@ -49,9 +48,9 @@ BOUND is why it may not have more:
 
 func printWorkers(p *term.Page, list []subjects.Heartbeat) {
 	t := term.Table{
-		Columns: []term.Column{term.Text("NAME"), term.Painted(term.Word("STATE"), fleet.StateStyle), term.Word("ENGINE"), term.Number("IN USE"), term.IfAny(term.Word("BOUND")), term.Number("RUNG"),
-			term.Number("DONE"), term.Number("FAILED"), term.Text("POOLS"), term.Wide(term.IfAny(term.Number("HEADROOM"))), term.Wide(term.IfAny(term.Word("PROFILE"))), term.Wide(term.IfAny(term.Number("LIMIT"))), term.Wide(term.IfAny(term.Word("KV"))),
-			term.Wide(term.IfAny(term.Word("GPUS"))), term.Wide(term.Number("SLOTS")), term.Wide(term.Number("WEIGHT")), term.Wide(term.Number("UP")), term.Wide(term.Text("HOST")), term.Wide(term.Text("URL")), term.Wide(term.Text("VERSION")), term.Wide(term.Word("ID")), term.IfAny(term.Column{Name: "REASON", Cut: 12})},
+		Columns: []term.Column{term.Text("NAME"), term.Styled(term.Fixed("STATE"), fleet.StateStyle), term.Fixed("ENGINE"), term.Number("IN FLIGHT"), term.NonEmpty(term.Fixed("BOUND")), term.Number("RUNG"),
+			term.Number("DONE"), term.Number("FAILED"), term.Text("POOLS"), term.Wide(term.NonEmpty(term.Number("HEADROOM"))), term.Wide(term.NonEmpty(term.Fixed("PROFILE"))), term.Wide(term.NonEmpty(term.Number("LIMIT"))), term.Wide(term.NonEmpty(term.Fixed("KV"))),
+			term.Wide(term.NonEmpty(term.Fixed("GPUS"))), term.Wide(term.Number("SLOTS")), term.Wide(term.Number("WEIGHT")), term.Wide(term.Number("UPTIME")), term.Wide(term.Text("HOST")), term.Wide(term.Text("URL")), term.Wide(term.Text("VERSION")), term.Wide(term.Fixed("ID")), term.NonEmpty(term.Column{Name: "REASON", MinWidth: 12})},
 		Empty: "no workers; start one with 'pulley worker --engine URL'",
 	}
 	for i := range list {
@@ -76,16 +75,16 @@ func printWorkers(p *term.Page, list []subjects.Heartbeat) {
 	p.Table(t)
 }
 
-// inFlightText is how many requests a worker has of how many it may have.
+// inFlightText returns the requests in flight and the capacity, such as 12/16.
 func inFlightText(h *subjects.Heartbeat) string {
-	most := h.Slots
+	capacity := h.Slots
 	if h.Capacity != nil {
-		most = h.Capacity.Total
+		capacity = h.Capacity.Total
 	}
-	return fmt.Sprintf("%d/%d", h.InFlight, most)
+	return fmt.Sprintf("%d/%d", h.InFlight, capacity)
 }
 
-// reasonOf is why a worker does not take all that it might.
+// reasonOf says why a worker accepts fewer requests than it could.
 func reasonOf(h *subjects.Heartbeat) string {
 	if h.Reason == "" && h.Capacity != nil {
 		return h.Capacity.Why
@@ -93,25 +92,25 @@ func reasonOf(h *subjects.Heartbeat) string {
 	return h.Reason
 }
 
-// gpuLabels are the numbers of a worker's GPUs, with how those are that are not
-// well.
+// gpuLabels lists the numbers of a worker's GPUs, with the status of those that are not
+// ok.
 func gpuLabels(h *subjects.Heartbeat) string {
 	if h.NVML == nil {
 		return ""
 	}
-	var words []string
+	var labels []string
 	for _, g := range h.NVML.GPUs {
-		word := g.Label()
+		label := g.Label()
 		if status, _, _ := fleet.GPUStatus(g); status != "ok" {
-			word += " " + status
+			label += " " + status
 		}
-		words = append(words, word)
+		labels = append(labels, label)
 	}
-	return strings.Join(words, ", ")
+	return strings.Join(labels, ", ")
 }
 
-// rungsOf is the rung of a worker's next bid, or from which to which they are if
-// it serves several pools.
+// rungsOf returns the rung of a worker's next bid, or the range of rungs if it serves
+// several pools.
 func rungsOf(h subjects.Heartbeat) string {
 	if len(h.Pools) == 0 {
 		return ""
@@ -126,16 +125,16 @@ func rungsOf(h subjects.Heartbeat) string {
 	return fmt.Sprintf("%d-%d", low, high)
 }
 
-// setWorker changes what the policy says of a worker. Only one that lives, or
-// of which the policy says something, can be named.
+// setWorker changes the settings of a worker in the policy. The worker must be live, or
+// have settings already.
 func setWorker(s *cli.Session, named string, edit func(*policy.Worker)) (name string, v policyChange, err error) {
-	h, missing := fleet.FindWorker(s.Context(), s.NC, named)
+	h, notFound := fleet.FindWorker(s.Context(), s.NC, named)
 	name = h.Name
 	v, err = changePolicy(s, func(p *policy.Policy) error {
-		if _, known := p.Workers[named]; missing != nil && known {
+		if _, known := p.Workers[named]; notFound != nil && known {
 			name = named
-		} else if missing != nil {
-			return missing
+		} else if notFound != nil {
+			return notFound
 		}
 		w := p.Workers[name]
 		edit(&w)
@@ -153,9 +152,9 @@ func setWorker(s *cli.Session, named string, edit func(*policy.Worker)) (name st
 
 func newWorkerCordonCommand(c *cli.ConnectFlags) *cobra.Command {
 	return toggle{noun: "worker", on: true, done: "cordoned", state: "cordoned", edit: setCordoned}.verb(c, &cobra.Command{
-		Use: "cordon WORKER", Short: "Let a worker take nothing new",
-		Long: `Let a worker take nothing new: what it has goes on. It stays so, also after a
-restart under the same name, until it is uncordoned.`,
+		Use: "cordon WORKER", Short: "Stop giving a worker new requests",
+		Long: `Stop giving a worker new requests; running requests continue. A worker stays
+cordoned until it is uncordoned, also if it restarts under the same name.`,
 		Example:           `  pulley worker cordon gpu-3`,
 		ValidArgsFunction: cli.Complete(c, 1, liveWorkers),
 	})
@@ -163,22 +162,23 @@ restart under the same name, until it is uncordoned.`,
 
 func newWorkerUncordonCommand(c *cli.ConnectFlags) *cobra.Command {
 	return toggle{noun: "worker", done: "uncordoned", state: "cordoned", edit: setCordoned}.verb(c, &cobra.Command{
-		Use: "uncordon WORKER", Short: "Let a cordoned worker take requests again",
-		Long:              "Let a cordoned worker take requests again.",
+		Use: "uncordon WORKER", Short: "Give a cordoned worker requests again",
+		Long:              "Give a cordoned worker requests again.",
 		Example:           `  pulley worker uncordon gpu-3`,
 		ValidArgsFunction: cli.Complete(c, 1, liveWorkers),
 	})
 }
 
+// setCordoned cordons a worker, or uncordons it.
 func setCordoned(s *cli.Session, named string, cordoned bool) (string, policyChange, error) {
 	return setWorker(s, named, func(w *policy.Worker) { w.Cordoned = cordoned })
 }
 
 func newWorkerWeightCommand(c *cli.ConnectFlags) *cobra.Command {
 	return cli.Action(&cobra.Command{
-		Use: "weight WORKER WEIGHT", Short: "Set how much a worker is preferred",
-		Long: `Set how much a worker is preferred: its price is divided by the weight. With 2 it
-takes requests as if it were twice as fast. 0 is as it was started.`,
+		Use: "weight WORKER WEIGHT", Short: "Set the weight of a worker",
+		Long: `Set the weight of a worker: its price is divided by it. With weight 2 a worker gets
+requests as if it were twice as fast. 0 restores the weight it was started with.`,
 		Example: `  pulley worker weight gpu-3 0.5
   pulley worker weight gpu-3 0`,
 		Args:              cli.ExactArgs("WORKER", "WEIGHT"),
@@ -186,7 +186,7 @@ takes requests as if it were twice as fast. 0 is as it was started.`,
 	}, c, func(s *cli.Session) error {
 		weight, err := strconv.ParseFloat(s.Args[1], 64)
 		if err != nil {
-			return cli.Usagef("weight %q: want a number, 0 for as it was started", s.Args[1])
+			return cli.Usagef("weight %q: not a number; use 0 to restore the weight it was started with", s.Args[1])
 		}
 		name, v, err := setWorker(s, s.Args[0], func(w *policy.Worker) { w.Weight = weight })
 		if err != nil {

@@ -16,17 +16,17 @@ func TestWorkers(t *testing.T) {
 	down.Reason = "connection refused"
 	s.workers = []subjects.Heartbeat{down, clitest.Beat("gpu-1", subjects.Ready, 3, "llama")}
 	s.story(
-		step{"worker ls", 0, `NAME   STATE  ENGINE  IN USE  RUNG  DONE  FAILED  POOLS        REASON
-gpu-1  ready  vllm       3/8     0    12       0  llama        -
-gpu-2  down   vllm       0/8   0-1    12       0  llama, qwen  connection refused\n`},
-		step{"worker info gpu-1", 0, `worker   gpu-1\nid       gpu-1-00ff\nstate    ready\n.*slots    8, 3 running, .*pool llama\nnext bid  rung 0, .*measured  nothing yet: .*`},
+		step{"worker ls", 0, `NAME   STATE  ENGINE  IN FLIGHT  RUNG  DONE  FAILED  POOLS        REASON
+gpu-1  ready  vllm          3/8     0    12       0  llama        -
+gpu-2  down   vllm          0/8   0-1    12       0  llama, qwen  connection refused\n`},
+		step{"worker info gpu-1", 0, `worker   gpu-1\nid       gpu-1-00ff\nstate    ready\n.*slots    8, 3 in flight, .*pool llama\nnext bid  rung 0 .*measured  nothing yet: .*`},
 		step{"worker info gpu-2-", 0, `worker   gpu-2\n.*state    down \(connection refused\)\n.*`},
-		step{"worker info gpu", 2, `pulley: worker gpu: which of gpu-1-00ff, gpu-2-00ff\?\nrun .*`},
+		step{"worker info gpu", 2, `pulley: worker gpu is ambiguous: it may be gpu-1-00ff or gpu-2-00ff\nrun .*`},
 		step{"worker info gpv-1", 3, `pulley: no worker "gpv-1"; did you mean "gpu-1"\?\n`},
 		step{"worker cordon gpu-1", 0, `worker gpu-1 cordoned, policy revision 1\n`},
-		step{"worker cordon gpu-1-0", 0, `worker gpu-1 is cordoned already, policy revision 1\n`},
+		step{"worker cordon gpu-1-0", 0, `worker gpu-1 already cordoned, policy revision 1\n`},
 		step{"worker weight gpu-1 2.5", 0, `worker gpu-1 changed, policy revision 2\n`},
-		step{"worker weight gpu-1 heavy", 2, `pulley: weight "heavy": want a number, .*`},
+		step{"worker weight gpu-1 heavy", 2, `pulley: weight "heavy": not a number; .*`},
 		step{"worker weight gpu-1 2e9", 2, `pulley: .*must be 0 .*`},
 		step{"worker cordon gpu-9", 3, `pulley: no worker "gpu-9"; did you mean .*`},
 	)
@@ -53,9 +53,9 @@ func TestWorkersWithRoom(t *testing.T) {
 	b.Capacity = &subjects.Capacity{Profile: "latency", Bound: policy.BoundFence}
 	b.Slots, b.InFlight = 0, 0
 	s.workers = []subjects.Heartbeat{a, b}
-	s.story(step{"worker ls", 0, `NAME  STATE   ENGINE  IN USE  BOUND  RUNG  DONE  FAILED  POOLS  REASON
-a     ready   vllm      3/16  kv        0    12       0  llama  -
-b     fenced  vllm       0/0  fence     0    12       0  llama  GPU 2: XID 79 \(fallen off the bus\)\n`})
+	s.story(step{"worker ls", 0, `NAME  STATE   ENGINE  IN FLIGHT  BOUND  RUNG  DONE  FAILED  POOLS  REASON
+a     ready   vllm         3/16  kv        0    12       0  llama  -
+b     fenced  vllm          0/0  fence     0    12       0  llama  GPU 2: XID 79 \(fallen off the bus\)\n`})
 	wide := s.ok("worker ls -o wide")
 	for _, want := range []string{"HEADROOM  PROFILE   LIMIT  GPUS", "8%  balanced     21  0 ", "0%  latency       -  2 fenced"} {
 		if !strings.Contains(wide, want) {

@@ -19,10 +19,12 @@ import (
 func newWorkerInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "info WORKER", Short: "Describe a worker",
-		Long: `Describe a worker: everything it tells of itself, how much room it has and why not
-more, what its engine and its GPUs say, what it has measured, and what it has
-decided of late. Headroom is the free part of whatever it has least of: room for
-requests, KV cache, memory, or degrees until its GPU slows down.`,
+		Long: `Describe a worker: its capacity and what limits it, what its engine and its GPUs
+report, what it has measured, and its latest decisions. Headroom is the free part
+of the scarcest resource: slots, KV cache, GPU memory, or degrees until the GPU is
+throttled.
+
+Terms: docs/concepts.md`,
 		Example:           `  pulley worker info gpu-3`,
 		Args:              cli.ExactArgs("WORKER"),
 		ValidArgsFunction: cli.Complete(c, 1, liveWorkers),
@@ -36,6 +38,7 @@ requests, KV cache, memory, or degrees until its GPU slows down.`,
 	})
 }
 
+// printWorker describes a worker.
 func printWorker(p *term.Page, h subjects.Heartbeat) {
 	p.Fields(
 		term.KV("worker", h.Name, term.Bold),
@@ -44,8 +47,8 @@ func printWorker(p *term.Page, h subjects.Heartbeat) {
 		term.KV("engine", strings.TrimSpace(h.Engine+" "+h.URL)),
 		term.KV("host", h.Host),
 		term.KV("version", h.Version),
-		term.KV("up", fmt.Sprintf("%s, since %s", term.Ago(h.Started), term.Clock(h.Started))),
-		term.KV("slots", fmt.Sprintf("%d, %d running, %d of these before their first token", h.Slots, h.InFlight, h.Prefills)),
+		term.KV("uptime", fmt.Sprintf("%s, since %s", term.Ago(h.Started), term.Clock(h.Started))),
+		term.KV("slots", fmt.Sprintf("%d, %d in flight, %d of them before their first token", h.Slots, h.InFlight, h.Prefills)),
 		term.KV("weight", term.Float(h.Weight)),
 		term.KV("done", fmt.Sprintf("%s, %d failed", term.Count(h.Done, "attempt"), h.Failed)),
 	)
@@ -63,14 +66,14 @@ func printWorker(p *term.Page, h subjects.Heartbeat) {
 	printDecisions(p, &h)
 }
 
-// priceFields says how a worker comes to its price.
+// priceFields explains the price of a worker's next bid.
 func priceFields(st subjects.PoolStatus, h subjects.Heartbeat) []term.Field {
-	next := fmt.Sprintf("rung %d, where 0 is the cheapest and %d the dearest", st.Rung, policy.Rungs-1)
+	next := fmt.Sprintf("rung %d (0 is the lowest price, %d the highest)", st.Rung, policy.Rungs-1)
 	if st.Curve == nil {
-		return []term.Field{term.KV("next bid", next), term.KV("measured", "nothing yet: it bids by its load")}
+		return []term.Field{term.KV("next bid", next), term.KV("measured", "nothing yet: the price follows from the load")}
 	}
 	if price, ok := st.Curve.Price(st.Mean, h.InFlight+1, float64(h.Prefills)); ok {
-		next += fmt.Sprintf("; it expects to take %s", term.Seconds(price))
+		next += fmt.Sprintf("; expected latency %s", term.Seconds(price))
 	}
 	list := []term.Field{term.KV("next bid", next)}
 	if l := st.Curve.Prefill; l != nil {
@@ -85,6 +88,7 @@ func priceFields(st subjects.PoolStatus, h subjects.Heartbeat) []term.Field {
 	return list
 }
 
+// lineText describes a line: a constant part, and a part that grows.
 func lineText(l policy.Line, per string) string {
 	switch {
 	case l.B == 0:
@@ -92,49 +96,50 @@ func lineText(l policy.Line, per string) string {
 	case l.A == 0:
 		return term.Seconds(l.B) + " per " + per
 	}
-	return fmt.Sprintf("%s and %s per %s", term.Seconds(l.A), term.Seconds(l.B), per)
+	return fmt.Sprintf("%s + %s per %s", term.Seconds(l.A), term.Seconds(l.B), per)
 }
 
-// printCapacity says how much a worker may have and why not more, what it goes by,
-// and what it decided of late.
+// printCapacity shows how many requests a worker may have, what limits them, and how
+// fresh the signals are.
 func printCapacity(p *term.Page, h *subjects.Heartbeat) {
 	r := h.Capacity
 	if r == nil {
 		return
 	}
-	use := term.KV("in use", fmt.Sprintf("%d of %d: %s", h.InFlight, r.Total, fleet.BoundText(r)))
+	inFlight := term.KV("in flight", fmt.Sprintf("%d of %d: %s", h.InFlight, r.Total, fleet.BoundText(r)))
 	if r.Bound == policy.BoundFence {
-		use.Style = term.Red
+		inFlight.Style = term.Red
 	} else if r.Factor < 1 {
-		use.Style = term.Yellow
+		inFlight.Style = term.Yellow
 	}
-	p.Heading("room")
-	list := []term.Field{use, term.KV("bounds", fleet.BoundsText(r))}
+	p.Heading("capacity")
+	list := []term.Field{inFlight, term.KV("bounds", fleet.BoundsText(r))}
 	if r.Bound != policy.BoundFence {
 		list = append(list, term.KV("headroom", term.Share(r.Headroom)))
 		if r.Factor < 1 {
-			list = append(list, term.KV("held back", "to "+term.Share(r.Factor)+" of its room", term.Yellow))
+			list = append(list, term.KV("reduced", "to "+term.Share(r.Factor)+" by the state of the GPU", term.Yellow))
 		}
 	}
 	list = append(list, term.KV("profile", r.Profile), term.KV("limit", limitText(r)), term.KV("token time", fleet.TokenTimeText(r)))
 	if r.Infeasible {
-		list = append(list, term.KV("objective", "cannot be met: a request alone is slower than that", term.Yellow))
+		list = append(list, term.KV("objective", "cannot be met: even a request that runs alone is slower", term.Yellow))
 	}
 	p.Fields(append(list, term.KV("engine metrics", engineFreshness(h), freshStyle(r.Engine)), term.KV("GPU samples", gpuFreshness(h), freshStyle(r.GPU)))...)
 }
 
+// limitText describes the adaptive limit.
 func limitText(r *subjects.Capacity) string {
 	if r.Limit <= 0 {
 		return ""
 	}
-	how := "found by trying"
+	how := "measured"
 	if r.PaceMS <= 0 {
-		how = "not tried yet"
+		how = "initial value"
 	}
 	return fmt.Sprintf("%.0f, %s", math.Floor(r.Limit), how)
 }
 
-// stateText is a worker's state with its reason.
+// stateText returns the state of a worker, with the reason.
 func stateText(h subjects.Heartbeat) string {
 	if h.Reason == "" {
 		return string(h.State)
@@ -142,7 +147,7 @@ func stateText(h subjects.Heartbeat) string {
 	return fmt.Sprintf("%s (%s)", h.State, h.Reason)
 }
 
-// engineFreshness says how far the engine's own word counts.
+// engineFreshness says how current the engine's metrics are, and what that means.
 func engineFreshness(h *subjects.Heartbeat) string {
 	switch h.Capacity.Engine {
 	case "fresh":
@@ -150,14 +155,14 @@ func engineFreshness(h *subjects.Heartbeat) string {
 			return "fresh, " + term.Ago(h.EngineStatus.At) + " old"
 		}
 	case "stale":
-		return "stale: no more than it had when they were read"
+		return "stale: capacity is not raised until they are fresh"
 	case "missing":
-		return "none: the worker goes by its own count of requests"
+		return "none: the worker relies on its own count of requests"
 	}
 	return h.Capacity.Engine
 }
 
-// gpuFreshness says how far NVML's word counts.
+// gpuFreshness says how current the samples of the GPUs are, and what that means.
 func gpuFreshness(h *subjects.Heartbeat) string {
 	switch {
 	case h.NVML == nil:
@@ -165,9 +170,9 @@ func gpuFreshness(h *subjects.Heartbeat) string {
 	case h.Capacity.GPU == "stale":
 		return "stale: the limit does not grow until they are fresh"
 	case h.Capacity.GPU == "missing" && h.NVML.Mode == "required":
-		return "none, and they are required"
+		return "none, although --nvml required was given"
 	case h.Capacity.GPU == "missing":
-		return "none: the worker goes by its engine alone"
+		return "none: the worker relies on its engine alone"
 	}
 	return h.Capacity.GPU
 }
@@ -179,7 +184,7 @@ func freshStyle(freshness string) term.Style {
 	return term.Unstyled
 }
 
-// printEngine says what an engine tells of itself.
+// printEngine shows the metrics of an engine.
 func printEngine(p *term.Page, h *subjects.Heartbeat) {
 	t := h.EngineStatus
 	if t == nil {
@@ -194,19 +199,19 @@ func printEngine(p *term.Page, h *subjects.Heartbeat) {
 	case t.KVTokens != nil:
 		kv = fmt.Sprintf("%d tokens", *t.KVTokens)
 	}
-	p.Heading("the engine says")
+	p.Heading("engine metrics")
 	p.Fields(
 		term.KV("dialect", t.Dialect),
 		term.KV("running", optional(t.Running)),
 		term.KV("waiting", optional(t.Waiting)),
 		term.KV("slots", optional(t.Slots)),
 		term.KV("KV cache", kv),
-		term.KV("preempted", optional(t.Preemptions)),
-		term.KV("loaded", strings.Join(t.Loaded, ", ")),
+		term.KV("preemptions", optional(t.Preemptions)),
+		term.KV("loaded models", strings.Join(t.Loaded, ", ")),
 	)
 }
 
-// optional is a number that was told, or nothing.
+// optional formats a number; it returns "" for nil.
 func optional[N int | int64](n *N) string {
 	if n == nil {
 		return ""
@@ -214,7 +219,7 @@ func optional[N int | int64](n *N) string {
 	return fmt.Sprint(*n)
 }
 
-// printWorkerGPUs says how a worker's GPUs are.
+// printWorkerGPUs shows the status of a worker's GPUs.
 func printWorkerGPUs(p *term.Page, h *subjects.Heartbeat) {
 	if h.NVML == nil {
 		return
@@ -231,19 +236,20 @@ func printWorkerGPUs(p *term.Page, h *subjects.Heartbeat) {
 	for i := range h.NVML.GPUs {
 		g := &h.NVML.GPUs[i]
 		_, _, remedy := fleet.GPUStatus(*g)
-		list = append(list, term.KV(g.Label(), fleet.GPUText(g), fleet.GPUStatusStyle(fleet.GpuWord(g))), term.KV("remedy", remedy))
+		list = append(list, fleet.GPUField(g.Label(), g), term.KV("remedy", remedy))
 	}
 	if len(list) == 0 {
-		list = append(list, term.KV("NVML", "no word of a GPU yet", term.Yellow))
+		list = append(list, term.KV("NVML", "no GPU reported yet", term.Yellow))
 	}
 	p.Fields(list...)
 }
 
+// printDecisions shows the latest decisions about the capacity, with their reasons.
 func printDecisions(p *term.Page, h *subjects.Heartbeat) {
 	if h.Capacity == nil || len(h.Capacity.Decisions) == 0 {
 		return
 	}
-	p.Heading("last decisions")
+	p.Heading("latest decisions")
 	for _, d := range h.Capacity.Decisions {
 		p.Fields(term.KV(d.At.Local().Format(time.TimeOnly), d.Text))
 	}

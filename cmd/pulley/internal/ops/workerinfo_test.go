@@ -20,9 +20,9 @@ func TestWorkerInfoInWords(t *testing.T) {
 	printWorker(&p, h)
 	for _, want := range []string{
 		"engine's model  org/llama\n",
-		"next bid        rung 2, where 0 is the cheapest and 9 the dearest; it expects to take 1.1 s\n",
-		"first token     50 ms and 1 ms per input token\n",
-		"each token      10 ms and 2 ms per request in flight\n",
+		"next bid        rung 2 (0 is the lowest price, 9 the highest); expected latency 1.1 s\n",
+		"first token     50 ms + 1 ms per input token\n",
+		"each token      10 ms + 2 ms per request in flight\n",
 		"mean request    100 tokens in, 50 out\n",
 	} {
 		if !strings.Contains(p.String(), want) {
@@ -39,17 +39,17 @@ func TestWorkerRoomInWords(t *testing.T) {
 		Decisions: []subjects.Decision{{At: clitest.Noon, Text: "limit 20 → 21: grew"}}}
 	h.EngineStatus = &subjects.EngineStatus{Dialect: "vllm", At: time.Now(), Running: new(12), Waiting: new(0), KVUsage: new(0.83), KVTokens: new(int64(480_000))}
 	const fresh = `
-room
-in use          12 of 16: the KV cache has no room for more
+capacity
+in flight       12 of 16: the KV cache has no space for more
 bounds          kv 16, limit 21, slots 64
 headroom        8%
 profile         balanced
-limit           21, found by trying
-token time      8.2 ms alone, 21 ms now, 25 ms aimed at
+limit           21, measured
+token time      8.2 ms alone, 21 ms now, 25 ms target
 engine metrics  fresh, 0.0s old
 GPU samples     fresh
 
-the engine says
+engine metrics
 dialect   vllm
 running   12
 waiting   0
@@ -58,30 +58,30 @@ KV cache  83% of 480000 tokens in use
 GPUs
 0       ok, H100 80GB HBM3, 72.0/80.0 GiB, 97% busy, 64°C, 655 W
 1       throttled: hw_thermal, H100 80GB HBM3, 72.0/80.0 GiB, 97% busy, 91°C, 655 W
-remedy  see to its cooling`
+remedy  check its cooling`
 	tests := map[string]struct {
 		edit func(*subjects.Heartbeat)
 		want []string
 		not  string
 	}{
-		"all is known": {func(*subjects.Heartbeat) {}, []string{fresh, "\nlast decisions\n12:00:00  limit 20 → 21: grew\n"}, "preempted"},
-		"nothing is":   {func(h *subjects.Heartbeat) { h.Capacity, h.EngineStatus, h.NVML = nil, nil, nil }, []string{"slots    8, 12 running"}, "room"},
-		"not tried":    {func(h *subjects.Heartbeat) { h.Capacity.Bound, h.Capacity.PaceMS = policy.BoundLimit, 0 }, []string{"12 of 16: a first guess", "21, not tried yet\n", "8.2 ms alone, 25 ms aimed at\n"}, "0 ms now"},
+		"all is known": {func(*subjects.Heartbeat) {}, []string{fresh, "\nlatest decisions\n12:00:00  limit 20 → 21: grew\n"}, "preemptions"},
+		"nothing is":   {func(h *subjects.Heartbeat) { h.Capacity, h.EngineStatus, h.NVML = nil, nil, nil }, []string{"slots    8, 12 in flight"}, "capacity"},
+		"not tried":    {func(h *subjects.Heartbeat) { h.Capacity.Bound, h.Capacity.PaceMS = policy.BoundLimit, 0 }, []string{"12 of 16: initial limit", "21, initial value\n", "8.2 ms alone, 25 ms target\n"}, "0 ms now"},
 		"a hot GPU": {func(h *subjects.Heartbeat) {
 			h.Capacity.Bound, h.Capacity.Why, h.Capacity.Factor = policy.BoundThrottle, policy.Hot.String(), 0.5
-		}, []string{"12 of 16: the GPU slows itself down for heat or power\n", "held back       to 50% of its room\n"}, ""},
-		"stale":      {func(h *subjects.Heartbeat) { h.Capacity.Engine, h.Capacity.GPU = "stale", "stale" }, []string{"stale: no more than it had when they were read\n", "stale: the limit does not grow"}, ""},
-		"no metrics": {func(h *subjects.Heartbeat) { h.Capacity.Engine, h.Capacity.GPU, h.NVML = "missing", "missing", nil }, []string{"none: the worker goes by its own count of requests\n", "none: NVML is off\n"}, "GPUs\n"},
-		"infeasible": {func(h *subjects.Heartbeat) { h.Capacity.Infeasible = true }, []string{"objective       cannot be met: a request alone is slower than that\n"}, ""},
+		}, []string{"12 of 16: the GPU slows itself down for heat or power\n", "reduced         to 50% by the state of the GPU\n"}, ""},
+		"stale":      {func(h *subjects.Heartbeat) { h.Capacity.Engine, h.Capacity.GPU = "stale", "stale" }, []string{"stale: capacity is not raised until they are fresh\n", "stale: the limit does not grow"}, ""},
+		"no metrics": {func(h *subjects.Heartbeat) { h.Capacity.Engine, h.Capacity.GPU, h.NVML = "missing", "missing", nil }, []string{"none: the worker relies on its own count of requests\n", "none: NVML is off\n"}, "GPUs\n"},
+		"infeasible": {func(h *subjects.Heartbeat) { h.Capacity.Infeasible = true }, []string{"objective       cannot be met: even a request that runs alone is slower\n"}, ""},
 		"fenced": {func(h *subjects.Heartbeat) {
 			h.Capacity.Bound, h.Capacity.Why, h.Capacity.Total = policy.BoundFence, "GPU 1: XID 79", 0
-		}, []string{"12 of 0: nothing may start: GPU 1: XID 79\n"}, "headroom"},
+		}, []string{"12 of 0: no request may start: GPU 1: XID 79\n"}, "headroom"},
 		"fixed":           {func(h *subjects.Heartbeat) { h.Capacity.Profile, h.Capacity.Limit = "fixed", 0 }, []string{"profile         fixed\n"}, "limit  "},
 		"another version": {func(h *subjects.Heartbeat) { h.Capacity.Bound = "moon" }, []string{"12 of 16: moon\n"}, ""},
 		"NVML fails": {func(h *subjects.Heartbeat) {
 			h.NVML = &subjects.NVML{Mode: "auto", Failure: &gpu.Failure{Kind: gpu.Mismatch}}
 		},
-			[]string{"\nGPUs\nNVML    NVML and the loaded NVIDIA driver are of different versions\nremedy  the driver was upgraded"}, ""},
+			[]string{"\nGPUs\nNVML    NVML and the loaded NVIDIA driver have different versions\nremedy  the driver was upgraded"}, ""},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -6,28 +6,28 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// Hunk is a place where two texts differ, with some lines around it.
+// Hunk is a place where two files differ, with some lines of context.
 type Hunk struct {
-	Within string // what it is indented below
+	Within string // the lines that it is indented below
 	Lines  []Line
 }
 
-// Line is a line that both texts have, or that one has.
+// Line is a line of a hunk.
 type Line struct {
-	Op   byte // ' ', '-' or '+'
+	Op   byte // ' ' in both files, '-' only in the first, '+' only in the second
 	Text string
 }
 
 const (
-	// diffContext is how many lines around a difference are shown.
+	// diffContext is the number of lines of context around a difference.
 	diffContext = 3
 
-	// diffMost bounds the work of finding what two texts have in common: beyond
-	// it all in between counts as different.
-	diffMost = 16 << 20
+	// maxDiff bounds the work of a comparison, in pairs of lines: larger files count as
+	// different between their common beginning and end.
+	maxDiff = 16 << 20
 )
 
-// Diff compares two policies as files; nil is an empty one.
+// Diff compares two policies as files; nil is an empty file.
 func Diff(before, after *policy.Policy) []Hunk { return diffLines(Format(before), Format(after)) }
 
 // diffLines compares two indented texts line by line.
@@ -60,8 +60,7 @@ func splitLines(text string) []string {
 	return strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 }
 
-// above is the lines that a line is indented below, but not those that the
-// other lines of its hunk show.
+// above returns the lines that a line is indented below, except those in its hunk.
 func above(all []Line, at int) string {
 	indent := func(s string) int { return len(s) - len(strings.TrimLeft(s, " ")) }
 	var path []string
@@ -75,7 +74,7 @@ func above(all []Line, at int) string {
 	return strings.Join(path, " ")
 }
 
-// compareLines finds the longest common subsequence of two texts.
+// compareLines compares two texts by their longest common subsequence.
 func compareLines(a, b []string) []Line {
 	var head, tail []Line
 	for len(a) > 0 && len(b) > 0 && a[0] == b[0] {
@@ -86,9 +85,9 @@ func compareLines(a, b []string) []Line {
 		tail = append(tail, Line{' ', a[len(a)-1]})
 		a, b = a[:len(a)-1], b[:len(b)-1]
 	}
-	// common[i][j] is the length of that of a[i:] and b[j:].
+	// common[i][j] is the length of the longest common subsequence of a[i:] and b[j:].
 	common := make([][]int32, len(a)+1)
-	useful := len(a)*len(b) <= diffMost
+	useful := len(a)*len(b) <= maxDiff
 	for i := len(a); useful && i >= 0; i-- {
 		common[i] = make([]int32, len(b)+1)
 		for j := len(b) - 1; i < len(a) && j >= 0; j-- {

@@ -1,5 +1,5 @@
-// Package policyfile is the policy as a YAML file: it prints a policy, parses one
-// strictly, with the line of each mistake, and compares two line by line.
+// Package policyfile reads and writes the policy as a YAML file. It parses strictly,
+// reports the line of each mistake, and compares two policies line by line.
 package policyfile
 
 import (
@@ -18,19 +18,19 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// Format is a policy as a file. Nil is an empty one.
+// Format returns a policy as a YAML file; "" for nil.
 func Format(p *policy.Policy) string {
 	if p == nil {
 		return ""
 	}
 	b, err := cli.EncodeYAML(p)
 	if err != nil {
-		panic(err) // plain fields always encode
+		panic(err) // a policy has nothing that cannot be encoded
 	}
 	return string(b)
 }
 
-// Parse reads a policy, strictly: all that is wrong is said with its line.
+// Parse parses a policy in YAML or JSON. Its error lists all mistakes with their lines.
 func Parse(name string, b []byte) (*policy.Policy, error) {
 	top, err := cli.ParseYAML(b)
 	if err != nil {
@@ -42,7 +42,7 @@ func Parse(name string, b []byte) (*policy.Policy, error) {
 		f.check(top, reflect.TypeFor[policy.Policy](), nil)
 	}
 	if f.problems == nil && top != nil {
-		if err := top.Decode(p); err != nil { // check has let something through
+		if err := top.Decode(p); err != nil { // check has missed a mistake
 			return nil, cli.Usagef("%s:%w", name, cli.YAMLError(err))
 		}
 	}
@@ -67,10 +67,10 @@ func Parse(name string, b []byte) (*policy.Policy, error) {
 	return nil, cli.Usagef("%s has %d problems:\n  %s", name, len(lines), strings.Join(lines, "\n  "))
 }
 
-// file gathers what is wrong with a file.
+// file collects the mistakes in a file.
 type file struct {
 	name     string
-	top      *yaml.Node // nil: the file is empty
+	top      *yaml.Node // nil if the file is empty
 	problems []problem
 }
 
@@ -79,7 +79,7 @@ func (f *file) problem(line int, path []string, format string, args ...any) {
 	f.problems = append(f.problems, problem{line, fmt.Sprintf("%s:%d: %s", f.name, line, p)})
 }
 
-// check compares a node with the type that it is to become.
+// check compares a node with the type that it will be decoded into.
 func (f *file) check(n *yaml.Node, t reflect.Type, path []string) {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
@@ -94,7 +94,7 @@ func (f *file) check(n *yaml.Node, t reflect.Type, path []string) {
 		if n.Kind == yaml.MappingNode {
 			f.checkMapping(n, t, path)
 		} else if !empty || kind == reflect.Struct {
-			f.problem(n.Line, path, "want 'key: value' lines")
+			f.problem(n.Line, path, "must be 'key: value' lines")
 		}
 	case kind == reflect.Slice:
 		if n.Kind == yaml.SequenceNode {
@@ -102,28 +102,29 @@ func (f *file) check(n *yaml.Node, t reflect.Type, path []string) {
 				f.check(item, t.Elem(), at(path, strconv.Itoa(i)))
 			}
 		} else if !empty {
-			f.problem(n.Line, path, "want a list: lines that begin with '- '")
+			f.problem(n.Line, path, "must be a list: lines that begin with '- '")
 		}
 	case n.Kind != yaml.ScalarNode:
-		f.problem(n.Line, path, "want %s", wanted(t))
+		f.problem(n.Line, path, "must be %s", typeText(t))
 	case empty:
-		f.problem(n.Line, path, "has no value: want %s", wanted(t))
+		f.problem(n.Line, path, "has no value: must be %s", typeText(t))
 	default:
-		fraction := kind == reflect.Int && n.ShortTag() != "!!int" // would be cut off
+		fraction := kind == reflect.Int && n.ShortTag() != "!!int" // it would be truncated
 		if fraction || n.Decode(reflect.New(t).Interface()) != nil {
-			f.problem(n.Line, path, "%q: want %s", n.Value, wanted(t))
+			f.problem(n.Line, path, "%q: must be %s", n.Value, typeText(t))
 		}
 	}
 }
 
+// checkMapping checks the keys and the values of a mapping.
 func (f *file) checkMapping(n *yaml.Node, t reflect.Type, path []string) {
 	fields := fieldTypes(t)
 	seen := make(map[string]bool)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		name := key.Value
-		if key.ShortTag() == "!!merge" { // which may contain itself
-			f.problem(key.Line, at(path, name), "merging is not supported: write it out")
+		if key.ShortTag() == "!!merge" { // a merge may contain itself
+			f.problem(key.Line, at(path, name), "merge keys are not supported: write the values out")
 			continue
 		}
 		if seen[name] {
@@ -141,12 +142,12 @@ func (f *file) checkMapping(n *yaml.Node, t reflect.Type, path []string) {
 				names = append(names, k)
 			}
 			slices.Sort(names)
-			f.problem(key.Line, at(path, name), "there is no such key%s", cli.DidYouMean(name, names))
+			f.problem(key.Line, at(path, name), "unknown key%s", cli.DidYouMean(name, names))
 		}
 	}
 }
 
-// lineOf is where a path leads, as far as it leads.
+// lineOf returns the line that a path leads to, or the last line on the way that exists.
 func (f *file) lineOf(path []string) int {
 	n, line := f.top, 1
 	for _, step := range path {
@@ -175,15 +176,16 @@ func (f *file) lineOf(path []string) int {
 	return line
 }
 
+// problem is a mistake in a file.
 type problem struct {
 	line int
 	text string
 }
 
-// at is path with one more step; no two share what is behind it.
+// at returns path with one more step, in memory of its own.
 func at(path []string, step string) []string { return append(slices.Clone(path), step) }
 
-// fieldTypes are the types of a struct's fields by their names in YAML.
+// fieldTypes returns the types of a struct's fields by their names in YAML.
 func fieldTypes(t reflect.Type) map[string]reflect.Type {
 	fields := make(map[string]reflect.Type)
 	if t.Kind() != reflect.Struct {
@@ -196,8 +198,8 @@ func fieldTypes(t reflect.Type) map[string]reflect.Type {
 	return fields
 }
 
-// wanted is a type in words.
-func wanted(t reflect.Type) string {
+// typeText describes the values of a type.
+func typeText(t reflect.Type) string {
 	switch {
 	case t == reflect.TypeFor[policy.Duration]():
 		return "a duration such as 30s or 1m30s"

@@ -10,7 +10,7 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// everything is a policy with something in every field.
+// everything returns a policy with a value in every field.
 func everything() *policy.Policy {
 	p := policy.Default()
 	p.Tiers[0].MaxWait = policy.Duration(30 * time.Second)
@@ -52,26 +52,26 @@ func TestParseErrors(t *testing.T) {
 		file string
 		want string // lines
 	}{
-		"unknown key":            {standard + "routs: {}\n", `p.yaml:3: routs: there is no such key; did you mean "routes"?`},
-		"unknown key below":      {standard + "pools:\n  llama:\n    ballance: price\n", `p.yaml:5: pools.llama.ballance: there is no such key; did you mean "balance"?`},
-		"wrong type":             {strings.Replace(standard, "share: 1", "share: many", 1), `p.yaml:2: tiers.0.share: "many": want a whole number`},
-		"fraction":               {strings.Replace(standard, "share: 1", "share: 1.5", 1), `p.yaml:2: tiers.0.share: "1.5": want a whole number`},
-		"duration without unit":  {strings.Replace(standard, "1m", "60", 1), `p.yaml:2: tiers.0.deadline: "60": want a duration such as 30s or 1m30s`},
-		"nothing":                {strings.Replace(standard, "1m", "", 1), `p.yaml:2: tiers.0.deadline: has no value: want a duration such as 30s or 1m30s`},
-		"map for a list":         {standard + "routes:\n  chat:\n    to:\n      llama: 1\n", `p.yaml:6: routes.chat.to: want a list: lines that begin with '- '`},
-		"list for a map":         {standard + "routes:\n  - chat\n", `p.yaml:4: routes: want 'key: value' lines`},
-		"scalar for a route":     {standard + "routes:\n  chat: llama\n", `p.yaml:4: routes.chat: want 'key: value' lines`},
-		"map for a scalar":       {standard + "pools:\n  llama:\n    paused:\n      a: b\n", `p.yaml:6: pools.llama.paused: want true or false`},
+		"unknown key":            {standard + "routs: {}\n", `p.yaml:3: routs: unknown key; did you mean "routes"?`},
+		"unknown key below":      {standard + "pools:\n  llama:\n    ballance: price\n", `p.yaml:5: pools.llama.ballance: unknown key; did you mean "balance"?`},
+		"wrong type":             {strings.Replace(standard, "share: 1", "share: many", 1), `p.yaml:2: tiers.0.share: "many": must be a whole number`},
+		"fraction":               {strings.Replace(standard, "share: 1", "share: 1.5", 1), `p.yaml:2: tiers.0.share: "1.5": must be a whole number`},
+		"duration without unit":  {strings.Replace(standard, "1m", "60", 1), `p.yaml:2: tiers.0.deadline: "60": must be a duration such as 30s or 1m30s`},
+		"nothing":                {strings.Replace(standard, "1m", "", 1), `p.yaml:2: tiers.0.deadline: has no value: must be a duration such as 30s or 1m30s`},
+		"map for a list":         {standard + "routes:\n  chat:\n    to:\n      llama: 1\n", `p.yaml:6: routes.chat.to: must be a list: lines that begin with '- '`},
+		"list for a map":         {standard + "routes:\n  - chat\n", `p.yaml:4: routes: must be 'key: value' lines`},
+		"scalar for a route":     {standard + "routes:\n  chat: llama\n", `p.yaml:4: routes.chat: must be 'key: value' lines`},
+		"map for a scalar":       {standard + "pools:\n  llama:\n    paused:\n      a: b\n", `p.yaml:6: pools.llama.paused: must be true or false`},
 		"twice":                  {standard + "pools:\n  a: {}\n  a: {}\n", `p.yaml:5: pools.a: given twice`},
 		"a rule":                 {standard + "routes:\n  chat:\n    to:\n      - pool: llama\n        weight: -1\n", "p.yaml has 2 problems:\n  p.yaml:5: routes.chat.to: the weights add up to 0: nothing would be served\n  p.yaml:7: routes.chat.to.0.weight: -1: must be 0 to 1e+09"},
 		"a condition of a shift": {standard + "routes:\n  chat:\n    to: [{pool: a, weight: 1}]\n    shift:\n      to: a\n      by: 10\n      every: 2m\n      abort: [error_rate>1%,\n        nonsense]\n", `p.yaml:11: routes.chat.shift.abort.1: "nonsense": want METRIC>NUMBER and a unit, such as error_rate>1% or p95_ttft>1.5x`},
-		"merged":                 {standard + "pools: &a\n  <<: *a\n", `p.yaml:4: pools.<<: merging is not supported: write it out`},
-		"by an anchor":           {standard + "x: &r\n", `p.yaml:3: x: there is no such key`},
+		"merged":                 {standard + "pools: &a\n  <<: *a\n", `p.yaml:4: pools.<<: merge keys are not supported: write the values out`},
+		"by an anchor":           {standard + "x: &r\n", `p.yaml:3: x: unknown key`},
 		"empty":                  {"", `p.yaml:1: tiers: no tier "standard": requests that ask for none need it`},
 		"empty tiers":            {"\ntiers:\n", `p.yaml:2: tiers: no tier "standard": requests that ask for none need it`},
-		"no mapping":             {"- a\n", `p.yaml:1: want 'key: value' lines`},
+		"no mapping":             {"- a\n", `p.yaml:1: must be 'key: value' lines`},
 		"no YAML":                {standard + "routes: [\n", `p.yaml:3: did not find expected node content`},
-		"two documents":          {standard + "---\na: b\n", `p.yaml:3: want one YAML document, not several`},
+		"two documents":          {standard + "---\na: b\n", `p.yaml:3: must be one YAML document, not several`},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 	"github.com/charmbracelet/x/ansi"
 )
 
-// Printable is s without what a terminal would obey: models, tenants and
-// reasons are strangers' words.
+// Printable returns s with control characters escaped, so that a terminal does not
+// obey them: models, tenants and reasons come from clients and engines.
 func Printable(s string) string {
 	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return s
@@ -22,7 +22,7 @@ func Printable(s string) string {
 	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
 }
 
-// PrintableLines is printable for text of several lines.
+// PrintableLines is Printable for text of several lines.
 func PrintableLines(s string) string {
 	lines := strings.Split(strings.ReplaceAll(s, "\t", "    "), "\n")
 	for i, l := range lines {
@@ -31,7 +31,7 @@ func PrintableLines(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// Age is a duration to two places, or one where more would be noise.
+// Age formats a duration with one or two units, such as 9.5s, 1m30s or 2d.
 func Age(d time.Duration) string {
 	switch {
 	case d < 0:
@@ -48,7 +48,7 @@ func Age(d time.Duration) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
-// Ago is the age of a time.
+// Ago formats the time that has passed since t.
 func Ago(t time.Time) string {
 	if t.IsZero() {
 		return "-"
@@ -56,7 +56,7 @@ func Ago(t time.Time) string {
 	return Age(max(0, time.Since(t)))
 }
 
-// Clock is a time for people.
+// Clock formats t as a local date and time.
 func Clock(t time.Time) string {
 	if t.IsZero() {
 		return "-"
@@ -64,7 +64,7 @@ func Clock(t time.Time) string {
 	return t.Local().Format("2006-01-02 15:04:05")
 }
 
-// Bytes is a size for people.
+// Bytes formats a size, such as 512 B or 64 KiB.
 func Bytes(n int64) string {
 	switch {
 	case n < 10<<10:
@@ -75,13 +75,13 @@ func Bytes(n int64) string {
 	return fmt.Sprintf("%d MiB", n>>20)
 }
 
-// Percent is a share for people.
+// Percent formats a percentage.
 func Percent(x float64) string { return strconv.FormatFloat(x, 'g', 3, 64) + "%" }
 
-// Share is a part of 1 as a percentage.
+// Share formats a fraction of 1 as a whole percentage.
 func Share(x float64) string { return strconv.FormatFloat(100*x, 'f', 0, 64) + "%" }
 
-// Seconds is a short time for people.
+// Seconds formats a number of seconds, such as 18 ms or 1.1 s.
 func Seconds(s float64) string {
 	switch {
 	case s < 0.01:
@@ -92,7 +92,7 @@ func Seconds(s float64) string {
 	return fmt.Sprintf("%.1f s", s)
 }
 
-// Millis is a time that is told in milliseconds, nothing if it is not known.
+// Millis formats a number of milliseconds; it returns "" for 0, which means unknown.
 func Millis(ms float64) string {
 	switch {
 	case ms <= 0:
@@ -103,7 +103,7 @@ func Millis(ms float64) string {
 	return strconv.FormatFloat(ms, 'f', 0, 64) + " ms"
 }
 
-// Count is a number of things, such as "1 request" or "3 requests".
+// Count formats a number of things, such as "1 request" or "3 requests".
 func Count[N int | int64 | uint64](n N, thing string) string {
 	if n == 1 {
 		return "1 " + thing
@@ -111,7 +111,7 @@ func Count[N int | int64 | uint64](n N, thing string) string {
 	return fmt.Sprint(n) + " " + thing + "s"
 }
 
-// Join is words in order, separated by commas; "-" if there are none.
+// Join joins words with commas; it returns "-" for none.
 func Join(words []string) string {
 	if len(words) == 0 {
 		return "-"
@@ -119,10 +119,10 @@ func Join(words []string) string {
 	return strings.Join(words, ", ")
 }
 
-// Shorten is s in at most n characters.
+// Shorten cuts s to at most n characters.
 func Shorten(s string, n int) string { return ansi.Truncate(s, n, "…") }
 
-// WithUnit is a value with its unit, nothing if it is not there.
+// WithUnit formats a value with its unit; it returns "" for nil.
 func WithUnit[T int | float64](v *T, unit string) string {
 	if v == nil {
 		return ""
@@ -130,14 +130,15 @@ func WithUnit[T int | float64](v *T, unit string) string {
 	return strconv.FormatFloat(float64(*v), 'f', 0, 64) + unit
 }
 
+// GiB formats a number of bytes in GiB.
 func GiB(bytes uint64) string {
 	return strconv.FormatFloat(float64(bytes)/(1<<30), 'f', 1, 64) + " GiB"
 }
 
-// Float is a number to at most two places.
+// Float formats a number with at most two decimal places.
 func Float(x float64) string { return strconv.FormatFloat(math.Round(100*x)/100, 'f', -1, 64) }
 
-// NonZero is a limit, or nothing for 0.
+// NonZero formats a number; it returns "" for 0.
 func NonZero(n int) string {
 	if n == 0 {
 		return ""

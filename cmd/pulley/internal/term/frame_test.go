@@ -5,10 +5,10 @@ import (
 	"testing"
 )
 
-// A page is redrawn in place: each line to its end, and nothing below.
+// A frame is drawn in place: each line is cleared to its end, and nothing is left below.
 func TestFrame(t *testing.T) {
 	got := string(Frame([]byte("a\nb\nc\nd\n"), "pulley x", Terminal{Width: 40, Height: 5}))
-	if !strings.HasPrefix(got, "\x1b[Hpulley x  ") || !strings.HasSuffix(got, "\x1b[K\na\x1b[K\nb\x1b[K\n… and 2 lines more\x1b[K\n\x1b[J") {
+	if !strings.HasPrefix(got, "\x1b[Hpulley x  ") || !strings.HasSuffix(got, "\x1b[K\na\x1b[K\nb\x1b[K\n… 2 more lines\x1b[K\n\x1b[J") {
 		t.Errorf("screen %q", got)
 	}
 }

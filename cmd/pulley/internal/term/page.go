@@ -8,25 +8,48 @@ import (
 	"github.com/charmbracelet/x/ansi"
 )
 
-// Page is text for people.
+// Page collects text for people. The zero value is ready; without a terminal it has
+// no colour, and nothing is shortened.
 type Page struct {
 	Terminal
-	Wide bool
+	Wide bool // --output wide: all columns, at full width
 	b    bytes.Buffer
 }
 
-// Wrapped writes text after begin, on as many lines as it takes.
-func (p *Page) Wrapped(begin, text string, s Style) {
-	indent := ansi.StringWidth(begin)
+// String returns what was written.
+func (p *Page) String() string { return p.b.String() }
+
+// Bytes returns what was written.
+func (p *Page) Bytes() []byte { return p.b.Bytes() }
+
+// Raw writes text unchanged.
+func (p *Page) Raw(text string) { p.b.WriteString(text) }
+
+// Line writes a formatted line.
+func (p *Page) Line(format string, args ...any) {
+	p.Write(fmt.Sprintf(format, args...))
+}
+
+// Write writes a line, without trailing blanks.
+func (p *Page) Write(line string) {
+	p.b.WriteString(strings.TrimRight(line, " "))
+	p.b.WriteByte('\n')
+}
+
+// Wrapped writes a prefix and a text. The text is wrapped at the width of the
+// terminal, and its further lines are indented below the first.
+func (p *Page) Wrapped(prefix, text string, s Style) {
+	indent := ansi.StringWidth(prefix)
 	if p.Width > 0 {
 		text = ansi.Wrap(text, max(p.Width-indent, 20), "")
 	}
 	for line := range strings.SplitSeq(text, "\n") {
-		p.Write(begin + p.Paint(s, line))
-		begin = strings.Repeat(" ", indent)
+		p.Write(prefix + p.Paint(s, line))
+		prefix = strings.Repeat(" ", indent)
 	}
 }
 
+// Paint returns text in a style, if the terminal has colour.
 func (p *Page) Paint(s Style, text string) string {
 	if !p.Color || s == Unstyled || text == "" {
 		return text
@@ -34,26 +57,19 @@ func (p *Page) Paint(s Style, text string) string {
 	return "\x1b[" + string(s) + "m" + text + "\x1b[0m"
 }
 
-// Line writes a line.
-func (p *Page) Line(format string, args ...any) {
-	p.Write(fmt.Sprintf(format, args...))
+// Heading writes the title of a section, after an empty line.
+func (p *Page) Heading(text string) {
+	p.Line("")
+	p.Write(p.Paint(Bold, text))
 }
 
-func (p *Page) Write(line string) {
-	p.b.WriteString(strings.TrimRight(line, " "))
-	p.b.WriteByte('\n')
+// Field is a line of a description: a name and a value.
+type Field struct {
+	Name, Value string
+	Style       Style // of the value
 }
 
-// Raw writes text as it is.
-func (p *Page) Raw(text string) { p.b.WriteString(text) }
-
-// String is what was written.
-func (p *Page) String() string { return p.b.String() }
-
-// Bytes is what was written.
-func (p *Page) Bytes() []byte { return p.b.Bytes() }
-
-// KV is a field; its value may be styled.
+// KV makes a field. A style for the value may follow.
 func KV(name, value string, style ...Style) Field {
 	f := Field{Name: name, Value: value}
 	if len(style) > 0 {
@@ -62,7 +78,7 @@ func KV(name, value string, style ...Style) Field {
 	return f
 }
 
-// Fields writes descriptions below each other, those that have a value.
+// Fields writes the fields that have a value, with the values aligned.
 func (p *Page) Fields(list ...Field) {
 	longest := 0
 	for _, f := range list {
@@ -75,16 +91,4 @@ func (p *Page) Fields(list ...Field) {
 			p.Write(p.Paint(Dim, fmt.Sprintf("%-*s", longest, f.Name)) + "  " + p.Paint(f.Style, Printable(f.Value)))
 		}
 	}
-}
-
-// Heading begins a part of a description.
-func (p *Page) Heading(text string) {
-	p.Line("")
-	p.Write(p.Paint(Bold, text))
-}
-
-// Field is a line of a description.
-type Field struct {
-	Name, Value string
-	Style       Style
 }

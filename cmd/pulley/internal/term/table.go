@@ -9,14 +9,14 @@ import (
 	"github.com/charmbracelet/x/ansi"
 )
 
-// Table is rows of text below the names of their columns.
+// Table is rows of text under column headers.
 type Table struct {
 	Columns []Column
 	Rows    [][]string
-	Empty   string // what to say instead if there are no rows
+	Empty   string // printed instead if there are no rows
 }
 
-// Row adds a row: a value for each column. Zero times and empty strings are "-".
+// Row adds a row, with a value for each column. An empty string becomes "-".
 func (t *Table) Row(values ...any) {
 	row := make([]string, len(values))
 	for i, v := range values {
@@ -35,36 +35,36 @@ func (t *Table) Row(values ...any) {
 	t.Rows = append(t.Rows, row)
 }
 
-// Column is one of a table's.
+// Column describes a column of a table.
 type Column struct {
-	Name  string
-	right bool               // its text ends, rather than begins, below each other
-	wide  bool               // it is there with --output wide only
-	ifAny bool               // it is there if any row has something in it
-	Cut   int                // to how many characters it may be shortened; 0: not at all
-	Tail  bool               // what stays of it then is its end
-	paint func(string) Style // nil: unstyled
+	Name       string
+	MinWidth   int  // width to which it may be shortened; 0: never shortened
+	KeepEnd    bool // a shortened cell keeps its end, not its beginning
+	alignRight bool
+	wideOnly   bool               // shown with --output wide only
+	nonEmpty   bool               // shown only if some row has a value
+	style      func(string) Style // of a cell; nil: unstyled
 }
 
-// Text is a column that may be shortened.
-func Text(name string) Column { return Column{Name: name, Cut: 10} }
+// Text is a column of text that may be shortened to 10 characters.
+func Text(name string) Column { return Column{Name: name, MinWidth: 10} }
 
-// Word is a column that is shown whole.
-func Word(name string) Column { return Column{Name: name} }
+// Fixed is a column of text that is never shortened.
+func Fixed(name string) Column { return Column{Name: name} }
 
-// Number is a column of numbers.
-func Number(name string) Column { return Column{Name: name, right: true} }
+// Number is a column of numbers, aligned to the right.
+func Number(name string) Column { return Column{Name: name, alignRight: true} }
 
-// Wide is c for --output wide.
-func Wide(c Column) Column { c.wide = true; return c }
+// Wide shows c with --output wide only.
+func Wide(c Column) Column { c.wideOnly = true; return c }
 
-// IfAny is c, left out if it is empty.
-func IfAny(c Column) Column { c.ifAny = true; return c }
+// NonEmpty shows c only if some row has a value in it.
+func NonEmpty(c Column) Column { c.nonEmpty = true; return c }
 
-// Painted is c in colour.
-func Painted(c Column, paint func(string) Style) Column { c.paint = paint; return c }
+// Styled chooses a style for each cell of c.
+func Styled(c Column, paint func(string) Style) Column { c.style = paint; return c }
 
-// Table writes t so that it fits.
+// Table writes a table. Columns are shortened until it fits the terminal.
 func (p *Page) Table(t Table) {
 	if len(t.Rows) == 0 {
 		p.Line("%s", t.Empty)
@@ -72,8 +72,8 @@ func (p *Page) Table(t Table) {
 	}
 	var shown []int
 	for i, c := range t.Columns {
-		any := !c.ifAny || slices.ContainsFunc(t.Rows, func(row []string) bool { return row[i] != "-" })
-		if any && (!c.wide || p.Wide) {
+		any := !c.nonEmpty || slices.ContainsFunc(t.Rows, func(row []string) bool { return row[i] != "-" })
+		if any && (!c.wideOnly || p.Wide) {
 			shown = append(shown, i)
 		}
 	}
@@ -86,7 +86,7 @@ func (p *Page) Table(t Table) {
 		var b strings.Builder
 		for n, i := range shown {
 			c, text := t.Columns[i], row[i]
-			if gone := ansi.StringWidth(text) - widths[i]; gone > 0 && c.Tail {
+			if gone := ansi.StringWidth(text) - widths[i]; gone > 0 && c.KeepEnd {
 				text = ansi.TruncateLeft(text, gone+1, "…")
 			} else if gone > 0 {
 				text = ansi.Truncate(text, widths[i], "…")
@@ -94,7 +94,7 @@ func (p *Page) Table(t Table) {
 			pad := strings.Repeat(" ", max(0, widths[i]-ansi.StringWidth(text)))
 			text = p.Paint(paint(c, row[i]), text)
 			switch {
-			case c.right:
+			case c.alignRight:
 				text = pad + text
 			case n < len(shown)-1:
 				text += pad
@@ -113,16 +113,16 @@ func (p *Page) Table(t Table) {
 	line(header, func(Column, string) Style { return Bold })
 	for _, row := range t.Rows {
 		line(row, func(c Column, text string) Style {
-			if c.paint == nil {
+			if c.style == nil {
 				return Unstyled
 			}
-			return c.paint(text)
+			return c.style(text)
 		})
 	}
 }
 
-// widths are those of the columns, the longest of which are shortened until
-// all fit into the terminal.
+// widths returns the widths of the columns. The widest columns are shortened
+// first, until the table fits the terminal.
 func (p *Page) widths(t Table, shown []int) []int {
 	widths := make([]int, len(t.Columns))
 	sum := -2
@@ -137,7 +137,7 @@ func (p *Page) widths(t Table, shown []int) []int {
 		longest := -1
 		for _, i := range shown {
 			c := t.Columns[i]
-			if c.Cut > 0 && widths[i] > max(c.Cut, len(c.Name)) && (longest < 0 || widths[i] > widths[longest]) {
+			if c.MinWidth > 0 && widths[i] > max(c.MinWidth, len(c.Name)) && (longest < 0 || widths[i] > widths[longest]) {
 				longest = i
 			}
 		}

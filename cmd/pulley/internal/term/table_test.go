@@ -8,7 +8,7 @@ import (
 )
 
 func TestTableFitsTheTerminal(t *testing.T) {
-	tbl := Table{Columns: []Column{{Name: "ID", Cut: 6, Tail: true}, Text("NAME"), Number("N"), Wide(Word("EXTRA")), IfAny(Word("NOTE")), Painted(Word("STATE"), stateStyle)}}
+	tbl := Table{Columns: []Column{{Name: "ID", MinWidth: 6, KeepEnd: true}, Text("NAME"), Number("N"), Wide(Fixed("EXTRA")), NonEmpty(Fixed("NOTE")), Styled(Fixed("STATE"), stateStyle)}}
 	tbl.Row("0197b2f0-7d4c-7e1a", "a-rather-long-name-of-a-pool", 7, "x", "", "ready")
 	tbl.Row("2", "日本語のモデル", 12345, "y", "", "down")
 	tests := map[string]struct {

@@ -10,13 +10,14 @@ import (
 	"github.com/charmbracelet/x/term"
 )
 
-// Terminal is what an output can show. The zero value is a file or a pipe.
+// Terminal says what an output can show. The zero value is a file or a pipe.
 type Terminal struct {
-	Width, Height int // 0: no terminal
+	Width, Height int // 0 if the output is not a terminal
 	Color         bool
 }
 
-// Of looks at an output.
+// Of returns the terminal behind an output. A terminal of unknown size
+// counts as 80 by 24.
 func Of(w io.Writer) Terminal {
 	f, ok := w.(*os.File)
 	if !ok || !term.IsTerminal(f.Fd()) {
@@ -29,9 +30,10 @@ func Of(w io.Writer) Terminal {
 	return Terminal{Width: width, Height: height, Color: os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
 }
 
-// Style is what ANSI calls a graphic rendition.
+// Style is an ANSI graphic rendition: the parameters of an SGR sequence.
 type Style string
 
+// The styles that Pulley uses.
 const (
 	Unstyled Style = ""
 	Bold     Style = "1"
@@ -39,7 +41,5 @@ const (
 	Red      Style = "31"
 	Green    Style = "32"
 	Yellow   Style = "33"
+	Reverse  Style = "7"
 )
-
-// Reversed is the selected line's.
-const Reversed Style = "7"

@@ -1,8 +1,6 @@
 package top
 
-import ()
-
-// press does what a key means. It says true when top is to end.
+// press handles a key. It returns true when the user quits.
 func (m *screen) press(key, text string) (quit bool) {
 	if key == "ctrl+c" {
 		return true
@@ -26,9 +24,9 @@ func (m *screen) press(key, text string) (quit bool) {
 	case "down", "j":
 		m.move(1)
 	case "pgup":
-		m.move(-m.room())
+		m.move(-m.rowHeight())
 	case "pgdown":
-		m.move(m.room())
+		m.move(m.rowHeight())
 	case "home", "g":
 		m.move(-1 << 30)
 	case "end", "G":
@@ -53,7 +51,7 @@ func (m *screen) press(key, text string) (quit bool) {
 	case "?":
 		m.toggle(helpOverlay)
 	case "!":
-		m.toggle(wrongOverlay)
+		m.toggle(findingsOverlay)
 	case "esc":
 		if m.overlay == noOverlay {
 			m.filter = ""
@@ -63,6 +61,7 @@ func (m *screen) press(key, text string) (quit bool) {
 	return false
 }
 
+// typeFilter handles a key while the user types the filter.
 func (m *screen) typeFilter(key, text string) {
 	switch key {
 	case "enter":
@@ -80,8 +79,10 @@ func (m *screen) typeFilter(key, text string) {
 	}
 }
 
+// open shows a pane.
 func (m *screen) open(pane int) { m.pane, m.overlay = pane, noOverlay }
 
+// toggle shows an overlay, or closes it if it is shown.
 func (m *screen) toggle(o overlay) {
 	if m.overlay == o {
 		o = noOverlay
@@ -89,10 +90,10 @@ func (m *screen) toggle(o overlay) {
 	m.overlay, m.scroll = o, 0
 }
 
-// move selects another line, or scrolls what lies over the pane.
+// move selects another row, or scrolls the overlay.
 func (m *screen) move(by int) {
 	if m.overlay != noOverlay {
-		m.scroll = max(0, min(m.scroll+by, len(m.overLines())-m.room()))
+		m.scroll = max(0, min(m.scroll+by, len(m.overlayLines())-m.rowHeight()))
 		return
 	}
 	rows, i := m.rows()

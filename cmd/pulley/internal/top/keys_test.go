@@ -12,7 +12,7 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 )
 
-// selectedLine is what is shown in reverse below the tabs.
+// selectedLine returns the line that is shown in reverse below the tabs.
 func selectedLine(m *screen) string {
 	for _, l := range m.lines()[headLines:] {
 		if strings.HasPrefix(l, "\x1b[7m") {
@@ -61,7 +61,7 @@ func TestSortKeys(t *testing.T) {
 		t.Errorf("by name, from the end: %s first", first())
 	}
 	m.keys("S", "s", "s", "s")
-	if header := strings.Split(m.seen(), "\n")[headLines]; !strings.Contains(header, "SLOTS▾") {
+	if header := strings.Split(m.seen(), "\n")[headLines]; !strings.Contains(header, "IN FLIGHT▾") {
 		t.Errorf("header %q, want SLOTS marked", header)
 	}
 	if first() != "fast" {
@@ -85,10 +85,10 @@ func TestFilterKeys(t *testing.T) {
 		t.Errorf("while typing:\n%s", got)
 	}
 	m.keys("enter", "j")
-	if got := m.seen(); !strings.Contains(got, "only: Slo") || strings.Contains(got, "idle") {
+	if got := m.seen(); !strings.Contains(got, "filter: Slo") || strings.Contains(got, "idle") {
 		t.Errorf("after enter:\n%s", got)
 	}
-	if got := m.keys("/", "z").seen(); !strings.Contains(got, "none with Sloz") {
+	if got := m.keys("/", "z").seen(); !strings.Contains(got, "nothing contains Sloz") {
 		t.Errorf("no line has it:\n%s", got)
 	}
 	if got := m.keys("esc").seen(); !strings.Contains(got, "idle") {
@@ -119,10 +119,10 @@ func TestDetails(t *testing.T) {
 		wants []string
 	}{
 		"pool": {[]string{"1", "j", "enter"}, []string{"balance", "price", "tier batch", "32 waiting", "worker fast", "ready, 6 of 16 slots"}},
-		"tier": {[]string{"2", "end", "enter"}, []string{"share", "max queue", "10000 for each pool", "pool llama-70b"}},
+		"tier": {[]string{"2", "end", "enter"}, []string{"share", "max queue", "10000 per pool", "pool llama-70b"}},
 		"worker": {[]string{"3", "enter"}, []string{"fast-0a1b2c", "vllm at http://fast", "host-fast", "100 done (4.5/s), 3 failed",
-			"pool qwen", "rung 3, price 0.6s, requests of 100 tokens in, 50 out"}},
-		"request": {[]string{"4", "end", "enter"}, []string{"019a0000-0000-7000-8000-000000000000", "gpt-4o", "/v1/chat/completions, a stream", "acme", "fast", "19 KiB"}},
+			"pool qwen", "rung 3, price 0.6s, mean request 100 tokens in, 50 out"}},
+		"request": {[]string{"4", "end", "enter"}, []string{"019a0000-0000-7000-8000-000000000000", "gpt-4o", "/v1/chat/completions, streaming", "acme", "fast", "19 KiB"}},
 	}
 	for about, tt := range tests {
 		m := screenAtNoon(80, 40).keys(tt.keys...)
@@ -132,7 +132,7 @@ func TestDetails(t *testing.T) {
 				t.Errorf("%s: no %q in\n%s", about, want, got)
 			}
 		}
-		if m.latest.Requests, m.latest.Workers = nil, nil; about == "request" && !strings.Contains(m.seen(), "it is gone") {
+		if m.latest.Requests, m.latest.Workers = nil, nil; about == "request" && !strings.Contains(m.seen(), "This request has ended. Esc: back") {
 			t.Errorf("a request that ended:\n%s", m.seen())
 		}
 		if got := m.keys("esc").seen(); strings.Contains(got, "esc back") {

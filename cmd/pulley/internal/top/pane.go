@@ -11,31 +11,32 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
-// panes are what top can show, by the keys 1 to 4.
+// panes are the lists that top shows with the keys 1 to 4.
 var panes = []pane{poolsPane, tiersPane, workersPane, requestsPane}
 
-// pane is one of top's lists.
+// pane is a list of pools, tiers, workers or requests.
 type pane struct {
 	name    string
 	columns []paneColumn
 	rows    func(*fleet.Snapshot, glyphs) []paneRow
-	detail  func(s *fleet.Snapshot, key string) []term.Field // nil: it is gone
-	empty   string
-	order   int // column that it is sorted by at first
+	details func(s *fleet.Snapshot, key string) []term.Field // of a row; nil if it is gone
+	empty   string                                           // shown without rows
+	gone    string                                           // shown instead of details of a row that is gone
+	sortBy  int                                              // initial sort column
 }
 
 type paneColumn struct {
-	name    string
-	right   bool // it is of numbers, the ends of which are below each other
-	numbers bool // it is sorted by the cells' numbers, as right ones are
-	least   int  // width to which it may be cut; 0: not at all
-	drop    int  // the highest go first where the screen is narrow; 0: never
-	ifAny   bool // it is there if any row has something in it
+	name     string
+	right    bool // aligned to the right, and sorted as numbers
+	numbers  bool // sorted as numbers
+	minWidth int  // width to which it may be shortened; 0: never shortened
+	drop     int  // on a narrow screen the column with the highest drop is left out first; 0: never
+	nonEmpty bool // shown only if some row has a value
 }
 
 func (c *paneColumn) sortsNumbers() bool { return c.right || c.numbers }
 
-// paneRow is a line about one thing, which key names for good.
+// paneRow is a line. Its key identifies the object from one snapshot to the next.
 type paneRow struct {
 	key   string
 	cells []paneCell
@@ -43,7 +44,7 @@ type paneRow struct {
 
 type paneCell struct {
 	text  string
-	by    float64 // what a column of numbers is sorted by
+	by    float64 // value to sort by, in a column of numbers
 	style term.Style
 }
 
@@ -55,10 +56,10 @@ func stateCell(s string) paneCell {
 
 func numberCell(n int) paneCell { return paneCell{text: strconv.Itoa(n), by: float64(n)} }
 
-// valueCell is a number as text.
+// valueCell shows a text and is sorted by a number.
 func valueCell(text string, by float64) paneCell { return paneCell{text: text, by: by} }
 
-// rateCell is a number per second; nothing where there is none.
+// rateCell shows a rate per second, and "-" for none.
 func rateCell(x float64) paneCell {
 	if x < 0.005 {
 		return paneCell{text: "-"}
@@ -73,7 +74,7 @@ func oldestCell(l fleet.Load) paneCell {
 	return valueCell(term.Age(fleet.Millis(l.OldestMS)), float64(l.OldestMS))
 }
 
-// perSecond is a rate in at most four characters.
+// perSecond formats a rate in at most four characters.
 func perSecond(x float64) string {
 	switch {
 	case x < 9.95:
@@ -86,14 +87,14 @@ func perSecond(x float64) string {
 	return fmt.Sprintf("%.1fM", x/1e6)
 }
 
-// sorting is by which column, and whether from the end.
+// sorting is the order of the rows.
 type sorting struct {
 	column  int
 	reverse bool
 }
 
-// sortRows orders rows: numbers from the highest, texts from the first, unless
-// reversed.
+// sortRows sorts rows: numbers from high to low, texts in alphabetical order, or the
+// reverse.
 func sortRows(rows []paneRow, columns []paneColumn, by sorting) {
 	slices.SortFunc(rows, func(a, b paneRow) int {
 		x, y := a.cells[by.column], b.cells[by.column]
@@ -108,17 +109,17 @@ func sortRows(rows []paneRow, columns []paneColumn, by sorting) {
 	})
 }
 
-// filterRows are the rows that have the words in any of their cells.
-func filterRows(rows []paneRow, words string) []paneRow {
-	if words == "" {
+// filterRows returns the rows that contain a text in their key or in any cell.
+func filterRows(rows []paneRow, text string) []paneRow {
+	if text == "" {
 		return rows
 	}
-	words = strings.ToLower(words)
+	text = strings.ToLower(text)
 	return slices.DeleteFunc(rows, func(r paneRow) bool {
-		return !strings.Contains(strings.ToLower(r.key), words) &&
-			!slices.ContainsFunc(r.cells, func(c paneCell) bool { return strings.Contains(strings.ToLower(c.text), words) })
+		return !strings.Contains(strings.ToLower(r.key), text) &&
+			!slices.ContainsFunc(r.cells, func(c paneCell) bool { return strings.Contains(strings.ToLower(c.text), text) })
 	})
 }
 
-// named is a field's name with that of a thing.
+// named returns a field name such as "tier batch".
 func named(kind, name string) string { return kind + " " + term.Shorten(term.Printable(name), 24) }

@@ -10,16 +10,18 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
+// poolsPane lists the pools.
 var poolsPane = pane{
 	name:  "pools",
 	empty: "no pools: they appear with the first worker",
+	gone:  "This pool is gone. Esc: back",
 	columns: []paneColumn{
-		{name: "POOL", least: 10},
+		{name: "POOL", minWidth: 10},
 		{name: "STATE"},
 		{name: "WORKERS", numbers: true, drop: 2},
-		{name: "SLOTS", numbers: true, drop: 1},
+		{name: "BUSY", numbers: true, drop: 1},
 		{name: "WAITING", right: true},
-		{name: "RUNNING", right: true, drop: 4},
+		{name: "IN FLIGHT", right: true, drop: 4},
 		{name: "OLDEST", right: true, drop: 3},
 		{name: "TAKEN/S", right: true, drop: 5},
 	},
@@ -36,13 +38,13 @@ var poolsPane = pane{
 			}
 			rows = append(rows, paneRow{p.Pool, []paneCell{
 				textCell(p.Pool), stateCell(state), valueCell(fmt.Sprintf("%d of %d", p.Live, p.Workers), float64(p.Live)),
-				valueCell(g.bar(p.Busy, p.Slots, barWidth), float64(p.Busy)),
-				numberCell(p.Waiting), numberCell(p.Running), oldestCell(p.Load), rateCell(p.TakenPerSecond),
+				valueCell(g.bar(p.Busy, p.Slots), float64(p.Busy)),
+				numberCell(p.Waiting), numberCell(p.InFlight), oldestCell(p.Load), rateCell(p.TakenPerSecond),
 			}})
 		}
 		return rows
 	},
-	detail: func(s *fleet.Snapshot, key string) []term.Field {
+	details: func(s *fleet.Snapshot, key string) []term.Field {
 		for i := range s.Pools {
 			p := &s.Pools[i]
 			if p.Pool != key {
@@ -54,16 +56,16 @@ var poolsPane = pane{
 					term.KV("affinity", string(s.Policy.Policy.AffinityOf(key))))
 			}
 			if p.Paused {
-				list = append(list, term.KV("paused", "yes: its requests wait", term.Yellow))
+				list = append(list, term.KV("paused", "yes: requests wait", term.Yellow))
 			}
 			list = append(list, term.KV("slots", fmt.Sprintf("%d of %d busy", p.Busy, p.Slots)))
 			for _, tier := range slices.Sorted(maps.Keys(p.Tiers)) {
 				l := p.Tiers[tier]
 				list = append(list, term.KV(named("tier", tier), l.String()))
 			}
-			for j := range s.Queues {
-				if q := &s.Queues[j]; q.Pool == key && q.Lane != subjects.Shared {
-					list = append(list, term.KV(named("lane", s.WorkerName(q.Lane))+", "+q.Tier, fmt.Sprintf("%d waiting, %d delivered, %s", q.Waiting, q.Delivered, term.Count(q.Bids, "bid"))))
+			for j := range s.Lanes {
+				if l := &s.Lanes[j]; l.Pool == key && l.Lane != subjects.Shared {
+					list = append(list, term.KV(named("lane", s.WorkerName(l.Lane))+", "+l.Tier, fmt.Sprintf("%d waiting, %d delivered, %s", l.Waiting, l.Delivered, term.Count(l.Bids, "bid"))))
 				}
 			}
 			for j := range s.Workers {

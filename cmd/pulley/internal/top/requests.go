@@ -9,19 +9,21 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
+// requestsPane lists the requests in progress.
 var requestsPane = pane{
-	name:  "requests",
-	empty: "no requests",
-	order: 6,
+	name:   "requests",
+	empty:  "no requests",
+	gone:   "This request has ended. Esc: back",
+	sortBy: 6,
 	columns: []paneColumn{
-		{name: "ID", least: 12},
-		{name: "POOL", least: 8},
-		{name: "TIER", least: 5, drop: 3},
+		{name: "ID", minWidth: 12},
+		{name: "POOL", minWidth: 8},
+		{name: "TIER", minWidth: 5, drop: 3},
 		{name: "STATE"},
-		{name: "WORKER", least: 8, drop: 1},
-		{name: "TRY", right: true, drop: 4},
+		{name: "WORKER", minWidth: 8, drop: 1},
+		{name: "ATTEMPT", right: true, drop: 4},
 		{name: "AGE", right: true},
-		{name: "BYTES", right: true, drop: 2},
+		{name: "BYTES OUT", right: true, drop: 2},
 	},
 	rows: func(s *fleet.Snapshot, g glyphs) []paneRow {
 		names := make(map[string]string, len(s.Workers))
@@ -39,7 +41,7 @@ var requestsPane = pane{
 		}
 		return rows
 	},
-	detail: func(s *fleet.Snapshot, key string) []term.Field {
+	details: func(s *fleet.Snapshot, key string) []term.Field {
 		for i := range s.Requests {
 			r := &s.Requests[i]
 			if r.ID != key {
@@ -47,7 +49,7 @@ var requestsPane = pane{
 			}
 			stream := ""
 			if r.Stream {
-				stream = ", a stream"
+				stream = ", streaming"
 			}
 			return []term.Field{
 				term.KV("request", r.ID), term.KV("state", r.State, fleet.StateStyle(r.State)),
@@ -55,14 +57,14 @@ var requestsPane = pane{
 				term.KV("path", r.Path+stream), term.KV("gateway", r.Gateway), term.KV("worker", s.WorkerName(r.Worker)),
 				term.KV("attempt", strconv.Itoa(r.Attempt)),
 				term.KV("arrived", term.Clock(r.Arrived)), term.KV("age", term.Age(fleet.Millis(r.AgeMS))),
-				term.KV("in queue", term.Age(fleet.Millis(r.QueueMS))), term.KV("bytes out", term.Bytes(r.BytesOut)),
+				term.KV("queued for", term.Age(fleet.Millis(r.QueueMS))), term.KV("bytes out", term.Bytes(r.BytesOut)),
 			}
 		}
 		return nil
 	},
 }
 
-// shortID is the end of a request's id, which is random; the beginning is the
+// shortID returns the end of a request's id, which is random; its beginning is the
 // time.
 func shortID(id string, g glyphs) string {
 	if i := strings.LastIndexByte(id, '-'); i >= 0 {

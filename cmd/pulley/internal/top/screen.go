@@ -11,84 +11,88 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
-// screen is what top shows, and what its keys have made of it. Drawing it
-// changes nothing.
+// screen is what top shows, and the state that keys change. Drawing does not change
+// it.
 type screen struct {
 	term.Terminal
 	glyphs glyphs
 
 	latest fleet.Snapshot
-	frozen *fleet.Snapshot // shown instead while the screen is paused
+	frozen *fleet.Snapshot // shown instead of latest while the display is paused
 
-	pane     int
-	states   [4]paneState // of panes
-	filter   string
-	typing   bool // the filter
+	pane     int          // index in panes
+	states   [4]paneState // of the panes
+	filter   string       // shows only rows that contain it
+	typing   bool         // keys edit the filter
 	overlay  overlay
-	detailOf string // key
-	scroll   int    // of what lies over the pane
+	detailOf string // key of the row that detailOverlay describes
+	scroll   int    // lines by which the overlay is scrolled
 }
 
-// overlay is what lies over a pane.
+// overlay is what covers the pane.
 type overlay int
 
 const (
 	noOverlay overlay = iota
 	detailOverlay
 	helpOverlay
-	wrongOverlay
+	findingsOverlay
 )
 
+// paneState is the order and the selection of a pane.
 type paneState struct {
 	sorting
-	selected string // key; empty: the first
-	at       int    // where it was, if it is gone
+	selected string // key of the selected row; "" is the first
+	at       int    // its last position, to be used if the row is gone
 }
 
 func newScreen(t term.Terminal, g glyphs) *screen {
 	m := &screen{Terminal: t, glyphs: g}
 	for i := range panes {
-		m.states[i].column = panes[i].order
+		m.states[i].column = panes[i].sortBy
 	}
 	return m
 }
 
-const help = `tab, 1 to 4    pools, tiers, workers, requests
-up down k j     select a line; pgup, pgdn, home, end
-enter           all about the selected line; esc closes it
-s  S            sort by the next column; the other way round
-/               show only lines with these words; esc clears
-!               all that is wrong, and what to do
-p               stop the screen, and let it go on
-q               leave
+const help = `tab, 1 to 4     pools, tiers, workers, requests
+up down k j     select a line; also pgup, pgdn, home, end
+enter           details of the selected line; esc closes them
+s  S            sort by the next column; reverse the order
+/               show only lines that contain a text; esc clears it
+!               all problems, with remedies
+p               pause or resume the display
+q               quit
 
-SLOTS    requests in flight of a worker's slots
-WAITING  requests that wait, in gateways and queues; OLDEST for how long
-TAKEN/S  requests that workers take from the queues
-BOUND    why a worker may not have more: see 'pulley worker ls --help'
-GPU      how hot, busy and full a worker's GPUs are, or what is wrong with them
-RUNG     price of the next bid: 0 is the cheapest, 9 the dearest
-TOK/S    tokens per second by the worker's own measured pace`
+BUSY       slots in use of the slots of the pool's workers
+IN FLIGHT  requests on workers; for a worker, out of its slots
+WAITING    requests waiting in gateways and queues; OLDEST: for how long
+TAKEN/S    requests taken from the queues per second
+BOUND      what limits the worker's capacity, see 'pulley worker ls --help'
+GPU        temperature, use and memory of the GPUs, or what is wrong
+RUNG       price of the next bid, from 0 (lowest) to 9 (highest)
+TOK/S      tokens per second, from the measured inter-token time
 
-// headLines and footLines are around the pane: three of state and the tabs; the
-// keys.
+Terms: docs/concepts.md`
+
+// headLines is the number of lines above the pane: three for the state, and the tabs.
+// footLines is the number below it: the keys.
 const (
 	headLines = 4
 	footLines = 1
 )
 
-// now is what is shown.
-func (m *screen) now() *fleet.Snapshot {
+// shown is the snapshot on display.
+func (m *screen) shown() *fleet.Snapshot {
 	if m.frozen != nil {
 		return m.frozen
 	}
 	return &m.latest
 }
 
-// rows are the lines of the pane, in order, and which of them is selected.
+// rows returns the rows of the pane in order, and the index of the selected one.
 func (m *screen) rows() (rows []paneRow, selected int) {
 	pn, st := &panes[m.pane], &m.states[m.pane]
-	rows = filterRows(pn.rows(m.now(), m.glyphs), m.filter)
+	rows = filterRows(pn.rows(m.shown(), m.glyphs), m.filter)
 	sortRows(rows, pn.columns, st.sorting)
 	if i := slices.IndexFunc(rows, func(r paneRow) bool { return r.key == st.selected }); i >= 0 {
 		return rows, i
@@ -96,8 +100,8 @@ func (m *screen) rows() (rows []paneRow, selected int) {
 	return rows, max(0, min(st.at, len(rows)-1))
 }
 
-// eventRoom is how many lines the events take, with the one above them.
-func (m *screen) eventRoom() int {
+// eventHeight is the number of lines for the events, with their title.
+func (m *screen) eventHeight() int {
 	switch {
 	case m.Height < 16:
 		return 0
@@ -107,23 +111,23 @@ func (m *screen) eventRoom() int {
 	return 8
 }
 
-// room is how many lines a pane has below the names of its columns.
-func (m *screen) room() int {
-	return max(1, m.Height-headLines-footLines-m.eventRoom()-1)
+// rowHeight is the number of lines for rows: the pane without its header.
+func (m *screen) rowHeight() int {
+	return max(1, m.Height-headLines-footLines-m.eventHeight()-1)
 }
 
-// lines are the whole screen, which they fill.
+// lines returns the lines of the whole screen.
 func (m *screen) lines() []string {
 	p := &term.Page{Terminal: m.Terminal}
-	s := m.now()
-	lines := []string{m.between(p, headline(s, p), m.corner(p)), rateLine(s, p), wrongLine(s, p, m.glyphs), m.tabs(p)}
+	s := m.shown()
+	lines := []string{m.between(p, headline(s, p), m.corner(p)), rateLine(s, p), findingLine(s, p, m.glyphs), m.tabs(p)}
 	lines = append(lines, m.paneLines(p)...)
-	bottom := m.Height - footLines - m.eventRoom()
+	bottom := m.Height - footLines - m.eventHeight()
 	for len(lines) < bottom {
 		lines = append(lines, "")
 	}
 	lines = lines[:max(0, min(len(lines), bottom))]
-	if n := m.eventRoom(); n > 0 {
+	if n := m.eventHeight(); n > 0 {
 		lines = append(lines, m.rule(p, " events "))
 		events := s.Events[max(0, len(s.Events)-n+1):]
 		for _, e := range events {
@@ -140,7 +144,7 @@ func (m *screen) lines() []string {
 	return lines
 }
 
-// corner is at the right of the first line.
+// corner returns the text at the right of the first line: the time of the snapshot.
 func (m *screen) corner(p *term.Page) string {
 	if m.frozen != nil {
 		return p.Paint(term.Yellow, "PAUSED "+m.frozen.At.Format("15:04:05"))
@@ -151,65 +155,68 @@ func (m *screen) corner(p *term.Page) string {
 	return p.Paint(term.Dim, m.latest.At.Format("15:04:05"))
 }
 
-// between is a line with a text at each end.
+// between returns a line with a text at each end.
 func (m *screen) between(p *term.Page, left, right string) string {
-	room := m.Width - ansi.StringWidth(right) - 1
-	left = ansi.Truncate(left, max(0, room), m.glyphs.more)
-	return left + strings.Repeat(" ", max(0, room-ansi.StringWidth(left))+1) + right
+	width := m.Width - ansi.StringWidth(right) - 1
+	left = ansi.Truncate(left, max(0, width), m.glyphs.more)
+	return left + strings.Repeat(" ", max(0, width-ansi.StringWidth(left))+1) + right
 }
 
+// rule returns a horizontal line with a title.
 func (m *screen) rule(p *term.Page, title string) string {
 	return p.Paint(term.Dim, strings.Repeat(m.glyphs.rule, 2)+title+strings.Repeat(m.glyphs.rule, max(0, m.Width-2-ansi.StringWidth(title))))
 }
 
+// tabs returns the line that names the panes.
 func (m *screen) tabs(p *term.Page) string {
-	s := m.now()
+	s := m.shown()
 	var b strings.Builder
 	for i, n := range []int{len(s.Pools), len(s.Tiers), len(s.Workers), len(s.Requests)} {
 		name := fmt.Sprintf("%d %s (%d)", i+1, panes[i].name, n)
 		if i == m.pane {
-			b.WriteString(p.Paint(term.Reversed, "["+name+"]"))
+			b.WriteString(p.Paint(term.Reverse, "["+name+"]"))
 		} else {
 			b.WriteString(" " + name + " ")
 		}
 		b.WriteString(" ")
 	}
 	if m.filter != "" && !m.typing {
-		b.WriteString(p.Paint(term.Yellow, " only: "+term.Printable(m.filter)))
+		b.WriteString(p.Paint(term.Yellow, " filter: "+term.Printable(m.filter)))
 	}
 	return b.String()
 }
 
+// paneLines returns the lines between the tabs and the events.
 func (m *screen) paneLines(p *term.Page) []string {
 	if m.overlay != noOverlay {
-		lines := m.overLines()
+		lines := m.overlayLines()
 		return lines[max(0, min(m.scroll, len(lines)-1)):]
 	}
 	pn := &panes[m.pane]
 	rows, selected := m.rows()
 	if len(rows) == 0 && m.filter != "" {
-		return []string{"", p.Paint(term.Dim, "  none with "+term.Printable(m.filter)+"; esc shows all")}
+		return []string{"", p.Paint(term.Dim, "  nothing contains "+term.Printable(m.filter)+"; esc clears the filter")}
 	}
-	if len(rows) == 0 && !m.now().Settled() {
+	if len(rows) == 0 && !m.shown().Settled() {
 		return nil
 	}
 	if len(rows) == 0 {
 		return []string{"", p.Paint(term.Dim, "  "+pn.empty)}
 	}
-	from := max(0, min(selected-m.room()/2, len(rows)-m.room()))
-	lines := tableLines(p, m.glyphs, pn.columns, rows, m.states[m.pane].sorting, selected, from, m.room())
+	from := max(0, min(selected-m.rowHeight()/2, len(rows)-m.rowHeight()))
+	lines := tableLines(p, m.glyphs, pn.columns, rows, m.states[m.pane].sorting, selected, from, m.rowHeight())
 	if m.pane != 0 {
 		return lines
 	}
 	return m.overview(p, lines)
 }
 
-// overview adds to the pools what else there is room for: the workers, and the
-// slowest requests.
+// overview adds the workers and the slowest requests below the pools, as far as they
+// fit.
 func (m *screen) overview(p *term.Page, lines []string) []string {
 	for _, i := range []int{2, 3} {
-		left := m.room() + 1 - len(lines) - 2 // for the line above and the names
-		rows := filterRows(panes[i].rows(m.now(), m.glyphs), m.filter)
+		left := m.rowHeight() + 1 - len(lines) - 2 // the title and the header
+		rows := filterRows(panes[i].rows(m.shown(), m.glyphs), m.filter)
 		if left < 1 || len(rows) == 0 {
 			continue
 		}
@@ -220,22 +227,22 @@ func (m *screen) overview(p *term.Page, lines []string) []string {
 	return lines
 }
 
-// overLines are all lines of what lies over the pane.
-func (m *screen) overLines() []string {
+// overlayLines returns all lines of the overlay.
+func (m *screen) overlayLines() []string {
 	p := &term.Page{Terminal: m.Terminal}
-	switch s := m.now(); m.overlay {
+	switch s := m.shown(); m.overlay {
 	case helpOverlay:
 		return append([]string{""}, strings.Split(help, "\n")...)
-	case wrongOverlay:
+	case findingsOverlay:
 		if len(s.Findings) == 0 {
-			return []string{"", "nothing is wrong"}
+			return []string{"", "no problems"}
 		}
 		p.Line("")
 		fleet.PrintFindings(p, s.Findings)
 	default:
-		list := panes[m.pane].detail(s, m.detailOf)
+		list := panes[m.pane].details(s, m.detailOf)
 		if list == nil {
-			return []string{"", p.Paint(term.Dim, "it is gone; esc goes back")}
+			return []string{"", p.Paint(term.Dim, panes[m.pane].gone)}
 		}
 		p.Line("")
 		p.Fields(list...)
@@ -243,12 +250,13 @@ func (m *screen) overLines() []string {
 	return strings.Split(strings.TrimSuffix(p.String(), "\n"), "\n")
 }
 
+// footer returns the line of keys.
 func (m *screen) footer(p *term.Page) string {
 	switch {
 	case m.typing:
-		return "/" + term.Printable(m.filter) + p.Paint(term.Reversed, " ")
+		return "/" + term.Printable(m.filter) + p.Paint(term.Reverse, " ")
 	case m.overlay != noOverlay:
 		return p.Paint(term.Dim, "esc back  up/down scroll  ? help  q quit")
 	}
-	return p.Paint(term.Dim, "tab/1-4 panes  enter details  s sort  / filter  p pause  ! wrong  ? help  q quit")
+	return p.Paint(term.Dim, "tab/1-4 panes  enter info  s sort  / filter  p pause  ! problems  ? help  q quit")
 }

@@ -23,7 +23,7 @@ func screenAtNoon(width, height int) *screen {
 	return m
 }
 
-// seen is the screen as text.
+// seen returns the screen as text.
 func (m *screen) seen() string {
 	return ansi.Strip(strings.Join(m.lines(), "\n"))
 }
@@ -39,8 +39,7 @@ func (m *screen) keys(keys ...string) *screen {
 	return m
 }
 
-// Whatever the size, and whatever is open, a screen is filled and nothing
-// sticks out.
+// At any size, and with anything open, a screen is filled and no line is too long.
 func TestScreenFits(t *testing.T) {
 	opened := map[string][]string{
 		"pools": {"1"}, "tiers": {"2"}, "workers": {"3"}, "requests": {"4"}, "help": {"?"}, "wrong": {"!"},
@@ -68,11 +67,11 @@ func TestScreenAt80By24(t *testing.T) {
 	for _, want := range []string{
 		"pulley  2 gateways  1 worker  16 slots  6 in flight  34 waiting", "12:00:00\n",
 		"4.5 req/s  1234 tok/s  policy revision 17, 3m00s old: tier set batch --share 2",
-		"more: !) worker gone is lost: silent for 5.0s\n",
+		"more: press !) worker gone is lost: no heartbeat for 5.0s\n",
 		"[1 pools (4)]  2 tiers (3)   3 workers (4)   4 requests (3)",
-		"llama-70b  ready      1 of 2   ███░░░░░ 6/16       33        2    3.0s      4.5\n",
-		"mistral    no worker  0 of 1   ░░░░░░░░ 0/0         1        0       -        -\n",
-		"fast     ready     vllm    ███░░░░░ 6/16     2     4.5   1234       3  llama-7",
+		"llama-70b  ready      1 of 2   ███░░░░ 6/16       33          2    3.0s      4.5\n",
+		"mistral    no worker  0 of 1   ░░░░░░░ 0/0         1          0       -        -\n",
+		"fast     ready     vllm    ███░░░░ 6/16     2     4.5   1234       3  llama-7",
 		"gone     lost ",
 		"…000000000002  llama-70b  standard  queued",
 		"11:59:59  worker-lost      worker gone fell silent\n",
@@ -84,22 +83,22 @@ func TestScreenAt80By24(t *testing.T) {
 	}
 }
 
-// Workers that know of their room and their GPUs show both, and still fit.
-func TestScreenShowsRoomAndGPUs(t *testing.T) {
+// Workers with capacity and GPU data show both, and still fit.
+func TestScreenShowsCapacityAndGPUs(t *testing.T) {
 	m := screenAtNoon(80, 24)
-	told := func(i int, b policy.Bound, gpus ...subjects.GPU) {
+	report := func(i int, b policy.Bound, gpus ...subjects.GPU) {
 		w := &m.latest.Workers[i]
 		w.Capacity, w.NVML = &subjects.Capacity{Bound: b, Total: 16, Profile: "balanced", Terms: map[policy.Bound]float64{b: 16}}, &subjects.NVML{Mode: "auto", GPUs: gpus}
 	}
-	told(0, policy.BoundKV, clitest.GPU(0), clitest.GPU(1))                                   // fast
-	told(2, policy.BoundFence, clitest.GPU(2, clitest.Lost), clitest.GPU(3))                  // idle, by name the third
-	told(1, policy.BoundLimit, clitest.GPU(4, func(g *subjects.GPU) { g.State = gpu.Stale })) // gone
+	report(0, policy.BoundKV, clitest.GPU(0), clitest.GPU(1))                                   // fast
+	report(2, policy.BoundFence, clitest.GPU(2, clitest.Lost), clitest.GPU(3))                  // idle, by name the third
+	report(1, policy.BoundLimit, clitest.GPU(4, func(g *subjects.GPU) { g.State = gpu.Stale })) // gone
 	m.latest.Workers[2].State = subjects.Fenced
 	got := m.keys("3").seen()
 	for _, want := range []string{
-		"WORKER▴  STATE   SLOTS          BOUND  GPU              ",
-		"fast     ready   ███░░░░░ 6/16  kv     64C 97% 144/160G ",
-		"idle     fenced  ░░░░░░░░ 0/8   fence  fenced 64C       ",
+		"WORKER▴  STATE   IN FLIGHT     BOUND  GPU              ",
+		"fast     ready   ███░░░░ 6/16  kv     64C 97% 144/160G ",
+		"idle     fenced  ░░░░░░░ 0/8   fence  fenced 64C       ",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
@@ -111,7 +110,7 @@ func TestScreenShowsRoomAndGPUs(t *testing.T) {
 		}
 	}
 	detail := m.keys("enter").seen()
-	for _, want := range []string{"6 of 16: the KV cache has no room for more", "GPU 1", "ok, H100 80GB HBM3, 72.0/80.0 GiB, 97% busy"} {
+	for _, want := range []string{"6 of 16: the KV cache has no space for more", "GPU 1", "ok, H100 80GB HBM3, 72.0/80.0 GiB, 97% busy"} {
 		if !strings.Contains(detail, want) {
 			t.Errorf("no %q in\n%s", want, detail)
 		}
@@ -123,10 +122,10 @@ func TestScreenSaysWhatIsWrong(t *testing.T) {
 		change func(*fleet.Snapshot)
 		want   string
 	}{
-		"nothing":       {func(s *fleet.Snapshot) { s.Workers, s.Queues, s.Requests = s.Workers[:1], nil, nil }, "nothing is wrong"},
-		"too early":     {func(s *fleet.Snapshot) { s.Workers, s.Gateways, s.Queues, s.Since = nil, nil, nil, s.At }, "listening…"},
-		"no gateway":    {func(s *fleet.Snapshot) { s.Gateways = nil }, "no gateway: nobody can send requests"},
-		"no connection": {func(s *fleet.Snapshot) { s.Server, s.Since = "", s.At.Add(-4*time.Second) }, "no connection to NATS for 4.0s: trying again"},
+		"nothing":       {func(s *fleet.Snapshot) { s.Workers, s.Lanes, s.Requests = s.Workers[:1], nil, nil }, "no problems"},
+		"too early":     {func(s *fleet.Snapshot) { s.Workers, s.Gateways, s.Lanes, s.Since = nil, nil, nil, s.At }, "listening…"},
+		"no gateway":    {func(s *fleet.Snapshot) { s.Gateways = nil }, "no gateway: clients cannot send requests"},
+		"no connection": {func(s *fleet.Snapshot) { s.Server, s.Since = "", s.At.Add(-4*time.Second) }, "no connection to NATS for 4.0s: reconnecting"},
 		"no worker":     {func(s *fleet.Snapshot) { s.Workers = nil }, "no worker: requests wait"},
 		"policy":        {func(s *fleet.Snapshot) { s.Unread = map[string]string{"policy": "policy revision 9 is damaged"} }, "policy revision 9 is damaged"},
 	}
@@ -143,7 +142,7 @@ func TestScreenSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
-// Names come from strangers: nothing of them reaches the terminal as a command.
+// Names come from clients: control characters in them must not reach the terminal.
 func TestScreenShowsNoControlCharacters(t *testing.T) {
 	const evil = "\x1b]0;title\a\x1b[2J\r\nm\x00\u009b31m"
 	m := screenAtNoon(120, 60)
@@ -152,12 +151,12 @@ func TestScreenShowsNoControlCharacters(t *testing.T) {
 		s.Workers[i].Name, s.Workers[i].Reason, s.Workers[i].Engine, s.Workers[i].Pools[0].Pool = evil, evil, evil, evil
 	}
 	s.Requests[0].Pool, s.Requests[0].Tier, s.Requests[0].Model, s.Requests[0].ID, s.Requests[0].Path = evil, evil, evil, evil, evil
-	s.Queues[0].Pool, s.Policy.Why, s.Events[0].Text, s.Events[0].Kind = evil, evil, evil, evil
+	s.Lanes[0].Pool, s.Policy.Why, s.Events[0].Text, s.Events[0].Kind = evil, evil, evil, evil
 	s.Unread = map[string]string{"policy": evil}
 	s.Complete()
 	for _, keys := range [][]string{{"1"}, {"1", "enter"}, {"2"}, {"3"}, {"3", "enter"}, {"4"}, {"4", "end", "enter"}, {"!"}, {"/", evil, "enter"}} {
 		text := strings.Join(m.keys("esc").keys(keys...).lines(), "\n")
-		for _, sgr := range []term.Style{term.Bold, term.Dim, term.Red, term.Green, term.Yellow, term.Reversed, "0"} { // ours
+		for _, sgr := range []term.Style{term.Bold, term.Dim, term.Red, term.Green, term.Yellow, term.Reverse, "0"} { // ours
 			text = strings.ReplaceAll(text, "\x1b["+string(sgr)+"m", "")
 		}
 		if strings.ContainsFunc(text, func(r rune) bool { return r != '\n' && (r < ' ' || r >= 0x7f && r < 0xa0) }) {
@@ -166,7 +165,7 @@ func TestScreenShowsNoControlCharacters(t *testing.T) {
 	}
 }
 
-// A long list costs little to draw.
+// Drawing a long list is cheap.
 func BenchmarkScreenOf10000Requests(b *testing.B) {
 	m := screenAtNoon(80, 24).keys("4")
 	one := m.latest.Requests[0]

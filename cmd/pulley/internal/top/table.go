@@ -11,10 +11,9 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
-const between = "  " // columns
+const columnGap = "  "
 
-// cellWidth is how many columns of a terminal a text takes. Most are plain, and
-// quickly told.
+// cellWidth returns the width of a text on a terminal. It is quick for ASCII.
 func cellWidth(s string) int {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] > '~' {
@@ -24,37 +23,37 @@ func cellWidth(s string) int {
 	return len(s)
 }
 
-// fit is which columns a screen shows and how wide: those that may be cut are,
-// the widest first, and where that does not do, whole columns go.
-func fit(columns []paneColumn, rows []paneRow, sorted, width int) (visible, widths []int) {
+// fitColumns returns the columns that a width has space for, and their widths. It
+// shortens columns, the widest first; if that is not enough, it leaves columns out.
+func fitColumns(columns []paneColumn, rows []paneRow, sorted, width int) (visible, widths []int) {
 	if width == 0 {
 		width = math.MaxInt
 	}
 	widths = make([]int, len(columns))
 	for i, c := range columns {
-		if c.ifAny && !slices.ContainsFunc(rows, func(r paneRow) bool { return r.cells[i].text != "-" && r.cells[i].text != "" }) {
+		if c.nonEmpty && !slices.ContainsFunc(rows, func(r paneRow) bool { return r.cells[i].text != "-" && r.cells[i].text != "" }) {
 			continue
 		}
 		visible = append(visible, i)
 		widths[i] = ansi.StringWidth(c.name)
 		if i == sorted {
-			widths[i]++ // for the mark of the order
+			widths[i]++ // for the arrow
 		}
 		for _, r := range rows {
 			widths[i] = max(widths[i], cellWidth(r.cells[i].text))
 		}
 	}
 	for {
-		sum := -len(between)
+		sum := -len(columnGap)
 		for _, i := range visible {
-			sum += widths[i] + len(between)
+			sum += widths[i] + len(columnGap)
 		}
 		if sum <= width {
 			return visible, widths
 		}
 		widest := -1
 		for _, i := range visible {
-			if least := columns[i].least; least > 0 && widths[i] > least && (widest < 0 || widths[i] > widths[widest]) {
+			if m := columns[i].minWidth; m > 0 && widths[i] > m && (widest < 0 || widths[i] > widths[widest]) {
 				widest = i
 			}
 		}
@@ -70,9 +69,9 @@ func fit(columns []paneColumn, rows []paneRow, sorted, width int) (visible, widt
 	}
 }
 
-// tableLines are the header and the rows from the first to fit on the screen.
-func tableLines(p *term.Page, g glyphs, columns []paneColumn, rows []paneRow, by sorting, selected int, from, most int) []string {
-	visible, widths := fit(columns, rows, by.column, p.Width)
+// tableLines returns the header and n rows beginning with the row from.
+func tableLines(p *term.Page, g glyphs, columns []paneColumn, rows []paneRow, by sorting, selected int, from, n int) []string {
+	visible, widths := fitColumns(columns, rows, by.column, p.Width)
 	line := func(cell func(i int) (string, term.Style), base term.Style) string {
 		var b strings.Builder
 		for n, i := range visible {
@@ -88,7 +87,7 @@ func tableLines(p *term.Page, g glyphs, columns []paneColumn, rows []paneRow, by
 				text += pad
 			}
 			if n > 0 {
-				text = between + text
+				text = columnGap + text
 			}
 			b.WriteString(text)
 		}
@@ -107,12 +106,12 @@ func tableLines(p *term.Page, g glyphs, columns []paneColumn, rows []paneRow, by
 		}
 		return columns[i].name + g.rising, term.Unstyled
 	}, term.Bold)}
-	for n := from; n < min(len(rows), from+most); n++ {
+	for i := from; i < min(len(rows), from+n); i++ {
 		base := term.Unstyled
-		if n == selected {
-			base = term.Reversed
+		if i == selected {
+			base = term.Reverse
 		}
-		lines = append(lines, line(func(i int) (string, term.Style) { return rows[n].cells[i].text, rows[n].cells[i].style }, base))
+		lines = append(lines, line(func(c int) (string, term.Style) { return rows[i].cells[c].text, rows[i].cells[c].style }, base))
 	}
 	return lines
 }

@@ -8,11 +8,10 @@ import (
 	"errors"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 
-	"charm.land/bubbletea/v2"
+	tea "charm.land/bubbletea/v2"
 	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 
@@ -21,40 +20,40 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
-// NewCommand is pulley top: a live view of everything.
+// NewCommand is pulley top.
 func NewCommand() *cobra.Command {
 	var once bool
-	var output string
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "Watch pools, tiers, workers and requests live",
-		Long: `Watch what goes on: pools, tiers, workers and the requests under way, the slowest
-first, with what is wrong and the last events. It fits a terminal of 80 by 24, and
-works over ssh. It only listens and asks: it changes nothing.
+		Long: `Watch pools, tiers, workers and requests in progress, the slowest first, together
+with problems and the latest events. Top fits a terminal of 80 by 24, works over
+ssh, and changes nothing.
+
+With -o json or yaml it prints one snapshot, like --once.
 
 ` + help,
 		Example: `  pulley top
-  pulley top --server nats://broker-1:4222
+  pulley top --nats nats://broker-1:4222
   pulley top --once
   pulley top -o json | jq '.pools[] | select(.waiting > 100)'`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
-	fs.BoolVar(&once, "once", false, "print how it is now, as text, and leave")
-	fs.StringVarP(&output, "output", "o", "table", "how to print once: table, json or yaml; the last two say --once")
-	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+	fs.BoolVar(&once, "once", false, "print one snapshot as text, and exit")
+	output := cli.AddOutput(cmd, cli.Table, cli.JSON, cli.YAML)
 	c := cli.AddConnectFlags(fs)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if !slices.Contains([]string{"table", "json", "yaml"}, output) {
-			return cli.Usagef("--output %q: want table, json or yaml", output)
+		if err := output.Check(); err != nil {
+			return err
 		}
 		out := cmd.OutOrStdout()
 		t := term.Of(out)
-		once = once || output != "table"
+		once = once || output.Format != cli.Table
 		if !once && (t.Width == 0 || cmp.Or(os.Getenv("TERM"), "dumb") == "dumb") {
-			return cli.Usagef("there is no terminal to show it on: say --once, or -o json")
+			return cli.Usagef("standard output is not a terminal: use --once or -o json")
 		}
-		// What happens to the connection is on the screen.
+		// The screen shows the state of the connection; a log would spoil it.
 		nc, err := c.Connect(cli.WithLogger(cmd.Context(), nil), "pulley top")
 		if err != nil {
 			return err
@@ -67,23 +66,18 @@ works over ssh. It only listens and asks: it changes nothing.
 		if err != nil {
 			return err
 		}
-		b, err := cli.View{Value: s, Print: func(p *term.Page) { printSnapshot(p, &s, glyphsFor(os.Getenv)) }}.Render(output, t)
-		if err != nil {
-			return err
-		}
-		_, err = out.Write(b)
-		return err
+		return cli.Show(cmd, cli.View{Value: s, Print: func(p *term.Page) { printSnapshot(p, &s, glyphsFor(os.Getenv)) }}, output.Format)
 	}
 	return cmd
 }
 
-// run shows the screen until somebody leaves it, or ctx ends.
+// run shows the screen until the user quits, or ctx ends.
 func run(ctx context.Context, nc *nats.Conn, in io.Reader, out io.Writer, t term.Terminal) error {
 	w, err := fleet.NewWatcher(nc)
 	if err != nil {
 		return err
 	}
-	t.Color = true // Bubble Tea leaves out what the terminal, or NO_COLOR, does not want; the selection stays
+	t.Color = true // Bubble Tea drops colours that the terminal lacks, or that NO_COLOR forbids, but keeps the selection visible
 	program := tea.NewProgram(model{newScreen(t, glyphsFor(os.Getenv))}, tea.WithContext(ctx), tea.WithInput(in), tea.WithOutput(out),
 		tea.WithoutSignalHandler(), tea.WithEnvironment(environ(os.Environ(), os.Getenv("TERM"))))
 	watching, stop := context.WithCancel(ctx)
@@ -104,9 +98,9 @@ func run(ctx context.Context, nc *nats.Conn, in io.Reader, out io.Writer, t term
 	return errors.Join(watchErr, err)
 }
 
-// environ is what Bubble Tea is told of the environment. To a terminal
-// across ssh it puts no questions; the Linux console, which would show them,
-// gets that treatment too.
+// environ returns the environment for Bubble Tea. It sends no queries to a terminal
+// that is reached over ssh; the Linux console, which would display them, is presented
+// as such a terminal.
 func environ(environ []string, term string) []string {
 	if term == "linux" {
 		return append(environ, "SSH_TTY=/dev/console")
@@ -114,7 +108,7 @@ func environ(environ []string, term string) []string {
 	return environ
 }
 
-// model is a topScreen for Bubble Tea.
+// model is a screen as Bubble Tea needs it.
 type model struct{ *screen }
 
 func (m model) Init() tea.Cmd { return nil }

@@ -44,7 +44,7 @@ func TestTopOnce(t *testing.T) {
 func TestTopNeedsATerminal(t *testing.T) {
 	url, _ := clitest.Broker(t, broker.Config{})
 	code, _, stderr := clitest.Run(testRoot(), "top", "--nats", url)
-	if code != cli.ExitUsage || !strings.Contains(stderr, "say --once") {
+	if code != cli.ExitUsage || !strings.Contains(stderr, "use --once") {
 		t.Errorf("exit code %d, stderr %q", code, stderr)
 	}
 }
@@ -54,7 +54,7 @@ func TestSnapshotAsText(t *testing.T) {
 	var p term.Page
 	printSnapshot(&p, &s, unicodeGlyphs)
 	got := p.String()
-	for _, want := range []string{"pulley  2 gateways", "\npools\n", "\ntiers\n", "\nworkers\n", "\nrequests\n", "\nevents\n", "remedy: pulley worker uncordon idle", "RUNNING", "POOLS\n"} {
+	for _, want := range []string{"pulley  2 gateways", "\npools\n", "\ntiers\n", "\nworkers\n", "\nrequests\n", "\nevents\n", "remedy: pulley worker uncordon idle", "IN FLIGHT", "POOLS\n"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
 		}

@@ -12,21 +12,23 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
+// workersPane lists the workers.
 var workersPane = pane{
 	name:  "workers",
 	empty: "no workers: start one with 'pulley worker --engine URL'",
+	gone:  "This worker is gone. Esc: back",
 	columns: []paneColumn{
-		{name: "WORKER", least: 10},
+		{name: "WORKER", minWidth: 10},
 		{name: "STATE"},
-		{name: "ENGINE", least: 6, drop: 7},
-		{name: "SLOTS", numbers: true},
-		{name: "BOUND", drop: 3, ifAny: true},
-		{name: "GPU", least: 16, numbers: true, drop: 4, ifAny: true},
+		{name: "ENGINE", minWidth: 6, drop: 7},
+		{name: "IN FLIGHT", numbers: true},
+		{name: "BOUND", drop: 3, nonEmpty: true},
+		{name: "GPU", minWidth: 16, numbers: true, drop: 4, nonEmpty: true},
 		{name: "RUNG", right: true, drop: 5},
 		{name: "DONE/S", right: true, drop: 1},
 		{name: "TOK/S", right: true, drop: 2},
 		{name: "FAILED", right: true, drop: 6},
-		{name: "POOLS", least: 8, drop: 8},
+		{name: "POOLS", minWidth: 8, drop: 8},
 	},
 	rows: func(s *fleet.Snapshot, g glyphs) []paneRow {
 		var rows []paneRow
@@ -45,13 +47,13 @@ var workersPane = pane{
 				failed.style = term.Red
 			}
 			rows = append(rows, paneRow{w.Worker, []paneCell{
-				textCell(w.Name), state, textCell(w.Engine), valueCell(g.bar(w.InFlight, w.Slots, barWidth), float64(w.InFlight)),
+				textCell(w.Name), state, textCell(w.Engine), valueCell(g.bar(w.InFlight, w.Slots), float64(w.InFlight)),
 				textCell(cmp.Or(fleet.Bound(&w.Heartbeat), "-")), gpuCell(w), rung, rateCell(w.DonePerSecond), rateCell(w.TokensPerSecond), failed, textCell(strings.Join(poolNames(w), " ")),
 			}})
 		}
 		return rows
 	},
-	detail: func(s *fleet.Snapshot, key string) []term.Field {
+	details: func(s *fleet.Snapshot, key string) []term.Field {
 		for i := range s.Workers {
 			if w := &s.Workers[i]; w.Worker == key {
 				return workerFields(w, s)
@@ -61,7 +63,7 @@ var workersPane = pane{
 	},
 }
 
-// poolNames are the names of those that the worker serves.
+// poolNames returns the names of the pools that a worker serves.
 func poolNames(w *fleet.WorkerStatus) []string {
 	var names []string
 	for i := range w.Pools {
@@ -70,13 +72,14 @@ func poolNames(w *fleet.WorkerStatus) []string {
 	return names
 }
 
-// gpuCell is the worst of the worker's GPUs: what is wrong with it, else how hot,
-// busy and full it is. It is sorted by heat, what is ill first.
+// gpuCell summarises the GPUs of a worker: the worst status if it is not ok, the highest
+// temperature and utilisation, and the memory of all. Failed GPUs sort first, then hot
+// ones.
 func gpuCell(w *fleet.WorkerStatus) paneCell {
 	if w.NVML == nil || len(w.NVML.GPUs) == 0 || w.Lost > 0 {
 		return paneCell{text: "-", by: -1}
 	}
-	var words []string
+	var parts []string
 	cell := paneCell{}
 	var hottest, busiest *int
 	var used, total uint64
@@ -97,45 +100,46 @@ func gpuCell(w *fleet.WorkerStatus) paneCell {
 		}
 	}
 	if worst != "ok" {
-		words, cell.style = append(words, worst), fleet.GPUStatusStyle(worst)
+		parts, cell.style = append(parts, worst), fleet.GPUStatusStyle(worst)
 	}
 	if hottest != nil {
-		words = append(words, term.WithUnit(hottest, "C"))
+		parts = append(parts, term.WithUnit(hottest, "C"))
 		cell.by = float64(*hottest)
 	}
 	if worst != "fenced" && worst != "unknown" {
-		words = append(words, strings.Fields(term.WithUnit(busiest, "%"))...)
+		parts = append(parts, strings.Fields(term.WithUnit(busiest, "%"))...)
 		if total > 0 {
-			words = append(words, fmt.Sprintf("%d/%dG", used>>30, total>>30))
+			parts = append(parts, fmt.Sprintf("%d/%dG", used>>30, total>>30))
 		}
 	}
 	cell.by += 1000 * float64(gpuRank(worst))
-	cell.text = strings.Join(words, " ")
+	cell.text = strings.Join(parts, " ")
 	return cell
 }
 
-// gpuRank is how bad a state is.
+// gpuRank orders the statuses of a GPU from good to bad.
 func gpuRank(status string) int {
 	return slices.Index([]string{"ok", "stale", "unknown", "strained", "throttled", "fenced"}, status)
 }
 
+// workerFields describes a worker.
 func workerFields(w *fleet.WorkerStatus, s *fleet.Snapshot) []term.Field {
 	list := []term.Field{
 		term.KV("worker", w.Name), term.KV("id", w.Worker),
 		term.KV("state", w.StateText(), fleet.StateStyle(w.StateText())), term.KV("reason", w.Reason),
 		term.KV("engine", w.Engine+" at "+w.URL),
 		term.KV("host", w.Host), term.KV("version", w.Version),
-		term.KV("up for", term.Age(s.At.Sub(w.Started))),
-		term.KV("slots", fmt.Sprintf("%d of %d busy, %d before their first token", w.InFlight, w.Slots, w.Prefills)),
+		term.KV("uptime", term.Age(s.At.Sub(w.Started))),
+		term.KV("slots", fmt.Sprintf("%d of %d in use, %d requests before their first token", w.InFlight, w.Slots, w.Prefills)),
 		term.KV("weight", strconv.FormatFloat(w.Weight, 'g', 4, 64)),
 		term.KV("attempts", fmt.Sprintf("%d done (%s/s), %d failed", w.Done, perSecond(w.DonePerSecond), w.Failed)),
 	}
 	if w.Lost > 0 {
-		list = append(list, term.KV("silent", term.Age(w.Lost), term.Red))
+		list = append(list, term.KV("silent for", term.Age(w.Lost), term.Red))
 	}
-	if r := w.Capacity; r != nil && w.Lost == 0 {
-		list = append(list, term.KV("room", fmt.Sprintf("%d of %d: %s", w.InFlight, r.Total, fleet.BoundText(r))),
-			term.KV("bounds", fleet.BoundsText(r)), term.KV("profile", r.Profile), term.KV("token time", fleet.TokenTimeText(r)))
+	if c := w.Capacity; c != nil && w.Lost == 0 {
+		list = append(list, term.KV("in flight", fmt.Sprintf("%d of %d: %s", w.InFlight, c.Total, fleet.BoundText(c))),
+			term.KV("bounds", fleet.BoundsText(c)), term.KV("profile", c.Profile), term.KV("token time", fleet.TokenTimeText(c)))
 	}
 	if w.NVML != nil {
 		if f := w.NVML.Failure; f != nil {
@@ -143,11 +147,11 @@ func workerFields(w *fleet.WorkerStatus, s *fleet.Snapshot) []term.Field {
 		}
 		for i := range w.NVML.GPUs {
 			g := &w.NVML.GPUs[i]
-			list = append(list, term.KV("GPU "+g.Label(), fleet.GPUText(g), fleet.GPUStatusStyle(fleet.GpuWord(g))))
+			list = append(list, fleet.GPUField("GPU "+g.Label(), g))
 		}
 	}
 	if w.TokensPerSecond > 0 {
-		list = append(list, term.KV("tokens", perSecond(w.TokensPerSecond)+"/s, by its measured pace"))
+		list = append(list, term.KV("tokens", perSecond(w.TokensPerSecond)+"/s, from the measured inter-token time"))
 	}
 	for i := range w.Pools {
 		p := &w.Pools[i]
@@ -156,10 +160,10 @@ func workerFields(w *fleet.WorkerStatus, s *fleet.Snapshot) []term.Field {
 			text += fmt.Sprintf(", price %s", term.Age(time.Duration(price*float64(time.Second))))
 		}
 		if p.Mean.Samples > 0 {
-			text += fmt.Sprintf(", requests of %.0f tokens in, %.0f out", p.Mean.Input, p.Mean.Output)
+			text += fmt.Sprintf(", mean request %.0f tokens in, %.0f out", p.Mean.Input, p.Mean.Output)
 		}
 		if p.Model != "" && p.Model != p.Pool {
-			text += ", engine's name " + p.Model
+			text += ", model of the engine: " + p.Model
 		}
 		list = append(list, term.KV(named("pool", p.Pool), text))
 	}
