@@ -1,5 +1,5 @@
-// What an operator changes while it runs, as a client with the official SDK sees it. It comes last:
-// once there was a key, the gateway lets nobody in without one.
+// What an operator changes at run time, as a client with the official SDK sees it. This suite is the last:
+// once a key has existed, the gateway requires one.
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { test } from "node:test";
