@@ -126,17 +126,17 @@ func (c *conversation) hash(sum *xxhash.Digest, v []byte, cache bool) {
 
 const jsonSpace = " \t\r\n"
 
-// Learnable is the hash under which this request's home is learned; 0 is none.
-func (c *Call) Learnable() uint64 {
+// ConversationHash is the hash under which this request's home is learned; 0 is none.
+func (c *Call) ConversationHash() uint64 {
 	if len(c.prefix) == 0 {
 		return 0
 	}
 	return c.prefix[len(c.prefix)-1]
 }
 
-// Follows yields the hashes under which the home of a conversation that this
+// PrefixHashes yields the hashes under which the home of a conversation that this
 // request goes on with may have been learned, the longest first.
-func (c *Call) Follows(yield func(uint64) bool) {
+func (c *Call) PrefixHashes(yield func(uint64) bool) {
 	for i := len(c.prefix) - 2; i >= 0; i-- {
 		if !yield(c.prefix[i]) {
 			return

@@ -24,11 +24,11 @@ func chat(t *testing.T, path, body string) *Call {
 // sharedMessages is how many messages a follow-up has from the request that it
 // follows; 0: it does not.
 func sharedMessages(later, earlier *Call) int {
-	whole, n := earlier.Learnable(), len(later.prefix)
+	whole, n := earlier.ConversationHash(), len(later.prefix)
 	if whole == 0 {
 		return 0
 	}
-	for prefix := range later.Follows {
+	for prefix := range later.PrefixHashes {
 		if n--; prefix == whole {
 			return n
 		}

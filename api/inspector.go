@@ -49,8 +49,8 @@ func (in *Inspector) Begin(path string, resp *http.Response) {
 	in.api = Of(path)
 }
 
-// See takes in the next bytes of the answer.
-func (in *Inspector) See(b []byte) {
+// Observe takes in the next bytes of the answer.
+func (in *Inspector) Observe(b []byte) {
 	if !in.Stream {
 		in.seeTail(b)
 		return

@@ -31,7 +31,7 @@ func watched(path, contentType string, pieces ...string) outcome {
 	var wt Inspector
 	wt.Begin(path, answerOf(contentType))
 	for _, p := range pieces {
-		wt.See([]byte(p))
+		wt.Observe([]byte(p))
 	}
 	broken := wt.Broken() // at the end of the answer, before the counts
 	return outcome{wt.InputTokens(), wt.OutputTokens(), broken}
@@ -107,7 +107,7 @@ func TestWatchWithoutLength(t *testing.T) {
 		resp.TransferEncoding = nil
 		var wt Inspector
 		wt.Begin("/v1/embeddings", resp)
-		wt.See([]byte(body))
+		wt.Observe([]byte(body))
 		if got := wt.Broken(); got != want {
 			t.Errorf("%q: got %q, want %q", body, got, want)
 		}
@@ -120,9 +120,9 @@ func TestWatchIsBounded(t *testing.T) {
 		var wt Inspector
 		wt.Begin("/v1/chat/completions", answerOf(ct))
 		piece := []byte(strings.Repeat("x", 64<<10))
-		wt.See([]byte("data: "))
+		wt.Observe([]byte("data: "))
 		for range 1000 {
-			wt.See(piece)
+			wt.Observe(piece)
 		}
 		if held := cap(wt.line) + cap(wt.tail); held > 4*keepLine {
 			t.Errorf("%s: holds %d bytes of 64 MB", ct, held)
@@ -164,7 +164,7 @@ func BenchmarkWatch(b *testing.B) {
 	b.SetBytes(int64(len(token)))
 	b.ReportAllocs()
 	for b.Loop() {
-		wt.See(token)
+		wt.Observe(token)
 	}
 	if wt.Events != b.N {
 		b.Fatal(fmt.Sprint(wt.Events, " events of ", b.N))

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// Detect asks the engine at baseURL, which may end in /v1, which dialect it has. It takes at most two seconds, and GETs
+// detect asks an engine which dialect it has. It takes at most two seconds, and GETs
 // of pages that cost an engine nothing. Engines answer each other's paths: SGLang, llama.cpp and others have some of
 // Ollama's, LM Studio answers 200 to anything. So the first of these decides that says something of its own:
 //
@@ -19,18 +19,9 @@ import (
 //  4. a page that only this kind has, with the fields that only this kind has
 //
 // An engine that lists its models but is none of these, or does not show it in time, is DialectOpenAI. A dialect that
-// somebody told, see [ParseDialect], needs no Detect.
-func Detect(ctx context.Context, client *http.Client, baseURL string) (Dialect, error) {
-	return DetectWithKey(ctx, client, baseURL, "")
-}
-
-// DetectWithKey is Detect for an engine that wants an API key as a bearer token.
-func DetectWithKey(ctx context.Context, client *http.Client, baseURL, key string) (Dialect, error) {
-	d, _, err := detect(ctx, newAsker(client, baseURL, key))
-	return d, err
-}
-
-// detect also says whether there was the time to ask for everything.
+// somebody told, see [ParseDialect], is not asked for.
+//
+// inTime says whether there was the time to ask for everything.
 func detect(ctx context.Context, a asker) (d Dialect, inTime bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()

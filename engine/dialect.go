@@ -26,8 +26,8 @@ const (
 	DialectOpenAI Dialect = "openai"
 )
 
-// Dialects are all that there are.
-func Dialects() []Dialect {
+// dialects are all that there are.
+func dialects() []Dialect {
 	return []Dialect{DialectVLLM, DialectSGLang, DialectTGI, DialectLlamaCpp, DialectOllama, DialectTriton, DialectTRTLLM,
 		DialectLlamaSwap, DialectLMStudio, DialectOpenAI}
 }
@@ -41,12 +41,12 @@ func ParseDialect(name string) (Dialect, error) {
 	case "trtllm", "trtllmserve", "tensorrtllmserve":
 		plain = "tensorrtllm"
 	}
-	for _, d := range Dialects() {
+	for _, d := range dialects() {
 		if strings.NewReplacer("-", "", ".", "").Replace(string(d)) == plain {
 			return d, nil
 		}
 	}
-	return "", fmt.Errorf("%q: want %s", name, SpellDialects(Dialects()))
+	return "", fmt.Errorf("%q: want %s", name, SpellDialects(dialects()))
 }
 
 // SpellDialects lists names for a message: "vllm, sglang or tgi".

@@ -1,4 +1,4 @@
-// Package engine knows model servers: which kind of engine answers at a URL ([Detect], [Probe], [Local]), what it reports
+// Package engine knows model servers: which kind of engine answers at a URL (Detect, [Probe], [Local]), what it reports
 // about itself while it runs ([Scraper]), and how to call one ([Transport]). Package engine/sim is one.
 //
 // # What engines tell

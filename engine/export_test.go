@@ -1,5 +1,19 @@
 package engine
 
+import (
+	"context"
+	"net/http"
+)
+
+// Dialects is the list of all dialects.
+var Dialects = dialects
+
+// Detect returns the dialect of the engine at a URL, which may end in /v1.
+func Detect(ctx context.Context, client *http.Client, baseURL string) (Dialect, error) {
+	d, _, err := detect(ctx, newAsker(client, baseURL, ""))
+	return d, err
+}
+
 // ProbeAll is Local at other addresses.
 var ProbeAll = probeAll
 

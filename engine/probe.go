@@ -37,12 +37,8 @@ func (i Info) Name() string {
 
 // Probe asks the engine at baseURL, which may end in /v1, what it is and what it serves. It takes at most two seconds. An
 // engine that lists its models is known; only the time to tell its dialect may run out, and then that is DialectOpenAI.
-func Probe(ctx context.Context, client *http.Client, baseURL string) (Info, error) {
-	return ProbeWithKey(ctx, client, baseURL, "")
-}
-
-// ProbeWithKey is Probe for an engine that wants an API key as a bearer token.
-func ProbeWithKey(ctx context.Context, client *http.Client, baseURL, key string) (Info, error) {
+// key, if not empty, is the API key that the engine wants as a bearer token.
+func Probe(ctx context.Context, client *http.Client, baseURL, key string) (Info, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	p := &prober{asker: newAsker(client, baseURL, key)}
@@ -93,7 +89,7 @@ func probeAll(ctx context.Context, addrs []string, skip func(addr string) bool) 
 	for i, addr := range addrs {
 		errs[i] = errSkipped
 		if skip == nil || !skip(addr) {
-			wg.Go(func() { found[i], errs[i] = Probe(ctx, client, "http://"+addr) })
+			wg.Go(func() { found[i], errs[i] = Probe(ctx, client, "http://"+addr, "") })
 		}
 	}
 	wg.Wait()

@@ -58,7 +58,7 @@ func TestProbeTellsKinds(t *testing.T) {
 			url := fakeEngine(t, c.lax, paths)
 			want := engine.Info{URL: url, Dialect: c.kind, Models: []string{"a", "b"}, Slots: c.slots}
 			for _, suffix := range []string{"", "/", "/v1", "/v1/"} {
-				got, err := engine.Probe(t.Context(), http.DefaultClient, url+suffix)
+				got, err := engine.Probe(t.Context(), http.DefaultClient, url+suffix, "")
 				if err != nil || !reflect.DeepEqual(got, want) {
 					t.Errorf("got %+v, %v, want %+v", got, err, want)
 				}
@@ -72,7 +72,7 @@ func TestProbeKnowsSims(t *testing.T) {
 		slots++
 		srv := httptest.NewServer(newSim(t, sim.Config{Slots: slots, Dialect: dialect}))
 		defer srv.Close()
-		got, err := engine.Probe(t.Context(), srv.Client(), srv.URL)
+		got, err := engine.Probe(t.Context(), srv.Client(), srv.URL, "")
 		if err != nil || !got.Simulated || got.Name() != "sim" || got.Slots != slots || got.Dialect != dialect {
 			t.Errorf("%s: got %+v, %v", dialect, got, err)
 		}
@@ -84,12 +84,12 @@ func TestProbeSaysWhatIsWrong(t *testing.T) {
 		"<html>":      "invalid character",
 		`{"error":1}`: "is no list of models",
 	} {
-		_, err := engine.Probe(t.Context(), http.DefaultClient, fakeEngine(t, false, map[string]string{"/v1/models": body}))
+		_, err := engine.Probe(t.Context(), http.DefaultClient, fakeEngine(t, false, map[string]string{"/v1/models": body}), "")
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", body, err, want)
 		}
 	}
-	_, err := engine.Probe(t.Context(), http.DefaultClient, fakeEngine(t, false, nil))
+	_, err := engine.Probe(t.Context(), http.DefaultClient, fakeEngine(t, false, nil), "")
 	if err == nil || !strings.Contains(err.Error(), "/v1/models: 404 Not Found") {
 		t.Error(err)
 	}
@@ -105,10 +105,10 @@ func TestProbeWithKey(t *testing.T) {
 		eng.ServeHTTP(w, r)
 	}))
 	defer srv.Close()
-	if _, err := engine.Probe(t.Context(), srv.Client(), srv.URL); err == nil || !strings.Contains(err.Error(), "401") {
+	if _, err := engine.Probe(t.Context(), srv.Client(), srv.URL, ""); err == nil || !strings.Contains(err.Error(), "401") {
 		t.Errorf("without a key: %v", err)
 	}
-	if got, err := engine.ProbeWithKey(t.Context(), srv.Client(), srv.URL, "secret"); err != nil || len(got.Models) != 1 {
+	if got, err := engine.Probe(t.Context(), srv.Client(), srv.URL, "secret"); err != nil || len(got.Models) != 1 {
 		t.Errorf("with a key: %+v, %v", got, err)
 	}
 }

@@ -20,7 +20,7 @@ const absentFor = 30 * time.Second
 type ScraperConfig struct {
 	// URL of the engine, with or without /v1. Required.
 	URL string
-	// Dialect of the engine. Default: what [Detect] finds, anew when the engine was away.
+	// Dialect of the engine. Default: what Detect finds, anew when the engine was away.
 	Dialect Dialect
 	// MetricsURL is where its metrics are, if they are not where the dialect has them. Default "".
 	MetricsURL string

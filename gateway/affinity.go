@@ -48,10 +48,10 @@ func (a *affinity) find(c *api.Call, tenant, session string) (entry subjects.Aff
 		entry, _ = a.get(key)
 		return entry, key
 	}
-	if whole := c.Learnable(); whole != 0 {
+	if whole := c.ConversationHash(); whole != 0 {
 		key = mix(scope, whole)
 	}
-	for prefix := range c.Follows {
+	for prefix := range c.PrefixHashes {
 		var ok bool
 		if entry, ok = a.get(mix(scope, prefix)); ok {
 			break

@@ -322,7 +322,7 @@ func (f *fleet) references(homes map[string][]string) (refs map[string]subjects.
 			if p.Cold {
 				cold[p.Pool] = true
 			}
-			if !p.Cold || p.Loads {
+			if !p.Cold || p.WillLoad {
 				r.Loaded++
 			}
 			r.Workers++

@@ -29,7 +29,7 @@ const (
 )
 
 // keyring knows the API keys in force and how much of their limits was used: by this gateway, and by the others as their
-// reports say. See policy.Limits for what that guarantees.
+// reports say. See policy.KeyLimits for what that guarantees.
 type keyring struct {
 	// Fixed after newKeyring.
 	bus     *bus
@@ -64,7 +64,7 @@ type keyUsage struct {
 	changed atomic.Bool // since the last report: the key is in keyring.changed
 
 	mu        sync.Mutex
-	limits    policy.Limits
+	limits    policy.KeyLimits
 	inherited bool // the key existed before this gateway, which has not used it yet
 }
 
@@ -78,7 +78,7 @@ func (u *keyUsage) own() policy.Used {
 func (u *keyUsage) addOther(key *policy.Key, used policy.Used, now time.Time) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.limits.Heard(key, used, now)
+	u.limits.AddRemote(key, used, now)
 }
 
 // caller is who sent a request. Each request has a caller of its own, except those that need no key: they share one.
@@ -237,7 +237,7 @@ func (k *keyring) begin(c *caller, inputTokens int, header http.Header, now time
 	tokensHeader.set(header, tokens)
 	if !ok {
 		k.limited.WithLabelValues(string(over.Limit)).Inc()
-		retry := min(over.Again, policy.MaxRetryAfter)
+		retry := min(over.RetryAfter, policy.MaxRetryAfter)
 		header["Retry-After-Ms"] = []string{strconv.FormatInt(ceilMillis(retry).Milliseconds(), 10)}
 		return &api.Error{Status: http.StatusTooManyRequests, Code: "rate_limit_exceeded", Message: limitMessage(key, over, gateways), RetryAfter: retry}
 	}
@@ -339,7 +339,7 @@ func (k *keyring) catchUpLocked(a *activeKey, isNew bool, now time.Time) {
 		if isNew {
 			used.Requests, used.Tokens = firstUsed(&a.Key, u)
 		}
-		a.usage.limits.Heard(&a.Key, used, now)
+		a.usage.limits.AddRemote(&a.Key, used, now)
 	}
 }
 
@@ -359,7 +359,7 @@ func limitMessage(key *policy.Key, over policy.Excess, gateways int) string {
 		policy.LimitConcurrency: "requests at once",
 	}[over.Limit]
 	m := fmt.Sprintf("Rate limit reached for key %s of tenant %s on %s: Limit %d, Used %d, Requested %d. Please try again in %v.",
-		key.ID, api.Quote(key.Tenant), what, over.Max, over.Used, over.Asks, ceilMillis(over.Again))
+		key.ID, api.Quote(key.Tenant), what, over.Max, over.Used, over.Asks, ceilMillis(over.RetryAfter))
 	if over.Shared {
 		m += fmt.Sprintf(" What is left may be in use at one of the %d gateways.", gateways)
 	}

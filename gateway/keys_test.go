@@ -13,10 +13,10 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// What policy.Limits promises holds only if gateways tell each other in time.
+// What policy.KeyLimits promises holds only if gateways tell each other in time.
 func TestUsageIsToldInTimeToBeHeard(t *testing.T) {
-	if subjects.UsageEvery*3/2 > policy.HeardWithin {
-		t.Errorf("usage is told every %v: that leaves too little of %v to arrive", subjects.UsageEvery, policy.HeardWithin)
+	if subjects.UsageEvery*3/2 > policy.ReportDelay {
+		t.Errorf("usage is told every %v: that leaves too little of %v to arrive", subjects.UsageEvery, policy.ReportDelay)
 	}
 }
 

@@ -276,13 +276,13 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 		allRefused = live == 0
 	}
 	switch next, why, crashes := r.next(allRefused); next {
-	case policy.Again:
+	case policy.Retry:
 		ans.reset()
 		if err := s.retry(ctx, r, a, fail.Class, ev.crashed); err != nil {
 			return true, ans.refuse(s.clientError(ctx, r, err))
 		}
 		return false, nil
-	case policy.GiveBack:
+	case policy.ReturnRefusal:
 		return true, ans.giveBack(fail)
 	default:
 		if !r.unattended { // else it is a dead letter already, or a copy

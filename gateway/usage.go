@@ -71,7 +71,7 @@ func (k *keyring) run(ctx context.Context) {
 			if !connected {
 				disconnected = now
 			}
-			if synced != nil && now.Sub(disconnected) > policy.HeardWithin {
+			if synced != nil && now.Sub(disconnected) > policy.ReportDelay {
 				k.syncedAt = now
 				close(synced)
 				synced = nil

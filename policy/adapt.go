@@ -51,7 +51,7 @@ func ProfileNamed(name string) (Profile, bool) {
 	return Profile{}, false
 }
 
-// Limit is how many requests an engine does well at once, found by trying: it
+// AdaptiveLimit is how many requests an engine does well at once, found by trying: it
 // grows while they do not slow each other down by more than the profile's
 // stretch, and shrinks when they do or when the engine is overloaded. It needs
 // no more than the latency that the worker sees itself and the refusals of the
@@ -63,15 +63,15 @@ func ProfileNamed(name string) (Profile, bool) {
 // inter-token time of a request alone, e = 0.7·e + 0.3·(the window's mean), the
 // target max(1.3·b, min(stretch·b, objective)) and r = target/e:
 //
-//	overloaded: refusals; more preemptions; more than 2·EngineQueue wait all the
+//	overloaded: refusals; more preemptions; more than 2·engineQueue wait all the
 //	            window; p90 of TTFT above its objective     L = 0.85 · min(L, in flight), hold 5 s
 //	r < 0.9                                                 L = L · max(0.5, r)^0.3, hold 3 s
 //	r > 1.1, no hold, in flight ≥ 0.8·⌊L⌋, fewer than
-//	EngineQueue wait all the window, no GPU sample stale    L = max(L + 1, L · min(1.5, r)^0.3)
+//	engineQueue wait all the window, no GPU sample stale    L = max(L + 1, L · min(1.5, r)^0.3)
 //	  the same, and L has never shrunk nor come near r = 1  L = max(L + 1, L · min(2, r)), with the window's mean for e if that is more
 //
 // from max(1, round(8·weight)) on, between 1 and the slots of the engine plus
-// EngineQueue, else the configured slots, else 1024 if the engine tells what waits
+// engineQueue, else the configured slots, else 1024 if the engine tells what waits
 // in it, else 64. A step takes t0 + a·n, so that r times as many do not take more
 // than r times as long: the first growth does not overshoot, and an H100 is where
 // it ought to be after four seconds and not after twenty. Overload is looked at every
@@ -122,8 +122,8 @@ func ProfileNamed(name string) (Profile, bool) {
 //
 // 1.3·b is the floor of the target because below that there is no load to shed:
 // one objective for a fleet would leave its slow GPUs with one request each, at a
-// thirteenth of their throughput. [Limit.Infeasible] says so.
-type Limit struct {
+// thirteenth of their throughput. [AdaptiveLimit.Infeasible] says so.
+type AdaptiveLimit struct {
 	// Fixed after NewLimit.
 	profile  Profile
 	start    float64
@@ -179,26 +179,26 @@ const (
 // SlotsPerWeight is how many requests a limit starts with, for a weight of 1.
 const SlotsPerWeight = 8
 
-// NewLimit is the limit of an engine that has just started, on GPUs of a weight
+// NewAdaptiveLimit is the limit of an engine that has just started, on GPUs of a weight
 // (see ParallelWeight). A baseline, the inter-token time of one request alone,
 // is for an engine that never is alone on its GPU; 0 has it measured.
-func NewLimit(p Profile, weight float64, baseline time.Duration) Limit {
+func NewAdaptiveLimit(p Profile, weight float64, baseline time.Duration) AdaptiveLimit {
 	if !(weight > 0) {
 		weight = 1
 	}
-	l := Limit{profile: p, start: max(1, math.Round(SlotsPerWeight*weight)), baseline: baseline.Seconds()}
+	l := AdaptiveLimit{profile: p, start: max(1, math.Round(SlotsPerWeight*weight)), baseline: baseline.Seconds()}
 	l.Restart()
 	return l
 }
 
 // Restart begins anew: the engine was restarted, or serves another model.
-func (l *Limit) Restart() {
-	*l = Limit{profile: l.profile, start: l.start, baseline: l.baseline, value: l.start, base: l.baseline, least: l.baseline}
+func (l *AdaptiveLimit) Restart() {
+	*l = AdaptiveLimit{profile: l.profile, start: l.start, baseline: l.baseline, value: l.start, base: l.baseline, least: l.baseline}
 }
 
 // Value is the limit, at least 1; 0, none, for a fixed profile. It is no whole
 // number, so that small steps add up.
-func (l *Limit) Value() float64 {
+func (l *AdaptiveLimit) Value() float64 {
 	if l.profile.Fixed {
 		return 0
 	}
@@ -206,14 +206,14 @@ func (l *Limit) Value() float64 {
 }
 
 // Baseline is the inter-token time of a request alone; 0 if not measured yet.
-func (l *Limit) Baseline() time.Duration { return seconds(l.base) }
+func (l *AdaptiveLimit) Baseline() time.Duration { return seconds(l.base) }
 
 // Pace is the inter-token time of late; 0 if not measured yet.
-func (l *Limit) Pace() time.Duration { return seconds(l.pace) }
+func (l *AdaptiveLimit) Pace() time.Duration { return seconds(l.pace) }
 
 // Target is the inter-token time that the limit aims at; 0 if not known yet, or
 // if it aims at none.
-func (l *Limit) Target() time.Duration {
+func (l *AdaptiveLimit) Target() time.Duration {
 	if l.profile.Stretch <= 0 && l.profile.ITL <= 0 {
 		return 0
 	}
@@ -227,7 +227,7 @@ func (l *Limit) Target() time.Duration {
 // Infeasible says that this engine does not meet the objective for the
 // inter-token time with any number of requests. Its worker had better not serve
 // those that need it.
-func (l *Limit) Infeasible() bool {
+func (l *AdaptiveLimit) Infeasible() bool {
 	return l.profile.ITL > 0 && l.base > 0 && l.profile.ITL.Seconds() < loadFloor*l.base
 }
 
@@ -256,11 +256,11 @@ func (w *LimitWindow) Gap(d time.Duration, tokens int) {
 	}
 }
 
-// Quiet is a Gap in which no request waited for its first token. If there are
+// GapWithoutPrefill is a Gap in which no request waited for its first token. If there are
 // enough of these, a tenth of all, the others do not count: the prompts of others
 // slow tokens down however many sequences there are, and a limit that shrinks
 // under long prompts lets a queue grow before an engine that has room.
-func (w *LimitWindow) Quiet(d time.Duration, tokens int) {
+func (w *LimitWindow) GapWithoutPrefill(d time.Duration, tokens int) {
 	w.Gap(d, tokens)
 	for range tokens {
 		w.quiet.add(d / time.Duration(tokens))
@@ -275,8 +275,8 @@ func (w *LimitWindow) pace() *times {
 	return &w.gaps
 }
 
-// First is the time from the start of a request to its first token.
-func (w *LimitWindow) First(d time.Duration) { w.firsts.add(d) }
+// FirstToken is the time from the start of a request to its first token.
+func (w *LimitWindow) FirstToken(d time.Duration) { w.firsts.add(d) }
 
 // Started notes a request, and how many are in flight with it.
 func (w *LimitWindow) Started(inFlight int) { w.most = max(w.most, inFlight) }
@@ -332,7 +332,7 @@ const (
 
 // Update takes a window in, if it is long enough, and empties it. It may be
 // asked at any time; twice a second is often enough.
-func (l *Limit) Update(w *LimitWindow, s Signals, now time.Time) Change {
+func (l *AdaptiveLimit) Update(w *LimitWindow, s Signals, now time.Time) Change {
 	if l.profile.Fixed {
 		*w = LimitWindow{}
 		return Unchanged
@@ -351,7 +351,7 @@ func (l *Limit) Update(w *LimitWindow, s Signals, now time.Time) Change {
 	was := l.value
 	change, runs := l.overloaded(w, s)
 	may := !now.Before(l.holdTo) && float64(w.most) >= busy*math.Floor(l.value) &&
-		w.waits() < float64(EngineQueue(l.value)) && s.GPUFreshness() != Stale
+		w.waits() < float64(engineQueue(l.value)) && s.GPUFreshness() != Stale
 	r := math.Inf(1)
 	if target := l.Target(); target > 0 {
 		r = target.Seconds() / l.pace
@@ -403,7 +403,7 @@ func (l *Limit) Update(w *LimitWindow, s Signals, now time.Time) Change {
 
 // growth is the factor by which the limit grows. What mostly waits for its first
 // token says little of how many decode well together.
-func (l *Limit) growth(r float64, w *LimitWindow) float64 {
+func (l *AdaptiveLimit) growth(r float64, w *LimitWindow) float64 {
 	if l.settled || 2*w.prefilling > w.most {
 		return math.Pow(min(mostBoast, r), exponent)
 	}
@@ -411,12 +411,12 @@ func (l *Limit) growth(r float64, w *LimitWindow) float64 {
 }
 
 // isInVain says that the limit has been halved, and the pace is hardly better.
-func (l *Limit) isInVain() bool {
+func (l *AdaptiveLimit) isInVain() bool {
 	return l.shrinks > 0 && l.value <= l.shrinks/2 && l.pace > inVain*l.shrinksPace
 }
 
 // measure takes the inter-token times of a window in.
-func (l *Limit) measure(w *LimitWindow, s Signals, now time.Time) {
+func (l *AdaptiveLimit) measure(w *LimitWindow, s Signals, now time.Time) {
 	gaps := w.pace()
 	mean := gaps.mean()
 	if l.pace == 0 {
@@ -446,7 +446,7 @@ func (l *Limit) measure(w *LimitWindow, s Signals, now time.Time) {
 
 // overloaded says how, if the engine has more than it can take, and how many it
 // runs all the same.
-func (l *Limit) overloaded(w *LimitWindow, s Signals) (how Change, runs float64) {
+func (l *AdaptiveLimit) overloaded(w *LimitWindow, s Signals) (how Change, runs float64) {
 	fresh := s.Scrape.Freshness() == Fresh
 	preempted := false
 	if n, known := s.Scrape.Preempted.Value(); known && fresh {
@@ -458,7 +458,7 @@ func (l *Limit) overloaded(w *LimitWindow, s Signals) (how Change, runs float64)
 		return ShrankRefuse, 0
 	case preempted:
 		return ShrankKV, 0
-	case w.waits() > float64(2*EngineQueue(l.value)):
+	case w.waits() > float64(2*engineQueue(l.value)):
 		return ShrankQueue, float64(s.InFlight) - w.waits()
 	case w.firsts.n >= limitFirsts && l.late(w.firsts.quantile(0.9), w):
 		return ShrankFirst, 0
@@ -468,7 +468,7 @@ func (l *Limit) overloaded(w *LimitWindow, s Signals) (how Change, runs float64)
 
 // late judges first tokens, as inter-token times are judged: not against an
 // objective that this engine does not meet at its best.
-func (l *Limit) late(p90 float64, w *LimitWindow) bool {
+func (l *AdaptiveLimit) late(p90 float64, w *LimitWindow) bool {
 	w.firsts.empty()
 	if l.baseFirst == 0 || p90 < l.baseFirst {
 		l.baseFirst = p90
@@ -477,10 +477,10 @@ func (l *Limit) late(p90 float64, w *LimitWindow) bool {
 }
 
 // ceiling is the most that the limit may come to from what it was.
-func (l *Limit) ceiling(s Signals, was float64) float64 {
+func (l *AdaptiveLimit) ceiling(s Signals, was float64) float64 {
 	switch {
 	case s.EngineSlots > 0:
-		return float64(s.EngineSlots + EngineQueue(l.value))
+		return float64(s.EngineSlots + engineQueue(l.value))
 	case s.Slots > 0:
 		return float64(s.Slots)
 	case s.Scrape.Waiting.known:

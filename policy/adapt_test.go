@@ -14,14 +14,14 @@ const ms = time.Millisecond
 
 // tried is a limit, its window and its time.
 type tried struct {
-	policy.Limit
+	policy.AdaptiveLimit
 	w   policy.LimitWindow
 	s   policy.Signals
 	now time.Time
 }
 
 func try(p policy.Profile, weight float64) *tried {
-	x := &tried{Limit: policy.NewLimit(p, weight, 0), s: policy.Signals{Slots: 256}, now: noon}
+	x := &tried{AdaptiveLimit: policy.NewAdaptiveLimit(p, weight, 0), s: policy.Signals{Slots: 256}, now: noon}
 	x.Update(&x.w, x.s, x.now)
 	return x
 }
@@ -60,7 +60,7 @@ func (x *tried) scraped(waiting, preempted float64) {
 
 func TestLimitStartsByWeight(t *testing.T) {
 	for weight, want := range map[float64]float64{1: 8, 0.05: 1, 0.15: 1, 0.42: 3, 1.64: 13, 2.41: 19, 0: 8, -1: 8, math.NaN(): 8} {
-		l := policy.NewLimit(policy.Balanced, weight, 0)
+		l := policy.NewAdaptiveLimit(policy.Balanced, weight, 0)
 		if got := l.Value(); got != want {
 			t.Errorf("weight %v: %v, want %v", weight, got, want)
 		}
@@ -335,7 +335,7 @@ func TestFirstTokenObjective(t *testing.T) {
 	}
 	firsts := func(d time.Duration, n int) policy.Change {
 		for range n {
-			x.w.First(d)
+			x.w.FirstToken(d)
 		}
 		return x.second(x.full(), 60*ms)
 	}
@@ -393,7 +393,7 @@ func TestBaseline(t *testing.T) {
 	if x.Baseline() != 0 || x.Value() != 32 {
 		t.Errorf("after a restart: %v, %v", x.Baseline(), x.Value())
 	}
-	l := policy.NewLimit(policy.Balanced, 1, 12*ms)
+	l := policy.NewAdaptiveLimit(policy.Balanced, 1, 12*ms)
 	if l.Baseline() != 12*ms {
 		t.Errorf("a baseline that was given: %v", l.Baseline())
 	}
@@ -451,7 +451,7 @@ func TestAnyLimitIsInBounds(t *testing.T) {
 		if r.IntN(2) == 0 {
 			p.ITL, p.TTFT = time.Duration(r.IntN(100))*ms, time.Duration(r.IntN(1000))*ms
 		}
-		l := policy.NewLimit(p, 3*r.Float64(), time.Duration(r.IntN(2))*20*ms)
+		l := policy.NewAdaptiveLimit(p, 3*r.Float64(), time.Duration(r.IntN(2))*20*ms)
 		var w policy.LimitWindow
 		now := noon
 		for range 200 {
@@ -461,7 +461,7 @@ func TestAnyLimitIsInBounds(t *testing.T) {
 				w.Gap(time.Duration(r.ExpFloat64()*float64(20*ms)), r.IntN(4))
 			}
 			for range r.IntN(10) {
-				w.First(time.Duration(r.ExpFloat64() * float64(500*ms)))
+				w.FirstToken(time.Duration(r.ExpFloat64() * float64(500*ms)))
 				w.Ended()
 				w.Started(r.IntN(200))
 				w.Prefilling(r.IntN(30))
@@ -500,8 +500,8 @@ func TestParallelWeight(t *testing.T) {
 }
 
 // The limit follows the engine: it grows while tokens come quickly.
-func ExampleLimit() {
-	limit := policy.NewLimit(policy.Balanced, 1, 0)
+func ExampleAdaptiveLimit() {
+	limit := policy.NewAdaptiveLimit(policy.Balanced, 1, 0)
 	var window policy.LimitWindow
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 	limit.Update(&window, policy.Signals{}, now)

@@ -136,7 +136,7 @@ type trial struct {
 	gpu      func(now float64) []policy.GPU
 	foreign  func(now float64) int // requests that others keep at the engine
 	baseline time.Duration
-	limit    *policy.Limit // to look at
+	limit    *policy.AdaptiveLimit // to look at
 	seed     uint64
 }
 
@@ -172,7 +172,7 @@ type simWorker struct {
 	trial trial
 	*simEngine
 	r          *rand.Rand
-	adaptive   policy.Limit
+	adaptive   policy.AdaptiveLimit
 	window     policy.LimitWindow
 	mean       policy.Mean
 	scrape     policy.Scrape
@@ -204,7 +204,7 @@ func (w *simWorker) look() {
 }
 
 func (w *simWorker) signals() policy.Signals {
-	s := policy.Signals{InFlight: w.inFlight, Slots: cmp.Or(w.trial.slots, 256), Limit: w.adaptive.Value(), Queued: w.queued}
+	s := policy.Signals{InFlight: w.inFlight, Slots: cmp.Or(w.trial.slots, 256), Limit: w.adaptive.Value(), QueueFull: w.queued}
 	if s.Tokens = w.trial.tokens; s.Tokens == 0 && w.mean.Samples > 0 {
 		s.Tokens = w.mean.Input + w.mean.Output
 	}
@@ -228,7 +228,7 @@ func (w *simWorker) start() {
 		more := w.trial.static - w.inFlight
 		if w.trial.static == 0 {
 			w.credit = w.signals().Capacity()
-			w.queued, more = w.credit.Queued, w.credit.More
+			w.queued, more = w.credit.QueueFull, w.credit.More
 		}
 		if more <= 0 || w.trial.rate > 0 && len(w.arrived) == 0 {
 			return
@@ -263,7 +263,7 @@ func (w *simWorker) start() {
 func (c trial) run() figures {
 	c.seconds = cmp.Or(c.seconds, 3600)
 	w := &simWorker{trial: c, simEngine: &simEngine{batching: c.batching}, r: rand.New(rand.NewPCG(7, c.seed)), warm: c.seconds / 4, scraped: -1}
-	w.adaptive = policy.NewLimit(c.profile, .5, c.baseline)
+	w.adaptive = policy.NewAdaptiveLimit(c.profile, .5, c.baseline)
 	f := figures{bounds: make(map[policy.Bound]int)}
 	var ttft []float64
 	gaps := make(map[int]int) // tokens by tenths of a millisecond
@@ -299,7 +299,7 @@ func (c trial) run() figures {
 				w.window.Gap(time.Duration(took*float64(time.Second)), 1)
 			}
 			for _, d := range w.firsts {
-				w.window.First(time.Duration(d * float64(time.Second)))
+				w.window.FirstToken(time.Duration(d * float64(time.Second)))
 			}
 		}
 		f.inFlight += float64(w.inFlight)
@@ -416,7 +416,7 @@ func TestControllerDoesNotDrift(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for _, profile := range policy.Profiles[:3] {
-				var l policy.Limit
+				var l policy.AdaptiveLimit
 				f := trial{batching: engine, profile: profile, scrape: often, limit: &l, seconds: 7200}.run()
 				// An L4's limit goes up and down within minutes: a quarter of an hour
 				// against another is off by as much as 24 % without any drift.

@@ -62,13 +62,13 @@ func WeightedRung(n int, weight float64, poolSlots int, poolWeight float64) int 
 // notices.
 const RoundRobinDepth = 1
 
-// Dearer is a rung some steps up, at most the last.
-func Dearer(rung, by int) int { return min(rung+by, Rungs-1) }
+// AddPenalty is a rung some steps up, at most the last.
+func AddPenalty(rung, by int) int { return min(rung+by, Rungs-1) }
 
-// AwayPenalty is how many rungs dearer a worker bids on another's home lane than
+// HomePenalty is how many rungs dearer a worker bids on another's home lane than
 // on its own: a conversation leaves the worker that has its beginning cached
 // once that is so much dearer than another, a factor of 2.2.
-const AwayPenalty = 3
+const HomePenalty = 3
 
 const (
 	// manyHomes is from how many home lanes on a worker bids on a few of the
@@ -77,10 +77,10 @@ const (
 	fewHomes  = 4
 )
 
-// Away are the home lanes of others that a worker bids on too. In a large pool
+// OtherHomeLanes are the home lanes of others that a worker bids on too. In a large pool
 // they are the next few in the ring of all, so that each lane has as many
 // bidders. The homes are sorted and without doubles; self need not be there.
-func Away(self string, homes []string) []string {
+func OtherHomeLanes(self string, homes []string) []string {
 	at, there := slices.BinarySearch(homes, self)
 	after := homes[at:]
 	if there {
@@ -144,11 +144,11 @@ func reserveFor(load float64, slots, least, most int) int {
 	}
 }
 
-// Opens says whether a worker may bid for one more request of a tier, with so
+// MayBid says whether a worker may bid for one more request of a tier, with so
 // many in flight and prefills waiting on it. A tier with a more important one
 // active above it waits while any prefill does (the prefill gate): an engine
 // prefills one prompt after the other, and a request of the one above, which has
 // a slot at once, would stand behind it.
-func Opens(ceiling, inFlight, prefills int, activeAbove bool) bool {
+func MayBid(ceiling, inFlight, prefills int, activeAbove bool) bool {
 	return inFlight < ceiling && (prefills == 0 || !activeAbove)
 }

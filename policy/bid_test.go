@@ -69,7 +69,7 @@ func TestWeightedRung(t *testing.T) {
 
 func TestDearer(t *testing.T) {
 	for _, c := range []struct{ rung, by, want int }{{0, 2, 2}, {8, 2, 9}, {9, 9, 9}, {3, 0, 3}} {
-		if got := policy.Dearer(c.rung, c.by); got != c.want {
+		if got := policy.AddPenalty(c.rung, c.by); got != c.want {
 			t.Errorf("Dearer(%d, %d) = %d, want %d", c.rung, c.by, got, c.want)
 		}
 	}
@@ -87,7 +87,7 @@ func TestAway(t *testing.T) {
 		"there are none":      {"a", nil, nil},
 		"it would be the end": {"z", []string{"a", "b"}, []string{"a", "b"}},
 	} {
-		if got := policy.Away(c.self, c.homes); !slices.Equal(got, c.want) {
+		if got := policy.OtherHomeLanes(c.self, c.homes); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", what, got, c.want)
 		}
 	}
@@ -100,7 +100,7 @@ func TestAwayInALargePoolGivesEachLaneAsManyBidders(t *testing.T) {
 	}
 	bidders := make(map[string]int)
 	for _, self := range homes {
-		away := policy.Away(self, homes)
+		away := policy.OtherHomeLanes(self, homes)
 		if slices.Contains(away, self) {
 			t.Errorf("%s bids on its own as on another's", self)
 		}
@@ -184,7 +184,7 @@ func TestOpens(t *testing.T) {
 		"but there is nobody to be hurt":    {6, 1, 1, false, true},
 		"nobody, and the reserve stays all": {6, 6, 1, false, false},
 	} {
-		if got := policy.Opens(c.ceiling, c.inFlight, c.prefills, c.activeAbove); got != c.want {
+		if got := policy.MayBid(c.ceiling, c.inFlight, c.prefills, c.activeAbove); got != c.want {
 			t.Errorf("%s: %t, want %t", what, got, c.want)
 		}
 	}

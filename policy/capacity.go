@@ -32,13 +32,13 @@ func (r Maybe) Value() (float64, bool) { return r.value, r.known }
 type Signals struct {
 	// The worker's own: these are exact.
 
-	InFlight int     // requests that are with the engine
-	Bids     int     // that may each bring one more: 0 where the caller counts them itself
-	Slots    int     // as configured: never are more in flight; 0: not configured
-	Fixed    bool    // the slots are taken as they are: only a fence binds
-	Limit    float64 // the adaptive one, of [Limit.Value]; 0: there is none
-	Tokens   float64 // prompt and output of a mean request; 0: not known yet
-	Queued   bool    // Credit.Queued of the last credit
+	InFlight  int     // requests that are with the engine
+	Bids      int     // that may each bring one more: 0 where the caller counts them itself
+	Slots     int     // as configured: never are more in flight; 0: not configured
+	Fixed     bool    // the slots are taken as they are: only a fence binds
+	Limit     float64 // the adaptive one, of [Limit.Value]; 0: there is none
+	Tokens    float64 // prompt and output of a mean request; 0: not known yet
+	QueueFull bool    // Credit.Queued of the last credit
 	// Fence is why nothing may start: the engine loads or is down, it has stalled,
 	// a GPU is lost. Empty: nothing is wrong.
 	Fence string
@@ -192,8 +192,8 @@ type Capacity struct {
 	Ease float64
 	// Factor is what is left of the room for a strained GPU: 1, 0.75, 0.5. 0: fenced.
 	Factor float64
-	// Queued says that the engine's queue was full. The next Signals take it.
-	Queued bool
+	// QueueFull says that the engine's queue was full. The next Signals take it.
+	QueueFull bool
 	// Engine and GPU say what the credit is based on.
 	Engine, GPU Freshness
 }
@@ -246,11 +246,11 @@ const (
 	easyMargin = 10
 )
 
-// EngineQueue is how many requests may wait inside the engine, for an adaptive
+// engineQueue is how many requests may wait inside the engine, for an adaptive
 // limit: 5 %, from 1 to 4. A few keep it busy while one is prefilled; those that
 // are more than that wait better in Pulley's queue, where another worker can
 // have them.
-func EngineQueue(limit float64) int {
+func engineQueue(limit float64) int {
 	return int(min(max(math.Ceil(0.05*limit), 1), 4))
 }
 
@@ -271,7 +271,7 @@ func (s Scrape) queue() Maybe {
 //
 // With I requests in flight, I' when the engine was scraped; R running and W
 // waiting in the engine; S slots of the engine; K tokens of KV cache, used to the
-// part u; T tokens of a mean request; L the adaptive limit and q = EngineQueue(L):
+// part u; T tokens of a mean request; L the adaptive limit and q = engineQueue(L):
 //
 //	engine   S + q − F, where F = max(0, R + W − I') is what others sent it
 //	kv       I' − W + ⌊(0.90 − u) · K/T⌋, or ⌈L · (0.90 − u)/0.20⌉ where K is unknown
@@ -314,7 +314,7 @@ func (s Signals) Capacity() Capacity {
 	}
 	terms, queued := s.terms()
 	least := slices.MinFunc(terms[:], func(a, b Term) int { return cmp.Compare(a.Max, b.Max) })
-	c.Bound, c.Queued = least.Bound, queued
+	c.Bound, c.QueueFull = least.Bound, queued
 	strain := s.strain()
 	c.Factor = strain.Factor()
 	c.Total = whole(c.Factor * least.Max)
@@ -365,7 +365,7 @@ func (s *Signals) terms() (terms [8]Term, queued bool) {
 		engine, kv = s.engine(), s.kv()
 		queue, queued = s.queue()
 	case fresh == Stale:
-		stale, queued = float64(s.Scrape.InFlight), s.Queued
+		stale, queued = float64(s.Scrape.InFlight), s.QueueFull
 		if queued {
 			stale = min(stale, float64(s.InFlight))
 		}
@@ -389,7 +389,7 @@ func (s *Signals) engine() float64 {
 		return math.Inf(1)
 	}
 	foreign := max(s.Scrape.Running.value+s.Scrape.Waiting.value-float64(s.Scrape.InFlight), 0)
-	return max(float64(s.EngineSlots+EngineQueue(s.Limit))-foreign, 0)
+	return max(float64(s.EngineSlots+engineQueue(s.Limit))-foreign, 0)
 }
 
 // kv is what the KV cache has room for.
@@ -427,8 +427,8 @@ func (s *Signals) queue() (most float64, full bool) {
 	if !known {
 		return math.Inf(1), false
 	}
-	q := float64(EngineQueue(s.Limit))
-	if waiting >= q || s.Queued && waiting >= q/2 {
+	q := float64(engineQueue(s.Limit))
+	if waiting >= q || s.QueueFull && waiting >= q/2 {
 		most = float64(s.InFlight)
 		if s.EngineSlots > 0 { // what waits is no more than q that it may: what ends is replaced
 			most = max(most, float64(s.Scrape.InFlight)-max(waiting-q, 0))

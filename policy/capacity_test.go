@@ -75,8 +75,8 @@ func TestCredit(t *testing.T) {
 			s.Scrape.Waiting = policy.Known(2)
 		}, 10, 0, policy.BoundQueue},
 		"one waits, as it may":              {func(s *policy.Signals) { s.Scrape.Waiting = policy.Known(1) }, 40, 20, policy.BoundLimit},
-		"one waits, and there were more":    {func(s *policy.Signals) { s.Scrape.Waiting, s.Queued = policy.Known(1), true }, 10, 0, policy.BoundQueue},
-		"none waits, and there were some":   {func(s *policy.Signals) { s.Queued = true }, 40, 20, policy.BoundLimit},
+		"one waits, and there were more":    {func(s *policy.Signals) { s.Scrape.Waiting, s.QueueFull = policy.Known(1), true }, 10, 0, policy.BoundQueue},
+		"none waits, and there were some":   {func(s *policy.Signals) { s.QueueFull = true }, 40, 20, policy.BoundLimit},
 		"the KV cache has room for five":    {func(s *policy.Signals) { s.Scrape.KVUsed = policy.Known(0.85) }, 15, 4, policy.BoundKV},
 		"two of them started since":         {func(s *policy.Signals) { s.Scrape.KVUsed, s.InFlight = policy.Known(0.85), 12 }, 15, 2, policy.BoundKV},
 		"one of them waits in the engine":   {func(s *policy.Signals) { s.Scrape.KVUsed, s.Scrape.Waiting = policy.Known(0.85), policy.Known(1) }, 14, 4, policy.BoundKV},
@@ -124,7 +124,7 @@ func TestCredit(t *testing.T) {
 		"a scrape of 3 s ago":            {func(s *policy.Signals) { s.Scrape.Age = 3 * time.Second }, 10, 0, policy.BoundStale},
 		"a scrape of 3 s ago, and idle":  {func(s *policy.Signals) { s.Scrape.Age, s.InFlight = 3*time.Second, 0 }, 10, 10, policy.BoundStale},
 		"what ended since is replaced":   {func(s *policy.Signals) { s.Scrape.Age, s.InFlight = 3*time.Second, 7 }, 10, 3, policy.BoundStale},
-		"but not where requests waited":  {func(s *policy.Signals) { s.Scrape.Age, s.InFlight, s.Queued = 3*time.Second, 7, true }, 7, 0, policy.BoundStale},
+		"but not where requests waited":  {func(s *policy.Signals) { s.Scrape.Age, s.InFlight, s.QueueFull = 3*time.Second, 7, true }, 7, 0, policy.BoundStale},
 		"a scrape of 11 s ago":           {func(s *policy.Signals) { s.Scrape.Age = 11 * time.Second }, 40, 30, policy.BoundLimit},
 		"no metrics: slots and limit":    {func(s *policy.Signals) { s.Scrape, s.Slots = policy.Scrape{}, 16 }, 16, 6, policy.BoundSlots},
 		"no metrics that tell anything":  {func(s *policy.Signals) { s.Scrape, s.Slots = policy.Scrape{Taken: true}, 16 }, 16, 6, policy.BoundSlots},
@@ -203,7 +203,7 @@ func anySignals(r *rand.Rand) policy.Signals {
 	some := func(most int) int { return max(r.IntN(most+most/3)-most/3, 0) }
 	s := policy.Signals{
 		InFlight: some(80), Bids: some(20), Slots: some(100), Fixed: r.IntN(8) == 0, Limit: float64(some(100)) * 1.1,
-		Tokens: float64(some(3000)), Queued: r.IntN(3) == 0, EngineSlots: some(64), KVTokens: float64(some(500_000)),
+		Tokens: float64(some(3000)), QueueFull: r.IntN(3) == 0, EngineSlots: some(64), KVTokens: float64(some(500_000)),
 		OnDemand: r.IntN(3) == 0, BytesPerRequest: float64(some(gib)), NVMLRequired: r.IntN(8) == 0,
 		Scrape: policy.Scrape{
 			Taken: r.IntN(6) > 0, Age: time.Duration(r.Float64() * float64(3*time.Second)), InFlight: some(80),
@@ -270,7 +270,7 @@ func TestCreditIsMonotone(t *testing.T) {
 		"KV use":        func(s *policy.Signals, by float64) { more(&s.Scrape.KVUsed, by) },
 		"waiting":       func(s *policy.Signals, by float64) { more(&s.Scrape.Waiting, 10*by) },
 		"running":       func(s *policy.Signals, by float64) { more(&s.Scrape.Running, 100*by) },
-		"full before":   func(s *policy.Signals, by float64) { s.Queued = true },
+		"full before":   func(s *policy.Signals, by float64) { s.QueueFull = true },
 		"limit":         func(s *policy.Signals, by float64) { s.Limit = max(s.Limit*(1-by), min(s.Limit, 1)) },
 		"slots":         func(s *policy.Signals, by float64) { s.Slots = max(int(float64(s.Slots)*(1-by)), min(s.Slots, 1)) },
 		"request size":  func(s *policy.Signals, by float64) { s.Tokens *= 1 + by },

@@ -21,7 +21,7 @@
 //     as it takes that 99 in 100 of them find a slot, at most five times the
 //     percentage.
 //   - Prefill gate: a tier with a more important one active above it does not bid
-//     on a worker where a prompt waits to be read ([Opens]). It guards the time
+//     on a worker where a prompt waits to be read ([MayBid]). It guards the time
 //     to the first token and costs next to nothing.
 //
 // The key says which tiers a client may ask for; service_tier, or a header, asks.
@@ -46,7 +46,7 @@
 // A worker may have as many requests in flight as its [Signals] give credit for
 // ([Signals.Capacity]): the least of the slots, the engine's own, what its queue and
 // its KV cache leave, and the adaptive limit. What an engine or a GPU does not
-// tell does not bind, what is old binds less. The [Limit] grows while requests do
+// tell does not bind, what is old binds less. The [AdaptiveLimit] grows while requests do
 // not slow each other down by more than the [Profile] allows, and shrinks when
 // they do, or when the engine is overloaded; with configured slots, and no profile
 // named, only when it is overloaded. A strained GPU ([StrainWatch]) leaves half or
@@ -55,7 +55,7 @@
 // # Affinity
 //
 // A follow-up goes to the lane of the worker that has the conversation's
-// beginning cached. That worker bids on it at its price, the others [AwayPenalty]
+// beginning cached. That worker bids on it at its price, the others [HomePenalty]
 // rungs dearer: so the conversation stays until its worker is 2.2 times as dear
 // as another, full, or gone. A first turn is taken by price. With stick_for the
 // others do not bid before that time is over, for engines that keep a session's
@@ -106,7 +106,7 @@
 // # Limits
 //
 // A [Key] has limits of requests and tokens per minute and of requests at once
-// ([Limits]). They hold over all gateways: n of them together admit at most n-1
+// ([KeyLimits]). They hold over all gateways: n of them together admit at most n-1
 // requests too many. Tokens are those that the engine reports, so that what is
 // in flight may go beyond the limit. What was too much is taken off what comes
 // next.

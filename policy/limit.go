@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Limits is what one gateway knows of the use of one API key: its own, and what
+// KeyLimits is what one gateway knows of the use of one API key: its own, and what
 // the others told. The zero value is a key that nobody has used. It is not safe
 // for concurrent use. Every method takes the key, whose limits may change at any
 // time without what was used being forgotten.
@@ -57,15 +57,15 @@ import (
 // What breaks the bound: where gateways hear each other later than HeardWithin,
 // what they admit meanwhile may come on top. And one that starts knows nothing of
 // the minute before it: see Join.
-type Limits struct {
+type KeyLimits struct {
 	requests, tokens bucket
 	running          counter
 	others           int // requests that the other gateways run
 }
 
-// HeardWithin is how long it may take until all gateways know what one has
+// ReportDelay is how long it may take until all gateways know what one has
 // used: half as long again as it takes to be told.
-const HeardWithin = 150 * time.Millisecond
+const ReportDelay = 150 * time.Millisecond
 
 // mostWindow bounds the window that own use counts for, in units of HeardWithin:
 // so much that eight gateways are proved, and that one of twenty reaches the
@@ -91,24 +91,24 @@ const (
 type Excess struct {
 	Limit           LimitName
 	Max, Used, Asks int
-	Again           time.Duration // when it is worth another try
+	RetryAfter      time.Duration // when it is worth another try
 	Shared          bool          // there is room, but others may have used it
 }
 
 // Begin takes what a request needs, or says which limit has no room for it: of
 // several, the one that takes longest. Then nothing is taken.
-func (l *Limits) Begin(k *Key, tokens, gateways int, now time.Time) (Excess, bool) {
+func (l *KeyLimits) Begin(k *Key, tokens, gateways int, now time.Time) (Excess, bool) {
 	var worst Excess
 	for _, e := range [...]Excess{
 		l.requests.excess(Excess{Limit: LimitRequests, Max: k.RPM, Asks: 1}, gateways, now),
 		l.tokens.excess(Excess{Limit: LimitTokens, Max: k.TPM, Asks: tokens}, gateways, now),
 		l.excess(Excess{Limit: LimitConcurrency, Max: k.Concurrency, Asks: 1}, gateways, now),
 	} {
-		if e.Again > worst.Again {
+		if e.RetryAfter > worst.RetryAfter {
 			worst = e
 		}
 	}
-	if worst.Again > 0 {
+	if worst.RetryAfter > 0 {
 		return worst, false
 	}
 	l.requests.use(k.RPM, 1, now)
@@ -119,13 +119,13 @@ func (l *Limits) Begin(k *Key, tokens, gateways int, now time.Time) (Excess, boo
 
 // End notes the end of a request that began, and by how many tokens the
 // estimate was too low.
-func (l *Limits) End(k *Key, tokens int, now time.Time) {
+func (l *KeyLimits) End(k *Key, tokens int, now time.Time) {
 	l.tokens.use(k.TPM, tokens, now)
 	l.running.add(-1, now)
 }
 
-// Heard takes what another gateway has used since it was last heard.
-func (l *Limits) Heard(k *Key, u Used, now time.Time) {
+// AddRemote takes what another gateway has used since it was last heard.
+func (l *KeyLimits) AddRemote(k *Key, u Used, now time.Time) {
 	l.requests.charge(k.RPM, float64(u.Requests), now)
 	l.tokens.charge(k.TPM, float64(u.Tokens), now)
 	l.others += u.Running
@@ -136,7 +136,7 @@ func (l *Limits) Heard(k *Key, u Used, now time.Time) {
 // just then. So a start adds at most one n-th of a limit to what may be
 // overshot. A gateway that starts alone knows of nothing: its start adds one
 // limit.
-func (l *Limits) Join(k *Key, gateways int, started, now time.Time) {
+func (l *KeyLimits) Join(k *Key, gateways int, started, now time.Time) {
 	for _, b := range []struct {
 		*bucket
 		limit int
@@ -148,7 +148,7 @@ func (l *Limits) Join(k *Key, gateways int, started, now time.Time) {
 }
 
 // Own is what this gateway has used: the sums since it started, and the count.
-func (l *Limits) Own() Used {
+func (l *KeyLimits) Own() Used {
 	return Used{Requests: l.requests.own.value, Tokens: l.tokens.own.value, Running: int(l.running.value)}
 }
 
@@ -159,16 +159,16 @@ type Standing struct {
 }
 
 // Requests is how RPM stands.
-func (l *Limits) Requests(k *Key, now time.Time) Standing { return l.requests.standing(k.RPM, now) }
+func (l *KeyLimits) Requests(k *Key, now time.Time) Standing { return l.requests.standing(k.RPM, now) }
 
 // Tokens is how TPM stands.
-func (l *Limits) Tokens(k *Key, now time.Time) Standing { return l.tokens.standing(k.TPM, now) }
+func (l *KeyLimits) Tokens(k *Key, now time.Time) Standing { return l.tokens.standing(k.TPM, now) }
 
 // excess is about the requests that run at once.
-func (l *Limits) excess(e Excess, gateways int, now time.Time) Excess {
+func (l *KeyLimits) excess(e Excess, gateways int, now time.Time) Excess {
 	e.Used = int(l.running.value) + l.others
 	if left := e.Max - e.Used; e.Max > 0 && left-(gateways-1)*int(l.running.late(gateways, now)) < 1 {
-		e.Again, e.Shared = time.Second, left >= 1
+		e.RetryAfter, e.Shared = time.Second, left >= 1
 	}
 	return e
 }
@@ -207,9 +207,9 @@ func (b *bucket) excess(e Excess, gateways int, now time.Time) Excess {
 		return e
 	}
 	e.Used, e.Shared = int(math.Ceil(b.used-1e-6)), left >= enough
-	e.Again = drained(e.Max, 1-left)
+	e.RetryAfter = drained(e.Max, 1-left)
 	if e.Shared {
-		e.Again = window(gateways)
+		e.RetryAfter = window(gateways)
 	}
 	return e
 }
@@ -264,18 +264,18 @@ func (c *counter) late(gateways int, now time.Time) int64 {
 
 // window is how long use counts for what others may have used meanwhile.
 func window(gateways int) time.Duration {
-	return time.Duration(min(gateways, mostWindow)+1) * HeardWithin
+	return time.Duration(min(gateways, mostWindow)+1) * ReportDelay
 }
 
 func (c *counter) roll(now time.Time) {
 	if c.slot.IsZero() {
 		c.slot = now
 	}
-	passed := int(now.Sub(c.slot) / HeardWithin)
+	passed := int(now.Sub(c.slot) / ReportDelay)
 	if passed <= 0 {
 		return
 	}
-	c.slot = c.slot.Add(time.Duration(passed) * HeardWithin)
+	c.slot = c.slot.Add(time.Duration(passed) * ReportDelay)
 	for range min(passed, len(c.lows)) {
 		c.newest = (c.newest + 1) % len(c.lows)
 		c.lows[c.newest] = c.value

@@ -12,7 +12,7 @@ import (
 )
 
 // begin asks n times, alone, and says how many requests were let in.
-func begin(l *policy.Limits, k *policy.Key, tokens, n int, now time.Time) int {
+func begin(l *policy.KeyLimits, k *policy.Key, tokens, n int, now time.Time) int {
 	let := 0
 	for range n {
 		if _, ok := l.Begin(k, tokens, 1, now); ok {
@@ -24,7 +24,7 @@ func begin(l *policy.Limits, k *policy.Key, tokens, n int, now time.Time) int {
 
 func TestRequestsPerMinute(t *testing.T) {
 	k := &policy.Key{RPM: 60}
-	var l policy.Limits
+	var l policy.KeyLimits
 	for _, c := range []struct {
 		after time.Duration
 		want  int
@@ -47,7 +47,7 @@ func TestRequestsPerMinute(t *testing.T) {
 func TestAnExcessTellsWhenToComeBack(t *testing.T) {
 	for _, rpm := range []int{1, 7, 60, 999, 100_000} {
 		k := &policy.Key{RPM: rpm}
-		var l policy.Limits
+		var l policy.KeyLimits
 		if got := begin(&l, k, 1, rpm+1, noon); got != rpm {
 			t.Fatalf("RPM %d: %d at once", rpm, got)
 		}
@@ -57,10 +57,10 @@ func TestAnExcessTellsWhenToComeBack(t *testing.T) {
 			if ok || e.Limit != policy.LimitRequests || e.Max != rpm || e.Used != rpm || e.Asks != 1 || e.Shared {
 				t.Fatalf("RPM %d: %+v, %t", rpm, e, ok)
 			}
-			if _, ok := l.Begin(k, 1, 1, now.Add(e.Again-time.Duration(float64(time.Minute)/float64(rpm)/100))); ok {
+			if _, ok := l.Begin(k, 1, 1, now.Add(e.RetryAfter-time.Duration(float64(time.Minute)/float64(rpm)/100))); ok {
 				t.Fatalf("RPM %d: a request before the time that was told", rpm)
 			}
-			now = now.Add(e.Again)
+			now = now.Add(e.RetryAfter)
 			if _, ok := l.Begin(k, 1, 1, now); !ok {
 				t.Fatalf("RPM %d: refused at the time that was told", rpm)
 			}
@@ -73,12 +73,12 @@ func TestAnExcessTellsWhenToComeBack(t *testing.T) {
 
 func TestTokensPerMinute(t *testing.T) {
 	k := &policy.Key{TPM: 6000} // 100 in a second
-	var l policy.Limits
+	var l policy.KeyLimits
 	if got := begin(&l, k, 1000, 10, noon); got != 6 {
 		t.Errorf("%d requests of 1000 estimated tokens, want 6", got)
 	}
 	e, _ := l.Begin(k, 1000, 1, noon)
-	if e.Limit != policy.LimitTokens || e.Used != 6000 || e.Asks != 1000 || e.Again != 10*time.Millisecond {
+	if e.Limit != policy.LimitTokens || e.Used != 6000 || e.Asks != 1000 || e.RetryAfter != 10*time.Millisecond {
 		t.Errorf("%+v", e)
 	}
 	l.End(k, 2000, noon) // twice the estimate more
@@ -99,25 +99,25 @@ func TestTokensPerMinute(t *testing.T) {
 
 func TestConcurrency(t *testing.T) {
 	k := &policy.Key{Concurrency: 3}
-	var l policy.Limits
+	var l policy.KeyLimits
 	if got := begin(&l, k, 1, 10, noon); got != 3 {
 		t.Errorf("%d at once, want 3", got)
 	}
 	e, _ := l.Begin(k, 1, 1, noon)
-	if e.Limit != policy.LimitConcurrency || e.Max != 3 || e.Used != 3 || e.Again != time.Second {
+	if e.Limit != policy.LimitConcurrency || e.Max != 3 || e.Used != 3 || e.RetryAfter != time.Second {
 		t.Errorf("%+v", e)
 	}
 	l.End(k, 0, noon)
 	if got := begin(&l, k, 1, 10, noon); got != 1 {
 		t.Errorf("%d after one ended, want 1", got)
 	}
-	l.Heard(k, policy.Used{Running: 2}, noon)
+	l.AddRemote(k, policy.Used{Running: 2}, noon)
 	l.End(k, 0, noon)
 	l.End(k, 0, noon)
 	if got := begin(&l, k, 1, 10, noon); got != 0 {
 		t.Errorf("%d beside three, want 0", got)
 	}
-	l.Heard(k, policy.Used{Running: -2}, noon) // its gateway died
+	l.AddRemote(k, policy.Used{Running: -2}, noon) // its gateway died
 	if got := begin(&l, k, 1, 10, noon); got != 2 {
 		t.Errorf("%d after the others' are gone, want 2", got)
 	}
@@ -125,14 +125,14 @@ func TestConcurrency(t *testing.T) {
 
 func TestOfSeveralLimitsTheOneThatTakesLongestIsTold(t *testing.T) {
 	k := &policy.Key{RPM: 6, TPM: 6, Concurrency: 100}
-	var l policy.Limits
+	var l policy.KeyLimits
 	begin(&l, k, 3, 2, noon)
-	l.Heard(k, policy.Used{Requests: 10}, noon)
-	if e, ok := l.Begin(k, 1, 1, noon); ok || e.Limit != policy.LimitRequests || e.Again != 70*time.Second {
+	l.AddRemote(k, policy.Used{Requests: 10}, noon)
+	if e, ok := l.Begin(k, 1, 1, noon); ok || e.Limit != policy.LimitRequests || e.RetryAfter != 70*time.Second {
 		t.Errorf("%+v, %t, want the requests after 70 s", e, ok)
 	}
-	l.Heard(k, policy.Used{Tokens: 10}, noon)
-	if e, ok := l.Begin(k, 1, 1, noon); ok || e.Limit != policy.LimitTokens || e.Again != 110*time.Second {
+	l.AddRemote(k, policy.Used{Tokens: 10}, noon)
+	if e, ok := l.Begin(k, 1, 1, noon); ok || e.Limit != policy.LimitTokens || e.RetryAfter != 110*time.Second {
 		t.Errorf("%+v, %t, want the tokens after 110 s", e, ok)
 	}
 	if own := l.Own(); own != (policy.Used{Requests: 2, Tokens: 6, Running: 2}) {
@@ -141,7 +141,7 @@ func TestOfSeveralLimitsTheOneThatTakesLongestIsTold(t *testing.T) {
 }
 
 func TestALimitMayChange(t *testing.T) {
-	var l policy.Limits
+	var l policy.KeyLimits
 	begin(&l, &policy.Key{RPM: 60}, 1, 60, noon)
 	if got := begin(&l, &policy.Key{RPM: 100}, 1, 100, noon); got != 40 {
 		t.Errorf("%d more under a higher limit, want 40", got)
@@ -161,7 +161,7 @@ func TestAGatewayThatJoins(t *testing.T) {
 		after    time.Duration
 		want     int
 	}{{1, 0, 60}, {3, 0, 20}, {7, 0, 9}, {100, 0, 1}, {3, 10 * time.Second, 30}, {3, time.Minute, 60}} {
-		var l policy.Limits
+		var l policy.KeyLimits
 		l.Join(k, c.gateways, noon, noon.Add(c.after))
 		if got := begin(&l, k, 1, 100, noon.Add(c.after)); got != c.want {
 			t.Errorf("one of %d that started %v ago: %d at once, want %d", c.gateways, c.after, got, c.want)
@@ -184,7 +184,7 @@ type fleet struct {
 }
 
 type gateway struct {
-	limits policy.Limits
+	limits policy.KeyLimits
 	tells  time.Time // when next
 	told   policy.Used
 	news   []news
@@ -232,7 +232,7 @@ func (f *fleet) step(ask func(g *gateway) int, takes func() time.Duration) {
 	for _, i := range f.r.Perm(len(f.gateways)) {
 		g := f.gateways[i]
 		for len(g.news) > 0 && !g.news[0].at.After(f.now) {
-			g.limits.Heard(f.key, g.news[0].used, f.now)
+			g.limits.AddRemote(f.key, g.news[0].used, f.now)
 			g.news = g.news[1:]
 		}
 		for range ask(g) {
@@ -261,7 +261,7 @@ func (f *fleet) tell(g *gateway) {
 			continue
 		}
 		// In order, and with the tick within HeardWithin.
-		news.at = f.now.Add(time.Duration(f.r.Int64N(int64(policy.HeardWithin - tellEvery - 2*tick))))
+		news.at = f.now.Add(time.Duration(f.r.Int64N(int64(policy.ReportDelay - tellEvery - 2*tick))))
 		if n := len(other.news); n > 0 && other.news[n-1].at.After(news.at) {
 			news.at = other.news[n-1].at
 		}
@@ -294,7 +294,7 @@ var demands = map[string]func(f *fleet) func(*gateway) int{
 		return func(g *gateway) int {
 			if !g.until.After(f.now) {
 				g.asks = !g.asks
-				g.until = f.now.Add(time.Duration(f.r.ExpFloat64() * float64(policy.HeardWithin)))
+				g.until = f.now.Add(time.Duration(f.r.ExpFloat64() * float64(policy.ReportDelay)))
 			}
 			if g.asks {
 				return 1 + f.r.IntN(f.key.RPM/len(f.gateways)+1)
@@ -304,7 +304,7 @@ var demands = map[string]func(f *fleet) func(*gateway) int{
 	},
 	"one after the other": func(f *fleet) func(*gateway) int {
 		return func(g *gateway) int {
-			turn := int(f.now.Sub(noon)/(policy.HeardWithin-2*tick)) % len(f.gateways)
+			turn := int(f.now.Sub(noon)/(policy.ReportDelay-2*tick)) % len(f.gateways)
 			if g == f.gateways[turn] {
 				return math.MaxInt
 			}
@@ -415,7 +415,7 @@ func BenchmarkLimits(b *testing.B) {
 	for _, gateways := range []int{1, 3} {
 		b.Run(fmt.Sprint("gateways=", gateways), func(b *testing.B) {
 			k := &policy.Key{RPM: 1e9, TPM: 1e9, Concurrency: 1e9}
-			var l policy.Limits
+			var l policy.KeyLimits
 			now := noon
 			for b.Loop() {
 				now = now.Add(time.Microsecond)

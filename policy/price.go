@@ -9,9 +9,9 @@ import (
 // of a pull request.
 const Rungs = 10
 
-// RungRatio is the step from one rung to the next. Ten rungs of 1.3 span a
+// rungRatio is the step from one rung to the next. Ten rungs of 1.3 span a
 // factor of 10.6 between an idle fast worker and the dearest one.
-const RungRatio = 1.3
+const rungRatio = 1.3
 
 // Line is y = A + B·x.
 type Line struct {
@@ -86,7 +86,7 @@ func (c *Curve) Price(mean Mean, n int, behind float64) (float64, bool) {
 }
 
 // Rung is the price's step above the pool's reference, the lowest no-load
-// price among its workers: clamp(⌊log(price/reference) / log RungRatio⌋, 0, 9).
+// price among its workers: clamp(⌊log(price/reference) / log rungRatio⌋, 0, 9).
 func Rung(price, reference float64) int {
 	if price <= reference || reference <= 0 {
 		return 0
@@ -102,7 +102,7 @@ func Rung(price, reference float64) int {
 // epsilon keeps a price of exactly k steps on rung k.
 var rungs = func() (least [Rungs]float64) {
 	for k := range least {
-		least[k] = math.Pow(RungRatio, float64(k)-1e-9)
+		least[k] = math.Pow(rungRatio, float64(k)-1e-9)
 	}
 	return least
 }()
@@ -134,16 +134,16 @@ const (
 	fitFaded   = 0.1   // what all that has faded counts against the sample that comes next
 )
 
-// Fit is an online least-squares line over samples that are forgotten
+// Regression is an online least-squares line over samples that are forgotten
 // exponentially. The zero value is ready.
-type Fit struct {
+type Regression struct {
 	n, sx, sy, sxx, sxy float64
 	samples             int
 	last                time.Time
 }
 
 // Add takes a sample in.
-func (f *Fit) Add(x, y float64, now time.Time) {
+func (f *Regression) Add(x, y float64, now time.Time) {
 	keep := fitForget
 	if f.Faded(now) {
 		keep = fitFaded / f.n
@@ -158,12 +158,12 @@ func (f *Fit) Add(x, y float64, now time.Time) {
 }
 
 // Faded says that there was no sample within FadeAfter.
-func (f *Fit) Faded(now time.Time) bool { return f.samples > 0 && now.Sub(f.last) > FadeAfter }
+func (f *Regression) Faded(now time.Time) bool { return f.samples > 0 && now.Sub(f.last) > FadeAfter }
 
 // Line is the fitted line; nil with fewer than two samples. Neither slope nor
 // intercept is negative: more work is never expected to take less time, nor less
 // than none.
-func (f *Fit) Line() *Line {
+func (f *Regression) Line() *Line {
 	if f.samples < fitSamples {
 		return nil
 	}

@@ -13,7 +13,7 @@ import (
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
 // fitted adds samples of a line to a fit, with noise as a part of the value.
-func fitted(f *policy.Fit, line policy.Line, samples int, noise float64, now time.Time) {
+func fitted(f *policy.Regression, line policy.Line, samples int, noise float64, now time.Time) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range samples {
 		x := 1 + 63*r.Float64()
@@ -27,7 +27,7 @@ func TestFitRecoversALineFromNoisySamples(t *testing.T) {
 		{A: 0.035, B: 0.0012},
 		{A: 0, B: 0.001},
 	} {
-		var f policy.Fit
+		var f policy.Regression
 		fitted(&f, want, 1000, 0.2, noon)
 		got := f.Line()
 		for _, x := range []float64{1, 16, 64} {
@@ -39,7 +39,7 @@ func TestFitRecoversALineFromNoisySamples(t *testing.T) {
 }
 
 func TestFitFollowsAChange(t *testing.T) {
-	var f policy.Fit
+	var f policy.Regression
 	fitted(&f, policy.Line{A: 0.010}, 1000, 0.1, noon)
 	fitted(&f, policy.Line{A: 0.030}, 1000, 0.1, noon)
 	if got := f.Line().At(30); math.Abs(got-0.030) > 0.003 {
@@ -50,7 +50,7 @@ func TestFitFollowsAChange(t *testing.T) {
 func TestFitIsNeverNegative(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for range 1000 {
-		var f policy.Fit
+		var f policy.Regression
 		n := 2 + r.IntN(20)
 		for range n {
 			f.Add(r.Float64()*100, r.Float64(), noon)
@@ -59,7 +59,7 @@ func TestFitIsNeverNegative(t *testing.T) {
 			t.Fatalf("%d samples: fitted %+v", n, *l)
 		}
 	}
-	var falling policy.Fit
+	var falling policy.Regression
 	for x := range 20 {
 		falling.Add(float64(x), float64(100-x), noon)
 	}
@@ -69,7 +69,7 @@ func TestFitIsNeverNegative(t *testing.T) {
 }
 
 func TestFitWithoutSpreadIsTheMean(t *testing.T) {
-	var f policy.Fit
+	var f policy.Regression
 	for _, y := range []float64{1, 2, 3, 2, 1, 3} {
 		f.Add(8, y, noon)
 	}
@@ -79,7 +79,7 @@ func TestFitWithoutSpreadIsTheMean(t *testing.T) {
 }
 
 func TestFitFades(t *testing.T) {
-	var f policy.Fit
+	var f policy.Regression
 	if f.Line() != nil {
 		t.Error("a line without samples")
 	}

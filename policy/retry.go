@@ -23,22 +23,22 @@ const refusalsPerAttempt = 4
 type Next int
 
 const (
-	Again    Next = iota // another attempt
-	GiveBack             // the engine's own refusal goes to the client
-	Dead                 // dead letter
+	Retry         Next = iota // another attempt
+	ReturnRefusal             // the engine's own refusal goes to the client
+	DeadLetter                // dead letter
 )
 
 // After decides. The reason is for people.
 func (h History) After() (Next, string) {
 	switch {
 	case h.Crashes >= maxCrashes:
-		return Dead, "two workers died while they ran it"
+		return DeadLetter, "two workers died while they ran it"
 	case h.Failures >= h.MaxAttempts:
-		return Dead, "every attempt failed"
+		return DeadLetter, "every attempt failed"
 	case h.AllRefused, h.Refusals >= refusalsPerAttempt*h.MaxAttempts:
-		return GiveBack, "no engine had a slot"
+		return ReturnRefusal, "no engine had a slot"
 	}
-	return Again, ""
+	return Retry, ""
 }
 
 // Pause is how long a worker stops bidding after its engine refused for the

@@ -12,21 +12,21 @@ func TestAfter(t *testing.T) {
 		history policy.History
 		want    policy.Next
 	}{
-		"first failure":               {policy.History{Failures: 1, MaxAttempts: 3}, policy.Again},
-		"last but one":                {policy.History{Failures: 2, MaxAttempts: 3}, policy.Again},
-		"attempts spent":              {policy.History{Failures: 3, MaxAttempts: 3}, policy.Dead},
-		"only one allowed":            {policy.History{Failures: 1, MaxAttempts: 1}, policy.Dead},
-		"one worker died":             {policy.History{Failures: 1, Crashes: 1, MaxAttempts: 3}, policy.Again},
-		"two workers died":            {policy.History{Failures: 2, Crashes: 2, MaxAttempts: 9}, policy.Dead},
-		"refused once":                {policy.History{Refusals: 1, MaxAttempts: 3}, policy.Again},
-		"refused by all":              {policy.History{Refusals: 2, MaxAttempts: 3, AllRefused: true}, policy.GiveBack},
-		"refused more than it fails":  {policy.History{Refusals: 11, MaxAttempts: 3}, policy.Again},
-		"refused too often":           {policy.History{Refusals: 12, MaxAttempts: 3}, policy.GiveBack},
-		"refusals are not failures":   {policy.History{Refusals: 5, Failures: 2, MaxAttempts: 3}, policy.Again},
-		"spent before all refused it": {policy.History{Refusals: 1, Failures: 3, MaxAttempts: 3, AllRefused: true}, policy.Dead},
+		"first failure":               {policy.History{Failures: 1, MaxAttempts: 3}, policy.Retry},
+		"last but one":                {policy.History{Failures: 2, MaxAttempts: 3}, policy.Retry},
+		"attempts spent":              {policy.History{Failures: 3, MaxAttempts: 3}, policy.DeadLetter},
+		"only one allowed":            {policy.History{Failures: 1, MaxAttempts: 1}, policy.DeadLetter},
+		"one worker died":             {policy.History{Failures: 1, Crashes: 1, MaxAttempts: 3}, policy.Retry},
+		"two workers died":            {policy.History{Failures: 2, Crashes: 2, MaxAttempts: 9}, policy.DeadLetter},
+		"refused once":                {policy.History{Refusals: 1, MaxAttempts: 3}, policy.Retry},
+		"refused by all":              {policy.History{Refusals: 2, MaxAttempts: 3, AllRefused: true}, policy.ReturnRefusal},
+		"refused more than it fails":  {policy.History{Refusals: 11, MaxAttempts: 3}, policy.Retry},
+		"refused too often":           {policy.History{Refusals: 12, MaxAttempts: 3}, policy.ReturnRefusal},
+		"refusals are not failures":   {policy.History{Refusals: 5, Failures: 2, MaxAttempts: 3}, policy.Retry},
+		"spent before all refused it": {policy.History{Refusals: 1, Failures: 3, MaxAttempts: 3, AllRefused: true}, policy.DeadLetter},
 	} {
 		got, reason := c.history.After()
-		if got != c.want || (reason == "") != (got == policy.Again) {
+		if got != c.want || (reason == "") != (got == policy.Retry) {
 			t.Errorf("%s: got %d, %q; want %d", what, got, reason, c.want)
 		}
 	}

@@ -65,7 +65,7 @@ type SwapModel struct {
 	Loaded    bool            // it answers without a load
 	Fits      bool            // it was seen loaded together with all that are loaded now
 	Elsewhere bool            // another worker has it loaded, or is about to
-	Later     time.Duration   // that is left to others first, who would have to load it too
+	Delay     time.Duration   // that is left to others first, who would have to load it too
 	InFlight  int             // requests of it that the engine has, and those that wait for its load
 	Used      time.Time       // when the last one ended
 	Waits     []time.Duration // of the request of each tier that waits the longest; 0: none does
@@ -197,7 +197,7 @@ func (s Swap) due(m *SwapModel) float64 {
 	most, above := 0.0, 0
 	for i, t := range s.Tiers {
 		if i < len(m.Waits) && m.Waits[i] > 0 {
-			patience := s.After + m.Later
+			patience := s.After + m.Delay
 			if m.Elsewhere {
 				patience += s.Load
 			}
@@ -255,10 +255,10 @@ func nameOf(m *SwapModel) string {
 func ColdRung(rung int, reference float64, load time.Duration, evicts bool) int {
 	cold := Rungs - 1
 	if reference > 0 {
-		cold = max(rung, Rung(reference*math.Pow(RungRatio, float64(rung))+load.Seconds(), reference))
+		cold = max(rung, Rung(reference*math.Pow(rungRatio, float64(rung))+load.Seconds(), reference))
 	}
 	if evicts {
-		return Dearer(cold, 1)
+		return AddPenalty(cold, 1)
 	}
 	return min(cold, Rungs-2)
 }

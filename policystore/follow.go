@@ -40,9 +40,9 @@ type Follower struct {
 // Run follows until ctx is done. The callbacks run one at a time.
 func (f Follower) Run(ctx context.Context, nc *nats.Conn) error {
 	news := make(chan *nats.Msg, 1024)
-	sub, err := nc.ChanSubscribe(subjects.PolicyNews, news)
+	sub, err := nc.ChanSubscribe(subjects.PolicyChanges, news)
 	if err != nil {
-		return fmt.Errorf("subscribe %s: %w", subjects.PolicyNews, err)
+		return fmt.Errorf("subscribe %s: %w", subjects.PolicyChanges, err)
 	}
 	defer sub.Unsubscribe()
 	poll := time.NewTimer(policyPoll)

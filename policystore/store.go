@@ -153,7 +153,7 @@ func (s *Store) tell(key string, revision uint64) {
 	if err != nil {
 		panic(err) // plain fields always encode
 	}
-	s.nc.Publish(subjects.PolicyNews, b)
+	s.nc.Publish(subjects.PolicyChanges, b)
 }
 
 // History is the versions that are kept, the newest first. Damaged ones are
@@ -201,22 +201,6 @@ func (s *Store) Keys(ctx context.Context) (map[string]policy.Key, error) {
 			return nil, fmt.Errorf("read keys: %w", ctx.Err())
 		}
 	}
-}
-
-// Key reads one API key. False: there is none.
-func (s *Store) Key(ctx context.Context, id string) (policy.Key, bool, error) {
-	var k policy.Key
-	e, err := s.kv.Get(ctx, subjects.APIKey(id))
-	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrInvalidKey) {
-		return k, false, nil
-	}
-	if err != nil {
-		return k, false, fmt.Errorf("read key %s: %w", id, err)
-	}
-	if err := subjects.Unmarshal(e.Value(), &k); err != nil {
-		return k, false, fmt.Errorf("key %s is damaged: %w", id, err)
-	}
-	return k, true, nil
 }
 
 // PutKey stores an API key.

@@ -64,7 +64,7 @@ func TestAffinity(t *testing.T) {
 			t.Logf("%d requests at %.0f %% of what the engines can do without their caches\n"+
 				"seconds              hit   TTFT p50     p90     p99   E2E p50     p99\n"+
 				"pulley             %v\nhomes in theory    %v\nno affinity        %v\nhashed sessions    %v\ncentral router     %v",
-				len(s), 100*c.load, pulley, model(byPrice(s, c.engines, policy.AwayPenalty)), price, model(hashed), best)
+				len(s), 100*c.load, pulley, model(byPrice(s, c.engines, policy.HomePenalty)), price, model(hashed), best)
 			if raceEnabled {
 				return
 			}

@@ -186,8 +186,8 @@ type PoolStatus struct {
 	Rung  int           `json:"rung"` // of its next bid
 	// Cold says that a request of it begins with the load of its model.
 	Cold bool `json:"cold,omitempty"`
-	// Loads says that the worker is about to load it nevertheless.
-	Loads bool `json:"loads,omitempty"`
+	// WillLoad says that the worker is about to load it nevertheless.
+	WillLoad bool `json:"loads,omitempty"`
 }
 
 // Kinds of reason for which a worker is fenced, beside those of its GPUs.

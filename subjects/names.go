@@ -139,7 +139,7 @@ func Req(tier, pool, lane string) string {
 // What streams bind: the requests of all tiers, the dead letters, and every subject of Pulley's.
 const (
 	AllReqs     = "pulley.req.>"
-	AllDead     = "pulley.dead.>"
+	allDead     = "pulley.dead.>"
 	AllSubjects = "pulley.>"
 )
 

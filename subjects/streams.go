@@ -17,9 +17,9 @@ const (
 	// death in WorkerDeadline.
 	AckWait = 30 * time.Second
 
-	// MaxWaiting bounds the parked bids of a consumer; it cannot be changed
+	// maxWaiting bounds the parked bids of a consumer; it cannot be changed
 	// after the consumer exists.
-	MaxWaiting = 8192
+	maxWaiting = 8192
 
 	// maxAckPending is above the slots of any pool; the server walks all of them
 	// at a timer, so it stays in the thousands.
@@ -74,7 +74,7 @@ func EnsureStreams(ctx context.Context, js jetstream.JetStream, tiers []policy.T
 	if err := ensureStream(ctx, js, jetstream.StreamConfig{
 		Name:        DeadStream,
 		Description: "Pulley: requests that no worker could answer",
-		Subjects:    []string{AllDead},
+		Subjects:    []string{allDead},
 		Retention:   jetstream.LimitsPolicy,
 		Storage:     jetstream.FileStorage,
 		Replicas:    replicas,
@@ -128,7 +128,7 @@ func EnsureConsumer(ctx context.Context, js jetstream.JetStream, tier, pool, lan
 		AckWait:           AckWait,
 		MaxDeliver:        -1,
 		MaxAckPending:     maxAckPending,
-		MaxWaiting:        MaxWaiting,
+		MaxWaiting:        maxWaiting,
 		PriorityPolicy:    jetstream.PriorityPolicyPrioritized,
 		PriorityGroups:    []string{PriorityGroup},
 		MemoryStorage:     true,

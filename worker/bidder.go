@@ -485,7 +485,7 @@ func (l *lane) closed(ld *load, now time.Time) bool {
 // opensLocked reports whether a tier may bid for the k-th next request.
 func (b *bidder) opensLocked(tier, k int, ld *load) bool {
 	t := &b.tiers[tier]
-	return policy.Opens(t.ceiling, ld.inFlight+k-1, ld.prefills.n+k-1, t.below)
+	return policy.MayBid(t.ceiling, ld.inFlight+k-1, ld.prefills.n+k-1, t.below)
 }
 
 // parkLocked parks bids on every lane.
@@ -590,7 +590,7 @@ func (b *bidder) parkAwayLocked(l *lane, ld *load, now time.Time) {
 }
 
 func (b *bidder) awayRungLocked(l *lane, ld *load) int {
-	return policy.Dearer(b.rungLocked(l.pool, ld.inFlight+1, 0, ld), policy.AwayPenalty)
+	return policy.AddPenalty(b.rungLocked(l.pool, ld.inFlight+1, 0, ld), policy.HomePenalty)
 }
 
 func (b *bidder) placeLocked(l *lane, placed bid, now time.Time) {
@@ -643,7 +643,7 @@ func (b *bidder) rungLocked(p *pool, n, more int, ld *load) int {
 		}
 		rung = policy.ColdRung(rung, reference, m.load, m.evicts)
 	}
-	return policy.Dearer(rung, p.penalty)
+	return policy.AddPenalty(rung, p.penalty)
 }
 
 func (p *pool) priceRung(n, more int, ld *load) int {

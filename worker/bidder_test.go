@@ -391,7 +391,7 @@ func TestOnlyAPriceThatHoldsIsTaken(t *testing.T) {
 	b.tick(nil, now)
 	b.plan(ld, now)
 	l := b.away[0]
-	if len(l.open) != 1 || l.open[0].rung < policy.AwayPenalty {
+	if len(l.open) != 1 || l.open[0].rung < policy.HomePenalty {
 		t.Fatalf("parked there: %+v", l.open)
 	}
 	away := l.open[0]

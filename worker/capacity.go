@@ -50,7 +50,7 @@ type capacity struct {
 
 	mu       sync.Mutex
 	inFlight int
-	limit    policy.Limit
+	limit    policy.AdaptiveLimit
 	window   policy.LimitWindow
 	signals  policy.Signals  // inFlight in it is updated by fitLocked
 	current  policy.Capacity // as of the last fitLocked
@@ -100,7 +100,7 @@ func newCapacity(cfg Config) *capacity {
 	if cfg.Slots > 0 {
 		weight = float64(cfg.Slots) / policy.SlotsPerWeight
 	}
-	c := &capacity{cfg: cfg, limit: policy.NewLimit(cfg.Profile, weight, cfg.Baseline)}
+	c := &capacity{cfg: cfg, limit: policy.NewAdaptiveLimit(cfg.Profile, weight, cfg.Baseline)}
 	c.signals = policy.Signals{Fixed: cfg.Profile.Fixed, NVMLRequired: cfg.NVMLRequired, Limit: c.limit.Value()}
 	c.signals.Slots = slotsOf(cfg, c.status)
 	c.current = c.signals.Capacity()
@@ -153,7 +153,7 @@ func (c *capacity) load() headroom {
 
 // fitLocked computes the capacity with the present requests in flight.
 func (c *capacity) fitLocked() {
-	c.signals.InFlight, c.signals.Queued = c.inFlight, c.current.Queued
+	c.signals.InFlight, c.signals.QueueFull = c.inFlight, c.current.QueueFull
 	c.current = c.signals.Capacity()
 }
 
@@ -221,7 +221,7 @@ func (c *capacity) onFirstByte(s *slot, began, now time.Time) {
 	streams := s.waiting
 	c.waitsLocked(s, false)
 	if streams && !s.load.waits && !c.disturbedLocked(began) {
-		c.window.First(now.Sub(began))
+		c.window.FirstToken(now.Sub(began))
 	}
 }
 
@@ -261,7 +261,7 @@ func (c *capacity) onTokens(p *pace, events int, ended bool, mark prefillMark, n
 		switch {
 		case c.perEvent == 0 || c.perEvent >= severalTokens || ended: // the last read has events without a token
 		case mark.quiet && p.mark == mark:
-			c.window.Quiet(gap, more)
+			c.window.GapWithoutPrefill(gap, more)
 		default:
 			c.window.Gap(gap, more)
 		}
@@ -463,7 +463,7 @@ func (c *capacity) lookAtGPUsLocked(all gpu.Reading, weight float64, now time.Ti
 	}
 	c.signals.GPUs = c.gpus.signals(now)
 	if c.gpus.weigh() && c.cfg.Slots == 0 && c.limit.Baseline() == c.cfg.Baseline { // nothing is measured yet
-		c.limit = policy.NewLimit(c.cfg.Profile, cmp.Or(weight, c.gpus.weight), c.cfg.Baseline)
+		c.limit = policy.NewAdaptiveLimit(c.cfg.Profile, cmp.Or(weight, c.gpus.weight), c.cfg.Baseline)
 	}
 	return news
 }

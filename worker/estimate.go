@@ -43,8 +43,8 @@ type estimator struct {
 // curve are guarded by estimator.mu.
 type poolEstimate struct {
 	name    string
-	prefill policy.Fit
-	itl     policy.Fit
+	prefill policy.Regression
+	itl     policy.Regression
 	mean    policy.Mean
 	fitted  time.Time // when curve was computed; zero: there are newer samples
 

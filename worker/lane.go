@@ -305,7 +305,7 @@ func (s *laneSet) arrange(tiers []tier) {
 		if !p.affinity || p.sticky {
 			continue
 		}
-		for _, home := range policy.Away(s.worker, p.homes) {
+		for _, home := range policy.OtherHomeLanes(s.worker, p.homes) {
 			for t := range tiers {
 				away = append(away, of(p, t, home))
 			}

@@ -169,7 +169,7 @@ func (ms *models) choose(d demand, after time.Duration, now time.Time) (decision
 		p := d.pools[m.pool]
 		asked[i] = policy.SwapModel{
 			Name: m.pool, Loaded: !m.missing, Fits: m.missing && ms.fits(m.name),
-			Elsewhere: m.missing && p.loaded > 0 && ms.swap.To != m.pool, Later: p.later, InFlight: m.inFlight, Used: m.used,
+			Elsewhere: m.missing && p.loaded > 0 && ms.swap.To != m.pool, Delay: p.later, InFlight: m.inFlight, Used: m.used,
 		}
 		if m.missing {
 			asked[i].Waits = p.waits

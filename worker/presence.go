@@ -408,7 +408,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	for _, s := range w.bidder.statuses(ld) {
 		m := measured[s.Pool]
 		s.Curve, s.Mean = m.curve, m.mean
-		s.Cold, s.Loads = r.models[s.Pool].cold, r.loading == s.Pool
+		s.Cold, s.WillLoad = r.models[s.Pool].cold, r.loading == s.Pool
 		h.Pools = append(h.Pools, s)
 	}
 	return h

@@ -148,7 +148,7 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 		n, err := resp.Body.Read(buf)
 		now := time.Now()
 		if n > 0 {
-			in.See(buf[:n])
+			in.Observe(buf[:n])
 			a.out.Commit(n)
 			sent += int64(n)
 			if n == len(buf) {

@@ -133,7 +133,7 @@ func workerConfigs(ctx context.Context, specs []string) ([]worker.Config, error)
 // learnEngine asks an engine for what its flag leaves open. An engine that does not
 // answer yet is not an error: its worker waits for it.
 func learnEngine(ctx context.Context, cfg *worker.Config) {
-	info, err := engine.ProbeWithKey(ctx, http.DefaultClient, cfg.Engine, cfg.APIKey)
+	info, err := engine.Probe(ctx, http.DefaultClient, cfg.Engine, cfg.APIKey)
 	if err != nil {
 		cli.Logger(ctx).Warn("engine does not answer yet", "engine", cfg.Engine, "err", err)
 		return
