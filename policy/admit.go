@@ -5,15 +5,15 @@ import (
 	"time"
 )
 
-// MaxRetryAfter bounds what a client is told to wait: beyond two minutes the
-// OpenAI SDKs do not retry at all.
+// MaxRetryAfter bounds the Retry-After that a client is sent: beyond two minutes the OpenAI SDKs do
+// not retry at all.
 const MaxRetryAfter = 120 * time.Second
 
-// Queue is what a gateway knows of one queue.
+// Queue is a gateway's view of one queue.
 type Queue struct {
-	Waiting int     // requests before a new one
-	Max     int     // how many may wait
-	Drain   float64 // requests per second that leave it; 0 if unknown
+	Waiting int     // requests ahead of a new one
+	Max     int     // the largest number that may wait
+	Drain   float64 // requests per second that leave the queue; 0 if unknown
 }
 
 // Wait is the expected wait of a new request; 0 if unknown.
@@ -24,21 +24,21 @@ func (q Queue) Wait() time.Duration {
 	return time.Duration(min(float64(q.Waiting)/q.Drain, 1e6) * float64(time.Second))
 }
 
-// Admission is whether a request may join a queue.
+// Admission says whether a request may join a queue, and if not, why.
 type Admission int
 
 const (
 	Admitted  Admission = iota
-	Full                // as many wait as may
-	TooLate             // it would be served after its deadline
-	ShareFull           // as many of its tenant wait as may
+	Full                // the queue has reached its maximum
+	TooLate             // the request would be served after its deadline
+	ShareFull           // the tenant has reached its share of the queue
 )
 
-// minQueueForTooLate keeps a few requests from being refused on a drain rate
-// that was measured while there was little to drain.
+// minQueueForTooLate keeps a short queue from refusing requests because of a drain rate that was
+// measured while there was little to drain.
 const minQueueForTooLate = 16
 
-// Admit decides about a request that has left until its deadline.
+// Admit decides about a request with this much time left until its deadline.
 func (q Queue) Admit(left time.Duration) Admission {
 	switch {
 	case q.Waiting >= q.Max:
@@ -49,8 +49,8 @@ func (q Queue) Admit(left time.Duration) Admission {
 	return Admitted
 }
 
-// RetryAfter is when a refused client may come again: when about an eighth of
-// the queue has drained, from 1 s up to MaxRetryAfter, in whole seconds.
+// RetryAfter is when a refused client may try again: when about an eighth of the queue has drained,
+// in whole seconds from 1 s to MaxRetryAfter.
 func (q Queue) RetryAfter() time.Duration {
 	w := q.Wait() / 8
 	if q.Drain <= 0 {
@@ -60,8 +60,7 @@ func (q Queue) RetryAfter() time.Duration {
 	return min(max(time.Duration(secs)*time.Second, time.Second), MaxRetryAfter)
 }
 
-// Rate measures events per second over about the last rateWindow. The zero
-// value is ready.
+// Rate measures events per second over about the last rateWindow. The zero value is ready to use.
 type Rate struct {
 	rate float64
 	n    int
@@ -76,7 +75,7 @@ func (r *Rate) Add(now time.Time) {
 	r.n++
 }
 
-// Per is the rate in events per second.
+// Per returns the rate in events per second.
 func (r *Rate) Per(now time.Time) float64 {
 	r.roll(now)
 	if d := now.Sub(r.from).Seconds(); r.rate == 0 && d > 0 {

@@ -23,7 +23,7 @@ func TestAdmit(t *testing.T) {
 		"in time":                             {policy.Queue{Waiting: 60, Max: 100, Drain: 1}, minute, policy.Admitted},
 		"too late":                            {policy.Queue{Waiting: 61, Max: 100, Drain: 1}, minute, policy.TooLate},
 		"too late, but few wait":              {policy.Queue{Waiting: 15, Max: 100, Drain: 0.001}, time.Second, policy.Admitted},
-		"nobody knows how fast it drains":     {policy.Queue{Waiting: 99, Max: 100}, time.Second, policy.Admitted},
+		"the drain rate is unknown":           {policy.Queue{Waiting: 99, Max: 100}, time.Second, policy.Admitted},
 		"full comes before too late":          {policy.Queue{Waiting: 100, Max: 100, Drain: 0.1}, time.Second, policy.Full},
 		"a queue that hardly drains is known": {policy.Queue{Waiting: 99, Max: 100, Drain: 1e-12}, 100 * time.Hour, policy.TooLate},
 	} {
@@ -38,7 +38,7 @@ func TestRetryAfter(t *testing.T) {
 		queue policy.Queue
 		want  time.Duration
 	}{
-		{policy.Queue{Waiting: 2000}, 5 * time.Second}, // drains nobody knows how fast
+		{policy.Queue{Waiting: 2000}, 5 * time.Second}, // unknown drain rate
 		{policy.Queue{Waiting: 0, Drain: 10}, time.Second},
 		{policy.Queue{Waiting: 80, Drain: 10}, time.Second},
 		{policy.Queue{Waiting: 81, Drain: 10}, 2 * time.Second},
@@ -72,14 +72,14 @@ func TestRate(t *testing.T) {
 	if got := r.Per(now); got != 0 {
 		t.Errorf("without events: %v", got)
 	}
-	for range 100 { // ten a second, for ten seconds
+	for range 100 { // ten per second, for ten seconds
 		now = now.Add(100 * time.Millisecond)
 		r.Add(now)
 	}
 	if got := r.Per(now); got < 9 || got > 11 {
 		t.Errorf("ten a second: %v", got)
 	}
-	for range 1000 { // a hundred a second, for ten seconds
+	for range 1000 { // a hundred per second, for ten seconds
 		now = now.Add(10 * time.Millisecond)
 		r.Add(now)
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// healthy is a worker with 10 requests in flight, room for 40 and every signal.
+// healthy is a worker with 10 requests in flight, a capacity of 40 and every signal.
 func healthy() policy.Signals {
 	return policy.Signals{
 		InFlight: 10, Slots: 100, Limit: 40, Tokens: 1000, EngineSlots: 64, KVTokens: 100_000,
@@ -41,19 +41,19 @@ func TestCredit(t *testing.T) {
 		"what started since the scrape is in that quarter": {func(s *policy.Signals) {
 			s.InFlight = 17
 		}, 40, 13, policy.BoundLimit},
-		"what ended since the scrape may be replaced, and the quarter beside": {func(s *policy.Signals) {
+		"requests that ended since the scrape may be replaced, and the quarter added": {func(s *policy.Signals) {
 			s.InFlight, s.Scrape.InFlight, s.Scrape.Running = 35, 40, policy.Known(40)
 		}, 40, 5, policy.BoundLimit},
 		"open bids are as good as taken":     {func(s *policy.Signals) { s.Bids = 8 }, 40, 12, policy.BoundLimit},
 		"more bids than room":                {func(s *policy.Signals) { s.Bids = 80 }, 40, 0, policy.BoundLimit},
-		"more in flight than the credit":     {func(s *policy.Signals) { s.Limit = 5 }, 5, 0, policy.BoundLimit},
+		"more in flight than the capacity":   {func(s *policy.Signals) { s.Limit = 5 }, 5, 0, policy.BoundLimit},
 		"never above the configured slots":   {func(s *policy.Signals) { s.Slots = 12 }, 12, 2, policy.BoundSlots},
 		"slots and limit alike: the slots":   {func(s *policy.Signals) { s.Slots = 40 }, 40, 20, policy.BoundSlots},
 		"a limit with a fraction":            {func(s *policy.Signals) { s.Limit = 12.9 }, 12, 2, policy.BoundLimit},
 		"no adaptive limit":                  {func(s *policy.Signals) { s.Limit = 0 }, 65, 20, policy.BoundEngine},
 		"the engine's slots and a few queue": {func(s *policy.Signals) { s.EngineSlots = 20 }, 22, 12, policy.BoundEngine},
 		"others' requests on the engine": {func(s *policy.Signals) {
-			s.Scrape.Running = policy.Known(50) // 40 of others
+			s.Scrape.Running = policy.Known(50) // 40 of other clients
 		}, 26, 16, policy.BoundEngine},
 		"what ended since the scrape is not others'": {func(s *policy.Signals) {
 			s.InFlight, s.Scrape.InFlight, s.EngineSlots, s.Scrape.Running = 2, 18, 18, policy.Known(18)
@@ -68,7 +68,7 @@ func TestCredit(t *testing.T) {
 		"prompts wait for a slot": {func(s *policy.Signals) {
 			s.Scrape.Waiting, s.Scrape.Prefilling, s.Scrape.Prefill = policy.Known(8), 9, 250*time.Millisecond
 		}, 10, 0, policy.BoundQueue},
-		"prompts wait, nobody knows how long": {func(s *policy.Signals) {
+		"prompts wait, for an unknown time": {func(s *policy.Signals) {
 			s.Scrape.Waiting, s.Scrape.Prefilling = policy.Known(8), 10
 		}, 10, 0, policy.BoundQueue},
 		"requests wait in the engine": {func(s *policy.Signals) {
@@ -87,23 +87,23 @@ func TestCredit(t *testing.T) {
 		"a KV cache of unknown size, full":  {func(s *policy.Signals) { s.KVTokens, s.Scrape.KVUsed = 0, policy.Known(0.95) }, 0, 0, policy.BoundKV},
 		"unknown size, and no limit either": {func(s *policy.Signals) { s.KVTokens, s.Limit, s.Scrape.KVUsed = 0, 0, policy.Known(0.8) }, 50, 13, policy.BoundKV},
 		"requests of unknown size":          {func(s *policy.Signals) { s.Tokens, s.Scrape.KVUsed = 0, policy.Known(0.8) }, 19, 5, policy.BoundKV},
-		"KV cache not told: it does not bind": {func(s *policy.Signals) {
+		"an unknown KV cache does not bind": {func(s *policy.Signals) {
 			s.Scrape.KVUsed = policy.Maybe{}
 		}, 40, 30, policy.BoundLimit},
-		"a metric that is no number was not told": {func(s *policy.Signals) {
+		"a metric that is not a number is unknown": {func(s *policy.Signals) {
 			s.Scrape.KVUsed, s.Scrape.Waiting = policy.Known(math.NaN()), policy.Known(math.Inf(1))
 		}, 40, 30, policy.BoundLimit},
 		"memory for five, of an engine that takes it on demand": {onDemand(5.6*gib, gib), 15, 5, policy.BoundMemory},
 		"memory is short, whatever a request takes":             {onDemand(0.4*gib, 0), 10, 0, policy.BoundMemory},
 		"memory that is not short, for requests of any size":    {onDemand(5*gib, 0), 40, 20, policy.BoundLimit},
-		"memory that was not told": {func(s *policy.Signals) {
+		"unknown memory": {func(s *policy.Signals) {
 			s.OnDemand, s.BytesPerRequest = true, gib
 		}, 40, 20, policy.BoundLimit},
 		"free memory of an engine that preallocates says nothing": {func(s *policy.Signals) {
 			onDemand(0, gib)(s)
 			s.OnDemand = false
 		}, 40, 20, policy.BoundLimit},
-		"memory that was told too long ago": {func(s *policy.Signals) {
+		"a memory sample that is too old": {func(s *policy.Signals) {
 			onDemand(0, gib)(s)
 			s.GPUs[0].Age = time.Minute
 		}, 40, 20, policy.BoundLimit},
@@ -127,14 +127,14 @@ func TestCredit(t *testing.T) {
 		"but not where requests waited":  {func(s *policy.Signals) { s.Scrape.Age, s.InFlight, s.QueueFull = 3*time.Second, 7, true }, 7, 0, policy.BoundStale},
 		"a scrape of 11 s ago":           {func(s *policy.Signals) { s.Scrape.Age = 11 * time.Second }, 40, 30, policy.BoundLimit},
 		"no metrics: slots and limit":    {func(s *policy.Signals) { s.Scrape, s.Slots = policy.Scrape{}, 16 }, 16, 6, policy.BoundSlots},
-		"no metrics that tell anything":  {func(s *policy.Signals) { s.Scrape, s.Slots = policy.Scrape{Taken: true}, 16 }, 16, 6, policy.BoundSlots},
+		"no useful metrics":              {func(s *policy.Signals) { s.Scrape, s.Slots = policy.Scrape{Taken: true}, 16 }, 16, 6, policy.BoundSlots},
 		"no metrics: the engine's slots": {func(s *policy.Signals) { s.Scrape, s.Slots, s.EngineSlots = policy.Scrape{}, 0, 16 }, 16, 6, policy.BoundEngine},
 		"no metrics and no slots at all": {func(s *policy.Signals) { s.Scrape, s.Slots, s.EngineSlots = policy.Scrape{}, 0, 0 }, 1, 0, policy.BoundUnknown},
 		"no metrics, and a GPU throttles": {func(s *policy.Signals) {
 			s.Scrape, s.GPUs[0].Strain = policy.Scrape{}, policy.Hot
 		}, 20, 10, policy.BoundThrottle},
 		"nothing is known": {func(s *policy.Signals) { *s = policy.Signals{} }, 1, 1, policy.BoundUnknown},
-		"one waits for the slots that the engine tells: what ends is replaced": {func(s *policy.Signals) {
+		"one waits for the slots that the engine reports: requests that end are replaced": {func(s *policy.Signals) {
 			s.InFlight, s.Scrape.InFlight, s.EngineSlots, s.Scrape.Running, s.Scrape.Waiting, s.Limit = 3, 7, 6, policy.Known(6), policy.Known(1), 20
 		}, 7, 4, policy.BoundQueue},
 		"idle and everything full: one all the same": {func(s *policy.Signals) {
@@ -145,9 +145,9 @@ func TestCredit(t *testing.T) {
 			onDemand(0, gib)(s)
 			s.Fixed, s.Scrape.KVUsed, s.Scrape.Waiting = true, policy.Known(1), policy.Known(9)
 		}, 100, 90, policy.BoundSlots},
-		"fixed slots and a fence":    {func(s *policy.Signals) { s.Fixed, s.Fence = true, "GPU lost" }, 0, 0, policy.BoundFence},
-		"fixed, as the engine says":  {func(s *policy.Signals) { s.Fixed, s.Slots = true, 0 }, 64, 54, policy.BoundEngine},
-		"fixed, and nobody says any": {func(s *policy.Signals) { s.Fixed, s.Slots, s.EngineSlots = true, 0, 0 }, 1, 0, policy.BoundUnknown},
+		"fixed slots and a fence":   {func(s *policy.Signals) { s.Fixed, s.Fence = true, "GPU lost" }, 0, 0, policy.BoundFence},
+		"fixed, as the engine says": {func(s *policy.Signals) { s.Fixed, s.Slots = true, 0 }, 64, 54, policy.BoundEngine},
+		"fixed, without any slots":  {func(s *policy.Signals) { s.Fixed, s.Slots, s.EngineSlots = true, 0, 0 }, 1, 0, policy.BoundUnknown},
 	} {
 		s := healthy()
 		c.change(&s)
@@ -157,7 +157,7 @@ func TestCredit(t *testing.T) {
 	}
 }
 
-// A fixed worker on a throttled GPU keeps its slots. The operator decided.
+// A fixed worker on a throttled GPU keeps its slots: the operator decided.
 func TestFixedSlotsAreNotThrottled(t *testing.T) {
 	s := healthy()
 	s.Fixed, s.GPUs[0].Strain = true, policy.Hot
@@ -189,7 +189,7 @@ func TestHeadroom(t *testing.T) {
 	}
 }
 
-// anySignals are any, sensible or not.
+// anySignals returns random signals, sensible or not.
 func anySignals(r *rand.Rand) policy.Signals {
 	reading := func(most float64) policy.Maybe {
 		switch r.IntN(6) {
@@ -259,7 +259,7 @@ func TestAnyCreditIsInBounds(t *testing.T) {
 	}
 }
 
-// More load, or less of anything, never makes a credit larger.
+// More load, or less of any resource, never increases the capacity.
 func TestCreditIsMonotone(t *testing.T) {
 	more := func(p *policy.Maybe, by float64) {
 		if v, known := p.Value(); known {
@@ -296,7 +296,7 @@ func TestCreditIsMonotone(t *testing.T) {
 		for range 8_000 {
 			s := anySignals(r)
 			if used, known := s.Scrape.KVUsed.Value(); what == "request size" && known && used > 0.9 {
-				continue // a debt of so many tokens is paid by fewer requests then
+				continue // fewer requests then repay a debt of so many tokens
 			}
 			if s.Tokens == 0 {
 				s.Tokens = 1024
@@ -325,20 +325,20 @@ func TestStrain(t *testing.T) {
 	bits := func(b uint64) policy.GPUSample { return policy.GPUSample{Reasons: b} }
 	free := func(f float64) policy.GPUSample { return policy.GPUSample{Free: policy.Known(f)} }
 	for what, steps := range map[string][]step{
-		"one spike is none":            {{1, bits(hot), policy.NoStrain}, {1, bits(none), policy.NoStrain}, {1, bits(hot), policy.NoStrain}},
-		"three of five":                {{1, bits(hot), 0}, {1, bits(none), 0}, {1, bits(hot), 0}, {1, bits(none), 0}, {1, bits(hot), policy.Hot}},
-		"three of six":                 {{1, bits(hot), 0}, {1, bits(none), 0}, {1, bits(none), 0}, {1, bits(hot), 0}, {1, bits(none), 0}, {1, bits(hot), 0}},
-		"each reason of the hardware":  {{1, bits(0x8), 0}, {1, bits(0x80), 0}, {1, bits(0x40), policy.Hot}},
-		"it stays for half a minute":   {{1, bits(hot), 0}, {1, bits(hot), 0}, {1, bits(hot), policy.Hot}, {29, bits(none), policy.Hot}, {1, bits(none), policy.NoStrain}},
-		"and another spike renews it":  {{1, bits(hot), 0}, {1, bits(hot), 0}, {1, bits(hot), policy.Hot}, {29, bits(hot), policy.Hot}, {29, bits(none), policy.Hot}, {1, bits(none), 0}},
-		"the driver's slowdown":        {{1, bits(warm), 0}, {1, bits(warm), 0}, {1, bits(warm), policy.Warm}},
-		"both are the worse":           {{1, bits(warm | hot), 0}, {1, bits(warm | hot), 0}, {1, bits(warm | hot), policy.Hot}},
-		"a busy GPU at its power cap":  {{1, bits(powerCap), 0}, {1, bits(powerCap), 0}, {1, bits(powerCap), 0}, {1, bits(powerCap), 0}},
-		"2 °C to go is warm at once":   {{1, policy.GPUSample{Margin: policy.Known(2)}, policy.Warm}, {29, policy.GPUSample{Margin: policy.Known(20)}, policy.Warm}, {1, policy.GPUSample{}, 0}},
-		"a neighbour comes, and goes":  {{1, free(8 * gib), 0}, {1, free(7.1 * gib), 0}, {1, free(6.9 * gib), policy.ForeignMemory}, {1, free(7.4 * gib), policy.ForeignMemory}, {1, free(7.6 * gib), 0}},
-		"next to nothing is left":      {{1, free(0.2 * gib), policy.ForeignMemory}},
-		"memory that is not told":      {{1, free(8 * gib), 0}, {1, policy.GPUSample{}, 0}},
-		"memory of a fresh allocation": {{1, free(0.3 * gib), 0}, {1, free(0.3 * gib), 0}},
+		"one spike is none":              {{1, bits(hot), policy.NoStrain}, {1, bits(none), policy.NoStrain}, {1, bits(hot), policy.NoStrain}},
+		"three of five":                  {{1, bits(hot), 0}, {1, bits(none), 0}, {1, bits(hot), 0}, {1, bits(none), 0}, {1, bits(hot), policy.Hot}},
+		"three of six":                   {{1, bits(hot), 0}, {1, bits(none), 0}, {1, bits(none), 0}, {1, bits(hot), 0}, {1, bits(none), 0}, {1, bits(hot), 0}},
+		"each reason of the hardware":    {{1, bits(0x8), 0}, {1, bits(0x80), 0}, {1, bits(0x40), policy.Hot}},
+		"it stays for half a minute":     {{1, bits(hot), 0}, {1, bits(hot), 0}, {1, bits(hot), policy.Hot}, {29, bits(none), policy.Hot}, {1, bits(none), policy.NoStrain}},
+		"and another spike renews it":    {{1, bits(hot), 0}, {1, bits(hot), 0}, {1, bits(hot), policy.Hot}, {29, bits(hot), policy.Hot}, {29, bits(none), policy.Hot}, {1, bits(none), 0}},
+		"the driver's slowdown":          {{1, bits(warm), 0}, {1, bits(warm), 0}, {1, bits(warm), policy.Warm}},
+		"both are the worse":             {{1, bits(warm | hot), 0}, {1, bits(warm | hot), 0}, {1, bits(warm | hot), policy.Hot}},
+		"a busy GPU at its power cap":    {{1, bits(powerCap), 0}, {1, bits(powerCap), 0}, {1, bits(powerCap), 0}, {1, bits(powerCap), 0}},
+		"2 °C to go is warm at once":     {{1, policy.GPUSample{Margin: policy.Known(2)}, policy.Warm}, {29, policy.GPUSample{Margin: policy.Known(20)}, policy.Warm}, {1, policy.GPUSample{}, 0}},
+		"another process comes and goes": {{1, free(8 * gib), 0}, {1, free(7.1 * gib), 0}, {1, free(6.9 * gib), policy.ForeignMemory}, {1, free(7.4 * gib), policy.ForeignMemory}, {1, free(7.6 * gib), 0}},
+		"next to nothing is left":        {{1, free(0.2 * gib), policy.ForeignMemory}},
+		"unknown memory":                 {{1, free(8 * gib), 0}, {1, policy.GPUSample{}, 0}},
+		"memory of a fresh allocation":   {{1, free(0.3 * gib), 0}, {1, free(0.3 * gib), 0}},
 	} {
 		var w policy.StrainWatch
 		now := noon
@@ -352,7 +352,7 @@ func TestStrain(t *testing.T) {
 	var w policy.StrainWatch
 	w.Add(free(20*gib), false, noon)
 	if got := w.Add(free(0.1*gib), false, noon); got != policy.NoStrain {
-		t.Errorf("an engine that takes memory on demand is its own neighbour: %q", got)
+		t.Errorf("an engine that allocates on demand counts as another process: %q", got)
 	}
 }
 
@@ -373,7 +373,7 @@ func TestFreshness(t *testing.T) {
 	}
 }
 
-// A worker whose KV cache is nearly full takes a few more, and says why.
+// A worker whose KV cache is nearly full takes a few more requests, and says what binds it.
 func ExampleSignals_Capacity() {
 	s := policy.Signals{
 		InFlight: 30, Slots: 64, Limit: 48, Tokens: 1200, EngineSlots: 64, KVTokens: 60_000,

@@ -7,17 +7,17 @@ import (
 	"time"
 )
 
-// Condition is a comparison of the two sides, such as "error_rate>1%" or
-// "p95_ttft>1.5x"; see ParseCondition.
+// Condition compares the two sides of a shift, for example "error_rate>1%" or "p95_ttft>1.5x"; see
+// ParseCondition.
 type Condition string
 
 // Test is a parsed Condition.
 type Test struct {
 	name     string
 	metric   Metric
-	quantile float64 // of a metric; 0: the error rate
-	bound    float64 // a rate, seconds, or how many times the stable side's
-	relative bool    // the latter
+	quantile float64 // of the metric; 0 for the error rate
+	bound    float64 // a rate, seconds, or a multiple of the stable side's value
+	relative bool    // bound is a multiple of the stable side's value
 	text     string  // the bound as it was written
 }
 
@@ -25,10 +25,10 @@ const errorRate = "error_rate"
 
 var quantiles = map[string]float64{"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
-// ParseCondition reads a condition, METRIC>NUMBER and a unit. Metrics are
-// error_rate and p50_, p95_ and p99_ of ttft and e2e. With x the bound is that
-// many times the stable side's value; with % (of a rate), ms or s (of a time) it
-// is the value itself. Times are as exact as Side.Quantile is.
+// ParseCondition parses a condition of the form METRIC>NUMBER and a unit. Metrics are error_rate,
+// and p50_, p95_ and p99_ of ttft and e2e. With the unit x the bound is a multiple of the stable
+// side's value; with % (for a rate), ms or s (for a time) it is absolute. Times are as exact as
+// Side.Quantile is.
 func ParseCondition(s string) (Test, error) {
 	bad := func(format string, args ...any) (Test, error) {
 		return Test{}, fmt.Errorf("%q: %s, such as error_rate>1%% or p95_ttft>1.5x", s, fmt.Sprintf(format, args...))
@@ -65,7 +65,7 @@ func ParseCondition(s string) (Test, error) {
 	case t.quantile == 0 && unit == "%":
 		t.bound = n / 100
 		if n >= 100 {
-			return bad("a rate is never above 100 percent: want less")
+			return bad("the rate must be below 100 percent")
 		}
 	case t.quantile > 0 && unit == "ms":
 		t.bound = n / 1000
@@ -82,12 +82,11 @@ func ParseCondition(s string) (Test, error) {
 	return t, nil
 }
 
-// Fails says whether the condition holds for a canary, and both values in words.
-// It says false, and nothing, when there is no value to compare; how many
-// answers stand behind the values is for the caller to judge.
+// Fails reports whether the condition holds for a canary, and both values as text. It returns false
+// and no text when there is no value to compare. The caller decides how many answers are enough.
 //
-// A stable side without an error counts as if it had one: so many answers do not
-// show a rate below that, and any multiple of 0 is 0.
+// A stable side without an error counts as if it had one: so few answers cannot show a lower rate,
+// and any multiple of 0 is 0.
 func (t Test) Fails(canary, stable Side) (fails bool, why string) {
 	if t.sample(canary) == 0 || t.relative && t.sample(stable) == 0 {
 		return false, ""
@@ -98,21 +97,21 @@ func (t Test) Fails(canary, stable Side) (fails bool, why string) {
 		base, text := t.value(stable, 1)
 		bound, limit = t.bound*base, t.text+" "+text
 	}
-	if value > bound*(1+1e-9) { // 1.1 · 0.1 is not above 0.11
+	if value > bound*(1+1e-9) { // the tolerance keeps 1.1 · 0.1 from exceeding 0.11
 		return true, t.name + " " + is + " > " + limit
 	}
 	return false, t.name + " " + is + " ≤ " + limit
 }
 
-// sample is how many of a side's answers the test looks at.
+// sample is how many of a side's answers the test uses.
 func (t Test) sample(s Side) int {
 	if t.quantile > 0 {
-		return s.Answers() - s.Errors() // only these are timed
+		return s.Answers() - s.Errors() // times of errors are not recorded
 	}
 	return s.Answers()
 }
 
-// value is what the test looks at, as a number and in words.
+// value is the tested value, as a number and as text.
 func (t Test) value(s Side, leastErrors int) (float64, string) {
 	if t.quantile > 0 {
 		d, _ := s.Quantile(t.metric, t.quantile)
@@ -131,5 +130,5 @@ type Metric string
 
 const (
 	TTFT Metric = "ttft" // until the first byte of the answer
-	E2E  Metric = "e2e"  // until its last
+	E2E  Metric = "e2e"  // until the last byte of the answer
 )

@@ -6,59 +6,54 @@ import (
 	"time"
 )
 
-// Fair is where requests wait by tenant. The tenant that has been served the
-// fewest tokens is next, and within a tenant the request that came first, so
-// that a tenant that floods waits behind itself. The zero value is ready. It is
-// not safe for concurrent use. Push, Pop and Remove take O(log tenants).
+// Fair is a queue of requests by tenant. The tenant that was served the fewest tokens is next, and
+// within a tenant the oldest request, so a flooding tenant waits behind itself. The zero value is
+// ready to use. It is not safe for concurrent use. Push, Pop and Remove take O(log tenants).
 //
-// While two tenants both have requests waiting, they are served the same number
-// of tokens to within the largest request and the credit. A tenant that had
-// nothing waiting for a while comes back with a credit of fairCredit mean
-// requests: until that is spent it goes ahead of those that always have, and
-// among those with a credit who came first is first. Then it takes turns.
-// Without the credit every request of a tenant that asks now and then would wait
-// for one of each of the others. With more, a tenant that begins to flood would
-// stop the others for as long. What a tenant was served beyond its part is not
-// forgotten while the others wait: otherwise one that sends its next request
-// when the last is gone would get a request for each of the others', however
-// large its own are.
+// While two tenants both have requests waiting, they are served the same number of tokens, to
+// within the largest request and the burst. A tenant that had nothing waiting for a while comes
+// back with a burst of fairBurst mean requests: until it is used up, the tenant goes ahead of those
+// that always have requests waiting; among tenants with a burst the oldest request is first. After
+// that it is served in turn. Without the burst, every request of an occasional tenant would wait
+// for one request of each of the others. With a larger one, a tenant that starts to flood would
+// stop the others for longer. What a tenant was served beyond its share is remembered while the
+// others wait: otherwise a tenant that sends its next request when the last one has left would get
+// one request for each of the others', however large its own are.
 //
-// This is the virtual token counter of Sheng et al., Fairness in Serving Large
-// Language Models, 2024, with that credit. Deficit round robin needs a quantum,
-// and no quantum suits requests that differ a thousandfold: of the size of the
-// largest, a turn is a thousand small requests long and whoever comes back waits
-// for all of them; of the size of the small ones, a large one takes a thousand
-// rounds.
+// This is the virtual token counter of Sheng et al., Fairness in Serving Large Language Models,
+// 2024, with the burst added. Deficit round robin needs a quantum, and no quantum suits requests
+// whose sizes differ a thousandfold: with the size of the largest, one round is a thousand small
+// requests long and a returning tenant waits for all of them; with the size of the small ones, a
+// large request takes a thousand rounds.
 type Fair[T any] struct {
-	lines   map[string]*line[T]
-	ahead   lineHeap[T] // lines with requests and a credit, by what came first
-	waiting lineHeap[T] // the others with requests, the least served first
-	idle    lineHeap[T] // lines without requests, kept for what they were served
-	level   uint64      // the most that a tenant had been served when its turn came
-	order   uint64      // of the last request
-	mean    uint64      // cost of a request, of late
-	n       int         // requests that wait
-	base    uint64      // the level at which all began anew
-	kept    bool        // see Keep
-	joined  bool        // the level is that of the others too
+	tenants map[string]*tenantQueue[T]
+	ahead   tenantHeap[T] // tenants with waiting requests and a burst, by oldest request
+	waiting tenantHeap[T] // other tenants with waiting requests, least served first
+	idle    tenantHeap[T] // tenants without waiting requests, kept for what they were served
+	level   uint64        // the most that a tenant had been served when it was next
+	order   uint64        // of the last request
+	mean    uint64        // moving average of the cost of a request
+	n       int           // waiting requests
+	base    uint64        // the level at the last reset
+	kept    bool          // set by Keep
+	raised  bool          // the level has been raised to that of the other gateways
 }
 
-// fairBurst is about how many requests a person or a program has under way that
-// does not mean to flood.
+// fairBurst is about how many requests a person or a program that does not flood has under way.
 const fairBurst = 16
 
-// minBurst is the credit, in mean requests, with which a tenant goes ahead.
-// What gateways tell each other of a tenant that always has requests waiting is
-// late by less.
+// minBurst is the smallest burst, in mean requests, with which a tenant goes ahead. The reports
+// between gateways about a tenant that always has requests waiting lag by less.
 const minBurst = fairBurst / 4
 
-// line is one tenant's requests.
-type line[T any] struct {
-	tenant      string
-	served      uint64       // tokens, from where it began
-	burst       bool         // it came back with one
-	in          *lineHeap[T] // where it is
-	index       int          // and at which place
+// tenantQueue holds one tenant's requests.
+type tenantQueue[T any] struct {
+	tenant string
+	// served is the number of tokens since the queue was created, starting at the floor.
+	served      uint64
+	burst       bool           // the tenant came back with a burst
+	in          *tenantHeap[T] // the heap that the queue is in
+	index       int            // its index there
 	first, last *Ticket[T]
 	n           int
 }
@@ -68,12 +63,11 @@ type Ticket[T any] struct {
 	item       T
 	cost       uint64
 	order      uint64
-	line       *line[T] // nil when it waits no more
+	queue      *tenantQueue[T] // nil when the request no longer waits
 	prev, next *Ticket[T]
 }
 
-// Push puts a request behind its tenant's others. The cost is in tokens; below
-// 1 it counts as 1.
+// Push adds a request behind its tenant's others. The cost is in tokens; below 1 it counts as 1.
 func (f *Fair[T]) Push(tenant string, cost int, item T) *Ticket[T] {
 	f.order++
 	t := &Ticket[T]{item: item, cost: uint64(max(cost, 1)), order: f.order}
@@ -81,231 +75,227 @@ func (f *Fair[T]) Push(tenant string, cost int, item T) *Ticket[T] {
 		f.mean = t.cost
 	}
 	f.mean = max((15*f.mean+t.cost)/16, 1)
-	l := f.line(tenant)
-	t.line, t.prev = l, l.last
-	if l.last != nil {
-		l.last.next = t
+	q := f.queue(tenant)
+	t.queue, t.prev = q, q.last
+	if q.last != nil {
+		q.last.next = t
 	} else {
-		l.first = t
+		q.first = t
 	}
-	l.last = t
+	q.last = t
 	f.n++
-	if l.n++; l.n == 1 {
-		l.burst = l.served+minBurst*f.mean <= f.level
-		f.place(l)
+	if q.n++; q.n == 1 {
+		q.burst = q.served+minBurst*f.mean <= f.level
+		f.place(q)
 	}
 	return t
 }
 
-// Pop takes out the request whose turn it is; false if none waits.
+// Pop removes and returns the next request, or false if none waits.
 func (f *Fair[T]) Pop() (item T, ok bool) {
 	if f.n == 0 {
 		return item, false
 	}
-	l := f.next()
-	t := l.first
+	q := f.next()
+	t := q.first
 	item = t.item
-	f.level = max(f.level, l.served)
-	l.served += t.cost
+	f.level = max(f.level, q.served)
+	q.served += t.cost
 	f.unlink(t)
 	f.prune()
 	return item, true
 }
 
-func (f *Fair[T]) next() *line[T] {
-	if len(f.ahead.lines) > 0 {
-		return f.ahead.lines[0]
+func (f *Fair[T]) next() *tenantQueue[T] {
+	if len(f.ahead.queues) > 0 {
+		return f.ahead.queues[0]
 	}
-	return f.waiting.lines[0]
+	return f.waiting.queues[0]
 }
 
-// Ahead says whether the next request is of a tenant that has a credit.
-func (f *Fair[T]) Ahead() bool { return len(f.ahead.lines) > 0 }
+// Ahead reports whether the next request belongs to a tenant with a burst.
+func (f *Fair[T]) Ahead() bool { return len(f.ahead.queues) > 0 }
 
-// Next is the request whose turn it is, what its tenant has been served, and by
-// how much that grows with each turn while nobody comes or goes; false if none
-// waits.
+// Next returns the next request, the tokens that its tenant has been served, and by how much that
+// grows with each release while no tenant comes or goes; false if no request waits.
 func (f *Fair[T]) Next() (item T, served, step uint64, ok bool) {
 	if f.n == 0 {
 		return item, 0, 0, false
 	}
-	l, tenants := f.next(), uint64(len(f.ahead.lines)+len(f.waiting.lines))
-	return l.first.item, l.served, max(f.mean/tenants, 1), true
+	q, tenants := f.next(), uint64(len(f.ahead.queues)+len(f.waiting.queues))
+	return q.first.item, q.served, max(f.mean/tenants, 1), true
 }
 
-// Several Fairs may be one: each then has a part of the requests, and each is
-// told what the others served. Keep says whether there are others where requests
-// wait: until there are none, what was served is not forgotten when none waits
-// here.
+// Keep says whether other gateways have requests waiting in the same queue. Each gateway's Fair
+// then holds a part of the requests, and each is told what the others served. While there are
+// others, what was served is remembered even when no request waits here.
 func (f *Fair[T]) Keep(kept bool) {
 	if f.kept = kept; !kept && f.n == 0 {
 		f.reset()
 	}
 }
 
-// Charge counts tokens that a tenant was served without a turn here.
+// Charge adds tokens that a tenant was served through another gateway or without waiting here.
 func (f *Fair[T]) Charge(tenant string, tokens uint64) {
-	l := f.line(tenant)
-	l.served += tokens
-	f.place(l)
+	q := f.queue(tenant)
+	q.served += tokens
+	f.place(q)
 	f.prune()
 }
 
-// Level is how far service has come.
+// Level is how far service has come, in tokens per tenant.
 func (f *Fair[T]) Level() uint64 { return f.level }
 
-// Raise takes the word of another Fair for how far service has come. Who waits
-// is as far behind as that makes it; but what was served before all began anew
-// here is no part of it.
+// Raise adopts the level of another gateway. A tenant that waits here falls behind by the
+// difference, except on the first call after a reset: what was served before the reset does not
+// count.
 func (f *Fair[T]) Raise(level uint64) {
 	by := level - min(f.level, level)
-	if !f.joined {
-		for _, l := range f.lines {
-			l.served += by
+	if !f.raised {
+		for _, q := range f.tenants {
+			q.served += by
 		}
 		f.base += by
 	}
 	f.level += by
-	f.joined = true
+	f.raised = true
 }
 
-// prune forgets who would begin at the floor anyway.
+// prune forgets idle tenants that would start at the floor anyway.
 func (f *Fair[T]) prune() {
-	for len(f.idle.lines) > 0 && f.idle.lines[0].served <= f.floor() {
-		delete(f.lines, heap.Pop(&f.idle).(*line[T]).tenant)
+	for len(f.idle.queues) > 0 && f.idle.queues[0].served <= f.floor() {
+		delete(f.tenants, heap.Pop(&f.idle).(*tenantQueue[T]).tenant)
 	}
 }
 
-// reset makes all begin anew.
+// reset forgets what all tenants were served.
 func (f *Fair[T]) reset() {
 	*f = Fair[T]{mean: f.mean, level: f.level, base: f.level, kept: f.kept}
 }
 
-// floor is where a tenant begins that had nothing waiting.
+// floor is where a tenant without waiting requests starts.
 func (f *Fair[T]) floor() uint64 { return f.level - min(f.level-f.base, fairBurst*f.mean) }
 
-// Remove takes a request out that is not wanted any more, at no cost for its
-// tenant. It says false if the request does not wait.
+// Remove removes a request that is no longer wanted, at no cost for its tenant. It returns false if
+// the request does not wait.
 func (f *Fair[T]) Remove(t *Ticket[T]) bool {
-	if t.line == nil {
+	if t.queue == nil {
 		return false
 	}
 	f.unlink(t)
 	return true
 }
 
-// Len is how many requests wait.
+// Len is the number of waiting requests.
 func (f *Fair[T]) Len() int { return f.n }
 
-// Waiting is how many requests of a tenant wait.
+// Waiting is the number of a tenant's waiting requests.
 func (f *Fair[T]) Waiting(tenant string) int {
-	if l := f.lines[tenant]; l != nil {
-		return l.n
+	if q := f.tenants[tenant]; q != nil {
+		return q.n
 	}
 	return 0
 }
 
-// line is the tenant's. One that had nothing waiting begins no lower than the
-// floor.
-func (f *Fair[T]) line(tenant string) *line[T] {
-	l := f.lines[tenant]
-	if l == nil {
-		if f.lines == nil {
-			f.lines = make(map[string]*line[T])
-			f.ahead.first = true
+// queue returns a tenant's queue. A queue without waiting requests starts no lower than the floor.
+func (f *Fair[T]) queue(tenant string) *tenantQueue[T] {
+	q := f.tenants[tenant]
+	if q == nil {
+		if f.tenants == nil {
+			f.tenants = make(map[string]*tenantQueue[T])
+			f.ahead.byArrival = true
 		}
-		l = &line[T]{tenant: tenant}
-		f.lines[tenant] = l
+		q = &tenantQueue[T]{tenant: tenant}
+		f.tenants[tenant] = q
 	}
-	if l.n == 0 {
-		l.served = max(l.served, f.floor())
+	if q.n == 0 {
+		q.served = max(q.served, f.floor())
 	}
-	return l
+	return q
 }
 
-// place puts a line where it belongs by now.
-func (f *Fair[T]) place(l *line[T]) {
-	if l.in != nil {
-		heap.Remove(l.in, l.index)
+// place moves a queue to the heap that it belongs in now.
+func (f *Fair[T]) place(q *tenantQueue[T]) {
+	if q.in != nil {
+		heap.Remove(q.in, q.index)
 	}
 	switch {
-	case l.n == 0:
-		l.in = &f.idle
-	case l.burst && l.served < f.level:
-		l.in = &f.ahead
+	case q.n == 0:
+		q.in = &f.idle
+	case q.burst && q.served < f.level:
+		q.in = &f.ahead
 	default:
-		l.in = &f.waiting
+		q.in = &f.waiting
 	}
-	heap.Push(l.in, l)
+	heap.Push(q.in, q)
 }
 
 func (f *Fair[T]) unlink(t *Ticket[T]) {
-	l := t.line
+	q := t.queue
 	if t.prev != nil {
 		t.prev.next = t.next
 	} else {
-		l.first = t.next
+		q.first = t.next
 	}
 	if t.next != nil {
 		t.next.prev = t.prev
 	} else {
-		l.last = t.prev
+		q.last = t.prev
 	}
-	*t = Ticket[T]{} // whoever keeps it keeps nothing else alive
-	l.n--
-	if f.n--; f.n == 0 && !f.kept { // nobody waits for anybody: all begin anew
+	*t = Ticket[T]{} // a ticket that the caller keeps must not keep the rest alive
+	q.n--
+	if f.n--; f.n == 0 && !f.kept { // no request waits, so no tenant is owed anything
 		f.reset()
 		return
 	}
-	f.place(l)
+	f.place(q)
 }
 
-// lineHeap is a heap: see container/heap.
-type lineHeap[T any] struct {
-	lines []*line[T]
-	first bool // by what came first, else by what was served
+// tenantHeap implements container/heap.
+type tenantHeap[T any] struct {
+	queues    []*tenantQueue[T]
+	byArrival bool // by oldest request, otherwise by tokens served
 }
 
-func (h *lineHeap[T]) Len() int { return len(h.lines) }
-func (h *lineHeap[T]) Less(i, j int) bool {
-	a, b := h.lines[i], h.lines[j]
-	if h.first || a.served == b.served && a.n > 0 && b.n > 0 {
+func (h *tenantHeap[T]) Len() int { return len(h.queues) }
+func (h *tenantHeap[T]) Less(i, j int) bool {
+	a, b := h.queues[i], h.queues[j]
+	if h.byArrival || a.served == b.served && a.n > 0 && b.n > 0 {
 		return a.first.order < b.first.order
 	}
 	return a.served < b.served
 }
-func (h *lineHeap[T]) Swap(i, j int) {
-	h.lines[i], h.lines[j] = h.lines[j], h.lines[i]
-	h.lines[i].index, h.lines[j].index = i, j
+func (h *tenantHeap[T]) Swap(i, j int) {
+	h.queues[i], h.queues[j] = h.queues[j], h.queues[i]
+	h.queues[i].index, h.queues[j].index = i, j
 }
-func (h *lineHeap[T]) Push(l any) {
-	l.(*line[T]).index = len(h.lines)
-	h.lines = append(h.lines, l.(*line[T]))
+func (h *tenantHeap[T]) Push(q any) {
+	q.(*tenantQueue[T]).index = len(h.queues)
+	h.queues = append(h.queues, q.(*tenantQueue[T]))
 }
-func (h *lineHeap[T]) Pop() any {
-	last := len(h.lines) - 1
-	l := h.lines[last]
-	h.lines[last] = nil
-	h.lines = h.lines[:last]
-	return l
+func (h *tenantHeap[T]) Pop() any {
+	last := len(h.queues) - 1
+	q := h.queues[last]
+	h.queues[last] = nil
+	h.queues = h.queues[:last]
+	return q
 }
 
 const (
-	// windowTime is longer than it takes from a claim until the next request that
-	// is released for it can be delivered.
+	// windowTime is longer than the time from a claim until the next request that is released for
+	// it can be delivered.
 	windowTime = 10 * time.Millisecond
 
-	// minWindow is for a pool that is full: its next free slot, too, finds a request
-	// that waits in the broker.
+	// minWindow is for a full pool: its next free slot must find a request waiting in the broker
+	// too.
 	minWindow = 1
 )
 
-// Window is how many unclaimed requests a gateway keeps in the broker's queue
-// for a tier and a pool: its part of the pool's free slots, but at least as many
-// as are claimed, at perSecond claims of its requests, while the next one is on
-// its way to the broker, so that a slot that becomes free finds one waiting. The
-// rest waits in the gateway, by tenant: the broker's queue is first in, first
-// out, and what is in it waits for a flood that came before.
+// Window is how many unclaimed requests a gateway keeps in the broker's queue for a tier and a
+// pool: its part of the pool's free slots, and at least as many as are claimed, at perSecond claims
+// of its requests, while the next one is on its way to the broker, so that a freed slot finds one
+// waiting. The rest wait in the gateway, by tenant: the broker's queue is first in, first out, and
+// a request in it waits for a flood that came before.
 func Window(free, gateways int, perSecond float64) int {
 	part := math.Ceil(float64(free) / float64(max(gateways, 1)))
 	leaves := math.Ceil(perSecond * windowTime.Seconds())

@@ -14,10 +14,10 @@ import (
 type waiting struct {
 	tenant string
 	cost   int
-	n      int // of the tenant's
+	n      int // number among the tenant's requests
 }
 
-// crowd is a Fair and what is known of it.
+// crowd is a Fair with a record of what it served.
 type crowd struct {
 	policy.Fair[waiting]
 	pushed map[string]int
@@ -41,7 +41,7 @@ func (c *crowd) pop(t *testing.T) waiting {
 	return w
 }
 
-// spreadOf is how far apart the served tokens are.
+// spreadOf is the largest difference between the tokens served.
 func (c *crowd) spreadOf(tenants ...string) int {
 	low, high := math.MaxInt, 0
 	for _, t := range tenants {
@@ -70,8 +70,8 @@ func TestFairServesTenantsInTurn(t *testing.T) {
 	}
 }
 
-// While all have a backlog, what they were served is equal to within one
-// request at every moment, though requests differ a thousandfold.
+// While all tenants have a backlog, the tokens served are equal to within one request at every
+// moment, though requests differ a thousandfold.
 func TestFairServesTheSameTokens(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	sizes := map[string]func() int{
@@ -100,8 +100,8 @@ func TestFairServesTheSameTokens(t *testing.T) {
 	}
 }
 
-// Who comes for the first time, or after what it had was made up for, waits for
-// at most one request of each other tenant.
+// A tenant that comes for the first time, or after what it was served has been made up for, waits
+// for at most one request of each other tenant.
 func TestFairServesWhoComesWithinOneTurnOfEachOther(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	cost := func() int { return 1 + rnd.IntN(1000) }
@@ -132,8 +132,8 @@ func TestFairServesWhoComesWithinOneTurnOfEachOther(t *testing.T) {
 	}
 }
 
-// Idle time gives little credit: who was away while another was served a lot is
-// served fairCredit mean requests in its place, and no more.
+// Idle time gives a small burst: a tenant that was away while another was served a lot is served
+// fairBurst mean requests in its place, and no more.
 func TestFairGivesLittleCreditForIdleTime(t *testing.T) {
 	c := newCrowd()
 	for range 1000 {
@@ -157,8 +157,8 @@ func TestFairGivesLittleCreditForIdleTime(t *testing.T) {
 	}
 }
 
-// Who asks now and then goes ahead of one who always has requests waiting, and
-// among such the first is first.
+// An occasional tenant goes ahead of one that always has requests waiting; among occasional tenants
+// the first is first.
 func TestFairLetsLightTenantsAhead(t *testing.T) {
 	c := newCrowd()
 	for range 1000 {
@@ -199,14 +199,14 @@ func TestFairRemembersWhatWasServedJustNow(t *testing.T) {
 	}
 }
 
-// Tenants that come and go, so that always one of them waits, do not starve one
-// that was served a large request.
+// Tenants that come and go, so that always one of them waits, do not starve one that was served a
+// large request.
 func TestFairStarvesNobody(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(5, 6))
 	c := newCrowd()
 	const most = 1000
 	tenants := []string{"a", "b", "c", "d", "e"}
-	since := make(map[string]int) // tokens that all were served since the tenant's first began to wait
+	since := make(map[string]int) // tokens served to all since the tenant's first request started to wait
 	for range 50_000 {
 		for _, tenant := range tenants {
 			if c.Waiting(tenant) == 0 && rnd.IntN(3) > 0 {
@@ -230,15 +230,15 @@ func TestFairStarvesNobody(t *testing.T) {
 	}
 }
 
-// Two Fairs that tell each other what they serve serve like one: tenants with a
-// backlog get the same tokens, whichever they wait in, and who asks now and then
-// is ahead, though nobody floods where it waits.
+// Two Fairs that report to each other what they serve act like one: tenants with a backlog get the
+// same tokens, whichever Fair they wait in, and an occasional tenant goes ahead, even if no tenant
+// floods the Fair that it waits in.
 func TestFairsCountTogether(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(9, 10))
 	one, two := newCrowd(), newCrowd()
 	where := map[string]*crowd{"small": one, "large": two}
 	cost := map[string]int{"small": 100, "large": 3000}
-	both := newCrowd() // what all were served
+	both := newCrowd() // what all tenants were served
 	one.Keep(true)
 	two.Keep(true)
 	for tenant, c := range where {
@@ -271,8 +271,8 @@ func TestFairsCountTogether(t *testing.T) {
 	}
 }
 
-// A Fair that was alone until now takes the others' level, and who waits in it
-// neither gains nor loses by that; nor does who comes when all have begun anew.
+// A Fair that was alone until now adopts the others' level. A tenant that waits in it neither gains
+// nor loses by that; nor does one that comes after a reset.
 func TestFairJoinsOthers(t *testing.T) {
 	c := newCrowd()
 	for range 100 {
@@ -289,7 +289,7 @@ func TestFairJoinsOthers(t *testing.T) {
 		c.pop(t)
 	}
 	if c.push("busy", 10); c.Ahead() {
-		t.Error("who comes when nobody waits is ahead")
+		t.Error("a tenant that comes when no request waits is ahead")
 	}
 }
 
@@ -317,7 +317,7 @@ func TestFairRemove(t *testing.T) {
 	}
 }
 
-// Whatever happens, each request comes out once, a tenant's in their order.
+// Whatever happens, each request comes out once, and each tenant's in order.
 func TestFairLosesNothing(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(7, 8))
 	type pushed struct {
@@ -328,7 +328,7 @@ func TestFairLosesNothing(t *testing.T) {
 	for range 100 {
 		c := newCrowd()
 		var all []pushed
-		wait := make(map[string][]int) // by tenant, the numbers of those that wait
+		wait := make(map[string][]int) // by tenant, the numbers of the waiting requests
 		for range 1000 {
 			switch rnd.IntN(5) {
 			case 0, 1:
@@ -376,17 +376,17 @@ func TestWindow(t *testing.T) {
 	for what, c := range map[string]struct {
 		free, gateways int
 		perSecond      float64
-		low, high      int // the limits of what is sensible; what lies between is tuned
+		low, high      int // the range that makes sense; the value inside it is tuned
 	}{
-		"nothing is free":        {0, 1, 0, 1, 2},
-		"one gateway":            {16, 1, 0, 16, 16},
-		"three gateways":         {16, 3, 0, 6, 6},
-		"many gateways":          {16, 100, 0, 1, 2},
-		"it leaves quickly":      {0, 1, 1000, 5, 20},
-		"it leaves slowly":       {16, 1, 100, 16, 16},
-		"nobody has been heard":  {16, 0, 0, 16, 16},
-		"less than none is free": {-1, 1, 0, 1, 2},
-		"beyond reason":          {0, 1, math.Inf(1), 1e6, 1e6},
+		"nothing is free":           {0, 1, 0, 1, 2},
+		"one gateway":               {16, 1, 0, 16, 16},
+		"three gateways":            {16, 3, 0, 6, 6},
+		"many gateways":             {16, 100, 0, 1, 2},
+		"it leaves quickly":         {0, 1, 1000, 5, 20},
+		"it leaves slowly":          {16, 1, 100, 16, 16},
+		"no other gateway is known": {16, 0, 0, 16, 16},
+		"less than none is free":    {-1, 1, 0, 1, 2},
+		"beyond reason":             {0, 1, math.Inf(1), 1e6, 1e6},
 	} {
 		if got := policy.Window(c.free, c.gateways, c.perSecond); got < c.low || got > c.high {
 			t.Errorf("%s: got %d, want %d to %d", what, got, c.low, c.high)
@@ -432,7 +432,7 @@ func BenchmarkFair(b *testing.B) {
 			}
 		})
 	}
-	b.Run("alone", func(b *testing.B) { // nothing else waits
+	b.Run("alone", func(b *testing.B) { // no other request waits
 		var f policy.Fair[string]
 		b.ReportAllocs()
 		for b.Loop() {

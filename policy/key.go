@@ -14,8 +14,8 @@ const (
 	keyIDLength = 10
 )
 
-// KeyID is the id in an API key. False: it is no key of ours. The secret is not
-// looked at, beyond that there is one.
+// KeyID returns the id in an API key, or false if the key is not one of Pulley's. It checks that
+// there is a secret, but not which.
 func KeyID(key string) (id string, ok bool) {
 	rest, ok := strings.CutPrefix(key, keyPrefix)
 	if !ok || len(rest) < keyIDLength+2 || rest[keyIDLength] != '-' || !isKeyID(rest[:keyIDLength]) {
@@ -28,7 +28,7 @@ func isKeyID(id string) bool {
 	return len(id) == keyIDLength && !strings.ContainsFunc(id, func(r rune) bool { return !(r >= '0' && r <= '9' || r >= 'a' && r <= 'z') })
 }
 
-// HashKey is what is stored of an API key.
+// HashKey returns what is stored of an API key.
 func HashKey(key string) string {
 	sum := sha256.Sum256([]byte(key))
 	return hex.EncodeToString(sum[:])
@@ -39,35 +39,35 @@ func isHash(s string) bool {
 	return err == nil && len(b) == sha256.Size
 }
 
-// Key is an API key as it is stored: what it opens, and a hash of its secret.
+// Key is an API key as it is stored: its rights, and a hash of its secret.
 type Key struct {
 	ID     string `json:"id"` // public; part of the key itself
 	Tenant string `json:"tenant"`
-	// Hash is the SHA-256 of the whole key, in hex. A key has 256 random bits, so
-	// that a slow hash would add nothing.
+	// Hash is the SHA-256 of the whole key, in hex. A key has 256 random bits, so a slow hash would
+	// add nothing.
 	Hash string `json:"hash"`
-	// OldHash is that of the key before a rotation, good until OldUntil.
+	// OldHash is the hash of the key before a rotation. It is valid until OldUntil.
 	OldHash  string    `json:"old_hash,omitempty"`
 	OldUntil time.Time `json:"old_until,omitzero"`
 
-	// Tiers that it may ask for; the first serves requests that ask for none.
-	// Default: DefaultTier and those after it.
+	// Tiers are those that the key may ask for; the first one serves requests that ask for none.
+	// Default: DefaultTier and the tiers below it.
 	Tiers []string `json:"tiers,omitempty"`
-	// Models that it may ask for; a trailing * is any ending. Default: all.
+	// Models are those that the key may ask for; a trailing * matches any ending. Default: all.
 	Models []string `json:"models,omitempty"`
 
 	RPM         int `json:"rpm,omitempty"`         // requests per minute; 0: no limit
 	TPM         int `json:"tpm,omitempty"`         // tokens per minute, in and out; 0: no limit
-	Concurrency int `json:"concurrency,omitempty"` // requests at once; 0: no limit
-	// MaxQueueShare is the percentage of a queue that the tenant's requests may
-	// take. Default 0: all of it.
+	Concurrency int `json:"concurrency,omitempty"` // concurrent requests; 0: no limit
+	// MaxQueueShare is the percentage of a queue that the tenant's requests may occupy. Default 0:
+	// all of it.
 	MaxQueueShare int `json:"max_queue_share,omitempty"`
 
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires,omitzero"`
 }
 
-// Check says what is wrong with a key.
+// Check validates a key. The error is an Invalid that lists every problem.
 func (k *Key) Check() error {
 	var c checker
 	if !isKeyID(k.ID) {
@@ -93,7 +93,7 @@ func (k *Key) Check() error {
 	}
 	for _, t := range k.Tiers {
 		if !tierName.MatchString(t) {
-			c.add([]string{"tiers"}, "%q: no name of a tier", t)
+			c.add([]string{"tiers"}, "%q: not a tier name", t)
 		}
 	}
 	for _, m := range k.Models {
@@ -105,7 +105,7 @@ func (k *Key) Check() error {
 	return Invalid{c.problems}
 }
 
-// AllowsModel says whether the key may ask for a model.
+// AllowsModel reports whether the key may ask for a model.
 func (k *Key) AllowsModel(model string) bool {
 	if len(k.Models) == 0 {
 		return true
@@ -118,7 +118,7 @@ func (k *Key) AllowsModel(model string) bool {
 	return false
 }
 
-// AllowsTier says whether the key may ask for a tier of a policy's.
+// AllowsTier reports whether the key may ask for one of a policy's tiers.
 func (k *Key) AllowsTier(tier string, tiers []Tier) bool {
 	if len(k.Tiers) > 0 {
 		return slices.Contains(k.Tiers, tier)
@@ -140,8 +140,7 @@ func (k *Key) DefaultTier() string {
 	return DefaultTier
 }
 
-// Matches says whether a pattern covers a name: equal, or equal up to a
-// trailing *.
+// Matches reports whether a pattern matches a name: equal, or equal up to a trailing *.
 func Matches(pattern, name string) bool {
 	if head, ok := strings.CutSuffix(pattern, "*"); ok {
 		return strings.HasPrefix(name, head)

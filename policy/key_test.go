@@ -26,7 +26,7 @@ func FuzzKeyID(f *testing.F) {
 			t.Errorf("KeyID(%q) = %q: not an id", key, id)
 		}
 		if secret, ok := strings.CutPrefix(key, "sk-pulley-"+id+"-"); !ok || secret == "" {
-			t.Errorf("KeyID(%q) = %q: not what the key begins with", key, id)
+			t.Errorf("KeyID(%q) = %q: not a prefix of the key", key, id)
 		}
 	})
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// full is a sound policy with something of everything.
+// full is a valid policy that uses every feature.
 func full() *policy.Policy {
 	p := policy.Default()
 	p.Pools = map[string]policy.Pool{
@@ -51,7 +51,7 @@ func TestCheckSaysWhatIsWrongAndWhere(t *testing.T) {
 	}
 	for what, c := range map[string]struct {
 		spoil func(*policy.Policy)
-		want  string // how the error begins; empty: none
+		want  string // prefix of the error; empty: none
 	}{
 		"sound":                 {func(*policy.Policy) {}, ""},
 		"the default":           {func(p *policy.Policy) { *p = *policy.Default() }, ""},
@@ -70,42 +70,42 @@ func TestCheckSaysWhatIsWrongAndWhere(t *testing.T) {
 		"no deadline":           {tier(1, func(t *policy.Tier) { t.Deadline = 0 }), "tiers.1.deadline: 0s: must be above 0"},
 		"a wait below none":     {tier(1, func(t *policy.Tier) { t.MaxWait = -1 }), "tiers.1.max_wait: -1ns: must not be negative"},
 
-		"a method that is none":       {pool(func(p *policy.Pool) { p.Balance = "fast" }), `pools.llama.balance: "fast": must be one of [price least-loaded`},
-		"an affinity that is none":    {pool(func(p *policy.Pool) { p.Affinity = "on" }), `pools.llama.affinity: "on": must be auto`},
-		"a stick below none":          {pool(func(p *policy.Pool) { p.StickFor = -1 }), "pools.llama.stick_for: -1ns: must not"},
-		"a stick without affinity":    {pool(func(p *policy.Pool) { p.Affinity = policy.AffinityOff }), "pools.llama.stick_for: needs affinity"},
-		"a pool that helps itself":    {pool(func(p *policy.Pool) { p.Spill[0].Pool = "llama" }), `pools.llama.spill.0.pool: "llama": is the pool itself`},
-		"a pool that helps twice":     {pool(func(p *policy.Pool) { p.Spill = append(p.Spill, p.Spill[0]) }), `pools.llama.spill.1.pool: "llama-eu": named twice`},
-		"a penalty of 10 rungs":       {pool(func(p *policy.Pool) { p.Spill[0].Penalty = 10 }), "pools.llama.spill.0.penalty: 10: must be 0 to 9"},
-		"a pool with a long name":     {func(p *policy.Policy) { p.Pools[strings.Repeat("a", 257)] = policy.Pool{} }, "pools.aaa"},
-		"a pool with a broken name":   {func(p *policy.Policy) { p.Pools["\xff"] = policy.Pool{} }, "pools.\xff: \"\\xff\": a name has 1 to 256 bytes of UTF-8"},
-		"a worker with a bad weight":  {func(p *policy.Policy) { p.Workers["w"] = policy.Worker{Weight: -1} }, "workers.w.weight: -1: must be 0"},
-		"a worker with no weight":     {func(p *policy.Policy) { p.Workers["w"] = policy.Worker{Weight: math.NaN()} }, "workers.w.weight: NaN: must be 0"},
-		"a header with a blank":       {func(p *policy.Policy) { p.SessionHeaders[0] = "X Session" }, `session_headers.0: "X Session": not a header name`},
-		"a route to nowhere":          {route(func(r *policy.Route) { r.To, r.Shift = nil, nil }), "routes.gpt-4o.to: names no pool"},
-		"a route to nothing":          {route(func(r *policy.Route) { r.To[0].Weight, r.To[1].Weight = 0, 0 }), "routes.gpt-4o.to: the weights add up to 0"},
-		"a weight below none":         {route(func(r *policy.Route) { r.To[1].Weight = -1 }), "routes.gpt-4o.to.1.weight: -1: must be 0"},
-		"a weight that is no number":  {route(func(r *policy.Route) { r.To[1].Weight = math.NaN() }), "routes.gpt-4o.to.1.weight: NaN: must be 0"},
-		"a weight without end":        {route(func(r *policy.Route) { r.To[1].Weight = math.Inf(1) }), "routes.gpt-4o.to.1.weight: +Inf: must be 0"},
-		"a target twice":              {route(func(r *policy.Route) { r.To[1].Pool, r.Shift = "llama", nil }), `routes.gpt-4o.to.1.pool: "llama": named twice`},
-		"a target without a name":     {route(func(r *policy.Route) { r.To[1].Pool, r.Shift = "", nil }), `routes.gpt-4o.to.1.pool: "": a name`},
-		"a * in the middle":           {func(p *policy.Policy) { p.Routes["gpt-*-mini"] = p.Routes["gpt-*"] }, `routes.gpt-*-mini: "gpt-*-mini": a * is any ending`},
-		"a mirror of nothing":         {route(func(r *policy.Route) { r.Mirror[0].Percent = 0 }), "routes.gpt-4o.mirror.0.percent: 0: must be above 0"},
-		"a mirror of more than all":   {route(func(r *policy.Route) { r.Mirror[0].Percent = 101 }), "routes.gpt-4o.mirror.0.percent: 101: must be above 0"},
-		"a fallback without a name":   {route(func(r *policy.Route) { r.Fallback[0] = "" }), `routes.gpt-4o.fallback.0: "": a name`},
-		"a bound without a fallback":  {route(func(r *policy.Route) { r.Fallback = nil }), "routes.gpt-4o.fallback_after: needs a fallback"},
-		"a bound below none":          {route(func(r *policy.Route) { r.FallbackAfter = -1 }), "routes.gpt-4o.fallback_after: -1ns: must not"},
-		"sticky by chance":            {route(func(r *policy.Route) { r.StickyBy = "chance" }), `routes.gpt-4o.sticky_by: "chance": must be session`},
-		"a shift to elsewhere":        {shift(func(s *policy.Shift) { s.To = "other" }), `routes.gpt-4o.shift.to: "other": is no pool of the route`},
-		"a shift by nothing":          {shift(func(s *policy.Shift) { s.By = 0 }), "routes.gpt-4o.shift.by: 0: must be 0.01 to 100"},
-		"a shift by more than all":    {shift(func(s *policy.Shift) { s.By = 101 }), "routes.gpt-4o.shift.by: 101: must be"},
-		"a shift without time":        {shift(func(s *policy.Shift) { s.Every = 0 }), "routes.gpt-4o.shift.every: 0s: must be above 0"},
-		"a sample below none":         {shift(func(s *policy.Shift) { s.MinSample = -1 }), "routes.gpt-4o.shift.min_sample: -1: must not"},
-		"a condition that is none":    {shift(func(s *policy.Shift) { s.Abort = append(s.Abort, "slow") }), `routes.gpt-4o.shift.abort.1: "slow": want METRIC>NUMBER`},
-		"a state that is none":        {shift(func(s *policy.Shift) { s.State = "paused" }), `routes.gpt-4o.shift.state: "paused": must be empty`},
-		"nothing to go back to":       {shift(func(s *policy.Shift) { s.Before[0].Weight = 0 }), "routes.gpt-4o.shift.before: the weights add up to 0"},
-		"a bad weight to go back to":  {shift(func(s *policy.Shift) { s.Before[1].Weight = -1 }), "routes.gpt-4o.shift.before.1.weight: -1: must be 0"},
-		"a shift that ended long ago": {shift(func(s *policy.Shift) { s.State, s.To = policy.ShiftAborted, "gone" }), ""},
+		"a method that is none":         {pool(func(p *policy.Pool) { p.Balance = "fast" }), `pools.llama.balance: "fast": must be one of [price least-loaded`},
+		"an affinity that is none":      {pool(func(p *policy.Pool) { p.Affinity = "on" }), `pools.llama.affinity: "on": must be auto`},
+		"a stick below none":            {pool(func(p *policy.Pool) { p.StickFor = -1 }), "pools.llama.stick_for: -1ns: must not"},
+		"a stick without affinity":      {pool(func(p *policy.Pool) { p.Affinity = policy.AffinityOff }), "pools.llama.stick_for: needs affinity"},
+		"a pool that helps itself":      {pool(func(p *policy.Pool) { p.Spill[0].Pool = "llama" }), `pools.llama.spill.0.pool: "llama": is the pool itself`},
+		"a pool that helps twice":       {pool(func(p *policy.Pool) { p.Spill = append(p.Spill, p.Spill[0]) }), `pools.llama.spill.1.pool: "llama-eu": named twice`},
+		"a penalty of 10 rungs":         {pool(func(p *policy.Pool) { p.Spill[0].Penalty = 10 }), "pools.llama.spill.0.penalty: 10: must be 0 to 9"},
+		"a pool with a long name":       {func(p *policy.Policy) { p.Pools[strings.Repeat("a", 257)] = policy.Pool{} }, "pools.aaa"},
+		"a pool with a broken name":     {func(p *policy.Policy) { p.Pools["\xff"] = policy.Pool{} }, "pools.\xff: \"\\xff\": a name has 1 to 256 bytes of UTF-8"},
+		"a worker with a bad weight":    {func(p *policy.Policy) { p.Workers["w"] = policy.Worker{Weight: -1} }, "workers.w.weight: -1: must be 0"},
+		"a worker with no weight":       {func(p *policy.Policy) { p.Workers["w"] = policy.Worker{Weight: math.NaN()} }, "workers.w.weight: NaN: must be 0"},
+		"a header with a blank":         {func(p *policy.Policy) { p.SessionHeaders[0] = "X Session" }, `session_headers.0: "X Session": not a header name`},
+		"a route to nowhere":            {route(func(r *policy.Route) { r.To, r.Shift = nil, nil }), "routes.gpt-4o.to: names no pool"},
+		"a route to nothing":            {route(func(r *policy.Route) { r.To[0].Weight, r.To[1].Weight = 0, 0 }), "routes.gpt-4o.to: the weights add up to 0"},
+		"a weight below none":           {route(func(r *policy.Route) { r.To[1].Weight = -1 }), "routes.gpt-4o.to.1.weight: -1: must be 0"},
+		"a weight that is not a number": {route(func(r *policy.Route) { r.To[1].Weight = math.NaN() }), "routes.gpt-4o.to.1.weight: NaN: must be 0"},
+		"a weight without end":          {route(func(r *policy.Route) { r.To[1].Weight = math.Inf(1) }), "routes.gpt-4o.to.1.weight: +Inf: must be 0"},
+		"a target twice":                {route(func(r *policy.Route) { r.To[1].Pool, r.Shift = "llama", nil }), `routes.gpt-4o.to.1.pool: "llama": named twice`},
+		"a target without a name":       {route(func(r *policy.Route) { r.To[1].Pool, r.Shift = "", nil }), `routes.gpt-4o.to.1.pool: "": a name`},
+		"a * in the middle":             {func(p *policy.Policy) { p.Routes["gpt-*-mini"] = p.Routes["gpt-*"] }, `routes.gpt-*-mini: "gpt-*-mini": a * is allowed only at the end`},
+		"a mirror of nothing":           {route(func(r *policy.Route) { r.Mirror[0].Percent = 0 }), "routes.gpt-4o.mirror.0.percent: 0: must be above 0"},
+		"a mirror of more than all":     {route(func(r *policy.Route) { r.Mirror[0].Percent = 101 }), "routes.gpt-4o.mirror.0.percent: 101: must be above 0"},
+		"a fallback without a name":     {route(func(r *policy.Route) { r.Fallback[0] = "" }), `routes.gpt-4o.fallback.0: "": a name`},
+		"a bound without a fallback":    {route(func(r *policy.Route) { r.Fallback = nil }), "routes.gpt-4o.fallback_after: needs a fallback"},
+		"a bound below none":            {route(func(r *policy.Route) { r.FallbackAfter = -1 }), "routes.gpt-4o.fallback_after: -1ns: must not"},
+		"sticky by chance":              {route(func(r *policy.Route) { r.StickyBy = "chance" }), `routes.gpt-4o.sticky_by: "chance": must be session`},
+		"a shift to elsewhere":          {shift(func(s *policy.Shift) { s.To = "other" }), `routes.gpt-4o.shift.to: "other": not a pool of the route`},
+		"a shift by nothing":            {shift(func(s *policy.Shift) { s.By = 0 }), "routes.gpt-4o.shift.by: 0: must be 0.01 to 100"},
+		"a shift by more than all":      {shift(func(s *policy.Shift) { s.By = 101 }), "routes.gpt-4o.shift.by: 101: must be"},
+		"a shift without time":          {shift(func(s *policy.Shift) { s.Every = 0 }), "routes.gpt-4o.shift.every: 0s: must be above 0"},
+		"a sample below none":           {shift(func(s *policy.Shift) { s.MinSample = -1 }), "routes.gpt-4o.shift.min_sample: -1: must not"},
+		"a condition that is none":      {shift(func(s *policy.Shift) { s.Abort = append(s.Abort, "slow") }), `routes.gpt-4o.shift.abort.1: "slow": want METRIC>NUMBER`},
+		"a state that is none":          {shift(func(s *policy.Shift) { s.State = "paused" }), `routes.gpt-4o.shift.state: "paused": must be empty`},
+		"nothing to go back to":         {shift(func(s *policy.Shift) { s.Before[0].Weight = 0 }), "routes.gpt-4o.shift.before: the weights add up to 0"},
+		"a bad weight to go back to":    {shift(func(s *policy.Shift) { s.Before[1].Weight = -1 }), "routes.gpt-4o.shift.before.1.weight: -1: must be 0"},
+		"a shift that ended long ago":   {shift(func(s *policy.Shift) { s.State, s.To = policy.ShiftAborted, "gone" }), ""},
 	} {
 		p := full()
 		c.spoil(p)
@@ -215,7 +215,7 @@ func TestKeyCheck(t *testing.T) {
 		"fewer than no tokens":      {func(k *policy.Key) { k.TPM = -1 }, "tpm: -1: must be 0"},
 		"fewer than none at once":   {func(k *policy.Key) { k.Concurrency = -1 }, "concurrency: -1: must be 0"},
 		"more than the whole queue": {func(k *policy.Key) { k.MaxQueueShare = 101 }, "max_queue_share: 101: must be 0 to 100"},
-		"a tier that cannot be":     {func(k *policy.Key) { k.Tiers = []string{"Gold"} }, `tiers: "Gold": no name of a tier`},
+		"a tier that cannot be":     {func(k *policy.Key) { k.Tiers = []string{"Gold"} }, `tiers: "Gold": not a tier name`},
 		"a model without a name":    {func(k *policy.Key) { k.Models = []string{""} }, `models: "": a name`},
 	} {
 		k := policy.Key{ID: "0123456789", Tenant: "acme", Hash: strings.Repeat("0a", 32), Tiers: []string{"batch"}, Models: []string{"gpt-*"}}

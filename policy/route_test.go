@@ -60,7 +60,7 @@ func TestFindWithoutRoutes(t *testing.T) {
 	}
 }
 
-// FuzzFind compares with a look at every route.
+// FuzzFind compares Find with a search through every route.
 func FuzzFind(f *testing.F) {
 	f.Add("a*,ab*,abc,b*", "abcd")
 	f.Add("*,a*,aa*,aaa*,ab", "aab")
@@ -187,7 +187,7 @@ func TestSpreadIsSharedByGoroutines(t *testing.T) {
 	}
 }
 
-// Hashes that differ by little must not get points that do.
+// Similar hashes must get distant points.
 func TestPointOfSpreadsHashes(t *testing.T) {
 	for what, hash := range map[string]func(i uint64) uint64{
 		"counted":          func(i uint64) uint64 { return i },
@@ -204,7 +204,7 @@ func TestPointOfSpreadsHashes(t *testing.T) {
 			parts[int(p*10)]++
 		}
 		for _, got := range parts {
-			if got < 850 || got > 1150 { // five times the deviation of chance
+			if got < 850 || got > 1150 { // five standard deviations
 				t.Errorf("%s: got %v, want about 1000 each", what, parts)
 			}
 		}
@@ -222,8 +222,8 @@ func ExamplePick() {
 	// Output: 9001 999
 }
 
-// large is a policy of 1 000 routes, half of them patterns, 200 pools and 50
-// tiers, and models of each kind that ask for it.
+// large is a policy of 1 000 routes, half of them patterns, 200 pools and 50 tiers, with models of
+// each kind.
 func large() (p *policy.Policy, models, tiers []string) {
 	p = policy.Default()
 	p.Pools = make(map[string]policy.Pool)
@@ -252,7 +252,7 @@ func large() (p *policy.Policy, models, tiers []string) {
 func BenchmarkFind(b *testing.B) {
 	p, models, _ := large()
 	r := policy.NewRouter(p)
-	nested := policy.Default() // a, aa, aaa and so on: each model has them all
+	nested := policy.Default() // a, aa, aaa and so on: every pattern matches each model
 	nested.Routes = make(map[string]policy.Route)
 	for i := range 250 {
 		nested.Routes[strings.Repeat("a", i)+"*"] = policy.Route{}
@@ -278,7 +278,7 @@ func BenchmarkFind(b *testing.B) {
 	}
 }
 
-// BenchmarkAdmission is what the policy's size costs a request.
+// BenchmarkAdmission measures what the size of the policy costs a request.
 func BenchmarkAdmission(b *testing.B) {
 	p, models, tiers := large()
 	r := policy.NewRouter(p)

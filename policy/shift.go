@@ -9,23 +9,22 @@ import (
 	"time"
 )
 
-// Shift moves a route's weight to one of its pools step by step, and back if
-// that pool does worse.
+// Shift moves a route's weight to one of its pools step by step, and back if that pool does worse.
 type Shift struct {
 	To    string      `json:"to" yaml:"to"`
-	By    float64     `json:"by" yaml:"by"` // percent of all requests for each step
+	By    float64     `json:"by" yaml:"by"` // percent of all requests per step
 	Every Duration    `json:"every" yaml:"every"`
 	Abort []Condition `json:"abort,omitempty" yaml:"abort,omitempty"`
-	// MinSample is how many answers each side needs before a step is judged.
-	// A step that lacks them waits. Default DefaultMinSample.
+	// MinSample is how many answers each side needs before a step is judged. A step that lacks them
+	// waits. Default DefaultMinSample.
 	MinSample int `json:"min_sample,omitempty" yaml:"min_sample,omitempty"`
 
-	// What has become of it. State is empty while it runs.
+	// The progress of the shift. State is empty while it runs.
 	State  ShiftState `json:"state,omitempty" yaml:"state,omitempty"`
 	Reason string     `json:"reason,omitempty" yaml:"reason,omitempty"` // why it ended
-	Since  time.Time  `json:"since,omitzero" yaml:"since,omitempty"`    // when the present step began, or the shift ended
-	// Before is the weights to go back to. It is empty until the first step of a
-	// shift that was written down without them.
+	Since  time.Time  `json:"since,omitzero" yaml:"since,omitempty"`    // when the present step started, or the shift ended
+	// Before holds the weights to restore. It is empty until the first step of a shift that was
+	// written without it.
 	Before []Target `json:"before,omitempty" yaml:"before,omitempty"`
 }
 
@@ -41,7 +40,7 @@ const (
 // DefaultMinSample makes an error rate of 1 % visible more often than not.
 const DefaultMinSample = 100
 
-// minBy keeps a step above what weights are rounded to.
+// minBy keeps a step above the rounding of weights.
 const minBy = 0.01
 
 func (s *Shift) check(r Route) []Problem {
@@ -52,7 +51,7 @@ func (s *Shift) check(r Route) []Problem {
 	switch s.State {
 	case ShiftRunning:
 		if indexOf(r.To, s.To) < 0 {
-			add("to", "%q: is no pool of the route", s.To)
+			add("to", "%q: not a pool of the route", s.To)
 		}
 	case ShiftDone, ShiftAborted:
 	default:
@@ -78,14 +77,13 @@ func (s *Shift) check(r Route) []Problem {
 		}
 	}
 	if len(s.Before) > 0 && !(sumOf(s.Before) > 0) {
-		add("before", "the weights add up to 0: there is nothing to go back to")
+		add("before", "the weights add up to 0: there is nothing to restore")
 	}
 	return ps
 }
 
-// NewShift begins a shift of a route that has a pool with a weight. If the
-// shift's pool is none of the route's it comes in with weight 0. The first step
-// is Step's.
+// NewShift starts a shift of a route that has a pool with a weight. If the shift's pool is not one
+// of the route's, it is added with weight 0. Step makes the first step.
 func NewShift(r Route, s Shift, now time.Time) Route {
 	r.To = withTarget(r.To, s.To)
 	s.State, s.Reason = ShiftRunning, ""
@@ -95,26 +93,22 @@ func NewShift(r Route, s Shift, now time.Time) Route {
 	return r
 }
 
-// Step is what a running shift does now, given how the requests did that were
-// routed since its present step began: those to its pool, the canary, and those
-// to all other pools of the route together, the stable side. what says in words
-// what has changed; it is empty if nothing has.
+// Step advances a running shift. canary describes the answers, since the present step started, of
+// the shift's pool; stable those of all other pools of the route together. what says in words what
+// has changed and is empty if nothing has.
 //
-//   - A pool that gets nothing yet gets its first part at once.
-//   - A condition that holds aborts the shift at once: the weights are those
-//     before it. It is looked at when each side that it compares has MinSample
-//     answers that it can count.
-//   - When the step has lasted for Every, each side has MinSample answers and
-//     every condition was looked at, the pool gets By percent of all requests
-//     more, and the others less in proportion. A step that lacks answers waits,
-//     for as long as it takes.
-//   - With all requests on the pool the stable side has nothing to compare with,
-//     so that conditions with x are left out. When that step has lasted too, the
-//     shift is done.
+//   - A pool that gets no requests yet gets its first part at once.
+//   - A condition that holds aborts the shift at once and restores the weights from before it. A
+//     condition is evaluated when each side that it compares has MinSample answers that it can use.
+//   - When the step has lasted for Every, each side has MinSample answers and every condition was
+//     evaluated, the pool gets By percent of all requests more, and the others less in proportion.
+//     A step that lacks answers waits for as long as it takes.
+//   - With all requests on the pool the stable side has nothing to compare with, so conditions with
+//     x are skipped. When that step has lasted too, the shift is done.
 //
-// Conditions are looked at again with every call, so that chance has many
-// throws: a bound near to what is usual will be met some time, the sooner the
-// smaller MinSample is. p99 of 100 answers is the second largest of them.
+// Conditions are evaluated again on every call, which gives chance many opportunities: a bound
+// close to the usual value will be exceeded at some time, the sooner the smaller MinSample is. The
+// p99 of 100 answers is their second largest.
 func (r Route) Step(canary, stable Side, now time.Time) (next Route, what string) {
 	if !r.shifting() {
 		return r, ""
@@ -134,8 +128,8 @@ func (r Route) Step(canary, stable Side, now time.Time) (next Route, what string
 	return r.StepNow(now)
 }
 
-// StepNow is the next step of a running shift, or its end after the last,
-// whatever the answers say.
+// StepNow makes the next step of a running shift, or ends it after the last one, whatever the
+// answers say.
 func (r Route) StepNow(now time.Time) (next Route, what string) {
 	if !r.shifting() {
 		return r, ""
@@ -164,14 +158,14 @@ func (r Route) Promote(now time.Time) (next Route, what string) {
 	return r.ended(ShiftDone, "promoted", withShare(r.To, r.Shift.To, 100), now), what
 }
 
-// AbortShift ends a running shift with the weights as they were before it.
+// AbortShift ends a running shift and restores the weights from before it.
 func (r Route) AbortShift(reason string, now time.Time) (next Route, what string) {
 	if !r.shifting() {
 		return r, ""
 	}
 	before := r.Shift.Before
 	if !(sumOf(before) > 0) {
-		before = r.To // it has not made a step
+		before = r.To // no step was made yet
 	}
 	what = fmt.Sprintf("aborted at %.4g %% to %s: %s", r.share(), r.Shift.To, reason)
 	return r.ended(ShiftAborted, reason, before, now), what
@@ -187,7 +181,7 @@ func (r Route) ended(state ShiftState, reason string, to []Target, now time.Time
 	return r
 }
 
-// share is the part of the requests, in percent, that the shift's pool gets.
+// share is the percentage of the requests that the shift's pool gets.
 func (r Route) share() float64 {
 	i, sum := indexOf(r.To, r.Shift.To), sumOf(r.To)
 	if i < 0 || sum == 0 {
@@ -196,8 +190,8 @@ func (r Route) share() float64 {
 	return roundWeight(100 * r.To[i].Weight / sum)
 }
 
-// withShare is the targets with share percent on one pool and the rest on the
-// others in proportion.
+// withShare returns the targets with share percent on one pool and the rest on the others in
+// proportion.
 func withShare(to []Target, pool string, share float64) []Target {
 	to = withTarget(to, pool)
 	at := indexOf(to, pool)
@@ -216,15 +210,14 @@ func withShare(to []Target, pool string, share float64) []Target {
 		}
 	}
 	if most >= 0 {
-		to[most].Weight = roundWeight(to[most].Weight + rest) // what rounding has left over
+		to[most].Weight = roundWeight(to[most].Weight + rest) // the remainder of rounding
 	}
 	to[at].Weight = share
 	return to
 }
 
-// withTarget is a copy of the targets with the pool among them. A new one comes
-// into the middle: no session then moves between the pools on its left and those
-// on its right. See Pick.
+// withTarget returns a copy of the targets that includes the pool. A new pool is inserted in the
+// middle: no session then moves between the pools on its left and those on its right. See Pick.
 func withTarget(to []Target, pool string) []Target {
 	to = slices.Clone(to)
 	if indexOf(to, pool) >= 0 {
@@ -233,25 +226,24 @@ func withTarget(to []Target, pool string) []Target {
 	return slices.Insert(to, (len(to)+1)/2, Target{Pool: pool})
 }
 
-// roundWeight keeps weights readable. It is far below what a Side can show.
+// roundWeight keeps weights readable. It rounds far below what a Side can show.
 func roundWeight(w float64) float64 { return math.Round(w*1e6) / 1e6 }
 
-// stamp is a time as it comes back from the store.
+// stamp is a time as it reads back from the store.
 func stamp(now time.Time) time.Time { return now.UTC().Round(0) }
 
 func indexOf(to []Target, pool string) int {
 	return slices.IndexFunc(to, func(t Target) bool { return t.Pool == pool })
 }
 
-// judge says which condition holds, or whether all have been looked at and none
-// does.
+// judge reports which condition holds, or whether all were evaluated and none holds.
 func (s *Shift) judge(canary, stable Side, compare bool) (worse string, judged bool) {
 	need := cmp.Or(s.MinSample, DefaultMinSample)
 	judged = canary.Answers() >= need && (!compare || stable.Answers() >= need)
 	for _, c := range s.Abort {
 		t, err := ParseCondition(string(c))
 		if err != nil {
-			return err.Error(), true // a guard that cannot be read guards nothing
+			return err.Error(), true // a condition that cannot be parsed must not count as passed
 		}
 		if t.relative && !compare {
 			continue

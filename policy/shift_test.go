@@ -14,8 +14,7 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// sideOf has seen so many answers, as many of them errors, the others all as
-// quick.
+// sideOf is a side with so many answers and errors, and one time for all the others.
 func sideOf(answers, errors int, ttft time.Duration) policy.Side {
 	var s policy.Side
 	for i := range answers {
@@ -36,7 +35,7 @@ func shifting(abort ...policy.Condition) policy.Route {
 	return policy.NewShift(r, policy.Shift{To: "new", By: 10, Every: policy.Duration(2 * time.Minute), Abort: abort}, noon)
 }
 
-// at is a shifting route with so much on its canary.
+// at is a shifting route with a percentage on its canary.
 func at(t *testing.T, percent float64, abort ...policy.Condition) policy.Route {
 	t.Helper()
 	r := shifting(abort...)
@@ -71,7 +70,7 @@ func TestStep(t *testing.T) {
 		"the canary lacks answers":                {at(t, 10), sideOf(99, 0, 1), good, time.Hour, "", 10, ""},
 		"the stable side lacks answers":           {at(t, 90), good, sideOf(99, 0, 1), time.Hour, "", 90, ""},
 		"just enough answers":                     {at(t, 10), sideOf(100, 0, 1), sideOf(100, 0, 1), late, "10 % → 20 % to new", 20, ""},
-		"errors, and nobody minds":                {at(t, 10), bad, good, late, "10 % → 20 % to new", 20, ""},
+		"errors, without a condition on them":     {at(t, 10), bad, good, late, "10 % → 20 % to new", 20, ""},
 		"errors, at once":                         {at(t, 20, "error_rate>1%"), bad, good, 0, "aborted at 20 % to new: error_rate 4.0 % (40 of 1000) > 1 %", 0, policy.ShiftAborted},
 		"errors, but of few answers":              {at(t, 20, "error_rate>1%"), sideOf(99, 99, 1), good, late, "", 20, ""},
 		"errors of the stable side":               {at(t, 20, "error_rate>1%"), good, bad, late, "20 % → 30 % to new", 30, ""},
@@ -84,10 +83,10 @@ func TestStep(t *testing.T) {
 		"the last step":                           {at(t, 90), good, good, late, "90 % → 100 % to new", 100, ""},
 		"all on the canary, for a while yet":      {at(t, 100), good, none, early, "", 100, ""},
 		"all on the canary, which lacks answers":  {at(t, 100), sideOf(99, 0, 1), none, late, "", 100, ""},
-		"all on the canary, and well":             {at(t, 100, "p95_ttft>1.5x"), good, none, late, "done: all requests to new", 100, policy.ShiftDone},
+		"all on the canary, and healthy":          {at(t, 100, "p95_ttft>1.5x"), good, none, late, "done: all requests to new", 100, policy.ShiftDone},
 		"all on the canary, and errors":           {at(t, 100, "error_rate>1%"), bad, none, early, "aborted at 100 % to new: error_rate 4.0 % (40 of 1000) > 1 %", 0, policy.ShiftAborted},
 		"all on the canary, a few left elsewhere": {at(t, 100, "p95_ttft>1.5x"), bad, good, late, "done: all requests to new", 100, policy.ShiftDone},
-		"a condition that nobody can read":        {at(t, 20, "slow"), good, good, 0, `aborted at 20 % to new: "slow": want METRIC>NUMBER and a unit, such as error_rate>1% or p95_ttft>1.5x`, 0, policy.ShiftAborted},
+		"a condition that cannot be parsed":       {at(t, 20, "slow"), good, good, 0, `aborted at 20 % to new: "slow": want METRIC>NUMBER and a unit, such as error_rate>1% or p95_ttft>1.5x`, 0, policy.ShiftAborted},
 	} {
 		now := noon.Add(c.after)
 		next, got := c.route.Step(c.canary, c.stable, now)
@@ -150,7 +149,7 @@ func TestAbortGoesBackToWhatWasBefore(t *testing.T) {
 	}
 }
 
-// A shift in a file need not say what was before it.
+// A shift in a policy file need not say what was before it.
 func TestAShiftThatWasWrittenDown(t *testing.T) {
 	written := policy.Route{
 		To:    []policy.Target{{Pool: "old", Weight: 3}, {Pool: "new", Weight: 1}},
@@ -179,10 +178,9 @@ func TestPromote(t *testing.T) {
 	}
 }
 
-// Whatever route, shift and answers there are, a shift ends, each step moves By,
-// the weights add up to 100, the others keep their proportions, nobody who is on
-// the canary leaves it, what is kept in the store is what was decided, and
-// nothing that was handed in changes.
+// Whatever the route, the shift and the answers: a shift ends, each step moves By, the weights add
+// up to 100, the others keep their proportions, no session leaves the canary, what is stored is
+// what was decided, and no argument changes.
 func TestAShiftEnds(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
@@ -330,7 +328,7 @@ func TestConditionsThatAreNone(t *testing.T) {
 		"error_rate>x":        "want a number",
 		"error_rate>NaN%":     "want a number",
 		"error_rate>1s":       "error_rate is compared with % or x",
-		"error_rate>100%":     "a rate is never above 100 percent",
+		"error_rate>100%":     "the rate must be below 100 percent",
 		"error_rate>0x":       "the factor must be above 0",
 		"p95_ttft>1001x":      "the factor must be above 0 and at most 1000",
 		"p95_ttft>5%":         "a time is compared with ms, s or x",
@@ -363,7 +361,7 @@ func FuzzParseCondition(f *testing.F) {
 	})
 }
 
-// The quantiles are those of the times themselves, to within 2.2 %.
+// Quantiles are those of the times themselves, to within 2.2 %.
 func TestSideQuantile(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 100 {

@@ -8,18 +8,17 @@ import (
 	"time"
 )
 
-// Side is how one side of a split did since a step began: how many answers and
-// errors, and the times of the answers without an error. The zero value has seen
-// nothing; a copy is independent of its original. As JSON it is small: tens of
-// numbers.
+// Side counts how one side of a split did since a step started: its answers and errors, and the
+// times of the answers without an error. The zero value has seen nothing. A copy is independent of
+// its original. As JSON it is small: tens of numbers.
 type Side struct {
 	answers, errors int
 	ttft, e2e       histogram
 }
 
-// Observe counts an answer. It is not ok if it was a 5xx or broke off; such a
-// one is often quick, so that its times are not counted. An answer that came in
-// one piece has ttft 0: its first byte came with its last.
+// Observe counts an answer. An answer is not ok if it was a 5xx or broke off; such an answer is
+// often quick, so its times are not recorded. An answer that came in one piece has ttft 0: its
+// first byte came with its last.
 func (s *Side) Observe(ok bool, ttft, e2e time.Duration) {
 	s.answers++
 	if !ok {
@@ -33,7 +32,7 @@ func (s *Side) Observe(ok bool, ttft, e2e time.Duration) {
 	s.e2e.add(e2e)
 }
 
-// Merge adds what another gateway saw.
+// Merge adds what another gateway observed.
 func (s *Side) Merge(o Side) {
 	s.answers += o.answers
 	s.errors += o.errors
@@ -41,16 +40,15 @@ func (s *Side) Merge(o Side) {
 	s.e2e.merge(&o.e2e)
 }
 
-// Answers is how many there were, errors among them.
+// Answers is the number of answers, errors included.
 func (s Side) Answers() int { return s.answers }
 
 // Errors is how many answers were a 5xx or broke off.
 func (s Side) Errors() int { return s.errors }
 
-// Quantile is the time that the part q of the answers without an error took at
-// most. It is off by at most 2.2 %, so that the ratio of two is off by at most
-// 4.4 %; times below 1 ms count as 1 ms, those above 70 minutes as 70 minutes.
-// False: there are none.
+// Quantile is the time that the fraction q of the answers without an error took at most. It is off
+// by at most 2.2 %, so the ratio of two quantiles is off by at most 4.4 %. Times below 1 ms count
+// as 1 ms, those above 70 minutes as 70 minutes. It returns false if there are no answers.
 func (s Side) Quantile(m Metric, q float64) (time.Duration, bool) {
 	if m == TTFT {
 		return s.ttft.quantile(q)
@@ -81,9 +79,9 @@ func (s *Side) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// histogram counts times in buckets each a factor 2^(1/16), 1.044, wide, from
-// 1 ms up to 2²² ms. A bucket stands for its geometric middle. As JSON it is the
-// index and the count of each bucket that has any: [160,3,161,12].
+// histogram counts times in buckets that each span a factor of 2^(1/16), 1.044, from 1 ms to 2²²
+// ms. A bucket stands for its geometric middle. As JSON it is the index and the count of each
+// non-empty bucket: [160,3,161,12].
 type histogram [22 * perOctave]uint32
 
 const perOctave = 16

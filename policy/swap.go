@@ -6,88 +6,83 @@ import (
 )
 
 const (
-	// SwapAfter is how long a request waits at most, by default, for a model
-	// that is not loaded, while those that are have work: about as long as most
-	// loads take.
+	// SwapAfter is the default of how long a request waits at most for a model that is not loaded
+	// while the loaded ones have work: about as long as most loads take.
 	SwapAfter = 10 * time.Second
 
-	// FirstLoad is what a load is thought to take before one was measured.
+	// FirstLoad is the assumed load time until one was measured.
 	FirstLoad = 10 * time.Second
 
-	// swapGiveUp is how long a model that is to come in waits for a request that
-	// was said to wait for it. It may wait where this worker may not take it, or
-	// have been given up.
+	// swapGiveUp is how long a model that is about to be loaded waits for the request that it is
+	// loaded for. That request may wait where this worker must not take it, or may have been
+	// cancelled.
 	swapGiveUp = 2 * time.Second
 )
 
-// Swap is how a worker shares out an engine that answers for more models than it
-// holds at once, and loads what is asked for in the place of another: Ollama,
-// llama-swap. A load takes seconds, and whatever the engine is asked it does at
-// once, so requests for several models in the order of their coming would have it
-// load for nearly each of them.
+// Swap decides how a worker shares an engine that serves more models than it holds at once, and
+// that loads a requested model in place of another: Ollama, llama-swap. A load takes seconds, and
+// the engine starts it as soon as it is asked, so requests for several models taken in their order
+// of arrival would cause a load for nearly each of them.
 //
-//   - Requests for a loaded model are taken at once, those for another one only
-//     when a loaded model has nothing to do and had nothing for a moment: a tenth
-//     of a load, at most a second; a quarter of it, at most two, where the model
-//     has come in just now. Then the one that has waited the longest comes first,
-//     and where none waits, whoever comes.
-//   - One that has waited for After brings the other model in although there is
-//     work: that which is the longest overdue. The loaded model that was used
-//     longest ago gets no new requests, and when the last of its own has ended,
-//     those that wait for the other one are taken.
-//   - A model that came in stays for After, and for twice as long as a load
-//     takes, before another may push it out. So loads take at most a third of the
-//     time where all of the models always have work, and each has its turn.
-//   - A tier below one that is active waits longer by the ratio of their shares:
-//     it would have waited for its share of the slots, too.
-//   - What another worker has loaded is left to it until a request has waited for
-//     as long as a load takes: only then would it have been quicker to load it
-//     here.
-//   - Where several workers would have to load it, one after the other considers
-//     it, so that not all of them do at once.
-//   - Models that were seen loaded together do not push each other out, and are
-//     loaded beside each other at any time.
+//   - Requests for a loaded model are taken at once. Those for another model are taken only when a
+//     loaded model is idle and has been for a moment: a tenth of a load, at most a second; or a
+//     quarter of a load, at most two seconds, if the model was loaded recently. Then the model
+//     whose request has waited longest comes first; if none waits, any model may come.
+//   - A request that has waited for After brings its model in although the engine has work; of
+//     several such models, the one most overdue. The least recently used of the loaded models gets
+//     no new requests, and when its last one has ended, the waiting requests for the other model
+//     are taken.
+//   - A model that was loaded stays for After, and for at least twice the load time, before another
+//     may push it out. So loads take at most a third of the time when all models always have work,
+//     and each model is served in turn.
+//   - A tier below an active one waits longer by the ratio of their shares: it would have waited
+//     for its share of the slots, too.
+//   - A model that another worker has loaded is left to that worker until a request has waited for
+//     a load time: only then would loading it here have been quicker.
+//   - Where several workers would have to load a model, they consider it one after the other, so
+//     that not all of them load it at once.
+//   - Models that were seen loaded together do not push each other out, and may be loaded beside
+//     each other at any time.
 type Swap struct {
 	After time.Duration
-	Load  time.Duration // what a load takes here
-	Tiers []SwapTier    // the first first
+	Load  time.Duration // load time on this worker
+	Tiers []SwapTier    // in order of priority
 }
 
-// SwapTier is a tier as far as swaps go.
+// SwapTier is what a Swap needs to know of a tier.
 type SwapTier struct {
 	Share  int
-	Active bool // it has requests on this worker
+	Active bool // has requests on this worker
 }
 
 // SwapModel is one of the models that a worker serves.
 type SwapModel struct {
 	Name      string
-	Loaded    bool            // it answers without a load
-	Fits      bool            // it was seen loaded together with all that are loaded now
-	Elsewhere bool            // another worker has it loaded, or is about to
-	Delay     time.Duration   // that is left to others first, who would have to load it too
-	InFlight  int             // requests of it that the engine has, and those that wait for its load
-	Used      time.Time       // when the last one ended
-	Waits     []time.Duration // of the request of each tier that waits the longest; 0: none does
+	Loaded    bool            // answers without a load
+	Fits      bool            // was seen loaded together with all models that are loaded now
+	Elsewhere bool            // another worker has it loaded or is about to load it
+	Delay     time.Duration   // extra wait, during which other workers that would have to load it go first
+	InFlight  int             // its requests at the engine, including those that wait for its load
+	Used      time.Time       // when its last request ended
+	Waits     []time.Duration // by tier, how long the oldest request has waited; 0: none waits
 }
 
-// Swapping is how far a worker has come. The zero value is the beginning.
+// Swapping is the state of a worker's current swap. The zero value is the initial state.
 type Swapping struct {
-	To    string    // the model that is to come in; "": none
-	From  string    // the one that makes room for it; "": none has to
-	Clear time.Time // since when From has nothing in flight and To may begin; zero: not yet
-	Last  time.Time // when the last one was over
+	To    string    // the model to be loaded; "": none
+	From  string    // the model that is pushed out for it; "": none
+	Clear time.Time // since when From has nothing in flight and To may start; zero: not yet
+	Last  time.Time // when the last swap ended
 }
 
-// Next says how far the swap is now, and of each model whether its requests may
-// be taken.
+// Next advances the swap and says, for each model, whether its requests may be taken.
 func (s Swap) Next(st Swapping, models []SwapModel, now time.Time) (Swapping, []bool) {
-	st = s.goOn(st, models, now)
+	st = s.advance(st, models, now)
 	idle, first := s.idle(st, models, now)
-	if st.To == "" && !idle && now.Sub(st.Last) >= s.stay() {
+	if st.To == "" && !idle && now.Sub(st.Last) >= s.minStay() {
 		if to := s.overdue(models); to != nil {
-			st.To, st.From, st.Clear = to.Name, nameOf(leaves(models)), time.Time{}
-			st = s.goOn(st, models, now)
+			st.To, st.From, st.Clear = to.Name, nameOf(evicted(models)), time.Time{}
+			st = s.advance(st, models, now)
 		}
 	}
 	open := make([]bool, len(models))
@@ -95,7 +90,7 @@ func (s Swap) Next(st Swapping, models []SwapModel, now time.Time) (Swapping, []
 		m := &models[i]
 		switch {
 		case st.To == "":
-			open[i] = m.Loaded || m.Fits || idle && s.ours(m) && (first == nil || first == m)
+			open[i] = m.Loaded || m.Fits || idle && s.mayLoad(m) && (first == nil || first == m)
 		case m.Name == st.To:
 			open[i] = !st.Clear.IsZero()
 		default:
@@ -105,9 +100,9 @@ func (s Swap) Next(st Swapping, models []SwapModel, now time.Time) (Swapping, []
 	return st, open
 }
 
-// goOn is what has become of a swap that was under way, or was begun by a request
-// for a model that was not loaded.
-func (s Swap) goOn(st Swapping, models []SwapModel, now time.Time) Swapping {
+// advance updates a swap that is under way, or that a request for a model which was not loaded has
+// started.
+func (s Swap) advance(st Swapping, models []SwapModel, now time.Time) Swapping {
 	to := find(models, st.To)
 	switch {
 	case to == nil:
@@ -119,7 +114,7 @@ func (s Swap) goOn(st Swapping, models []SwapModel, now time.Time) Swapping {
 		if m := &models[i]; st.To == "" && !m.Loaded && m.InFlight > 0 {
 			st.To = m.Name
 			if !m.Fits {
-				st.From = nameOf(leaves(models))
+				st.From = nameOf(evicted(models))
 			}
 		}
 	}
@@ -130,7 +125,7 @@ func (s Swap) goOn(st Swapping, models []SwapModel, now time.Time) Swapping {
 	switch {
 	case to.InFlight > 0:
 		st.Clear = now
-	case to.longest() == 0: // nobody waits for it any more
+	case to.longestWait() == 0: // its requests are gone
 		return Swapping{Last: st.Last}
 	case from != nil && from.Loaded && from.InFlight > 0:
 		st.Clear = time.Time{}
@@ -142,40 +137,39 @@ func (s Swap) goOn(st Swapping, models []SwapModel, now time.Time) Swapping {
 	return st
 }
 
-// stay is how long a model that came in is safe from the next swap.
-func (s Swap) stay() time.Duration { return max(s.After, 2*s.Load) }
+// minStay is how long a newly loaded model is safe from the next swap.
+func (s Swap) minStay() time.Duration { return max(s.After, 2*s.Load) }
 
-// ours says whether a request for a model is to be taken here, as far as others
-// are concerned.
-func (s Swap) ours(m *SwapModel) bool { return !m.Elsewhere || m.longest() >= s.Load }
+// mayLoad reports whether this worker may take a request for a model that another worker may have
+// loaded.
+func (s Swap) mayLoad(m *SwapModel) bool { return !m.Elsewhere || m.longestWait() >= s.Load }
 
-// idle says whether another model may come in because a loaded one has nothing to
-// do, and which one is first: nil, any.
+// idle reports whether another model may come in because a loaded one is idle, and which one comes
+// first; nil: any.
 func (s Swap) idle(st Swapping, models []SwapModel, now time.Time) (idle bool, first *SwapModel) {
 	moment := min(s.Load/10, time.Second)
-	if now.Sub(st.Last) < s.stay() {
+	if now.Sub(st.Last) < s.minStay() {
 		moment = min(s.Load/4, 2*time.Second)
 	}
-	if m := leaves(models); m != nil {
+	if m := evicted(models); m != nil {
 		if m.InFlight > 0 || now.Sub(m.Used) < moment {
 			return false, nil
 		}
-		if now.Sub(m.Used) > moment+swapGiveUp { // who is first would have come
+		if now.Sub(m.Used) > moment+swapGiveUp { // the first model's request would have arrived by now
 			return true, nil
 		}
 	}
 	most := 0.0
 	for i := range models {
 		m := &models[i]
-		if due := s.due(m); !m.Loaded && due > most && s.ours(m) {
+		if due := s.overdueRatio(m); !m.Loaded && due > most && s.mayLoad(m) {
 			first, most = m, due
 		}
 	}
 	return true, first
 }
 
-// overdue is the model whose requests have waited the longest beyond what they
-// must; nil: none.
+// overdue returns the model that is most overdue, or nil.
 func (s Swap) overdue(models []SwapModel) *SwapModel {
 	var to *SwapModel
 	most := 1.0
@@ -184,16 +178,16 @@ func (s Swap) overdue(models []SwapModel) *SwapModel {
 		if m.Loaded || m.Fits {
 			continue
 		}
-		if due := s.due(m); due >= most {
+		if due := s.overdueRatio(m); due >= most {
 			to, most = m, due
 		}
 	}
 	return to
 }
 
-// due is the longest of a model's waits over what the request has to wait: from 1
-// on it is time.
-func (s Swap) due(m *SwapModel) float64 {
+// overdueRatio is the longest wait of a model's requests over the wait that they must accept: from
+// 1 on a swap is due.
+func (s Swap) overdueRatio(m *SwapModel) float64 {
 	most, above := 0.0, 0
 	for i, t := range s.Tiers {
 		if i < len(m.Waits) && m.Waits[i] > 0 {
@@ -210,7 +204,7 @@ func (s Swap) due(m *SwapModel) float64 {
 	return most
 }
 
-func (m *SwapModel) longest() time.Duration {
+func (m *SwapModel) longestWait() time.Duration {
 	var most time.Duration
 	for _, w := range m.Waits {
 		most = max(most, w)
@@ -218,9 +212,9 @@ func (m *SwapModel) longest() time.Duration {
 	return most
 }
 
-// leaves is the loaded model that makes room for the next: the one that was used
-// longest ago. nil: none is loaded.
-func leaves(models []SwapModel) *SwapModel {
+// evicted is the loaded model that is pushed out next, the least recently used; nil: none is
+// loaded.
+func evicted(models []SwapModel) *SwapModel {
 	var least *SwapModel
 	for i := range models {
 		m := &models[i]
@@ -248,10 +242,10 @@ func nameOf(m *SwapModel) string {
 	return m.Name
 }
 
-// ColdRung is the rung of a request whose model has to be loaded first, where it
-// would be on this one if it were: that of its price and the load, and one more
-// where another model has to go for it. While nobody has measured anything, a
-// load is dearer than anything else.
+// ColdRung is the rung of a request whose model has to be loaded first and which would be on the
+// given rung if it were loaded: that of its price plus the load time, and one more if another model
+// is pushed out for it. While no worker of the pool has measured anything, a load is more expensive
+// than anything else.
 func ColdRung(rung int, reference float64, load time.Duration, evicts bool) int {
 	cold := Rungs - 1
 	if reference > 0 {

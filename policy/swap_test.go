@@ -21,11 +21,11 @@ func TestSwapNext(t *testing.T) {
 	tests := map[string]struct {
 		was    Swapping
 		models []SwapModel
-		to     string // with a ! if it may begin
+		to     string // with a ! if it may start
 		open   string
 	}{
-		"nothing is loaded: whoever comes first": {Swapping{}, []SwapModel{{Name: "a"}, {Name: "b"}}, "", "a b"},
-		"the loaded one has work":                {settled, []SwapModel{busy, {Name: "b", Waits: standard(9 * s)}}, "", "a"},
+		"nothing is loaded: any model may come first": {Swapping{}, []SwapModel{{Name: "a"}, {Name: "b"}}, "", "a b"},
+		"the loaded one has work":                     {settled, []SwapModel{busy, {Name: "b", Waits: standard(9 * s)}}, "", "a"},
 		"it had some just now": {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(s / 2)}, {Name: "b", Waits: standard(s)}},
 			"", "a"},
 		"it has nothing to do": {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(s)}, {Name: "b"}}, "", "a b"},
@@ -50,9 +50,9 @@ func TestSwapNext(t *testing.T) {
 			[]SwapModel{{Name: "a", Loaded: true, Waits: standard(60 * s)}, {Name: "b", InFlight: 1}, {Name: "c", Waits: standard(60 * s)}}, "b!", "b"},
 		"there": {Swapping{To: "b", From: "a", Clear: ago(s), Last: ago(9 * s)},
 			[]SwapModel{{Name: "a", Waits: standard(60 * s)}, {Name: "b", InFlight: 1, Loaded: true}}, "", "b"},
-		"begun by a request that found it idle": {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(s)}, {Name: "b", InFlight: 1}}, "b!",
+		"started by a request that found it idle": {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(s)}, {Name: "b", InFlight: 1}}, "b!",
 			"b"},
-		"who waited is gone": {Swapping{To: "b", From: "a", Last: ago(20 * s)}, []SwapModel{busy, {Name: "b"}}, "", "a"},
+		"the request that waited was cancelled": {Swapping{To: "b", From: "a", Last: ago(20 * s)}, []SwapModel{busy, {Name: "b"}}, "", "a"},
 		"who waited does not come": {Swapping{To: "b", From: "a", Clear: ago(3 * s), Last: ago(20 * s)},
 			[]SwapModel{{Name: "a", Loaded: true, Used: ago(s / 2)}, {Name: "b", Waits: standard(10 * s)}}, "", "a"},
 		"the load failed, and others wait": {Swapping{To: "b", From: "a", Clear: ago(s), Last: ago(20 * s)},
@@ -123,7 +123,7 @@ func TestSwapNextHolds(t *testing.T) {
 			case m.Loaded && !open[i] && m.Name != st.From:
 				t.Fatalf("%s is loaded and closed: %s", m.Name, show)
 			case !m.Loaded && open[i] && st.To != "" && st.To != m.Name:
-				t.Fatalf("%s is open beside the one that is to come: %s", m.Name, show)
+				t.Fatalf("%s is open besides the model to be loaded: %s", m.Name, show)
 			case m.Name == st.To && m.Loaded, m.Name == st.From && st.To == "":
 				t.Fatalf("%s: %s", m.Name, show)
 			}
@@ -137,11 +137,11 @@ func TestSwapNextHolds(t *testing.T) {
 		if opened == 0 && (loaded > 0) != (st.To != "") {
 			t.Fatalf("nothing is open: %s", show)
 		}
-		if was.To == "" && st.To != "" && now.Sub(was.Last) < rule.stay() && find(models, st.To).InFlight == 0 {
+		if was.To == "" && st.To != "" && now.Sub(was.Last) < rule.minStay() && find(models, st.To).InFlight == 0 {
 			t.Fatalf("it did not stay: %s", show)
 		}
 		if was.To != "" && st.To == "" {
-			continue // one is over: the next may begin
+			continue // a swap has ended: the next may start
 		}
 		if again, openToo := rule.Next(st, models, now); again != st || !slices.Equal(open, openToo) {
 			t.Fatalf("asked again it says %+v %v: %s", again, openToo, show)
@@ -174,17 +174,17 @@ func TestColdRung(t *testing.T) {
 	}
 }
 
-// swapSim is one engine that holds one of its models. Nothing in it is done at once but in ticks.
+// swapSim is an engine that holds one of its models. It advances in ticks.
 type swapSim struct {
 	slots   int
 	load    time.Duration
 	service time.Duration
-	perHour []float64 // requests, by model
+	perHour []float64 // requests by model
 }
 
 type swapResult struct {
 	swapsPerMinute float64
-	served         float64   // of what came
+	served         float64   // part of the requests
 	waits          []float64 // seconds until they ran
 	worst          []float64 // by model
 }
@@ -198,8 +198,8 @@ func (r swapResult) String() string {
 
 // The ways in which a worker may take requests for several models.
 const (
-	inOrder = "in order" // as Ollama does
-	grouped = "grouped"  // those of a model go together, and no more of it once another is asked for: as llama-swap does
+	inOrder = "in order" // what Ollama does
+	grouped = "grouped"  // what llama-swap does: requests of one model together, and no more of it once another is requested
 	byRule  = "rule"
 )
 
@@ -215,13 +215,13 @@ func (c swapSim) run(how string) swapResult {
 		next[m] = start.Add(gap(m))
 	}
 	loaded, came, swaps := -1, 0, 0
-	var running []request // all of the loaded model
+	var running []request // requests of the loaded model
 	var loadEnd time.Time
 	var st Swapping
 	rule := Swap{After: SwapAfter, Load: c.load, Tiers: []SwapTier{{Share: 1}}}
 	res := swapResult{worst: make([]float64, n)}
 	for now := start; now.Before(start.Add(length)); now = now.Add(tick) {
-		first := -1 // the model of the request that has waited the longest
+		first := -1 // the model whose request has waited longest
 		for m := range next {
 			for ; !next[m].After(now); next[m] = next[m].Add(gap(m)) {
 				queues[m] = append(queues[m], request{at: next[m]})
@@ -260,7 +260,7 @@ func (c swapSim) run(how string) swapResult {
 				case inOrder:
 					may = k == first
 				case grouped:
-					other := -1 // the model that is asked for next
+					other := -1 // the model that is requested next
 					for o := range queues {
 						if o != loaded && len(queues[o]) > 0 && (other < 0 || queues[o][0].at.Before(queues[other][0].at)) {
 							other = o
@@ -281,7 +281,7 @@ func (c swapSim) run(how string) swapResult {
 			if m != loaded {
 				loaded, loadEnd = m, now.Add(c.load)
 				swaps++
-				if how == byRule { // it decides anew as soon as one was taken
+				if how == byRule { // decide again after each request
 					open = make([]bool, n)
 					open[m] = true
 				}
@@ -317,7 +317,7 @@ func (c swapSim) run(how string) swapResult {
 
 func TestSwapSimulated(t *testing.T) {
 	const load, service = 8 * time.Second, 4 * time.Second
-	for what, perHour := range map[string][]float64{ // 3600 are all that it does without a load
+	for what, perHour := range map[string][]float64{ // 3600 per hour is all that it serves without a load
 		"two models, a third of the engine each":       {1200, 1200},
 		"two models, a tenth each":                     {360, 360},
 		"one busy, one now and then":                   {1800, 60},

@@ -9,37 +9,37 @@ import (
 type Storage string
 
 const (
-	Memory Storage = "memory" // the gateway holds the request too and publishes it again if the broker lost it
+	Memory Storage = "memory" // the gateway keeps the request too and publishes it again if the broker loses it
 	File   Storage = "file"
 )
 
 // Tier is a service class.
 type Tier struct {
 	Name string `json:"name" yaml:"name"`
-	// Share of the freed slots while tiers are backlogged.
+	// Share is the tier's part of the freed slots while several tiers have a backlog.
 	Share int `json:"share" yaml:"share"`
-	// Reserve is the percentage of each worker's slots that stay free for this
-	// tier and those before it: the tiers after it do not bid on them. On a worker
-	// of few slots it is up to five times as much while it is needed (see Ceiling).
+	// Reserve is the percentage of each worker's slots that stays free for this tier and those
+	// above it; the tiers below do not bid on them. On a worker with few slots the reserve grows up
+	// to five times while it is needed (see Ceiling).
 	Reserve  int     `json:"reserve,omitempty" yaml:"reserve,omitempty"`
 	Storage  Storage `json:"storage" yaml:"storage"`
-	MaxQueue int     `json:"max_queue" yaml:"max_queue"` // requests of a pool that may wait in it
-	// MaxWait is how long a request may wait for a worker before it is refused.
-	// Default 0: until its deadline.
+	MaxQueue int     `json:"max_queue" yaml:"max_queue"` // requests of one pool that may wait in the tier
+	// MaxWait is how long a request may wait for a worker before it is refused. Default 0: until
+	// its deadline.
 	MaxWait  Duration `json:"max_wait,omitempty" yaml:"max_wait,omitempty"`
-	Deadline Duration `json:"deadline" yaml:"deadline"` // where the client gives none
-	Retries  int      `json:"retries" yaml:"retries"`   // after a first attempt that failed, before it is a dead letter
+	Deadline Duration `json:"deadline" yaml:"deadline"` // used where the client sets none
+	Retries  int      `json:"retries" yaml:"retries"`   // attempts after a failed first one, before the request becomes a dead letter
 }
 
-// MaxQueueLimit bounds Tier.MaxQueue: the broker's own bound is above it.
+// MaxQueueLimit bounds Tier.MaxQueue. The broker's own bound is above it.
 const MaxQueueLimit = 90_000
 
-// DefaultTier serves requests that ask for none.
+// DefaultTier serves requests that ask for no tier.
 const DefaultTier = "standard"
 
-// DefaultTiers are the tiers of a new installation, the first first. The
-// reserve is kept from batch alone: most installations serve everybody at
-// standard, and slots kept from standard would be idle there.
+// DefaultTiers are the tiers of a new installation, in order of priority. The reserve is kept from
+// batch alone: most installations serve everyone at standard, where slots reserved for priority
+// would stay idle.
 func DefaultTiers() []Tier {
 	return []Tier{
 		{Name: "priority", Share: 8, Storage: Memory, MaxQueue: 2000, Retries: 2, Deadline: Duration(10 * time.Minute)},
@@ -50,10 +50,9 @@ func DefaultTiers() []Tier {
 
 var tierName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
 
-// TierFor is the tier that a client's service_tier asks for: Pulley's names,
-// OpenAI's and Anthropic's: "auto", "default" and "standard_only" are standard,
-// "flex" is batch, "scale", "fast" and "ultrafast" are priority. It says false
-// for anything else.
+// TierFor maps a client's service_tier to a tier. It knows Pulley's own names and those of OpenAI
+// and Anthropic: "auto", "default" and "standard_only" mean standard, "flex" means batch, and
+// "scale", "fast" and "ultrafast" mean priority. It returns false for anything else.
 func TierFor(asked string, tiers []Tier) (Tier, bool) {
 	switch asked {
 	case "", "auto", "default", "standard_only":
@@ -71,12 +70,12 @@ func TierFor(asked string, tiers []Tier) (Tier, bool) {
 	return Tier{}, false
 }
 
-// Wheel deals freed slots to tiers by their shares: smooth weighted round
-// robin, so that a small share is served in between and not at the end.
+// Wheel distributes freed slots over tiers by their shares. It is a smooth weighted round robin: a
+// tier with a small share is served in between and not at the end.
 type Wheel struct{ deficit []int }
 
-// Next picks among the tiers with a share above 0 and charges the pick. It is
-// -1 if there is none. Tiers that are left out neither gain nor lose.
+// Next picks one of the tiers with a share above 0 and charges it. It returns -1 if there is none.
+// A tier that is left out neither gains nor loses.
 func (w *Wheel) Next(shares []int) int {
 	if len(w.deficit) != len(shares) {
 		w.deficit = make([]int, len(shares))
@@ -96,4 +95,60 @@ func (w *Wheel) Next(shares []int) int {
 		w.deficit[pick] -= sum
 	}
 	return pick
+}
+
+const (
+	// maxMissRate is the part of the requests with a reserve that may find all slots taken.
+	maxMissRate = 0.01
+
+	// maxReserveFactor is how many times its percentage the reserve may grow to. So at 10 % the
+	// tiers below keep half of a worker with few slots, and an operator who sets 2 % says that
+	// those tiers matter more than the time to the first token.
+	maxReserveFactor = 5
+)
+
+// Ceiling is how many of a worker's slots the i-th tier may fill: all except the reserve of the
+// tiers above it, and always at least one. So a request of a tier with a reserve finds a slot at
+// once, however long the backlog below it.
+//
+// A percentage of few slots is zero, or too small for requests that arrive at random. So while the
+// tiers with a reserve have requests in flight (loads is their mean over the last minute), the
+// reserve is at least one slot and large enough that 99 in 100 of their requests find one, up to
+// five times the percentage.
+func Ceiling(tiers []Tier, loads []float64, i, slots int) int {
+	percent, load, sum := 0, 0.0, 0.0
+	for j, t := range tiers[:i] {
+		sum += loads[j]
+		if t.Reserve > 0 {
+			percent += t.Reserve
+			load = sum
+		}
+	}
+	reserve := slots * percent / 100
+	if load > 0 {
+		reserve = reserveFor(load, slots, reserve, slots*min(maxReserveFactor*percent, 100)/100)
+	}
+	return max(slots-reserve, 1)
+}
+
+// reserveFor is the smallest reserve between two bounds at which at most maxMissRate of the
+// requests that it is for find all of it taken, while others keep the remaining slots full. This is
+// Erlang's loss formula over the reserve alone; with all slots in reserve it is Erlang B.
+func reserveFor(load float64, slots, least, most int) int {
+	term, sum := 1.0, 1.0 // terms of 1/(miss rate)
+	for reserve := 0; ; reserve++ {
+		if reserve >= most || reserve >= least && 1/sum <= maxMissRate {
+			return reserve
+		}
+		term *= float64(slots-reserve) / load
+		sum += term
+	}
+}
+
+// MayBid reports whether a worker may bid for one more request of a tier, given its requests in
+// flight and the prefills that wait on it. While any prefill waits, a tier with an active tier
+// above it does not bid (the prefill gate): an engine prefills one prompt after the other, and a
+// request of the tier above, which finds a slot at once, would queue behind that prefill.
+func MayBid(ceiling, inFlight, prefills int, activeAbove bool) bool {
+	return inFlight < ceiling && (prefills == 0 || !activeAbove)
 }

@@ -464,7 +464,7 @@ func TestPoison(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		if got.status != 502 || !strings.Contains(got.body, "two workers died") {
+		if got.status != 502 || !strings.Contains(got.body, "two workers crashed") {
 			t.Errorf("got %d %q", got.status, got.body)
 		}
 		if got.header.Get("x-should-retry") != "false" {

@@ -12,23 +12,23 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// The simulation puts a worker's credit and limit in front of an engine with
-// continuous batching, in virtual time: no clock and no goroutine. The engine is
-// a model, not a GPU: a step costs something for each sequence, each token of KV
-// cache and each token of prompt that is prefilled in it; prefills share steps
-// with decoding, up to 8192 tokens; a full KV cache puts the latest back.
+// The simulation puts a worker's capacity and limit in front of an engine with continuous batching,
+// in virtual time, without a clock or a goroutine. The engine is a model, not a GPU: a step costs
+// something for each sequence, each token of KV cache and each token of prompt that is prefilled in
+// it; prefills share steps with decoding, up to 8192 tokens; a full KV cache preempts the latest
+// request.
 
-// batching is what an engine does in seconds, tokens and slots.
+// batching is the speed and size of an engine, in seconds, tokens and slots.
 type batching struct {
 	step, perSequence, perCached, perPrefill float64
 	cache                                    float64 // tokens
 	slots                                    int
-	maxQueue                                 int // requests beside the slots that it does not refuse; 0: any
+	maxQueue                                 int // requests beside the slots that the engine does not refuse; 0: any number
 	slowFrom, slowTo                         float64
 	prompt, output                           func(r *rand.Rand) int
 }
 
-// Two GPUs with an 8B model, and requests like a chat's.
+// Two GPUs with an 8B model, and requests like those of a chat.
 var (
 	h100 = batching{step: .0065, perSequence: .00004, perCached: 3.9e-8, perPrefill: 5e-5, cache: 450e3, slots: 256, prompt: chatPrompt, output: chatOutput}
 	l4   = batching{step: .055, perSequence: .0003, perCached: 4.4e-7, perPrefill: 4e-4, cache: 30e3, slots: 256, prompt: chatPrompt, output: chatOutput}
@@ -37,14 +37,14 @@ var (
 func chatPrompt(r *rand.Rand) int { return min(int(math.Exp(r.NormFloat64()*.8+math.Log(600))), 6000) }
 func chatOutput(r *rand.Rand) int { return 1 + int(math.Exp(r.NormFloat64()*.7+math.Log(200))) }
 
-// chatTokens is what one takes of the KV cache in the mean: 600·e^.32 + 200·e^.245.
+// chatTokens is the mean size of a request in the KV cache: 600·e^.32 + 200·e^.245.
 const chatTokens = 1080
 
 type simRequest struct {
 	prompt, output, made int
 	at                   float64
-	first                bool // had its first token
-	foreign              bool // another worker's
+	first                bool // has had its first token
+	foreign              bool // belongs to another worker
 }
 
 type simEngine struct {
@@ -55,8 +55,8 @@ type simEngine struct {
 	cached    float64
 	preempted int
 	ended     []*simRequest // since the worker last looked
-	firsts    []float64     // of the last step: seconds since their start
-	decoded   int           // in the last step: tokens that are no first ones
+	firsts    []float64     // first tokens of the last step: seconds since the start of their requests
+	decoded   int           // tokens of the last step that are not first ones
 }
 
 func (e *simEngine) give(q *simRequest) bool {
@@ -67,7 +67,7 @@ func (e *simEngine) give(q *simRequest) bool {
 	return true
 }
 
-// once does a step and says how long it took.
+// once makes one step and returns how long it took.
 func (e *simEngine) once() float64 {
 	prefill := 0
 	for len(e.waiting) > 0 && len(e.running) < e.slots {
@@ -124,33 +124,33 @@ func (e *simEngine) once() float64 {
 type trial struct {
 	batching
 	profile  policy.Profile
-	static   int           // so many slots, and nothing adaptive
-	scrape   time.Duration // between two; 0: at every look
-	blind    bool          // the engine has no metrics, and its slots are not known
+	static   int           // fixed number of slots, and nothing adaptive
+	scrape   time.Duration // interval between scrapes; 0: at every look
+	blind    bool          // the engine has no metrics, and its slots are unknown
 	slots    int           // configured. Default 256
-	tokens   float64       // that the worker takes a request for. Default: as it learns
+	tokens   float64       // assumed size of a request. Default: as the worker learns it
 	rate     float64       // requests per second. Default 0: an endless queue
-	burst    int           // that come at once. Default 1
+	burst    int           // requests that arrive together. Default 1
 	seconds  float64       // Default 3600
 	stream   func(i int) bool
 	gpu      func(now float64) []policy.GPU
-	foreign  func(now float64) int // requests that others keep at the engine
+	foreign  func(now float64) int // requests that other clients keep at the engine
 	baseline time.Duration
-	limit    *policy.AdaptiveLimit // to look at
+	limit    *policy.AdaptiveLimit // for the test to inspect
 	seed     uint64
 }
 
-// figures are those of the last three quarters of a trial.
+// figures are measured over the last three quarters of a trial.
 type figures struct {
 	tokens    float64 // per second
-	inFlight  float64 // mean, of all the trial
+	inFlight  float64 // mean over the whole trial
 	ttft      float64 // p95, seconds
 	itl       float64 // p50, seconds
-	preempted int     // in all the trial
+	preempted int     // over the whole trial
 	refused   int
 	wait      float64 // p95, in the worker's own queue
 	limits    []float64
-	most      int // in flight
+	most      int // most requests in flight
 	bounds    map[policy.Bound]int
 }
 
@@ -181,7 +181,7 @@ type simWorker struct {
 	prefilling int
 	queued     bool
 	credit     policy.Capacity
-	arrived    []float64 // of what waits
+	arrived    []float64 // arrival times of the waiting requests
 	refused    int
 	started    int
 	waits      []float64
@@ -191,7 +191,7 @@ type simWorker struct {
 
 func clock(s float64) time.Time { return noon.Add(time.Duration(s * float64(time.Second))) }
 
-// look takes the engine's metrics.
+// look reads the engine's metrics.
 func (w *simWorker) look() {
 	w.scraped = w.now
 	w.scrape = policy.Scrape{
@@ -219,7 +219,7 @@ func (w *simWorker) signals() policy.Signals {
 	return s
 }
 
-// start gives the engine what the credit allows.
+// start sends the engine what the capacity allows.
 func (w *simWorker) start() {
 	for {
 		if w.trial.scrape == 0 && !w.trial.blind {
@@ -259,7 +259,7 @@ func (w *simWorker) start() {
 	}
 }
 
-// run is the trial.
+// run runs the trial.
 func (c trial) run() figures {
 	c.seconds = cmp.Or(c.seconds, 3600)
 	w := &simWorker{trial: c, simEngine: &simEngine{batching: c.batching}, r: rand.New(rand.NewPCG(7, c.seed)), warm: c.seconds / 4, scraped: -1}
@@ -356,9 +356,8 @@ func stretch(tau float64) policy.Profile { return policy.Profile{Name: "test", S
 // often is how often a worker scrapes its engine.
 const often = 500 * time.Millisecond
 
-// The reference is what the rules came to where they were found: another
-// implementation, another random sequence, an engine that is looked at between
-// any two of its steps.
+// The reference is what the rules reached where they were developed: another implementation,
+// another random sequence, an engine that is looked at between any two of its steps.
 func TestControllerComesToTheReference(t *testing.T) {
 	objective := policy.Profile{Stretch: 4, ITL: 50 * time.Millisecond}
 	for _, c := range []struct {
@@ -418,8 +417,8 @@ func TestControllerDoesNotDrift(t *testing.T) {
 			for _, profile := range policy.Profiles[:3] {
 				var l policy.AdaptiveLimit
 				f := trial{batching: engine, profile: profile, scrape: often, limit: &l, seconds: 7200}.run()
-				// An L4's limit goes up and down within minutes: a quarter of an hour
-				// against another is off by as much as 24 % without any drift.
+				// An L4's limit goes up and down within minutes: two quarters of an hour differ by
+				// as much as 24 % without any drift.
 				_, early, _ := f.limit(600, 3600)
 				low, late, high := f.limit(4200, 7200)
 				t.Logf("%s: limit %.1f in the first hour, %.1f (%.0f to %.0f) in the second; baseline %v", profile.Name, early, late, low, high, l.Baseline())
@@ -480,8 +479,7 @@ func TestControllerUnderLightLoad(t *testing.T) {
 	}
 }
 
-// Requests that come together wait for each other's prefill: that is no reason
-// to shrink.
+// Requests that arrive together wait for each other's prefill: that is no reason to shrink.
 func TestControllerUnderBursts(t *testing.T) {
 	t.Parallel()
 	for _, blind := range []bool{false, true} {
@@ -539,8 +537,8 @@ func TestControllerWithoutEngineMetrics(t *testing.T) {
 	}
 }
 
-// Half the time the GPU is hot: half the requests, and as many as before when it
-// has cooled down, without having to learn it again.
+// Half the time the GPU is hot: it gets half the requests, and as many as before when it has cooled
+// down, without learning again.
 func TestControllerOnAHotGPU(t *testing.T) {
 	t.Parallel()
 	var w policy.StrainWatch
@@ -563,7 +561,7 @@ func TestControllerOnAHotGPU(t *testing.T) {
 	}
 }
 
-// A neighbour keeps half of the engine's slots busy for a while.
+// Another client keeps half of the engine's slots busy for a while.
 func TestControllerBesideOthers(t *testing.T) {
 	t.Parallel()
 	engine := h100
@@ -580,8 +578,7 @@ func TestControllerBesideOthers(t *testing.T) {
 	}
 }
 
-// GPU samples that have stopped keep the limit from growing, and after 30 s do
-// not matter any more.
+// GPU samples that have stopped keep the limit from growing, and do not matter after 30 s.
 func TestControllerWhenGPUSamplesStop(t *testing.T) {
 	t.Parallel()
 	f := trial{batching: h100, profile: policy.Balanced, scrape: often, seconds: 120, gpu: func(now float64) []policy.GPU {

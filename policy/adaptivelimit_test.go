@@ -12,7 +12,7 @@ import (
 
 const ms = time.Millisecond
 
-// tried is a limit, its window and its time.
+// tried is a limit with its window and its clock.
 type tried struct {
 	policy.AdaptiveLimit
 	w   policy.LimitWindow
@@ -26,7 +26,7 @@ func try(p policy.Profile, weight float64) *tried {
 	return x
 }
 
-// second lets one pass with so many in flight and 100 tokens at a pace.
+// second advances one second with so many requests in flight and 100 tokens at a pace.
 func (x *tried) second(inFlight int, pace time.Duration) policy.Change {
 	for range 100 {
 		x.w.Gap(pace, 1)
@@ -34,25 +34,25 @@ func (x *tried) second(inFlight int, pace time.Duration) policy.Change {
 	return x.idle(inFlight)
 }
 
-// idle lets a second pass without a token.
+// idle advances one second without a token.
 func (x *tried) idle(inFlight int) policy.Change {
 	x.now = x.now.Add(time.Second)
 	x.s.InFlight, x.s.Scrape.InFlight = inFlight, inFlight
 	return x.Update(&x.w, x.s, x.now)
 }
 
-// full is as many as the limit lets in.
+// full is as many requests as the limit admits.
 func (x *tried) full() int { return int(x.Value()) }
 
-// prefilling makes the engine tell that prompts wait for two which it reads, each
-// for so many seconds.
+// prefilling sets the number of prompts that wait for two others which the engine reads, at so many
+// seconds each.
 func (x *tried) prefilling(waiting, each float64) {
 	x.s.Scrape = policy.Scrape{Taken: true, Running: policy.Known(2), Waiting: policy.Known(waiting), Preempted: policy.Known(7),
 		Prefilling: int(waiting) + 2, Prefill: time.Duration(each * float64(time.Second))}
 	x.w.Scraped(x.s.Scrape)
 }
 
-// scraped makes the engine tell its metrics.
+// scraped sets the engine's metrics.
 func (x *tried) scraped(waiting, preempted float64) {
 	x.s.Scrape = policy.Scrape{Taken: true, Running: policy.Known(1), Waiting: policy.Known(waiting), Preempted: policy.Known(preempted)}
 	x.w.Scraped(x.s.Scrape)
@@ -94,8 +94,8 @@ func TestUnknownSlots(t *testing.T) {
 		told bool
 		want float64
 	}{
-		"of an engine that tells nothing":               {false, 64},
-		"of an engine that would tell what waits in it": {true, 1024},
+		"of an engine that reports nothing":          {false, 64},
+		"of an engine that reports waiting requests": {true, 1024},
 	} {
 		x := try(policy.Balanced, 1)
 		x.s.Slots = 0
@@ -111,8 +111,8 @@ func TestUnknownSlots(t *testing.T) {
 	}
 }
 
-// A step of this engine takes 10 ms and 0.1 ms for each request, so that 200 make
-// it take three times as long.
+// A step of this engine takes 10 ms plus 0.1 ms per request, so 200 requests make it take three
+// times as long.
 func TestTheFirstGrowthIsQuickAndDoesNotOvershoot(t *testing.T) {
 	x := try(policy.Balanced, 1)
 	most := 0.0
@@ -153,7 +153,7 @@ func TestLimitShrinksWhenRequestsAreSlow(t *testing.T) {
 	}
 }
 
-// Nobody can have 3.04 requests in flight of a limit of 3.8.
+// 3.04 requests in flight, of a limit of 3.8, are impossible.
 func TestASmallLimitWithAFractionGrows(t *testing.T) {
 	for _, refusals := range []int{1, 2, 3, 4, 5, 6, 7, 8} {
 		x := try(policy.Balanced, 1)
@@ -173,7 +173,7 @@ func TestASmallLimitWithAFractionGrows(t *testing.T) {
 
 func TestLimitStays(t *testing.T) {
 	for what, do := range map[string]func(x *tried) policy.Change{
-		"while too few are in flight to tell": func(x *tried) policy.Change { return x.second(x.full()/2, 10*ms) },
+		"while too few are in flight to judge": func(x *tried) policy.Change { return x.second(x.full()/2, 10*ms) },
 		"in the dead band": func(x *tried) policy.Change {
 			for range 20 {
 				x.second(x.full(), 30*ms)
@@ -241,7 +241,7 @@ func TestOverload(t *testing.T) {
 		x := try(policy.Balanced, 2)
 		x.scraped(0, 7)
 		x.second(x.full(), 20*ms)
-		x.second(x.full(), 60*ms) // a pace near the target: it neither grows nor shrinks
+		x.second(x.full(), 60*ms) // a pace near the target neither grows nor shrinks the limit
 		before := x.Value()
 		c.do(x)
 		if got := x.idle(30); got != c.want || (c.want != policy.Unchanged) != (x.Value() < before) {
@@ -264,12 +264,12 @@ func TestOverload(t *testing.T) {
 func TestLimitKeepsThoseThatRun(t *testing.T) {
 	x := try(policy.Balanced, 5)
 	x.second(40, 20*ms)
-	for range 60 { // the engine runs 24, and nothing ends
+	for range 60 { // the engine runs 24, and none ends
 		x.scraped(16, 0)
 		x.idle(40)
 	}
 	if x.Value() != 24 {
-		t.Errorf("a queue of 16 beside 24 that run: %v", x.Value())
+		t.Errorf("a queue of 16 with 24 running: %v", x.Value())
 	}
 }
 
@@ -330,7 +330,7 @@ func TestObjectives(t *testing.T) {
 func TestFirstTokenObjective(t *testing.T) {
 	x := try(policy.Profile{Stretch: 3, TTFT: 500 * ms}, 4)
 	x.second(x.full(), 20*ms)
-	for range 20 { // near the target
+	for range 20 { // a pace near the target
 		x.second(x.full(), 60*ms)
 	}
 	firsts := func(d time.Duration, n int) policy.Change {
@@ -340,7 +340,7 @@ func TestFirstTokenObjective(t *testing.T) {
 		return x.second(x.full(), 60*ms)
 	}
 	if got := firsts(800*ms, 10); got != policy.Unchanged {
-		t.Errorf("ten are no percentile: %q", got)
+		t.Errorf("ten samples gave a percentile: %q", got)
 	}
 	if got := firsts(100*ms, 30); got != policy.Unchanged {
 		t.Errorf("a quarter of 800 ms, of an engine that has shown no better yet: %q", got)
@@ -376,14 +376,14 @@ func TestBaseline(t *testing.T) {
 	if d := x.Baseline().Seconds() / 0.010; d > 1.06 {
 		t.Errorf("after an hour %.3f of it", d)
 	}
-	for range 7 * 24 * 60 { // a busy week, a minute at a time
+	for range 7 * 24 * 60 { // a busy week, one minute at a time
 		x.now = x.now.Add(59 * time.Second)
 		x.second(20, 30*ms)
 	}
 	if d := x.Baseline().Seconds() / 0.010; d > 1.29 {
 		t.Errorf("after a week %.3f of it", d)
 	}
-	for range 30 { // one alone: the clocks were lowered
+	for range 30 { // one request alone, after the clocks were lowered
 		x.second(1, 20*ms)
 	}
 	if !near(x, 20*ms) {
@@ -402,7 +402,7 @@ func TestBaseline(t *testing.T) {
 	}
 }
 
-// Tokens that come in bursts have a median of nearly nothing.
+// Tokens that come in bursts have a median gap of nearly 0.
 func TestBurstsDoNotSpoilTheBaseline(t *testing.T) {
 	x := try(policy.Balanced, 4)
 	for range 60 {
@@ -422,7 +422,7 @@ func TestBurstsDoNotSpoilTheBaseline(t *testing.T) {
 		x.w.Gap(40*ms, 4)
 	}
 	if x.idle(x.full()); x.Baseline().Round(ms) != 10*ms {
-		t.Errorf("told as pieces of four tokens: %v", x.Baseline())
+		t.Errorf("reported as pieces of four tokens: %v", x.Baseline())
 	}
 }
 
@@ -483,7 +483,7 @@ func TestAnyLimitIsInBounds(t *testing.T) {
 				most = float64(s.Slots)
 			}
 			v := l.Value()
-			// Who asks too early is told nothing, and nothing changes.
+			// An early call returns Unchanged and changes nothing.
 			if v < 1 || math.IsNaN(v) || v != before && v > most || v > before && got != policy.Grew && got != policy.GrewBlind || l.Pace() < 0 || l.Baseline() < 0 {
 				t.Fatalf("%q: %v, then %v of at most %v; %+v", got, before, v, most, l)
 			}

@@ -11,7 +11,7 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// begin asks n times, alone, and says how many requests were let in.
+// begin asks n times, with one gateway, and returns how many requests were admitted.
 func begin(l *policy.KeyLimits, k *policy.Key, tokens, n int, now time.Time) int {
 	let := 0
 	for range n {
@@ -58,11 +58,11 @@ func TestAnExcessTellsWhenToComeBack(t *testing.T) {
 				t.Fatalf("RPM %d: %+v, %t", rpm, e, ok)
 			}
 			if _, ok := l.Begin(k, 1, 1, now.Add(e.RetryAfter-time.Duration(float64(time.Minute)/float64(rpm)/100))); ok {
-				t.Fatalf("RPM %d: a request before the time that was told", rpm)
+				t.Fatalf("RPM %d: admitted before the announced time", rpm)
 			}
 			now = now.Add(e.RetryAfter)
 			if _, ok := l.Begin(k, 1, 1, now); !ok {
-				t.Fatalf("RPM %d: refused at the time that was told", rpm)
+				t.Fatalf("RPM %d: refused at the announced time", rpm)
 			}
 		}
 		if d := now.Sub(noon); math.Abs(d.Minutes()-100/float64(rpm)) > 1e-6*100/float64(rpm) {
@@ -72,7 +72,7 @@ func TestAnExcessTellsWhenToComeBack(t *testing.T) {
 }
 
 func TestTokensPerMinute(t *testing.T) {
-	k := &policy.Key{TPM: 6000} // 100 in a second
+	k := &policy.Key{TPM: 6000} // 100 per second
 	var l policy.KeyLimits
 	if got := begin(&l, k, 1000, 10, noon); got != 6 {
 		t.Errorf("%d requests of 1000 estimated tokens, want 6", got)
@@ -81,7 +81,7 @@ func TestTokensPerMinute(t *testing.T) {
 	if e.Limit != policy.LimitTokens || e.Used != 6000 || e.Asks != 1000 || e.RetryAfter != 10*time.Millisecond {
 		t.Errorf("%+v", e)
 	}
-	l.End(k, 2000, noon) // twice the estimate more
+	l.End(k, 2000, noon) // twice the estimate more than estimated
 	if s := l.Tokens(k, noon); s != (policy.Standing{Limit: 6000, Left: 0, Reset: 80 * time.Second}) {
 		t.Errorf("after a long answer: %+v", s)
 	}
@@ -115,11 +115,11 @@ func TestConcurrency(t *testing.T) {
 	l.End(k, 0, noon)
 	l.End(k, 0, noon)
 	if got := begin(&l, k, 1, 10, noon); got != 0 {
-		t.Errorf("%d beside three, want 0", got)
+		t.Errorf("%d with three others, want 0", got)
 	}
 	l.AddRemote(k, policy.Used{Running: -2}, noon) // its gateway died
 	if got := begin(&l, k, 1, 10, noon); got != 2 {
-		t.Errorf("%d after the others' are gone, want 2", got)
+		t.Errorf("%d after the others' ended, want 2", got)
 	}
 }
 
@@ -169,14 +169,14 @@ func TestAGatewayThatJoins(t *testing.T) {
 	}
 }
 
-// fleet is gateways that tell each other what they use, late.
+// fleet is a set of gateways whose reports to each other arrive late.
 type fleet struct {
 	key      *policy.Key
 	r        *rand.Rand
 	gateways []*gateway
 	now      time.Time
 
-	used, worst float64 // of RPM, as if everybody knew everything at once
+	used, worst float64 // use of RPM, as known by an observer who sees everything at once
 	running     int
 	most        int
 	let         int
@@ -184,17 +184,17 @@ type fleet struct {
 }
 
 type gateway struct {
-	limits policy.KeyLimits
-	tells  time.Time // when next
-	told   policy.Used
-	news   []news
-	busy   float64 // part of the time in which it asks
-	until  time.Time
-	asks   bool
+	limits     policy.KeyLimits
+	nextReport time.Time // next report
+	reported   policy.Used
+	reports    []report
+	busy       float64 // part of the time in which it asks
+	until      time.Time
+	asks       bool
 }
 
-type news struct {
-	at   time.Time // when it is heard
+type report struct {
+	at   time.Time // when the report arrives
 	used policy.Used
 }
 
@@ -204,20 +204,20 @@ type ending struct {
 }
 
 const (
-	tick      = 10 * time.Millisecond
-	tellEvery = 100 * time.Millisecond
+	tick        = 10 * time.Millisecond
+	reportEvery = 100 * time.Millisecond
 )
 
 func newFleet(key *policy.Key, n int, seed uint64) *fleet {
 	f := &fleet{key: key, r: rand.New(rand.NewPCG(seed, 1)), now: noon}
 	for range n {
-		f.gateways = append(f.gateways, &gateway{tells: noon.Add(time.Duration(f.r.Int64N(int64(tellEvery)))), busy: 1})
+		f.gateways = append(f.gateways, &gateway{nextReport: noon.Add(time.Duration(f.r.Int64N(int64(reportEvery)))), busy: 1})
 	}
 	return f
 }
 
-// step lets a tick pass: ask says how often a gateway is asked in it, takes how
-// long a request takes.
+// step advances one tick. ask returns how often a gateway is asked in it, takes how long a request
+// takes.
 func (f *fleet) step(ask func(g *gateway) int, takes func() time.Duration) {
 	f.now = f.now.Add(tick)
 	f.used = max(0, f.used-float64(f.key.RPM)*tick.Minutes())
@@ -231,9 +231,9 @@ func (f *fleet) step(ask func(g *gateway) int, takes func() time.Duration) {
 	})
 	for _, i := range f.r.Perm(len(f.gateways)) {
 		g := f.gateways[i]
-		for len(g.news) > 0 && !g.news[0].at.After(f.now) {
-			g.limits.AddRemote(f.key, g.news[0].used, f.now)
-			g.news = g.news[1:]
+		for len(g.reports) > 0 && !g.reports[0].at.After(f.now) {
+			g.limits.AddRemote(f.key, g.reports[0].used, f.now)
+			g.reports = g.reports[1:]
 		}
 		for range ask(g) {
 			if _, ok := g.limits.Begin(f.key, 1, len(f.gateways), f.now); !ok {
@@ -246,7 +246,7 @@ func (f *fleet) step(ask func(g *gateway) int, takes func() time.Duration) {
 			f.worst = max(f.worst, f.used-float64(f.key.RPM))
 			f.most = max(f.most, f.running)
 		}
-		if !g.tells.After(f.now) {
+		if !g.nextReport.After(f.now) {
 			f.tell(g)
 		}
 	}
@@ -254,24 +254,24 @@ func (f *fleet) step(ask func(g *gateway) int, takes func() time.Duration) {
 
 func (f *fleet) tell(g *gateway) {
 	own := g.limits.Own()
-	news := news{used: policy.Used{Requests: own.Requests - g.told.Requests, Running: own.Running - g.told.Running}}
-	g.told, g.tells = own, g.tells.Add(tellEvery)
+	r := report{used: policy.Used{Requests: own.Requests - g.reported.Requests, Running: own.Running - g.reported.Running}}
+	g.reported, g.nextReport = own, g.nextReport.Add(reportEvery)
 	for _, other := range f.gateways {
 		if other == g {
 			continue
 		}
-		// In order, and with the tick within HeardWithin.
-		news.at = f.now.Add(time.Duration(f.r.Int64N(int64(policy.ReportDelay - tellEvery - 2*tick))))
-		if n := len(other.news); n > 0 && other.news[n-1].at.After(news.at) {
-			news.at = other.news[n-1].at
+		// In order, and within ReportDelay including the tick.
+		r.at = f.now.Add(time.Duration(f.r.Int64N(int64(policy.ReportDelay - reportEvery - 2*tick))))
+		if n := len(other.reports); n > 0 && other.reports[n-1].at.After(r.at) {
+			r.at = other.reports[n-1].at
 		}
-		other.news = append(other.news, news)
+		other.reports = append(other.reports, r)
 	}
 }
 
-// demands are ways in which clients may ask.
+// demands are patterns of requests.
 var demands = map[string]func(f *fleet) func(*gateway) int{
-	"everybody, all the time": func(f *fleet) func(*gateway) int {
+	"all gateways, all the time": func(f *fleet) func(*gateway) int {
 		return func(*gateway) int { return math.MaxInt }
 	},
 	"one gateway only": func(f *fleet) func(*gateway) int {
@@ -321,8 +321,8 @@ var demands = map[string]func(f *fleet) func(*gateway) int{
 	},
 }
 
-// With n gateways no more than n−1 requests too many are ever admitted, however
-// clients ask; and the limit can be used.
+// With n gateways no more than n−1 requests too many are ever admitted, whatever the pattern; and
+// the limit can be used up.
 func TestManyGatewaysShareALimit(t *testing.T) {
 	for _, rpm := range []int{1, 10, 60, 600, 6000} {
 		for _, n := range []int{1, 2, 3, 5, 8} {
@@ -335,7 +335,7 @@ func TestManyGatewaysShareALimit(t *testing.T) {
 				if f.worst > float64(n-1)+1e-3 {
 					t.Errorf("RPM %d, %d gateways, %s: %.1f requests too many, want at most %d", rpm, n, name, f.worst, n-1)
 				}
-				if most := float64(4*rpm + n - 1); name == "everybody, all the time" && float64(f.let) < 0.95*most-float64(n) {
+				if most := float64(4*rpm + n - 1); name == "all gateways, all the time" && float64(f.let) < 0.95*most-float64(n) {
 					t.Errorf("RPM %d, %d gateways, %s: %d requests in 3 minutes, want about %.0f", rpm, n, name, f.let, most)
 				}
 				if name == "one gateway only" && float64(f.let) < 3.2*float64(rpm)-1 {
@@ -359,7 +359,7 @@ func TestManyGatewaysShareConcurrency(t *testing.T) {
 				if over := f.most - limit; over > n-1 {
 					t.Errorf("concurrency %d, %d gateways, %s: %d requests too many, want at most %d", limit, n, name, over, n-1)
 				}
-				if name == "everybody, all the time" && f.most < limit {
+				if name == "all gateways, all the time" && f.most < limit {
 					t.Errorf("concurrency %d, %d gateways, %s: never more than %d at once", limit, n, name, f.most)
 				}
 			}
@@ -367,8 +367,8 @@ func TestManyGatewaysShareConcurrency(t *testing.T) {
 	}
 }
 
-// A search for the worst: random gateways ask, each until it is refused, at
-// random times around which the others hear of it.
+// A search for the worst case: random gateways are asked until each refuses, at random times around
+// which the reports arrive.
 func TestNoOrderOfRequestsBreaksALimit(t *testing.T) {
 	for _, n := range []int{2, 3, 4, 8} {
 		worst := 0.0
