@@ -14,26 +14,25 @@ import (
 )
 
 const (
-	// policyPoll is how often everybody looks for a change that was not heard of.
+	// policyPoll is how often every part looks for a change whose announcement it missed.
 	policyPoll = 500 * time.Millisecond
 
-	// bucketPoll is the same while there is no bucket yet: the first gateway makes
-	// one as soon as it runs.
+	// bucketPoll replaces policyPoll while there is no bucket: the first gateway creates one as
+	// soon as it runs.
 	bucketPoll = 50 * time.Millisecond
 
 	policyTimeout = 2 * time.Second
 )
 
-// Follower calls back with each new policy, and each new set of keys if
-// it wants them.
+// Follower calls back with each new policy, and with each new set of keys if Keys is set.
 type Follower struct {
-	// Policy gets each version that is sound, the first soon after the start.
+	// Policy receives each valid version, the first one soon after the start.
 	Policy func(Version)
-	// Keys gets all keys after each change of any; the map is never written
-	// again. Nil: not wanted.
+	// Keys receives all keys after any of them has changed. The map is not modified afterwards.
+	// Nil: keys are not read.
 	Keys func(map[string]policy.Key)
-	// Trouble gets the reason why the policy may be out of date; nil when that is
-	// over. What was good before stays in force.
+	// Trouble receives the reason why the policy may be out of date, and nil when that is over.
+	// Meanwhile the last valid version stays in effect.
 	Trouble func(error)
 }
 
@@ -45,18 +44,18 @@ func (f Follower) Run(ctx context.Context, nc *nats.Conn) error {
 		return fmt.Errorf("subscribe %s: %w", subjects.PolicyChanges, err)
 	}
 	defer sub.Unsubscribe()
-	poll := time.NewTimer(policyPoll)
-	defer poll.Stop()
-	state := followed{f: f, nc: nc}
+	timer := time.NewTimer(policyPoll)
+	defer timer.Stop()
+	state := followState{f: f, nc: nc}
 	for {
-		err := state.look(ctx)
+		err := state.poll(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if errors.Is(err, ErrNoBucket) {
-			poll.Reset(bucketPoll)
+			timer.Reset(bucketPoll)
 		} else {
-			poll.Reset(policyPoll)
+			timer.Reset(policyPoll)
 		}
 		if text := errText(err); text != state.trouble {
 			state.trouble = text
@@ -68,10 +67,10 @@ func (f Follower) Run(ctx context.Context, nc *nats.Conn) error {
 		case <-ctx.Done():
 			return nil
 		case <-news:
-			for len(news) > 0 { // one look finds all of them
+			for len(news) > 0 { // one poll finds all changes
 				<-news
 			}
-		case <-poll.C:
+		case <-timer.C:
 		}
 	}
 }
@@ -83,43 +82,43 @@ func errText(err error) string {
 	return err.Error()
 }
 
-// followed is what a follower has told so far.
-type followed struct {
-	f       Follower
-	nc      *nats.Conn
-	all     uint64 // last sequence of the bucket when all of it was read
-	allTold bool
-	policy  uint64 // revision told; 0: the default
-	told    bool
-	keys    uint64 // last sequence of any key told
-	keyTold bool
-	trouble string
+// followState is what a follower has reported so far.
+type followState struct {
+	f            Follower
+	nc           *nats.Conn
+	all          uint64 // last sequence of the bucket when everything had been read
+	allRead      bool
+	policy       uint64 // last revision reported; 0: the default
+	reported     bool
+	keys         uint64 // last sequence of any key reported
+	keysReported bool
+	trouble      string
 }
 
-// look reads what has changed.
-func (s *followed) look(ctx context.Context) error {
+// poll reads and reports what has changed.
+func (s *followState) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, policyTimeout)
 	defer cancel()
 	last, err := s.last(ctx, ">")
 	if err != nil {
 		return err
 	}
-	if s.allTold && last == s.all {
+	if s.allRead && last == s.all {
 		return nil
 	}
-	err = s.lookAtPolicy(ctx)
-	if s.f.Keys != nil { // they hold, even where the policy is damaged
-		err = errors.Join(err, s.lookAtKeys(ctx))
+	err = s.readPolicy(ctx)
+	if s.f.Keys != nil { // keys are reported even if the policy is damaged
+		err = errors.Join(err, s.readKeys(ctx))
 	}
 	if err == nil {
-		s.all, s.allTold = last, true
+		s.all, s.allRead = last, true
 	}
 	return err
 }
 
-// last is the sequence of the last message on a subject of the bucket; 0 if
+// last is the sequence of the last message of a key of the bucket, which may be a wildcard; 0 if
 // there is none.
-func (s *followed) last(ctx context.Context, key string) (uint64, error) {
+func (s *followState) last(ctx context.Context, key string) (uint64, error) {
 	m, err := s.get(ctx, key)
 	if err != nil || m == nil {
 		return 0, err
@@ -127,8 +126,8 @@ func (s *followed) last(ctx context.Context, key string) (uint64, error) {
 	return m.Sequence, nil
 }
 
-// get reads the last message on a subject of the bucket; nil if there is none.
-func (s *followed) get(ctx context.Context, key string) (*jetstream.RawStreamMsg, error) {
+// get reads the last message of a key of the bucket; nil if there is none.
+func (s *followState) get(ctx context.Context, key string) (*jetstream.RawStreamMsg, error) {
 	m, err := s.nc.RequestWithContext(ctx, subjects.DirectGet(subjects.KVStream(subjects.PolicyBucket)),
 		fmt.Appendf(nil, `{"last_by_subj":%q}`, subjects.KVSubject(subjects.PolicyBucket, key)))
 	if errors.Is(err, nats.ErrNoResponders) {
@@ -151,33 +150,33 @@ func (s *followed) get(ctx context.Context, key string) (*jetstream.RawStreamMsg
 	return raw, nil
 }
 
-func (s *followed) lookAtPolicy(ctx context.Context) error {
+func (s *followState) readPolicy(ctx context.Context) error {
 	m, err := s.get(ctx, subjects.PolicyKey)
 	if err != nil {
 		return err
 	}
 	if m == nil || m.Header.Get("KV-Operation") != "" { // never set, or deleted
-		if !s.told || s.policy != 0 {
-			s.policy, s.told = 0, true
+		if !s.reported || s.policy != 0 {
+			s.policy, s.reported = 0, true
 			s.f.Policy(Version{Policy: policy.Default()})
 		}
 		return nil
 	}
-	if s.told && m.Sequence == s.policy {
+	if s.reported && m.Sequence == s.policy {
 		return nil
 	}
 	v, err := parsePolicy(m.Data, m.Sequence)
 	if err != nil {
 		return err
 	}
-	s.policy, s.told = m.Sequence, true
+	s.policy, s.reported = m.Sequence, true
 	s.f.Policy(v)
 	return nil
 }
 
-func (s *followed) lookAtKeys(ctx context.Context) error {
+func (s *followState) readKeys(ctx context.Context) error {
 	last, err := s.last(ctx, subjects.AllAPIKeys)
-	if err != nil || s.keyTold && last == s.keys {
+	if err != nil || s.keysReported && last == s.keys {
 		return err
 	}
 	store, err := Open(ctx, s.nc)
@@ -188,7 +187,7 @@ func (s *followed) lookAtKeys(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.keys, s.keyTold = last, true
+	s.keys, s.keysReported = last, true
 	s.f.Keys(keys)
 	return nil
 }

@@ -16,14 +16,14 @@ import (
 
 // Version is a policy as it is stored.
 type Version struct {
-	Revision uint64         `json:"revision"` // 0: nobody has set one, this is the default
+	Revision uint64         `json:"revision"` // 0: none has been stored, this is the default
 	At       time.Time      `json:"at"`
 	By       string         `json:"by"`  // who changed it
-	Why      string         `json:"why"` // in words: the command
+	Why      string         `json:"why"` // the command that changed it
 	Policy   *policy.Policy `json:"policy"`
 }
 
-// DamagedError says that what is stored is no sound policy.
+// DamagedError says that the stored policy is not valid.
 type DamagedError struct {
 	Revision uint64
 	Err      error
@@ -34,7 +34,7 @@ func (e DamagedError) Error() string {
 }
 func (e DamagedError) Unwrap() error { return e.Err }
 
-// ErrNoBucket says that no gateway has been here yet.
+// ErrNoBucket means that no gateway has used this broker yet.
 var ErrNoBucket = errors.New("no policy bucket on this broker: start a gateway")
 
 // Store reads and changes the policy and the keys.
@@ -44,7 +44,7 @@ type Store struct {
 	kv jetstream.KeyValue
 }
 
-// Open finds the bucket.
+// Open opens the bucket. It returns ErrNoBucket if there is none.
 func Open(ctx context.Context, nc *nats.Conn) (*Store, error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -60,8 +60,7 @@ func Open(ctx context.Context, nc *nats.Conn) (*Store, error) {
 	return &Store{nc: nc, js: js, kv: kv}, nil
 }
 
-// Load reads the policy in force. It is a DamagedError if what is stored is not
-// sound.
+// Load reads the current policy. It returns a DamagedError if the stored policy is not valid.
 func (s *Store) Load(ctx context.Context) (Version, error) {
 	e, err := s.kv.Get(ctx, subjects.PolicyKey)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -88,10 +87,9 @@ func parsePolicy(b []byte, revision uint64) (Version, error) {
 	return v, nil
 }
 
-// Update changes the policy: change gets a copy of the one in force, and is
-// called again if somebody else was quicker. A result that does not Check is
-// refused with a policy.Invalid and nothing changes. A change that changes
-// nothing stores nothing.
+// Update changes the policy. change gets a copy of the current one; it is called again if another
+// writer was faster. A result that is not valid is refused with a policy.Invalid. A change without
+// an effect is not stored.
 func (s *Store) Update(ctx context.Context, by, why string, change func(*policy.Policy) error) (Version, error) {
 	for {
 		v, err := s.Load(ctx)
@@ -120,10 +118,11 @@ func (s *Store) Update(ctx context.Context, by, why string, change func(*policy.
 	}
 }
 
-// ErrChanged says that the policy was changed by somebody else meanwhile.
+// ErrChanged means that another writer has changed the policy in the meantime.
 var ErrChanged = errors.New("the policy has changed meanwhile")
 
-// Put stores a policy that replaces revision v.Revision, and nothing newer.
+// Put stores a policy that replaces revision v.Revision. It returns ErrChanged if a newer one
+// exists.
 func (s *Store) Put(ctx context.Context, v Version) (Version, error) {
 	if err := v.Policy.Check(); err != nil {
 		return v, err
@@ -144,20 +143,16 @@ func (s *Store) Put(ctx context.Context, v Version) (Version, error) {
 		return v, fmt.Errorf("store policy: %w", err)
 	}
 	v.Revision = revision
-	s.tell(subjects.PolicyKey, revision)
+	s.announce(subjects.PolicyKey, revision)
 	return v, nil
 }
 
-func (s *Store) tell(key string, revision uint64) {
-	b, err := subjects.Marshal(subjects.PolicyChanged{Key: key, Revision: revision})
-	if err != nil {
-		panic(err) // plain fields always encode
-	}
-	s.nc.Publish(subjects.PolicyChanges, b)
+func (s *Store) announce(key string, revision uint64) {
+	s.nc.Publish(subjects.PolicyChanges, subjects.MustMarshal(subjects.PolicyChanged{Key: key, Revision: revision}))
 }
 
-// History is the versions that are kept, the newest first. Damaged ones are
-// there without a Policy, with the damage as Why.
+// History returns the versions that are kept, the newest first. A damaged one has no Policy; its
+// Why describes the damage.
 func (s *Store) History(ctx context.Context) ([]Version, error) {
 	entries, err := s.kv.History(ctx, subjects.PolicyKey)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -189,7 +184,7 @@ func (s *Store) Keys(ctx context.Context) (map[string]policy.Key, error) {
 	for {
 		select {
 		case e := <-w.Updates():
-			if e == nil { // that was all
+			if e == nil { // all current values have been delivered
 				return keys, nil
 			}
 			var k policy.Key
@@ -216,16 +211,16 @@ func (s *Store) PutKey(ctx context.Context, k policy.Key) error {
 	if err != nil {
 		return fmt.Errorf("store key %s: %w", k.ID, err)
 	}
-	s.tell(subjects.APIKey(k.ID), revision)
+	s.announce(subjects.APIKey(k.ID), revision)
 	return nil
 }
 
-// RemoveKey revokes an API key: everywhere within a second.
+// RemoveKey revokes an API key. All gateways reject it within a second.
 func (s *Store) RemoveKey(ctx context.Context, id string) error {
-	// A message of its own, so that whoever was away sees that something changed.
+	// Purge leaves a message, so that a follower that was disconnected sees that something changed.
 	if err := s.kv.Purge(ctx, subjects.APIKey(id)); err != nil {
 		return fmt.Errorf("remove key %s: %w", id, err)
 	}
-	s.tell(subjects.APIKey(id), 0)
+	s.announce(subjects.APIKey(id), 0)
 	return nil
 }
