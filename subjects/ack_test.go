@@ -11,12 +11,12 @@ import (
 func TestParseAck(t *testing.T) {
 	want := subjects.Delivery{Stream: "S", Consumer: "c", Delivered: 2, StreamSeq: 30, ConsumerSeq: 4, Pending: 7}
 	for about, subject := range map[string]string{
-		"short form":                    "$JS.ACK.S.c.2.30.4.1700000000000000000.7",
-		"long form":                     "$JS.ACK.dom.acchash.S.c.2.30.4.1700000000000000000.7.rnd",
-		"long form, no domain":          "$JS.ACK._.acchash.S.c.2.30.4.1700000000000000000.7.rnd",
-		"long form, no random part":     "$JS.ACK._.acchash.S.c.2.30.4.1700000000000000000.7",
-		"long form with what may come":  "$JS.ACK._.acchash.S.c.2.30.4.1700000000000000000.7.rnd.new.newer",
-		"time is nobody's business yet": "$JS.ACK.S.c.2.30.4.x.7",
+		"short form":                     "$JS.ACK.S.c.2.30.4.1700000000000000000.7",
+		"long form":                      "$JS.ACK.dom.acchash.S.c.2.30.4.1700000000000000000.7.rnd",
+		"long form, no domain":           "$JS.ACK._.acchash.S.c.2.30.4.1700000000000000000.7.rnd",
+		"long form, no random part":      "$JS.ACK._.acchash.S.c.2.30.4.1700000000000000000.7",
+		"long form with later additions": "$JS.ACK._.acchash.S.c.2.30.4.1700000000000000000.7.rnd.new.newer",
+		"the time is not parsed":         "$JS.ACK.S.c.2.30.4.x.7",
 	} {
 		if got, err := subjects.ParseAck(subject); err != nil || got != want {
 			t.Errorf("%s: ParseAck(%q) = %+v, %v, want %+v", about, subject, got, err, want)
@@ -28,7 +28,7 @@ func TestParseAck(t *testing.T) {
 		"too short":          "$JS.ACK.S.c.2.30.4.7",
 		"between the forms":  "$JS.ACK.x.S.c.2.30.4.1.7",
 		"another API":        "$JS.API.S.c.2.30.4.1.7",
-		"no number":          "$JS.ACK.S.c.two.30.4.1.7",
+		"not a number":       "$JS.ACK.S.c.two.30.4.1.7",
 		"a negative number":  "$JS.ACK.S.c.-2.30.4.1.7",
 		"a number too large": "$JS.ACK.S.c.2.30.4.1.18446744073709551616",
 		"no stream":          "$JS.ACK..c.2.30.4.1.7",

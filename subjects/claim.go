@@ -6,17 +6,17 @@ import (
 	"strings"
 )
 
-// Claim is a worker's word to the gateway that it starts on a request. The
-// worker does not wait for an answer before it calls the engine.
+// Claim tells a gateway that a worker starts an attempt of a request. The worker does not wait for
+// an answer before it calls the engine.
 type Claim struct {
 	ID      ID     `json:"id"`
-	Attempt uint64 `json:"attempt,string"` // the worker's random mark of this start
+	Attempt uint64 `json:"attempt,string"` // the worker's random mark of the attempt
 	Worker  string `json:"worker"`
-	Name    string `json:"name"` // the worker's name for people
-	Ack     string `json:"ack"`  // the delivery's ack subject: the gateway settles failures there
+	Name    string `json:"name"` // the worker's name
+	Ack     string `json:"ack"`  // ack subject of the delivery, where the gateway settles failures
 }
 
-// Bytes is the claim as it travels.
+// Bytes is the claim as JSON.
 func (c *Claim) Bytes() ([]byte, error) {
 	b := builder{buf: make([]byte, 0, 256)}
 	b.lit(`{"id":`)
@@ -33,7 +33,7 @@ func (c *Claim) Bytes() ([]byte, error) {
 	return b.buf, b.err
 }
 
-// ParseClaim reads a claim.
+// ParseClaim parses a claim.
 func ParseClaim(data []byte) (*Claim, error) {
 	c := new(Claim)
 	if !c.read(string(data)) {
@@ -42,7 +42,7 @@ func ParseClaim(data []byte) (*Claim, error) {
 			return nil, fmt.Errorf("claim: %w", err)
 		}
 	}
-	c.Worker = strings.Clone(c.Worker) // it is remembered for long, the rest is not
+	c.Worker = strings.Clone(c.Worker) // it is kept for long; the copy lets the rest be freed
 	return c, nil
 }
 
@@ -66,42 +66,42 @@ func (c *Claim) read(data string) bool {
 type Verdict string
 
 const (
-	Granted     Verdict = "go"        // this attempt is the one; only its frames reach the client. Never sent
-	Gone        Verdict = "gone"      // nobody waits for it any more: remove the message
-	Elsewhere   Verdict = "elsewhere" // another attempt runs: leave the message to it
-	OtherWorker Verdict = "not-you"   // this worker failed it before: hand it back for another
+	Granted     Verdict = "go"        // only this attempt's frames reach the client. Never sent
+	Gone        Verdict = "gone"      // the request is over: remove the message
+	Elsewhere   Verdict = "elsewhere" // another attempt is running: leave the message to it
+	OtherWorker Verdict = "not-you"   // this worker failed it before: hand the message back for another
 )
 
-// Refusal is the answer to a Claim that is not granted. A granted one has no
-// answer: it would cost every request a message that no worker waits for.
+// Refusal is the answer to a Claim that is not granted. A granted claim gets no answer: it would
+// cost every request a message that no worker waits for.
 type Refusal struct {
 	Verdict Verdict `json:"verdict"`
-	Ack     string  `json:"ack"`                // as in the claim
-	DelayMS int64   `json:"delay_ms,omitempty"` // NotYou: hand back after this long
+	Ack     string  `json:"ack"`                // as in the Claim
+	DelayMS int64   `json:"delay_ms,omitempty"` // for OtherWorker: hand the message back after this delay
 }
 
-// Cancel tells a worker to abort an attempt, on WorkerCancel.
+// Cancel tells a worker to abort an attempt. It is sent on WorkerCancel.
 type Cancel struct {
 	ID      ID     `json:"id"`
 	Attempt uint64 `json:"attempt,string"`
 	Reason  string `json:"reason"`
 }
 
-// WindowUpdate tells a worker how many body bytes of an attempt the client has taken
-// so far, on WorkerCredit. A worker sends at most Window bytes beyond that.
+// WindowUpdate tells a worker how many body bytes of an attempt the client has consumed so far. It
+// is sent on WorkerWindow. A worker sends at most Window bytes beyond that.
 type WindowUpdate struct {
 	ID      ID     `json:"id"`
 	Attempt uint64 `json:"attempt,string"`
 	Taken   int64  `json:"taken"`
 }
 
-// Window bounds, in bytes, what one attempt may have under way to a client that
-// does not read. 256 KiB is an hour of one token stream.
+// Window bounds, in bytes, the data of one attempt that a client has not read yet. 256 KiB is an
+// hour of a single token stream.
 const Window = 256 << 10
 
-// Alive lists, once a second and for each gateway, the attempts that a worker
-// runs for it. It proves that the worker goes on while an engine is silent, and
-// tells of frames lost at the end.
+// Alive lists, once a second and for each gateway, the attempts that a worker runs for it. It shows
+// that the worker is running while an engine is silent, and reveals frames that were lost at the
+// end of an attempt.
 type Alive struct {
 	Worker   string         `json:"worker"`
 	Attempts []AliveAttempt `json:"attempts"`
@@ -111,54 +111,4 @@ type AliveAttempt struct {
 	ID      ID     `json:"id"`
 	Attempt uint64 `json:"attempt,string"`
 	Sent    uint32 `json:"sent"` // messages sent so far
-}
-
-// Delivery is what an ack subject tells of a delivery.
-type Delivery struct {
-	Stream, Consumer string
-	Delivered        uint64 // how often, this one included; bounces count
-	StreamSeq        uint64
-	ConsumerSeq      uint64
-	Pending          uint64 // messages that wait behind it in its queue
-}
-
-// ParseAck reads an ack subject, in the form with or without domain and
-// account hash.
-func ParseAck(subject string) (Delivery, error) {
-	t, ok := strings.CutPrefix(subject, "$JS.ACK.")
-	dots := strings.Count(t, ".")
-	if !ok || dots != 6 && dots < 8 {
-		return Delivery{}, fmt.Errorf("%q is no ack subject", subject)
-	}
-	next := func() (token string) {
-		token, t, _ = strings.Cut(t, ".")
-		return token
-	}
-	if dots >= 8 {
-		next() // the domain
-		next() // the account
-	}
-	d := Delivery{Stream: next(), Consumer: next()}
-	if d.Stream == "" || d.Consumer == "" {
-		return Delivery{}, fmt.Errorf("%q is no ack subject", subject)
-	}
-	for _, p := range []*uint64{&d.Delivered, &d.StreamSeq, &d.ConsumerSeq, nil, &d.Pending} {
-		token := next()
-		if p == nil { // the time
-			continue
-		}
-		v, err := strconv.ParseUint(token, 10, 64)
-		if err != nil {
-			return Delivery{}, fmt.Errorf("%q is no ack subject: %w", subject, err)
-		}
-		*p = v
-	}
-	return d, nil
-}
-
-// AckSubject is the subject on which a delivered message can be settled by
-// somebody who did not receive it. consumerSeq is any sequence not above the
-// consumer's last delivery and above its ack floor; its last delivery serves.
-func AckSubject(stream, consumer string, streamSeq, consumerSeq uint64) string {
-	return fmt.Sprintf("$JS.ACK.%s.%s.1.%d.%d.0.0", stream, consumer, streamSeq, consumerSeq)
 }

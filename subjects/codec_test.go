@@ -11,8 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// byHand are the messages written and read by hand: as the library reads and
-// writes them.
+// byHand lists the messages that are written and read by hand, with the functions that do it.
 var byHand = []struct {
 	name  string
 	empty func() any
@@ -36,9 +35,8 @@ var byHand = []struct {
 		func(string, any) bool { return false }},
 }
 
-// What is written by hand is what the library would have written, every field of
-// it, and it is read by hand: else the hot path is not hot any more, and nobody
-// notices.
+// What is written by hand is exactly what the library would have written, with every field, and it
+// is read by hand. Otherwise the fast path would be lost without a failure.
 func TestByHandIsAsTheLibrary(t *testing.T) {
 	header := http.Header{"Content-Type": {"application/json", "x"}}
 	for _, v := range []any{
@@ -79,8 +77,8 @@ func TestByHandIsAsTheLibrary(t *testing.T) {
 	}
 }
 
-// FuzzByHand reads any text as each of the messages: what is taken by hand the
-// library takes as the same, and what was read is written as the library would.
+// FuzzByHand reads any text as each of the messages: whatever is read by hand, the library reads as
+// the same, and what was read is written so that the library reads it back.
 func FuzzByHand(f *testing.F) {
 	for _, v := range []any{
 		&Request{ID: NewID(), Tenant: "t", Tier: "s", ModelAt: ModelAt{ModelInJSON, 1, 9}, Path: "/", Header: http.Header{"A": {"b", "c"}, "D": {""}}},
@@ -109,7 +107,7 @@ func FuzzByHand(f *testing.F) {
 			if built.err != nil || json.Unmarshal(built.buf, again) != nil {
 				t.Fatalf("%s %q written by hand: %s, %v", m.name, text, built.buf, built.err)
 			}
-			// Values of headers are bytes, of which the text has the code points.
+			// Header values are bytes; the text has their code points.
 			for _, v := range []any{want, again} {
 				asBytes(v)
 			}
@@ -157,4 +155,28 @@ func toBytes(h *http.Header) {
 		*h = nil
 	}
 	fromWire(*h)
+}
+
+// The rules that doc.go promises for every message except frames.
+func TestJSONRules(t *testing.T) {
+	b, err := Marshal(UsageReport{Gateway: "g\xff", Keys: map[string]KeyUsage{"b": {Requests: 1}, "a": {}}})
+	if want := `{"gw":"g` + "\ufffd" + `","keys":{"a":{"r":0,"t":0,"c":0},"b":{"r":1,"t":0,"c":0}}}`; err != nil || string(b) != want {
+		t.Errorf("got %s, %v, want %s", b, err, want)
+	}
+	for text, ok := range map[string]bool{
+		`{"keys":{},"gw":"g"}`:           true,
+		`{"gw":"g","new_field":{"a":1}}`: true,
+		`{"gw":"g","gw":"g"}`:            false,
+		"{\"gw\":\"\xff\"}":              false,
+		`{"gw":"g"} x`:                   false,
+	} {
+		var r UsageReport
+		if err := Unmarshal([]byte(text), &r); (err == nil) != ok || ok && r.Gateway != "g" {
+			t.Errorf("%s: got %+v, %v, want it to be accepted: %t", text, r, err, ok)
+		}
+	}
+	var r UsageReport
+	if err := Unmarshal([]byte(`{"GW":"g"}`), &r); err != nil || r.Gateway != "" {
+		t.Errorf("a name in another case: got %+v, %v, want it to be ignored", r, err)
+	}
 }

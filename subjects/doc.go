@@ -1,22 +1,20 @@
-// Package subjects is the wire between gateways and workers: names, streams,
-// messages and frames. Nothing of it is written down anywhere else, and this
-// page is enough to write a worker, or a gateway, in another language.
+// Package subjects is the wire protocol between gateways and workers: subjects, streams, messages
+// and frames. Every subject, stream name and wire type is defined here and nowhere else. This page
+// is the specification; it suffices to write a worker, or a gateway, in another language.
 //
-// The way of a request: a gateway publishes it to a stream → a worker's bid
-// pulls it → the worker claims it at the gateway and calls its engine → the
-// answer goes to the gateway in frames → the delivery is settled. Everything
-// but the queue itself is core NATS: at most once, and checked by sequence
-// numbers, heartbeats and lists.
+// The path of a request: a gateway publishes it to a stream → a worker's bid pulls it → the worker
+// claims it at the gateway and calls its engine → the answer goes to the gateway in frames → the
+// delivery is settled. Everything except the queue itself is core NATS: delivery is at most once,
+// and losses are detected by sequence numbers, heartbeats and lists.
 //
 // # Names
 //
-// A name in a subject, a consumer or a key is escaped into one token: ASCII
-// letters, digits and '-' are themselves, every other byte of its UTF-8 is
-// "_XX" in upper-case hex, and the empty name is "_". So "org/m:7b" is
-// "org_2Fm_3A7b". It is reversible, and no name can reach another's subject.
-// Names have at most 256 bytes. Below, <tier>, <pool> and <lane> are such
-// tokens. The ids <gw> and <w> of gateways and workers are tokens, made anew at
-// each start; a worker's is its name's token, '-' and random hex.
+// A name in a subject, a consumer or a key is escaped into one token: ASCII letters, digits and '-'
+// are unchanged, every other byte of its UTF-8 becomes "_XX" in upper-case hex, and the empty name
+// becomes "_". For example, "org/m:7b" becomes "org_2Fm_3A7b". The escaping is reversible, and no
+// name can reach another name's subject. Names have at most 256 bytes. Below, <tier>, <pool> and
+// <lane> are such tokens. The ids <gw> and <w> of gateways and workers are tokens that are chosen
+// at each start; a worker's id is its name's token, '-' and random hex.
 //
 // # Subjects
 //
@@ -26,142 +24,139 @@
 //	pulley.gw.<gw>.claim               worker → gateway    Claim; the answer, if any, is a Refusal
 //	pulley.gw.<gw>.rsp                 worker → gateway    frames
 //	pulley.gw.<gw>.alive               worker → gateway    Alive
-//	pulley.gw.<gw>.body                worker → gateway    BodyWant; the answer is bytes
-//	pulley.gw.<gw>.stored.<n>          broker → gateway    its answer to a Request (a PubAck)
-//	pulley.gw.<gw>.left.<w>            gateway → itself    empty: the worker's last frames came before it
+//	pulley.gw.<gw>.body                worker → gateway    BodyRequest; the answer is bytes
+//	pulley.gw.<gw>.stored.<n>          broker → gateway    the PubAck of a Request (ParsePubAck)
+//	pulley.gw.<gw>.left.<w>            gateway → itself    empty; the worker's last frames arrived before it
 //	pulley.gw.<gw>.ref                 gateway → workers   Reference
-//	pulley.gw.<gw>.told                gateway → gateways  Told
-//	pulley.gw.<gw>.turn                gateway → gateway   Turn
+//	pulley.gw.<gw>.told                gateway → gateways  HeldReport
+//	pulley.gw.<gw>.turn                gateway → gateway   Release
 //	pulley.wk.<w>.cancel               gateway → worker    Cancel
-//	pulley.wk.<w>.credit               gateway → worker    Credit
+//	pulley.wk.<w>.credit               gateway → worker    WindowUpdate
 //	pulley.wk.<w>.drain                operator → worker   empty; the answer is an Outcome
-//	pulley.wk.<w>.bid.…, .refused.…, .gone.…               answers to the worker, see below
+//	pulley.wk.<w>.bid.…, .refused.…, .gone.…               replies to the worker, see below
 //	pulley.hb.<w>                      worker → gateways   Heartbeat
-//	pulley.homes, .usage, .sides       gateway → gateways  HomesTold, UsageTold, SidesTold
+//	pulley.homes, .usage, .sides       gateway → gateways  AffinityReport, UsageReport, ShiftReport
 //	pulley.policy                      writer → all        PolicyChanged
 //	pulley.ev.<kind>                   anyone → operators  Event
 //	pulley.ask.requests, .ask.workers  operator → gateways empty; each answers with lists, then an empty message
 //	pulley.ask.request, pulley.do.…    operator → gateways see control.go
 //
-// What is not frames is JSON, with the field names of this package's types; in
-// their order it is read the fastest, but any order will do.
-// Ids of requests are UUIDs as text, marks of attempts are decimal strings of 64
-// bits. Unknown fields are ignored: fields may be added, none changes its
-// meaning.
+// The lane is "shared" for requests that every worker of a pool may take. All other lanes are home
+// lanes, named by a worker's id: they hold follow-ups of conversations that this worker has cached.
 //
-// The lane is "shared" for what every worker of a pool may take. The others are
-// home lanes, named by a worker's id: for what goes on with a conversation that
-// this worker has cached.
+// # JSON
+//
+// Every message except frames is JSON, with the field names of this package's types. Any order of
+// fields is accepted; the order of the types is read fastest. Request ids are UUIDs as text,
+// attempt marks are 64 bits as decimal strings, times are RFC 3339 and bytes are base64, unless a
+// field says otherwise.
+//
+// Field names are matched exactly. Unknown fields are ignored: fields may be added, and no field
+// changes its meaning. A field that occurs twice in an object is an error, and so is a string that
+// is not valid UTF-8. A writer replaces invalid UTF-8, such as in an engine's error message, by
+// U+FFFD. See Marshal and Unmarshal.
 //
 // # Streams and consumers
 //
-// Gateways create what is missing; what exists is left as it is.
+// Gateways create what is missing and leave what exists as it is.
 //
-// PULLEY_REQ_<TIER>, one for each tier (upper case), holds pulley.req.<tier>.>
+// PULLEY_REQ_<TIER>, one per tier (in upper case), holds pulley.req.<tier>.>
 //
 //	retention work queue      a settled request is gone
-//	storage                   memory for interactive tiers: the gateway that holds the client publishes again what a broker lost; file for batch
-//	discard new, per subject  the hard bound, 100 000 for each lane, refuses the new and never drops the old; gateways refuse long before
-//	message TTL allowed       Nats-TTL removes what nobody can want any more
-//	direct get allowed        to see whether a message is still there
-//	duplicates 20 s           publishing again after a lost acknowledgement is safe
+//	storage                   memory for interactive tiers, whose requests the gateway publishes again if the broker loses them; file for batch
+//	discard new, per subject  the hard bound of 100 000 per lane refuses new messages and never drops old ones; gateways refuse long before
+//	message TTL allowed       Nats-TTL removes requests whose deadline has passed
+//	direct get allowed        to check whether a message is still there
+//	duplicates 20 s           a message may be published again after its PubAck was lost
 //
-// In it, one durable consumer for each lane of each pool, named <pool>=<lane>,
-// or "=" and the hex SHA-256 of that if it has more than 200 bytes; the metadata
-// pulley-pool and pulley-lane has the names unescaped.
+// It has one durable consumer for each lane of each pool, named <pool>=<lane>, or "=" and the hex
+// SHA-256 of that name if it is longer than 200 bytes. The metadata pulley-pool and pulley-lane
+// have the unescaped names.
 //
-//	ack explicit, wait 30 s     the last resort: heartbeats notice a death in 1.5 s
-//	max deliver unlimited       deliveries that found no slot count too; the gateway counts attempts
+//	ack explicit, wait 30 s     the last resort: heartbeats reveal a dead worker in 1.5 s
+//	max deliver unlimited       deliveries that were handed back count too; the gateway counts attempts
 //	priority policy prioritized, group "pulley": the bid with the lowest number is served first
-//	max ack pending 8192        above the slots of any pool; the server walks all of it at a timer
+//	max ack pending 8192        above the slots of any pool; the server walks all pending deliveries on a timer
 //	max waiting 8192            parked bids; it cannot be changed later
 //	memory storage              its state is not worth a disk's latency
-//	inactive threshold 2 min    of a home lane: its worker is gone
+//	inactive threshold 2 min    for a home lane: its worker is gone
 //
-// PULLEY_DEAD holds pulley.dead.> on file for 7 days, 10 000 messages, 1 GiB.
-// The bucket PULLEY_WORKERS (memory, TTL 10 s) has each worker's Heartbeat under
-// its id, PULLEY_POOLS (file) each pool that was ever served, under its token.
+// PULLEY_DEAD holds pulley.dead.> on file for 7 days, 10 000 messages, 1 GiB. The bucket
+// PULLEY_WORKERS (memory, TTL 10 s) has each worker's Heartbeat under its id. The bucket
+// PULLEY_POOLS (file) has each pool that was ever served, under its token.
 //
-// The bucket PULLEY_POLICY (file, 64 versions) has the policy under "policy", as
-// a policystore.Version, and each API key under "key." and its id, as a policy.Key.
-// Who changes it replaces the revision that it read, then publishes a
-// PolicyChanged. Everybody reads the policy at the start, when one comes, and
-// every 500 ms if the bucket's last sequence has changed. One that does not
-// check is ignored: the last good one stays in force.
+// The bucket PULLEY_POLICY (file, 64 versions) has the policy under "policy", as a
+// policystore.Version, and each API key under "key." and its id, as a policy.Key. A writer replaces
+// the revision that it read, then publishes a PolicyChanged. Every part reads the policy at its
+// start, when a PolicyChanged arrives, and every 500 ms if the last sequence of the bucket has
+// changed. A policy that does not validate is ignored: the last valid one stays in effect.
 //
-// # A request's message
+// # Request messages
 //
-// The data is the client's body, unchanged, or nothing if it travels by
-// reference. Headers:
+// The data is the client's body, unchanged, or empty if the body travels by reference. Headers:
 //
 //	Pulley-Request   a Request, as one line of JSON
-//	Nats-Msg-Id      the request's id; with ".<sequence>" when it is published again after that one was lost
+//	Nats-Msg-Id      the request's id; with ".<sequence>" if it is published again after the message with that sequence was lost
 //	Nats-TTL         whole seconds until the client's deadline, such as 600s
-//	Pulley-Reason    of a dead letter: why nobody could answer
+//	Pulley-Reason    of a dead letter: why the request could not be answered
 //
-// A Request names the gateway that holds the client, method, path with query
-// (it begins with a slash), the end-to-end header for the engine, and whether
-// the client asked for a stream. Header values are bytes: in JSON each byte is
-// the code point of the same number, so that "é" in UTF-8 is "Ã©". Header names
-// are canonical (Content-Type). The deadline is for people: the gateway judges
-// it.
+// A Request names the gateway that holds the client's connection, the method, the path with its
+// query (it starts with a slash), the end-to-end headers for the engine, and whether the client
+// asked for a stream. Header values are bytes: in JSON each byte is the code point of the same
+// number, so that "é" in UTF-8 is "Ã©". Header names are canonical (Content-Type). The deadline is
+// informative: the gateway enforces it.
 //
-// The model is the client's word for it, which may not be the engine's. ModelAt
-// says where it stands, in the body or the path; the worker puts its engine's
-// name there and changes nothing else.
+// The model is the name that the client used, which may differ from the engine's. ModelAt says
+// where it is, in the body or the path; the worker replaces it there with its engine's name and
+// changes nothing else.
 //
-// # Bidding
+// # Bids
 //
-// A worker pulls by publishing a Bid to
-// $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>, batch 1, with its
-// price's rung 0 to 9 as priority. The reply subject is
-// pulley.wk.<w>.bid.<lane number of its own>.<kind of bid>.<number of the bid>, and
-// no two open bids share one: a broker that replicates the consumer tells them apart
-// by it. An answer is a request, on the subject it was published to and with an ack
-// subject as reply, or a status:
+// A worker pulls by publishing a Bid to $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>,
+// with batch 1 and the rung of its price, 0 to 9, as priority. The reply subject is
+// pulley.wk.<w>.bid.<number of the lane>.<kind of bid>.<number of the bid>, where the worker
+// chooses the numbers. No two open bids share a reply subject: a broker that replicates the
+// consumer distinguishes them by it. The reply is a request, on the subject on which it was
+// published and with an ack subject as reply, or a status:
 //
-//	404, 408   nothing was there, or the bid expired
-//	409        not now: bid again after a moment
-//	503        no such consumer, and so none of the lane's bids: bid again after a moment
+//	404, 408   there was no message, or the bid expired
+//	409        not possible now: bid again after a moment
+//	503        the consumer does not exist, so none of the lane's bids is open: bid again after a moment
 //
-// A worker bids on the shared lane and on its own home lane at its price, and on
-// the home lanes of other workers (PoolReference.Homes) three rungs dearer, where
-// the pool's policy does not forbid it. So a conversation stays where its
-// beginning is cached until that worker is three rungs dearer than another, full
-// or gone.
+// A worker bids on the shared lane and on its own home lane at its price, and on the home lanes of
+// other workers (PoolReference.HomeLanes) three rungs higher, unless the pool's policy forbids it.
+// So a conversation stays where its start is cached until that worker is three rungs more expensive
+// than another, full or gone.
 //
-// Bids expire after 8 s, those of a tier below an active one after 2 s, and are
-// never cancelled, since that races with a delivery. What arrives when the bid
-// holds no more is handed back at once (-NAK): there is no slot for it, its tier
-// has to stand back, its pool is paused, the worker is cordoned, or the price has
-// risen since; for the last a request is handed back twice at the most. A home
-// lane has a bid at least every 45 s, so that it stays. The ack subject tells, as pending, how many requests wait behind it:
+// Bids expire after 8 s, those of a tier below an active one after 2 s. They are never cancelled,
+// since a cancellation races with a delivery. A delivery whose bid no longer holds is handed back
+// at once (-NAK): there is no slot for it, its tier must wait for another one, its pool is paused,
+// the worker is cordoned, or the price has risen since. For a risen price a request is handed back
+// at most twice. A home lane gets a bid at least every 45 s, so that its consumer stays. The ack
+// subject tells, as pending, how many requests wait behind the delivered one:
 //
 //	$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>
 //	$JS.ACK.<domain>.<account>.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>.<random>
 //
 // # Claim and refusal
 //
-// With each delivery the worker draws a mark, 64 random bits, and sends a Claim
-// with reply subject pulley.wk.<w>.refused.<mark in hex>. It does not wait before
-// it calls the engine: silence is a grant. Claim and frames leave on one
-// connection and arrive in one subscription, so that the claim is known before
-// its frames. A claim that is not granted is answered with a Refusal, which
-// repeats the ack subject, since the attempt may be over by then:
+// For each delivery the worker draws a mark, 64 random bits, and sends a Claim with the reply
+// subject pulley.wk.<w>.refused.<mark in hex>. It does not wait before it calls the engine: silence
+// is a grant. Claim and frames leave on one connection and arrive in one subscription, so the
+// gateway receives the claim before its frames. A claim that is not granted is answered with a
+// Refusal, which repeats the ack subject because the attempt may already be over:
 //
-//	gone        nobody waits for it any more
-//	elsewhere   another attempt runs
-//	not-you     this worker failed it before, and there are others; delay_ms says when to hand it back
+//	gone        the request is over
+//	elsewhere   another attempt is running
+//	not-you     this worker failed the request before, and there are others; delay_ms says when to hand it back
 //
-// On each the worker aborts its engine call. No responders (status 503) is the
-// same as gone. A gateway grants one attempt of a request at a time. A refusal
-// that gets lost costs no more than the engine's time: the frames are ignored,
-// and the next Alive is answered with a Cancel.
+// On each of them the worker aborts its engine call. No responders (status 503) means the same as
+// gone. A gateway grants one attempt of a request at a time. A lost refusal costs no more than the
+// engine's time: the frames are ignored, and the next Alive is answered with a Cancel.
 //
 // # Frames
 //
-// A message to pulley.gw.<gw>.rsp is a prefix and one frame or more; all numbers
-// are big-endian.
+// A message to pulley.gw.<gw>.rsp is a prefix and one or more frames. All numbers are big-endian.
 //
 //	 0  16  request id
 //	16   8  mark of the attempt
@@ -171,100 +166,92 @@
 //	33   n  payload   ┘
 //
 //	kind      payload
-//	h  head   a Head: status, end-to-end header, length of the body or -1. First, and once.
+//	h  head   a Head: status, end-to-end header, length of the body or -1. Always first, and only once.
 //	d  data   bytes of the body
-//	e  end    an End: the answer is whole; nothing follows
-//	f  fail   a Fail: the attempt came to nothing, or to half; nothing follows
+//	e  end    an End: the answer is complete; no frame follows
+//	f  fail   a Fail: the attempt failed before or during the answer; no frame follows
 //
-// So the body "hi" is 64 00000002 6869 after the prefix. Frames that arrive
-// together travel together; none waits for another. A message stays within half
-// of the broker's max_payload. It carries the reply subject
-// pulley.wk.<w>.gone.<gw>: status 503 there says that the gateway is gone.
+// So the body "hi" is 64 00000002 6869 after the prefix. Frames that are ready together travel
+// together; none waits for another. A message is at most half as long as the broker's max_payload.
+// Its reply subject is pulley.wk.<w>.gone.<gw>: status 503 there means that the gateway is gone.
 //
-// A gap in the sequence, a malformed frame, or bytes beyond the credit fail the
-// attempt. Header values are encoded as in a Request; names may have any case,
-// and what belongs to one connection is dropped.
+// A gap in the sequence, a malformed frame, or bytes beyond the window fail the attempt. Header
+// values are encoded as in a Request; names may have any case, and hop-by-hop headers are dropped.
 //
-// A Fail has a class, which says who has to do what (see FailClass), and the
-// engine's own answer where there was one and it was short. An engine's 4xx is
-// an answer like any other, 429 excepted: 429 and 503 are class refused, other
-// 5xx class engine. An event stream without its API's last event is class
-// truncated.
+// A Fail has a class, which says what the failure means for the request and for the worker (see
+// FailClass), and the engine's own answer if there was one and it was short. An engine's 4xx is an
+// answer like any other, except 429: 429 and 503 are class refused, other 5xx class engine. An
+// event stream without its API's last event is class truncated.
 //
-// # Credit
+// # Flow control
 //
-// A worker sends at most 256 KiB (Window) of body beyond what the client has
-// taken, and then stops reading from its engine. The gateway tells with Credit
-// how much was taken in all, at each quarter of a window. A worker that ignores
-// it is failed.
+// A worker sends at most 256 KiB (Window) of body beyond what the client has consumed, and then
+// stops reading from its engine. The gateway reports with a WindowUpdate how much was consumed in
+// total, at each quarter of a window. A worker that exceeds the window is failed.
 //
 // # Bodies by reference
 //
-// With "ref" in the Request the worker asks for the body's size bytes piece by
-// piece: a BodyWant with an offset, answered by as many bytes as fit. An empty
-// answer says that the gateway does not have the request any more.
+// If the Request has "ref", the worker fetches the body piece by piece: a BodyRequest with an
+// offset is answered with as many bytes as fit, until it has "size" bytes. An empty answer means
+// that the gateway does not have the request any more.
 //
 // # Signs of life
 //
-//	Heartbeat   every 500 ms; after 1.5 s without one, everything the worker had is failed over
+//	Heartbeat   every 500 ms. After 1.5 s without one, all attempts of the worker are failed over. A fenced worker says why in
+//	            reason, and in fence_class, one word from a fixed set (gpu.FenceClass)
 //	Alive       every second to each gateway: the attempts that run for it and how many messages each has sent. An attempt
-//	            that its gateway does not want is cancelled; one unlisted for 3.5 s, or of which fewer messages came, has failed
-//	Reference   every second, and as soon as a pool's consumers exist: what a pool costs at the least and what its requests are
-//	            like, so that workers who do not hear each other price alike. After 10 s without one, and with a connection to the
-//	            broker as old, a worker drops what it runs for that gateway. Of a pool whose model some worker would have to load
-//	            (PoolStatus.Cold), it says also who has it loaded and how long requests have waited for it
+//	            that its gateway does not want is cancelled. One that is not listed for 3.5 s, or of which fewer messages arrived, has failed
+//	Reference   every second, and as soon as a pool's consumers exist: the lowest price of each pool and its mean request,
+//	            so that workers, which do not receive each other's messages, price alike. After 10 s without one, and with a connection
+//	            to the broker as old, a worker drops what it runs for that gateway. For a pool whose model some worker would have
+//	            to load (PoolStatus.Cold), it also says how many workers have it loaded and how long requests have waited for it
 //
-// A worker renews the lease of what it runs (+WPI) every 10 s while its engine
-// makes progress.
+// A worker renews the lease of its attempts (+WPI) every 10 s while its engine makes progress.
 //
-// Its last heartbeat has state "left". The worker publishes it after its last
-// frames, on the same connection. A gateway receives the two by different
-// subscriptions and may handle them in another order, so on "left" it sends
-// itself an empty message on pulley.gw.<gw>.left.<w>. That one comes behind the
-// frames, and only then the gateway fails over what the worker did not end. If
-// it gets lost, the gateway does so 3.5 s after "left".
+// Its last heartbeat has state "left". The worker publishes it after its last frames, on the same connection. A gateway
+// receives the two by different subscriptions and may handle them in another order. So on "left" it sends itself an empty
+// message on pulley.gw.<gw>.left.<w>, which arrives behind the frames; only then does it fail over the attempts that the
+// worker did not end. If that message is lost, the gateway does so 3.5 s after "left".
 //
 // # Who settles a delivery
 //
-// Each delivery is settled once, by publishing to its ack subject, which the
-// Claim told the gateway.
+// Each delivery is settled once, by publishing to its ack subject. The gateway knows it from the
+// Claim.
 //
 //	the delivery's attempt                   settled by   with
-//	granted; the answer is whole             gateway      +ACK
-//	granted; failed, another is due          gateway      -NAK, or -NAK {"delay":ns}: in front of the queue
+//	granted; the answer is complete          gateway      +ACK
+//	granted; failed, another is due          gateway      -NAK, or -NAK {"delay":ns}: to the front of the queue
 //	granted; failed, and was the last        gateway      +TERM, after the dead letter if there is one
-//	granted; the client or its time is gone  gateway      +TERM, and a Cancel to the worker
+//	granted; client gone or deadline passed  gateway      +TERM, and a Cancel to the worker
 //	granted; its worker is gone              gateway      -NAK
 //	refused: gone                            worker       +TERM
 //	refused: not-you                         worker       -NAK, with the Refusal's delay
-//	refused: elsewhere                       nobody       the end of the other attempt settles it
-//	its bid does not hold any more           worker       -NAK
-//	cannot be read                           worker       +TERM
+//	refused: elsewhere                       –            the end of the other attempt settles it
+//	its bid no longer holds                  worker       -NAK
+//	cannot be parsed                         worker       +TERM
 //	its gateway is gone                      worker       +TERM
-//	its worker is gone before the claim      gateway      -NAK, on a made-up ack subject (AckSubject)
-//	not delivered yet, and nobody waits      gateway      deletes the message
-//	none of these came through               the queue    delivers it again after 30 s without +WPI; removes it at its TTL
+//	its worker is gone before the claim      gateway      -NAK, on a constructed ack subject (AckSubject)
+//	not delivered yet, and no longer wanted  gateway      deletes the message
+//	none of these arrived                    the queue    delivers it again after 30 s without +WPI; removes it at its TTL
 //
 // # In one process
 //
-// Where a worker and a gateway share a process (pulley up), Claim and frames are
-// calls with the same contents, in the same order, and with the same answer, and
-// the Request of a message is the gateway's own: see Local. Everything else is as
-// above.
+// Where a worker and a gateway share a process (pulley up), Claim and frames are calls with the
+// same contents, in the same order and with the same answer, and the Request of a message is the
+// gateway's own: see Local. Everything else is as above.
 //
 // # Failover
 //
-// Until a byte of an answer has reached the client, a failed attempt is followed
-// by another, on another worker where there is one (policy.History says how
-// often). After that the client is told honestly that it broke. Frames of an
-// attempt that is not the granted one are ignored, so two never mix.
+// Until a byte of an answer has reached the client, a failed attempt is followed by another, on
+// another worker if there is one (policy.History says how often). After that the client is told
+// that the answer broke off. Frames of an attempt that is not the granted one are ignored, so two
+// attempts never mix.
 //
-// # What a worker may do
+// # Permissions of a worker
 //
-// It publishes to $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>, to
-// $JS.ACK.>, to claim, rsp, alive and body of pulley.gw.*, and to pulley.hb.<w>;
-// for the membership bucket to $JS.API.STREAM.INFO.KV_PULLEY_WORKERS and
-// $KV.PULLEY_WORKERS.<w>, for the policy to $JS.API.DIRECT.GET.KV_PULLEY_POLICY.
-// It subscribes to pulley.wk.<w>.>, pulley.gw.*.ref, pulley.policy and an inbox.
-// It creates nothing.
+// A worker publishes to $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>, to $JS.ACK.>, to
+// claim, rsp, alive and body of pulley.gw.*, and to pulley.hb.<w>; for the membership bucket to
+// $JS.API.STREAM.INFO.KV_PULLEY_WORKERS and $KV.PULLEY_WORKERS.<w>, and for the policy to
+// $JS.API.DIRECT.GET.KV_PULLEY_POLICY. It subscribes to pulley.wk.<w>.>, pulley.gw.*.ref,
+// pulley.policy and an inbox. It creates nothing.
 package subjects

@@ -10,17 +10,17 @@ import (
 	"sync"
 )
 
-// Kind says what a frame is.
+// Kind is the kind of a frame.
 type Kind byte
 
 const (
-	KindHead Kind = 'h' // a Head, before anything else
+	KindHead Kind = 'h' // a Head; always the first frame
 	KindData Kind = 'd' // bytes of the response's body
-	KindEnd  Kind = 'e' // an End: the response is whole
-	KindFail Kind = 'f' // a Fail: the attempt came to nothing, or to half
+	KindEnd  Kind = 'e' // an End: the response is complete
+	KindFail Kind = 'f' // a Fail: the attempt failed before or during the response
 )
 
-// Frame is one piece of an answer: the field of its kind is set.
+// Frame is one piece of an answer. The field of its kind is set.
 type Frame struct {
 	Kind Kind
 	Head *Head
@@ -29,43 +29,42 @@ type Frame struct {
 	Fail *Fail
 }
 
-// PrefixLen is the length of what stands before the frames of a message:
-// request id, attempt, sequence.
+// PrefixLen is the length of the part of a message before its frames: request id, attempt,
+// sequence.
 const PrefixLen = 16 + 8 + 4
 
-// frameHeader is kind and length.
+// frameHeader is the length of a frame's kind and payload length.
 const frameHeader = 1 + 4
 
-// MaxFrame bounds one frame's payload: half of the default payload of a broker.
+// MaxFrame bounds the payload of one frame: half of a broker's default max_payload.
 const MaxFrame = 512 << 10
 
-// Head begins an answer.
+// Head starts an answer.
 type Head struct {
 	Status int         `json:"status"`
-	Header http.Header `json:"header"` // end-to-end headers of the engine
-	Length int64       `json:"length"` // of the body, -1 if the engine did not say
+	Header http.Header `json:"header"` // the engine's end-to-end headers
+	Length int64       `json:"length"` // length of the body; -1 if the engine did not give it
 }
 
-// End closes an answer that is whole.
+// End completes an answer.
 type End struct {
-	OutputTokens int `json:"output_tokens"` // as the engine reports, else as counted; 0 if unknown
-	InputTokens  int `json:"input_tokens"`  // as the engine reports; 0 if unknown
+	OutputTokens int `json:"output_tokens"` // as reported by the engine, otherwise as counted; 0 if unknown
+	InputTokens  int `json:"input_tokens"`  // as reported by the engine; 0 if unknown
 }
 
-// FailClass says who has to do what about a failed attempt.
+// FailClass says what a failed attempt means for the request and for the worker.
 type FailClass string
 
 const (
-	FailRefused   FailClass = "refused"   // the engine has no slot (429, 503): another worker, no blame
-	FailEngine    FailClass = "engine"    // the engine failed (5xx, connection): another worker
+	FailRefused   FailClass = "refused"   // the engine has no slot (429, 503): try another worker, do not count a failure
+	FailEngine    FailClass = "engine"    // the engine failed (5xx, connection): try another worker
 	FailTruncated FailClass = "truncated" // the answer broke off
-	FailStalled   FailClass = "stalled"   // the engine went silent
-	FailDraining  FailClass = "draining"  // the worker leaves before it is done: another worker, no blame
-	FailBody      FailClass = "body"      // the request's body could not be had
+	FailStalled   FailClass = "stalled"   // the engine sent nothing for too long
+	FailDraining  FailClass = "draining"  // the worker leaves before the attempt is done: try another worker, do not count a failure
+	FailBody      FailClass = "body"      // the request's body could not be fetched
 )
 
-// Fail ends an attempt that is not whole. Answer holds the engine's own words
-// when it gave any.
+// Fail ends an attempt that failed. Answer and Body hold the engine's own answer if it gave one.
 type Fail struct {
 	Class  FailClass `json:"class"`
 	Reason string    `json:"reason"`
@@ -73,8 +72,8 @@ type Fail struct {
 	Body   []byte    `json:"body,omitempty"`
 }
 
-// A Writer builds the messages of one attempt: the prefix, then frames that
-// arrived together. Not safe for concurrent use.
+// A Writer builds the messages of one attempt: the prefix, then the frames that arrived together.
+// It is not safe for concurrent use.
 type Writer struct {
 	buf []byte
 	seq uint32
@@ -82,7 +81,7 @@ type Writer struct {
 
 var writers = sync.Pool{New: func() any { return &Writer{buf: make([]byte, PrefixLen, 4<<10)} }}
 
-// NewWriter begins the messages of an attempt.
+// NewWriter returns a writer for an attempt's messages.
 func NewWriter(id ID, attempt uint64) *Writer {
 	w := writers.Get().(*Writer)
 	w.buf, w.seq = w.buf[:PrefixLen], 0
@@ -91,29 +90,29 @@ func NewWriter(id ID, attempt uint64) *Writer {
 	return w
 }
 
-// Free gives the writer's memory to the next attempt. w must not be used after.
+// Free returns the writer's memory to a pool. w must not be used afterwards.
 func (w *Writer) Free() {
 	if cap(w.buf) <= 72<<10 { // more than a worker reads at once
 		writers.Put(w)
 	}
 }
 
-// Head adds the frame that begins an answer. Its header must be end to end.
+// Head adds the frame that starts an answer. Its header must be end to end.
 func (w *Writer) Head(h *Head) { w.json(KindHead, h.build) }
 
-// End adds the frame that ends a whole answer.
+// End adds the frame that completes an answer.
 func (w *Writer) End(e *End) { w.json(KindEnd, e.build) }
 
-// Fail adds the frame that ends an attempt which is not whole.
+// Fail adds the frame that ends a failed attempt.
 func (w *Writer) Fail(f *Fail) { w.json(KindFail, f.build) }
 
-// json adds a frame that is written in place.
+// json adds a frame whose payload build writes in place.
 func (w *Writer) json(k Kind, build func(*builder)) {
 	at := len(w.buf)
 	b := builder{buf: append(w.buf, byte(k), 0, 0, 0, 0)}
 	build(&b)
 	if b.err != nil {
-		panic(fmt.Sprintf("frame %c: %v", k, b.err)) // names of headers are tokens, all else is made valid
+		panic(fmt.Sprintf("frame %c: %v", k, b.err)) // header names are tokens, and all other strings are made valid
 	}
 	w.buf = b.buf
 	binary.BigEndian.PutUint32(w.buf[at+1:], uint32(len(w.buf)-at-frameHeader))
@@ -156,7 +155,7 @@ func (f *Fail) build(b *builder) {
 	b.lit(`{"class":`)
 	b.str(string(f.Class))
 	b.lit(`,"reason":`)
-	b.str(strings.ToValidUTF8(f.Reason, "\ufffd")) // it may quote an engine
+	b.str(strings.ToValidUTF8(f.Reason, "\ufffd")) // the reason may quote an engine
 	if f.Answer != nil {
 		b.lit(`,"answer":`)
 		f.Answer.build(b)
@@ -169,8 +168,8 @@ func (f *Fail) build(b *builder) {
 	b.lit(`}`)
 }
 
-// Grow makes room for a data frame of up to n bytes and returns where to read
-// it in; Commit says how many there were. It saves a copy of every token.
+// Grow reserves space for a data frame of up to n bytes and returns it, to be read into. Commit
+// completes the frame. This saves a copy of every token.
 func (w *Writer) Grow(n int) []byte {
 	need := len(w.buf) + frameHeader + n
 	if cap(w.buf) < need {
@@ -181,7 +180,7 @@ func (w *Writer) Grow(n int) []byte {
 	return w.buf[len(w.buf)+frameHeader : need]
 }
 
-// Commit adds the data frame whose n bytes were read into Grow's room.
+// Commit adds the data frame with the first n bytes of the space that Grow returned.
 func (w *Writer) Commit(n int) {
 	at := len(w.buf)
 	w.buf = w.buf[:at+frameHeader+n]
@@ -189,10 +188,10 @@ func (w *Writer) Commit(n int) {
 	binary.BigEndian.PutUint32(w.buf[at+1:], uint32(n))
 }
 
-// Sent is the number of messages taken.
+// Sent is the number of messages that Take has returned.
 func (w *Writer) Sent() uint32 { return w.seq }
 
-// Take is the message so far; it is valid until the next call on w.
+// Take returns the message so far. It is valid until the next call on w.
 func (w *Writer) Take() []byte {
 	w.seq++
 	binary.BigEndian.PutUint32(w.buf[24:], w.seq)
@@ -201,9 +200,8 @@ func (w *Writer) Take() []byte {
 	return msg
 }
 
-// ParseHead reads the payload of a head, as hostile input: the status is one
-// that can be answered, header names are canonical, and what belongs to one
-// connection is gone.
+// ParseHead parses the payload of a head as untrusted input. In the result the status is one that
+// can be sent to a client, header names are canonical, and hop-by-hop headers are removed.
 func ParseHead(payload []byte) (*Head, error) {
 	h := new(Head)
 	if !h.read(string(payload)) {
@@ -216,7 +214,7 @@ func ParseHead(payload []byte) (*Head, error) {
 	return h, h.check()
 }
 
-// ParseEnd reads the payload of an end.
+// ParseEnd parses the payload of an end.
 func ParseEnd(payload []byte) (*End, error) {
 	e := new(End)
 	if !e.read(string(payload)) {
@@ -228,7 +226,7 @@ func ParseEnd(payload []byte) (*End, error) {
 	return e, nil
 }
 
-// ParseFail reads the payload of a fail.
+// ParseFail parses the payload of a fail.
 func ParseFail(payload []byte) (*Fail, error) {
 	f := new(Fail)
 	if err := Unmarshal(payload, f); err != nil {
@@ -250,14 +248,14 @@ func (h *Head) check() error {
 	return nil
 }
 
-// Prefix is who a message belongs to. Sequences begin with 1.
+// Prefix identifies the attempt that a message belongs to, and the message. Sequences start with 1.
 type Prefix struct {
 	ID      ID
 	Attempt uint64
 	Seq     uint32
 }
 
-// ErrFrame says that a message is no sequence of frames.
+// ErrFrame means that a message is not a sequence of frames.
 var ErrFrame = errors.New("malformed frames")
 
 // ParsePrefix splits a message into prefix and frames.
@@ -272,7 +270,7 @@ func ParsePrefix(msg []byte) (Prefix, []byte, error) {
 	}, msg[PrefixLen:], nil
 }
 
-// NextFrame splits the first frame off. Its payload is part of b.
+// NextFrame returns the first frame and the rest. The payload is a part of b.
 func NextFrame(b []byte) (k Kind, payload, rest []byte, err error) {
 	if len(b) < frameHeader {
 		return 0, nil, nil, fmt.Errorf("%w: %d bytes left", ErrFrame, len(b))
@@ -290,7 +288,7 @@ func NextFrame(b []byte) (k Kind, payload, rest []byte, err error) {
 	return k, b[frameHeader : frameHeader+n], b[frameHeader+n:], nil
 }
 
-// ParseFrame reads a frame's payload, of which data stays a part.
+// ParseFrame parses a frame's payload. Data is a part of payload.
 func ParseFrame(k Kind, payload []byte) (f Frame, err error) {
 	f.Kind = k
 	switch k {

@@ -46,7 +46,7 @@ func TestFramesReadBack(t *testing.T) {
 	w.End(&subjects.End{OutputTokens: 3})
 	n := copy(w.Grow(10), "abc")
 	w.Commit(n)
-	w.Grow(100_000) // and nothing read
+	w.Grow(100_000) // and read nothing
 	addData(w, nil)
 	p, got := frames(t, w.Take())
 	if want := (subjects.Prefix{ID: id, Attempt: 1<<63 + 5, Seq: 1}); p != want {
@@ -101,13 +101,13 @@ func TestFrameLayout(t *testing.T) {
 
 func TestNextFrameRefuses(t *testing.T) {
 	for about, b := range map[string]string{
-		"half a header":       "d\x00\x00",
-		"more than there is":  "d\x00\x00\x00\x03ab",
-		"four gigabytes":      "d\xff\xff\xff\xffab",
-		"a kind of its own":   "x\x00\x00\x00\x00",
-		"no kind":             "\x00\x00\x00\x00\x00",
-		"an upper-case kind":  "D\x00\x00\x00\x00",
-		"a frame, then bytes": "d\x00\x00\x00\x00d",
+		"half a header":           "d\x00\x00",
+		"longer than the message": "d\x00\x00\x00\x03ab",
+		"four gigabytes":          "d\xff\xff\xff\xffab",
+		"an unknown kind":         "x\x00\x00\x00\x00",
+		"no kind":                 "\x00\x00\x00\x00\x00",
+		"an upper-case kind":      "D\x00\x00\x00\x00",
+		"a frame, then bytes":     "d\x00\x00\x00\x00d",
 	} {
 		_, _, rest, err := subjects.NextFrame([]byte(b))
 		for err == nil && len(rest) > 0 {
@@ -122,8 +122,8 @@ func TestNextFrameRefuses(t *testing.T) {
 	}
 }
 
-// FuzzFrames reads hostile bytes: no panic, nothing outside of the message, and the
-// frames that are read make the message again.
+// FuzzFrames reads untrusted bytes: no panic, nothing outside of the message, and the frames encode
+// to the message again.
 func FuzzFrames(f *testing.F) {
 	w := subjects.NewWriter(subjects.ID{1}, 7)
 	w.Head(&subjects.Head{Status: 200})
@@ -158,7 +158,7 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-// FuzzWriter cuts bytes into frames and messages at random and joins them again.
+// FuzzWriter splits bytes into frames and messages at random and joins them again.
 func FuzzWriter(f *testing.F) {
 	f.Add([]byte("hello"), uint64(1))
 	f.Add(bytes.Repeat([]byte("x"), 10_000), uint64(2))
@@ -199,7 +199,7 @@ func TestHeadReadsBack(t *testing.T) {
 	header := http.Header{
 		"Content-Type":        {"text/event-stream"},
 		"Set-Cookie":          {"a=1; Path=/", "b=2"},
-		"Content-Disposition": {"attachment; filename=\"na\xefve.txt\""}, // Latin-1, as old servers send it
+		"Content-Disposition": {"attachment; filename=\"na\xefve.txt\""}, // Latin-1, which old servers send
 		"X-Unicode":           {"ü ñ 界"},
 		"X-Empty":             {""},
 	}
@@ -217,7 +217,7 @@ func TestHeadReadsBack(t *testing.T) {
 	}
 }
 
-// What other people's workers may send.
+// Heads that workers of other implementations may send.
 func TestParseHead(t *testing.T) {
 	h, err := subjects.ParseHead([]byte(`{"status":200,"header":{"content-type":["text/plain"],"CONTENT-TYPE":["text/html"],"transfer-encoding":["chunked"],
 		"connection":["keep-alive, x-hop"],"X-Hop":["1"],"X-Name":["` + "\u754c" + `"]},"length":3}`))
@@ -229,18 +229,18 @@ func TestParseHead(t *testing.T) {
 	}
 	for _, k := range []string{"Transfer-Encoding", "Connection", "X-Hop"} {
 		if h.Header[k] != nil || len(h.Header) != 2 {
-			t.Errorf("header %q: the connection's own must not pass", h.Header)
+			t.Errorf("header %q: hop-by-hop headers must be removed", h.Header)
 		}
 	}
 	if got := h.Header.Get("X-Name"); got != "\u754c" {
-		t.Errorf("a value that is no bytes: %q", got)
+		t.Errorf("a value that is not bytes: %q", got)
 	}
 	for about, payload := range map[string]string{
-		"no JSON":          "{",
-		"no status":        `{"length":1}`,
-		"informational":    `{"status":103}`,
-		"no status at all": `{"status":1000}`,
-		"a list":           `[]`,
+		"not JSON":                "{",
+		"no status":               `{"length":1}`,
+		"informational":           `{"status":103}`,
+		"a status of four digits": `{"status":1000}`,
+		"a list":                  `[]`,
 	} {
 		if h, err := subjects.ParseHead([]byte(payload)); err == nil {
 			t.Errorf("%s: %+v, want an error", about, h)

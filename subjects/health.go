@@ -12,8 +12,7 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// How often parts tell that they live, and after how long without a word they
-// count as dead.
+// The intervals of signs of life, and how long a part may be silent before it counts as dead.
 const (
 	HeartbeatEvery = 500 * time.Millisecond
 	WorkerDeadline = 3 * HeartbeatEvery
@@ -22,62 +21,62 @@ const (
 	AliveEvery     = time.Second
 )
 
-// State of a worker.
+// State is the state of a worker.
 type State string
 
 const (
 	Ready    State = "ready"
-	Paused   State = "paused"   // its engine refused: it waits a moment
-	Down     State = "down"     // its engine does not answer
-	Fenced   State = "fenced"   // its engine or a GPU is ill: it finishes what it can
-	Draining State = "draining" // it finishes what it has
-	Cordoned State = "cordoned" // an operator lets it take nothing new
-	Left     State = "left"     // its last word
+	Paused   State = "paused"   // the engine refused a request; the worker pauses for a moment
+	Down     State = "down"     // the engine does not answer
+	Fenced   State = "fenced"   // the engine or a GPU is unhealthy; the worker finishes what it can
+	Draining State = "draining" // the worker finishes its requests and leaves
+	Cordoned State = "cordoned" // an operator has stopped new requests
+	Left     State = "left"     // the state of the last heartbeat
 )
 
-// Heartbeat is what a worker says every HeartbeatEvery, and, less often, puts
-// into the WorkersBucket.
+// Heartbeat is published by a worker every HeartbeatEvery, and written to the WorkersBucket less
+// often.
 type Heartbeat struct {
-	Worker       string         `json:"worker"` // id, unique
-	Name         string         `json:"name"`   // for people
-	Engine       string         `json:"engine"` // kind: vllm, ollama, …
+	Worker       string         `json:"worker"` // unique id
+	Name         string         `json:"name"`   // the name that people use
+	Engine       string         `json:"engine"` // dialect: vllm, ollama, …
 	URL          string         `json:"url"`
 	Host         string         `json:"host"`
 	Version      string         `json:"version"`
 	Started      time.Time      `json:"started"`
 	State        State          `json:"state"`
 	Reason       string         `json:"reason,omitempty"`
-	FenceClass   gpu.FenceClass `json:"fence_class,omitempty"` // the kind of Reason, if State is Fenced
-	Slots        int            `json:"slots"`                 // that it may fill now
+	FenceClass   gpu.FenceClass `json:"fence_class,omitempty"` // class of Reason, if State is Fenced
+	Slots        int            `json:"slots"`                 // requests that it may have now
 	InFlight     int            `json:"in_flight"`
 	Prefills     int            `json:"prefills"` // requests in flight without a first token
 	Weight       float64        `json:"weight"`
-	Done         uint64         `json:"done"`   // attempts ended well
-	Failed       uint64         `json:"failed"` // attempts ended otherwise
+	Done         uint64         `json:"done"`   // attempts that succeeded
+	Failed       uint64         `json:"failed"` // all other attempts that ended
 	Pools        []PoolStatus   `json:"pools"`
 	Capacity     *Capacity      `json:"room,omitempty"`
-	EngineStatus *EngineStatus  `json:"tells,omitempty"` // nil: nothing was read yet
-	NVML         *NVML          `json:"nvml,omitempty"`  // nil: it is off
+	EngineStatus *EngineStatus  `json:"tells,omitempty"` // nil until the engine was read
+	NVML         *NVML          `json:"nvml,omitempty"`  // nil if NVML is off
 }
 
-// maxCount bounds the numbers of a heartbeat: far above what any worker has,
-// and small enough that sums over all of them stay right.
+// maxCount bounds the numbers of a heartbeat: far above what any worker has, and small enough that
+// sums over all workers stay exact.
 const maxCount = 1 << 24
 
-// ParseHeartbeat reads a heartbeat, as hostile input: whose it is stands in its
-// subject too, its pools have names, and its counts, weight and prices are
-// numbers to count with. What a worker may call its state, or an engine, is open.
+// ParseHeartbeat parses a heartbeat as untrusted input. The worker's id must match the subject, its
+// pools must have names, and its counts, weight and prices must be finite numbers in range. Any
+// state or engine name is accepted.
 func ParseHeartbeat(m *nats.Msg) (*Heartbeat, error) {
 	h := new(Heartbeat)
 	if err := Unmarshal(m.Data, h); err != nil {
 		return nil, fmt.Errorf("heartbeat on %s: %w", m.Subject, err)
 	}
 	if h.Worker != LastToken(m.Subject) {
-		return nil, fmt.Errorf("heartbeat on %s: it is of worker %q", m.Subject, h.Worker)
+		return nil, fmt.Errorf("heartbeat on %s: published by worker %q", m.Subject, h.Worker)
 	}
 	err := cmp.Or(
-		bounded("slots", float64(h.Slots)), bounded("in_flight", float64(h.InFlight)),
-		bounded("prefills", float64(h.Prefills)), bounded("weight", h.Weight),
+		inRange("slots", float64(h.Slots)), inRange("in_flight", float64(h.InFlight)),
+		inRange("prefills", float64(h.Prefills)), inRange("weight", h.Weight),
 	)
 	for i := range h.Pools {
 		err = cmp.Or(err, h.Pools[i].check())
@@ -92,11 +91,11 @@ func (p *PoolStatus) check() error {
 	if p.Pool == "" {
 		return errors.New("a pool without a name")
 	}
-	err := cmp.Or(bounded("in", p.Mean.Input), bounded("out", p.Mean.Output), bounded("n", p.Mean.Samples))
+	err := cmp.Or(inRange("in", p.Mean.Input), inRange("out", p.Mean.Output), inRange("n", p.Mean.Samples))
 	if p.Curve != nil {
 		for _, l := range []*policy.Line{p.Curve.Prefill, p.Curve.ITL} {
 			if l != nil {
-				err = cmp.Or(err, bounded("a", l.A), bounded("b", l.B))
+				err = cmp.Or(err, inRange("a", l.A), inRange("b", l.B))
 			}
 		}
 	}
@@ -106,44 +105,45 @@ func (p *PoolStatus) check() error {
 	return nil
 }
 
-func bounded(name string, n float64) error {
+func inRange(name string, n float64) error {
 	if n >= 0 && n <= maxCount {
 		return nil
 	}
 	return fmt.Errorf("%s %v: want 0 to %d", name, n, maxCount)
 }
 
-// Capacity is how many requests a worker may have, and why not more.
+// Capacity says how many requests a worker may have, and what limits it.
 type Capacity struct {
 	Profile  string       `json:"profile"`
-	Total    int          `json:"total"` // in flight at once
+	Total    int          `json:"total"` // requests in flight at once
 	Bound    policy.Bound `json:"bound"`
 	Why      string       `json:"why,omitempty"`
 	Headroom float64      `json:"headroom"`
-	Factor   float64      `json:"factor"` // what a strained GPU leaves, 0 to 1
-	// Engine and GPU say how far what they tell is believed: fresh, stale, missing.
+	Factor   float64      `json:"factor"` // part of the capacity that a strained GPU leaves, 0 to 1
+	// Engine and GPU are the freshness of their signals: fresh, stale or missing.
 	Engine string `json:"engine"`
 	GPU    string `json:"gpu"`
-	// Terms are the bounds that bind at all, by name.
+	// Terms are the bounds that are not infinite, by name.
 	Terms map[policy.Bound]float64 `json:"terms,omitempty"`
-	// Limit is the adaptive one, 0 for a fixed profile; the times are between two
-	// tokens, in milliseconds, 0 while unknown.
+	// Limit is the adaptive limit; 0 for a fixed profile. The times are inter-token times in
+	// milliseconds; 0 while unknown.
 	Limit      float64 `json:"limit,omitempty"`
 	AloneMS    float64 `json:"alone_ms,omitempty"`
 	PaceMS     float64 `json:"pace_ms,omitempty"`
 	TargetMS   float64 `json:"target_ms,omitempty"`
-	Infeasible bool    `json:"infeasible,omitempty"` // the objective is, with any number of requests
-	// Decisions are the last ones, the newest last.
+	Infeasible bool    `json:"infeasible,omitempty"` // no number of requests meets the objective
+	// Decisions are the most recent ones, the newest last.
 	Decisions []Decision `json:"decisions,omitempty"`
 }
 
-// Decision is a change of a worker's room that people ask about.
+// Decision is a change of a worker's capacity that an operator may ask about.
 type Decision struct {
 	At   time.Time `json:"at"`
 	Text string    `json:"text"`
 }
 
-// EngineStatus is what an engine says of itself. What it does not say is nil.
+// EngineStatus is what an engine reports about itself. A nil field is a signal that the engine does
+// not give.
 type EngineStatus struct {
 	Dialect     string    `json:"dialect"`
 	At          time.Time `json:"at,omitzero"` // when its load was read
@@ -153,50 +153,50 @@ type EngineStatus struct {
 	KVTokens    *int64    `json:"kv_tokens,omitempty"`
 	KVUsage     *float64  `json:"kv_usage,omitempty"`
 	Preemptions *int64    `json:"preemptions,omitempty"`
-	// Loaded are the models that answer without a load, of an engine that swaps.
+	// Loaded lists the models that answer without a load, for an engine that swaps models.
 	Loaded []string `json:"loaded,omitempty"`
 }
 
-// NVML is what it says of the GPUs of a worker's engine.
+// NVML is what NVML reports about the GPUs of a worker's engine.
 type NVML struct {
 	Mode   string `json:"mode"` // auto or required
 	Driver string `json:"driver,omitempty"`
-	// Failure is why there is nothing newer, or nothing at all.
+	// Failure is why there is no newer sample, or none at all.
 	Failure *gpu.Failure `json:"failure,omitempty"`
 	GPUs    []GPU        `json:"gpus,omitempty"`
 }
 
-// GPU is one of them, as it was last seen.
+// GPU is one of the GPUs, as last seen.
 type GPU struct {
 	gpu.Snapshot
-	// Fenced is why nothing may run on it, FenceClass the kind of that; Strain what
-	// holds it back. Else empty.
+	// Fenced is why no request may run on the GPU, FenceClass the class of that reason, and Strain
+	// why it should take less. They are empty otherwise.
 	Fenced     string         `json:"fenced,omitempty"`
 	FenceClass gpu.FenceClass `json:"fence_class,omitempty"`
 	Since      time.Time      `json:"since,omitzero"` // when it was fenced
 	Strain     string         `json:"strain,omitempty"`
 }
 
-// PoolStatus is what a worker knows of one pool that it serves.
+// PoolStatus is a worker's state in one pool that it serves.
 type PoolStatus struct {
 	Pool  string        `json:"pool"`
-	Model string        `json:"model,omitempty"` // the engine's name for it, if another
+	Model string        `json:"model,omitempty"` // the engine's name for the model, if it differs
 	Curve *policy.Curve `json:"curve,omitempty"` // nil until measured
 	Mean  policy.Mean   `json:"mean"`
-	Rung  int           `json:"rung"` // of its next bid
-	// Cold says that a request of it begins with the load of its model.
+	Rung  int           `json:"rung"` // rung of the next bid
+	// Cold says that a request would first have to load the model.
 	Cold bool `json:"cold,omitempty"`
-	// WillLoad says that the worker is about to load it nevertheless.
+	// WillLoad says that the model is cold and the worker is about to load it.
 	WillLoad bool `json:"loads,omitempty"`
 }
 
-// Kinds of reason for which a worker is fenced, beside those of its GPUs.
+// Classes of reasons for which a worker is fenced, besides those of its GPUs.
 const (
-	FenceStalled gpu.FenceClass = "stalled" // its engine
-	FenceNVML    gpu.FenceClass = "nvml"    // it is required, and tells nothing
+	FenceStalled gpu.FenceClass = "stalled" // the engine has stalled
+	FenceNVML    gpu.FenceClass = "nvml"    // NVML is required but reports nothing
 )
 
-// Serves says whether the worker may be sent requests of the pool.
+// Serves reports whether the worker serves a pool.
 func (h *Heartbeat) Serves(pool string) bool {
 	for i := range h.Pools {
 		if h.Pools[i].Pool == pool {
@@ -206,51 +206,5 @@ func (h *Heartbeat) Serves(pool string) bool {
 	return false
 }
 
-// Live says whether the worker takes new requests.
+// Live reports whether the worker accepts new requests.
 func (h *Heartbeat) Live() bool { return h.State == Ready || h.State == Paused }
-
-// Reference is what a gateway publishes every ReferenceEvery and whenever a
-// pool appears; it is also the gateway's sign of life for the workers.
-type Reference struct {
-	Gateway string                   `json:"gw"`
-	Pools   map[string]PoolReference `json:"pools"`
-}
-
-// PoolReference lets workers that do not hear each other price alike.
-type PoolReference struct {
-	Price   float64     `json:"price"` // seconds: the lowest no-load price; 0 if none is known
-	Mean    policy.Mean `json:"mean"`
-	Workers int         `json:"workers"` // live ones
-	// Slots and Weight are the sums over the live workers.
-	Slots  int     `json:"slots"`
-	Weight float64 `json:"weight"`
-	// Held is how many requests wait in this gateway for their turn to be
-	// published, by tier.
-	Held map[string]int `json:"held,omitempty"`
-	// HomeLanes are the home lanes that exist: ids of workers.
-	HomeLanes []string `json:"homes,omitempty"`
-	// Loaded is how many live workers have its model loaded, or soon, and WaitsMS how long
-	// the request of this gateway has waited that has waited the longest, by tier:
-	// where a worker would have to load it.
-	Loaded  int              `json:"loaded,omitempty"`
-	WaitsMS map[string]int64 `json:"waits_ms,omitempty"`
-}
-
-// RequestInfo is one line of `pulley request ls`.
-type RequestInfo struct {
-	ID       string    `json:"id"`
-	Gateway  string    `json:"gateway"`
-	Tenant   string    `json:"tenant,omitempty"`
-	Model    string    `json:"model"`
-	Tier     string    `json:"tier"`
-	Pool     string    `json:"pool"`
-	Path     string    `json:"path"`
-	Stream   bool      `json:"stream"`
-	State    string    `json:"state"` // queued, running, answering
-	Worker   string    `json:"worker,omitempty"`
-	Attempt  int       `json:"attempt"`
-	Arrived  time.Time `json:"arrived"`
-	QueueMS  int64     `json:"queue_ms"`
-	AgeMS    int64     `json:"age_ms"`
-	BytesOut int64     `json:"bytes_out"`
-}

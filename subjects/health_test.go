@@ -45,6 +45,6 @@ func TestParseHeartbeat(t *testing.T) {
 		}
 	}
 	if _, err := subjects.ParseHeartbeat(&nats.Msg{Subject: subjects.Heartbeats("w-1"), Data: []byte("{")}); err == nil {
-		t.Error("half a heartbeat was read")
+		t.Error("half a heartbeat was accepted")
 	}
 }

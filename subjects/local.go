@@ -2,30 +2,28 @@ package subjects
 
 import "sync"
 
-// Local lets the workers of a process reach its gateways without the broker: a
-// claim and frames are calls there, which spares each request two messages, and
-// what they say is not made bytes of. All else, the queue above all, goes by the
-// broker as between any gateway and worker. The zero value has no gateways yet;
-// nil never has any.
+// Local connects the workers and gateways of one process without the broker. A claim and its frames
+// are calls, which saves each request two messages and the encoding of their contents. Everything
+// else, above all the queue, goes through the broker as between any gateway and worker. The zero
+// value has no gateways yet; a nil Local never has any.
 type Local struct {
-	gateways sync.Map // LocalGateway by id
+	gateways sync.Map // map of gateway id to LocalGateway
 }
 
-// LocalGateway is a gateway as the workers of its process see it. Its methods may
-// be called at once from many goroutines and never block; the calls of one
-// attempt come one after the other.
+// LocalGateway is a gateway as the workers of its process see it. Its methods may be called from
+// many goroutines at once and never block; the calls of one attempt are sequential.
 type LocalGateway interface {
-	// Request is one that waits or runs there, and that nobody may change; nil if
-	// there is none.
+	// Request returns a request that waits or runs at the gateway, which must not be modified; nil
+	// if there is none.
 	Request(id ID) *Request
-	// Claim answers a claim as the message would be; nil is a grant.
+	// Claim answers a claim as the message would be answered; nil means granted.
 	Claim(c Claim) *Refusal
-	// Frames takes in what would be one message. What the frames hold is the
-	// gateway's from then on, the slice itself is not.
+	// Frames delivers what would be one message. The gateway keeps what the frames point to, but
+	// not the slice itself.
 	Frames(p Prefix, frames []Frame)
 }
 
-// Open makes a gateway known by its id until the returned function is called.
+// Open registers a gateway under its id until the returned function is called.
 func (l *Local) Open(id string, gw LocalGateway) (shut func()) {
 	if l == nil {
 		return func() {}
@@ -34,7 +32,7 @@ func (l *Local) Open(id string, gw LocalGateway) (shut func()) {
 	return func() { l.gateways.Delete(id) }
 }
 
-// Gateway is the gateway of an id, if it is in this process.
+// Gateway returns the gateway with an id, if it is in this process.
 func (l *Local) Gateway(id string) (gw LocalGateway, ok bool) {
 	if l == nil {
 		return nil, false

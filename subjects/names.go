@@ -8,19 +8,18 @@ import (
 	"strings"
 )
 
-// Shared is the lane of a pool that every one of its workers bids on.
+// Shared is the lane of a pool that all its workers bid on.
 const Shared = "shared"
 
-// MaxName is the longest model, tenant or lane name, in bytes, that becomes a
-// subject token. Longer names are refused at the edge.
+// MaxName is the longest model, tenant or lane name, in bytes, that becomes a subject token. Longer
+// names are refused when they arrive.
 const MaxName = 256
 
 const hexDigits = "0123456789ABCDEF"
 
-// Token escapes any string into one subject token and back (see Untoken):
-// letters, digits and '-' stand for themselves, every other byte is "_XX" in
-// upper-case hex, and the empty string is "_". The result holds no dot, no
-// wildcard and no white space, so no name can reach another name's subject.
+// Token escapes a string into one subject token: letters, digits and '-' are unchanged, every other
+// byte becomes "_XX" in upper-case hex, and the empty string becomes "_". The result has no dot,
+// wildcard or white space, so no name can reach another name's subject. Untoken reverses it.
 func Token(name string) string {
 	if name == "" {
 		return "_"
@@ -49,8 +48,7 @@ func plain(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-'
 }
 
-// Untoken is the inverse of Token. It refuses everything that Token does not
-// produce.
+// Untoken reverses Token. It refuses everything that Token does not produce.
 func Untoken(token string) (string, error) {
 	if token == "_" {
 		return "", nil
@@ -78,13 +76,13 @@ func Untoken(token string) (string, error) {
 	return string(b), nil
 }
 
-// The core NATS subjects. Gateway and worker ids are tokens already.
+// The core NATS subjects. Gateway and worker ids are already tokens.
 const (
-	AllGateways   = "pulley.gw.*.ref"     // the references of every gateway
-	AllHeld       = "pulley.gw.*.told"    // what gateways tell each other of what they hold back
-	AllHeartbeats = "pulley.hb.*"         // the heartbeats of every worker
-	AskRequests   = "pulley.ask.requests" // every gateway answers with its Requests
-	AskWorkers    = "pulley.ask.workers"  // every gateway answers with the Heartbeats it holds
+	AllGateways   = "pulley.gw.*.ref"     // the References of all gateways
+	AllHeld       = "pulley.gw.*.told"    // the HeldReports of all gateways
+	AllHeartbeats = "pulley.hb.*"         // the heartbeats of all workers
+	AskRequests   = "pulley.ask.requests" // every gateway answers with RequestInfos
+	AskWorkers    = "pulley.ask.workers"  // every gateway answers with the Heartbeats that it has
 )
 
 func Gateway(gw string) string        { return "pulley.gw." + gw }
@@ -96,30 +94,30 @@ func GatewayRef(gw string) string     { return "pulley.gw." + gw + ".ref" }
 func GatewayHeld(gw string) string    { return "pulley.gw." + gw + ".told" }
 func GatewayRelease(gw string) string { return "pulley.gw." + gw + ".turn" }
 
-// GatewayAck is where the broker answers to the n-th message of a gateway.
+// GatewayAck is where the broker acknowledges the n-th message of a gateway.
 func GatewayAck(gw string, n uint64) string {
 	return "pulley.gw." + gw + ".stored." + strconv.FormatUint(n, 16)
 }
 
-// GatewayLeft is where a gateway sends itself a message when a worker has left: it comes behind the worker's last frames.
+// GatewayLeft is where a gateway sends itself a message when a worker has left: it arrives behind the worker's last frames.
 func GatewayLeft(gw, w string) string { return "pulley.gw." + gw + ".left." + w }
 
-// Worker is the root of the subjects on which a worker is sent messages.
+// Worker is the common prefix of the subjects on which a worker receives messages.
 func Worker(w string) string       { return "pulley.wk." + w }
 func WorkerCancel(w string) string { return "pulley.wk." + w + ".cancel" }
 func WorkerWindow(w string) string { return "pulley.wk." + w + ".credit" }
 func WorkerBids(w string) string   { return "pulley.wk." + w + ".bid" }
 func Heartbeats(w string) string   { return "pulley.hb." + w }
 
-// WorkerRefused is where the refusal of an attempt's claim goes.
+// WorkerRefused is where the refusal of an attempt's claim is sent.
 func WorkerRefused(w string, attempt uint64) string {
 	return "pulley.wk." + w + ".refused." + strconv.FormatUint(attempt, 16)
 }
 
-// WorkerGone is where the broker answers a message to a gateway that nobody listens to.
+// WorkerGone is where the broker reports that no gateway received a message to gw.
 func WorkerGone(w, gw string) string { return "pulley.wk." + w + ".gone." + gw }
 
-// GatewayOf is the gateway whose subject it is.
+// GatewayOf is the gateway that a subject belongs to.
 func GatewayOf(subject string) (gw string, ok bool) {
 	rest, ok := strings.CutPrefix(subject, "pulley.gw.")
 	gw, _, cut := strings.Cut(rest, ".")
@@ -131,25 +129,27 @@ func LastToken(subject string) string {
 	return subject[strings.LastIndexByte(subject, '.')+1:]
 }
 
-// Req is the subject on which a request of a pool waits.
+// Req is the subject on which a request waits.
 func Req(tier, pool, lane string) string {
 	return "pulley.req." + Token(tier) + "." + Token(pool) + "." + Token(lane)
 }
 
-// What streams bind: the requests of all tiers, the dead letters, and every subject of Pulley's.
+// Subjects of streams and permissions: the requests of all tiers, all dead letters, and every
+// subject of Pulley.
 const (
 	AllReqs     = "pulley.req.>"
 	allDead     = "pulley.dead.>"
 	AllSubjects = "pulley.>"
 )
 
-// DirectGet is where the broker answers with a message of a stream, without a consumer.
+// DirectGet is the API subject that reads a message of a stream without a consumer.
 func DirectGet(stream string) string { return "$JS.API.DIRECT.GET." + stream }
 
-// DeleteMsg is where the broker deletes a message of a stream.
+// DeleteMsg is the API subject that deletes a message of a stream.
 func DeleteMsg(stream string) string { return "$JS.API.STREAM.MSG.DELETE." + stream }
 
-// KVStream is the stream behind a bucket, KVSubject the subject of one of its keys, which may be a wildcard.
+// KVStream is the stream of a bucket; KVSubject is the subject of one of its keys, which may be a
+// wildcard.
 func KVStream(bucket string) string       { return "KV_" + bucket }
 func KVSubject(bucket, key string) string { return "$KV." + bucket + "." + key }
 
@@ -167,8 +167,8 @@ func DeadFilter(tier, pool string) string {
 	return "pulley.dead." + token(tier) + "." + token(pool)
 }
 
-// ReqStream is the stream that holds a tier's requests. Tier names are lower
-// case (policy checks that), so no two tiers share a stream.
+// ReqStream is the stream of a tier's requests. Tier names are lower case (policy checks that), so
+// no two tiers share a stream.
 func ReqStream(tier string) string { return "PULLEY_REQ_" + strings.ToUpper(Token(tier)) }
 
 // The other streams and buckets.
@@ -179,19 +179,33 @@ const (
 	PoolsBucket   = "PULLEY_POOLS"
 )
 
-// ReqConsumer is the durable consumer of one lane of a pool within its tier's
-// stream. A name too long for a consumer becomes a hash: nothing is read back
-// from it, the consumer's metadata has the names.
+// ReqConsumer is the durable consumer of one lane of a pool in its tier's stream. A name that is
+// too long for a consumer is replaced by a hash. Names are never parsed from a consumer's name; its
+// metadata has them.
 func ReqConsumer(pool, lane string) string {
 	name := Token(pool) + "=" + Token(lane)
 	if len(name) <= 200 {
 		return name
 	}
 	sum := sha256.Sum256([]byte(name))
-	return "=" + hex.EncodeToString(sum[:]) // no token is empty, so no other name begins so
+	return "=" + hex.EncodeToString(sum[:]) // no token is empty, so no other consumer's name starts with "="
 }
 
 // TierOf is the tier of a ReqStream.
 func TierOf(stream string) string {
 	return strings.ToLower(strings.TrimPrefix(stream, "PULLEY_REQ_"))
 }
+
+// Keys of PolicyBucket.
+const (
+	PolicyKey  = "policy" // the policy
+	AllAPIKeys = keyPrefix + "*"
+
+	keyPrefix = "key."
+)
+
+// APIKey is the key of the bucket for an API key.
+func APIKey(id string) string { return keyPrefix + id }
+
+// PolicyChanges is the subject on which changes of the policy and of API keys are announced.
+const PolicyChanges = "pulley.policy"

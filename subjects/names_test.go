@@ -9,7 +9,7 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// names are such as people and attackers choose, by what they are about.
+// names are examples of what people and attackers choose.
 var names = map[string]string{
 	"empty":               "",
 	"plain":               "llama-3",
@@ -45,7 +45,7 @@ var names = map[string]string{
 
 func allNames() []string { return slices.Sorted(maps.Values(names)) }
 
-// oneToken says what keeps a string from being one literal token of a subject.
+// oneToken returns why a string is not one literal token of a subject, or "".
 func oneToken(s string) string {
 	if s == "" {
 		return "it is empty"
@@ -98,7 +98,7 @@ func TestNamesCannotEscape(t *testing.T) {
 	}
 }
 
-// Two queues are never one: not by subject, not by consumer.
+// No two queues share a subject or a consumer.
 func TestNamesStayApart(t *testing.T) {
 	type queue struct{ pool, lane string }
 	subjectOf, consumerOf := make(map[string]queue), make(map[string]queue)
@@ -116,7 +116,7 @@ func TestNamesStayApart(t *testing.T) {
 			subjectOf[s], consumerOf[c] = q, q
 		}
 	}
-	// The consumer of a name that became a hash is no other name's either.
+	// The consumer of a name that was hashed is not another name's consumer.
 	long := subjects.ReqConsumer(strings.Repeat("x", 256), subjects.Shared)
 	if pool, lane, ok := strings.Cut(long, "="); ok {
 		if p, err := subjects.Untoken(pool); err == nil {
@@ -184,7 +184,7 @@ func FuzzNames(f *testing.F) {
 				t.Errorf("%q and %q share a consumer", a, b)
 			}
 		}
-		// b as a token: refused, or the one way to write its name.
+		// b as a token is refused, or is the only way to write its name.
 		if name, err := subjects.Untoken(b); err == nil && subjects.Token(name) != b {
 			t.Errorf("Untoken(%q) = %q, whose token is %q", b, name, subjects.Token(name))
 		}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -16,40 +17,40 @@ import (
 // Headers of a message in a request stream.
 const (
 	HeaderRequest = "Pulley-Request" // a Request as one line of JSON
-	HeaderMsgID   = "Nats-Msg-Id"    // the request id: a repeated publish is recognised
-	HeaderTTL     = "Nats-TTL"       // whole seconds until the client's deadline, as in 600s: dead requests leave by themselves
-	HeaderReason  = "Pulley-Reason"  // of a dead letter: why nobody could answer
+	HeaderMsgID   = "Nats-Msg-Id"    // the request id, by which the broker recognises a repeated message
+	HeaderTTL     = "Nats-TTL"       // whole seconds until the client's deadline, as in 600s; the broker removes the message then
+	HeaderReason  = "Pulley-Reason"  // of a dead letter: why it could not be answered
 )
 
-// Request is what travels with a body through the queue.
+// Request is the description that travels with a body through the queue.
 type Request struct {
 	ID          ID          `json:"id"`
-	Gateway     string      `json:"gw"` // who holds the client's connection
+	Gateway     string      `json:"gw"` // the gateway that holds the client's connection
 	Tenant      string      `json:"tenant,omitempty"`
 	Tier        string      `json:"tier"`
-	Model       string      `json:"model"` // as the client said it
+	Model       string      `json:"model"` // as the client named it
 	ModelAt     ModelAt     `json:"model_at,omitzero"`
 	Pool        string      `json:"pool"`
-	Deadline    int64       `json:"deadline"` // Unix milliseconds; the gateway is the judge of it
+	Deadline    int64       `json:"deadline"` // Unix milliseconds; informative, the gateway enforces it
 	Method      string      `json:"method"`
 	Path        string      `json:"path"`             // with the query
 	Header      http.Header `json:"header,omitempty"` // end-to-end headers for the engine
 	Stream      bool        `json:"stream,omitempty"`
 	InputTokens int         `json:"in"` // estimate: body bytes / 4, at least 1
 	BodySize    int64       `json:"size"`
-	ByReference bool        `json:"ref,omitempty"` // the body is fetched from the gateway (GatewayBody)
+	ByReference bool        `json:"ref,omitempty"` // the body has to be fetched from the gateway (GatewayBody)
 }
 
-// ModelAt is where a request names its model, so that a worker whose engine
-// knows it by another name can put that in its place and change no other byte.
-// The zero value: nowhere that can be replaced.
+// ModelAt is where a request names its model, so that a worker whose engine uses another name can
+// replace it without changing any other byte. The zero value means that the name cannot be
+// replaced.
 type ModelAt struct {
 	In   ModelIn `json:"in"`
-	From int     `json:"from"` // bytes; of the body, or of Request.Path
+	From int     `json:"from"` // byte offset in the body or in Request.Path
 	To   int     `json:"to"`
 }
 
-// ModelIn is how the name stands there.
+// ModelIn is the form in which the model is named.
 type ModelIn string
 
 const (
@@ -58,8 +59,8 @@ const (
 	ModelInPath ModelIn = "path" // an escaped segment of the path
 )
 
-// Msg is the message that carries r and its body, which is left out when it
-// travels by reference. The TTL is the time left, rounded up to a second.
+// Msg is the message that carries r and its body. The body is left out if it travels by reference.
+// The TTL is the time left, rounded up to a second.
 func (r *Request) Msg(lane string, body []byte, ttl time.Duration) (*nats.Msg, error) {
 	b := builders.Get().(*builder)
 	defer builders.Put(b)
@@ -73,7 +74,7 @@ func (r *Request) Msg(lane string, body []byte, ttl time.Duration) (*nats.Msg, e
 		Subject: Req(r.Tier, r.Pool, lane),
 		Header:  nats.Header{HeaderRequest: values[0:1:1], HeaderMsgID: values[1:2:2]},
 	}
-	if ttl > 0 { // the server takes a number too, but only after it has tried a duration
+	if ttl > 0 { // the server also accepts a plain number, but tries a duration first
 		values[2] = strconv.FormatInt(int64((ttl+time.Second-1)/time.Second), 10) + "s"
 		m.Header[HeaderTTL] = values[2:3:3]
 	}
@@ -130,7 +131,7 @@ func (r *Request) build(b *builder) {
 	b.lit(`}`)
 }
 
-// read reads what build has written. False: some of it, or none.
+// read reads what build has written. If it returns false, r may be partly filled.
 func (r *Request) read(meta string) bool {
 	j := reader{meta}
 	return j.lit(`{"id":`) && j.id(&r.ID) &&
@@ -152,8 +153,8 @@ func (r *Request) read(meta string) bool {
 		j.rest == `}`
 }
 
-// ParseRequest reads the Request of a delivered message. Its path begins with a
-// slash, so that it can follow an engine's host and port.
+// ParseRequest parses the Request of a delivered message. Its path starts with a slash, so that it
+// can follow an engine's host and port.
 func ParseRequest(m *nats.Msg) (*Request, error) {
 	h := m.Header[HeaderRequest]
 	if len(h) != 1 {
@@ -176,8 +177,8 @@ func ParseRequest(m *nats.Msg) (*Request, error) {
 	return r, nil
 }
 
-// Sender is who a delivered Request is of, read without the rest of it. False: it
-// takes ParseRequest to tell.
+// Sender returns the id and the gateway of a delivered Request without parsing the rest. If it
+// returns false, only ParseRequest can tell.
 func Sender(m *nats.Msg) (id ID, gateway string, ok bool) {
 	h := m.Header[HeaderRequest]
 	if len(h) != 1 {
@@ -188,8 +189,8 @@ func Sender(m *nats.Msg) (id ID, gateway string, ok bool) {
 	return id, gateway, ok
 }
 
-// ParsePubAck reads the broker's answer to a published Request: the sequence of
-// its message, or, mostly as a *jetstream.APIError, why it was not taken.
+// ParsePubAck parses the broker's ack of a published Request. It returns the sequence of the
+// message, or why the broker did not store it, in most cases as a *jetstream.APIError.
 func ParsePubAck(m *nats.Msg) (seq uint64, err error) {
 	var stream string
 	var n int64
@@ -205,19 +206,37 @@ func ParsePubAck(m *nats.Msg) (seq uint64, err error) {
 	}
 	switch err := Unmarshal(m.Data, &a); {
 	case err != nil:
-		return 0, fmt.Errorf("the stream's answer: %w", err)
+		return 0, fmt.Errorf("parse PubAck: %w", err)
 	case a.Error != nil:
 		return 0, a.Error
 	case a.Seq == 0:
-		return 0, errors.New("the stream's answer has no sequence")
+		return 0, errors.New("PubAck without a sequence")
 	}
 	return a.Seq, nil
 }
 
-// BodyRequest asks a gateway for a piece of a body held there. The answer is the
-// bytes from Offset on, as many as fit; an empty answer means that the gateway
-// does not hold the request any more.
+// BodyRequest asks a gateway for a piece of a body that it holds. The answer is the bytes from
+// Offset on, as many as fit; an empty answer means that the gateway does not hold the request any
+// more.
 type BodyRequest struct {
 	ID     ID    `json:"id"`
 	Offset int64 `json:"offset"`
+}
+
+// ID is a request's id, a UUIDv7.
+type ID = uuid.UUID
+
+// NewID makes a request id.
+func NewID() ID { return uuid.Must(uuid.NewV7()) }
+
+// ParseID parses an id in its canonical form only.
+func ParseID(s string) (ID, error) {
+	if len(s) != 36 {
+		return ID{}, fmt.Errorf("request id %q: want a UUID", s)
+	}
+	id, err := uuid.Parse(s)
+	if err != nil {
+		return ID{}, fmt.Errorf("request id %q: %w", s, err)
+	}
+	return id, nil
 }

@@ -14,8 +14,7 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// carried is a message as it comes out of the broker: headers go through
-// NATS's own encoding.
+// carried is a message after it has passed through NATS's encoding of headers.
 func carried(t *testing.T, m *nats.Msg) *nats.Msg {
 	t.Helper()
 	var wire strings.Builder
@@ -82,13 +81,13 @@ func TestRequestReadsBack(t *testing.T) {
 
 func TestParseRequestRefuses(t *testing.T) {
 	for about, header := range map[string]nats.Header{
-		"no header":           nil,
-		"two headers":         {subjects.HeaderRequest: {`{"path":"/"}`, `{"path":"/"}`}},
-		"no JSON":             {subjects.HeaderRequest: {`{`}},
-		"no id of ours":       {subjects.HeaderRequest: {`{"id":"x","path":"/"}`}},
-		"a negative size":     {subjects.HeaderRequest: {`{"path":"/","size":-1,"ref":true}`}},
-		"a path out of sight": {subjects.HeaderRequest: {`{"path":"@other-host/"}`}},
-		"no path":             {subjects.HeaderRequest: {`{}`}},
+		"no header":              nil,
+		"two headers":            {subjects.HeaderRequest: {`{"path":"/"}`, `{"path":"/"}`}},
+		"not JSON":               {subjects.HeaderRequest: {`{`}},
+		"not a request id":       {subjects.HeaderRequest: {`{"id":"x","path":"/"}`}},
+		"a negative size":        {subjects.HeaderRequest: {`{"path":"/","size":-1,"ref":true}`}},
+		"a path on another host": {subjects.HeaderRequest: {`{"path":"@other-host/"}`}},
+		"no path":                {subjects.HeaderRequest: {`{}`}},
 	} {
 		if r, err := subjects.ParseRequest(&nats.Msg{Header: header}); err == nil {
 			t.Errorf("%s: %+v, want an error", about, r)
@@ -96,12 +95,12 @@ func TestParseRequestRefuses(t *testing.T) {
 	}
 }
 
-func TestParseStored(t *testing.T) {
+func TestParsePubAck(t *testing.T) {
 	for about, data := range map[string]string{
-		"as the server says it": `{"stream":"S","seq":7}`,
-		"in a domain":           `{"stream":"S","domain":"d","seq":7}`,
-		"a second time":         `{"stream":"S","seq":7,"duplicate": true}`,
-		"in another order":      `{ "seq":7, "stream":"S" }`,
+		"as the server writes it": `{"stream":"S","seq":7}`,
+		"in a domain":             `{"stream":"S","domain":"d","seq":7}`,
+		"a second time":           `{"stream":"S","seq":7,"duplicate": true}`,
+		"in another order":        `{ "seq":7, "stream":"S" }`,
 	} {
 		if seq, err := subjects.ParsePubAck(&nats.Msg{Data: []byte(data)}); seq != 7 || err != nil {
 			t.Errorf("%s: %d, %v, want 7", about, seq, err)
@@ -109,13 +108,13 @@ func TestParseStored(t *testing.T) {
 	}
 	full := &nats.Msg{Data: []byte(`{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"},"stream":"S","seq":0}`)}
 	if _, err := subjects.ParsePubAck(full); err == nil {
-		t.Error("a full stream is no error")
+		t.Error("a full stream is not an error")
 	} else if api, ok := errors.AsType[*jetstream.APIError](err); !ok || api.ErrorCode != 10077 {
 		t.Errorf("a full stream: %v, want the server's own error", err)
 	}
-	nobody := &nats.Msg{Header: nats.Header{"Status": {"503"}}}
-	if _, err := subjects.ParsePubAck(nobody); !errors.Is(err, jetstream.ErrNoStreamResponse) {
-		t.Errorf("nobody listens: %v, want ErrNoStreamResponse", err)
+	noResponders := &nats.Msg{Header: nats.Header{"Status": {"503"}}}
+	if _, err := subjects.ParsePubAck(noResponders); !errors.Is(err, jetstream.ErrNoStreamResponse) {
+		t.Errorf("no responders: %v, want ErrNoStreamResponse", err)
 	}
 	for _, data := range []string{"", "{}", `{"stream":"S","seq":0}`, `{"stream":"S","seq":-1}`, `[]`, `{"stream":"S"`} {
 		if seq, err := subjects.ParsePubAck(&nats.Msg{Data: []byte(data)}); err == nil {

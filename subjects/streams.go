@@ -12,39 +12,39 @@ import (
 )
 
 const (
-	// AckWait is how long a delivery may go without a sign of its worker before
-	// the queue gives it to another. It is the last resort: heartbeats notice a
-	// death in WorkerDeadline.
+	// AckWait is how long a delivery may go without a sign of life before the queue redelivers it.
+	// It is the last resort: heartbeats reveal a dead worker within WorkerDeadline.
 	AckWait = 30 * time.Second
 
-	// maxWaiting bounds the parked bids of a consumer; it cannot be changed
-	// after the consumer exists.
+	// maxWaiting bounds the parked bids of a consumer. It cannot be changed after the consumer
+	// exists.
 	maxWaiting = 8192
 
-	// maxAckPending is above the slots of any pool; the server walks all of them
-	// at a timer, so it stays in the thousands.
+	// maxAckPending is above the slots of any pool. The server walks all pending deliveries on a
+	// timer, so it stays in the thousands.
 	maxAckPending = 8192
 
-	// maxPerSubject is the hard bound of a queue, waiting and in flight; the
-	// gateways' own bound is below it.
+	// maxPerSubject is the hard bound of a queue, waiting and in flight. The gateways' own bound is
+	// below it.
 	maxPerSubject = 100_000
 
-	// duplicateWindow is above how long a gateway sends a message again. The server
-	// keeps an entry for each message of that time, which its collector looks at.
+	// duplicateWindow is longer than a gateway keeps trying to publish a message. The server keeps
+	// an entry for each message of that time, and its garbage collector scans them.
 	duplicateWindow = 20 * time.Second
 
 	deadMaxAge = 7 * 24 * time.Hour
 	workersTTL = 10 * time.Second
 )
 
-// StreamFull is the broker's error code for a message that a stream's bound keeps out (the server's JSStreamStoreFailedF).
+// StreamFull is the broker's error code for a message that exceeds a stream's bound (the server's
+// JSStreamStoreFailedF).
 const StreamFull jetstream.ErrorCode = 10077
 
-// PriorityGroup is the one group of every request consumer.
+// PriorityGroup is the only group of every request consumer.
 const PriorityGroup = "pulley"
 
-// EnsureStreams creates, where absent, the stream of every tier, the dead
-// letters and the buckets. What exists is left as it is.
+// EnsureStreams creates the stream of every tier, the dead letters and the buckets where they are
+// missing. What exists is left as it is.
 func EnsureStreams(ctx context.Context, js jetstream.JetStream, tiers []policy.Tier, replicas int) error {
 	for _, t := range tiers {
 		storage := jetstream.MemoryStorage
@@ -109,12 +109,12 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.Str
 	return nil
 }
 
-// homeIdle is after how long without a bid the consumer of a home lane is
-// removed: its worker is gone for good.
+// homeIdle is how long after the last bid the consumer of a home lane is removed: its worker is
+// gone for good.
 const homeIdle = 2 * time.Minute
 
-// EnsureConsumer creates, where absent, the consumer that a lane's bids pull
-// from. Gateways call it; workers need no right to create anything.
+// EnsureConsumer creates the consumer that a lane's bids pull from, if it is missing. Gateways call
+// it; workers need no permission to create anything.
 func EnsureConsumer(ctx context.Context, js jetstream.JetStream, tier, pool, lane string) error {
 	var idle time.Duration
 	if lane != Shared {
@@ -146,28 +146,13 @@ type Bid struct {
 	Expires  int64  `json:"expires,omitzero"` // nanoseconds
 	NoWait   bool   `json:"no_wait,omitzero"`
 	Group    string `json:"group"`
-	Priority int    `json:"priority"` // the rung, 0 to 9: the cheapest is served first
+	Priority int    `json:"priority"` // the rung, 0 to 9; the lowest is served first
 }
 
-// BidSubject is where bids on a lane go.
+// BidSubject is the subject of bids on a lane.
 func BidSubject(tier, pool, lane string) string {
 	return "$JS.API.CONSUMER.MSG.NEXT." + ReqStream(tier) + "." + ReqConsumer(pool, lane)
 }
 
-// The payloads that settle a delivery.
-var (
-	Ack        = []byte("+ACK")
-	Nak        = []byte("-NAK")
-	InProgress = []byte("+WPI")
-)
-
-// NakAfter hands a delivery back after a delay.
-func NakAfter(d time.Duration) []byte {
-	if d <= 0 {
-		return Nak
-	}
-	return fmt.Appendf(nil, `-NAK {"delay":%d}`, d.Nanoseconds())
-}
-
-// Term removes a delivery from the queue for good, with the reason.
-func Term(reason string) []byte { return []byte("+TERM " + reason) }
+// policyHistory is how many versions of the policy are kept: the most that a bucket can keep.
+const policyHistory = 64
