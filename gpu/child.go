@@ -13,19 +13,19 @@ import (
 	"time"
 )
 
-// child is a probe that runs. Nothing about it waits for the kernel to end it.
+// child is a running probe. Nothing here waits for the kernel to end it.
 type child struct {
 	pid   int
-	lines <-chan []byte // closed when there are no more
+	lines <-chan []byte // closed at the end of its output
 	done  chan struct{} // closed when it has ended
-	err   error         // how; set before done is closed
+	err   error         // how it ended; set before done is closed
 
 	stdin, stdout io.Closer
 	kill          func() error
-	complaint     func() string // the last of what it wrote to its standard error
+	complaint     func() string // the last line that it wrote to standard error
 }
 
-// longestLine bounds a reading: hundreds of devices, and then some.
+// longestLine bounds a reading: enough for hundreds of devices.
 const longestLine = 4 << 20
 
 // startChild starts the probe that a configuration names.
@@ -51,7 +51,7 @@ func startChild(cfg Config) (*child, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Not cmd.StdoutPipe: Wait would close it with lines unread.
+	// Not cmd.StdoutPipe: Wait would close it before all lines are read.
 	stdout, theirs, err := os.Pipe()
 	if err != nil {
 		stdin.Close()
@@ -69,7 +69,7 @@ func startChild(cfg Config) (*child, error) {
 	c := &child{pid: cmd.Process.Pid, done: make(chan struct{}), stdin: stdin, stdout: stdout, kill: cmd.Process.Kill, complaint: complaints.String}
 	lines := make(chan []byte)
 	c.lines = lines
-	go func() { // ends with the child, or when end closes stdout and drops what is left
+	go func() { // ends with the child, or when end closes stdout and discards the rest
 		defer close(lines)
 		scan := bufio.NewScanner(stdout)
 		scan.Buffer(nil, longestLine)
@@ -77,18 +77,18 @@ func startChild(cfg Config) (*child, error) {
 			lines <- bytes.Clone(scan.Bytes())
 		}
 	}()
-	go func() { // ends with the child: who cannot wait for that leaves it
+	go func() { // ends with the child; it is abandoned if the child does not end
 		c.err = cmd.Wait()
 		close(c.done)
 	}()
 	return c, nil
 }
 
-// patience is how long a child may take to end by itself, and again when killed.
+// patience is how long a child may take to end by itself, and again after it was killed.
 const patience = time.Second
 
-// end ends a child: by closing its input, or if it does not listen by force. It
-// is false if that did not help.
+// end ends a child by closing its input, or by force if that does not help. It returns false if the
+// child still runs.
 func (c *child) end(byForce bool) bool {
 	c.stdin.Close()
 	if !byForce && c.ended() {
@@ -108,7 +108,7 @@ func (c *child) drop() {
 	}
 }
 
-// ended waits a moment for the child.
+// ended waits up to patience for the child to end.
 func (c *child) ended() bool {
 	t := time.NewTimer(patience)
 	defer t.Stop()
@@ -127,21 +127,21 @@ func (c *child) ended() bool {
 	}
 }
 
-// missingFunction is the exit status that the dynamic loader gives a process
-// that calls a function which no library has.
+// missingFunction is the exit status that the dynamic loader gives a process which calls a function
+// that no library has.
 const missingFunction = 127
 
-// death says how a child ended that nobody ended.
+// death describes how a child ended by itself.
 func (c *child) death() *Failure {
 	how := "it ended"
 	select {
 	case <-c.done:
 		if exit, ok := errors.AsType[*exec.ExitError](c.err); ok && exit.ExitCode() == missingFunction {
-			how = "it called a function that the driver lacks"
+			how = "it called a function that the driver does not have"
 		} else if c.err != nil {
 			how = c.err.Error()
 		}
-	default: // it only closed its output
+	default: // it has only closed its output
 	}
 	if complaint := c.complaint(); complaint != "" {
 		how += ": " + complaint

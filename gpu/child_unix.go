@@ -7,5 +7,5 @@ import (
 	"syscall"
 )
 
-// detach keeps the terminal's Ctrl-C from a child: it is its parent's to end it.
+// detach keeps the terminal's Ctrl-C from the child, which only its parent should end.
 func detach(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }

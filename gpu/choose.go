@@ -5,11 +5,10 @@ import (
 	"slices"
 )
 
-// Choose finds those that an operator names among devices: by UUID, or the
-// beginning of one that begins no other; by NVML's index, which is all instances
-// of a GPU that is split; or by index:number, one of them. What is wrong with the
-// names is told in words. No names at all choose all. Split GPUs themselves are
-// never chosen, unless they are lost: work runs on their instances.
+// Choose selects the devices that an operator names: by UUID or an unambiguous prefix of one; by
+// NVML's index, which selects all instances of a split GPU; or by index:number, a single instance.
+// wrong describes names that match nothing. Without names all devices are selected. A split GPU
+// itself is never selected unless it is lost: work runs on its instances.
 func Choose(gpus []Snapshot, names []string) (chosen []Snapshot, wrong []string) {
 	gpus = slices.DeleteFunc(slices.Clone(gpus), func(s Snapshot) bool { return s.Split && s.Instance == nil && s.Lost == "" })
 	if len(names) == 0 {
@@ -23,7 +22,7 @@ func Choose(gpus []Snapshot, names []string) (chosen []Snapshot, wrong []string)
 	for _, name := range names {
 		these := runtimeNamed(devices, name)
 		if len(these) == 0 {
-			wrong = append(wrong, fmt.Sprintf("no GPU, or more than one, is %q", name))
+			wrong = append(wrong, fmt.Sprintf("%q matches no GPU, or more than one", name))
 		}
 		found = appendNew(found, these)
 	}

@@ -33,9 +33,9 @@ func TestChoose(t *testing.T) {
 		"GPU-bbbb":                  {"1:0 1:1", ""},
 		"MIG-cccc":                  {"1:0", ""},
 		"GPU-aaaa2":                 {"2", ""},
-		"GPU-aaaa":                  {"", `no GPU, or more than one, is "GPU-aaaa"`},
-		"9":                         {"", `no GPU, or more than one, is "9"`},
-		"0 GPU-ffff":                {"0", `no GPU, or more than one, is "GPU-ffff"`},
+		"GPU-aaaa":                  {"", `"GPU-aaaa" matches no GPU, or more than one`},
+		"9":                         {"", `"9" matches no GPU, or more than one`},
+		"0 GPU-ffff":                {"0", `"GPU-ffff" matches no GPU, or more than one`},
 		"GPU-aaaa1111 GPU-aaaa1111": {"0", ""},
 	} {
 		chosen, wrong := gpu.Choose(gpus, strings.Fields(names))

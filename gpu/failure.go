@@ -69,7 +69,7 @@ func (f *Failure) Error() string {
 
 // NoSuchLibrary is the end of the detail if the library that --nvml-library names does
 // not exist.
-const NoSuchLibrary = "is no such library"
+const NoSuchLibrary = "no such library"
 
 const intoContainer = "start the container with the NVIDIA runtime (--gpus all, or runtimeClassName: nvidia) and NVIDIA_DRIVER_CAPABILITIES=utility,compute"
 

@@ -5,28 +5,27 @@ import (
 	"time"
 )
 
-// Sick says what is wrong with a GPU now, given how it was before, and whether it
-// is fatal: it must not be used. A reason that is not fatal asks for the engine's
-// health to be checked at once. The reason is empty if nothing is wrong. What
-// happened, an XID or an ECC error, is told once, as prev has it the next time;
-// what is, such as a lost GPU, as long as it is.
+// Sick returns what is wrong with a GPU now, given how it was before, and whether that is fatal:
+// the GPU must not be used. A reason that is not fatal asks for an immediate check of the engine's
+// health. The reason is empty if nothing is wrong. An event, such as an XID or an ECC error, is
+// reported once, because prev contains it the next time. A condition, such as a lost GPU, is
+// reported as long as it lasts.
 //
-// With a zero prev each XID counts, and no ECC error does: nobody knows when they
-// were.
+// With a zero prev each XID counts, and no ECC error does: it is unknown when they happened.
 func Sick(prev, now Snapshot) (reason string, isFatal bool) {
-	ill := illness(prev, now)
-	return ill.reason, ill.fatal
+	f := faultOf(prev, now)
+	return f.reason, f.fatal
 }
 
-// FenceClass is the kind of reason for which a GPU, or a worker, is fenced: one
-// word, where a reason has numbers in it.
+// FenceClass classifies the reason for which a GPU or a worker is fenced. It is one word, where a
+// reason may contain numbers.
 type FenceClass string
 
 const (
 	FenceLost          FenceClass = "lost"
 	FenceResetRequired FenceClass = "reset_required"
 	FenceRowRemap      FenceClass = "row_remap"
-	FenceRecovery      FenceClass = "recovery" // the driver wants it
+	FenceRecovery      FenceClass = "recovery" // the driver requests it
 	FenceXID           FenceClass = "xid"
 	FenceECC           FenceClass = "ecc"
 )
@@ -34,45 +33,45 @@ const (
 // ResetRequired is Snapshot.Lost of a GPU that has to be reset.
 const ResetRequired = "requires a reset"
 
-// ill is what is wrong with a GPU; the zero value: nothing.
-type ill struct {
+// fault is what is wrong with a GPU. The zero value means nothing.
+type fault struct {
 	class  FenceClass
 	reason string
 	fatal  bool
 }
 
-func illness(prev, now Snapshot) ill {
+func faultOf(prev, now Snapshot) fault {
 	if i := broken(now); i.fatal {
 		return i
 	}
-	var suspicion ill
+	var suspicion fault
 	for _, x := range newXIDs(prev, now) {
 		switch x.severity() {
 		case fatal:
-			return ill{FenceXID, x.String(), true}
+			return fault{FenceXID, x.String(), true}
 		case suspect:
-			suspicion = ill{FenceXID, x.String(), false}
+			suspicion = fault{FenceXID, x.String(), false}
 		}
 	}
 	if n := newUncorrected(prev, now); n > 0 {
-		return ill{FenceECC, fmt.Sprintf("uncorrectable ECC errors: %d more", n), true}
+		return fault{FenceECC, fmt.Sprintf("uncorrectable ECC errors: %d more", n), true}
 	}
 	return suspicion
 }
 
-// broken says why a GPU cannot be used whatever happened before, if it cannot.
-func broken(s Snapshot) ill {
+// broken returns why a GPU cannot be used whatever happened before, or the zero value.
+func broken(s Snapshot) fault {
 	switch {
 	case s.Lost == ResetRequired:
-		return ill{FenceResetRequired, "GPU " + s.Lost, true}
+		return fault{FenceResetRequired, "GPU " + s.Lost, true}
 	case s.Lost != "":
-		return ill{FenceLost, "GPU " + s.Lost, true}
+		return fault{FenceLost, "GPU " + s.Lost, true}
 	case s.Rows != nil && s.Rows.Failed:
-		return ill{FenceRowRemap, "row remapping failed", true}
+		return fault{FenceRowRemap, "row remapping failed", true}
 	case s.Recovery != nil && *s.Recovery != RecoveryNone:
-		return ill{FenceRecovery, fmt.Sprintf("the driver wants recovery: %v", *s.Recovery), true}
+		return fault{FenceRecovery, fmt.Sprintf("the driver requests recovery: %v", *s.Recovery), true}
 	}
-	return ill{}
+	return fault{}
 }
 
 func newXIDs(prev, now Snapshot) []XID {
@@ -88,8 +87,7 @@ func newXIDs(prev, now Snapshot) []XID {
 	return nil
 }
 
-// newUncorrected is how many ECC errors came since prev. The count begins anew
-// with the driver.
+// newUncorrected is the number of ECC errors since prev. The driver counts from 0 after each load.
 func newUncorrected(prev, now Snapshot) uint64 {
 	if prev.ECC == nil || now.ECC == nil || prev.ECC.Uncorrected == nil || now.ECC.Uncorrected == nil ||
 		prev.Load != now.Load || *now.ECC.Uncorrected < *prev.ECC.Uncorrected {
@@ -98,46 +96,46 @@ func newUncorrected(prev, now Snapshot) uint64 {
 	return *now.ECC.Uncorrected - *prev.ECC.Uncorrected
 }
 
-// cleanFor is how long nothing fatal may have happened before a GPU comes back.
+// cleanFor is how long a GPU must be without a fatal fault before it is used again.
 const cleanFor = time.Minute
 
-// Fence is the judgement over one GPU: whether work may run on it. It goes up as
-// soon as the GPU is fatally sick, and comes down
+// Fence decides whether work may run on one GPU. It is raised as soon as the GPU has a fatal fault,
+// and lowered
 //
-//   - after an XID or an ECC error, when the engine has been started anew since,
-//     nothing more has happened for a minute, and the GPU answers;
-//   - after anything else, when the driver has been loaded anew and the GPU
-//     answers, or when an operator says so ([Fence.Lift]).
+//   - after an XID or an ECC error, when the engine has been restarted since, nothing more has
+//     happened for a minute, and the GPU answers;
+//   - after anything else, when the driver has been reloaded and the GPU answers, or when an
+//     operator says so ([Fence.Lift]).
 //
-// The zero Fence is down. It has no clock: all times are those of the snapshots
-// and the caller. It is not safe for concurrent use.
+// The zero Fence is down. It has no clock: all times are those of the snapshots and the caller. It
+// is not safe for concurrent use.
 type Fence struct {
 	prev      Snapshot
 	class     FenceClass
 	reason    string
-	since     time.Time // when it went up
-	last      time.Time // when the last fatal thing happened
-	newDriver bool      // the driver has to be loaded anew
-	load      string    // of the driver, when it went up
+	since     time.Time // when it was raised
+	last      time.Time // time of the last fatal fault
+	newDriver bool      // only a reloaded driver lowers it
+	load      string    // the driver's load when it was raised
 }
 
-// Verdict is what follows from a snapshot.
+// Verdict is the result of judging a snapshot.
 type Verdict struct {
-	// Fenced says that the GPU must not be used, Reason and Class why, and Since when.
+	// Fenced says that the GPU must not be used, Reason and Class why, and Since since when.
 	Fenced bool
 	Class  FenceClass
 	Reason string
 	Since  time.Time
-	// Suspect, if not empty, is why the engine's health has to be checked now, an
-	// XID. It is said once.
+	// Suspect, if not empty, is why the engine's health has to be checked now: an XID. It is
+	// reported once.
 	Suspect string
 }
 
-// Judge looks at the GPU's newest snapshot, which may be the one it has seen. An
-// unfresh one is no evidence that the GPU answers. engineStarted is when the
-// engine was last seen to start, zero if it never was.
+// Judge judges the GPU's newest snapshot, which may be the same as before. A snapshot that is not
+// fresh is no evidence that the GPU answers. engineStarted is when the engine was last seen to
+// start, zero if it never was.
 func (f *Fence) Judge(now Snapshot, engineStarted time.Time) Verdict {
-	i := illness(f.prev, now)
+	i := faultOf(f.prev, now)
 	suspicion := ""
 	switch {
 	case i.fatal:
@@ -158,7 +156,7 @@ func (f *Fence) Judge(now Snapshot, engineStarted time.Time) Verdict {
 	return Verdict{Fenced: f.reason != "", Class: f.class, Reason: f.reason, Since: f.since, Suspect: suspicion}
 }
 
-// healed says whether a GPU with which nothing is wrong now may come back.
+// healed reports whether a GPU without a present fault may be used again.
 func (f *Fence) healed(now Snapshot, engineStarted time.Time) bool {
 	if now.State == Stale || now.State == Unknown {
 		return false
@@ -169,7 +167,7 @@ func (f *Fence) healed(now Snapshot, engineStarted time.Time) bool {
 	return engineStarted.After(f.last) && now.At.Sub(f.last) >= cleanFor
 }
 
-// Lift takes the fence down, as an operator may.
+// Lift lowers the fence, as an operator may do.
 func (f *Fence) Lift() {
 	*f = Fence{prev: f.prev}
 }

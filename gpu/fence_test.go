@@ -24,15 +24,15 @@ func TestSick(t *testing.T) {
 		class     FenceClass
 		fatal     bool
 	}{
-		"a GPU that tells nothing is not sick": {},
+		"a GPU without values is not sick": {},
 		"lost":                                 {now: Snapshot{Lost: "is lost"}, reason: "GPU is lost", class: FenceLost, fatal: true},
 		"a reset is required":                  {now: Snapshot{Lost: "requires a reset"}, reason: "GPU requires a reset", class: FenceResetRequired, fatal: true},
 		"still lost":                           {prev: Snapshot{Lost: "is lost"}, now: Snapshot{Lost: "is lost"}, reason: "GPU is lost", class: FenceLost, fatal: true},
 		"remapping failed":                     {now: Snapshot{Rows: &Rows{Failed: true}}, reason: "row remapping failed", class: FenceRowRemap, fatal: true},
 		"a remap that is pending":              {now: Snapshot{Rows: &Rows{Uncorrectable: 1, Pending: true}}},
 		"no recovery action":                   {now: Snapshot{Recovery: new(RecoveryNone)}},
-		"a recovery action":                    {now: Snapshot{Recovery: new(RecoveryReset)}, reason: "the driver wants recovery: reset the GPU", class: FenceRecovery, fatal: true},
-		"an unknown recovery action":           {now: Snapshot{Recovery: new(Recovery(7))}, reason: "the driver wants recovery: action 7", class: FenceRecovery, fatal: true},
+		"a recovery action":                    {now: Snapshot{Recovery: new(RecoveryReset)}, reason: "the driver requests recovery: reset the GPU", class: FenceRecovery, fatal: true},
+		"an unknown recovery action":           {now: Snapshot{Recovery: new(Recovery(7))}, reason: "the driver requests recovery: action 7", class: FenceRecovery, fatal: true},
 		"XID 79":                               {now: Snapshot{XIDs: xids(79)}, reason: "XID 79 (fallen off the bus)", class: FenceXID, fatal: true},
 		"XID 79 that was seen":                 {prev: Snapshot{XIDs: xids(79)}, now: Snapshot{XIDs: xids(79)}},
 		"a program's fault":                    {now: Snapshot{XIDs: xids(31)}, reason: "XID 31 (memory page fault)", class: FenceXID},
@@ -43,7 +43,7 @@ func TestSick(t *testing.T) {
 		"old ECC errors":                       {prev: Snapshot{ECC: errorsOf(2)}, now: Snapshot{ECC: errorsOf(2)}},
 		"ECC errors of unknown age":            {now: Snapshot{ECC: errorsOf(2)}},
 		"new ECC errors":                       {prev: Snapshot{ECC: errorsOf(2)}, now: Snapshot{ECC: errorsOf(3)}, reason: "uncorrectable ECC errors: 1 more", class: FenceECC, fatal: true},
-		"a count that began anew":              {prev: Snapshot{ECC: errorsOf(2), Load: "a"}, now: Snapshot{ECC: errorsOf(3), Load: "b"}},
+		"a count that restarted":              {prev: Snapshot{ECC: errorsOf(2), Load: "a"}, now: Snapshot{ECC: errorsOf(3), Load: "b"}},
 		"hot, and at its power limit":          {now: Snapshot{Throttle: new(ThrottleHardwareHeat | ThrottlePowerCap)}},
 	}
 	for name, tt := range tests {
@@ -51,7 +51,7 @@ func TestSick(t *testing.T) {
 			if reason, isFatal := Sick(tt.prev, tt.now); reason != tt.reason || isFatal != tt.fatal {
 				t.Errorf("Sick = %q, %v; want %q, %v", reason, isFatal, tt.reason, tt.fatal)
 			}
-			if got := illness(tt.prev, tt.now).class; got != tt.class {
+			if got := faultOf(tt.prev, tt.now).class; got != tt.class {
 				t.Errorf("class %q, want %q", got, tt.class)
 			}
 		})
@@ -70,16 +70,16 @@ func at(seconds int, s Snapshot) Snapshot {
 func TestFenceComesDown(t *testing.T) {
 	type step struct {
 		snapshot Snapshot
-		engine   int // when it was started, in seconds after noon
+		engine   int // when the engine was started, in seconds after noon
 		fenced   bool
 	}
 	well := Snapshot{XIDs: xids(79)}
 	tests := map[string][]step{
-		"after an XID, with the engine started anew, when a minute has passed": {
+		"after an XID, with a restarted engine, when a minute has passed": {
 			{at(0, well), -100, true}, {at(30, well), 10, true}, {at(59, well), 10, true}, {at(60, well), 10, false},
 		},
-		"not while the engine is the one of before": {{at(0, well), -100, true}, {at(3600, well), -100, true}},
-		"not on a stale word":                       {{at(0, well), -1, true}, {Snapshot{At: noon.Add(time.Hour), State: Stale, XIDs: xids(79)}, 10, true}},
+		"not while the engine has not been restarted": {{at(0, well), -100, true}, {at(3600, well), -100, true}},
+		"not on a stale snapshot":                       {{at(0, well), -1, true}, {Snapshot{At: noon.Add(time.Hour), State: Stale, XIDs: xids(79)}, 10, true}},
 		"a minute after the last of several": {
 			{at(0, Snapshot{XIDs: xids(94)}), -1, true},
 			{at(50, Snapshot{XIDs: append(xids(94), XID{Seq: 2, At: noon.Add(50 * time.Second), Code: 94})}), 10, true},

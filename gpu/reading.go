@@ -6,28 +6,26 @@ import (
 	"time"
 )
 
-// Reading is all that a probe knows at a moment: a line of its output.
+// Reading is everything that a probe knows at a moment, one line of its output.
 type Reading struct {
-	// At is when it was written down; each snapshot says when it was taken.
+	// At is when it was written; each snapshot has its own time.
 	At time.Time `json:"at"`
-	// State says how old the reading is. It is set by [Sampler.Latest].
+	// State is the freshness of the reading, set by [Sampler.Latest].
 	State State `json:"state,omitempty"`
 	// Driver and NVML are versions.
 	Driver string `json:"driver,omitempty"`
 	NVML   string `json:"nvml,omitempty"`
-	// GPUs are the devices that are visible, see [Visible], or all of them if the
-	// probe was asked for that.
+	// GPUs are the visible devices, see [Visible], or all devices if the probe was asked for them.
 	GPUs []Snapshot `json:"gpus"`
-	// Partial says that some GPU has not answered since the probe began: devices
-	// may be missing.
+	// Partial says that some GPU has not answered since the probe started: devices may be missing.
 	Partial bool `json:"partial,omitempty"`
-	// Notes are what is doubtful about which devices are visible.
+	// Notes describe doubts about which devices are visible.
 	Notes []string `json:"notes,omitempty"`
-	// Failure is why there is nothing newer, or nothing at all.
+	// Failure is why there is no newer reading, or none at all.
 	Failure *Failure `json:"failure,omitempty"`
 }
 
-// GPU finds the device of a UUID.
+// GPU finds a device by its UUID.
 func (r Reading) GPU(uuid string) (Snapshot, bool) {
 	for _, s := range r.GPUs {
 		if s.UUID == uuid {
@@ -37,24 +35,23 @@ func (r Reading) GPU(uuid string) (Snapshot, bool) {
 	return Snapshot{}, false
 }
 
-// State is how far a value can be trusted.
+// State says how far a value can be trusted.
 type State string
 
 // The states.
 const (
 	// Fresh values are at most three intervals old.
 	Fresh State = "fresh"
-	// Stale ones are older: nothing should grow on their word.
+	// Stale values are older: nothing should grow because of them.
 	Stale State = "stale"
-	// Unknown is what is older than half a minute, or was never there: as if
-	// there were no NVML.
+	// Unknown values are older than half a minute, or missing: they count as if there were no NVML.
 	Unknown State = "unknown"
 )
 
-// unknownAfter is the age at which a value says nothing any more.
+// unknownAfter is the age at which a value becomes Unknown.
 const unknownAfter = 30 * time.Second
 
-// stateAt is the state of a value of a time, taken anew each interval.
+// stateAt is the state of a value that is read every interval.
 func stateAt(taken, now time.Time, interval time.Duration) State {
 	age := now.Sub(taken)
 	switch {
@@ -66,16 +63,15 @@ func stateAt(taken, now time.Time, interval time.Duration) State {
 	return Fresh
 }
 
-// parseReading reads a line of a probe that has come now. The child's clock may
-// be set while it runs, so the times in a line are moved to our own, which grows
-// steadily.
+// parseReading parses a line of a probe that has just arrived. The child's clock may be set while
+// it runs, so the times in a line are converted to this process's clock, which is monotonic.
 func parseReading(line []byte, now time.Time) (Reading, error) {
 	var r Reading
 	if err := json.Unmarshal(line, &r); err != nil {
-		return Reading{}, fmt.Errorf("a line of the GPU probe: %w", err)
+		return Reading{}, fmt.Errorf("parse GPU probe line: %w", err)
 	}
 	if r.At.IsZero() {
-		return Reading{}, fmt.Errorf("a line of the GPU probe: it has no time")
+		return Reading{}, fmt.Errorf("parse GPU probe line: no time")
 	}
 	written := r.At
 	moved := func(t time.Time) time.Time {

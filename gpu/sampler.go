@@ -10,49 +10,47 @@ import (
 	"time"
 )
 
-// Config says how to learn of the GPUs.
+// Config says how to read the GPUs.
 type Config struct {
-	// Command is the program that prints readings, to which --interval and
-	// --nvml-library are added. Default: this executable with the argument
-	// gpu-probe.
+	// Command is the program that prints readings; --interval and --nvml-library are added to it.
+	// Default: this executable with the argument gpu-probe.
 	Command []string
-	// Library is the path of libnvidia-ml.so.1. Default: where the loader finds
-	// it, or where driver containers and WSL have it.
+	// Library is the path of libnvidia-ml.so.1. Default: where the loader finds it, or where driver
+	// containers and WSL have it.
 	Library string
-	// All reads the devices too that the environment hides. Default false.
+	// All includes the devices that the environment hides. Default false.
 	All bool
 	// Interval is how often the GPUs are read. Default 1 s.
 	Interval time.Duration
-	// Hang is how long the probe may be silent, or all GPUs may not answer,
-	// before it is given up. It may take twice as long to begin: a GPU without
-	// persistence mode wakes up for seconds. Default 30 s.
+	// Hang is how long the probe may be silent, or all GPUs may not answer, before the probe is
+	// given up. The first line may take twice as long: a GPU without persistence mode takes seconds
+	// to wake up. Default 30 s.
 	Hang time.Duration
-	// Pause is the first one before a probe that died is started again. Each is
+	// Pause is how long to wait before a dead probe is restarted for the first time. Each pause is
 	// twice the one before, up to a minute. Default 1 s.
 	Pause time.Duration
-	// Logger hears of probes that die, and of what they complain of. Default:
-	// silent.
+	// Logger receives reports of probes that die, and of what they complain about. Default: silent.
 	Logger *slog.Logger
 }
 
-// Sampler knows how the GPUs are. Nothing that NVML does blocks it.
+// Sampler keeps the state of the GPUs. Nothing that NVML does blocks it.
 type Sampler struct {
-	// fixed after New
+	// Fixed after NewSampler.
 	cfg   Config
 	log   *slog.Logger
 	start func(Config) (*child, error)
 
 	mu      sync.Mutex
 	latest  Reading
-	heard   time.Time // when that came, or Run began
+	arrived time.Time // arrival of latest, or start of Run
 	failure *Failure
-	known   []Snapshot // the last of each device that was ever identified
+	known   []Snapshot // the last snapshot of each device that was ever identified
 	xids    map[string][]XID
 	seq     uint64
-	stuck   int // children that were given up and still live
+	stuck   int // children that were given up and still run
 }
 
-// NewSampler makes one. It starts nothing.
+// NewSampler checks cfg and starts nothing.
 func NewSampler(cfg Config) (*Sampler, error) {
 	for name, d := range map[string]time.Duration{"Interval": cfg.Interval, "Hang": cfg.Hang, "Pause": cfg.Pause} {
 		if d < 0 {
@@ -62,16 +60,16 @@ func NewSampler(cfg Config) (*Sampler, error) {
 	cfg.Interval = cmp.Or(cfg.Interval, time.Second)
 	cfg.Hang = cmp.Or(cfg.Hang, 30*time.Second)
 	cfg.Pause = cmp.Or(cfg.Pause, time.Second)
-	s := &Sampler{cfg: cfg, log: cfg.Logger, heard: time.Now(), start: startChild, xids: make(map[string][]XID)}
+	s := &Sampler{cfg: cfg, log: cfg.Logger, arrived: time.Now(), start: startChild, xids: make(map[string][]XID)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	return s, nil
 }
 
-// Latest is the newest reading, each value with its state, and how long ago it
-// came; without one, how long none has come. Its Failure says why there is none
-// newer. It never blocks. The caller must not change what it points to.
+// Latest returns the newest reading, each value with its state, and its age; without a reading, how
+// long there has been none. Its Failure says why there is no newer one. It never blocks. The caller
+// must not modify what it points to.
 func (s *Sampler) Latest() (Reading, time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,20 +81,19 @@ func (s *Sampler) Latest() (Reading, time.Duration) {
 		r.GPUs[i].State = stateAt(r.GPUs[i].At, now, s.cfg.Interval)
 	}
 	r.Failure = cmp.Or(s.failure, r.Failure)
-	return r, now.Sub(s.heard)
+	return r, now.Sub(s.arrived)
 }
 
-// mostStuck is how many children that cannot be killed there may be. Another one
-// would hang as they do.
+// mostStuck is how many children may be stuck at once. Another one would hang like them.
 const mostStuck = 2
 
 const longestPause = time.Minute
 
-// Run keeps a probe running until ctx ends. It returns nil, within seconds, even
-// if a child is stuck.
+// Run keeps a probe running until ctx ends. It returns nil, within seconds, even if a child is
+// stuck.
 func (s *Sampler) Run(ctx context.Context) error {
 	s.mu.Lock()
-	s.heard = time.Now()
+	s.arrived = time.Now()
 	s.mu.Unlock()
 	var pause time.Duration
 	for {
@@ -107,7 +104,7 @@ func (s *Sampler) Run(ctx context.Context) error {
 				return nil
 			}
 			s.fail(failure)
-			if failure.Kind == Unsupported { // only another build can
+			if failure.Kind == Unsupported { // only another build can read GPUs
 				<-ctx.Done()
 				return nil
 			}
@@ -135,7 +132,7 @@ func (s *Sampler) mayStart() bool {
 	return s.stuck < mostStuck
 }
 
-// fail notes why there is no probe now. The same reason is logged once.
+// fail records why there is no probe now. The same reason is logged once.
 func (s *Sampler) fail(f *Failure) {
 	s.mu.Lock()
 	same := s.failure != nil && *s.failure == *f
@@ -144,13 +141,13 @@ func (s *Sampler) fail(f *Failure) {
 	switch {
 	case same:
 	case f.Kind == Unsupported || f.Kind == NoGPU:
-		s.log.Info("GPUs are not watched", "why", f.Error())
+		s.log.Info("GPUs are not monitored", "reason", f.Error())
 	default:
-		s.log.Warn("GPUs are not watched", "why", f.Error(), "remedy", f.Remedy())
+		s.log.Warn("GPUs are not monitored", "reason", f.Error(), "remedy", f.Remedy())
 	}
 }
 
-// runChild runs a probe until it ends or is given up, and says why.
+// runChild runs a probe until it ends or is given up, and returns why.
 func (s *Sampler) runChild(ctx context.Context) *Failure {
 	c, err := s.start(s.cfg)
 	if err != nil {
@@ -158,7 +155,7 @@ func (s *Sampler) runChild(ctx context.Context) *Failure {
 	}
 	failure := s.listen(ctx, c)
 	if !c.end(failure != nil && failure.Kind == Silent) {
-		s.log.Warn("a GPU probe cannot be killed: the driver hangs; it is left alone", "pid", c.pid)
+		s.log.Warn("GPU probe abandoned: it cannot be killed because the driver hangs", "pid", c.pid)
 		s.abandon(c)
 	}
 	if failure == nil {
@@ -167,19 +164,19 @@ func (s *Sampler) runChild(ctx context.Context) *Failure {
 	return failure
 }
 
-// listen takes a child's lines until they end, which is nil, the child says why
-// it cannot go on, or it has been silent for too long.
+// listen receives a child's lines until they end (nil), the child reports a failure, or it has been
+// silent for too long.
 func (s *Sampler) listen(ctx context.Context, c *child) *Failure {
 	silence := time.NewTimer(2 * s.cfg.Hang)
 	defer silence.Stop()
-	spoke := time.Now()
-	answered := spoke
+	lastLine := time.Now()
+	answered := lastLine
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-silence.C:
-			return &Failure{Kind: Silent, Detail: fmt.Sprintf("no line for %v", time.Since(spoke).Round(time.Millisecond))}
+			return &Failure{Kind: Silent, Detail: fmt.Sprintf("no line for %v", time.Since(lastLine).Round(time.Millisecond))}
 		case line, ok := <-c.lines:
 			if !ok {
 				return nil
@@ -187,13 +184,13 @@ func (s *Sampler) listen(ctx context.Context, c *child) *Failure {
 			now := time.Now()
 			r, err := parseReading(line, now)
 			if err != nil {
-				s.log.Debug("not a reading", "err", err)
-				continue // it does not count as a sign of life
+				s.log.Debug("invalid line from the GPU probe", "err", err)
+				continue // it is not a sign of life
 			}
 			if r.Failure != nil && r.Failure.Kind != NoneVisible {
 				return r.Failure
 			}
-			spoke = now
+			lastLine = now
 			silence.Reset(s.cfg.Hang)
 			s.receive(r)
 			if answered = latest(answered, newest(r)); len(r.GPUs) == 0 {
@@ -214,12 +211,12 @@ func newest(r Reading) time.Time {
 	return t
 }
 
-// abandon leaves a child alone that nothing ends.
+// abandon gives up a child that cannot be ended.
 func (s *Sampler) abandon(c *child) {
 	s.mu.Lock()
 	s.stuck++
 	s.mu.Unlock()
-	go func() { // ends with the child, which is when the driver lets go of it
+	go func() { // ends with the child, when the driver releases it
 		<-c.done
 		s.mu.Lock()
 		s.stuck--
@@ -227,17 +224,32 @@ func (s *Sampler) abandon(c *child) {
 	}()
 }
 
-// receive takes a reading in: it adds what the child cannot know, which is what
-// was before it began.
+// receive stores a reading, and logs what is new in it.
 func (s *Sampler) receive(r Reading) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	recovered := s.failure != nil
+	reported := s.storeLocked(r)
+	s.mu.Unlock()
+	for _, e := range reported {
+		s.log.Warn("driver reported a GPU error", "gpu", e.gpu, "xid", e.Code, "text", e.String())
+	}
+	if recovered {
+		s.log.Info("GPUs are monitored", "driver", r.Driver, "gpus", len(r.GPUs))
+	}
+}
+
+// reportedXID is a new XID, and which device it is of.
+type reportedXID struct {
+	gpu string
+	XID
+}
+
+// storeLocked stores a reading, adds what the child cannot know because it happened before the child started, and
+// returns the new XIDs.
+func (s *Sampler) storeLocked(r Reading) (reported []reportedXID) {
 	for i := range r.GPUs {
 		s.identifyLocked(&r.GPUs[i])
-		s.rememberXIDsLocked(&r.GPUs[i])
-	}
-	if s.failure != nil {
-		s.log.Info("GPUs are watched", "driver", r.Driver, "gpus", len(r.GPUs))
+		reported = append(reported, s.rememberXIDsLocked(&r.GPUs[i])...)
 	}
 	s.failure = nil
 	for _, k := range s.known {
@@ -248,13 +260,13 @@ func (s *Sampler) receive(r Reading) {
 	for _, g := range r.GPUs {
 		s.knowLocked(g)
 	}
-	s.latest, s.heard = r, r.At
+	s.latest, s.arrived = r, r.At
+	return reported
 }
 
 const lostGone = "is no longer there"
 
-// identifyLocked finds out which device one is that is lost, and cannot say it
-// any more.
+// identifyLocked fills in the identity of a lost device, which cannot report it any more.
 func (s *Sampler) identifyLocked(g *Snapshot) {
 	if g.UUID != "" {
 		return
@@ -273,7 +285,7 @@ func (s *Sampler) knowLocked(g Snapshot) {
 	case g.UUID == "":
 	case i < 0:
 		s.known = append(s.known, g)
-	case g.Lost == lostGone: // as it was when it was there
+	case g.Lost == lostGone: // keep its last state from when it was there
 	default:
 		s.known[i] = g
 	}
@@ -282,18 +294,20 @@ func (s *Sampler) knowLocked(g Snapshot) {
 // mostXIDs is how many XIDs of a device are kept.
 const mostXIDs = 16
 
-func (s *Sampler) rememberXIDsLocked(g *Snapshot) {
+// rememberXIDsLocked adds the XIDs of a snapshot to those of its device, and returns them.
+func (s *Sampler) rememberXIDsLocked(g *Snapshot) (reported []reportedXID) {
 	key := cmp.Or(g.UUID, g.Label())
-	list := slices.Clone(s.xids[key]) // those who read it keep what they have
+	list := slices.Clone(s.xids[key]) // readers keep the list that they have
 	for _, x := range g.XIDs {
 		s.seq++
 		x.Seq = s.seq
 		list = append(list, x)
-		s.log.Warn("the driver reports an error", "gpu", key, "xid", x.Code, "text", x.String())
+		reported = append(reported, reportedXID{key, x})
 	}
 	if n := len(list) - mostXIDs; n > 0 {
 		list = list[n:]
 	}
 	s.xids[key] = list
 	g.XIDs = list
+	return reported
 }

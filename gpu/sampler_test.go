@@ -15,19 +15,19 @@ import (
 	"time"
 )
 
-// closer ends what it is called on once.
+// closer calls a function on its first Close.
 type closer func()
 
 func (c closer) Close() error { c(); return nil }
 
-// fakeChild is a child that lives in the test's own time.
+// fakeChild is a child in the test's own time.
 type fakeChild struct {
 	*child
 	out  chan []byte
-	exit func() // it dies
+	exit func() // ends the child
 }
 
-// newFakeChild makes a child; a deaf one ends by nothing but its own will.
+// newFakeChild makes a child. A deaf one ends only when the test ends it.
 func newFakeChild(deaf bool) *fakeChild {
 	c := &fakeChild{out: make(chan []byte)}
 	done, silent := make(chan struct{}), make(chan struct{})
@@ -60,7 +60,7 @@ func newFakeChild(deaf bool) *fakeChild {
 	return c
 }
 
-// print writes a line, if the child still lives.
+// print writes a line if the child still runs.
 func (c *fakeChild) print(line []byte) {
 	select {
 	case c.out <- line:
@@ -84,9 +84,9 @@ func line(gpus ...Snapshot) []byte {
 
 func known(uuid string) Snapshot { return Snapshot{Device: Device{UUID: uuid}} }
 
-// scripted is a sampler whose children do what each of these says, in turn, and
-// then nothing. It runs in a bubble until the test ends; starts are the times at
-// which children were started.
+// scripted is a sampler whose children do, in turn, what these functions say, and then nothing. It runs in a bubble
+// until the test ends.
+// starts returns when each was started.
 func scripted(t *testing.T, deaf bool, lives ...func(*fakeChild)) (s *Sampler, starts func() []time.Duration) {
 	t.Helper()
 	s, err := NewSampler(Config{Command: []string{"scripted"}, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
@@ -150,7 +150,7 @@ func TestPausesGrow(t *testing.T) {
 		for i := range 9 {
 			pauses = append(pauses, (at[i+1] - at[i]).Round(time.Second).String())
 		}
-		// Two seconds of patience are no part of a pause: children die at once.
+		// The two seconds of patience are not part of a pause: these children die at once.
 		if got, want := strings.Join(pauses, " "), "1s 2s 4s 8s 16s 32s 1m0s 1m0s 1m11s"; got != want {
 			t.Errorf("pauses %s, want %s", got, want)
 		}
@@ -204,12 +204,12 @@ func TestSilentChildIsReplaced(t *testing.T) {
 		}
 		time.Sleep(40 * time.Second)
 		if n := len(starts()); n != 2 {
-			t.Errorf("%d children, want 2: one that begins has a minute", n)
+			t.Errorf("%d children, want 2: a starting one has a minute", n)
 		}
 	})
 }
 
-// TestNoGPUAnswers has a child that goes on printing what it once read.
+// TestNoGPUAnswers has a child that keeps printing what it read once.
 func TestNoGPUAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, starts := scripted(t, false, func(c *fakeChild) {
@@ -226,8 +226,8 @@ func TestNoGPUAnswers(t *testing.T) {
 	})
 }
 
-// TestStuckChildrenAreLeftAlone has children that nothing ends, as a driver that
-// hangs makes them: there are never more than two.
+// TestStuckChildrenAreLeftAlone has children that cannot be ended, as when the driver hangs: there are never more
+// than two.
 func TestStuckChildrenAreLeftAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first := make(chan *fakeChild, 1)
@@ -239,7 +239,7 @@ func TestStuckChildrenAreLeftAlone(t *testing.T) {
 		if r, _ := s.Latest(); r.Failure == nil || r.Failure.Kind != Silent {
 			t.Errorf("failure %v", r.Failure)
 		}
-		(<-first).exit() // the driver lets go
+		(<-first).exit() // the driver releases it
 		time.Sleep(2 * time.Minute)
 		if n := len(starts()); n != 3 {
 			t.Errorf("%d children, want a third", n)
@@ -247,7 +247,7 @@ func TestStuckChildrenAreLeftAlone(t *testing.T) {
 	})
 }
 
-// TestDevicesAreRemembered has a GPU that is lost, and goes, over two children.
+// TestDevicesAreRemembered has a GPU that is lost and then disappears, over two children.
 func TestDevicesAreRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		xid := Snapshot{Device: Device{UUID: "GPU-1", Index: 1}, XIDs: []XID{{At: time.Now(), Code: 79}}}
@@ -318,13 +318,13 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 }
 
-// TestChildrenThatDie starts real processes that do not know their trade.
+// TestChildrenThatDie starts real processes that are not probes.
 func TestChildrenThatDie(t *testing.T) {
 	if _, err := exec.LookPath("sh"); err != nil {
-		t.Skip("there is no sh")
+		t.Skip("no sh")
 	}
 	tests := map[string]struct{ script, want string }{
-		"a missing function":       {`echo "pulley: symbol lookup error: undefined symbol: nvmlNew" >&2; exit 127`, "it called a function that the driver lacks: pulley: symbol lookup error: undefined symbol: nvmlNew"},
+		"a missing function":       {`echo "pulley: symbol lookup error: undefined symbol: nvmlNew" >&2; exit 127`, "it called a function that the driver does not have: pulley: symbol lookup error: undefined symbol: nvmlNew"},
 		"an exit":                  {`exit 3`, "exit status 3"},
 		"a signal":                 {`kill -SEGV $$`, "segmentation fault"},
 		"an end without a word":    {`true`, "it ended"},
@@ -348,7 +348,7 @@ func TestChildrenThatDie(t *testing.T) {
 	}
 }
 
-// TestClockOfTheChild moves the times of a line to our own clock.
+// TestClockOfTheChild converts the times of a line to this process's clock.
 func TestClockOfTheChild(t *testing.T) {
 	now := time.Now()
 	r, err := parseReading([]byte(`{"at":"2001-01-01T00:00:10Z","gpus":[{"uuid":"GPU-0","index":0,"at":"2001-01-01T00:00:08Z",
@@ -380,14 +380,14 @@ func TestThrottleInWords(t *testing.T) {
 	}
 }
 
-// TestAbsentIsNotZero: what is absent has no place in the JSON, and a zero has.
+// TestAbsentIsNotZero: a missing value has no field in the JSON, and a zero has one.
 func TestAbsentIsNotZero(t *testing.T) {
 	b, err := json.Marshal(known("GPU-0"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if want := `{"uuid":"GPU-0","index":0,"at":"0001-01-01T00:00:00Z","watches_xids":false}`; string(b) != want {
-		t.Errorf("a GPU that tells nothing:\n got %s\nwant %s", b, want)
+		t.Errorf("a GPU without values:\n got %s\nwant %s", b, want)
 	}
 	s := known("GPU-0")
 	s.Temperature, s.Utilization, s.Processes, s.Throttle, s.Rows = new(0), new(Utilization{}), []Process{}, new(Throttle(0)), new(Rows{})

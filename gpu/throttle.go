@@ -7,26 +7,26 @@ import (
 	"strings"
 )
 
-// Throttle is why the clocks are not at their highest, as NVML's bits. In JSON it
-// is a list of names.
+// Throttle says why the clocks are below their maximum, as NVML's bits. In JSON it is a list of
+// names.
 type Throttle uint64
 
 // The reasons.
 const (
-	ThrottleIdle          Throttle = 1 << iota // nothing to do
-	ThrottleAppClocks                          // clocks that somebody set
-	ThrottlePowerCap                           // at the power limit: normal under load
-	ThrottleHardware                           // the board slows down: heat, power or failure
-	ThrottleSyncBoost                          // as slow as another GPU of its group
-	ThrottleThermal                            // the driver slows down to stay cool
-	ThrottleHardwareHeat                       // too hot: the board slows down
-	ThrottleHardwarePower                      // the power supply says so
-	ThrottleDisplay                            // clocks that a display needs
+	ThrottleIdle          Throttle = 1 << iota // the GPU is idle
+	ThrottleAppClocks                          // clocks set by an application or a user
+	ThrottlePowerCap                           // at the power limit, which is normal under load
+	ThrottleHardware                           // slowdown by the hardware: heat, power or a failure
+	ThrottleSyncBoost                          // as slow as another GPU of its sync group
+	ThrottleThermal                            // slowdown by the driver, for heat
+	ThrottleHardwareHeat                       // slowdown by the hardware, for heat
+	ThrottleHardwarePower                      // slowdown requested by the power supply
+	ThrottleDisplay                            // clocks required by a display
 )
 
 var throttleNames = []string{"idle", "app_clocks", "power_cap", "hw_slowdown", "sync_boost", "thermal", "hw_thermal", "hw_power_brake", "display"}
 
-// AllThrottle is every reason that has a name, with that name.
+// AllThrottle maps every named reason to its name.
 func AllThrottle() map[Throttle]string {
 	all := make(map[Throttle]string, len(throttleNames))
 	for i, name := range throttleNames {
@@ -35,15 +35,15 @@ func AllThrottle() map[Throttle]string {
 	return all
 }
 
-// Hard says that the board itself slows down: it is about half as fast.
+// Hard reports whether the hardware slows the GPU down, to about half its speed.
 func (t Throttle) Hard() bool {
 	return t&(ThrottleHardware|ThrottleHardwareHeat|ThrottleHardwarePower) != 0
 }
 
-// Hot says that the driver slows the GPU down to keep it cool.
+// Hot reports whether the driver slows the GPU down to cool it.
 func (t Throttle) Hot() bool { return t&ThrottleThermal != 0 }
 
-// Reasons are the names of the bits, those unknown as numbers.
+// Reasons returns the names of the bits; unknown bits are numbers.
 func (t Throttle) Reasons() []string {
 	reasons := []string{}
 	for i, name := range throttleNames {
@@ -64,10 +64,10 @@ func (t Throttle) String() string {
 	return strings.Join(t.Reasons(), ",")
 }
 
-// MarshalJSON is a list of names.
+// MarshalJSON writes a list of names.
 func (t Throttle) MarshalJSON() ([]byte, error) { return json.Marshal(t.Reasons()) }
 
-// UnmarshalJSON takes what MarshalJSON gives.
+// UnmarshalJSON reads what MarshalJSON writes.
 func (t *Throttle) UnmarshalJSON(b []byte) error {
 	var reasons []string
 	if err := json.Unmarshal(b, &reasons); err != nil {

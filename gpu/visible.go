@@ -7,20 +7,19 @@ import (
 	"strings"
 )
 
-// Visible is which of a machine's devices an engine with this environment uses,
-// in the order in which it names them, and notes on what is doubtful about that.
-// devices are GPUs and MIG instances; a GPU that is split gives way to its
-// instances. lookup is os.LookupEnv.
+// Visible returns the devices of a machine that an engine with this environment uses, in the order
+// in which the environment names them, and notes about what is doubtful. devices are GPUs and MIG
+// instances; a split GPU is replaced by its instances. lookup is os.LookupEnv.
 //
-// NVIDIA_VISIBLE_DEVICES is meant for the container runtime, which has given the
-// container what it names, and NVML counts that from 0 anew. So numbers in it are
-// taken as such only where NVML sees more than they name. "all", "void", which
-// CDI sets whatever it gives, nothing, and a path leave all; "none" leaves none.
+// NVIDIA_VISIBLE_DEVICES is meant for the container runtime, which has given the container the
+// devices that it names; NVML numbers those from 0. So numbers in it are applied only where NVML
+// sees more devices than they name. "all", "void" (which CDI sets in any case), an empty value and
+// a path select all devices; "none" selects none.
 //
-// CUDA_VISIBLE_DEVICES names what is left by number, by UUID or its beginning, or
-// by MIG-GPU-UUID/GI/CI; as in CUDA all from the first invalid name on is unseen,
-// and a variable that is set and empty leaves none. A number, or a GPU's UUID,
-// stands for all instances of a GPU that is split.
+// CUDA_VISIBLE_DEVICES selects from the remaining devices by number, by UUID or a prefix of one, or
+// by MIG-GPU-UUID/GI/CI. As in CUDA, the first invalid name and all after it are ignored, and a
+// variable that is set and empty selects none. A number, or a GPU's UUID, selects all instances of
+// a split GPU.
 func Visible(devices []Device, lookup func(string) (string, bool)) (visible []Device, notes []string) {
 	visible = unsplit(devices)
 	if value, ok := lookup("NVIDIA_VISIBLE_DEVICES"); ok {
@@ -35,7 +34,7 @@ func Visible(devices []Device, lookup func(string) (string, bool)) (visible []De
 	return visible, append(notes, more...)
 }
 
-// unsplit leaves out the GPUs that only their instances can be used of.
+// unsplit removes split GPUs, of which only the instances can be used.
 func unsplit(devices []Device) []Device {
 	return slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return d.Split && d.Instance == nil })
 }
@@ -49,19 +48,19 @@ func runtimeVisible(devices []Device, value string) (visible []Device, notes []s
 	}
 	names := splitNames(value)
 	if len(devices) <= len(names) && !slices.ContainsFunc(names, func(n string) bool { return !isNumber(n) }) {
-		return devices, nil // the runtime has applied it
+		return devices, nil // the runtime has applied it already
 	}
 	for _, name := range names {
 		found := runtimeNamed(devices, name)
 		if len(found) == 0 {
-			notes = append(notes, fmt.Sprintf("NVIDIA_VISIBLE_DEVICES: there is no GPU %q", name))
+			notes = append(notes, fmt.Sprintf("NVIDIA_VISIBLE_DEVICES: no GPU matches %q", name))
 		}
 		visible = appendNew(visible, found)
 	}
 	return visible, notes
 }
 
-// isNumber says whether a name is a GPU's index, or index:number of an instance.
+// isNumber reports whether a name is a GPU's index, or index:number of an instance.
 func isNumber(name string) bool {
 	gpu, instance, ok := strings.Cut(name, ":")
 	if !ok {
@@ -91,12 +90,12 @@ func cudaVisible(devices []Device, value, order string) (visible []Device, notes
 		if n, err := strconv.ParseUint(name, 10, 31); err == nil {
 			found = numbered(devices, int(n))
 			if len(notes) == 0 && order != "PCI_BUS_ID" && unlike(devices) {
-				notes = append(notes, "CUDA_VISIBLE_DEVICES: CUDA numbers unlike GPUs by speed, NVML by their place; name UUIDs, or set CUDA_DEVICE_ORDER=PCI_BUS_ID")
+				notes = append(notes, "CUDA_VISIBLE_DEVICES: CUDA numbers different GPUs by speed, NVML by bus address; use UUIDs, or set CUDA_DEVICE_ORDER=PCI_BUS_ID")
 			}
 		}
 		if len(found) == 0 {
-			if value != "" && value != "-1" { // which say none
-				notes = append(notes, fmt.Sprintf("CUDA_VISIBLE_DEVICES: there is no GPU %q, so it and all after it are unseen", name))
+			if value != "" && value != "-1" { // both mean none
+				notes = append(notes, fmt.Sprintf("CUDA_VISIBLE_DEVICES: no GPU matches %q, so it and all after it are ignored", name))
 			}
 			break
 		}
@@ -105,7 +104,7 @@ func cudaVisible(devices []Device, value, order string) (visible []Device, notes
 	return visible, notes
 }
 
-// numbered is the nth GPU of which anything is left.
+// numbered returns the n-th of the remaining GPUs.
 func numbered(devices []Device, n int) []Device {
 	var indices []int
 	for _, d := range devices {
@@ -119,8 +118,8 @@ func numbered(devices []Device, n int) []Device {
 	return slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return d.Index != indices[n] })
 }
 
-// named are the devices of a UUID or of the one beginning of a UUID that it is:
-// an instance, a GPU, or all instances of a GPU.
+// named returns the devices with a UUID or an unambiguous prefix of one: an instance, a GPU, or all
+// instances of a GPU.
 func named(devices []Device, name string) []Device {
 	if !strings.HasPrefix(name, "GPU-") && !strings.HasPrefix(name, "MIG-") {
 		return nil
@@ -143,19 +142,19 @@ func named(devices []Device, name string) []Device {
 			lost = append(lost, d)
 		case !strings.HasPrefix(uuid, name):
 		case whose != "" && whose != uuid:
-			return nil // it begins two
+			return nil // the prefix is ambiguous
 		default:
 			whose = uuid
 			found = append(found, d)
 		}
 	}
 	if len(found) == 0 && len(lost) == 1 {
-		return lost // a GPU that cannot say its UUID any more: it is the one missing
+		return lost // a lost GPU cannot report its UUID: it is the missing one
 	}
 	return found
 }
 
-// unlike says whether there are GPUs of different kinds.
+// unlike reports whether there are GPUs of different models.
 func unlike(devices []Device) bool {
 	return slices.ContainsFunc(devices, func(d Device) bool { return d.Name != devices[0].Name })
 }

@@ -21,7 +21,7 @@ func TestVisible(t *testing.T) {
 	tests := map[string]struct {
 		env  string // NAME=value, separated by spaces
 		want string // labels
-		note string // a part of one; "": none are wanted
+		note string // part of a note; "": no notes
 	}{
 		"nothing said":                        {"", "0 1:0 1:1 2", ""},
 		"all":                                 {"NVIDIA_VISIBLE_DEVICES=all", "0 1:0 1:1 2", ""},
@@ -31,7 +31,7 @@ func TestVisible(t *testing.T) {
 		"the runtime's indices":               {"NVIDIA_VISIBLE_DEVICES=2,0", "2 0", ""},
 		"an index of a split GPU":             {"NVIDIA_VISIBLE_DEVICES=1", "1:0 1:1", ""},
 		"an instance by number":               {"NVIDIA_VISIBLE_DEVICES=1:1", "1:1", ""},
-		"a UUID, and one not there":           {"NVIDIA_VISIBLE_DEVICES=GPU-zz,GPU-f02", "2", `no GPU "GPU-zz"`},
+		"a UUID, and one not there":           {"NVIDIA_VISIBLE_DEVICES=GPU-zz,GPU-f02", "2", `no GPU matches "GPU-zz"`},
 		"as many indices as GPUs are applied": {"NVIDIA_VISIBLE_DEVICES=4,5,6,7", "0 1:0 1:1 2", ""},
 
 		"CUDA's indices":                   {"CUDA_VISIBLE_DEVICES=2,0 CUDA_DEVICE_ORDER=PCI_BUS_ID", "2 0", ""},
@@ -39,12 +39,12 @@ func TestVisible(t *testing.T) {
 		"CUDA counts what is left":         {"NVIDIA_VISIBLE_DEVICES=GPU-f00,GPU-f02 CUDA_VISIBLE_DEVICES=1", "2", ""},
 		"a UUID":                           {"CUDA_VISIBLE_DEVICES=GPU-f02", "2", ""},
 		"the beginning of a UUID":          {"CUDA_VISIBLE_DEVICES=GPU-a", "1:0 1:1", ""},
-		"the beginning of two UUIDs":       {"CUDA_VISIBLE_DEVICES=GPU-f", "", `no GPU "GPU-f"`},
+		"the beginning of two UUIDs":       {"CUDA_VISIBLE_DEVICES=GPU-f", "", `no GPU matches "GPU-f"`},
 		"an instance":                      {"CUDA_VISIBLE_DEVICES=MIG-ab", "1:1", ""},
 		"the beginning of two instances":   {"CUDA_VISIBLE_DEVICES=MIG-a", "", "no GPU"},
 		"an instance in the old form":      {"CUDA_VISIBLE_DEVICES=MIG-GPU-a1/7/0", "1:1", ""},
 		"no such instance in the old form": {"CUDA_VISIBLE_DEVICES=MIG-GPU-a1/2/0", "", "no GPU"},
-		"all before the first invalid one": {"CUDA_VISIBLE_DEVICES=GPU-f00,7,GPU-f02 CUDA_DEVICE_ORDER=PCI_BUS_ID", "0", "all after it are unseen"},
+		"all before the first invalid one": {"CUDA_VISIBLE_DEVICES=GPU-f00,7,GPU-f02 CUDA_DEVICE_ORDER=PCI_BUS_ID", "0", "all after it are ignored"},
 		"set and empty":                    {"CUDA_VISIBLE_DEVICES=", "", ""},
 		"-1":                               {"CUDA_VISIBLE_DEVICES=-1", "", ""},
 		"twice the same":                   {"CUDA_VISIBLE_DEVICES=GPU-f00,GPU-f00", "0", ""},
@@ -81,7 +81,7 @@ func labels(devices []Device) string {
 	return strings.Join(list, " ")
 }
 
-// TestVisibleLostGPU finds a GPU that cannot say its UUID any more.
+// TestVisibleLostGPU finds a GPU that cannot report its UUID any more.
 func TestVisibleLostGPU(t *testing.T) {
 	devices := []Device{{Index: 0, UUID: "GPU-f00"}, {Index: 1}}
 	for env, want := range map[string]string{

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// XID is an error that the driver has reported of a GPU.
+// XID is an error of a GPU that the driver has reported.
 type XID struct {
 	// Seq grows from one XID to the next. It is set by the [Sampler].
 	Seq  uint64    `json:"seq,omitempty"`
 	At   time.Time `json:"at"`
 	Code int       `json:"code"`
-	// GPUInstance and ComputeInstance are the part of the GPU, nil for all of it.
+	// GPUInstance and ComputeInstance identify the part of the GPU; nil for all of it.
 	GPUInstance     *int `json:"gpu_instance,omitempty"`
 	ComputeInstance *int `json:"compute_instance,omitempty"`
 }
@@ -23,31 +23,31 @@ func (x XID) String() string {
 	return fmt.Sprintf("XID %d", x.Code)
 }
 
-// severity is what follows from an XID.
+// severity is the consequence of an XID.
 type severity int
 
 const (
-	harmless severity = iota // it is shown
-	suspect                  // the engine has to be asked whether it lives
-	fatal                    // the GPU is not to be used
+	harmless severity = iota // it is only shown
+	suspect                  // the engine's health must be checked
+	fatal                    // the GPU must not be used
 )
 
-// severity of an XID that is not known is fatal: the harmless ones are few.
+// severity is fatal for an unknown XID, since few are harmless.
 func (x XID) severity() severity {
 	switch x.Code {
-	case 13, 31, 43, 45, 109: // what a program did wrong; its process dies, the GPU goes on
+	case 13, 31, 43, 45, 109: // faults of a program: its process dies, the GPU continues
 		return suspect
 	case 68: // the video decoder, which no engine needs
 		return harmless
-	case 63, 92: // memory was repaired, or its errors corrected
+	case 63, 92: // memory was repaired, or its errors were corrected
 		return harmless
-	case 154: // the recovery action changed; what it is now says [Recovery]
+	case 154: // the recovery action has changed; Snapshot.Recovery has the new one
 		return harmless
 	}
 	return fatal
 }
 
-// Within says whether an XID concerns a device: all of its GPU, or its instance.
+// Within reports whether an XID concerns a device: all of its GPU, or its instance.
 func (x XID) Within(d Device) bool {
 	if d.Instance == nil || x.GPUInstance == nil {
 		return true
@@ -56,7 +56,7 @@ func (x XID) Within(d Device) bool {
 		(x.ComputeInstance == nil || *x.ComputeInstance == d.Instance.ComputeInstance)
 }
 
-// xidNames are those an operator meets.
+// xidNames names the XIDs that an operator may see.
 var xidNames = map[int]string{
 	13: "graphics engine exception", 31: "memory page fault", 43: "stopped processing", 45: "preemptive cleanup",
 	48: "double bit ECC error", 61: "microcontroller breakpoint", 62: "microcontroller halt", 63: "memory row remapped",

@@ -1,6 +1,6 @@
-// Package fakenvml makes libraries named libnvidia-ml.so.1 that tests load in
-// place of NVIDIA's, and tells them what GPUs to pretend. They go through the real
-// dynamic loader; see lib/fakenvml.c for what they can be told.
+// Package fakenvml builds libraries named libnvidia-ml.so.1 that tests load in place of NVIDIA's,
+// and tells them which GPUs to simulate. They go through the real dynamic loader; see
+// lib/fakenvml.c for their script.
 package fakenvml
 
 import (
@@ -19,7 +19,7 @@ import (
 //go:embed lib/fakenvml.c
 var source []byte
 
-// Library is a fake in a folder of its own.
+// Library is a fake library in a folder of its own.
 type Library struct {
 	// Path is that of the library.
 	Path string
@@ -28,11 +28,10 @@ type Library struct {
 	script map[string]string
 }
 
-// New makes the library of a driver of today. Without a C compiler it skips the
-// test.
+// New builds the library of a present-day driver. Without a C compiler it skips the test.
 func New(t testing.TB) *Library { return newLibrary(t) }
 
-// NewOld makes the library of a driver that lacks newer functions.
+// NewOld builds the library of a driver that lacks newer functions.
 func NewOld(t testing.TB) *Library { return newLibrary(t, "-DOLD_DRIVER") }
 
 func newLibrary(t testing.TB, defines ...string) *Library {
@@ -43,8 +42,8 @@ func newLibrary(t testing.TB, defines ...string) *Library {
 	return l
 }
 
-// Upgrade puts the library of another version in the place of this one, as a
-// package manager does: those who have it open keep what they have.
+// Upgrade replaces the library by another version, as a package manager does: processes that have
+// it open keep the old one.
 func (l *Library) Upgrade(t testing.TB, version string) {
 	t.Helper()
 	l.replace(t, fmt.Sprintf("-DVERSION=%q", version))
@@ -55,8 +54,8 @@ func (l *Library) replace(t testing.TB, defines ...string) {
 	put(t, l.Path, compile(t, defines...))
 }
 
-// Set tells the library, and those who have it open, lines of key=value. An
-// empty value takes the key away.
+// Set sends lines of key=value to the library, also where it is already open. An empty value
+// removes the key.
 func (l *Library) Set(t testing.TB, lines ...string) {
 	t.Helper()
 	l.mu.Lock()
@@ -85,7 +84,7 @@ func (l *Library) write(t testing.TB) {
 	put(t, filepath.Join(filepath.Dir(l.Path), "fakenvml.ctl"), []byte(text.String()))
 }
 
-// put writes a file that nobody sees half of.
+// put writes a file atomically.
 func put(t testing.TB, path string, content []byte) {
 	t.Helper()
 	err := os.WriteFile(path+".new", content, 0o755)
@@ -102,12 +101,12 @@ var (
 	compiled  = make(map[string][]byte) // by definitions; guarded by compiling
 )
 
-// compile makes the library, once in a process.
+// compile builds the library, once per process.
 func compile(t testing.TB, defines ...string) []byte {
 	t.Helper()
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
-		t.Skip("there is no gcc to make the fake NVML with")
+		t.Skip("no gcc to build the fake NVML with")
 	}
 	compiling.Lock()
 	defer compiling.Unlock()
@@ -131,7 +130,7 @@ func compile(t testing.TB, defines ...string) []byte {
 	return lib
 }
 
-// H100 is the script of an H100 with 80 GB at work, as GPU number n.
+// H100 is the script of a busy H100 with 80 GB, as GPU number n.
 func H100(n int) []string {
 	return properties(n, "uuid=GPU-1f2e3d4c-0000-4000-8000-00000000000"+fmt.Sprint(n), "name=NVIDIA H100 80GB HBM3", "arch=9", "cc=9.0",
 		"bus_width=5120", "max_mem_clock=2619", "mem_clock=2619", "sm_clock=1755",

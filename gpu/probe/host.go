@@ -12,8 +12,7 @@ import (
 	"github.com/pulley-lb/pulley/gpu"
 )
 
-// host is what the machine says of itself and its driver, below a root folder,
-// which is "/" but in tests.
+// host is what the machine reports about itself and its driver. root is "/" except in tests.
 type host struct{ root string }
 
 func (h host) path(name string) string { return filepath.Join(h.root, name) }
@@ -24,22 +23,22 @@ func (h host) has(name string) bool {
 }
 
 func (h host) read(name string) string {
-	b, _ := os.ReadFile(h.path(name)) // what cannot be read is not known
+	b, _ := os.ReadFile(h.path(name)) // an unreadable file counts as empty
 	return strings.TrimSpace(string(b))
 }
 
-// container says whether this process is in one.
+// container reports whether this process runs in a container.
 func (h host) container() bool {
 	return h.has("/.dockerenv") || h.has("/run/.containerenv") || h.has("/var/run/secrets/kubernetes.io") ||
 		strings.Contains(h.read("/proc/1/cgroup"), "kubepods")
 }
 
-// deviceNodes says whether the driver can be talked to.
+// deviceNodes reports whether the driver's device nodes are there.
 func (h host) deviceNodes() bool { return h.has("/dev/nvidiactl") || h.has("/dev/dxg") }
 
 var moduleVersion = regexp.MustCompile(`Kernel Module.*?\s(\d+\.\d[\d.]*)`)
 
-// kernelDriver is the version of the driver that is loaded, empty if none is.
+// kernelDriver is the version of the loaded driver, or "".
 func (h host) kernelDriver() string {
 	if v := h.read("/sys/module/nvidia/version"); v != "" {
 		return v
@@ -50,7 +49,7 @@ func (h host) kernelDriver() string {
 	return ""
 }
 
-// hardware says whether there is an NVIDIA device on the PCI bus.
+// hardware reports whether there is an NVIDIA device on the PCI bus.
 func (h host) hardware() bool {
 	vendors, _ := filepath.Glob(h.path("/sys/bus/pci/devices/*/vendor"))
 	for _, v := range vendors {
@@ -61,7 +60,7 @@ func (h host) hardware() bool {
 	return false
 }
 
-// memory is the machine's: Free is what could be had without swapping.
+// memory is the machine's memory. Free is what could be allocated without swapping.
 func (h host) memory() *gpu.Memory {
 	var total, available uint64
 	lines := bufio.NewScanner(strings.NewReader(h.read("/proc/meminfo")))
@@ -84,8 +83,8 @@ func (h host) memory() *gpu.Memory {
 	return &gpu.Memory{Total: total, Used: total - available, Free: available, Host: true}
 }
 
-// libraries are where NVML's library is if the loader does not know it: where a
-// driver container or a WSL machine has it.
+// libraries are paths of NVML's library that the loader does not search: where driver containers
+// and WSL have it.
 func (h host) libraries() []string {
 	var found []string
 	for _, root := range []string{"", "/run/nvidia/driver", "/driver-root"} {

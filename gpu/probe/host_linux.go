@@ -6,8 +6,8 @@ import (
 	"syscall"
 )
 
-// load identifies the present load of the driver. The kernel gives the folder of
-// a module a new inode each time it is loaded.
+// load identifies the present load of the driver. The kernel gives the folder of a module a new
+// inode each time the module is loaded.
 func (h host) load() string {
 	info, err := os.Stat(h.path("/sys/module/nvidia"))
 	if err != nil {

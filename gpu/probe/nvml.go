@@ -12,10 +12,10 @@ import (
 	"github.com/pulley-lb/pulley/gpu"
 )
 
-// library is NVML, loaded and initialised. Calling a function that it lacks ends
-// the process, so all calls go through ask, which looks first. Text for a value
-// that NVML returned is ours ([returned]): its own is a function that may be
-// missing, and nvml.Return calls it whenever it is printed.
+// library is NVML, loaded and initialised. Calling a function that it lacks ends the process, so
+// all calls go through ask, which checks first. Text for a value that NVML returned comes from
+// [returned]: NVML's own function for that may be missing too, and nvml.Return calls it whenever it
+// is printed.
 type library struct {
 	nvml.Interface
 
@@ -23,12 +23,12 @@ type library struct {
 	has map[string]bool
 }
 
-// openLibrary loads and initialises NVML: the library that is named, or else
-// the one that the loader finds, or else one where others have it. It may take
-// seconds per GPU, or hang with the driver.
+// openLibrary loads and initialises NVML: the library at path, or if path is empty the one that the
+// loader finds, otherwise the first in other known places. It may take seconds per GPU, or hang
+// with the driver.
 //
-// NVML is never shut down: the end of the process does that, and Shutdown after
-// a library that was not found is one more way to die.
+// NVML is never shut down: the end of the process does that, and Shutdown after a library that was
+// not found is one more way to crash.
 func openLibrary(path string, h host) (*library, *gpu.Failure) {
 	candidates := []string{path}
 	if path == "" {
@@ -44,19 +44,19 @@ func openLibrary(path string, h host) (*library, *gpu.Failure) {
 		switch {
 		case ret == nvml.SUCCESS:
 			return lib, nil
-		case ret != nvml.ERROR_LIBRARY_NOT_FOUND: // of two libraries in a process the first would be called
+		case ret != nvml.ERROR_LIBRARY_NOT_FOUND: // a second library in the process would not be used: calls go to the first
 			return nil, failureToInit(int(ret), h)
 		}
 	}
 	f := failureToInit(retNoLibrary, h)
 	if path != "" {
-		f.Kind, f.Detail = gpu.NoLibrary, path+" "+gpu.NoSuchLibrary
+		f.Kind, f.Detail = gpu.NoLibrary, path+": "+gpu.NoSuchLibrary
 	}
 	return nil, f
 }
 
-// lacks says whether none of the names of a function is there. Later versions of
-// a function have names of their own, of which the binding takes the last.
+// lacks reports whether the library has none of the names of a function. Later versions of a
+// function have names of their own, of which the binding takes the latest.
 func (l *library) lacks(names []string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -82,7 +82,7 @@ func (l *library) text(name string, call func() (string, nvml.Return)) string {
 	return text
 }
 
-// askAgain is after how long a device is asked again for what it did not support.
+// askAgain is how long a device is not asked again for what it did not support.
 const askAgain = 10 * time.Minute
 
 // asker asks one device. It belongs to the goroutine of its GPU.
@@ -90,9 +90,9 @@ type asker struct {
 	lib     *library
 	dev     nvml.Device
 	refused map[string]refusal // by what was asked for, and function
-	lost    string             // the device is
+	lost    string             // why the device is lost, or ""
 	gone    int                // what NVML returned when it stopped working altogether, or 0
-	trouble bool               // some call failed that might not have
+	trouble bool               // a call failed that should have worked
 }
 
 type refusal struct {
@@ -104,13 +104,13 @@ func newAsker(lib *library, dev nvml.Device) *asker {
 	return &asker{lib: lib, dev: dev, refused: make(map[string]refusal)}
 }
 
-// ask makes a call of the function that has these names, unless the library lacks
-// it or the device has refused it lately. It returns what NVML did, 0 for success.
+// ask calls the function with these names, unless the library lacks it or the device has refused it
+// recently. It returns what NVML returned, 0 for success.
 func (a *asker) ask(call func() nvml.Return, names ...string) int {
 	return a.askFor("", call, names...)
 }
 
-// askFor is ask for one of several things that a function gives.
+// askFor is ask for one of several values that a function provides.
 func (a *asker) askFor(what string, call func() nvml.Return, names ...string) int {
 	if a.lost != "" || a.gone != 0 {
 		return retLost
@@ -127,8 +127,8 @@ func (a *asker) askFor(what string, call func() nvml.Return, names ...string) in
 	case 0:
 	case retNotInLibrary, retNotSupported, retNoPermission, retNoFunction, retVersion, retInvalid:
 		a.refused[what+names[0]] = refusal{ret, now.Add(askAgain)}
-		a.trouble = a.trouble || ret == retInvalid // perhaps the handle is not valid any more
-	case retNotFound: // an answer, where it can be
+		a.trouble = a.trouble || ret == retInvalid // the handle may have become invalid
+	case retNotFound: // a valid answer in some calls
 	case retLost:
 		a.lost = "is lost"
 	case retResetRequired:
@@ -141,12 +141,12 @@ func (a *asker) askFor(what string, call func() nvml.Return, names ...string) in
 	return ret
 }
 
-// value asks for something that is absent if the device does not give it.
+// value asks for a value; nil if the device does not provide it.
 func value[T any](a *asker, call func() (T, nvml.Return), names ...string) *T {
 	return valueOf(a, "", call, names...)
 }
 
-// valueOf is value for one of several things that a function gives.
+// valueOf is value for one of several values that a function provides.
 func valueOf[T any](a *asker, what string, call func() (T, nvml.Return), names ...string) *T {
 	var v T
 	ret := a.askFor(what, func() (ret nvml.Return) {
@@ -159,7 +159,7 @@ func valueOf[T any](a *asker, what string, call func() (T, nvml.Return), names .
 	return &v
 }
 
-// as is a pointer to another type of number.
+// as converts a pointer to a number of another type.
 func as[T, F int | int32 | uint32 | uint64](v *F) *T {
 	if v == nil {
 		return nil

@@ -10,8 +10,8 @@ import (
 	"github.com/pulley-lb/pulley/gpu"
 )
 
-// TestProbeWithoutNVML is what is left to test of NVML in a build without it: the
-// tests with a fake library need Linux and cgo.
+// TestProbeWithoutNVML is what can be tested in a build without NVML: the tests with a fake library
+// need Linux and cgo.
 func TestProbeWithoutNVML(t *testing.T) {
 	var out bytes.Buffer
 	err := Run(t.Context(), nil, &out, Config{})

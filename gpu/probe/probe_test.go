@@ -45,7 +45,7 @@ var asProbe = []string{"env", "GPU_TEST_PROBE=1", os.Args[0]}
 
 const interval = 40 * time.Millisecond
 
-// watched is a sampler that runs, with this binary as its probe.
+// watched is a running sampler with this binary as its probe.
 func watched(t *testing.T, lib *fakenvml.Library, edit ...func(*gpu.Config)) *gpu.Sampler {
 	t.Helper()
 	cfg := gpu.Config{Command: asProbe, Library: lib.Path, Interval: interval, Pause: interval}
@@ -73,7 +73,7 @@ func watched(t *testing.T, lib *fakenvml.Library, edit ...func(*gpu.Config)) *gp
 	return s
 }
 
-// await waits for a reading of which is says that it is the one.
+// await waits for a reading that satisfies is.
 func await(t *testing.T, s *gpu.Sampler, what string, is func(gpu.Reading) bool) gpu.Reading {
 	t.Helper()
 	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
@@ -95,7 +95,7 @@ func has(n int) func(gpu.Reading) bool {
 	return func(r gpu.Reading) bool { return r.State == gpu.Fresh && len(r.GPUs) == n }
 }
 
-// shown is a value for comparison, "-" if there is none.
+// shown is a value as text, "-" if there is none.
 func shown[T any](p *T) string {
 	if p == nil {
 		return "-"
@@ -103,8 +103,8 @@ func shown[T any](p *T) string {
 	return fmt.Sprint(*p)
 }
 
-// told is all values of a snapshot in words.
-func told(s gpu.Snapshot) string {
+// describe is all values of a snapshot as text.
+func describe(s gpu.Snapshot) string {
 	processes := []string{}
 	for _, p := range s.Processes {
 		processes = append(processes, fmt.Sprintf("%d:%s", p.PID, shown(p.Memory)))
@@ -123,7 +123,7 @@ func told(s gpu.Snapshot) string {
 
 func expect(t *testing.T, s gpu.Snapshot, want string) {
 	t.Helper()
-	if got := told(s); got != want {
+	if got := describe(s); got != want {
 		t.Errorf("snapshot:\n got %s\nwant %s", got, want)
 	}
 }
@@ -174,9 +174,9 @@ func TestSplitA100(t *testing.T) {
 		t.Errorf("sick: %q, %v", reason, isFatal)
 	}
 
-	// The driver gives the handle of an instance that was made anew no sense.
+	// The driver rejects the handle of an instance that was recreated.
 	lib.Set(t, "0.m1.uuid=MIG-cccccccc-0000-4000-8000-000000000000", "0.ret.nvmlDeviceGetMemoryInfo_v2=2")
-	await(t, s, "an instance made anew", func(r gpu.Reading) bool {
+	await(t, s, "a recreated instance", func(r gpu.Reading) bool {
 		_, ok := r.GPU("MIG-cccccccc-0000-4000-8000-000000000000")
 		old, _ := r.GPU("MIG-bbbbbbbb-0000-4000-8000-000000000000")
 		return ok && old.Lost == "is no longer there"
@@ -223,13 +223,13 @@ func TestLostGPU(t *testing.T) {
 		t.Errorf("sick: %q, %v", reason, isFatal)
 	}
 	if g := r.GPUs[0]; g.Memory != nil || g.Temperature != nil {
-		t.Errorf("a lost GPU says %s", told(g))
+		t.Errorf("a lost GPU reports %s", describe(g))
 	}
 	if reason, _ := gpu.Sick(before.GPUs[1], r.GPUs[1]); reason != "" || r.GPUs[1].State != gpu.Fresh {
 		t.Errorf("the other GPU: %q, %s", reason, r.GPUs[1].State)
 	}
 
-	lib.Set(t, "all=1") // the probe starts again, and finds a GPU that cannot say who it is
+	lib.Set(t, "all=1") // the probe restarts, and finds a GPU that cannot report its UUID
 	await(t, s, "a failure", func(r gpu.Reading) bool { return r.Failure != nil })
 	lib.Set(t, "all=")
 	await(t, s, "the lost GPU, known by its index", func(r gpu.Reading) bool { return r.Failure == nil && r.State == gpu.Fresh && lost(r) })
@@ -239,13 +239,13 @@ func TestLostGPU(t *testing.T) {
 	lib.Set(t, "0.ret=")
 	await(t, s, "the GPU back", func(r gpu.Reading) bool { return has(2)(r) && r.GPUs[0].Lost == "" && r.GPUs[0].Memory != nil })
 
-	lib.Set(t, "count=1", "all=1") // a probe that starts anew sees one less
+	lib.Set(t, "count=1", "all=1") // a restarted probe sees one GPU less
 	await(t, s, "a failure", func(r gpu.Reading) bool { return r.Failure != nil })
 	lib.Set(t, "all=")
 	await(t, s, "a GPU gone", func(r gpu.Reading) bool { return len(r.GPUs) == 2 && r.GPUs[1].Lost != "" })
 }
 
-// TestXID has the interval of every day: an XID does not wait for it.
+// TestXID uses the normal interval: an XID is reported without waiting for it.
 func TestXID(t *testing.T) {
 	lib := fakenvml.New(t)
 	lib.Set(t, "count=2")
@@ -267,7 +267,7 @@ func TestXID(t *testing.T) {
 	if v := judge(r); v[1].Suspect != "XID 31 (memory page fault)" || v[1].Fenced || v[0] != (gpu.Verdict{}) {
 		t.Errorf("verdicts %+v, want GPU 1 suspect", v)
 	}
-	lib.Set(t, "xid=2:0:79", "0.ret=15") // as it is: a GPU off the bus answers nothing
+	lib.Set(t, "xid=2:0:79", "0.ret=15") // as in reality: a GPU off the bus answers nothing
 	r = await(t, s, "XID 79", func(r gpu.Reading) bool { return len(r.GPUs[0].XIDs) == 1 })
 	took := time.Since(began)
 	if v := judge(r); !v[0].Fenced || v[1].Fenced || v[1].Suspect != "" {
@@ -282,9 +282,8 @@ func TestXID(t *testing.T) {
 	}
 }
 
-// TestXIDBringsBadNews reads what is otherwise read seldom as soon as the driver
-// reports an error.
-func TestXIDBringsBadNews(t *testing.T) {
+// TestXIDReadsAtOnce checks that an XID makes the probe read what it otherwise reads seldom.
+func TestXIDReadsAtOnce(t *testing.T) {
 	lib := fakenvml.New(t)
 	lib.Set(t, "count=1")
 	lib.Set(t, fakenvml.H100(0)...)
@@ -296,7 +295,7 @@ func TestXIDBringsBadNews(t *testing.T) {
 	if took := time.Since(began); took > 1500*time.Millisecond {
 		t.Errorf("it took %v", took)
 	}
-	if reason, isFatal := gpu.Sick(gpu.Snapshot{}, r.GPUs[0]); !isFatal || reason != "the driver wants recovery: restart the machine" {
+	if reason, isFatal := gpu.Sick(gpu.Snapshot{}, r.GPUs[0]); !isFatal || reason != "the driver requests recovery: restart the machine" {
 		t.Errorf("sick: %q, %v", reason, isFatal)
 	}
 }
@@ -309,7 +308,7 @@ func TestHang(t *testing.T) {
 	await(t, s, "two GPUs", has(2))
 
 	lib.Set(t, "sleep.0.nvmlDeviceGetMemoryInfo_v2=30000")
-	await(t, s, "one stale GPU beside a fresh one", func(r gpu.Reading) bool {
+	await(t, s, "one stale GPU and a fresh one", func(r gpu.Reading) bool {
 		return r.GPUs[0].State == gpu.Stale && r.State == gpu.Fresh && r.GPUs[1].State == gpu.Fresh
 	})
 	lib.Set(t, "sleep.1.nvmlDeviceGetMemoryInfo_v2=30000")
@@ -399,8 +398,8 @@ func TestVisibleDevicesOnly(t *testing.T) {
 	}
 }
 
-// TestProbeEndsWithItsParent closes the probe's input, as the end of its parent
-// does, while the driver hangs.
+// TestProbeEndsWithItsParent closes the probe's input, as the end of its parent does, while the driver
+// hangs.
 func TestProbeEndsWithItsParent(t *testing.T) {
 	lib := fakenvml.New(t)
 	lib.Set(t, "count=1", "sleep.nvmlInit_v2=30000")
@@ -422,11 +421,11 @@ func TestProbeEndsWithItsParent(t *testing.T) {
 }
 
 // TestLibraryWithoutAnything has a library with three functions: a call of any
-// other would kill the probe.
+// other function would kill the probe.
 func TestLibraryWithoutAnything(t *testing.T) {
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
-		t.Skip("there is no gcc to make a library with")
+		t.Skip("no gcc to build a library with")
 	}
 	dir := t.TempDir()
 	path := filepath.Join(dir, "libnvidia-ml.so.1")
@@ -448,6 +447,6 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { (void)i; *d = &cell; r
 	}
 	expect(t, r.GPUs[0], "0   sm  | memory - | util - | temp - memory - margin - | power - of - | clocks - - | - | ecc - | rows - | recovery - | xids false | []")
 	if r.GPUs[0].Processes != nil {
-		t.Error("no processes are told, and it says there are none")
+		t.Error("an unknown list of processes is reported as empty")
 	}
 }

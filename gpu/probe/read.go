@@ -21,18 +21,19 @@ type gpuReader struct {
 	index int
 	load  string
 
-	board     *part // nil until the GPU has said who it is
+	board     *part // nil until the GPU has answered for the first time
 	instances []*part
-	round     int // how often it was read
+	round     int // how often the GPU was read
 }
 
-// part is a GPU or an instance of one, with what was last known of it.
+// part is a GPU or an instance of one, with its last snapshot.
 type part struct {
 	*asker
 	gpu.Snapshot
 }
 
-// read is how the GPU is now. urgent reads what changes slowly too.
+// read returns the present snapshots of the GPU and its instances. urgent includes what changes
+// slowly.
 func (g *gpuReader) read(urgent bool) ([]gpu.Snapshot, error) {
 	if g.board == nil || g.board.trouble || g.board.lost != "" || g.round%60 == 0 {
 		g.identify()
@@ -51,8 +52,7 @@ func (g *gpuReader) read(urgent bool) ([]gpu.Snapshot, error) {
 	return g.snapshots(), nil
 }
 
-// snapshots are those of the GPU and its instances, which share what the board
-// has.
+// snapshots returns those of the GPU and its instances, which share the board's values.
 func (g *gpuReader) snapshots() []gpu.Snapshot {
 	now := time.Now()
 	b := &g.board.Snapshot
@@ -72,7 +72,7 @@ func (g *gpuReader) snapshots() []gpu.Snapshot {
 	return list
 }
 
-// identify asks who the GPU is. One that is lost stays who it was.
+// identify asks for the GPU's identity. A lost GPU keeps the one it had.
 func (g *gpuReader) identify() {
 	fresh := newAsker(g.lib, nil)
 	dev := value(fresh, func() (nvml.Device, nvml.Return) { return g.lib.DeviceGetHandleByIndex(g.index) },
@@ -138,8 +138,7 @@ var architectures = map[nvml.DeviceArchitecture]string{
 	nvml.DEVICE_ARCH_ADA: "ada", nvml.DEVICE_ARCH_HOPPER: "hopper", nvml.DEVICE_ARCH_BLACKWELL: "blackwell",
 }
 
-// identifyInstances asks anew which instances there are: the handles of those
-// that were made anew are not valid any more.
+// identifyInstances lists the instances again: the handles of recreated instances are invalid.
 func (g *gpuReader) identifyInstances() {
 	g.instances = nil
 	b := g.board
@@ -176,7 +175,8 @@ func (g *gpuReader) identifyInstances() {
 	}
 }
 
-// memory of a part. Where it has none of its own, hosted gives the machine's.
+// memory is the memory of a part. If the part has none of its own and hosted is true, it is the
+// machine's.
 func (g *gpuReader) memory(p *part, hosted bool) *gpu.Memory {
 	v2 := value(p.asker, p.dev.GetMemoryInfo_v2, "nvmlDeviceGetMemoryInfo_v2")
 	if v2 != nil && v2.Total > 0 {
@@ -221,13 +221,13 @@ func (g *gpuReader) readOften() {
 	b.SMClock = as[int](valueOf(b.asker, "sm", func() (uint32, nvml.Return) { return b.dev.GetClockInfo(nvml.CLOCK_SM) }, "nvmlDeviceGetClockInfo"))
 	b.MemoryClock = as[int](valueOf(b.asker, "memory", func() (uint32, nvml.Return) { return b.dev.GetClockInfo(nvml.CLOCK_MEM) }, "nvmlDeviceGetClockInfo"))
 	reasons := value(b.asker, b.dev.GetCurrentClocksEventReasons, "nvmlDeviceGetCurrentClocksEventReasons")
-	if reasons == nil { // its name before R535
+	if reasons == nil { // the function's name before R535
 		reasons = value(b.asker, b.dev.GetCurrentClocksThrottleReasons, "nvmlDeviceGetCurrentClocksThrottleReasons")
 	}
 	b.Throttle = (*gpu.Throttle)(reasons)
 	for _, p := range g.instances {
 		p.Memory = g.memory(p, false)
-		if p.lost != "" && b.lost == "" || p.trouble { // it may have been made anew
+		if p.lost != "" && b.lost == "" || p.trouble { // it may have been recreated
 			b.trouble = true
 		}
 	}
@@ -240,7 +240,7 @@ func watts(milliwatts *uint32) *float64 {
 	return new(float64(*milliwatts) / 1000)
 }
 
-// readSeldom reads what hardly changes, but for bad news.
+// readSeldom reads what hardly changes, unless something breaks.
 func (g *gpuReader) readSeldom() {
 	b := g.board
 	if b.dev == nil {
@@ -261,7 +261,7 @@ func (g *gpuReader) readSeldom() {
 	b.MemoryTemperature = b.field(nvml.FI_DEV_MEMORY_TEMP)
 }
 
-// field asks for one of the values that have a number and no function.
+// field asks for a value that has a number instead of a function.
 func (p *part) field(id uint32) *int {
 	values := []nvml.FieldValue{{FieldId: id}}
 	ret := p.ask(func() nvml.Return { return p.dev.GetFieldValues(values) }, "nvmlDeviceGetFieldValues")
@@ -278,7 +278,7 @@ func (p *part) field(id uint32) *int {
 	return new(int(int64(binary.NativeEndian.Uint64(raw))))
 }
 
-// readProcesses takes milliseconds, in which the driver does nothing else.
+// readProcesses takes milliseconds, during which the driver does nothing else.
 func (g *gpuReader) readProcesses() {
 	if g.board.dev == nil {
 		return

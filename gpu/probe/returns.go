@@ -6,7 +6,7 @@ import (
 	"github.com/pulley-lb/pulley/gpu"
 )
 
-// The values that NVML returns and on which something depends.
+// The values returned by NVML that matter here.
 const (
 	retUninitialized = 1
 	retInvalid       = 2
@@ -23,11 +23,10 @@ const (
 	retMismatch      = 18
 	retVersion       = 25
 	retUnknown       = 999
-	retNotInLibrary  = -1 // ours: the library lacks the function
+	retNotInLibrary  = -1 // not one of NVML's: the library lacks the function
 )
 
-// returned is the text for a value that NVML returned. NVML's own function for
-// that may be missing too.
+// returned is the text for a value that NVML returned. NVML's own function for that may be missing.
 func returned(ret int) string {
 	text, ok := map[int]string{
 		retUninitialized: "not initialised", retInvalid: "invalid argument", retNotSupported: "not supported",
@@ -43,14 +42,14 @@ func returned(ret int) string {
 	return text
 }
 
-// failureToInit says why NVML could not be initialised.
+// failureToInit is why NVML could not be initialised.
 func failureToInit(ret int, h host) *gpu.Failure {
 	f := &gpu.Failure{Kind: gpu.Other, Container: h.container()}
 	kernel := h.kernelDriver()
 	switch ret {
 	case retNoLibrary:
 		f.Kind = gpu.NoLibrary
-		if kernel == "" && !h.hardware() && !h.deviceNodes() { // a container sees these of its machine
+		if kernel == "" && !h.hardware() && !h.deviceNodes() { // a container sees those of its host
 			f.Kind = gpu.NoGPU
 		}
 		return f

@@ -18,14 +18,13 @@ import (
 	"github.com/pulley-lb/pulley/gpu"
 )
 
-// Run prints a [gpu.Reading] as a line of JSON each interval, and at once when a GPU
-// reports an error, until in ends or ctx does, which is no failure. If NVML does
-// not work, or does not any more, it prints a last line that says why and returns
-// that failure: only a new process sees a new driver.
+// Run prints a [gpu.Reading] as a line of JSON each interval, and at once when a GPU reports an
+// error, until in ends or ctx does, which is not an error. If NVML does not work, or stops working,
+// it prints a last line that says why and returns that failure: only a new process can use a new
+// driver.
 //
-// It is meant to be all that a process does. A call that hangs in the driver
-// leaves its goroutine behind when Run returns, and the process may still die of
-// what NVML does.
+// It is meant to be all that a process does. A call that hangs in the driver leaves its goroutine
+// behind when Run returns, and NVML may still crash the process.
 func Run(ctx context.Context, in io.Reader, out io.Writer, cfg Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -35,12 +34,12 @@ func Run(ctx context.Context, in io.Reader, out io.Writer, cfg Config) error {
 	}()
 	p := &probe{cfg: cfg, out: bufio.NewWriter(out), host: host{"/"}, lookup: os.LookupEnv}
 	p.cfg.Interval = cmp.Or(cfg.Interval, time.Second)
-	begun := make(chan *gpu.Failure, 1)
-	go func() { begun <- p.begin() }() // hangs with the driver
+	started := make(chan *gpu.Failure, 1)
+	go func() { started <- p.start() }() // hangs with the driver
 	select {
 	case <-ctx.Done():
 		return nil
-	case f := <-begun:
+	case f := <-started:
 		if f != nil {
 			return p.fail(f)
 		}
@@ -48,8 +47,8 @@ func Run(ctx context.Context, in io.Reader, out io.Writer, cfg Config) error {
 	return p.run(ctx)
 }
 
-// probe gathers what the goroutines of the GPUs find. All but lib and host is
-// owned by run.
+// probe collects what the goroutines of the GPUs read. Everything except lib and host is owned by
+// run.
 type probe struct {
 	cfg    Config
 	out    *bufio.Writer
@@ -58,25 +57,25 @@ type probe struct {
 
 	lib     *library
 	load    string
-	reading gpu.Reading // what does not change
+	reading gpu.Reading // the values that do not change
 	gpus    [][]gpu.Snapshot
 	watches []bool
 	fresh   []bool      // read since the last line
 	xids    [][]gpu.XID // since the last line
 }
 
-// news is what a GPU's goroutines tell.
+// news is a message from a GPU's goroutines.
 type news struct {
 	index   int
 	gpus    []gpu.Snapshot // nil: no change
 	urgent  bool
 	watches bool
 	xid     *gpu.XID
-	err     error // NVML does not work any more
+	err     error // NVML has stopped working
 }
 
-// begin loads NVML and counts the GPUs.
-func (p *probe) begin() *gpu.Failure {
+// start loads NVML and counts the GPUs.
+func (p *probe) start() *gpu.Failure {
 	p.load = p.host.load()
 	var f *gpu.Failure
 	if p.lib, f = openLibrary(p.cfg.Library, p.host); f != nil {
@@ -84,10 +83,10 @@ func (p *probe) begin() *gpu.Failure {
 	}
 	count := value(newAsker(p.lib, nil), p.lib.DeviceGetCount, "nvmlDeviceGetCount_v2", "nvmlDeviceGetCount")
 	if count == nil {
-		return &gpu.Failure{Kind: gpu.Other, Detail: "the GPUs cannot be counted"}
+		return &gpu.Failure{Kind: gpu.Other, Detail: "NVML does not return the number of GPUs"}
 	}
 	if *count == 0 {
-		return &gpu.Failure{Kind: gpu.NoGPU, Detail: "NVML sees none"}
+		return &gpu.Failure{Kind: gpu.NoGPU, Detail: "NVML reports no GPU"}
 	}
 	p.reading.Driver = p.lib.text("nvmlSystemGetDriverVersion", p.lib.SystemGetDriverVersion)
 	p.reading.NVML = p.lib.text("nvmlSystemGetNVMLVersion", p.lib.SystemGetNVMLVersion)
@@ -96,21 +95,20 @@ func (p *probe) begin() *gpu.Failure {
 	return nil
 }
 
-// beginWithin is how long the first line waits for all GPUs to answer.
-const beginWithin = 10 * time.Second
+// firstLineWithin is how long the first line waits for all GPUs to answer.
+const firstLineWithin = 10 * time.Second
 
-// run starts the goroutines of the GPUs and prints what they find. A line goes
-// out when all of them have been read anew, each interval if some do not answer,
-// and at once after an error.
+// run starts the goroutines of the GPUs and prints what they read. It prints a line when all GPUs
+// have been read again, each interval if some do not answer, and at once after an error.
 func (p *probe) run(ctx context.Context) error {
-	tell := make(chan news)
+	reports := make(chan news)
 	for i := range p.gpus {
 		hurry := make(chan struct{}, 1)
-		// They end with ctx, unless a call of theirs hangs: nobody may wait for them.
-		go p.readLoop(ctx, i, tell, hurry)
-		go p.watchLoop(ctx, i, tell, hurry)
+		// They end with ctx, unless a call hangs: run must not wait for them.
+		go p.readLoop(ctx, i, reports, hurry)
+		go p.watchLoop(ctx, i, reports, hurry)
 	}
-	began := time.Now()
+	start := time.Now()
 	tick := time.NewTicker(p.cfg.Interval)
 	defer tick.Stop()
 	for {
@@ -120,17 +118,17 @@ func (p *probe) run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			if load := p.host.load(); load != p.load {
-				return p.fail(&gpu.Failure{Kind: gpu.Other, Detail: "the driver was loaded anew"})
+				return p.fail(&gpu.Failure{Kind: gpu.Other, Detail: "the driver was reloaded"})
 			}
 			due = slices.Contains(p.fresh, false)
-		case n := <-tell:
+		case n := <-reports:
 			if n.err != nil {
 				return p.fail(gpu.Diagnose(n.err))
 			}
-			p.hear(n)
+			p.record(n)
 			due = n.urgent || n.xid != nil || !slices.Contains(p.fresh, false)
 		}
-		if partial := slices.ContainsFunc(p.gpus, func(g []gpu.Snapshot) bool { return g == nil }); due && (!partial || time.Since(began) > beginWithin) {
+		if partial := slices.ContainsFunc(p.gpus, func(g []gpu.Snapshot) bool { return g == nil }); due && (!partial || time.Since(start) > firstLineWithin) {
 			if err := p.print(partial); err != nil {
 				return err
 			}
@@ -138,7 +136,7 @@ func (p *probe) run(ctx context.Context) error {
 	}
 }
 
-func (p *probe) hear(n news) {
+func (p *probe) record(n news) {
 	if n.gpus != nil {
 		p.gpus[n.index], p.fresh[n.index] = n.gpus, true
 	} else {
@@ -177,7 +175,7 @@ func (p *probe) print(partial bool) error {
 		}
 	}
 	if len(r.GPUs) == 0 {
-		r.Failure = &gpu.Failure{Kind: gpu.NoneVisible, Detail: fmt.Sprintf("NVML sees %d", len(p.gpus))}
+		r.Failure = &gpu.Failure{Kind: gpu.NoneVisible, Detail: fmt.Sprintf("NVML reports %d", len(p.gpus))}
 	}
 	clear(p.fresh)
 	clear(p.xids)
@@ -202,8 +200,8 @@ func (p *probe) fail(f *gpu.Failure) error {
 	return f
 }
 
-// readLoop reads a GPU each interval, and when there is a hurry.
-func (p *probe) readLoop(ctx context.Context, index int, tell chan<- news, hurry <-chan struct{}) {
+// readLoop reads a GPU each interval, and at once after a message on hurry.
+func (p *probe) readLoop(ctx context.Context, index int, reports chan<- news, hurry <-chan struct{}) {
 	g := &gpuReader{lib: p.lib, host: p.host, index: index, load: p.load}
 	tick := time.NewTicker(p.cfg.Interval)
 	defer tick.Stop()
@@ -211,7 +209,7 @@ func (p *probe) readLoop(ctx context.Context, index int, tell chan<- news, hurry
 	for {
 		gpus, err := g.read(urgent)
 		select {
-		case tell <- news{index: index, gpus: gpus, urgent: urgent, err: err}:
+		case reports <- news{index: index, gpus: gpus, urgent: urgent, err: err}:
 		case <-ctx.Done():
 			return
 		}
@@ -226,33 +224,32 @@ func (p *probe) readLoop(ctx context.Context, index int, tell chan<- news, hurry
 	}
 }
 
-// waitForXID is how long one call waits for an XID; watchAgain is the pause after
-// one that failed, which a lost GPU makes fail at once.
+// waitForXID is how long one call waits for an XID. watchAgain is the pause after a failed call,
+// which on a lost GPU fails at once.
 const (
 	waitForXID = time.Second
 	watchAgain = time.Second
 )
 
-// watchLoop waits for the errors of a GPU. What happens before it has begun is
-// never told.
-func (p *probe) watchLoop(ctx context.Context, index int, tell chan<- news, hurry chan<- struct{}) {
-	say := func(n news) {
+// watchLoop waits for the XIDs of a GPU. Those from before it has started are never reported.
+func (p *probe) watchLoop(ctx context.Context, index int, reports chan<- news, hurry chan<- struct{}) {
+	send := func(n news) {
 		n.index = index
 		select {
-		case tell <- n:
+		case reports <- n:
 		case <-ctx.Done():
 		}
 	}
 	for ctx.Err() == nil {
 		set, ok := p.watch(index)
 		if ok {
-			say(news{watches: true})
+			send(news{watches: true})
 			p.await(ctx, set, func(x gpu.XID) {
-				say(news{watches: true, xid: &x})
+				send(news{watches: true, xid: &x})
 				poke(hurry)
 			}, func() { poke(hurry) })
 			set.Free()
-			say(news{watches: false})
+			send(news{watches: false})
 		}
 		select {
 		case <-ctx.Done():
@@ -294,7 +291,7 @@ func (p *probe) watch(index int) (nvml.EventSet, bool) {
 	return set, true
 }
 
-// await tells the XIDs of a set until the set does not work any more.
+// await reports the XIDs of a set until the set stops working.
 func (p *probe) await(ctx context.Context, set nvml.EventSet, happened func(gpu.XID), failed func()) {
 	for failures := 0; failures < 3 && ctx.Err() == nil; {
 		event, ret := set.Wait(uint32(waitForXID.Milliseconds()))
@@ -315,7 +312,7 @@ func (p *probe) await(ctx context.Context, set nvml.EventSet, happened func(gpu.
 	}
 }
 
-// partID is the id of a part of a GPU, nil for all of it.
+// partID is the id of a part of a GPU; nil for all of it.
 func partID(id uint32) *int {
 	if id == 0xFFFFFFFF {
 		return nil

@@ -7,7 +7,7 @@ import (
 	"github.com/pulley-lb/pulley/gpu"
 )
 
-// The bandwidth that follows from bus and clock is the data sheets' within 3 %.
+// The bandwidth computed from bus width and clock matches the data sheets within 3 %.
 func TestWeightByBandwidth(t *testing.T) {
 	for name, c := range map[string]struct {
 		bits, mhz uint32

@@ -1,4 +1,4 @@
-/* A libnvidia-ml.so.1 that has no GPU: it says what a control file tells it to.
+/* A libnvidia-ml.so.1 without a GPU: it returns what a control file says.
  *
  * Only facts of the public interface are in here, the names of functions and the
  * layout of structures; no NVIDIA header is used.
@@ -14,11 +14,11 @@
  *   sleep.FUNCTION=500         milliseconds before FUNCTION answers
  *   sleep.G.FUNCTION=500       the same for GPU number G only
  *   G.ret=15                   what all functions return for GPU number G
- *   G.ret.FUNCTION=3           what that one does
+ *   G.ret.FUNCTION=3           what that function returns
  *   G.KEY=VALUE                a property of GPU number G, see prop() below
  *   G.mN.KEY=VALUE             a property of its MIG instance N, if G.migs > N
  *   xid=SEQ:GPU:CODE[:GI:CI]   an event, delivered once for each new SEQ
- *   xid.wait=15                what waiting for one returns
+ *   xid.wait=15                what a wait for an event returns
  *
  * A property that is not set, and has no natural default, is NOT_SUPPORTED.
  * Built with OLD_DRIVER it lacks the functions that came with R510 to R570.
