@@ -12,13 +12,13 @@ import (
 	"strings"
 )
 
-// maxPage is how much of an engine's page is read. A page of vLLM's metrics has about 100 kB.
+// maxPage bounds how much of an engine's page is read. vLLM's metrics page has about 100 kB.
 const maxPage = 4 << 20
 
 // An asker gets pages from one engine.
 type asker struct {
 	client *http.Client
-	base   string // without a slash or /v1 at its end
+	base   string // without a trailing slash or /v1
 	key    string
 }
 
@@ -26,11 +26,11 @@ func newAsker(client *http.Client, baseURL, key string) asker {
 	return asker{client: client, base: strings.TrimSuffix(strings.TrimRight(baseURL, "/"), "/v1"), key: key}
 }
 
-// A statusError is an answer that is not 200.
+// A statusError is an answer with a status other than 200.
 type statusError struct {
 	method, url string
 	code        int
-	body        []byte // its beginning
+	body        []byte // the first bytes
 }
 
 func (e *statusError) Error() string {
@@ -48,7 +48,7 @@ func (e *statusError) absent() bool {
 	return e.code >= 400 && e.code < 500
 }
 
-// ask reads one page into buf, up to maxPage bytes. The key goes to the engine alone.
+// ask reads one page into buf, up to maxPage bytes. The API key is sent only to the engine itself.
 func (a asker) ask(ctx context.Context, method, url string, buf *bytes.Buffer) (http.Header, error) {
 	var body io.Reader
 	if method == http.MethodPost {
@@ -82,7 +82,7 @@ func (a asker) ask(ctx context.Context, method, url string, buf *bytes.Buffer) (
 	return resp.Header, nil
 }
 
-// get reads the JSON at path.
+// get reads the JSON at path into v.
 func (a asker) get(ctx context.Context, path string, v any) error {
 	var buf bytes.Buffer
 	if _, err := a.ask(ctx, http.MethodGet, a.base+path, &buf); err != nil {
@@ -94,7 +94,8 @@ func (a asker) get(ctx context.Context, path string, v any) error {
 	return nil
 }
 
-// locate is where a page is: at the engine, on another port of its host, or where the caller said that its metrics are.
+// locate is the URL of a page: on the engine, on another port of its host, or where the caller said
+// that its metrics are.
 func (a asker) locate(p page, metricsURL string) string {
 	if p.scrape && metricsURL != "" {
 		return metricsURL
@@ -114,7 +115,7 @@ func (a asker) locate(p page, metricsURL string) string {
 	return u.String()
 }
 
-// outOfTime reports whether an engine gave no answer in time, which may mean that it is busy.
+// outOfTime reports whether an engine did not answer in time, which may mean that it is busy.
 func outOfTime(err error) bool {
 	timeout, ok := errors.AsType[interface {
 		error

@@ -9,25 +9,24 @@ import (
 	"strings"
 )
 
-// detect asks an engine which dialect it has. It takes at most two seconds, and GETs
-// of pages that cost an engine nothing. Engines answer each other's paths: SGLang, llama.cpp and others have some of
-// Ollama's, LM Studio answers 200 to anything. So the first of these decides that says something of its own:
+// detect asks an engine which dialect it has. It takes at most two seconds, and reads only pages
+// that cost an engine nothing. Engines answer each other's paths: SGLang, llama.cpp and others have
+// some of Ollama's, and LM Studio answers 200 to everything. So the first of these decides that
+// identifies the engine:
 //
-//  1. whom /v1/models names as the owner: vLLM, SGLang, llama.cpp, TensorRT-LLM and llama-swap name themselves
-//  2. the header Server, of llama.cpp
+//  1. the owner that /v1/models names: vLLM, SGLang, llama.cpp, TensorRT-LLM and llama-swap name themselves
+//  2. the header Server, for llama.cpp
 //  3. the prefix of its metrics
-//  4. a page that only this kind has, with the fields that only this kind has
+//  4. a page that only this kind of engine has, with the fields that only this kind has
 //
-// An engine that lists its models but is none of these, or does not show it in time, is DialectOpenAI. A dialect that
-// somebody told, see [ParseDialect], is not asked for.
-//
-// inTime says whether there was the time to ask for everything.
+// An engine that lists its models but is none of these, or does not identify itself in time, is
+// DialectOpenAI. inTime reports whether there was time to ask for everything.
 func detect(ctx context.Context, a asker) (d Dialect, inTime bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	p := &prober{asker: a}
 	err = p.list(ctx)
-	d, sure := p.tell(ctx)
+	d, sure := p.identify(ctx)
 	if !sure && err != nil {
 		return "", false, fmt.Errorf("detect engine: %w", err)
 	}
@@ -38,11 +37,11 @@ func detect(ctx context.Context, a asker) (d Dialect, inTime bool, err error) {
 type prober struct {
 	asker
 	models []string // as /v1/models lists them
-	owner  string   // of one of them
-	server string   // the header
+	owner  string   // the owner of one of them
+	server string   // the Server header
 }
 
-// list asks for /v1/models.
+// list reads /v1/models.
 func (p *prober) list(ctx context.Context) error {
 	var buf bytes.Buffer
 	header, err := p.ask(ctx, http.MethodGet, p.base+"/v1/models", &buf)
@@ -55,7 +54,7 @@ func (p *prober) list(ctx context.Context) error {
 		return fmt.Errorf("get %s/v1/models: %w", p.base, err)
 	}
 	if list.Data == nil {
-		return fmt.Errorf("%s/v1/models is no list of models", p.base)
+		return fmt.Errorf("%s/v1/models is not a list of models", p.base)
 	}
 	for _, m := range list.Data {
 		p.models = append(p.models, m.ID)
@@ -66,8 +65,8 @@ func (p *prober) list(ctx context.Context) error {
 	return nil
 }
 
-// owners name themselves in /v1/models. Those that are no dialect of their own are here because they answer Ollama's
-// paths too.
+// owners maps the owners that engines name in /v1/models. Those without a dialect of their own are
+// listed because they also answer Ollama's paths.
 var owners = map[string]Dialect{
 	"vllm":         DialectVLLM,
 	"sglang":       DialectSGLang,
@@ -78,15 +77,15 @@ var owners = map[string]Dialect{
 	"lemonade":     DialectOpenAI,
 }
 
-// tell knows the dialect; ok if it is sure of it.
-func (p *prober) tell(ctx context.Context) (d Dialect, ok bool) {
+// identify returns the dialect; ok reports whether it is certain.
+func (p *prober) identify(ctx context.Context) (d Dialect, ok bool) {
 	if d, ok := owners[p.owner]; ok {
 		return d, true
 	}
 	if p.server == "llama.cpp" {
 		return DialectLlamaCpp, true
 	}
-	if d, ok := p.tellByMetrics(ctx, "/metrics"); ok {
+	if d, ok := p.identifyByMetrics(ctx, "/metrics"); ok {
 		return d, true
 	}
 	for _, c := range characters {
@@ -94,14 +93,15 @@ func (p *prober) tell(ctx context.Context) (d Dialect, ok bool) {
 			return c.dialect, true
 		}
 	}
-	if d, ok := p.tellByMetrics(ctx, "/prometheus/metrics"); ok {
+	if d, ok := p.identifyByMetrics(ctx, "/prometheus/metrics"); ok {
 		return d, true
 	}
 	return DialectOpenAI, false
 }
 
-// tellByMetrics goes by whose metrics a page has. Triton's may have those of the engines behind it too.
-func (p *prober) tellByMetrics(ctx context.Context, path string) (Dialect, bool) {
+// identifyByMetrics identifies an engine by the metrics that a page has. Triton's page may include
+// those of the engines behind it.
+func (p *prober) identifyByMetrics(ctx context.Context, path string) (Dialect, bool) {
 	var buf bytes.Buffer
 	if _, err := p.ask(ctx, http.MethodGet, p.base+path, &buf); err != nil {
 		return "", false
@@ -121,8 +121,8 @@ func (p *prober) tellByMetrics(ctx context.Context, path string) (Dialect, bool)
 	return "", false
 }
 
-// characters are the pages that one kind of engine has, by fields and the beginning of their JSON. The more others
-// imitate one, the later it comes.
+// characters are the pages that only one kind of engine has, identified by fields and the first
+// bytes of their values. The more other engines imitate one, the later it comes.
 var characters = []struct {
 	dialect    Dialect
 	path       string
@@ -143,7 +143,8 @@ var characters = []struct {
 		also: "/api/ps", alsoFields: map[string]string{"models": "["}},
 }
 
-// has reports whether the page at path is a JSON object with these fields, each beginning as said.
+// has reports whether the page at path is a JSON object with these fields, each value starting with
+// the given text.
 func (p *prober) has(ctx context.Context, path string, want map[string]string) bool {
 	var fields map[string]json.RawMessage
 	if p.get(ctx, path, &fields) != nil {

@@ -16,12 +16,12 @@ import (
 	"github.com/pulley-lb/pulley/engine/sim"
 )
 
-// ownedBy is a list of models.
+// ownedBy is a model list with an owner.
 func ownedBy(owner string) string {
 	return fmt.Sprintf(`{"object":"list","data":[{"id":"m","object":"model","created":1,"owned_by":%q}]}`, owner)
 }
 
-// TestDetect has engines that answer what the real ones do, each other's paths included.
+// TestDetect has engines that answer as the real ones do, including each other's paths.
 func TestDetect(t *testing.T) {
 	ollamaPaths := pages{"/": "Ollama is running", "/api/version": `{"version":"0.17.0"}`, "/api/tags": ollamaTags, "/api/ps": ollamaPs}
 	with := func(ps ...pages) pages {
@@ -94,7 +94,7 @@ func TestDetectKnowsALoadingLlamaCpp(t *testing.T) {
 	}
 }
 
-// LM Studio answers 200 to all, with an error in the body.
+// LM Studio answers 200 to everything, with an error in the body.
 func TestDetectKnowsLMStudio(t *testing.T) {
 	url := fakeEngine(t, true, map[string]string{"/v1/models": ownedBy("organization_owner"), "/api/v0/models": `{"data":[{"id":"m","state":"loaded"}]}`})
 	if got, err := engine.Detect(t.Context(), http.DefaultClient, url); err != nil || got != engine.DialectLMStudio {
@@ -129,7 +129,7 @@ func TestDetectEndsInTwoSeconds(t *testing.T) {
 
 func TestDetectSaysWhatIsWrong(t *testing.T) {
 	for body, want := range map[string]string{
-		"<html>": "invalid character", `{"error":1}`: "is no list of models", "401": "/v1/models: 401 Unauthorized",
+		"<html>": "invalid character", `{"error":1}`: "is not a list of models", "401": "/v1/models: 401 Unauthorized",
 	} {
 		_, err := engine.Detect(t.Context(), clientOf(pages{"/v1/models": body}), "http://engine")
 		if err == nil || !strings.HasPrefix(err.Error(), "detect engine: ") || !strings.Contains(err.Error(), want) {

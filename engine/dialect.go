@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// A Dialect is how an engine tells of itself: the Scraper reads it, and package sim speaks it. Its zero value is that of an
-// engine not known yet.
+// A Dialect is the way in which an engine reports about itself: the Scraper reads it, and package
+// sim speaks it. The zero value is that of an engine which is not known yet.
 type Dialect string
 
-// Dialects, by the name of the engine that has them.
+// The dialects, named after the engines that have them.
 const (
 	DialectVLLM      Dialect = "vllm"
 	DialectSGLang    Dialect = "sglang"
@@ -22,17 +22,17 @@ const (
 	DialectTRTLLM    Dialect = "tensorrt-llm"
 	DialectLlamaSwap Dialect = "llama-swap"
 	DialectLMStudio  Dialect = "lmstudio"
-	// DialectOpenAI is that of anything that lists its models and says no more.
+	// DialectOpenAI is that of any engine that lists its models and reports nothing more.
 	DialectOpenAI Dialect = "openai"
 )
 
-// dialects are all that there are.
+// dialects lists all dialects.
 func dialects() []Dialect {
 	return []Dialect{DialectVLLM, DialectSGLang, DialectTGI, DialectLlamaCpp, DialectOllama, DialectTriton, DialectTRTLLM,
 		DialectLlamaSwap, DialectLMStudio, DialectOpenAI}
 }
 
-// ParseDialect knows a dialect by its name, as people spell it too: llamacpp, trtllm, vLLM.
+// ParseDialect finds a dialect by its name, in any common spelling: llamacpp, trtllm, vLLM.
 func ParseDialect(name string) (Dialect, error) {
 	plain := strings.NewReplacer("-", "", ".", "", "_", "", " ", "").Replace(strings.ToLower(name))
 	switch plain {
@@ -64,37 +64,38 @@ func SpellDialects(ds []Dialect) string {
 	return s.String()
 }
 
-// slowly is how often that is asked for which seldom changes: models, slots.
+// slowly is how often values that seldom change are read: models, slots.
 const slowly = 10 * time.Second
 
-// A page is one of an engine's, and how to read it.
+// A page is one of an engine's pages, and how to read it.
 type page struct {
 	path   string
-	port   string // where it is not the engine's own
+	port   string // if it is not the engine's own
 	method string // "": GET
 	every  time.Duration
-	// needless says that the pages before this one have told enough; nil: never.
+	// needless reports whether the pages before this one suffice; nil: never.
 	needless func(Status) bool
-	// scrape says that the page is the one for Prometheus, which may be elsewhere.
+	// scrape says that this is the Prometheus page, which may be elsewhere.
 	scrape bool
-	// read takes what the page says. Of what it does not say it leaves no trace. nil: an answer is all.
+	// read stores the page's values; it leaves a value that the page does not have unset. nil: any
+	// answer will do.
 	read func(body []byte, st *Status) error
 }
 
-// pages are where an engine of this dialect tells of itself: how it is, and then the rest. Of what two pages tell the
-// first one's word holds.
+// pages returns the pages on which an engine of this dialect reports: its health, and the rest. If
+// two pages report the same value, the first one counts.
 func (d Dialect) pages() (health page, rest []page) {
 	models := page{path: "/v1/models", every: slowly, read: readModels}
 	switch d {
 	case DialectVLLM:
 		return page{path: "/health"}, []page{{path: "/metrics", scrape: true, read: readVLLM}, models}
 	case DialectSGLang:
-		// Its /health generates a token, and waits for it behind all others.
+		// Its /health generates a token, and queues it behind all other requests.
 		return page{path: "/v1/models", read: readModels}, []page{
 			{path: "/v1/loads", read: readSGLangLoads},
 			{path: "/metrics", scrape: true, read: readSGLang},
 			{path: "/get_server_info", every: slowly, needless: knowsSlots, read: readSGLangInfo},
-			{path: "/server_info", every: slowly, needless: knowsSlots, read: readSGLangInfo}, // its newer name
+			{path: "/server_info", every: slowly, needless: knowsSlots, read: readSGLangInfo}, // the newer name
 		}
 	case DialectTGI:
 		return page{path: "/health"}, []page{
@@ -116,7 +117,7 @@ func (d Dialect) pages() (health page, rest []page) {
 			{path: "/v2/repository/index", method: http.MethodPost, every: slowly, read: readTritonModels},
 		}
 	case DialectTRTLLM:
-		// Its /metrics is another thing, and reading it takes it away from who else reads it.
+		// Its /metrics is something else, and reading it consumes what other readers would get.
 		return page{path: "/health"}, []page{{path: "/prometheus/metrics", scrape: true, read: readTRTLLM}, models}
 	case DialectLlamaSwap:
 		return page{path: "/health"}, []page{

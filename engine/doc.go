@@ -1,11 +1,11 @@
-// Package engine knows model servers: which kind of engine answers at a URL (Detect, [Probe], [Local]), what it reports
-// about itself while it runs ([Scraper]), and how to call one ([Transport]). Package engine/sim is one.
+// Package engine knows model servers: which kind of engine answers at a URL ([Probe], [Local]), what it reports
+// about itself while it runs ([Scraper]), and how to call one ([Transport]). Package engine/sim is a simulated one.
 //
-// # What engines tell
+// # What engines report
 //
 // A [Scraper] asks an engine for its health and its load twice a second, for its models and slots every ten seconds, and
-// makes a [Status] of it. Each [Dialect] tells other things, in other places; where two are named, the first one that is
-// there holds.
+// combines the answers into a [Status]. Each [Dialect] reports other values in other places; where two are named, the first
+// one present counts.
 //
 //	dialect       health             running, waiting                         KV cache                              slots
 //	vllm          /health            vllm:num_requests_running, _waiting      kv_cache_usage_perc (to 0.10          –
@@ -26,7 +26,7 @@
 //	lmstudio      /v1/models         –                                        –                                     –
 //	openai        /v1/models         –                                        –                                     –
 //
-//	dialect       preempted                      tokens made                       prefix cache                  models; those that are loaded
+//	dialect       preempted                      tokens generated                  prefix cache                  models; loaded models
 //	vllm          num_preemptions_total          generation_tokens_total           prefix_cache_hits_total,      /v1/models
 //	                                                                               _queries_total (or gpu_…)
 //	sglang        num_retracted_requests_total   generation_tokens_total           cached_tokens_total of        /v1/models
@@ -43,12 +43,13 @@
 //	² counted when a request ends
 //
 // Metrics are at /metrics, those of Triton also on port 8002 of its host, those of TensorRT-LLM at /prometheus/metrics. An
-// underscore for the colon in a name is the same name. What is absent is absent in the Status, and never zero: vLLM tells no
-// slots, SGLang has no /metrics without --enable-metrics, llama.cpp none without --metrics.
+// underscore instead of the colon in a name is accepted. A missing value is missing in the Status, and never zero: vLLM
+// reports no slots, SGLang has no /metrics without --enable-metrics, and llama.cpp none without --metrics.
 //
-// Several engines behind one server are added up (vLLM's label engine, SGLang's dp_rank), the use of their caches is the
-// mean; what every rank of one engine or every process of it tells again (tp_rank, pp_rank, pid) counts once, by the largest.
+// The values of several engines behind one server (vLLM's label engine, SGLang's dp_rank) are added up; the use of their
+// caches is averaged. A value that every rank or process of one engine repeats (tp_rank, pp_rank, pid) counts once; the
+// largest is taken.
 //
-// TGI's slots are the requests that it takes, waiting ones included. SGLang's /health makes a token, behind all others, and
-// so is not asked. An engine whose vllm:engine_sleep_state says that it sleeps is not healthy.
+// TGI's slots are the requests that it accepts, waiting ones included. SGLang's /health generates a token, queued behind
+// all other requests, so it is not used. An engine whose vllm:engine_sleep_state is asleep is not healthy.
 package engine

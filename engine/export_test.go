@@ -17,7 +17,8 @@ func Detect(ctx context.Context, client *http.Client, baseURL string) (Dialect, 
 // ProbeAll is Local at other addresses.
 var ProbeAll = probeAll
 
-// ReadPages is what each of a dialect's pages says when its body is this one. The error says that it is no such page.
+// ReadPages returns what each page of a dialect reports if its body is this one, or an error if it
+// is not such a page.
 func ReadPages(d Dialect, body []byte) (found []Status, errs []error) {
 	health, rest := d.pages()
 	for _, p := range append(rest, health) {

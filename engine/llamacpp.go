@@ -2,11 +2,12 @@ package engine
 
 import "encoding/json"
 
-// llamacppMetrics: the KV cache's use went in the middle of 2025.
+// llamacppMetrics are the names of its metrics. Those of the KV cache were removed in mid-2025.
 var llamacppMetrics = newFamily("llamacpp",
 	"requests_processing", "requests_deferred", "kv_cache_usage_ratio", "kv_cache_tokens", "tokens_predicted_total")
 
-// readLlamaCpp has nothing where the server was started without --metrics. Tokens are counted when their request ends.
+// readLlamaCpp finds nothing if the server was started without --metrics. Tokens are counted when
+// their request ends.
 func readLlamaCpp(body []byte, st *Status) error {
 	m := llamacppMetrics.parse(body)
 	st.Running = number(m.sum(nil, "requests_processing"))
@@ -17,11 +18,11 @@ func readLlamaCpp(body []byte, st *Status) error {
 	return nil
 }
 
-// readLlamaCppSlots counts those that are at work. Of a queue they do not tell.
+// readLlamaCppSlots counts the busy slots. The page does not report a queue.
 func readLlamaCppSlots(body []byte, st *Status) error {
 	var slots []struct {
 		Processing *bool `json:"is_processing"`
-		State      *int  `json:"state"` // its older form: 0 is idle
+		State      *int  `json:"state"` // the older form: 0 is idle
 	}
 	if err := json.Unmarshal(body, &slots); err != nil {
 		return err

@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// A family is the metrics that one dialect reads from a page in Prometheus' text format.
+// A family is the set of metrics that one dialect reads from a page in Prometheus' text format.
 type family struct {
-	prefix string          // of their names; what follows it is a colon, or an underscore where somebody renamed them
-	names  map[string]bool // the rest of their names
+	prefix string          // common prefix of their names, followed by a colon, or by an underscore where someone has renamed them
+	names  map[string]bool // the names without the prefix
 }
 
 func newFamily(prefix string, names ...string) family {
@@ -21,16 +21,17 @@ func newFamily(prefix string, names ...string) family {
 	return f
 }
 
-// metrics are samples by the name of their metric, without the family's prefix.
+// metrics maps the name of a metric, without the family's prefix, to its samples.
 type metrics map[string][]sample
 
 type sample struct {
-	labels string // as they stand between the braces
+	labels string // the text between the braces
 	value  float64
 }
 
-// parse reads the family's samples and passes over all else, what is no sample included: a page is never refused. It
-// looks at no more of a line than its name, if that is another's, so that a page costs little more than its length.
+// parse reads the family's samples and skips everything else, including invalid lines: a page is
+// never refused. Of a line that belongs to another family it looks only at the name, so a page
+// costs little more than its length.
 func (f family) parse(page []byte) metrics {
 	m := make(metrics)
 	for line := range bytes.Lines(page) {
@@ -41,7 +42,7 @@ func (f family) parse(page []byte) metrics {
 	return m
 }
 
-// owns reports whether a page has any sample of the family, known or not.
+// owns reports whether a page has any sample of the family, known or unknown.
 func (f family) owns(page []byte) bool {
 	for line := range bytes.Lines(page) {
 		if _, ok := f.cut(line); ok {
@@ -51,7 +52,7 @@ func (f family) owns(page []byte) bool {
 	return false
 }
 
-// cut takes the family's prefix off a line.
+// cut removes the family's prefix from a line.
 func (f family) cut(line []byte) (rest []byte, ok bool) {
 	n := len(f.prefix)
 	if len(line) <= n+1 || line[n] != ':' && line[n] != '_' || string(line[:n]) != f.prefix {
@@ -88,7 +89,7 @@ func (f family) add(m metrics, line []byte) {
 	m[string(name)] = append(m[string(name)], sample{string(labels), v})
 }
 
-// closingBrace is where the labels that begin line end, or -1.
+// closingBrace is the index where the labels at the start of line end, or -1.
 func closingBrace(line []byte) int {
 	quoted := false
 	for i := 0; i < len(line); i++ {
@@ -106,7 +107,7 @@ func closingBrace(line []byte) int {
 	return -1
 }
 
-// label is the value of one label, "" where there is none: the two are the same to Prometheus.
+// label is the value of a label, or "" if it is missing: Prometheus does not distinguish the two.
 func (s sample) label(name string) string {
 	rest := s.labels
 	for {
@@ -134,9 +135,10 @@ func (s sample) label(name string) string {
 
 var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n")
 
-// sum adds up a metric, the first of these names that is there. Samples that agree in all labels of ranks are the same
-// thing told more than once, as by every rank of a tensor-parallel engine or every process that it has: of those the
-// largest counts. Without ranks each sample is a thing of its own. It is nil where the metric is absent.
+// sum adds up a metric, the first of these names that is present. Samples that agree in all labels
+// of ranks are one value that is reported more than once, for example by every rank of a
+// tensor-parallel engine or by every process: of those the largest counts. Without ranks every
+// sample counts. It returns nil if the metric is missing.
 func (m metrics) sum(ranks []string, names ...string) *float64 {
 	values := m.values(ranks, names...)
 	if values == nil {
@@ -149,7 +151,7 @@ func (m metrics) sum(ranks []string, names ...string) *float64 {
 	return &total
 }
 
-// mean is sum for a share of what each rank has.
+// mean averages a metric that is a fraction of each rank's own.
 func (m metrics) mean(ranks []string, names ...string) *float64 {
 	values := m.values(ranks, names...)
 	if values == nil {
@@ -192,7 +194,7 @@ func (s sample) key(ranks []string) string {
 	return b.String()
 }
 
-// where are the samples of a metric whose label has the value; in a metrics of their own, so that they can be summed.
+// where returns the samples of a metric whose label has the value, as metrics that can be summed.
 func (m metrics) where(name, label, value string) metrics {
 	some := make(metrics)
 	for _, s := range m[name] {

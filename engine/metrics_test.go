@@ -11,7 +11,7 @@ import (
 	"github.com/pulley-lb/pulley/engine"
 )
 
-// vllmSays is what the metrics of a vLLM engine come to.
+// vllmSays is a vLLM metrics page with its expected values.
 func vllmSays(t testing.TB, body string) engine.Status {
 	t.Helper()
 	found, _ := engine.ReadPages(engine.DialectVLLM, []byte(body))
@@ -55,7 +55,7 @@ func TestOddLines(t *testing.T) {
 	}
 }
 
-// FuzzPages has each dialect read whatever comes. Nothing may come of it that an engine cannot mean.
+// FuzzPages has each dialect read arbitrary pages. Every value must be one that an engine can mean.
 func FuzzPages(f *testing.F) {
 	files, err := filepath.Glob("testdata/metrics/*.txt")
 	if err != nil || len(files) == 0 {
@@ -78,26 +78,26 @@ func FuzzPages(f *testing.F) {
 			for _, st := range found {
 				for _, n := range []*int{st.Slots, st.Running, st.Waiting} {
 					if n != nil && *n < 0 {
-						t.Errorf("%s: %s of %q", d, told(st), body)
+						t.Errorf("%s: %s of %q", d, describe(st), body)
 					}
 				}
 				for _, n := range []*int64{st.KVTotal, st.KVUsed, st.Preemptions, st.Generated, st.PrefixHits, st.PrefixQueries} {
 					if n != nil && *n < 0 {
-						t.Errorf("%s: %s of %q", d, told(st), body)
+						t.Errorf("%s: %s of %q", d, describe(st), body)
 					}
 				}
 				if u := st.KVUsage; u != nil && !(*u >= 0 && *u <= 1) {
-					t.Errorf("%s: %s of %q", d, told(st), body)
+					t.Errorf("%s: %s of %q", d, describe(st), body)
 				}
 				if st.Slots != nil && *st.Slots == 0 || st.KVTotal != nil && *st.KVTotal == 0 {
-					t.Errorf("%s: no capacity in %s of %q", d, told(st), body)
+					t.Errorf("%s: no capacity in %s of %q", d, describe(st), body)
 				}
 			}
 		}
 	})
 }
 
-// BenchmarkPage reads a page of vLLM's with as many lines as one has with two engines behind it.
+// BenchmarkPage reads a vLLM page with as many lines as two engines behind one server produce.
 func BenchmarkPage(b *testing.B) {
 	var body bytes.Buffer
 	body.WriteString(page(b, "vllm-0.10.txt"))
@@ -110,6 +110,6 @@ func BenchmarkPage(b *testing.B) {
 		engine.ReadPages(engine.DialectVLLM, body.Bytes())
 	}
 	if st := vllmSays(b, body.String()); or(st.Running) != "32" {
-		b.Fatal(strings.TrimSpace(told(st)))
+		b.Fatal(strings.TrimSpace(describe(st)))
 	}
 }

@@ -2,11 +2,11 @@ package engine
 
 import "encoding/json"
 
-// readOllamaModels takes all that Ollama could load.
+// readOllamaModels reads every model that Ollama could load.
 func readOllamaModels(body []byte, st *Status) error { return readOllama(body, st, false) }
 
-// readOllamaLoaded takes what is in memory now. How many requests run it does not say, nor how many may:
-// OLLAMA_NUM_PARALLEL is not told.
+// readOllamaLoaded reads the models that are in memory. The page reports neither how many requests
+// run nor how many may: OLLAMA_NUM_PARALLEL is not available.
 func readOllamaLoaded(body []byte, st *Status) error { return readOllama(body, st, true) }
 
 func readOllama(body []byte, st *Status, loaded bool) error {

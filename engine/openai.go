@@ -5,7 +5,7 @@ import (
 	"errors"
 )
 
-// A modelList is what /v1/models answers, as far as engines say more than OpenAI.
+// A modelList is the answer of /v1/models, with the fields that some engines add to OpenAI's.
 type modelList struct {
 	Data []listedModel `json:"data"`
 }
@@ -13,19 +13,19 @@ type modelList struct {
 type listedModel struct {
 	ID      string `json:"id"`
 	OwnedBy string `json:"owned_by"`
-	State   string `json:"state"` // of LM Studio
+	State   string `json:"state"` // LM Studio
 	Status  struct {
-		Value string `json:"value"` // of llama.cpp as a router
+		Value string `json:"value"` // llama.cpp as a router
 	} `json:"status"`
 }
 
-var errNoList = errors.New("no list of models")
+var errNoList = errors.New("not a list of models")
 
 func readModels(body []byte, st *Status) error {
 	return readModelList(body, st, func(m listedModel) bool { return m.Status.Value == "" || m.Status.Value == "loaded" })
 }
 
-// readModelsUnloaded is for engines that tell elsewhere what is loaded.
+// readModelsUnloaded is for engines that report on another page which models are loaded.
 func readModelsUnloaded(body []byte, st *Status) error {
 	return readModelList(body, st, func(listedModel) bool { return false })
 }
@@ -49,7 +49,7 @@ func readModelList(body []byte, st *Status, loaded func(listedModel) bool) error
 	return nil
 }
 
-// readLlamaSwapRunning takes the models whose server has come up.
+// readLlamaSwapRunning reads the models whose server is running.
 func readLlamaSwapRunning(body []byte, st *Status) error {
 	var list struct {
 		Running []struct {

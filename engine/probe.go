@@ -15,19 +15,20 @@ const (
 	localTimeout = time.Second
 )
 
-// SimOwner is "owned_by" of the models of package sim's engines, by which Probe knows them.
+// SimOwner is the "owned_by" of the models of package sim's engines, by which Probe recognises
+// them.
 const SimOwner = "pulley-sim"
 
-// Info is what an engine says of itself.
+// Info is what an engine reports about itself.
 type Info struct {
-	URL       string // without a slash or /v1 at its end
+	URL       string // without a trailing slash or /v1
 	Dialect   Dialect
-	Simulated bool // it is one of package sim's, which speaks the dialect of another engine
+	Simulated bool // one of package sim's engines, which speaks another engine's dialect
 	Models    []string
-	Slots     int // requests that it runs at once; 0 where it does not say
+	Slots     int // requests that it runs at once; 0 if it does not report it
 }
 
-// Name is what people call such an engine: "sim" for a simulated one, else its dialect.
+// Name is what people call such an engine: "sim" for a simulated one, otherwise its dialect.
 func (i Info) Name() string {
 	if i.Simulated {
 		return "sim"
@@ -35,9 +36,10 @@ func (i Info) Name() string {
 	return string(i.Dialect)
 }
 
-// Probe asks the engine at baseURL, which may end in /v1, what it is and what it serves. It takes at most two seconds. An
-// engine that lists its models is known; only the time to tell its dialect may run out, and then that is DialectOpenAI.
-// key, if not empty, is the API key that the engine wants as a bearer token.
+// Probe asks the engine at baseURL, which may end in /v1, what it is and what it serves. It takes
+// at most two seconds. An engine that lists its models in that time is found; if there is no time
+// left to identify its dialect, that is DialectOpenAI. key, if not empty, is sent as a bearer
+// token.
 func Probe(ctx context.Context, client *http.Client, baseURL, key string) (Info, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
@@ -46,7 +48,7 @@ func Probe(ctx context.Context, client *http.Client, baseURL, key string) (Info,
 		return Info{}, fmt.Errorf("probe engine: %w", err)
 	}
 	info := Info{URL: p.base, Models: p.models}
-	info.Dialect, _ = p.tell(ctx)
+	info.Dialect, _ = p.identify(ctx)
 	if p.owner == SimOwner {
 		info.Simulated = true
 		var stats struct {
@@ -58,7 +60,7 @@ func Probe(ctx context.Context, client *http.Client, baseURL, key string) (Info,
 	}
 	s, err := NewScraper(ScraperConfig{URL: p.base, Dialect: info.Dialect, APIKey: key, Client: client, Timeout: probeTimeout})
 	if err != nil {
-		return info, nil // a URL that answered
+		return info, nil // the URL has answered, so it is valid
 	}
 	if slots := s.scrape(ctx).Slots; slots != nil {
 		info.Slots = *slots
@@ -66,13 +68,14 @@ func Probe(ctx context.Context, client *http.Client, baseURL, key string) (Info,
 	return info, nil
 }
 
-// localAddrs are where engines listen unless told otherwise: Ollama, vLLM, llama.cpp, SGLang, LM Studio.
+// localAddrs are the default addresses of Ollama, vLLM, llama.cpp, SGLang and LM Studio.
 var localAddrs = []string{
 	"127.0.0.1:11434", "127.0.0.1:8000", "127.0.0.1:8080", "127.0.0.1:30000", "127.0.0.1:1234",
 }
 
-// Local probes the usual ports of engines on this machine, all at once and for at most a second. What does not answer, or
-// is no engine, or serves no model, is simply absent. Addresses for which skip, which may be nil, is true are left out.
+// Local probes the usual ports of engines on this machine, all at once and for at most a second.
+// Addresses that do not answer, are no engine or serve no model are left out, and so are those for
+// which skip returns true; skip may be nil.
 func Local(ctx context.Context, skip func(addr string) bool) []Info {
 	return probeAll(ctx, localAddrs, skip)
 }

@@ -14,7 +14,8 @@ import (
 	"github.com/pulley-lb/pulley/engine/sim"
 )
 
-// fakeEngine answers the paths given and, like LM Studio, 200 with an error to all others if lax.
+// fakeEngine answers the given paths; if lax, it answers all others with 200 and an error, like LM
+// Studio.
 func fakeEngine(t *testing.T, lax bool, paths map[string]string) string {
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -82,7 +83,7 @@ func TestProbeKnowsSims(t *testing.T) {
 func TestProbeSaysWhatIsWrong(t *testing.T) {
 	for body, want := range map[string]string{
 		"<html>":      "invalid character",
-		`{"error":1}`: "is no list of models",
+		`{"error":1}`: "is not a list of models",
 	} {
 		_, err := engine.Probe(t.Context(), http.DefaultClient, fakeEngine(t, false, map[string]string{"/v1/models": body}), "")
 		if err == nil || !strings.Contains(err.Error(), want) {

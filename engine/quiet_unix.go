@@ -6,15 +6,15 @@ import "syscall"
 
 const canAsk = true
 
-// peek is a try to read from an idle connection.
+// peek is an attempt to read from an idle connection.
 type peek struct {
-	try     func(fd uintptr) bool // made once: it costs two allocations
+	try     func(fd uintptr) bool // allocated once: creating it costs two allocations
 	into    [1]byte
-	nothing bool // was there, and the connection is open
+	nothing bool // nothing to read, and the connection is open
 }
 
-// quiet tells whether an idle connection is open, with nothing to read: an engine that has closed it, or talks unasked, is
-// not to be sent a request on it.
+// quiet reports whether an idle connection is open with nothing to read. A connection that the
+// engine has closed, or on which it has sent something unasked, must not be used for a request.
 func (c *conn) quiet() bool {
 	p := &c.peek
 	if p.try == nil {

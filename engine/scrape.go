@@ -20,32 +20,32 @@ const absentFor = 30 * time.Second
 type ScraperConfig struct {
 	// URL of the engine, with or without /v1. Required.
 	URL string
-	// Dialect of the engine. Default: what Detect finds, anew when the engine was away.
+	// Dialect of the engine. Default: detected, and detected again after the engine was away.
 	Dialect Dialect
-	// MetricsURL is where its metrics are, if they are not where the dialect has them. Default "".
+	// MetricsURL is where its metrics are, if not where the dialect has them. Default "".
 	MetricsURL string
-	// APIKey is what the engine wants as a bearer token. Default "", none.
+	// APIKey is sent to the engine as a bearer token. Default "", none.
 	APIKey string
 	// Client makes the requests. Default http.DefaultClient.
 	Client *http.Client
 	// Period is the time from one scrape to the next. Default 500ms.
 	Period time.Duration
-	// Timeout bounds each of a scrape's requests. Default 1s.
+	// Timeout bounds each request of a scrape. Default 1s.
 	Timeout time.Duration
 	// MaxBackoff is the longest time between two scrapes of an engine that does not answer. Default 5s.
 	MaxBackoff time.Duration
-	// OnStatus, if not nil, hears of every scrape, good or bad, from within Run.
+	// OnStatus, if not nil, receives the result of every scrape, from within Run.
 	OnStatus func(Status)
-	// OnListing, if not nil, gets every answer to GET /v1/models, from within Run: one every 5 s while it returns true, one
-	// every 0.5 s while it returns false, and one soon after each call of Look. Default nil: the question is not asked.
+	// OnListing, if not nil, receives every answer to GET /v1/models, from within Run: one every 5 s while it returns true,
+	// one every 0.5 s while it returns false, and one soon after each call of Look. Default nil: the models are not asked for.
 	OnListing func(Listing) (good bool)
-	// Logger hears when the engine is healthy and when it is not. Default nil, silent.
+	// Logger receives changes of the engine's health. Default nil, silent.
 	Logger *slog.Logger
 }
 
-// A Scraper watches one engine: it reads its Status over and over. While an engine does not answer, it is asked ever more
-// seldom, from Period up to MaxBackoff; each of its pages by itself, so that a broken /metrics does not slow down the
-// question for its health.
+// A Scraper watches one engine: it reads its Status over and over. An engine that does not answer
+// is asked less and less often, from Period up to MaxBackoff. Each page has a backoff of its own,
+// so a broken /metrics does not delay the health check.
 type Scraper struct {
 	// Fixed after NewScraper.
 	cfg ScraperConfig
@@ -54,13 +54,13 @@ type Scraper struct {
 
 	// Owned by Run.
 	dialect  Dialect
-	meetAt   time.Time // when to find out the dialect again; zero: when the engine was away
+	meetAt   time.Time // when to detect the dialect again; zero: after the engine was away
 	health   watched
 	rest     []*watched
-	timeouts int // of the health question, in a row
+	timeouts int // consecutive timeouts of the health check
 	body     bytes.Buffer
 
-	mu     sync.Mutex // guards:
+	mu     sync.Mutex // guards the fields below
 	latest Status
 }
 
@@ -96,14 +96,14 @@ func NewScraper(cfg ScraperConfig) (*Scraper, error) {
 	}, nil
 }
 
-// Latest is what the last scrape found. It is never healthy before the first one.
+// Latest is the result of the last scrape. It is not healthy before the first one.
 func (s *Scraper) Latest() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.latest
 }
 
-// Run scrapes until ctx ends, and then returns nil.
+// Run scrapes until ctx ends, then returns nil.
 func (s *Scraper) Run(ctx context.Context) error {
 	var listing sync.WaitGroup
 	defer listing.Wait()
@@ -143,7 +143,7 @@ func (s *Scraper) publish(st Status) {
 	}
 }
 
-// backoff is the time until an engine or a page is asked again that has failed so often in a row.
+// backoff is the time until the next attempt after so many consecutive failures.
 func (s *Scraper) backoff(failures int) time.Duration {
 	d := s.cfg.Period
 	for range min(failures-1, 16) {
@@ -152,16 +152,16 @@ func (s *Scraper) backoff(failures int) time.Duration {
 	return d
 }
 
-// A watched page knows what was read there last.
+// A watched page remembers its last result.
 type watched struct {
 	page
-	next     time.Time // when it is to be asked for again
-	failures int       // in a row
-	found    Status    // what it told
-	at       time.Time // and when; zero: it has told nothing
+	next     time.Time // time of the next attempt
+	failures int       // consecutive failures
+	found    Status    // the last result
+	at       time.Time // time of the last result; zero: none
 }
 
-// scrape asks for all that is due, and puts together what there is.
+// scrape reads everything that is due, and combines it with the earlier results.
 func (s *Scraper) scrape(ctx context.Context) Status {
 	if err := s.meet(ctx); err != nil {
 		s.health.failures++
@@ -172,7 +172,7 @@ func (s *Scraper) scrape(ctx context.Context) Status {
 	err := s.read(ctx, &s.health)
 	st := Status{Dialect: s.dialect, Checked: time.Now()}
 	st.Healthy, st.Reason = s.judge(err, was)
-	if away && s.health.failures == 0 { // what is back may be another engine
+	if away && s.health.failures == 0 { // the engine that is back may be another one
 		s.meetAt = time.Now()
 		for _, w := range s.rest {
 			w.next = time.Time{}
@@ -189,7 +189,7 @@ func (s *Scraper) scrape(ctx context.Context) Status {
 	return st
 }
 
-// meet finds out the dialect, if it is time to. One that was known already stays so until another one is sure.
+// meet detects the dialect if it is time to. A known dialect is kept until another one is certain.
 func (s *Scraper) meet(ctx context.Context) error {
 	if s.dialect != "" && (s.meetAt.IsZero() || time.Now().Before(s.meetAt)) {
 		return nil
@@ -211,7 +211,7 @@ func (s *Scraper) meet(ctx context.Context) error {
 	return nil
 }
 
-// learn turns to the pages of a dialect.
+// learn switches to the pages of a dialect.
 func (s *Scraper) learn(d Dialect) {
 	health, rest := d.pages()
 	s.dialect, s.health, s.rest = d, watched{page: health}, nil
@@ -223,7 +223,8 @@ func (s *Scraper) learn(d Dialect) {
 	}
 }
 
-// consult adds to st what a page says, or last said. An engine that did not answer is not asked for more.
+// consult adds to st the current or the last result of a page. If the engine did not answer the
+// health check, nothing more is read.
 func (s *Scraper) consult(ctx context.Context, w *watched, st *Status) {
 	answers := s.health.failures == 0
 	switch {
@@ -239,11 +240,11 @@ func (s *Scraper) consult(ctx context.Context, w *watched, st *Status) {
 		st.At = w.at
 	}
 	st.fill(w.found)
-	st.Healthy = st.Healthy && st.Reason == "" // it may answer, and say that it is not well
+	st.Healthy = st.Healthy && st.Reason == "" // a page may report that the engine is unhealthy
 }
 
-// judge says how the engine is, by what came of the question for its health. An engine that is busy may answer late, so
-// that only the second answer in a row that does not come in time says something.
+// judge derives the engine's health from the result of the health check. A busy engine may answer
+// late, so only the second timeout in a row counts.
 func (s *Scraper) judge(err error, was Status) (healthy bool, reason string) {
 	late := err != nil && outOfTime(err)
 	if !late {
@@ -262,14 +263,14 @@ func (s *Scraper) judge(err error, was Status) (healthy bool, reason string) {
 		}
 		return false, fmt.Sprintf("no answer to %s within %v", s.health.path, s.cfg.Timeout)
 	case answered && status.absent() && status.code != http.StatusUnauthorized && status.code != http.StatusForbidden:
-		s.health.failures = 0 // it has no such question, and answers
+		s.health.failures = 0 // the engine has no health page, but it answers
 		return true, ""
 	}
 	s.health.failures++
 	return false, err.Error()
 }
 
-// visit asks for a page if it is time to.
+// visit reads a page if it is due.
 func (s *Scraper) visit(ctx context.Context, w *watched) {
 	now := time.Now()
 	if now.Before(w.next) {
@@ -291,11 +292,11 @@ func (s *Scraper) visit(ctx context.Context, w *watched) {
 	}
 }
 
-// read asks for a page and takes what it says.
+// read fetches and parses a page.
 func (s *Scraper) read(ctx context.Context, w *watched) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	at := time.Now() // what it says may be as old as that
+	at := time.Now() // the values may be as old as the request
 	if _, err := s.ask(ctx, cmp.Or(w.method, http.MethodGet), s.locate(w.page, s.cfg.MetricsURL), &s.body); err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ func (p pages) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// clientOf is a client for a handler, without a network: its time is that of a synctest bubble.
+// clientOf is a client for a handler without a network, so its time is that of a synctest bubble.
 func clientOf(h http.Handler) *http.Client { return &http.Client{Transport: handlerTransport{h}} }
 
 type handlerTransport struct{ http.Handler }
@@ -90,8 +90,8 @@ func scrapeOnce(t *testing.T, d engine.Dialect, h http.Handler) (st engine.Statu
 	return st
 }
 
-// told writes what a Status says; what it does not say is a dash.
-func told(st engine.Status) string {
+// describe formats a Status; a missing value is a dash.
+func describe(st engine.Status) string {
 	var b strings.Builder
 	if !st.Healthy {
 		fmt.Fprintf(&b, "(%s) ", st.Reason)
@@ -105,7 +105,7 @@ func told(st engine.Status) string {
 	return b.String()
 }
 
-// models are the names, with a plus for those that are loaded.
+// models formats names, with a plus for loaded models.
 func models(st engine.Status) []string {
 	names := []string{}
 	for _, m := range st.Models {
@@ -146,7 +146,7 @@ func TestStatusIsWhatTheEngineSays(t *testing.T) {
 		"vLLM 0.10, data-parallel": {engine.DialectVLLM, pages{"/health": "", "/metrics": page(t, "vllm-0.10.txt")},
 			"slots -, running 32, waiting 3, kv 144000 of 320000 = 0.44999999999999996, preempted 1, made 130000, prefix 300000 of 800000"},
 		"vLLM 0.19, asleep": {engine.DialectVLLM, pages{"/health": "", "/metrics": page(t, "vllm-0.19.txt")},
-			"(it sleeps) slots -, running 0, waiting 0, kv 0 of 391168 = 0, preempted 0, made 1024, prefix 0 of 40"},
+			"(it is asleep) slots -, running 0, waiting 0, kv 0 of 391168 = 0, preempted 0, made 1024, prefix 0 of 40"},
 		"vLLM without metrics": {engine.DialectVLLM, pages{"/health": "", "/v1/models": listOfOne},
 			"slots -, running -, waiting -, kv - of - = -, preempted -, made -, prefix - of -, models m+"},
 		"vLLM that is dead": {engine.DialectVLLM, pages{"/health": "503", "/metrics": page(t, "vllm-0.6.txt")},
@@ -218,7 +218,7 @@ func TestStatusIsWhatTheEngineSays(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			st := scrapeOnce(t, c.dialect, c.pages)
-			if got := told(st); got != c.want || st.Dialect != c.dialect {
+			if got := describe(st); got != c.want || st.Dialect != c.dialect {
 				t.Errorf("got  %s\nwant %s", got, c.want)
 			}
 		})
@@ -268,11 +268,11 @@ func TestScraperReadsSims(t *testing.T) {
 					})
 				}
 				synctest.Wait()
-				time.Sleep(1500 * time.Millisecond) // two tokens of each that runs
+				time.Sleep(1500 * time.Millisecond) // two tokens of each running request
 				s := watch(t, engine.ScraperConfig{URL: "http://sim/v1", Client: client})
 				synctest.Wait()
 				st := s.Latest()
-				if got, want := told(st), filledIn(want, 0, 24, 0.024, 0); got != want || st.Dialect != dialect {
+				if got, want := describe(st), filledIn(want, 0, 24, 0.024, 0); got != want || st.Dialect != dialect {
 					t.Errorf("%s, busy: got  %s\nwant %s", st.Dialect, got, want)
 				}
 				if st.Age(time.Now()) != 0 && dialect != engine.DialectOpenAI {
@@ -281,7 +281,7 @@ func TestScraperReadsSims(t *testing.T) {
 				wg.Wait()
 				time.Sleep(time.Second)
 				idle := strings.NewReplacer("running 2, waiting 1", "running 0, waiting 0").Replace(want)
-				if got, want := told(s.Latest()), filledIn(idle, 12, 0, 0, 30); got != want {
+				if got, want := describe(s.Latest()), filledIn(idle, 12, 0, 0, 30); got != want {
 					t.Errorf("%s, idle: got  %s\nwant %s", dialect, got, want)
 				}
 			})
@@ -289,7 +289,7 @@ func TestScraperReadsSims(t *testing.T) {
 	}
 }
 
-// filledIn fills in the numbers that the format asks for.
+// filledIn fills in the numbers that a format needs.
 func filledIn(format string, args ...any) string {
 	for i, a := range args {
 		for _, verb := range []string{"d", "v"} {
@@ -299,7 +299,7 @@ func filledIn(format string, args ...any) string {
 	return format
 }
 
-// A changing engine can be changed while it is scraped, and counts.
+// A changing engine can be changed while it is scraped, and counts its requests.
 type changing struct {
 	mu    sync.Mutex
 	pages pages
@@ -322,7 +322,7 @@ func (c *changing) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.ServeHTTP(w, r)
 }
 
-// set changes what paths answer; "" takes one away, a dash makes it hang.
+// set changes what paths answer; "" removes a path, a dash makes it hang.
 func (c *changing) set(paths pages) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -341,7 +341,7 @@ func (c *changing) set(paths pages) {
 	c.pages = p
 }
 
-// count is how often a path was asked since the last time.
+// count is how often a path was requested since the last call.
 func (c *changing) count(path string) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -360,26 +360,26 @@ func TestWhatWasReadGrowsOld(t *testing.T) {
 		s := watch(t, engine.ScraperConfig{Client: clientOf(e)})
 		time.Sleep(10250 * time.Millisecond)
 		if st := s.Latest(); !st.Fresh(time.Now()) || st.Age(time.Now()) != 250*time.Millisecond {
-			t.Errorf("age %v of %s", st.Age(time.Now()), told(st))
+			t.Errorf("age %v of %s", st.Age(time.Now()), describe(st))
 		}
-		// Its metrics break: what they said stays, and is known to be old.
+		// Its metrics break: the values stay, and are known to be old.
 		e.set(pages{"/metrics": "500"})
 		time.Sleep(5 * time.Second)
 		st := s.Latest()
 		if !st.Healthy || or(st.Running) != "37" || st.Fresh(time.Now()) || st.Age(time.Now()) != 5250*time.Millisecond {
-			t.Errorf("age %v, %v of %s", st.Age(time.Now()), st.Reason, told(st))
+			t.Errorf("age %v, %v of %s", st.Age(time.Now()), st.Reason, describe(st))
 		}
-		// Its metrics go: so does what they said.
+		// Its metrics disappear, and so do the values.
 		e.set(pages{"/metrics": ""})
 		time.Sleep(6 * time.Second)
 		if st := s.Latest(); !st.Healthy || st.Running != nil || st.KVTotal != nil || !st.At.IsZero() || st.Fresh(time.Now()) || st.Models == nil {
-			t.Errorf("at %v: %s", st.At, told(st))
+			t.Errorf("at %v: %s", st.At, describe(st))
 		}
-		// And they come again.
+		// Its metrics come back.
 		e.set(pages{"/metrics": page(t, "vllm-0.10.txt")})
 		time.Sleep(31 * time.Second)
 		if st := s.Latest(); !st.Fresh(time.Now()) || or(st.Running) != "32" {
-			t.Errorf("age %v of %s", st.Age(time.Now()), told(st))
+			t.Errorf("age %v of %s", st.Age(time.Now()), describe(st))
 		}
 	})
 }
@@ -387,8 +387,8 @@ func TestWhatWasReadGrowsOld(t *testing.T) {
 func TestAnEngineThatIsAwayIsAskedSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := vllmAt(t)
-		var heard atomic.Int64
-		s := watch(t, engine.ScraperConfig{Client: clientOf(e), OnStatus: func(engine.Status) { heard.Add(1) }})
+		var received atomic.Int64
+		s := watch(t, engine.ScraperConfig{Client: clientOf(e), OnStatus: func(engine.Status) { received.Add(1) }})
 		time.Sleep(10250 * time.Millisecond)
 		if h, m, l := e.count("/health"), e.count("/metrics"), e.count("/v1/models"); h != 21 || m != 21 || l != 1+2 {
 			t.Errorf("in 10 s asked %d times for its health, %d for metrics, %d for models", h, m, l)
@@ -396,18 +396,18 @@ func TestAnEngineThatIsAwayIsAskedSeldom(t *testing.T) {
 		e.set(pages{"/health": "503"})
 		time.Sleep(500 * time.Millisecond)
 		synctest.Wait()
-		if st := s.Latest(); st.Healthy || !strings.Contains(st.Reason, "503") || st.Checked.IsZero() || heard.Load() != 22 {
-			t.Errorf("%d heard, last %s", heard.Load(), told(st))
+		if st := s.Latest(); st.Healthy || !strings.Contains(st.Reason, "503") || st.Checked.IsZero() || received.Load() != 22 {
+			t.Errorf("%d statuses, last %s", received.Load(), describe(st))
 		}
 		time.Sleep(30 * time.Second)
 		if h, m := e.count("/health"), e.count("/metrics"); h > 10 || h < 8 || m != 0 {
 			t.Errorf("in 30 s asked %d times for its health and %d for metrics", h, m)
 		}
-		// Another engine comes in its place.
+		// Another engine takes its place.
 		e.set(pages{"/health": "ok", "/metrics": page(t, "llamacpp-2026.txt"), "/v1/models": listOfOne, "/props": `{"total_slots":4}`})
 		time.Sleep(5500 * time.Millisecond)
 		if st := s.Latest(); !st.Healthy || st.Dialect != engine.DialectLlamaCpp || or(st.Running) != "4" || or(st.Slots) != "4" || !st.Fresh(time.Now()) {
-			t.Errorf("%s: %s", st.Dialect, told(st))
+			t.Errorf("%s: %s", st.Dialect, describe(st))
 		}
 	})
 }
@@ -418,18 +418,18 @@ func TestOneLateAnswerIsNoFailure(t *testing.T) {
 		s := watch(t, engine.ScraperConfig{Client: clientOf(e), Dialect: engine.DialectVLLM})
 		time.Sleep(750 * time.Millisecond)
 		e.set(pages{"/health": "-"})
-		time.Sleep(1500 * time.Millisecond) // asked at 1s, out of time at 2s
+		time.Sleep(1500 * time.Millisecond) // asked at 1s, timed out at 2s
 		if st := s.Latest(); !st.Healthy || or(st.Running) != "37" {
-			t.Errorf("after one: %s", told(st))
+			t.Errorf("after one: %s", describe(st))
 		}
 		time.Sleep(1500 * time.Millisecond)
 		if st := s.Latest(); st.Healthy || st.Reason != "no answer to /health within 1s" || or(st.Running) != "37" {
-			t.Errorf("after two: %s", told(st))
+			t.Errorf("after two: %s", describe(st))
 		}
 		e.set(nil)
 		time.Sleep(3 * time.Second)
 		if st := s.Latest(); !st.Healthy {
-			t.Errorf("after it came back: %s", told(st))
+			t.Errorf("after it came back: %s", describe(st))
 		}
 	})
 }
@@ -441,20 +441,20 @@ func TestADialectThatShowsLateIsLearnt(t *testing.T) {
 		s := watch(t, engine.ScraperConfig{Client: clientOf(e)})
 		time.Sleep(5 * time.Second)
 		if st := s.Latest(); st.Dialect != engine.DialectOpenAI || !st.Healthy {
-			t.Errorf("%s: %s", st.Dialect, told(st))
+			t.Errorf("%s: %s", st.Dialect, describe(st))
 		}
 		e.set(nil)
 		time.Sleep(30 * time.Second)
 		if st := s.Latest(); st.Dialect != engine.DialectVLLM || or(st.Running) != "37" {
-			t.Errorf("%s: %s", st.Dialect, told(st))
+			t.Errorf("%s: %s", st.Dialect, describe(st))
 		}
-		// One that is known stays so, even if it was away and then does not show it.
+		// A known dialect is kept, even if the engine was away and then does not identify itself.
 		e.set(pages{"/health": "503"})
 		time.Sleep(time.Second)
 		e.set(pages{"/health": "ok", "/metrics": "-"})
 		time.Sleep(10 * time.Second)
 		if st := s.Latest(); st.Dialect != engine.DialectVLLM || !st.Healthy || or(st.Running) != "37" || st.Fresh(time.Now()) {
-			t.Errorf("%s: %s", st.Dialect, told(st))
+			t.Errorf("%s: %s", st.Dialect, describe(st))
 		}
 	})
 }
@@ -478,7 +478,7 @@ func TestAPageHasItsLimit(t *testing.T) {
 		body := metrics + "#" + strings.Repeat("x", size-len(metrics)-1)
 		st := scrapeOnce(t, engine.DialectVLLM, pages{"/health": "", "/metrics": body})
 		if !st.Healthy || (st.Running != nil) != read {
-			t.Errorf("of %d bytes: %s", size, told(st))
+			t.Errorf("of %d bytes: %s", size, describe(st))
 		}
 	}
 }
@@ -495,7 +495,7 @@ func TestMetricsMayBeElsewhereAndGetNoKey(t *testing.T) {
 		s := watch(t, engine.ScraperConfig{Client: clientOf(h), Dialect: "Triton", APIKey: "secret", MetricsURL: "http://elsewhere/m"})
 		synctest.Wait()
 		if st := s.Latest(); or(st.Running) != "8" || keys["engine/v2/health/ready"] != "Bearer secret" || keys["elsewhere/m"] != "" {
-			t.Errorf("%s, keys %q", told(st), keys)
+			t.Errorf("%s, keys %q", describe(st), keys)
 		}
 		if _, ok := keys["engine:8002/metrics"]; ok {
 			t.Error("asked at the usual place")

@@ -6,11 +6,12 @@ var sglangMetrics = newFamily("sglang",
 	"num_running_reqs", "num_queue_reqs", "token_usage", "num_used_tokens", "max_total_num_tokens",
 	"num_retracted_requests_total", "generation_tokens_total", "prompt_tokens_total", "cached_tokens_total")
 
-// sglangRanks tell the data-parallel engines behind one server apart. Every tensor- and pipeline-parallel rank of one may
-// tell the same.
+// sglangRanks distinguish the data-parallel engines behind one server. Every tensor- and
+// pipeline-parallel rank of one engine may report the same values.
 var sglangRanks = []string{"model_name", "dp_rank"}
 
-// readSGLang leaves num_retracted_reqs alone, which differs from the counter by one word and is a gauge of the last batch.
+// readSGLang ignores num_retracted_reqs, a gauge of the last batch, whose name differs from the
+// counter's by one word.
 func readSGLang(body []byte, st *Status) error {
 	m := sglangMetrics.parse(body)
 	// With priorities there is a series for each, and one without a priority for all.
@@ -25,7 +26,8 @@ func readSGLang(body []byte, st *Status) error {
 	st.KVUsed = whole(m.sum(sglangRanks, "num_used_tokens"))
 	st.KVTotal = positive(whole(m.sum(sglangRanks, "max_total_num_tokens")))
 	st.Preemptions = whole(m.sum(sglangRanks, "num_retracted_requests_total"))
-	// These come from the process that talks to clients, by stream or not and by the cache's level.
+	// These come from the process that serves the clients, split by stream and by the cache's
+	// level.
 	st.Generated = whole(m.sum(nil, "generation_tokens_total"))
 	st.PrefixHits = whole(m.sum(nil, "cached_tokens_total"))
 	if st.PrefixHits != nil {
@@ -34,7 +36,7 @@ func readSGLang(body []byte, st *Status) error {
 	return nil
 }
 
-// positive is n, where it is not zero.
+// positive returns n, or nil if it is zero.
 func positive(n *int64) *int64 {
 	if n == nil || *n <= 0 {
 		return nil
@@ -42,8 +44,8 @@ func positive(n *int64) *int64 {
 	return n
 }
 
-// readSGLangLoads takes what the schedulers say this moment. The gauges of /metrics are older: they are set when the
-// scheduler logs.
+// readSGLangLoads reads what the schedulers report now. The gauges of /metrics are older: they are
+// set when the scheduler logs.
 func readSGLangLoads(body []byte, st *Status) error {
 	var page struct {
 		Loads []struct {
@@ -73,8 +75,8 @@ func readSGLangLoads(body []byte, st *Status) error {
 	return nil
 }
 
-// readSGLangInfo takes what each scheduler allows itself. The max_running_requests beside it is only what was asked for,
-// which may be four times as much.
+// readSGLangInfo reads what each scheduler allows itself. The max_running_requests on the same page
+// is what was configured, which may be four times as much.
 func readSGLangInfo(body []byte, st *Status) error {
 	var info struct {
 		States []struct {
@@ -95,7 +97,7 @@ func readSGLangInfo(body []byte, st *Status) error {
 	return nil
 }
 
-// addUp is nil where any is, and of none.
+// addUp returns nil if any value is nil, or if there are none.
 func addUp(values []*float64) *float64 {
 	if len(values) == 0 {
 		return nil

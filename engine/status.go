@@ -5,48 +5,51 @@ import (
 	"time"
 )
 
-// FreshFor is how old a Status may be to say what there is room for. The Scraper asks four times in that time.
+// FreshFor is how old a Status may be to decide about capacity. The Scraper scrapes four times in
+// that period.
 const FreshFor = 2 * time.Second
 
-// A Model is one that an engine can answer for.
+// A Model is one that an engine serves.
 type Model struct {
 	Name string
-	// Loaded says that a request for it needs no load first. Engines that swap tell; of all others every model is.
+	// Loaded says that a request for it needs no load first. Engines that swap models report it;
+	// for all others it is always set.
 	Loaded bool
-	// VRAM is what it takes, in bytes; nil where the engine does not say.
+	// VRAM is its size in GPU memory in bytes; nil if the engine does not report it.
 	VRAM *int64
 }
 
-// A Status is what an engine says of itself. A nil pointer is a signal that the engine does not give, never a zero. What
-// the pointers point to does not change. The counters begin anew when the engine does.
+// A Status is what an engine reports about itself. A nil pointer is a signal that the engine does
+// not report; it never means zero. The values that the pointers point to do not change. The
+// counters restart when the engine does.
 type Status struct {
 	Dialect Dialect // "" until the engine is known
 
-	Checked time.Time // when its health was asked for, whatever came of it; zero: never
+	Checked time.Time // when its health was last checked, successfully or not; zero: never
 	Healthy bool
 	Reason  string // why it is not healthy
 
-	// At is when the signals of its load were read; zero: none ever was. A scrape that fails leaves them as they were, and
-	// At with them.
+	// At is when the load signals were read; zero: never. A failed scrape leaves the signals and At
+	// unchanged.
 	At time.Time
 
-	Models []Model // nil: it does not say
+	Models []Model // nil: not reported
 
-	Slots   *int // requests that it runs at once, or takes at once
+	Slots   *int // requests that it runs at once, or accepts at once
 	Running *int // requests in its batch
 	Waiting *int // requests in its queue
 
-	KVTotal *int64   // tokens that its KV cache holds
-	KVUsed  *int64   // of those
-	KVUsage *float64 // the fraction in use, 0 to 1
+	KVTotal *int64   // size of the KV cache in tokens
+	KVUsed  *int64   // used part of KVTotal
+	KVUsage *float64 // used fraction, 0 to 1
 
-	Preemptions   *int64 // counter: running requests that were put back, for want of KV cache
-	Generated     *int64 // counter: tokens made
-	PrefixHits    *int64 // counter: tokens, or blocks of them, that the prefix cache had
-	PrefixQueries *int64 // counter: those that were looked for there
+	Preemptions   *int64 // counter: running requests that were preempted for lack of KV cache
+	Generated     *int64 // counter: tokens generated
+	PrefixHits    *int64 // counter: tokens, or blocks of tokens, found in the prefix cache
+	PrefixQueries *int64 // counter: tokens or blocks looked up there
 }
 
-// Age is how old the signals of its load are; the longest possible where there never were any.
+// Age is how old the load signals are; the longest possible duration if there are none.
 func (s Status) Age(now time.Time) time.Duration {
 	if s.At.IsZero() {
 		return math.MaxInt64
@@ -54,7 +57,8 @@ func (s Status) Age(now time.Time) time.Duration {
 	return max(0, now.Sub(s.At))
 }
 
-// Fresh reports whether the signals of its load are young enough to decide on. That they are there it does not promise.
+// Fresh reports whether the load signals are recent enough to decide on. It does not promise that
+// any are present.
 func (s Status) Fresh(now time.Time) bool { return s.Age(now) <= FreshFor }
 
 // Loaded are the names of the models that answer without a load.
@@ -68,7 +72,7 @@ func (s Status) Loaded() []string {
 	return names
 }
 
-// fill takes from o what s lacks.
+// fill copies from o what s lacks.
 func (s *Status) fill(o Status) {
 	s.Models = mergeModels(s.Models, o.Models)
 	take(&s.Slots, o.Slots)
@@ -92,7 +96,7 @@ func take[T any](p **T, v *T) {
 	}
 }
 
-// mergeModels adds to a the models of b that it does not name. Of one that both name, a knows better.
+// mergeModels adds to a the models of b that it does not contain. For a model in both, a counts.
 func mergeModels(a, b []Model) []Model {
 	if a == nil {
 		return b
@@ -110,7 +114,7 @@ func mergeModels(a, b []Model) []Model {
 	return merged
 }
 
-// derive says the use of the KV cache both ways where the engine says it in one.
+// derive computes the absolute or relative use of the KV cache from the other one.
 func (s *Status) derive() {
 	if s.KVTotal == nil || *s.KVTotal == 0 {
 		return
@@ -124,7 +128,7 @@ func (s *Status) derive() {
 	}
 }
 
-// whole is a number as an engine gave it, if it can be one of things.
+// whole converts a number from an engine to a count; nil if it cannot be one.
 func whole(v *float64) *int64 {
 	if v == nil || !(*v >= 0 && *v < 1<<53) {
 		return nil
@@ -132,7 +136,7 @@ func whole(v *float64) *int64 {
 	return new(int64(*v))
 }
 
-// number is whole for what is few.
+// number is whole for counts that fit an int32.
 func number(v *float64) *int {
 	if n := whole(v); n != nil && *n <= math.MaxInt32 {
 		return new(int(*n))
@@ -140,7 +144,7 @@ func number(v *float64) *int {
 	return nil
 }
 
-// capacity is number for what cannot be zero: an engine that says zero does not know.
+// capacity is number for values that cannot be zero: an engine that reports zero does not know.
 func capacity(v *float64) *int {
 	if n := number(v); n != nil && *n > 0 {
 		return n
@@ -148,7 +152,7 @@ func capacity(v *float64) *int {
 	return nil
 }
 
-// fraction is a share of something. Engines round beyond its ends.
+// fraction converts a number to a fraction. Engines round beyond 1.
 func fraction(v *float64) *float64 {
 	if v == nil || math.IsNaN(*v) || *v < 0 || *v > 1.5 {
 		return nil

@@ -4,8 +4,8 @@ import "encoding/json"
 
 var tgiMetrics = newFamily("tgi", "batch_current_size", "queue_size", "request_generated_tokens_sum")
 
-// readTGI has no use of the KV cache: tgi_batch_current_max_tokens is what the batch may grow to, not what there is room
-// for. Tokens are counted when their request ends.
+// readTGI reads no KV cache use: tgi_batch_current_max_tokens is what the batch may grow to, not
+// how much there is room for. Tokens are counted when their request ends.
 func readTGI(body []byte, st *Status) error {
 	m := tgiMetrics.parse(body)
 	st.Running = number(m.sum(nil, "batch_current_size"))
@@ -14,15 +14,15 @@ func readTGI(body []byte, st *Status) error {
 	return nil
 }
 
-// tgiInfo is also what Text Embeddings Inference answers, but for MaxBestOf.
+// tgiInfo is also the answer of Text Embeddings Inference, except for MaxBestOf.
 type tgiInfo struct {
 	ModelID       string   `json:"model_id"`
 	MaxConcurrent *float64 `json:"max_concurrent_requests"`
 	MaxBestOf     *float64 `json:"max_best_of"`
 }
 
-// readTGIInfo takes max_concurrent_requests for the slots: beyond it there is only 429. How many of them the batch has
-// room for depends on their tokens.
+// readTGIInfo takes max_concurrent_requests for the slots: beyond it there is only 429. How many of
+// them fit into the batch depends on their tokens.
 func readTGIInfo(body []byte, st *Status) error {
 	var info tgiInfo
 	if err := json.Unmarshal(body, &info); err != nil {

@@ -17,36 +17,39 @@ import (
 	"unicode/utf8"
 )
 
-// maxShort is the longest request body, in bytes, that Transport writes itself. So much, and a header, fits into the
-// buffers of the two sockets, and so the write ends even where an engine answers without reading.
+// maxShort is the longest request body, in bytes, that Transport writes itself. That much, with a
+// header, fits into the buffers of the two sockets, so the write ends even if an engine answers
+// without reading.
 const maxShort = 32 << 10
 
-// earlyAnswer is how long an answer is awaited from an engine that takes no more of the request.
+// earlyAnswer is how long to wait for an answer from an engine that accepts no more of the request.
 const earlyAnswer = 50 * time.Millisecond
 
-// Transport calls one engine, as the [http.Transport] that it is made of would, but on the goroutine that asks: a
-// connection of http.Transport has two goroutines of its own, and passing each request and each answer on to them and back
-// is a tenth of what a small request costs a worker. Messages are written and parsed by net/http all the same.
+// Transport calls one engine like the [http.Transport] that it wraps, but on the calling goroutine:
+// a connection of http.Transport has two goroutines of its own, and handing each request and answer
+// over to them takes a tenth of what a small request costs a worker. Messages are still written and
+// parsed by net/http.
 //
-// What this is not for goes by the http.Transport: https, a proxy, other hosts, long request bodies, and all of it where
-// the system cannot tell whether an idle connection is still open.
+// All other calls use the http.Transport: https, proxies, other hosts, long request bodies, and
+// every call where the system cannot report whether an idle connection is still open.
 type Transport struct {
-	std  *http.Transport
-	addr string // the engine's, to dial; empty: std makes all calls
-	host string // of its URL
-	most int64  // bytes of an answer's header
-	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	std       *http.Transport
+	addr      string // the engine's address to dial; empty: std makes all calls
+	host      string // host of the engine's URL
+	maxHeader int64  // bound on the bytes of an answer's header
+	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	mu   sync.Mutex
-	idle []*conn // the last one was used last
+	idle []*conn // most recently used last
 }
 
-// NewTransport is a Transport for the engine at a URL. Of std's settings it keeps DialContext, Proxy, MaxIdleConnsPerHost,
-// IdleConnTimeout and MaxResponseHeaderBytes; the others hold for what goes by std alone.
+// NewTransport returns a Transport for the engine at a URL. It uses std's DialContext, Proxy,
+// MaxIdleConnsPerHost, IdleConnTimeout and MaxResponseHeaderBytes; the other settings apply only to
+// calls that std makes.
 func NewTransport(engine string, std *http.Transport) *Transport {
-	t := &Transport{std: std, most: std.MaxResponseHeaderBytes, dial: std.DialContext}
-	if t.most == 0 {
-		t.most = http.DefaultMaxHeaderBytes
+	t := &Transport{std: std, maxHeader: std.MaxResponseHeaderBytes, dial: std.DialContext}
+	if t.maxHeader == 0 {
+		t.maxHeader = http.DefaultMaxHeaderBytes
 	}
 	if t.dial == nil {
 		t.dial = new(net.Dialer).DialContext
@@ -55,7 +58,7 @@ func NewTransport(engine string, std *http.Transport) *Transport {
 	if err != nil || u.Scheme != "http" || u.Hostname() == "" || !canAsk {
 		return t
 	}
-	if strings.ContainsFunc(u.Host, func(r rune) bool { return r >= utf8.RuneSelf }) { // a name that IDNA encodes
+	if strings.ContainsFunc(u.Host, func(r rune) bool { return r >= utf8.RuneSelf }) { // the name needs IDNA encoding
 		return t
 	}
 	if std.Proxy != nil {
@@ -71,8 +74,9 @@ func NewTransport(engine string, std *http.Transport) *Transport {
 	return t
 }
 
-// RoundTrip does what [http.RoundTripper] says. The connection of a request that is cancelled is closed. A request with a
-// body is written once: what an engine that closed the connection has made of it is not known.
+// RoundTrip implements [http.RoundTripper]. The connection of a cancelled request is closed. A
+// request with a body is written once: if the engine closes the connection, it is unknown what it
+// has done with the request.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	bare := r.Body == nil || r.Body == http.NoBody
 	long := r.ContentLength > maxShort || r.ContentLength < 0 || r.ContentLength == 0 && !bare
@@ -82,11 +86,11 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Context().Err() != nil {
 		return nil, refuse(r, nil)
 	}
-	if c := t.kept(); c != nil {
+	if c := t.takeIdle(); c != nil {
 		resp, err := t.call(c, r)
-		// An engine may close a connection just when it is used again.
-		unheard := err != nil && c.left == t.most && r.Context().Err() == nil
-		if !unheard || !bare || r.Method != http.MethodGet && r.Method != http.MethodHead {
+		// An engine may close a connection at the moment when it is used again.
+		unreceived := err != nil && c.left == t.maxHeader && r.Context().Err() == nil
+		if !unreceived || !bare || r.Method != http.MethodGet && r.Method != http.MethodHead {
 			return resp, err
 		}
 	}
@@ -97,23 +101,23 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.call(c, r)
 }
 
-// refuse is the error of a call that does not reach the engine.
+// refuse returns the error of a call that does not reach the engine.
 func refuse(r *http.Request, err error) error {
 	if r.Body != nil {
 		r.Body.Close()
 	}
-	return because(r.Context(), err)
+	return callError(r.Context(), err)
 }
 
-// call makes one call on a connection that is free.
+// call makes one call on a free connection.
 func (t *Transport) call(c *conn, r *http.Request) (*http.Response, error) {
 	ctx := r.Context()
 	stop := context.AfterFunc(ctx, c.abort)
-	resp, err := c.roundTrip(r, t.most)
+	resp, err := c.roundTrip(r, t.maxHeader)
 	if err != nil {
 		stop()
 		c.Close()
-		return nil, because(ctx, err)
+		return nil, callError(ctx, err)
 	}
 	b := &answerBody{of: resp.Body, ctx: ctx, t: t, c: c, stop: stop, close: resp.Close || r.Close}
 	if resp.Body == http.NoBody {
@@ -124,16 +128,17 @@ func (t *Transport) call(c *conn, r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// because is the error of a call that came of its connection.
-func because(ctx context.Context, err error) error {
+// callError returns the error of a call, given the error of its connection: if the call was
+// cancelled, the cause.
+func callError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return err
 }
 
-// kept is the idle connection used last that is still open; nil: there is none.
-func (t *Transport) kept() *conn {
+// takeIdle removes and returns the most recently used idle connection that is still open, or nil.
+func (t *Transport) takeIdle() *conn {
 	for {
 		t.mu.Lock()
 		n := len(t.idle)
@@ -164,7 +169,8 @@ func (t *Transport) expired(c *conn) bool {
 	return t.std.IdleConnTimeout > 0 && time.Since(c.since) > t.std.IdleConnTimeout
 }
 
-// keep takes a connection back, and closes those that have been idle for too long or are too many.
+// keep returns a connection to the pool, and closes connections that have been idle for too long or
+// are too many.
 func (t *Transport) keep(c *conn) {
 	c.since = time.Now()
 	var old []*conn
@@ -203,10 +209,10 @@ func (t *Transport) CloseIdleConnections() {
 // conn is a connection to the engine, with one call at a time.
 type conn struct {
 	net.Conn
-	raw   syscall.RawConn // nil: it cannot be asked, and is used once
+	raw   syscall.RawConn // nil: its state cannot be queried, so it is used once
 	peek  peek
 	abort func()
-	left  int64 // bytes that may yet be read
+	left  int64 // bytes that may still be read
 	br    *bufio.Reader
 	bw    *bufio.Writer
 	since time.Time // when it became idle
@@ -231,7 +237,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-var errLongHeader = errors.New("the header of its answer is too long")
+var errLongHeader = errors.New("the header of the answer is too long")
 
 // roundTrip writes a request and reads the header of its answer, of at most so many bytes.
 func (c *conn) roundTrip(r *http.Request, most int64) (*http.Response, error) {
@@ -240,7 +246,7 @@ func (c *conn) roundTrip(r *http.Request, most int64) (*http.Response, error) {
 	if unsent == nil {
 		unsent = c.bw.Flush()
 	}
-	if unsent != nil { // it may have answered before it closed the connection
+	if unsent != nil { // the engine may have answered before it closed the connection
 		c.SetReadDeadline(time.Now().Add(earlyAnswer))
 		resp, err := c.answer(r)
 		if err != nil {
@@ -261,9 +267,9 @@ func (c *conn) answer(r *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		if resp.StatusCode == http.StatusSwitchingProtocols {
-			return nil, errors.New("it switches protocols, unasked")
+			return nil, errors.New("unexpected switch of protocols")
 		}
-		if resp.StatusCode < 100 || resp.StatusCode > 199 { // others come before the answer
+		if resp.StatusCode < 100 || resp.StatusCode > 199 { // informational answers come before the final one
 			c.left = math.MaxInt64
 			return resp, nil
 		}
@@ -280,7 +286,7 @@ type answerBody struct {
 	close bool // the connection cannot be used again
 
 	mu  sync.Mutex
-	err error // how it ended
+	err error // why it ended; io.EOF after a complete answer
 }
 
 func (b *answerBody) Read(p []byte) (int, error) {
@@ -293,14 +299,14 @@ func (b *answerBody) Read(p []byte) (int, error) {
 	n, err := b.of.Read(p)
 	if err != nil {
 		if err != io.EOF {
-			err = because(b.ctx, err)
+			err = callError(b.ctx, err)
 		}
 		b.end(err)
 	}
 	return n, err
 }
 
-// end lets go of the connection, once; io.EOF is the good end.
+// end releases the connection, once. err is io.EOF after a complete answer.
 func (b *answerBody) end(err error) {
 	b.mu.Lock()
 	ended := b.err != nil
@@ -317,7 +323,7 @@ func (b *answerBody) end(err error) {
 	}
 }
 
-// Close closes the connection of an answer that has not ended. The engine hears of it at once.
+// Close closes the connection of an answer that has not ended. The engine notices at once.
 func (b *answerBody) Close() error {
 	b.end(http.ErrBodyReadAfterClose)
 	return nil

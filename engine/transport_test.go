@@ -22,14 +22,15 @@ import (
 	"github.com/pulley-lb/pulley/testenv"
 )
 
-// rawEngine reads requests and answers with the bytes it is given.
+// rawEngine reads requests and answers with given bytes.
 type rawEngine struct {
 	url   string
-	conns atomic.Int64  // so far
-	gone  chan struct{} // one for each of them that ended
+	conns atomic.Int64  // connections so far
+	gone  chan struct{} // receives a value for each connection that ended
 }
 
-// newRawEngine serves answers, of which answer tells the bytes and whether the connection is closed after them.
+// newRawEngine serves answers: answer returns the bytes, and whether the connection is closed after
+// them.
 func newRawEngine(t testing.TB, answer func(r *http.Request) (raw string, closes bool)) *rawEngine {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -102,9 +103,9 @@ func newPost(t testing.TB, ctx context.Context, url, body string) *http.Request 
 	return r
 }
 
-// outcome is what a call came to.
+// outcome is the result of a call.
 type outcome struct {
-	failed  bool // before the answer began
+	failed  bool // before the answer started
 	status  int
 	proto   string
 	header  http.Header
@@ -134,7 +135,7 @@ func (o outcome) equal(p outcome) bool {
 	return same && fmt.Sprint(o) == fmt.Sprint(p)
 }
 
-// oddAnswers are answers as engines should not give them, among some that they may.
+// oddAnswers are answers that engines should not give, among some that they may.
 var oddAnswers = []string{
 	"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/plain\r\n\r\nhello",
 	"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello",
@@ -184,7 +185,8 @@ var oddAnswers = []string{
 	"\r\n",
 }
 
-// TestTransportAnswersAsNetHTTP: whatever an engine says, what comes of it is what net/http's own transport makes of it.
+// TestTransportAnswersAsNetHTTP: whatever an engine answers, the result is that of net/http's own
+// transport.
 func TestTransportAnswersAsNetHTTP(t *testing.T) {
 	for _, raw := range oddAnswers {
 		sameAnswer(t, raw)
@@ -204,7 +206,7 @@ func sameAnswer(t *testing.T, raw string) {
 	e := serveRaw(t, ln, func(*http.Request) (string, bool) { return raw, true })
 	std := &http.Transport{DialContext: ln.DialContext, DisableCompression: true}
 	want := call(std, newPost(t, t.Context(), e.url, "{}"))
-	if want.status == http.StatusSwitchingProtocols { // net/http passes it on, Transport does not: nobody asked
+	if want.status == http.StatusSwitchingProtocols { // net/http passes it on, Transport does not: it was not asked for
 		return
 	}
 	if got := call(newTransport(t, e.url, std), newPost(t, t.Context(), e.url, "{}")); !got.equal(want) {
@@ -212,7 +214,7 @@ func sameAnswer(t *testing.T, raw string) {
 	}
 }
 
-// TestTransportSendsAsNetHTTP: engines cannot tell the difference.
+// TestTransportSendsAsNetHTTP: engines cannot see a difference.
 func TestTransportSendsAsNetHTTP(t *testing.T) {
 	var got []string
 	e := newRawEngine(t, func(r *http.Request) (string, bool) {
@@ -261,7 +263,8 @@ func TestTransportSendsAsNetHTTP(t *testing.T) {
 	}
 }
 
-// TestTransportKeepsConnections: a connection is used again after an answer that leaves it in order, and only then.
+// TestTransportKeepsConnections: a connection is used again only after an answer that leaves it in
+// order.
 func TestTransportKeepsConnections(t *testing.T) {
 	const whole = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 	for name, c := range map[string]struct {
@@ -315,7 +318,8 @@ func TestTransportKeepsConnections(t *testing.T) {
 	}
 }
 
-// TestTransportBoundsIdleConnections: of many calls at once, no more connections stay than are to.
+// TestTransportBoundsIdleConnections: after many calls at once, no more connections stay open than
+// configured.
 func TestTransportBoundsIdleConnections(t *testing.T) {
 	const calls, most = 8, 3
 	var all sync.WaitGroup
@@ -344,7 +348,8 @@ func TestTransportBoundsIdleConnections(t *testing.T) {
 	}
 }
 
-// TestTransportCancel: the engine hears of a cancelled call at once, in whatever phase it is, and the caller gets the cause.
+// TestTransportCancel: the engine notices a cancelled call at once, in every phase, and the caller
+// gets the cause.
 func TestTransportCancel(t *testing.T) {
 	enough := errors.New("enough")
 	for name, answer := range map[string]string{
@@ -390,7 +395,7 @@ func TestTransportCancel(t *testing.T) {
 	}
 }
 
-// TestTransportCancelledBefore: the engine does not hear of a call that is cancelled before.
+// TestTransportCancelledBefore: a call that is cancelled beforehand does not reach the engine.
 func TestTransportCancelledBefore(t *testing.T) {
 	asked := 0
 	e := newRawEngine(t, func(*http.Request) (string, bool) {
@@ -410,8 +415,8 @@ func TestTransportCancelledBefore(t *testing.T) {
 	}
 }
 
-// TestTransportStaleConnection: an engine closes a connection just when the next request comes. What has no body is asked
-// again; what has one fails, as it may have been served.
+// TestTransportStaleConnection: an engine closes a connection just when the next request comes. A request without a body is
+// sent again; one with a body fails, because it may have been served.
 func TestTransportStaleConnection(t *testing.T) {
 	for method, want := range map[string]int{http.MethodGet: 204, http.MethodPost: 0} {
 		calls := 0
@@ -438,7 +443,7 @@ func TestTransportStaleConnection(t *testing.T) {
 	}
 }
 
-// turnsDown is a connection to an engine that has answered, and takes no more.
+// turnsDown is a connection to an engine that has answered and accepts no more.
 type turnsDown struct {
 	net.Conn
 	answer io.Reader
@@ -449,7 +454,8 @@ func (c turnsDown) Write([]byte) (int, error)       { return 0, errors.New("conn
 func (c turnsDown) SetReadDeadline(time.Time) error { return nil }
 func (c turnsDown) Close() error                    { return nil }
 
-// TestTransportEarlyRefusal: an engine that answers before it has the request, and closes, is heard.
+// TestTransportEarlyRefusal: the answer of an engine that answers before it has the whole request,
+// and closes, is returned.
 func TestTransportEarlyRefusal(t *testing.T) {
 	for answer, want := range map[string]int{"HTTP/1.1 413 Too Long\r\nContent-Length: 8\r\n\r\ntoo long": 413, "HTTP/1.1 4": 0} {
 		transport := newTransport(t, "http://engine", &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
@@ -471,7 +477,8 @@ func TestTransportEarlyRefusal(t *testing.T) {
 	}
 }
 
-// TestTransportKeepsCallsApart: with many calls at once, some of them cancelled, each gets its own answer or none.
+// TestTransportKeepsCallsApart: with many calls at once, some of them cancelled, each gets its own
+// answer or none.
 func TestTransportKeepsCallsApart(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -514,7 +521,8 @@ func TestTransportKeepsCallsApart(t *testing.T) {
 	}
 }
 
-// TestTransportLongBody: an engine that turns a long request down without reading it is heard.
+// TestTransportLongBody: the answer of an engine that refuses a long request without reading it is
+// returned.
 func TestTransportLongBody(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "too long", http.StatusRequestEntityTooLarge)
@@ -547,13 +555,13 @@ func TestTransportErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	ln.Close()
-	nobody := "http://" + ln.Addr().String()
-	if _, err := newTransport(t, nobody, &http.Transport{}).RoundTrip(newPost(t, t.Context(), nobody, "{}")); err == nil || !strings.Contains(err.Error(), "refused") {
-		t.Errorf("nobody listens: %v", err)
+	unused := "http://" + ln.Addr().String()
+	if _, err := newTransport(t, unused, &http.Transport{}).RoundTrip(newPost(t, t.Context(), unused, "{}")); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("no listener: %v", err)
 	}
 }
 
-// TestTransportLeavesTheRest: what it is not for goes by net/http's transport.
+// TestTransportLeavesTheRest: other calls go through net/http's transport.
 func TestTransportLeavesTheRest(t *testing.T) {
 	answer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Host) })
 	plain, other, secure := httptest.NewServer(answer), httptest.NewServer(answer), httptest.NewTLSServer(answer)
@@ -577,7 +585,7 @@ func TestTransportLeavesTheRest(t *testing.T) {
 	}
 }
 
-// BenchmarkTransport is a small call, 16 at a time, by Transport and by net/http's.
+// BenchmarkTransport compares small calls, 16 at a time, through Transport and through net/http's.
 func BenchmarkTransport(b *testing.B) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)

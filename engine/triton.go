@@ -5,8 +5,8 @@ import "encoding/json"
 var tritonMetrics = newFamily("nv",
 	"trt_llm_request_metrics", "trt_llm_kv_cache_block_metrics", "inference_pending_request_count")
 
-// readTriton takes the numbers of the TensorRT-LLM backend, which counts the requests of its own. Of other backends there
-// is only how many requests pend, over all models.
+// readTriton reads the metrics of the TensorRT-LLM backend, which counts its own requests. Other
+// backends report only how many requests are pending over all models.
 func readTriton(body []byte, st *Status) error {
 	m := tritonMetrics.parse(body)
 	requests := func(kind string) *float64 {
@@ -36,7 +36,7 @@ func times(v *float64, by float64) *float64 {
 	return new(*v * by)
 }
 
-// readTritonModels takes the models that are ready for loaded.
+// readTritonModels takes the models that are ready as loaded.
 func readTritonModels(body []byte, st *Status) error {
 	var index []struct {
 		Name  string `json:"name"`

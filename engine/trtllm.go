@@ -1,6 +1,6 @@
 package engine
 
-// trtllmMetrics: of these older versions have only the cache's.
+// trtllmMetrics are the names of its metrics. Older versions have only those of the cache.
 var trtllmMetrics = newFamily("trtllm",
 	"num_requests_running", "num_requests_waiting", "max_num_active_requests", "max_batch_size_runtime",
 	"kv_cache_utilization", "kv_cache_max_blocks", "kv_cache_used_blocks", "kv_cache_tokens_per_block",

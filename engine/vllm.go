@@ -2,7 +2,8 @@ package engine
 
 import "strconv"
 
-// vllmMetrics and their older names. Until 0.8 the KV cache was the "gpu cache", and requests were swapped to the host.
+// vllmMetrics are the names of its metrics, with older ones. Until 0.8 the KV cache was called "gpu
+// cache", and requests were swapped to the host.
 var vllmMetrics = newFamily("vllm",
 	"num_requests_running", "num_requests_waiting", "num_requests_swapped",
 	"kv_cache_usage_perc", "gpu_cache_usage_perc", "cache_config_info",
@@ -11,7 +12,8 @@ var vllmMetrics = newFamily("vllm",
 	"prefix_cache_queries_total", "gpu_prefix_cache_queries_total",
 	"engine_sleep_state")
 
-// vllmRanks tell the data-parallel engines behind one server apart. Several API servers tell of each with a pid of theirs.
+// vllmRanks distinguish the data-parallel engines behind one server. Several API servers report
+// each of them, with their own pid.
 var vllmRanks = []string{"model_name", "engine"}
 
 func readVLLM(body []byte, st *Status) error {
@@ -28,15 +30,15 @@ func readVLLM(body []byte, st *Status) error {
 	st.PrefixHits = whole(m.sum(vllmRanks, "prefix_cache_hits_total", "gpu_prefix_cache_hits_total"))
 	st.PrefixQueries = whole(m.sum(vllmRanks, "prefix_cache_queries_total", "gpu_prefix_cache_queries_total"))
 	if awake := m.where("engine_sleep_state", "sleep_state", "awake").sum(nil, "engine_sleep_state"); awake != nil && *awake == 0 {
-		st.Reason = "it sleeps"
+		st.Reason = "it is asleep"
 	}
 	return nil
 }
 
-// vllmCapacity is what the engines hold in their KV caches, in tokens. Of engines that run side by side older versions
-// tell of one; the others are like it. The number of blocks may be None.
+// vllmCapacity is the size of the engines' KV caches in tokens. Older versions report only one of
+// several engines that run side by side; the others are alike. The number of blocks may be None.
 func vllmCapacity(m metrics) *int64 {
-	told := make(map[string]int64)
+	known := make(map[string]int64)
 	for _, s := range m["cache_config_info"] {
 		tokens, err := strconv.ParseInt(s.label("kv_cache_size_tokens"), 10, 48)
 		if err != nil {
@@ -48,17 +50,17 @@ func vllmCapacity(m metrics) *int64 {
 			tokens = blocks * size
 		}
 		if tokens > 0 {
-			told[s.label("engine")] = tokens
+			known[s.label("engine")] = tokens
 		}
 	}
 	var total int64
-	for _, tokens := range told {
+	for _, tokens := range known {
 		total += tokens
 	}
 	if total == 0 {
 		return nil
 	}
-	if engines := len(m.values(vllmRanks, "num_requests_running")); len(told) == 1 && engines > 1 {
+	if engines := len(m.values(vllmRanks, "num_requests_running")); len(known) == 1 && engines > 1 {
 		total *= int64(engines)
 	}
 	return &total

@@ -12,29 +12,29 @@ import (
 type sequence struct {
 	// Fixed before submit.
 	in     int           // prompt tokens
-	caches bool          // looks in the prefix cache, and leaves its prompt there
-	blocks []uint64      // of the prompt, for the cache
-	limit  int           // tokens to make
-	step   int           // wake the waiter at the first token and every so many after it; 0: only at the limit
+	caches bool          // uses the prefix cache
+	blocks []uint64      // blocks of the prompt, for the cache
+	limit  int           // tokens to produce
+	step   int           // wake the waiter at the first token and every step tokens after it; 0: only at the limit
 	extra  time.Duration // between the prefill and the first token
-	sticks bool          // keeps its slot at the limit, and never ends by itself
+	sticks bool          // keeps its slot at the limit and never ends by itself
 
-	wake chan struct{} // holds one; made or ended has changed
+	wake chan struct{} // buffered, 1; signals that made or ended has changed
 
 	// Guarded by batch.mu.
 	started  bool
-	fresh    int // tokens of the prompt that the cache had not when it was first in the queue; -1: not looked yet
-	cached   int // prompt tokens that the cache had when the prefill first began
-	made     int // that the waiter was woken for
-	again    int // tokens that it had made when it was preempted: prefilled with its prompt
+	fresh    int // prompt tokens that were not cached when it first reached the head of the queue; -1: not looked up yet
+	cached   int // prompt tokens that were cached when the prefill first started
+	made     int // tokens for which the waiter was woken
+	again    int // tokens produced before it was preempted, to be prefilled with its prompt
 	ended    bool
 	decoding bool
-	first    time.Time // of its first token, while it rests
+	first    time.Time // time of its first token, while it is resting
 	join     float64   // progress at the first token since its prefill
-	due      float64   // progress at which it wakes its waiter next
+	due      float64   // progress at which it next wakes its waiter
 }
 
-// next is how many tokens there are when the waiter is woken next.
+// next is the number of tokens at the next wake-up.
 func (q *sequence) next(made int) int {
 	switch {
 	case q.step == 0:
@@ -45,13 +45,13 @@ func (q *sequence) next(made int) int {
 	return min(made+q.step, q.limit)
 }
 
-// held is how many tokens it keeps in memory, from its prefill on: those that the prefill reads, the one that comes of it,
-// and what follows.
+// held is how many tokens of memory it uses from its prefill on: those that the prefill reads, the
+// one that the prefill produces, and the ones that follow.
 func (q *sequence) held(progress float64) int {
 	return q.in + max(min(q.reached(progress), q.limit), min(q.again+1, q.limit))
 }
 
-// reached is how many tokens it has made, told or not.
+// reached is how many tokens it has produced, reported or not.
 func (q *sequence) reached(progress float64) int {
 	if !q.decoding {
 		return max(q.made, q.again)
@@ -60,13 +60,13 @@ func (q *sequence) reached(progress float64) int {
 	return max(q.made, q.again+1+int(math.Floor(progress-q.join+noise)))
 }
 
-// toRead is how many tokens its prefill is taken for.
+// toRead is how many tokens its prefill counts against prefillBatch.
 func (q *sequence) toRead() int { return q.fresh + q.again }
 
-// A batch is the model of time of the package documentation. Its clock is progress: the tokens that a sequence which
-// decodes all the time would have made. Token k of a sequence is there when progress has grown by k-1 since its first
-// one, so the pace may change without touching any sequence. Events are worked off in their order and at their own time,
-// however late the timer fires.
+// A batch implements the timing of the package documentation. Its clock is progress: the number of
+// tokens that a sequence which decodes all the time would have produced. Token k of a sequence is
+// ready when progress has grown by k-1 since its first one, so the pace can change without touching
+// any sequence. Events are processed in order and at their own time, however late the timer fires.
 type batch struct {
 	// Fixed after newBatch.
 	slots         int
@@ -77,25 +77,25 @@ type batch struct {
 	itlBase       time.Duration
 	itlPerRequest time.Duration
 
-	mu         sync.Mutex  // guards all below
-	clock      float64     // 1: as configured
-	waiting    []*sequence // for a slot and memory, first come first
-	admitted   []*sequence // those that hold a slot, those that stick included; the one that took it last is the last
+	mu         sync.Mutex  // guards all fields below
+	clock      float64     // speed; 1: as configured
+	waiting    []*sequence // waiting for a slot and memory, in order of arrival
+	admitted   []*sequence // those with a slot, including those that keep it; in the order in which they got it
 	most       int         // tokens that they may come to hold
 	prefilling []*sequence // the first one is being prefilled
 	reading    int         // tokens of all of these
 	prefillEnd time.Time   // of the first one
-	resting    []*sequence // prefilled, by the time of their first token
-	decoding   []*sequence // by due
+	resting    []*sequence // prefilled, ordered by the time of their first token
+	decoding   []*sequence // ordered by due
 	progress   float64     // at the time at
 	at         time.Time
 	maxRunning int
 	started    int64
 	preempted  int64
 	cache      *prefixCache // nil: none
-	queried    int64        // prompt tokens that were looked for in the cache
-	cached     int64        // and found
-	timer      *time.Timer  // nil while nothing is to come
+	queried    int64        // prompt tokens that were looked up in the cache
+	cached     int64        // prompt tokens that were found
+	timer      *time.Timer  // nil while no event is due
 }
 
 func newBatch(cfg Config) *batch {
@@ -105,7 +105,8 @@ func newBatch(cfg Config) *batch {
 	}
 }
 
-// submit takes the sequence in, or reports that the queue is full. Whoever submits must leave.
+// submit adds a sequence, or reports that the queue is full. After a successful submit, leave must
+// be called.
 func (b *batch) submit(q *sequence) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -120,7 +121,8 @@ func (b *batch) submit(q *sequence) bool {
 	return true
 }
 
-// await returns when the sequence has made more tokens than seen or has ended, or else when ctx ends.
+// await returns when the sequence has produced more tokens than seen, when it has ended, or when
+// ctx ends.
 func (b *batch) await(ctx context.Context, q *sequence, seen int) (made int, ended bool, err error) {
 	for {
 		b.mu.Lock()
@@ -137,7 +139,7 @@ func (b *batch) await(ctx context.Context, q *sequence, seen int) (made int, end
 	}
 }
 
-// leave takes out a sequence that has not ended, whatever its phase, and gives its slot to the next.
+// leave removes a sequence that has not ended, in any phase, and frees its slot.
 func (b *batch) leave(q *sequence) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -161,7 +163,7 @@ func (b *batch) removeLocked(q *sequence) {
 	b.releaseLocked(q)
 }
 
-// releaseLocked takes a sequence off its slot, whatever its phase.
+// releaseLocked takes a sequence off its slot, in any phase.
 func (b *batch) releaseLocked(q *sequence) {
 	drop(&b.admitted, q)
 	b.most -= q.in + q.limit
@@ -179,8 +181,8 @@ func (b *batch) releaseLocked(q *sequence) {
 	_ = drop(&b.resting, q) || drop(&b.decoding, q)
 }
 
-// preemptLocked takes memory and slot from a sequence, and puts it in front of all that wait. What it has made is read
-// again, with its prompt, when there is room.
+// preemptLocked takes memory and slot from a sequence and puts it at the front of the queue. What
+// it has produced is prefilled again, with its prompt, when there is room.
 func (b *batch) preemptLocked(q *sequence) {
 	made := q.reached(b.progress)
 	b.releaseLocked(q)
@@ -199,7 +201,7 @@ func (b *batch) stats() Stats {
 	}
 }
 
-// held is how many tokens the cache holds of the requests in the batch.
+// held is how many tokens of memory the requests in the batch use.
 func (b *batch) held() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -215,7 +217,7 @@ func (b *batch) heldLocked() int {
 	return tokens
 }
 
-// setClock makes everything that is computed so many times as fast, from now on.
+// setClock changes the speed of all computation from now on.
 func (b *batch) setClock(clock float64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -247,7 +249,7 @@ func (b *batch) armLocked(now time.Time) {
 	case event == nil && b.timer == nil:
 	case event == nil:
 		b.timer.Stop()
-		b.timer = nil // a later one may belong to another test's clock
+		b.timer = nil // a later timer may belong to another test's clock
 	case b.timer == nil:
 		b.timer = time.AfterFunc(t.Sub(now), b.tick)
 	default:
@@ -255,7 +257,7 @@ func (b *batch) armLocked(now time.Time) {
 	}
 }
 
-// advanceLocked works off everything that is due until now.
+// advanceLocked processes all events that are due.
 func (b *batch) advanceLocked(now time.Time) {
 	for {
 		b.admitLocked()
@@ -269,7 +271,7 @@ func (b *batch) advanceLocked(now time.Time) {
 	b.moveLocked(now)
 }
 
-// nextLocked is the next event and its time.
+// nextLocked returns the next event and its time.
 func (b *batch) nextLocked() (t time.Time, event func(*batch)) {
 	if len(b.prefilling) > 0 {
 		t, event = b.prefillEnd, (*batch).prefilledLocked
@@ -284,7 +286,8 @@ func (b *batch) nextLocked() (t time.Time, event func(*batch)) {
 		}
 	}
 	if left, runsOut := b.runsOutLocked(); runsOut {
-		// What ends with the same token gives its memory back first: hence a time that is rounded up.
+		// The time is rounded up: a sequence that ends with the same token releases its memory
+		// first.
 		if d := b.at.Add(time.Duration(math.Ceil(left * float64(b.itlLocked())))); d.Before(t) {
 			t, event = d, (*batch).overflowLocked
 		}
@@ -292,8 +295,8 @@ func (b *batch) nextLocked() (t time.Time, event func(*batch)) {
 	return t, event
 }
 
-// runsOutLocked is the progress until a token finds no memory, if that is before something else is due. All grow by a
-// token in a progress of 1, each at its own moment.
+// runsOutLocked returns the progress until a token finds no memory, if that happens before anything
+// else is due. Every sequence grows by one token per progress of 1, each at its own moment.
 func (b *batch) runsOutLocked() (left float64, runsOut bool) {
 	n := len(b.decoding)
 	if n == 0 || len(b.admitted) == 1 || b.most <= b.memory || b.itlLocked() == 0 {
@@ -315,7 +318,8 @@ func (b *batch) runsOutLocked() (left float64, runsOut bool) {
 	return rounds + moments[free%n], true
 }
 
-// overflowLocked preempts as few as there must be, those that were admitted last. One alone may have more than there is.
+// overflowLocked preempts as few sequences as necessary, those admitted last. A single one may
+// exceed the memory.
 func (b *batch) overflowLocked() {
 	for len(b.admitted) > 1 && b.heldLocked() > b.memory {
 		b.preemptLocked(b.admitted[len(b.admitted)-1])
@@ -328,7 +332,7 @@ func (b *batch) itlLocked() time.Duration {
 
 func (b *batch) moveLocked(t time.Time) {
 	if len(b.decoding) == 0 {
-		b.progress = 0 // small numbers are exact
+		b.progress = 0 // keeps the numbers small, and so exact
 	} else if itl := b.itlLocked(); itl > 0 {
 		b.progress += float64(t.Sub(b.at)) / float64(itl)
 	}
@@ -361,7 +365,7 @@ func (b *batch) admitLocked() {
 	}
 }
 
-// prefillLocked begins the first prefill, if there is one.
+// prefillLocked starts the first prefill, if there is one.
 func (b *batch) prefillLocked() {
 	b.prefillEnd = b.at
 	if len(b.prefilling) == 0 {
@@ -380,8 +384,8 @@ func (b *batch) prefillLocked() {
 	}
 }
 
-// hitsLocked is how many tokens of the prompt the prefix cache has. The last one is always computed: the first one of the
-// answer comes of it.
+// hitsLocked is how many tokens of the prompt are in the prefix cache. The last token is always
+// computed: it produces the first token of the answer.
 func (b *batch) hitsLocked(q *sequence) int {
 	if !q.caches {
 		return 0
@@ -389,7 +393,7 @@ func (b *batch) hitsLocked(q *sequence) int {
 	return min(b.cache.hits(q.blocks), (q.in-1)/cacheBlock) * cacheBlock
 }
 
-// lookLocked finds once how much of a prompt is new, for its share of what is prefilled together.
+// lookLocked determines once how much of a prompt is new, for its part of prefillBatch.
 func (b *batch) lookLocked(q *sequence) {
 	if q.fresh < 0 {
 		q.fresh = q.in - b.hitsLocked(q)
@@ -423,7 +427,7 @@ func (b *batch) joinLocked(q *sequence) {
 	b.decodeLocked(q)
 }
 
-// decodeLocked puts the sequence where its next wake-up is due.
+// decodeLocked inserts the sequence at its next wake-up.
 func (b *batch) decodeLocked(q *sequence) {
 	q.due = q.join + float64(max(0, q.next(q.made)-q.again-1))
 	b.decoding = insert(b.decoding, q, func(x *sequence) bool { return x.due > q.due })
@@ -453,7 +457,7 @@ func (b *batch) decodedLocked() {
 	}
 }
 
-// insert keeps a list ordered: q comes before the first that is after it.
+// insert keeps a list ordered: q is inserted before the first element that comes after it.
 func insert(list []*sequence, q *sequence, after func(*sequence) bool) []*sequence {
 	if n := len(list); n == 0 || !after(list[n-1]) {
 		return append(list, q)

@@ -15,7 +15,7 @@ import (
 	"github.com/pulley-lb/pulley/engine/sim"
 )
 
-// tokenTimes streams a chat and tells when each of its tokens came.
+// tokenTimes streams a chat and returns when each of its tokens arrived.
 func (r *rig) tokenTimes(orders string, in, out int) []time.Duration {
 	r.t.Helper()
 	body := chatBody(words(in), fmt.Sprintf(`,"stream":true,"max_tokens":%d`, out))
@@ -64,11 +64,11 @@ func TestPaceChangesWithTheBatchInTheMiddleOfAToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, sim.Config{ITLBase: 10 * time.Millisecond, ITLPerRequest: 10 * time.Millisecond})
 		var wg sync.WaitGroup
-		// Alone a token takes 20 ms, together 30 ms. At 10 ms half a token is left to make.
+		// Alone a token takes 20 ms, together 30 ms. At 10 ms half a token is left.
 		wg.Go(func() { wantTimes(t, "first", r.tokenTimes("", 1, 3), 0, 25, 55) })
 		wg.Go(func() {
 			time.Sleep(10 * time.Millisecond)
-			// At 55 ms half a token is left, and is made alone.
+			// At 55 ms half a token is left, and is produced alone.
 			wantTimes(t, "second", r.tokenTimes("", 1, 3), 10, 40, 65)
 		})
 		wg.Wait()
@@ -190,7 +190,8 @@ func TestAbortedPrefillLetsTheNextBeginAtOnce(t *testing.T) {
 	})
 }
 
-// TestAgreesWithTheModel replays random requests and compares each with a plain time-stepping of the same model.
+// TestAgreesWithTheModel replays random requests and compares each with a simple time-stepped
+// simulation.
 func TestAgreesWithTheModel(t *testing.T) {
 	for name, memory := range map[string]int{"enough memory": 0, "little memory": 600} {
 		t.Run(name, func(t *testing.T) {
@@ -240,13 +241,13 @@ type modelRequest struct {
 	in, out int
 
 	first, end float64
-	again      int     // tokens made when it was preempted
+	again      int     // tokens produced before it was preempted
 	made       float64 // since its prefill, after the first
 }
 
 func (q *modelRequest) tokens() int { return q.again + 1 + int(q.made+1e-9) }
 
-// runModel goes from one token to the next and touches every request each time.
+// runModel advances from one token to the next and visits every request each time.
 func runModel(cfg sim.Config, reqs []*modelRequest) (preempted int) {
 	const never = 1e18
 	arriving := slices.Clone(reqs)
@@ -265,7 +266,7 @@ func runModel(cfg sim.Config, reqs []*modelRequest) (preempted int) {
 			next = min(next, arriving[0].at)
 		}
 		for _, q := range batch {
-			token := float64(q.tokens() - q.again) // what it has of made when the next token is there
+			token := float64(q.tokens() - q.again) // value of made when the next token is ready
 			next = min(next, now+(token-q.made)*itl)
 		}
 		if next == never {
@@ -286,7 +287,7 @@ func runModel(cfg sim.Config, reqs []*modelRequest) (preempted int) {
 			batch, prefill, prefillEnd = append(batch, q), prefill[1:], never
 		}
 		for _, q := range batch {
-			q.end = now // until it goes on
+			q.end = now // until it continues
 		}
 		ended := func(q *modelRequest) bool { return q.end == now && q.tokens() >= q.out }
 		running = slices.DeleteFunc(running, ended)

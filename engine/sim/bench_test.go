@@ -11,7 +11,7 @@ import (
 	"github.com/pulley-lb/pulley/engine/sim"
 )
 
-// discard is a ResponseWriter that costs nothing, to measure the engine alone.
+// discard is a ResponseWriter without cost, to measure the engine alone.
 type discard struct{ header http.Header }
 
 func (d discard) Header() http.Header         { return d.header }

@@ -3,13 +3,14 @@ package sim
 // cacheBlock is how many tokens a block of the prefix cache has: vLLM's default.
 const cacheBlock = 16
 
-// A prefixCache knows the blocks of prompts whose prefill need not be done again. A block is named by the hash of the
-// prompt up to its end, so that finding it means that all before it is the same too. The block that was used longest ago
-// goes first; of those that one prompt has used, the last one of the prompt. So a block never outlives one before it.
+// A prefixCache holds the blocks of prompts whose prefill need not be repeated. A block is named by
+// the hash of the prompt up to its end, so finding a block means that everything before it is the
+// same too. The least recently used block is evicted first; among those of one prompt, the last
+// one. So a block never outlives one before it.
 type prefixCache struct {
-	room   int // blocks
-	blocks map[uint64]*cachedBlock
-	ring   cachedBlock // next is the one used last, prev the one to go first
+	capacity int // capacity in blocks
+	blocks   map[uint64]*cachedBlock
+	ring     cachedBlock // next is the most recently used block, prev the next to be evicted
 }
 
 type cachedBlock struct {
@@ -17,17 +18,17 @@ type cachedBlock struct {
 	prev, next *cachedBlock
 }
 
-// newPrefixCache has room for so many tokens; nil if that is less than a block.
+// newPrefixCache returns a cache for so many tokens; nil if that is less than a block.
 func newPrefixCache(tokens int) *prefixCache {
 	if tokens < cacheBlock {
 		return nil
 	}
-	c := &prefixCache{room: tokens / cacheBlock, blocks: make(map[uint64]*cachedBlock)}
+	c := &prefixCache{capacity: tokens / cacheBlock, blocks: make(map[uint64]*cachedBlock)}
 	c.ring.prev, c.ring.next = &c.ring, &c.ring
 	return c
 }
 
-// hits is how many of a prompt's blocks are there, from the first on without a gap.
+// hits is how many of a prompt's blocks are cached, from the first one without a gap.
 func (c *prefixCache) hits(prompt []uint64) int {
 	for i, name := range prompt {
 		if c.blocks[name] == nil {
@@ -37,9 +38,9 @@ func (c *prefixCache) hits(prompt []uint64) int {
 	return len(prompt)
 }
 
-// use notes that a prompt was prefilled, as far as there is room for it.
+// use records that a prompt was prefilled, up to the capacity.
 func (c *prefixCache) use(prompt []uint64) {
-	prompt = prompt[:min(len(prompt), c.room)]
+	prompt = prompt[:min(len(prompt), c.capacity)]
 	for i := len(prompt) - 1; i >= 0; i-- {
 		b := c.blocks[prompt[i]]
 		if b == nil {
@@ -50,7 +51,7 @@ func (c *prefixCache) use(prompt []uint64) {
 		}
 		b.linkAfter(&c.ring)
 	}
-	for len(c.blocks) > c.room {
+	for len(c.blocks) > c.capacity {
 		oldest := c.ring.prev
 		oldest.unlink()
 		delete(c.blocks, oldest.name)

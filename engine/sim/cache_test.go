@@ -36,7 +36,8 @@ func conversation(rest string, messages ...string) string {
 	return `{"model":"m","max_tokens":1,"messages":[` + strings.Join(list, ",") + `]` + rest + `}`
 }
 
-// cachedOf asks, and tells how many tokens of the prompt were cached and how long the answer took.
+// cachedOf sends a request and returns how many tokens of the prompt were cached and how long the
+// answer took.
 func (r *rig) cachedOf(body string) (cached int, took time.Duration) {
 	r.t.Helper()
 	begun := r.since()
@@ -178,13 +179,13 @@ func TestPromptsInLineFindWhatThoseBeforeThemCompute(t *testing.T) {
 	})
 }
 
-// TestCacheAgreesWithAPlainList asks for random branches of a tree of texts, and compares with a list of all that was
-// ever used.
+// TestCacheAgreesWithAPlainList requests random branches of a tree of texts, and compares with a
+// list of everything that was ever used.
 func TestCacheAgreesWithAPlainList(t *testing.T) {
 	const room = 40
 	r := newRig(t, sim.Config{PrefixCache: 16 * room})
 	rng := rand.New(rand.NewPCG(1, 2))
-	var used []string // blocks with all before them; the last one was used last
+	var used []string // blocks with all before them, most recently used last
 	for n := range 400 {
 		var blocks []string
 		var path strings.Builder

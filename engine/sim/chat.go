@@ -19,7 +19,7 @@ var chatEndpoint = endpoint{
 	},
 }
 
-// requiredTool is the function that the answer has to call, if it has to.
+// requiredTool returns the function that the answer has to call, if any.
 func (b *body) requiredTool() (name string, ok bool) {
 	if len(b.Tools) == 0 {
 		return "", false
@@ -43,7 +43,7 @@ type usage struct {
 	PromptTokens        int            `json:"prompt_tokens"`
 	CompletionTokens    int            `json:"completion_tokens"`
 	TotalTokens         int            `json:"total_tokens"`
-	PromptTokensDetails *promptDetails `json:"prompt_tokens_details,omitempty"` // nil where nothing is cached
+	PromptTokensDetails *promptDetails `json:"prompt_tokens_details,omitempty"` // nil if nothing is cached
 }
 
 type promptDetails struct {
@@ -126,7 +126,7 @@ func (wk *work) completion(m chatMessage, finish string) []byte {
 	})
 }
 
-// chunk is one chunk of a stream; finish is empty but in the last.
+// chunk is one chunk of a stream; finish is empty except in the last one.
 func (wk *work) chunk(d chatDelta, finish string) []byte {
 	if wk.ollama {
 		d.Role = "assistant"
@@ -160,7 +160,7 @@ func (wk *work) endChunks(st *stream, finish string) {
 	st.event("", []byte("[DONE]"))
 }
 
-// chat is an answer in words.
+// chat is an answer in text.
 type chat struct {
 	*work
 	frame eventFrame
@@ -181,7 +181,7 @@ func (c *chat) tokens(st *stream, i, n int) { c.frame.write(st, c.work, i, n) }
 
 func (c *chat) end(st *stream) { c.endChunks(st, c.finish("length", "stop")) }
 
-// toolCall is an answer that calls a function with the words as its argument.
+// toolCall is an answer that calls a function with the text as its argument.
 type toolCall struct {
 	*work
 	tool string
@@ -199,7 +199,7 @@ func (c *toolCall) whole() (string, []byte) {
 	return "application/json", c.completion(chatMessage{ToolCalls: []chatToolCall{call}}, "tool_calls")
 }
 
-// arguments are what the tokens from i until before n add to {"text":"…"}.
+// arguments is the part of {"text":"…"} that the tokens from i until before n add.
 func (c *toolCall) arguments(i, n int) string {
 	var s strings.Builder
 	if i == 0 {
@@ -226,12 +226,14 @@ func (c *toolCall) tokens(st *stream, i, n int) {
 
 func (c *toolCall) end(st *stream) { c.endChunks(st, "tool_calls") }
 
-// An eventFrame is an event that is the same for every token but for the text: encoding it once keeps a stream cheap.
+// An eventFrame is an event that is the same for every token except for the text: encoding it once
+// keeps a stream cheap.
 type eventFrame struct {
 	before, after []byte
 }
 
-// framePiece stands for the text in the event that a frame is made of: a string that JSON escapes and words do not have.
+// framePiece is a placeholder for the text in a frame: a string that JSON escapes and that no text
+// contains.
 var framePiece = json.RawMessage(`"\u0000"`)
 
 func newEventFrame(data []byte) eventFrame {

@@ -10,7 +10,8 @@ var completionEndpoint = endpoint{
 	answer:   func(_ *body, wk *work) answer { return &completion{work: wk} },
 }
 
-// completion is an answer of the legacy API; a chunk of it differs from the whole in what is left out only.
+// completion is an answer of the legacy API. A chunk differs from the whole only in what is left
+// out.
 type completion struct {
 	*work
 	frame eventFrame

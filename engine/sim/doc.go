@@ -1,77 +1,85 @@
-// Package sim is a simulated engine: an OpenAI-compatible model server with exact token counts and exact timing, for
-// tests, benchmarks and demos. [Engine] is an http.Handler; package engine's Scraper reads it like any other engine.
+// Package sim is a simulated engine: an OpenAI-compatible model server with exact token counts and
+// exact timing, for tests, benchmarks and demos. [Engine] is an http.Handler; package engine's
+// Scraper reads it like any other engine.
 //
-// # The model of time
+// # Timing
 //
-// A request first waits in the engine's own FIFO queue until one of its slots is free, there is memory for it, see below,
-// and those with a slot that still wait for their prefill leave some of PrefillBatch. Its prompt is then prefilled:
-// prompts are prefilled one at a time, in the order in which they took their slots, at PrefillRate tokens per second, but
-// for the tokens that the prefix cache has.
-// TTFT later (this part overlaps with other requests) the first token is there and the request joins the decode batch,
-// in which every request makes one token per
+// A request first waits in the engine's own FIFO queue until a slot is free, there is memory for it
+// (see below), and the requests which have a slot but no prefill yet leave part of PrefillBatch
+// free. Then its prompt is prefilled: prompts are prefilled one at a time, in the order in which
+// they got their slots, at PrefillRate tokens per second, without the tokens that the prefix cache
+// has. After a further TTFT (this part overlaps with other requests) the first token is ready and
+// the request joins the decode batch, in which every request produces one token per
 //
 //	ITLBase + ITLPerRequest × (requests in the batch)
 //
-// A batch that grows or shrinks changes the pace of all, from that instant on and also in the middle of a token. The last
-// token frees the slot. A client that goes away frees it at once, in whatever phase its request is. A slow reader does
-// not slow the engine down: its tokens wait for it.
+// A batch that grows or shrinks changes the pace of all its requests from that instant on, even in
+// the middle of a token. The last token frees the slot. A client that disconnects frees it at once,
+// in every phase. A slow reader does not slow the engine down: its tokens are buffered.
 //
-// [Engine.SetClock], or POST /sim/clock?factor=0.5, changes how fast it computes while it runs, as throttled clocks do.
+// [Engine.SetClock], or POST /sim/clock?factor=0.5, changes the speed of all computation while the
+// engine runs, as throttled clocks do.
 //
-// All of it is computed from the time package's clock, one event after the other, so that it is exact to the nanosecond
-// in a testing/synctest bubble and does not drift on a real clock. What takes no time starts no timer: an engine with all
-// times zero answers as fast as HTTP allows.
+// All of this is computed from the time package's clock, one event after the other, so it is exact
+// to the nanosecond in a testing/synctest bubble and does not drift on a real clock. Work that
+// takes no time starts no timer: an engine with all times zero answers as fast as HTTP allows.
 //
 // # Tokens
 //
-// A token is a word. The prompt has as many tokens as there are whitespace-separated words in the texts of the fields
-// system, instructions, messages, prompt, input, query, documents and inputs[].data. In an array each string is a text,
-// in an object the values of "text" and "content" are; an array of numbers is one text, with a word for each number. All
-// else, such as image parts, roles and tools, counts nothing.
+// A token is a word. The prompt has as many tokens as there are whitespace-separated words in the
+// texts of the fields system, instructions, messages, prompt, input, query, documents and
+// inputs[].data. In an array each string is a text; in an object the values of "text" and "content"
+// are; an array of numbers is one text, with a word for each number. Everything else, such as image
+// parts, roles and tools, does not count.
 //
-// The answer has max_completion_tokens, else max_tokens, else max_output_tokens tokens, else 64. Its token i is
-// Token(PromptHash(prompt texts…), i), and its text is Text of that hash: anyone can check an answer, or see where
-// two answers were spliced. A stream's first event carries one token, the others TokensPerEvent of them. The finish
-// reason is "length" where the request named a length, else "stop". There is one choice, whatever n is.
+// The answer has max_completion_tokens tokens, otherwise max_tokens, otherwise max_output_tokens,
+// otherwise 64. Its token i is Token(PromptHash(prompt texts…), i), and its text is Text of that
+// hash: so any client can check an answer, or find the place where two answers were spliced. A
+// stream's first event carries one token, the others TokensPerEvent. The finish reason is "length"
+// if the request set a length, otherwise "stop". There is one choice, whatever n is.
 //
-// Embeddings and rerankings end with their prefill. Images cost as many tokens of time as a text. Speech is the bytes of
-// the text at the pace of its tokens.
+// Embeddings and rerankings end with their prefill. Images take as much time as a text of as many
+// tokens. Speech is the bytes of the text at the pace of its tokens.
 //
 // # The prefix cache
 //
-// With PrefixCache, an engine that decodes keeps the prompts that it has prefilled, as far as that many tokens go, and a
-// prompt that begins like one of them costs only the rest, as with vLLM's automatic prefix caching. It is known by the
-// words themselves: each block of 16 tokens by the hash of all words up to its end, however they are spread over
-// messages, and whatever name of the model is asked for. So a conversation that goes on finds what it had in common
-// with its last turn, rounded down to a block.
+// With PrefixCache, an engine keeps the prompts that it has prefilled, up to that many tokens, and
+// a prompt that starts like one of them costs only the rest, as with vLLM's automatic prefix
+// caching. Prompts are compared by their words: each block of 16 tokens is identified by the hash
+// of all words up to its end, however they are spread over messages, and whatever model name is
+// requested. So a follow-up of a conversation finds what it has in common with the previous
+// request, rounded down to a block.
 //
-// The look is taken when the prefill begins, what it computed is there when it ends, and a prefill that was broken off
-// leaves nothing. The last token is always computed. Where there is no room, the block goes that was used longest ago,
-// and of a prompt's blocks the last one first. Answers are not kept.
+// The cache is looked up when the prefill starts and updated when it ends; an aborted prefill
+// leaves nothing. The last token is always computed. When the cache is full, the least recently
+// used block is evicted, and of a prompt's blocks the last one first. Answers are not kept.
 //
-// The usage tells: prompt_tokens_details.cached_tokens, input_tokens_details.cached_tokens, or cache_read_input_tokens,
-// which in Anthropic's API are not among the input_tokens.
+// The usage reports the hits as prompt_tokens_details.cached_tokens,
+// input_tokens_details.cached_tokens, or cache_read_input_tokens, which in Anthropic's API are not
+// included in input_tokens.
 //
 // # The KV cache
 //
-// A request takes memory for its prompt and its first token when it takes its slot, and for one token more with each that
-// it makes; its end gives all of it back. A prompt for which there is no room waits, and all behind it with it. When a
-// token finds no room, the request that took its slot last is preempted, as with vLLM: it goes to the front of the queue,
-// and when it gets its slot again, its prompt and the tokens that it had made are prefilled anew. Its answer only comes
-// later. One request alone may have more than there is.
+// A request takes memory for its prompt and its first token when it gets its slot, and for one more
+// token with each that it produces; its end releases all of it. A prompt for which there is no room
+// waits, and so do all behind it. When a token finds no room, the request that got its slot last is
+// preempted, as with vLLM: it goes to the front of the queue, and when it gets its slot again, its
+// prompt and the tokens that it had produced are prefilled again. Its answer is only delayed. A
+// request that runs alone may exceed the memory.
 //
-// The prefix cache is apart from that, and takes none of this memory.
+// The prefix cache is separate and takes none of this memory.
 //
-// # Models that take turns
+// # Swapping models
 //
-// With Loaded, an engine holds so many of its models at once, none to begin with, as Ollama and llama-swap do. A request
-// for another one waits until nothing runs any more of the model that has to go, the one that was asked for longest ago,
-// idle ones first; and then LoadTime for its load. Requests for models that are there pass it meanwhile, but for the one
-// that has to go; with engine.DialectOllama nothing passes what waits before it.
+// With Loaded, an engine holds that many of its models at once, none at first, as Ollama and
+// llama-swap do. A request for another model waits until no request of the evicted model runs any
+// more (idle models are evicted first, otherwise the least recently used), and then LoadTime for
+// the load. Requests for loaded models overtake it meanwhile, except for the evicted one; with
+// engine.DialectOllama no request overtakes a waiting one.
 //
-// # Orders
+// # Misbehaviour on request
 //
-// A request may order a misbehaviour in the header x-sim, as a comma-separated list:
+// A request may ask for misbehaviour in the header x-sim, as a comma-separated list:
 //
 //	fail, fail=STATUS         answer with this status (default 500) at once
 //	refuse, refuse=STATUS     answer 429 or 503 with retry-after at once
@@ -81,12 +89,14 @@
 //	cut-after=N               cut the connection after N tokens; an answer that is not streamed is cut in its middle
 //	ttft=DURATION             add this to the time to the first token
 //	early-header              send a stream's status and header before its first token
-//	on=NAME                   the whole list is for the engine of this name; others ignore it
+//	on=NAME                   apply the list only on the engine with this name; others ignore it
 //
-// So "x-sim: cut-after=5, ttft=2s, on=slow" cuts the connection after five tokens where the engine named slow answers.
-// A hanging request keeps its slot until its client goes. When N is the length of the answer or more, the misbehaviour
-// comes in place of its end. Of several misbehaviours the first in the order close, fail or refuse, hang or cut wins. What
-// the header orders replaces what Config's probabilities would have drawn.
+// For example, "x-sim: cut-after=5, ttft=2s, on=slow" cuts the connection after five tokens if the
+// engine named slow answers. A hanging request keeps its slot until its client disconnects. If N is
+// the length of the answer or more, the misbehaviour replaces the end of the answer. Of several
+// misbehaviours the first one in the order close, fail or refuse, hang or cut applies. The header
+// replaces the misbehaviour that Config's probabilities would have drawn.
 //
-// Every answer names its engine in x-sim-name, and in system_fingerprint where the API has that field.
+// Every answer names its engine in x-sim-name, and in system_fingerprint where the API has that
+// field.
 package sim

@@ -17,61 +17,66 @@ import (
 	"github.com/pulley-lb/pulley/engine"
 )
 
-// Config says how a simulated engine behaves. The probabilities are per request, exclude one another and add up to at
-// most 1.
+// Config describes a simulated engine. The probabilities are per request, exclude each other, and
+// add up to at most 1.
 type Config struct {
-	// Name tells this engine from others, in x-sim-name and system_fingerprint. Default "sim".
+	// Name identifies this engine in x-sim-name and system_fingerprint. Default "sim".
 	Name string
-	// Models are the names that the engine answers to; at least one.
+	// Models are the names of the models that it serves; at least one.
 	Models []string
 	// Slots is how many requests run at once. Default 8.
 	Slots int
-	// MaxQueue is how many more may wait; the next one is refused. Default 0, no limit.
+	// MaxQueue is how many requests may wait; the next one is refused. Default 0, no limit.
 	MaxQueue int
 	// PrefillRate is in prompt tokens per second. Default 0, infinitely fast.
 	PrefillRate float64
-	// PrefillBatch is how many prompt tokens are taken for prefill together, vLLM's max_num_batched_tokens: prompts beyond
-	// that wait in the queue, without a slot. It changes what the engine tells of itself, and no time. Default 8192.
+	// PrefillBatch is how many prompt tokens are prefilled together, vLLM's max_num_batched_tokens:
+	// prompts beyond that wait in the queue, without a slot. It changes what the engine reports,
+	// but no times. Default 8192.
 	PrefillBatch int
 	// ITLBase is the part of the inter-token time that does not depend on the batch. Default 0.
 	ITLBase time.Duration
 	// ITLPerRequest is the part of the inter-token time that each request in the batch adds. Default 0.
 	ITLPerRequest time.Duration
-	// PrefixCache is how many prompt tokens are kept for later prompts that begin alike, in whole blocks of 16. Default 0,
-	// none.
+	// PrefixCache is how many prompt tokens are kept for later prompts with the same start, in
+	// whole blocks of 16. Default 0, none.
 	PrefixCache int
-	// TTFT comes on top of the prefill, before the first token. Default 0.
+	// TTFT is added after the prefill, before the first token. Default 0.
 	TTFT time.Duration
-	// TokensPerEvent is how many tokens an event of a stream carries, after the first, which carries one. Default 1.
+	// TokensPerEvent is how many tokens an event of a stream carries; the first one carries one.
+	// Default 1.
 	TokensPerEvent int
-	// Fail is the probability of an answer 500. Default 0.
+	// Fail is the probability of an answer with status 500. Default 0.
 	Fail float64
-	// Hang is the probability of no answer until the client goes. Default 0.
+	// Hang is the probability of no answer until the client disconnects. Default 0.
 	Hang float64
 	// Cut is the probability that the connection is cut after CutAfter tokens. Default 0.
 	Cut float64
-	// CutAfter is where Cut cuts. Default 0, before the first token.
+	// CutAfter is the number of tokens before a Cut. Default 0, before the first token.
 	CutAfter int
 	// Refuse is the probability of a refusal. Default 0.
 	Refuse float64
 	// RefuseStatus is the status of a refusal, 429 or 503. Default 429.
 	RefuseStatus int
-	// RetryAfter is what a refusal advises, in whole seconds. Default 1s.
+	// RetryAfter is the retry-after of a refusal, in whole seconds. Default 1s.
 	RetryAfter time.Duration
-	// KVTokens is how many tokens its KV cache holds: prompts wait until there is room, and where answers outgrow it, the
-	// last comer is preempted. Default 65536 for each slot, which hardly ever runs out.
+	// KVTokens is the size of the KV cache in tokens: prompts wait until there is room, and when
+	// answers outgrow it, the last request is preempted. Default 65536 per slot, which is hardly
+	// ever used up.
 	KVTokens int
-	// Loaded is how many of the models it holds at once: a request for another one waits for its load, and for what runs
-	// of the model that makes room for it. Default 0, all of them.
+	// Loaded is how many of the models it holds at once: a request for another one waits for its
+	// load, and for the running requests of the model that is evicted for it. Default 0, all of
+	// them.
 	Loaded int
-	// LoadTime is what a load takes. Default 0.
+	// LoadTime is the duration of a load. Default 0.
 	LoadTime time.Duration
-	// Dialect is whose pages it has, with what goes on in this engine: any but engine.DialectLMStudio. To
-	// inference requests all answer as OpenAI's specification says, but for engine.DialectOllama, which ignores
-	// max_completion_tokens, repeats the role in every chunk, and answers an unknown model with type api_error and code
-	// null. Default engine.DialectVLLM.
+	// Dialect selects the pages on which it reports its state: any dialect except
+	// engine.DialectLMStudio. Inference requests are answered as OpenAI's specification says with
+	// every dialect, except that engine.DialectOllama ignores max_completion_tokens, repeats the
+	// role in every chunk, and answers an unknown model with type api_error and code null. Default
+	// engine.DialectVLLM.
 	Dialect engine.Dialect
-	// Seed starts the draws of misbehaviours. Default 1.
+	// Seed seeds the draws of misbehaviours. Default 1.
 	Seed uint64
 }
 
@@ -92,9 +97,9 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// A ConfigError says what is wrong with one field of a configuration.
+// A ConfigError reports an invalid field of a configuration.
 type ConfigError struct {
-	Field  string // as in Config
+	Field  string // name of the field in Config
 	Reason string
 }
 
@@ -108,7 +113,7 @@ func (c Config) check() error {
 		return bad("Name", "%q: only printable ASCII without spaces and commas", c.Name)
 	}
 	if len(c.Models) == 0 || slices.Contains(c.Models, "") {
-		return bad("Models", "want at least one name, and none that is empty")
+		return bad("Models", "want at least one name, and no empty one")
 	}
 	for _, f := range []struct {
 		field string
@@ -141,7 +146,7 @@ func (c Config) check() error {
 		value float64
 	}{{"Fail", c.Fail}, {"Hang", c.Hang}, {"Cut", c.Cut}, {"Refuse", c.Refuse}} {
 		if sum += p.value; p.value > 1 {
-			return bad(p.field, "%v is no probability", p.value)
+			return bad(p.field, "%v is not a probability", p.value)
 		} else if sum > 1+1e-9 {
 			return bad(p.field, "the probabilities of misbehaviours add up to more than 1")
 		}
@@ -155,16 +160,16 @@ func (c Config) check() error {
 	return nil
 }
 
-// An Engine is a simulated engine. It is an http.Handler that owns no goroutine: what it does happens in the handlers of its
-// requests and, while time passes for them, in one timer. Cutting a connection is done by panicking with
-// http.ErrAbortHandler, as net/http wants it.
+// An Engine is a simulated engine. It is an http.Handler that owns no goroutine: its work happens
+// in the handlers of its requests and, while time passes for them, in one timer. It cuts a
+// connection by panicking with http.ErrAbortHandler, as net/http expects.
 type Engine struct {
 	// Fixed after New.
 	cfg        Config
 	mux        *http.ServeMux
 	batch      *batch
-	loader     *loader // nil: all models are there
-	born       int64   // unix seconds; "created" of the models
+	loader     *loader // nil: all models are loaded
+	born       int64   // Unix seconds; "created" of the models
 	nameHeader []string
 
 	lastID   atomic.Uint64
@@ -176,11 +181,11 @@ type Engine struct {
 	tokensIn atomic.Int64
 	tokens   atomic.Int64
 
-	drawMu sync.Mutex // guards:
+	drawMu sync.Mutex // guards draws
 	draws  *rand.Rand
 }
 
-// New checks cfg, naming the first bad field in a *ConfigError, and starts nothing.
+// New checks cfg and starts nothing. The error is a *ConfigError for the first invalid field.
 func New(cfg Config) (*Engine, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.check(); err != nil {
@@ -226,7 +231,7 @@ func (s *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r)
 }
 
-// handle is the way of an inference request: read, check, obey orders, run, answer.
+// handle serves an inference request: read, check, apply orders, run, answer.
 func (s *Engine) handle(e endpoint) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		err := s.infer(w, r, e)
@@ -258,40 +263,40 @@ func (s *Engine) infer(w http.ResponseWriter, r *http.Request, e endpoint) error
 		return s.refusal(o.refuse)
 	case o.fail != 0:
 		s.failed.Add(1)
-		return errorOf(o.fail, "this failure was ordered")
+		return errorOf(o.fail, "this failure was requested")
 	}
 	return s.run(w, r, wk, e.answer(b, wk), o)
 }
 
-// refusal counts one and says it.
+// refusal counts a refusal and returns it.
 func (s *Engine) refusal(status int) error {
 	s.refused.Add(1)
-	err := errorOf(status, "the engine has no room for another request")
+	err := errorOf(status, "the engine has no capacity for another request")
 	err.retryAfter = strconv.Itoa(int(math.Ceil(s.cfg.RetryAfter.Seconds())))
 	return err
 }
 
-// Stats counts requests of an Engine.
+// Stats counts the requests of an Engine.
 type Stats struct {
 	Name       string  `json:"name"`
 	Slots      int     `json:"slots"`
-	Running    int     `json:"running"`     // hold a slot
+	Running    int     `json:"running"`     // have a slot
 	Waiting    int     `json:"waiting"`     // in the engine's queue
-	MaxRunning int     `json:"max_running"` // the most that ever ran at once
-	Received   int64   `json:"received"`    // inference requests that came, answered or not
+	MaxRunning int     `json:"max_running"` // highest number that ran at once
+	Received   int64   `json:"received"`    // inference requests received, answered or not
 	Started    int64   `json:"started"`     // got a slot
-	Finished   int64   `json:"finished"`    // were computed to their end for a client that was still there
-	Aborted    int64   `json:"aborted"`     // lost their client before that, waiting or running
-	Refused    int64   `json:"refused"`     // 429 or 503, queue full or as ordered
-	Failed     int64   `json:"failed"`      // 500, closed or cut, as ordered
-	Preempted  int64   `json:"preempted"`   // times that a request was put back for lack of KV cache
-	Queried    int64   `json:"queried"`     // prompt tokens that were looked for in the prefix cache
-	Cached     int64   `json:"cached"`      // prompt tokens that were found there
-	Loads      int64   `json:"loads"`       // of models
+	Finished   int64   `json:"finished"`    // computed to their end for a client that was still connected
+	Aborted    int64   `json:"aborted"`     // disconnected before that, waiting or running
+	Refused    int64   `json:"refused"`     // 429 or 503, because the queue was full or on request
+	Failed     int64   `json:"failed"`      // 500, closed or cut, on request
+	Preempted  int64   `json:"preempted"`   // preemptions for lack of KV cache
+	Queried    int64   `json:"queried"`     // prompt tokens looked up in the prefix cache
+	Cached     int64   `json:"cached"`      // prompt tokens found there
+	Loads      int64   `json:"loads"`       // loads of models
 	Clock      float64 `json:"clock"`       // see SetClock
 }
 
-// Stats is a snapshot. A client that has its whole answer finds it counted as finished.
+// Stats returns a snapshot. A client that has its whole answer is counted as finished.
 func (s *Engine) Stats() Stats {
 	st := s.batch.stats()
 	st.Name, st.Slots = s.cfg.Name, s.cfg.Slots
@@ -305,20 +310,21 @@ func (s *Engine) showStats(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, s.Stats())
 }
 
-// minClock is as good as a standstill: a token takes hours.
+// minClock is nearly a standstill: a token takes hours.
 const minClock = 1e-6
 
-// SetClock makes prefill and decoding so many times as fast as configured, from now on and also in the middle of a token,
-// as a GPU's clocks do: 0.5 is half as fast, 1 is as configured. Less than 0.000001 is refused.
+// SetClock sets the speed of prefill and decoding relative to the configuration, from now on and also
+// in the middle of a token, as a GPU's clocks do: 0.5 is half as fast, 1 is as configured. Less than
+// 0.000001 is refused.
 func (s *Engine) SetClock(factor float64) error {
 	if !(factor >= minClock) || math.IsInf(factor, 0) {
-		return fmt.Errorf("clock %v: want a factor from %v on, such as 0.5", factor, minClock)
+		return fmt.Errorf("clock %v: want a factor of at least %v, such as 0.5", factor, minClock)
 	}
 	s.batch.setClock(factor)
 	return nil
 }
 
-// orderClock is SetClock with the parameter factor, from the query or a form.
+// orderClock serves SetClock with the parameter factor, from the query or a form.
 func (s *Engine) orderClock(w http.ResponseWriter, r *http.Request) {
 	factor, err := strconv.ParseFloat(r.FormValue("factor"), 64)
 	if err == nil {

@@ -109,7 +109,7 @@ func TestEveryStreamEndsAsItsAPISays(t *testing.T) {
 	for path, c := range map[string]struct {
 		body  string
 		names []string
-		piece []any // where the text is in the events that have it
+		piece []any // path of the text in the events that have it
 	}{
 		"/v1/completions": {`{"model":"m","prompt":"` + prompt + `","max_tokens":3,"stream":true}`,
 			[]string{"", "", "", "", ""}, []any{"choices", 0, "text"}},
@@ -262,7 +262,7 @@ func TestErrorsHaveTheShapeOfTheAPI(t *testing.T) {
 		"too long":    {path: "/v1/chat/completions", body: chatBody("x", `,"max_tokens":1000000000`), status: 400},
 		"bad order":   {path: "/v1/chat/completions", body: chatBody("x", ""), orders: "hang, dance", status: 400},
 		"ordered fail": {path: "/v1/chat/completions", body: chatBody("x", ""), orders: "fail", status: 500,
-			want: `{"error":{"code":"internal_error","message":"this failure was ordered","param":null,"type":"server_error"}}`},
+			want: `{"error":{"code":"internal_error","message":"this failure was requested","param":null,"type":"server_error"}}`},
 		"ordered fail with a status":    {path: "/v1/messages", body: chatBody("x", ""), orders: "fail=418", status: 418},
 		"ordered refusal":               {path: "/v1/chat/completions", body: chatBody("x", ""), orders: "refuse=503", status: 503},
 		"order for this engine":         {path: "/v1/chat/completions", body: chatBody("x", ""), orders: "on=sim, refuse", status: 429},
@@ -300,8 +300,8 @@ func TestOllamaRepeatsTheRoleAndIgnoresMaxCompletionTokens(t *testing.T) {
 
 func TestCutConnectionIsNeverACleanEnd(t *testing.T) {
 	for orders, c := range map[string]struct {
-		events int  // of the stream that came before the cut
-		begun  bool // whether the whole answer's header came
+		events int  // events of the stream before the cut
+		begun  bool // the header of a whole answer arrived
 	}{
 		"close":         {0, false},
 		"cut-after=0":   {0, false},
@@ -428,7 +428,7 @@ func TestTokensAreTheirWords(t *testing.T) {
 	}
 }
 
-// FuzzPrompt checks that whatever JSON comes is answered, and counted as encoding/json understands it.
+// FuzzPrompt checks that any JSON is answered, and counted as encoding/json understands it.
 func FuzzPrompt(f *testing.F) {
 	f.Add(`{"model":"m","prompt":"a b"}`)
 	f.Add(`{"model":"m","prompt":["a\\","\"b", [1, 2,-3e5] , {"text":"c","x":[{}]}] }`)

@@ -17,7 +17,8 @@ import (
 	"github.com/pulley-lb/pulley/testenv"
 )
 
-// A rig is an Engine behind a real HTTP server in memory, and a client for it. It works in a synctest bubble.
+// A rig is an Engine behind a real HTTP server in memory, with a client. It works in a synctest
+// bubble.
 type rig struct {
 	t      testing.TB
 	sim    *sim.Engine
@@ -76,7 +77,7 @@ func (r *rig) answer(path, orders, body string) (status int, header http.Header,
 	return resp.StatusCode, resp.Header, string(b), err
 }
 
-// since is virtual time since the rig began.
+// since is the virtual time since the rig was started.
 func (r *rig) since() time.Duration { return time.Since(r.begun) }
 
 type event struct {
@@ -85,7 +86,7 @@ type event struct {
 	at   time.Duration
 }
 
-// stream posts and reads events until the stream ends, in whichever way.
+// stream posts and reads events until the stream ends in any way.
 func (r *rig) stream(path, orders, body string) ([]event, error) {
 	r.t.Helper()
 	resp, err := r.post(r.t.Context(), path, orders, body)
@@ -129,7 +130,7 @@ func parse(t testing.TB, data string) map[string]any {
 	return v
 }
 
-// at digs into JSON: field names and indices.
+// at returns a part of a JSON value, by field names and indices.
 func at(t testing.TB, v any, path ...any) any {
 	t.Helper()
 	for _, p := range path {

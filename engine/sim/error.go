@@ -10,7 +10,7 @@ import (
 	"github.com/pulley-lb/pulley/engine"
 )
 
-// An apiError is an answer that says what went wrong, in the shape of OpenAI's API or of Anthropic's.
+// An apiError is an error answer in the shape of OpenAI's API or of Anthropic's.
 type apiError struct {
 	status     int
 	kind       string
@@ -37,7 +37,7 @@ func errorOf(status int, message string) *apiError {
 	return e
 }
 
-// badRequest is a 400 about one parameter, or about none.
+// badRequest is a 400 about a parameter, or about none.
 func badRequest(param, format string, args ...any) *apiError {
 	e := errorOf(http.StatusBadRequest, fmt.Sprintf(format, args...))
 	if param != "" {
@@ -94,7 +94,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	writeBody(w, status, "application/json", jsonOf(v))
 }
 
-// jsonOf encodes what this package has made; that cannot go wrong.
+// jsonOf encodes a value of this package, which cannot fail.
 func jsonOf(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -103,7 +103,8 @@ func jsonOf(v any) []byte {
 	return b
 }
 
-// writeBody announces its length, so that a cut is seen as one. A client that is gone does not hear of it.
+// writeBody sets the content length, so that a client can detect a cut. Write errors are ignored:
+// the client has disconnected.
 func writeBody(w http.ResponseWriter, status int, contentType string, body []byte) {
 	h := w.Header()
 	h["Content-Type"] = []string{contentType}

@@ -8,10 +8,11 @@ var inferEndpoint = endpoint{
 	answer:   func(b *body, wk *work) answer { return &inference{work: wk, id: b.ID} },
 }
 
-// inference is an answer in KServe's version 2 protocol: the words as one string. The model stands in the path.
+// inference is an answer in KServe's version 2 protocol: the text as one string. The path names the
+// model.
 type inference struct {
 	*work
-	id string // the client's
+	id string // set by the client
 }
 
 func (p *inference) whole() (string, []byte) {

@@ -15,7 +15,7 @@ var imagesEndpoint = endpoint{
 	answer:   func(b *body, wk *work) answer { return &images{work: wk, n: min(max(b.N, 1), 10)} },
 }
 
-// images is n small pictures of one colour, which derives from the prompt's hash.
+// images is n small pictures of one colour that is derived from the prompt's hash.
 type images struct {
 	*work
 	n int
@@ -24,7 +24,7 @@ type images struct {
 func (p *images) whole() (string, []byte) {
 	data := []any{}
 	for i := range p.n {
-		data = append(data, object{"b64_json": p.picture(mix(p.hash + uint64(i)))}) // bytes encode as base64
+		data = append(data, object{"b64_json": p.picture(mix(p.hash + uint64(i)))}) // bytes are encoded as base64
 	}
 	return "application/json", jsonOf(object{
 		"created": p.created, "data": data,
@@ -37,7 +37,7 @@ func (p *images) picture(x uint64) []byte {
 		color.RGBA{byte(x), byte(x >> 8), byte(x >> 16), 255},
 	})
 	var b bytes.Buffer
-	_ = png.Encode(&b, picture) // a buffer takes all
+	_ = png.Encode(&b, picture) // a buffer accepts all writes
 	return b.Bytes()
 }
 
@@ -50,10 +50,10 @@ var transcriptionEndpoint = endpoint{
 	},
 }
 
-// transcription is words for a file that nobody listens to.
+// transcription is a text for a file that is not evaluated.
 type transcription struct {
 	*work
-	format string // as JSON
+	format string // of the JSON
 }
 
 func (t *transcription) contentType() string { return eventStream }
@@ -91,7 +91,7 @@ var speechEndpoint = endpoint{
 	},
 }
 
-// speech is bytes that come at the pace of tokens and are no sound: the words themselves.
+// speech is bytes at the pace of tokens. They are the text itself, not sound.
 type speech struct {
 	*work
 }

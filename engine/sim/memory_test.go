@@ -24,7 +24,7 @@ func TestPromptsWaitForMemory(t *testing.T) {
 		}{
 			{60, []int{60, 110, 160}},
 			{60, []int{220, 270, 320}}, // there is room when the first has ended
-			{10, []int{230, 280, 330}}, // it would fit, but comes behind
+			{10, []int{230, 280, 330}}, // it would fit, but is behind
 		} {
 			wg.Go(func() {
 				time.Sleep(time.Duration(i) * time.Microsecond)
@@ -71,8 +71,8 @@ func TestLastComerIsPreempted(t *testing.T) {
 		})
 		time.Sleep(time.Microsecond)
 		synctest.Wait()
-		// At 60 ms there are 2 × 10 tokens of prompts, and 6 + 5 that were made. It gets its slot again at 150 ms, and 15
-		// tokens are prefilled.
+		// At 60 ms there are 2 × 10 prompt tokens, and 6 + 5 that were produced. It gets its slot
+		// again at 150 ms, and 15 tokens are prefilled.
 		events := make(chan []event, 1)
 		wg.Go(func() {
 			got, err := r.stream("/v1/chat/completions", "", chatBody(words(10), `,"stream":true,"max_tokens":15`))
@@ -81,7 +81,7 @@ func TestLastComerIsPreempted(t *testing.T) {
 			}
 			events <- got
 		})
-		// One that comes later stays behind it.
+		// A later request stays behind it.
 		wg.Go(func() {
 			time.Sleep(65 * time.Millisecond)
 			wantTimes(t, "third", r.tokenTimes("", 1, 1), 166)

@@ -18,7 +18,7 @@ func (m *message) contentType() string { return eventStream }
 
 func (m *message) state(content []any, stopReason any, out int) object {
 	usage := object{"input_tokens": m.in, "output_tokens": out}
-	if m.caches { // in this API they are apart
+	if m.caches { // this API counts them separately
 		usage["input_tokens"], usage["cache_read_input_tokens"] = m.in-m.cached, m.cached
 	}
 	return object{

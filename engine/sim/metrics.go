@@ -10,14 +10,14 @@ import (
 	"github.com/pulley-lb/pulley/engine"
 )
 
-// Dialects are those that an Engine can speak.
+// Dialects lists the dialects that an Engine can speak.
 func Dialects() []engine.Dialect {
 	return []engine.Dialect{engine.DialectVLLM, engine.DialectSGLang, engine.DialectTGI, engine.DialectLlamaCpp, engine.DialectOllama, engine.DialectTriton, engine.DialectTRTLLM,
 		engine.DialectLlamaSwap, engine.DialectOpenAI}
 }
 
-// pages are the GETs and others by which an engine of the Engine's dialect tells of itself. Triton's metrics are on the same
-// port as all else: an Engine has but one.
+// pages are the pages on which an engine of this dialect reports. Triton's metrics are on the same
+// port as everything else: an Engine has only one.
 func (s *Engine) pages() map[string]http.HandlerFunc {
 	healthy := func(http.ResponseWriter, *http.Request) {}
 	pages := map[string]http.HandlerFunc{"GET /health": healthy}
@@ -65,12 +65,12 @@ func (s *Engine) pages() map[string]http.HandlerFunc {
 
 const version = "0.0.0-sim"
 
-// state is what the pages tell of.
+// state is what the pages report.
 type state struct {
 	Stats
-	model          string // the first one: most engines have but one
-	held, kvTokens int    // in the KV cache
-	in, out        int64  // tokens of requests that were computed to their end
+	model          string // the first one: most engines have only one
+	held, kvTokens int    // tokens in the KV cache, and its size
+	in, out        int64  // tokens of completed requests
 }
 
 func (s *Engine) state() state {
@@ -86,7 +86,7 @@ func showJSON(of func(state) any, s *Engine) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, of(s.state())) }
 }
 
-// showMetrics answers a page in Prometheus' text format.
+// showMetrics serves a page in Prometheus' text format.
 func (s *Engine) showMetrics(of func(state) []metric) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		var b bytes.Buffer
@@ -111,7 +111,7 @@ type metric struct {
 	value                    float64
 }
 
-// withLabels puts the same labels on all.
+// withLabels adds the same labels to all metrics.
 func withLabels(prefix, labels string, ms []metric) []metric {
 	for i := range ms {
 		ms[i].name = prefix + ms[i].name
@@ -198,7 +198,7 @@ func (s *Engine) llamacppSlots(st state) any {
 	return slots
 }
 
-// ollamaModels are all that there are.
+// ollamaModels lists all models.
 func (s *Engine) ollamaModels(state) any {
 	var models []object
 	for _, m := range s.cfg.Models {

@@ -8,19 +8,19 @@ import (
 	"time"
 )
 
-// orders are the misbehaviours of one request.
+// orders are the misbehaviours that a request asks for.
 type orders struct {
 	close  bool
-	fail   int // status; 0: does not
-	refuse int // status; 0: does not
+	fail   int // status; 0: do not fail
+	refuse int // status; 0: do not refuse
 	hang   bool
 	cut    bool
-	after  int // tokens before hang or cut
+	after  int // tokens before the hang or cut
 	ttft   time.Duration
-	early  bool // header before the first token
+	early  bool // send the header before the first token
 }
 
-// orders are those of the header, or else drawn.
+// orders returns those of the header, or draws them.
 func (s *Engine) orders(h http.Header) (orders, error) {
 	lines, ok := h["X-Sim"]
 	if !ok {
@@ -61,7 +61,7 @@ func (s *Engine) draw() orders {
 	return orders{}
 }
 
-// parseOrders reads an x-sim header; on is the engine it is meant for, if it names one.
+// parseOrders parses an x-sim header. on is the engine that it applies to, if it names one.
 func parseOrders(header string, refuseStatus int) (o orders, on string, err error) {
 	for field := range strings.SplitSeq(header, ",") {
 		name, value, hasValue := strings.Cut(strings.TrimSpace(field), "=")
@@ -90,12 +90,12 @@ func parseOrders(header string, refuseStatus int) (o orders, on string, err erro
 			o.after, err = count(value)
 		case "ttft":
 			if o.ttft, err = time.ParseDuration(value); err == nil && o.ttft < 0 {
-				err = fmt.Errorf("want no negative duration")
+				err = fmt.Errorf("want a duration that is not negative")
 			}
 		case "on":
 			on = value
 		default:
-			err = fmt.Errorf("no such order")
+			err = fmt.Errorf("unknown order")
 		}
 		if err != nil {
 			return orders{}, "", fmt.Errorf("x-sim: %q: %w", strings.TrimSpace(field), err)

@@ -17,17 +17,17 @@ import (
 
 const (
 	maxBody       = 256 << 20
-	maxField      = 1 << 20 // of a form
-	maxOutput     = 1 << 20 // tokens; stands for the context length of a real engine
+	maxField      = 1 << 20 // bytes of a form field
+	maxOutput     = 1 << 20 // tokens; in place of a real engine's context length
 	defaultOutput = 64      // tokens
 )
 
-// An endpoint is what one inference API differs in.
+// An endpoint is what differs between the inference APIs.
 type endpoint struct {
 	idPrefix  string
-	anthropic bool // shape of errors
-	decodes   bool // makes tokens after the prefill
-	form      bool // reads a multipart form, not JSON
+	anthropic bool // errors have Anthropic's shape
+	decodes   bool // produces tokens after the prefill
+	form      bool // reads a multipart form instead of JSON
 	needs     string
 	needed    func(*body) bool
 	answer    func(*body, *work) answer
@@ -71,7 +71,7 @@ type body struct {
 	N              int             `json:"n"`
 }
 
-// prompt is all texts that count as input.
+// prompt returns all texts that count as input.
 func (b *body) prompt() []string {
 	fields := []texts{b.System, b.Instructions, b.Messages, b.Prompt, b.Input, b.Query, b.Documents}
 	for _, in := range b.Inputs {
@@ -134,7 +134,7 @@ func readForm(r *http.Request) (*body, error) {
 			return nil, errors.New("the form has no file")
 		}
 		if err == io.EOF {
-			_, err = io.Copy(io.Discard, r.Body) // only then does net/http watch for the client to go
+			_, err = io.Copy(io.Discard, r.Body) // only then does net/http notice a disconnecting client
 			return b, err
 		}
 		if err != nil {
@@ -169,19 +169,19 @@ func (b *body) readPart(p *multipart.Part) error {
 	return nil
 }
 
-// work is a request as the engine sees it.
+// work is a request as the engine processes it.
 type work struct {
 	id      string
 	engine  string
 	model   string
 	created int64
 	in, out int      // tokens
-	cached  int      // of in; known after the prefill
-	blocks  []uint64 // of the prompt, where the engine caches
+	cached  int      // part of in; known after the prefill
+	blocks  []uint64 // blocks of the prompt, if the engine caches prompts
 	hash    uint64
-	capped  bool // the request named its output length
+	capped  bool // the request set its output length
 	stream  bool
-	usage   bool // asked for at the end of a stream
+	usage   bool // the stream ends with the usage
 	caches  bool // this engine caches prompts
 	ollama  bool
 }
@@ -207,7 +207,7 @@ func (s *Engine) newWork(r *http.Request, e endpoint, b *body) (*work, error) {
 	wk.hash, wk.in, wk.blocks = hashWords(b.prompt(), block)
 	err := wk.setOutput(b)
 	if !e.decodes {
-		wk.out = 1 // ends with the prefill
+		wk.out = 1 // it ends with the prefill
 	}
 	return wk, err
 }
@@ -237,10 +237,10 @@ func (wk *work) setOutput(b *body) error {
 // text is the whole answer.
 func (wk *work) text() string { return Text(wk.hash, wk.out) }
 
-// piece is what the tokens from i until before n add to the text.
+// piece is the part of the text that the tokens from i until before n add.
 func (wk *work) piece(i, n int) string { return string(appendTokens(nil, wk.hash, i, n)) }
 
-// finish is one word or the other: for an answer as long as was asked, or one that ended by itself.
+// finish returns length if the answer is as long as requested, stop if it ended by itself.
 func (wk *work) finish(length, stop string) string {
 	if wk.capped {
 		return length
@@ -248,12 +248,12 @@ func (wk *work) finish(length, stop string) string {
 	return stop
 }
 
-// texts are the strings of a prompt, whatever JSON shape they come in; see the package documentation. They are not nil
-// where the field was there.
+// texts are the strings of a prompt in any of its JSON shapes; see the package documentation. They
+// are not nil if the field was present.
 type texts []string
 
-// UnmarshalJSON gets valid JSON from package json, so that one pass which looks at little is enough and images of many
-// megabytes cost little.
+// UnmarshalJSON receives valid JSON from package json, so a single pass that looks at little
+// suffices, and images of many megabytes cost little.
 func (t *texts) UnmarshalJSON(b []byte) error {
 	if string(b) == "null" {
 		return nil
@@ -270,7 +270,7 @@ type textWalker struct {
 	found texts
 }
 
-// value passes over one value and, if told to, keeps its texts.
+// value skips one value and, if keep is set, keeps its texts.
 func (w *textWalker) value(keep bool) {
 	switch c := w.peek(); c {
 	case '"':
@@ -333,7 +333,7 @@ func (w *textWalker) comma() {
 	}
 }
 
-// str is the string that begins here, quotes included.
+// str is the string that starts here, including its quotes.
 func (w *textWalker) str() []byte {
 	start := w.at
 	w.at++
@@ -349,7 +349,7 @@ func (w *textWalker) str() []byte {
 	}
 }
 
-// literal is the number or word that begins here.
+// literal is the number or word that starts here.
 func (w *textWalker) literal() []byte {
 	n := bytes.IndexAny(w.json[w.at:], ",]} \t\r\n")
 	if n < 0 {

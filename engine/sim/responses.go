@@ -62,7 +62,7 @@ func (p *response) event(st *stream, name string, data object) {
 	st.event(name, jsonOf(data))
 }
 
-// inPart is an event about the one text.
+// inPart is an event about the only text.
 func (p *response) inPart(data object) object {
 	data["item_id"], data["output_index"], data["content_index"] = p.itemID(), 0, 0
 	return data

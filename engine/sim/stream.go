@@ -5,12 +5,12 @@ import (
 	"strconv"
 )
 
-// An answer is written in the shape of one API.
+// An answer is written in the form of one API.
 type answer interface {
 	whole() (contentType string, body []byte)
 }
 
-// A streamer is an answer that can also come in pieces.
+// A streamer is an answer that can also be streamed.
 type streamer interface {
 	answer
 	contentType() string
@@ -19,7 +19,7 @@ type streamer interface {
 	end(*stream)                // after the last token
 }
 
-// A stream writes events, each on its own and at once. After an error it writes nothing more.
+// A stream writes events, each separately and at once. After an error it writes nothing more.
 type stream struct {
 	w   http.ResponseWriter
 	rc  *http.ResponseController
@@ -36,7 +36,7 @@ func newStream(w http.ResponseWriter, contentType string) *stream {
 
 const eventStream = "text/event-stream; charset=utf-8"
 
-// event writes one server-sent event; the name is left out where it is empty.
+// event writes one server-sent event; an empty name is left out.
 func (st *stream) event(name string, data []byte) {
 	st.buf = st.buf[:0]
 	if name != "" {
@@ -55,8 +55,8 @@ func (st *stream) write(b []byte) {
 	}
 }
 
-// run takes the work through the batch and writes its answer. It returns an *apiError for the client, or nil, or why the
-// client has no use for any.
+// run takes the work through the batch and writes its answer. It returns an *apiError for the
+// client, nil, or the reason why the client cannot use an answer.
 func (s *Engine) run(w http.ResponseWriter, r *http.Request, wk *work, a answer, o orders) error {
 	q := &sequence{
 		in:     wk.in,
@@ -153,7 +153,7 @@ func (s *Engine) writeStream(w http.ResponseWriter, r *http.Request, wk *work, a
 	return nil
 }
 
-// count adds a request that was computed to its end.
+// count adds a completed request.
 func (s *Engine) count(wk *work) {
 	s.finished.Add(1)
 	s.tokensIn.Add(int64(wk.in))

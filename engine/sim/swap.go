@@ -10,46 +10,47 @@ import (
 	"github.com/pulley-lb/pulley/engine"
 )
 
-// A loader holds fewer models at once than an Engine answers for. What is asked for is loaded, and what makes room for it is
-// the model whose last request is longest ago, once nothing of it runs any more. One model is loaded at a time. It is nil
-// in an Engine that holds all of its models.
+// A loader holds fewer models at once than an Engine serves. It loads what is requested, and evicts
+// the least recently used model once none of its requests run any more. One model is loaded at a
+// time. It is nil in an Engine that holds all of its models.
 type loader struct {
 	// Fixed after newLoader.
 	most   int
-	took   time.Duration // to load one
-	inLine bool          // who waits behind a load waits for it, whatever it asks for
+	took   time.Duration // time of a load
+	inLine bool          // no request overtakes one that waits for a load
 
-	mu      sync.Mutex   // guards all below
-	held    []*heldModel // the one that was asked for longest ago first
-	waiting []*visit     // first come first
-	next    string       // what makes room is to go for it; "": nothing
+	mu      sync.Mutex   // guards all fields below
+	held    []*heldModel // least recently used first
+	waiting []*visit     // in order of arrival
+	next    string       // the model for which another is being evicted; "": none
 	loads   int64
 }
 
-// heldModel is one that is loaded, or being loaded, or about to go.
+// heldModel is a model that is loaded, being loaded or being evicted.
 type heldModel struct {
 	name    string
 	ready   bool
 	leaving bool
-	running int // requests
+	running int // its running requests
 }
 
-// visit is a request on its way to its model.
+// visit is a request that waits for its model or uses it.
 type visit struct {
 	model string
 	come  chan struct{} // closed when it may run
-	of    *heldModel    // then
+	of    *heldModel    // set when it may run
 }
 
 func newLoader(cfg Config) *loader {
 	if cfg.Loaded == 0 || cfg.Loaded >= len(cfg.Models) {
 		return nil
 	}
-	// Ollama works off its queue in order; llama-swap lets those pass whose model is there.
+	// Ollama works through its queue in order; llama-swap lets requests for loaded models overtake.
 	return &loader{most: cfg.Loaded, took: cfg.LoadTime, inLine: cfg.Dialect == engine.DialectOllama}
 }
 
-// enter returns when a model is there. Then the request must leave; it does not come in if ctx ends before.
+// enter returns when a model is ready; then leave must be called. It returns an error if ctx ends
+// before.
 func (l *loader) enter(ctx context.Context, model string) (leave func(), err error) {
 	if l == nil {
 		return func() {}, nil
@@ -93,10 +94,10 @@ func (l *loader) find(model string) *heldModel {
 	return nil
 }
 
-// goOnLocked does all that can be done now.
+// goOnLocked starts everything that can start now.
 func (l *loader) goOnLocked() {
 	wanted := func(v *visit) bool { return v.model == l.next }
-	if l.next != "" && !slices.ContainsFunc(l.waiting, wanted) { // who asked for it is gone
+	if l.next != "" && !slices.ContainsFunc(l.waiting, wanted) { // its requests were cancelled
 		l.next = ""
 		for _, h := range l.held {
 			h.leaving = false
@@ -123,7 +124,7 @@ func (l *loader) goOnLocked() {
 	}
 }
 
-// letInLocked lets a request run if its model is there.
+// letInLocked lets a request run if its model is ready.
 func (l *loader) letInLocked(v *visit) bool {
 	h := l.find(v.model)
 	if h == nil || !h.ready || h.leaving {
@@ -136,7 +137,7 @@ func (l *loader) letInLocked(v *visit) bool {
 	return true
 }
 
-// loadLocked begins to load a model; nil while there is no room for it.
+// loadLocked starts to load a model; nil while there is no room for it.
 func (l *loader) loadLocked(model string) *heldModel {
 	if l.next != "" && l.next != model || slices.ContainsFunc(l.held, func(h *heldModel) bool { return !h.ready }) {
 		return nil
@@ -159,7 +160,7 @@ func (l *loader) loadLocked(model string) *heldModel {
 	return h
 }
 
-// makeRoomLocked takes out the model that has to go; false while requests of it still run.
+// makeRoomLocked evicts a model; false while its requests still run.
 func (l *loader) makeRoomLocked(model string) bool {
 	if l.next == "" {
 		l.next = model
@@ -178,7 +179,7 @@ func without[T comparable](list []T, x T) []T {
 	return slices.DeleteFunc(list, func(y T) bool { return x == y })
 }
 
-// stats adds what waits for a load, and the loads so far.
+// stats adds the requests that wait for a load, and the loads so far.
 func (l *loader) stats(st *Stats) {
 	if l == nil {
 		return
@@ -189,7 +190,7 @@ func (l *loader) stats(st *Stats) {
 	st.Loads = l.loads
 }
 
-// states are the models that are loaded, by name, as llama-swap calls what they are about.
+// states maps the names of the models in memory to llama-swap's names for their states.
 func (l *loader) states(models []string) map[string]string {
 	states := make(map[string]string)
 	if l == nil {
@@ -213,7 +214,7 @@ func (l *loader) states(models []string) map[string]string {
 	return states
 }
 
-// ollamaLoaded are those in memory. Ollama lists one from when it begins to load it.
+// ollamaLoaded lists the models in memory. Ollama lists a model from the start of its load.
 func (s *Engine) ollamaLoaded(state) any {
 	states := s.loader.states(s.cfg.Models)
 	models := []object{}

@@ -21,9 +21,9 @@ func TestSimSwapsModels(t *testing.T) {
 	type ask struct {
 		at     time.Duration
 		model  string
-		tokens int // a tenth of a second each
+		tokens int // each a tenth of a second
 		leaves time.Duration
-		want   time.Duration // when the answer is there
+		want   time.Duration // when the answer is ready
 	}
 	const s = time.Second
 	tests := map[string]struct {
@@ -103,7 +103,7 @@ func TestSimTellsWhatIsLoaded(t *testing.T) {
 			}
 			tells()
 			wg.Go(func() { r.answer("/v1/chat/completions", "", modelBody("b", 1)) })
-			if dialect == engine.DialectOllama { // it lists what it loads
+			if dialect == engine.DialectOllama { // it lists a model from the start of its load
 				tells("b")
 			} else {
 				tells()

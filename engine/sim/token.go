@@ -2,20 +2,21 @@ package sim
 
 import "strings"
 
-// PromptHash is what an answer's tokens derive from: FNV-1a over the words of the texts, in order, each followed by a
-// space. White space between words does not count, nor does how words are spread over texts.
+// PromptHash is the hash from which an answer's tokens are derived: FNV-1a over the words of the
+// texts, in order, each followed by a space. White space between words does not matter, nor does
+// how words are spread over texts.
 func PromptHash(texts ...string) uint64 {
 	hash, _, _ := hashWords(texts, 0)
 	return hash
 }
 
-// CountTokens is how many tokens an Engine sees in the texts: their whitespace-separated words.
+// CountTokens is the number of tokens in the texts: their whitespace-separated words.
 func CountTokens(texts ...string) int {
 	_, n, _ := hashWords(texts, 0)
 	return n
 }
 
-// hashWords also tells the hash after every so many words, unless block is 0.
+// hashWords also returns the hash after every block words, unless block is 0.
 func hashWords(texts []string, block int) (hash uint64, words int, blocks []uint64) {
 	const offset, prime = 14695981039346656037, 1099511628211
 	hash = offset
@@ -39,12 +40,13 @@ func Token(hash uint64, i int) string {
 	return string(appendToken(nil, hash, i))
 }
 
-// Text is the first n tokens of an answer, with a space between any two.
+// Text is the first n tokens of an answer, separated by spaces.
 func Text(hash uint64, n int) string {
 	return string(appendTokens(nil, hash, 0, n))
 }
 
-// appendTokens appends the tokens from i until before n as they stand in the text: each but token 0 after a space.
+// appendTokens appends the tokens from i until before n as they appear in the text: each except
+// token 0 after a space.
 func appendTokens(b []byte, hash uint64, i, n int) []byte {
 	for ; i < n; i++ {
 		if i > 0 {
@@ -55,7 +57,8 @@ func appendTokens(b []byte, hash uint64, i, n int) []byte {
 	return b
 }
 
-// appendToken writes sixteen bits as consonants and vowels in turn, so that tokens are easy to tell apart and to say.
+// appendToken writes sixteen bits as alternating consonants and vowels, so that tokens are easy to
+// distinguish and to pronounce.
 func appendToken(b []byte, hash uint64, i int) []byte {
 	const consonants, vowels = "bdfghjklmnprstvz", "aiou"
 	x := mix(hash + uint64(i))

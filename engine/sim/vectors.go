@@ -20,7 +20,7 @@ const (
 	maxDimensions     = 1 << 16
 )
 
-// embeddings is one vector for each text, of length 1 and derived from the text's hash.
+// embeddings is one vector per text, of length 1 and derived from the text's hash.
 type embeddings struct {
 	*work
 	body *body

@@ -4,7 +4,7 @@
  * layout of structures; no NVIDIA header is used.
  *
  * The control file is fakenvml.ctl in the folder of the library. It has lines of
- * key=value, is read anew at each call, and is replaced by renaming:
+ * key=value, is read at each call, and is replaced by renaming:
  *
  *   count=2                    how many GPUs there are
  *   driver=, nvml=             versions; the default is what it was built with
@@ -123,7 +123,7 @@ static void nap(const char *function, device_t *d) {
     if (ms) usleep((useconds_t)ms * 1000);
 }
 
-/* What each function does first: sleep, and fail if it is told to. */
+/* Called first by each function: sleeps, and returns an error if the control file says so. */
 static ret_t enter(const char *function, device_t *d) {
     nap(function, d);
     if (!initialized) return UNINITIALIZED;
@@ -195,7 +195,7 @@ API ret_t nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) {
     return OK;
 }
 
-/* ---- who a GPU is ---- */
+/* ---- the identity of a GPU ---- */
 
 API ret_t nvmlDeviceGetUUID(device_t *d, char *out, unsigned size) { ENTER(d); return give_text(prop(d, "uuid"), out, size); }
 API ret_t nvmlDeviceGetName(device_t *d, char *out, unsigned size) { ENTER(d); return give_text(prop(d, "name"), out, size); }
@@ -227,13 +227,13 @@ API ret_t nvmlDeviceGetClockInfo(device_t *d, int which, unsigned *mhz) {
     return give_unsigned(d, which == CLOCK_MEM ? "mem_clock" : "sm_clock", mhz);
 }
 
-/* ---- how it is ---- */
+/* ---- the state of a GPU ---- */
 
 API ret_t nvmlDeviceGetMemoryInfo(device_t *d, memory_t *m) {
     ENTER(d);
     if (!prop(d, "total")) return NOT_SUPPORTED;
     uint64_t total = prop_number(d, "total", 0), used = prop_number(d, "used", 0), reserved = prop_number(d, "reserved", 0);
-    *m = (memory_t){total, total - used - reserved, used + reserved}; /* it counts the reserved as used */
+    *m = (memory_t){total, total - used - reserved, used + reserved}; /* v1 counts reserved memory as used */
     return OK;
 }
 
@@ -371,7 +371,7 @@ API ret_t nvmlEventSetCreate(event_set_t **s) {
     unsigned gpu;
     event_t e;
     *s = calloc(1, sizeof **s);
-    (*s)->seen = last_xid(&gpu, &e); /* what was before is lost */
+    (*s)->seen = last_xid(&gpu, &e); /* earlier events are lost */
     return OK;
 }
 
