@@ -2,8 +2,8 @@ package api
 
 import "strings"
 
-// API is one of the APIs that clients and engines speak: it decides what an error looks like, how a stream ends, and
-// where a body has its conversation.
+// API is one of the APIs that clients and engines speak. It decides what an error looks like, how a
+// stream ends, and where a body has its conversation.
 type API string
 
 const (
@@ -11,13 +11,13 @@ const (
 	Completions API = "completions" // /v1/completions
 	Embeddings  API = "embeddings"  // /v1/embeddings
 	Responses   API = "responses"   // /v1/responses
-	Messages    API = "messages"    // /v1/messages, Anthropic's
+	Messages    API = "messages"    // Anthropic's /v1/messages
 	OpenAI      API = "openai"      // any other path under /v1/: audio, images, rerank
-	Other       API = "other"       // any other path: nothing is known of its streams
+	Other       API = "other"       // any other path; the form of its streams is unknown
 )
 
-// suffixes are the ends of the paths of those APIs that are known by their path alone. The longer one of two that match
-// comes first.
+// suffixes are the ends of the paths of the APIs that are identified by their path alone. Of two
+// that match, the longer one comes first.
 var suffixes = []struct {
 	suffix string
 	api    API
@@ -25,7 +25,7 @@ var suffixes = []struct {
 	{"/chat/completions", Chat}, {"/completions", Completions}, {"/embeddings", Embeddings}, {"/responses", Responses}, {"/messages", Messages},
 }
 
-// Of is the API that a path, with or without a query, belongs to.
+// Of returns the API that a path, with or without a query, belongs to.
 func Of(path string) API {
 	path, _, _ = strings.Cut(path, "?")
 	for _, s := range suffixes {
@@ -39,7 +39,7 @@ func Of(path string) API {
 	return Other
 }
 
-// Suffix is the end of the API's path, behind /v1; "" for OpenAI and Other.
+// Suffix is the end of the API's path, after /v1; "" for OpenAI and Other.
 func (a API) Suffix() string {
 	for _, s := range suffixes {
 		if s.api == a {
@@ -49,16 +49,18 @@ func (a API) Suffix() string {
 	return ""
 }
 
-// completes says whether the API is one of OpenAI's two completions, whose streams end with [DONE].
+// completes reports whether the API is one of OpenAI's two completions, whose streams end with
+// [DONE].
 func (a API) completes() bool { return a == Chat || a == Completions }
 
-// hasLastEvent says whether each stream of the API ends with an event that says so.
+// hasLastEvent reports whether every stream of the API ends with a final event.
 func (a API) hasLastEvent() bool { return a.completes() || a == Responses || a == Messages }
 
-// openAIErrors says whether an error in a stream of the API is an event with an error object as OpenAI's.
+// openAIErrors reports whether an error in a stream of the API is an event with an OpenAI error
+// object.
 func (a API) openAIErrors() bool { return a.completes() || a == Embeddings || a == OpenAI }
 
-// conversationField is the member of a body that has the conversation.
+// conversationField is the name of the body's member that holds the conversation.
 func (a API) conversationField() string {
 	if a == Responses {
 		return "input"

@@ -8,43 +8,40 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// conversation makes a chain of hashes of a request's messages, by which a
-// follow-up finds the worker that has the conversation's begin in its cache:
+// conversation builds a chain of hashes of a request's messages, by which a follow-up finds the
+// worker that has the start of the conversation in its cache:
 //
 //	prefix[k] = hash(what comes before the messages, hash(message 0 , … , message k))
 //
-// A request's home is learned under the last of its chain (Learnable), and a
-// request is a follow-up of an earlier one if one of its own prefixes, the last
-// excepted, was the last of that one's chain (Follows): it says all that the
-// earlier one said, and then more. So neither requests that say the same nor
-// those that only share a system prompt gather on one worker: what they share is
-// soon in every cache, and price spreads them.
+// A request's worker is remembered under the last hash of its chain (ConversationHash). A request
+// is a follow-up of an earlier one if one of its own prefixes, except the last, was the last of the
+// earlier chain (PrefixHashes): it contains everything that the earlier one contained, and more. So
+// neither identical requests nor requests that share only a system prompt collect on one worker:
+// what they share is soon in every cache, and the price spreads them.
 //
-// The hash is XXH64 of the messages' bytes as the client wrote them, without the
-// white space between them, so that it is the same in every gateway and needs no
-// parse beside the scan's. A client that writes an old message in another way
-// when it sends it again, such as with other white space in it, begins a new
-// conversation. Only "cache_control" is left out, since Anthropic's clients put
-// it on the newest messages and take it away from the older ones in every turn.
+// The hash is XXH64 of the messages' bytes as the client wrote them, without the white space
+// between them, so it is the same in every gateway and needs no parsing beyond the scan's. A client
+// that writes an old message differently when it sends it again, for example with other white space
+// in it, starts a new conversation. Only "cache_control" is left out, because Anthropic's clients
+// put it on the newest messages and remove it from the older ones in every request.
 //
-// What engines put before the messages (tools, system, instructions) may stand
-// behind them in the body, so its hash is mixed into each prefix at the end.
+// What engines put before the messages (tools, system, instructions) may come after them in the
+// body, so its hash is mixed into each prefix at the end.
 //
-// Nothing is promised by it: who makes two conversations with one hash gets at
-// worst a worker without their prefix.
+// The hash is not a security boundary: a client that constructs two conversations with the same
+// hash is at worst sent to a worker without its prefix.
 type conversation struct {
-	sum    xxhash.Digest // of the messages so far, each with a comma
+	sum    xxhash.Digest // hash of the messages so far, each with a comma
 	prefix []uint64
 	before [6]uint64 // by the index in preceding; 0: absent
-	again  cursor    // to read a value that is hashed without some of its members
+	again  cursor    // reads a value that is hashed without some of its members
 }
 
-// maxPrefix bounds a chain. Of a longer conversation the later part of its
-// prefixes is kept, at least half of this: a follow-up adds few messages, so
-// that the one that is looked for is near the end.
+// maxPrefix bounds a chain. For a longer conversation the last prefixes are kept, at least half as
+// many: a follow-up adds few messages, so the hash that is looked for is near the end.
 const maxPrefix = 512
 
-// read takes in the array of messages that t is at.
+// read adds the messages of the array that t is at.
 func (c *conversation) read(t *cursor) {
 	c.sum.Reset()
 	t.open()
@@ -63,7 +60,7 @@ func (c *conversation) read(t *cursor) {
 	}
 }
 
-// precede takes in the field that t is at, which engines put before the messages.
+// precede adds the field that t is at, one that engines put before the messages.
 func (c *conversation) precede(field string, t *cursor) {
 	to := &c.before[slices.Index(preceding, field)]
 	t.cache = false
@@ -77,7 +74,7 @@ func (c *conversation) precede(field string, t *cursor) {
 	*to = sum.Sum64()
 }
 
-// chain ends the conversation. It is nil for a body without messages.
+// chain completes and returns the prefixes. It is nil for a body without messages.
 func (c *conversation) chain() []uint64 {
 	var both [16]byte
 	var sum xxhash.Digest
@@ -94,12 +91,11 @@ func (c *conversation) chain() []uint64 {
 	return c.prefix
 }
 
-// cacheControl is left out of a hash.
+// cacheControl is the member that is left out of a hash.
 const cacheControl = `"cache_control"`
 
-// hash adds a JSON value to a hash; cache says that members "cache_control" are
-// in it, which are left out. They are found by their quotes: inside a string
-// these are escaped.
+// hash adds a JSON value to a hash. cache says that it contains members "cache_control", which are
+// left out. They are found by their quotes, which are escaped inside a string.
 func (c *conversation) hash(sum *xxhash.Digest, v []byte, cache bool) {
 	t := &c.again
 	for cache {
@@ -115,7 +111,7 @@ func (c *conversation) hash(sum *xxhash.Digest, v []byte, cache bool) {
 			if before, comma = bytes.CutSuffix(bytes.TrimRight(before, jsonSpace), []byte(",")); !comma {
 				after = bytes.TrimPrefix(bytes.TrimLeft(after, jsonSpace), []byte(","))
 			}
-		} else { // it is no member's name
+		} else { // it is not a member's name
 			before = v[:len(before)+len(cacheControl)]
 		}
 		sum.Write(before)
@@ -126,7 +122,7 @@ func (c *conversation) hash(sum *xxhash.Digest, v []byte, cache bool) {
 
 const jsonSpace = " \t\r\n"
 
-// ConversationHash is the hash under which this request's home is learned; 0 is none.
+// ConversationHash is the hash under which this request's worker is remembered; 0: none.
 func (c *Call) ConversationHash() uint64 {
 	if len(c.prefix) == 0 {
 		return 0
@@ -134,8 +130,8 @@ func (c *Call) ConversationHash() uint64 {
 	return c.prefix[len(c.prefix)-1]
 }
 
-// PrefixHashes yields the hashes under which the home of a conversation that this
-// request goes on with may have been learned, the longest first.
+// PrefixHashes yields the hashes under which the worker of an earlier part of this conversation may
+// have been remembered, the longest prefix first.
 func (c *Call) PrefixHashes(yield func(uint64) bool) {
 	for i := len(c.prefix) - 2; i >= 0; i-- {
 		if !yield(c.prefix[i]) {

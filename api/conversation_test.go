@@ -21,8 +21,8 @@ func chat(t *testing.T, path, body string) *Call {
 	return &c
 }
 
-// sharedMessages is how many messages a follow-up has from the request that it
-// follows; 0: it does not.
+// sharedMessages is how many messages a follow-up shares with the request that it follows; 0: it is
+// not a follow-up.
 func sharedMessages(later, earlier *Call) int {
 	whole, n := earlier.ConversationHash(), len(later.prefix)
 	if whole == 0 {
@@ -41,7 +41,7 @@ func TestConversationFollows(t *testing.T) {
 	for about, c := range map[string]struct {
 		path           string
 		earlier, later string
-		want           int // messages shared; 0: it is no follow-up
+		want           int // messages shared; 0: not a follow-up
 	}{
 		"the next turn": {openAI,
 			`{"model":"m","messages":[{"role":"user","content":"a"}]}`,
@@ -61,15 +61,15 @@ func TestConversationFollows(t *testing.T) {
 		"other fields do not count":       {openAI, `{"model":"m","messages":["a"],"max_tokens":5,"user":"x"}`, `{"temperature":1,"messages":["a","b"],"model":"n"}`, 1},
 		"tools count":                     {openAI, `{"model":"m","messages":["a"],"tools":[1]}`, `{"model":"m","messages":["a","b"],"tools":[2]}`, 0},
 		"tools wherever they stand":       {openAI, `{"tools":[1],"model":"m","messages":["a"],"functions":[2]}`, `{"functions":[2],"model":"m","messages":["a","b"],"tools":[1]}`, 1},
-		"tools are no functions":          {openAI, `{"tools":[1],"model":"m","messages":["a"]}`, `{"functions":[1],"model":"m","messages":["a","b"]}`, 0},
+		"tools are not functions":         {openAI, `{"tools":[1],"model":"m","messages":["a"]}`, `{"functions":[1],"model":"m","messages":["a","b"]}`, 0},
 		"null is absent":                  {openAI, `{"tools":null,"model":"m","messages":["a"]}`, `{"model":"m","messages":["a","b"]}`, 1},
 		"Anthropic's system":              {claude, `{"system":"s","model":"m","messages":["a"]}`, `{"model":"m","messages":["a","b"],"system":"s"}`, 1},
 		"another system":                  {claude, `{"system":"s","model":"m","messages":["a"]}`, `{"model":"m","messages":["a","b"],"system":"t"}`, 0},
 		"Responses":                       {responses, `{"model":"m","instructions":"i","input":["a"]}`, `{"model":"m","input":["a","b"],"instructions":"i"}`, 1},
 		"Responses that goes on with one": {responses, `{"model":"m","previous_response_id":"1","input":["a"]}`, `{"model":"m","previous_response_id":"2","input":["a","b"]}`, 0},
 		"Responses of one string":         {responses, `{"model":"m","input":"a"}`, `{"model":"m","input":["a","b"]}`, 0},
-		"input elsewhere is no chat":      {"/v1/embeddings", `{"model":"m","input":["a"]}`, `{"model":"m","input":["a","b"]}`, 0},
-		"messages are no Responses":       {responses, `{"model":"m","messages":["a"]}`, `{"model":"m","messages":["a","b"]}`, 0},
+		"input elsewhere is not a chat":   {"/v1/embeddings", `{"model":"m","input":["a"]}`, `{"model":"m","input":["a","b"]}`, 0},
+		"messages are not Responses":      {responses, `{"model":"m","messages":["a"]}`, `{"model":"m","messages":["a","b"]}`, 0},
 		"a field's name in another case":  {openAI, `{"model":"m","Messages":["a"]}`, `{"model":"m","Messages":["a","b"]}`, 0},
 		"a field's name escaped":          {openAI, `{"model":"m","messages":["a"]}`, `{"model":"m","m\u0065ssages":["a","b"]}`, 1},
 		"messages that are none":          {openAI, `{"model":"m","messages":{"a":["b"]}}`, `{"model":"m","messages":"a"}`, 0},
@@ -96,7 +96,7 @@ func TestConversationFollows(t *testing.T) {
 	}
 }
 
-// A conversation of any length goes on, and its chain stays bounded.
+// A conversation of any length can continue, and its chain stays bounded.
 func TestConversationLong(t *testing.T) {
 	body := func(messages int) string {
 		var b strings.Builder
@@ -116,8 +116,7 @@ func TestConversationLong(t *testing.T) {
 	}
 }
 
-// The hashes are the same in every gateway and in every version that shares
-// homes with this one.
+// The hashes are the same in every gateway and in every version that shares affinity with this one.
 func TestConversationIsStable(t *testing.T) {
 	c := chat(t, "/v1/chat/completions", `{"model":"m","tools":[{"a":1}],"messages":[{"role":"system","content":"s"},{"role":"user","content":"u"}]}`)
 	if want := []uint64{0x8487e3721d4bc88e, 0xd799f6c0e6a163}; !slices.Equal(c.prefix, want) {
@@ -125,7 +124,7 @@ func TestConversationIsStable(t *testing.T) {
 	}
 }
 
-// FuzzConversation holds the chain against one made from encoding/json's reading.
+// FuzzConversation compares the chain with one made from encoding/json's reading.
 func FuzzConversation(f *testing.F) {
 	for _, s := range []string{`[]`, `["a"]`, ` [ "a" , {"b":[1,2]} ] `, `[[["a"]],null]`, `{}`, `"a"`, `["é\u00e9\\"]`, "[\"\xff\"]"} {
 		f.Add([]byte(s), []byte(`{"a":1}`))

@@ -5,24 +5,23 @@ import (
 	"math/bits"
 )
 
-// cursor walks over JSON without taking it apart. It takes exactly what jsontext
-// takes when that allows duplicate names and invalid UTF-8, at about twice its
-// speed, for most of a body is strings that nobody here reads. The first thing
-// that is no JSON makes it bad, and it goes no further.
+// cursor walks over JSON without decoding it. It accepts exactly what jsontext accepts when
+// duplicate names and invalid UTF-8 are allowed, at about twice its speed, because most of a body
+// is strings that are not read here. At the first invalid byte it becomes bad and stops.
 type cursor struct {
 	b     []byte
 	at    int
 	bad   bool
-	fresh bool // just behind an opening bracket: no comma comes first
-	depth int  // of what is open around it
+	fresh bool // directly after an opening bracket, where no comma is expected
+	depth int  // nesting depth of the current position
 	cache bool // a member "cache_control" was skipped
 	in    [maxDepth/64 + 1]uint64
 }
 
-// maxDepth is jsontext's.
+// maxDepth is jsontext's limit.
 const maxDepth = 10_000
 
-// peek is the next byte that is no white space, 0 at the end.
+// peek is the next byte that is not white space, 0 at the end.
 func (t *cursor) peek() byte {
 	t.at = skipSpace(t.b, t.at)
 	if t.at == len(t.b) {
@@ -31,8 +30,7 @@ func (t *cursor) peek() byte {
 	return t.b[t.at]
 }
 
-// open goes into the object or array that begins here; name or element go
-// through it and out of it.
+// open enters the object or array that starts here. name or element iterate over it and leave it.
 func (t *cursor) open() {
 	t.peek()
 	t.at++
@@ -41,8 +39,8 @@ func (t *cursor) open() {
 	t.bad = t.bad || t.depth > maxDepth
 }
 
-// name is the quoted name of the next member of the object that t is in, nil
-// behind the last one or if it is bad. Its value comes next.
+// name returns the quoted name of the next member of the current object and advances to its value;
+// nil after the last member or if the text is bad.
 func (t *cursor) name() []byte {
 	if !t.more('}') {
 		return nil
@@ -63,7 +61,7 @@ func (t *cursor) name() []byte {
 	return t.b[from:end]
 }
 
-// element says whether another value of the array that t is in comes next.
+// element reports whether the current array has another value, and advances to it.
 func (t *cursor) element() bool { return t.more(']') }
 
 func (t *cursor) more(end byte) bool {
@@ -87,7 +85,7 @@ func (t *cursor) more(end byte) bool {
 	return false
 }
 
-// value goes over the next value and gives its bytes, nil if it is bad.
+// value skips the next value and returns its bytes; nil if it is bad.
 func (t *cursor) value() []byte {
 	t.peek()
 	from := t.at
@@ -99,7 +97,7 @@ func (t *cursor) value() []byte {
 	return nil
 }
 
-// skip is where the value that begins at i ends, -1 if none does.
+// skip is the index where the value that starts at i ends, -1 if there is none.
 func (t *cursor) skip(i int) int {
 	b, depth := t.b, t.depth
 values:
@@ -118,7 +116,7 @@ values:
 				t.in[depth/64] &^= 1 << (depth % 64)
 			}
 			i = skipSpace(b, i+1)
-			if i < len(b) && b[i] == c+2 { // the ASCII of its closing bracket
+			if i < len(b) && b[i] == c+2 { // the closing bracket in ASCII
 				break
 			}
 			if c == '{' {
@@ -134,7 +132,7 @@ values:
 		default:
 			i = skipNumber(b, i)
 		}
-		for i >= 0 && depth > t.depth { // behind a value: what it is in goes on or ends
+		for i >= 0 && depth > t.depth { // after a value: its array or object continues or ends
 			if i = skipSpace(b, i); i == len(b) {
 				return -1
 			}
@@ -164,7 +162,7 @@ func skipSpace(b []byte, i int) int {
 	return i
 }
 
-// skipName goes over a member's name and colon to where its value begins.
+// skipName skips a member's name and colon, and returns the index of its value.
 func (t *cursor) skipName(i int) int {
 	b, from := t.b, i
 	if i == len(b) || b[i] != '"' {
@@ -182,7 +180,7 @@ func (t *cursor) skipName(i int) int {
 	return skipSpace(b, i+1)
 }
 
-// skipString goes over a string.
+// skipString returns the index after a string, -1 if it is invalid.
 func skipString(b []byte, i int) int {
 	for i++; ; {
 		i = plainRun(b, i)
@@ -198,14 +196,14 @@ func skipString(b []byte, i int) int {
 	}
 }
 
-// plainRun is where, from i on, the first quote, backslash or control byte is:
-// anything else may be in a string. It looks at eight bytes at a time.
+// plainRun is the index, from i on, of the first quote, backslash or control byte: any other byte
+// may be in a string. It examines eight bytes at a time.
 func plainRun(b []byte, i int) int {
 	const each, high = 0x0101010101010101, 0x8080808080808080
 	for ; i+8 <= len(b); i += 8 {
 		x := binary.LittleEndian.Uint64(b[i : i+8 : i+8])
-		// The high bit of each byte that is one of the three. A byte above such a
-		// one may be found wrongly, so only the first is believed.
+		// The high bit marks each byte that is one of the three. A byte above such a byte may be
+		// marked wrongly, so only the first one counts.
 		found := (((x ^ each*'"') - each) | ((x ^ each*'\\') - each) | (x - each*' ')) &^ x & high
 		if found != 0 {
 			return i + bits.TrailingZeros64(found)/8
@@ -269,7 +267,7 @@ func skipNumber(b []byte, i int) int {
 	return i
 }
 
-// skipDigits goes over digits, of which there must be one.
+// skipDigits skips one or more digits.
 func skipDigits(b []byte, i int) int {
 	from := i
 	for i < len(b) && '0' <= b[i] && b[i] <= '9' {

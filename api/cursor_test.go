@@ -9,14 +9,14 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// scanText says whether text takes b as one value with white space around it.
+// scanText reports whether text accepts b as one value with white space around it.
 func scanText(b []byte) bool {
 	t := cursor{b: b}
 	t.value()
 	return t.peek() == 0 && t.at == len(b) && !t.bad
 }
 
-// openText says the same, and goes into each object and array on the way.
+// openText reports the same, and enters each object and array on the way.
 func openText(b []byte) bool {
 	t := cursor{b: b}
 	openValue(&t)
@@ -40,7 +40,7 @@ func openValue(t *cursor) {
 	}
 }
 
-// jsontextTakes is the measure of what is JSON.
+// jsontextTakes defines what is JSON.
 func jsontextTakes(b []byte) bool {
 	d := jsontext.NewDecoder(bytes.NewReader(b), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if d.SkipValue() != nil {
@@ -50,8 +50,8 @@ func jsontextTakes(b []byte) bool {
 	return err == io.EOF
 }
 
-// FuzzText holds the walk over JSON against jsontext: both take the same.
-func FuzzText(f *testing.F) {
+// FuzzCursor compares the cursor with jsontext: both accept the same.
+func FuzzCursor(f *testing.F) {
 	for _, s := range []string{
 		"", " ", "{}", "[]", "{ }", "[ ]", `{"a":1}`, `{"a":1,}`, `{,}`, `[,]`, `[1,]`, `[1 2]`, `{"a" 1}`, `{"a":}`, `{"a"}`, `{a:1}`, `{1:1}`,
 		`[{"a":[{}]},[]]`, `[}`, `{]`, `[1}`, `{"a":1]`, `]`, `}`, `,`, `:`, `[[[`, `{"a":{"a":`, `1 2`, `{} {}`, "[1]\x00", "\ufeff[]",
@@ -76,7 +76,7 @@ func FuzzText(f *testing.F) {
 	})
 }
 
-func TestTextDepth(t *testing.T) {
+func TestCursorDepth(t *testing.T) {
 	for _, depth := range []int{1, 63, 64, 65, 9_999, 10_000, 10_001, 20_000} {
 		for _, b := range []string{
 			strings.Repeat("[", depth) + strings.Repeat("]", depth),
@@ -94,9 +94,9 @@ func TestTextDepth(t *testing.T) {
 	}
 }
 
-// TestTextStrings puts each byte at each place of strings around the eight bytes
-// that are looked at at once.
-func TestTextStrings(t *testing.T) {
+// TestCursorStrings puts each byte at each position of strings around the eight bytes that are
+// examined at once.
+func TestCursorStrings(t *testing.T) {
 	for length := range 20 {
 		for at := range length {
 			for c := range 256 {

@@ -2,42 +2,47 @@ package api
 
 import (
 	"bytes"
+	"fmt"
+	"net/url"
 	"slices"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Edits are what an answer says otherwise than its engine did. Empty: as it did.
+// Edits are the values that an answer gets in place of its engine's. Empty values change nothing.
 type Edits struct {
-	Model string // as the client asked for it
-	Tier  string // that served it
+	Model string // the name that the client used
+	Tier  string // the tier that served the request
 }
 
-// Editor makes the edits of one answer and changes no other byte.
+// Editor applies the edits to one answer and changes no other byte.
 //
-// It edits the JSON object that the answer is, or that stands behind "data:" in
-// one line of an event stream, or that is one line of a stream of JSON lines:
+// It edits a JSON object: the answer itself, the data of a line "data:" of an event stream, or a
+// line of a stream of JSON lines:
 //
-//	model           at the top; in Anthropic's message_start also message.model,
+//	model           at the top level; in Anthropic's message_start also message.model,
 //	                in the events of Responses response.model
-//	service_tier    beside that model, in completions and Responses: set, or put
-//	                behind the model where the engine says none. Anthropic's, in
-//	                usage: set where there is one
+//	service_tier    next to that model, in completions and Responses: set, or inserted
+//	                after the model if the engine does not send one. Anthropic's, in
+//	                usage: set if it is there
 //
-// What has another form passes as it is: errors, [DONE], comments, an event
-// whose data is in several lines, damage. A complete line is never held back,
-// and the begin of one only until its end comes, so that what it says does not
-// depend on how the bytes were cut on their way.
+// Anything else passes unchanged: errors, [DONE], comments, an event whose data is in several
+// lines, malformed data. A complete line is never held back, and an incomplete one only until its
+// end arrives, so the result does not depend on how the bytes were cut on their way.
 type Editor struct {
-	model, tier []byte // as JSON; nil: left alone
-	beside      []byte // the tier's member, where one goes beside a model
-	inUsage     bool   // where the API has its tier
-	inner       string // the member of an event that has the answer in it; "": none
-	jsonLines   bool   // else lines are those of server-sent events
+	model, tier []byte // as JSON; nil: unchanged
+	beside      []byte // the member service_tier, where it is next to the model
+	inUsage     bool   // service_tier is in usage
+	inner       string // the member of an event that holds the answer; "": none
+	jsonLines   bool   // otherwise lines of server-sent events
 
 	t    cursor
 	cuts []cut
 	out  []byte
-	held []byte // of a line whose end has not come
-	long bool   // in a line that is too long to be edited
+	held []byte // incomplete line
+	long bool   // the current line is too long to be edited
 }
 
 // cut replaces b[from:to].
@@ -46,12 +51,11 @@ type cut struct {
 	with, then []byte
 }
 
-// maxLine bounds the memory of a line that is edited. A longer one passes as it
-// is, however it comes.
+// maxLine bounds the memory of a line. A longer one passes unchanged, however it is cut.
 const maxLine = 1 << 20
 
-// NewEditor is for an answer of an API, which may be a stream of JSON lines instead of
-// server-sent events. It is nil if there is nothing to edit.
+// NewEditor returns an Editor for an answer of an API, which may be a stream of JSON lines instead
+// of server-sent events. It returns nil if there is nothing to edit.
 func NewEditor(ed Edits, a API, jsonLines bool) *Editor {
 	if ed == (Edits{}) {
 		return nil
@@ -81,14 +85,14 @@ func NewEditor(ed Edits, a API, jsonLines bool) *Editor {
 	return e
 }
 
-// Whole edits an answer that is no stream.
+// Whole edits an answer that is not a stream.
 func (e *Editor) Whole(pieces [][]byte) []byte {
 	b := bytes.Join(pieces, nil)
 	return e.appendJSON(make([]byte, 0, len(b)+len(e.model)+len(e.tier)+len(e.beside)), b)
 }
 
-// Lines takes in the next bytes of a stream and gives what they make ready to
-// be sent on. That is valid until the next call.
+// Lines adds the next bytes of a stream and returns the bytes to send on. They are valid until the
+// next call.
 func (e *Editor) Lines(b []byte) []byte {
 	e.out = e.out[:0]
 	for end := lineEnd(b); end >= 0; end = lineEnd(b) {
@@ -105,15 +109,15 @@ func (e *Editor) Lines(b []byte) []byte {
 	return e.out
 }
 
-// Last gives what is ready when the stream ends well: a line without an end.
+// Last returns the remaining bytes when the stream has ended successfully: a line without an end.
 func (e *Editor) Last() []byte {
 	e.out = e.out[:0]
 	e.endLine(nil)
 	return e.out
 }
 
-// lineEnd is where a line ends, as server-sent events have it: at a line feed, a
-// carriage return or both. No JSON has either inside a string.
+// lineEnd is the index where a line ends, as in server-sent events: at a line feed, a carriage
+// return or both. JSON strings contain neither.
 func lineEnd(b []byte) int {
 	end := bytes.IndexByte(b, '\n')
 	line := b
@@ -126,7 +130,7 @@ func lineEnd(b []byte) int {
 	return end
 }
 
-// endLine sends a line on of which b is the rest.
+// endLine appends a line to out; b is its last part.
 func (e *Editor) endLine(b []byte) {
 	switch {
 	case e.long, len(e.held)+len(b) > maxLine:
@@ -154,7 +158,7 @@ func (e *Editor) flushHeld(b []byte) {
 	e.held = e.held[:0]
 }
 
-// appendJSON appends a JSON object as it is edited, and anything else as it is.
+// appendJSON appends the edited object, or anything else unchanged.
 func (e *Editor) appendJSON(dst, b []byte) []byte {
 	t := &e.t
 	t.b, t.at, t.bad, t.depth = b, 0, false, 0
@@ -176,10 +180,10 @@ func (e *Editor) appendJSON(dst, b []byte) []byte {
 	return append(dst, b[at:]...)
 }
 
-// object finds what to cut in the object that the text is at.
+// object finds the cuts in the object that the cursor is at.
 func (e *Editor) object(top bool) {
 	t := &e.t
-	named, tiered := -1, false // the cut at its model; whether it names a tier
+	named, tiered := -1, false // named is the index of the cut at its model; tiered reports whether it has a tier
 	t.open()
 	for name := t.name(); name != nil; name = t.name() {
 		from, kind := t.at, t.peek()
@@ -229,8 +233,7 @@ func (e *Editor) setTier(kind byte) {
 	}
 }
 
-// memberName is what a quoted name of an answer says; nil for one that is
-// longer than those that matter here can be.
+// memberName is the unquoted name of a member; nil if it is longer than any name that matters here.
 func memberName(name []byte) []byte {
 	const longest = 6*len("service_tier") + 2 // each letter as \u0073
 	switch {
@@ -240,4 +243,43 @@ func memberName(name []byte) []byte {
 		return name[1 : len(name)-1]
 	}
 	return []byte(unquoted(name))
+}
+
+// RenameModel replaces the client's name for the model in a request by the engine's, and changes no
+// other byte. A request whose model has no known place is unchanged. The body itself is not
+// modified.
+func RenameModel(req *subjects.Request, body []byte, model string) (path string, renamed []byte, err error) {
+	at := req.ModelAt
+	if at.In == "" || model == req.Model {
+		return req.Path, body, nil
+	}
+	size := len(body)
+	if at.In == subjects.ModelInPath {
+		size = len(req.Path)
+	}
+	if at.From < 0 || at.From > at.To || at.To > size {
+		return "", nil, fmt.Errorf("model %q cannot be renamed: it is not at %d to %d of %d bytes", req.Model, at.From, at.To, size)
+	}
+	switch at.In {
+	case subjects.ModelInJSON:
+		if at.To-at.From < 2 || body[at.From] != '"' || body[at.To-1] != '"' {
+			break
+		}
+		name, err := jsontext.AppendQuote(nil, model)
+		if err != nil {
+			return "", nil, fmt.Errorf("model %q cannot be renamed to %q: %w", req.Model, model, err)
+		}
+		return req.Path, slices.Concat(body[:at.From], name, body[at.To:]), nil
+	case subjects.ModelInForm:
+		if strings.ContainsAny(model, "\r\n") {
+			break
+		}
+		return req.Path, slices.Concat(body[:at.From], []byte(model), body[at.To:]), nil
+	case subjects.ModelInPath:
+		if strings.ContainsAny(req.Path[at.From:at.To], "/?#") {
+			break
+		}
+		return req.Path[:at.From] + url.PathEscape(model) + req.Path[at.To:], body, nil
+	}
+	return "", nil, fmt.Errorf("model %q cannot be renamed to %q at %d to %d of the %s", req.Model, model, at.From, at.To, at.In)
 }

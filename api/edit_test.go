@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/pulley-lb/pulley/subjects"
 )
 
 const (
@@ -17,7 +18,7 @@ const (
 	responsesPath = "/v1/responses"
 )
 
-// both edits, as a route with restore_model and a client that asked for a tier.
+// both edits, as for a route with restore_model and a client that asked for a tier.
 var both = Edits{Model: "gpt-4o", Tier: "batch"}
 
 func TestEditJSON(t *testing.T) {
@@ -79,7 +80,7 @@ func TestEditJSON(t *testing.T) {
 	}
 }
 
-// streams are answers as engines stream them, and as they are to be passed on.
+// streams are answers as engines stream them, and as they must be sent on.
 var streams = map[string]struct {
 	path      string
 	jsonLines bool
@@ -185,7 +186,7 @@ data: {"type":"response.completed","sequence_number":2,"response":{"id":"resp_1"
 	"empty":  {chatPath, false, "", ""},
 }
 
-// edited is what a stream becomes when it comes in pieces.
+// edited is the result of a stream that arrives in pieces.
 func edited(e *Editor, pieces ...[]byte) []byte {
 	var out []byte
 	for _, p := range pieces {
@@ -217,7 +218,7 @@ func TestEditStreams(t *testing.T) {
 	}
 }
 
-// A complete line is passed on at once, an incomplete one not in part.
+// A complete line is sent on at once, an incomplete one not at all.
 func TestEditHoldsNoLine(t *testing.T) {
 	e := NewEditor(both, Chat, false)
 	for _, c := range []struct{ in, want string }{
@@ -234,7 +235,7 @@ func TestEditHoldsNoLine(t *testing.T) {
 	}
 }
 
-// A line passes as it is from maxLine on, however it comes, and is not kept.
+// A line longer than maxLine passes unchanged, however it is cut, and is not kept.
 func TestEditLongLines(t *testing.T) {
 	line := func(size int) string {
 		const head, tail = `data: {"model":"x","a":"`, `"}`
@@ -255,7 +256,7 @@ func TestEditLongLines(t *testing.T) {
 	}
 }
 
-// FuzzEditStream cuts a stream anywhere: what comes out is the same.
+// FuzzEditStream cuts a stream anywhere: the result is the same.
 func FuzzEditStream(f *testing.F) {
 	for _, c := range streams {
 		f.Add([]byte(c.in), uint64(len(c.in)), c.jsonLines)
@@ -284,7 +285,7 @@ func FuzzEditStream(f *testing.F) {
 	})
 }
 
-// FuzzEditJSON holds an edited object against encoding/json's reading of both.
+// FuzzEditJSON compares an edited object with encoding/json's reading of both.
 func FuzzEditJSON(f *testing.F) {
 	for _, c := range streams {
 		for line := range strings.Lines(c.in) {
@@ -298,12 +299,12 @@ func FuzzEditJSON(f *testing.F) {
 			var was, is map[string]any
 			if !jsontextTakes(in) || json.Unmarshal(in, &was) != nil {
 				if !bytes.Equal(out, in) {
-					t.Fatalf("%q is no object and becomes %q", in, out)
+					t.Fatalf("%q is not an object and becomes %q", in, out)
 				}
 				return
 			}
 			if jsontext.NewDecoder(bytes.NewReader(in), jsontext.AllowInvalidUTF8(true)).SkipValue() != nil {
-				return // names a member twice: the reading of both would hide what became of the first
+				return // a repeated member: reading both would hide what became of the first
 			}
 			if err := json.Unmarshal(out, &is); err != nil {
 				t.Fatalf("%q becomes %q: %v", in, out, err)
@@ -341,7 +342,7 @@ func canBeTier(v any) bool {
 	return str || v == nil
 }
 
-// wantEdits makes the edits of one object on its parsed form.
+// wantEdits applies the edits to the parsed form of an object.
 func wantEdits(m map[string]any, tier bool) {
 	_, named := m["model"].(string)
 	if named {
@@ -369,4 +370,80 @@ func BenchmarkEdit(b *testing.B) {
 			}
 		})
 	}
+}
+
+func TestRename(t *testing.T) {
+	at := func(in subjects.ModelIn, s, name string) subjects.ModelAt {
+		i := strings.Index(s, name)
+		return subjects.ModelAt{In: in, From: i, To: i + len(name)}
+	}
+	const (
+		chat = `{"temperature":1.0e0, "model" : "gpt-4o" ,"messages":[{"role":"user","content":"gpt-4o?"}]}`
+		form = "--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\ngpt-4o\r\n--x--\r\n"
+		path = "/v2/models/gpt-4o/versions/1/infer?a=b"
+	)
+	for what, c := range map[string]struct {
+		body, path string
+		at         subjects.ModelAt
+		model      string
+		wantBody   string
+		wantPath   string
+	}{
+		"in JSON":                        {chat, "/v1/chat/completions", at(subjects.ModelInJSON, chat, `"gpt-4o"`), "llama", strings.Replace(chat, `"gpt-4o"`, `"llama"`, 1), "/v1/chat/completions"},
+		"in JSON, with what JSON quotes": {chat, "/", at(subjects.ModelInJSON, chat, `"gpt-4o"`), "a\"b\\c\x01é", strings.Replace(chat, `"gpt-4o"`, `"a\"b\\c\u0001é"`, 1), "/"},
+		"in a form":                      {form, "/v1/audio/transcriptions", at(subjects.ModelInForm, form, "gpt-4o"), `whisper "x"`, strings.Replace(form, "gpt-4o", `whisper "x"`, 1), "/v1/audio/transcriptions"},
+		"in the path":                    {chat, path, at(subjects.ModelInPath, path, "gpt-4o"), "org/m 1", chat, "/v2/models/org%2Fm%201/versions/1/infer?a=b"},
+		"nowhere":                        {chat, path, subjects.ModelAt{}, "llama", chat, path},
+		"the engine calls it the same":   {chat, path, subjects.ModelAt{In: "json", From: -1, To: 1 << 40}, "gpt-4o", chat, path},
+	} {
+		body := []byte(c.body)
+		gotPath, got, err := RenameModel(&subjects.Request{Model: "gpt-4o", ModelAt: c.at, Path: c.path}, body, c.model)
+		if err != nil || string(got) != c.wantBody || gotPath != c.wantPath {
+			t.Errorf("%s:\ngot  %s %s %v\nwant %s %s", what, gotPath, got, err, c.wantPath, c.wantBody)
+		}
+		if string(body) != c.body {
+			t.Errorf("%s: the body itself was changed", what)
+		}
+	}
+}
+
+func TestRenameRefusesWhatCannotBe(t *testing.T) {
+	const body, path = `{"model":"gpt-4o"}`, "/v2/models/gpt-4o/infer"
+	for what, c := range map[string]struct {
+		at    subjects.ModelAt
+		model string
+	}{
+		"before the body":            {subjects.ModelAt{In: "json", From: -1, To: 3}, "m"},
+		"after the body":             {subjects.ModelAt{In: "json", From: 9, To: 19}, "m"},
+		"backwards":                  {subjects.ModelAt{In: "json", From: 9, To: 3}, "m"},
+		"an overflow":                {subjects.ModelAt{In: "form", From: 1 << 62, To: -1 << 62}, "m"},
+		"no string":                  {subjects.ModelAt{In: "json", From: 10, To: 16}, "m"},
+		"half a string":              {subjects.ModelAt{In: "json", From: 9, To: 10}, "m"},
+		"after the path":             {subjects.ModelAt{In: "path", From: 11, To: 30}, "m"},
+		"more than a segment":        {subjects.ModelAt{In: "path", From: 4, To: 17}, "m"},
+		"an unknown place":           {subjects.ModelAt{In: "header", From: 0, To: 1}, "m"},
+		"a name that ends its field": {subjects.ModelAt{In: "form", From: 10, To: 16}, "m\r\n--x"},
+	} {
+		if path, got, err := RenameModel(&subjects.Request{Model: "gpt-4o", ModelAt: c.at, Path: path}, []byte(body), c.model); err == nil {
+			t.Errorf("%s: got %s %s, want an error", what, path, got)
+		}
+	}
+}
+
+func FuzzRename(f *testing.F) {
+	f.Add("json", 9, 17, "m", `{"model":"gpt-4o"}`, "/")
+	f.Add("path", 11, 17, "m", "", "/v2/models/gpt-4o/infer")
+	f.Fuzz(func(t *testing.T, in string, from, to int, model, body, path string) {
+		gotPath, got, err := RenameModel(&subjects.Request{Model: "gpt-4o", ModelAt: subjects.ModelAt{In: subjects.ModelIn(in), From: from, To: to}, Path: path}, []byte(body), model)
+		if err != nil || in == "" || model == "gpt-4o" {
+			return
+		}
+		whole, was := string(got), body
+		if in == "path" {
+			whole, was = gotPath, path
+		}
+		if !strings.HasPrefix(whole, was[:from]) || !strings.HasSuffix(whole, was[to:]) {
+			t.Errorf("%q became %q: more than %d to %d has changed", was, whole, from, to)
+		}
+	})
 }

@@ -12,29 +12,29 @@ import (
 	"time"
 )
 
-// Error is what a client is told, in the words of the API that it speaks.
+// Error is an error for a client. Body and Event write it in the form of the client's API.
 type Error struct {
 	Status     int
-	Code       string // stable
+	Code       string // stable identifier
 	Message    string
-	Param      string        // the field at fault; "" is null
-	RetryAfter time.Duration // 0: not told
-	NoRetry    bool          // tells the SDKs not to try again
+	Param      string        // the field at fault; "" is sent as null
+	RetryAfter time.Duration // 0: not sent
+	NoRetry    bool          // tells the SDKs not to retry
 }
 
 func (e *Error) Error() string { return e.Code + ": " + e.Message }
 
-// BadRequest is an error in what a client sent: 400. param is the field at fault; "" names none.
+// BadRequest is a 400. param is the field at fault; "" names none.
 func BadRequest(param, format string, args ...any) *Error {
 	return &Error{Status: http.StatusBadRequest, Code: "invalid_request", Param: param, Message: fmt.Sprintf(format, args...)}
 }
 
-// Unavailable is a 503. retry is what the client is advised to wait; 0 advises nothing.
+// Unavailable is a 503. retry is how long the client should wait; 0 sends no advice.
 func Unavailable(code string, retry time.Duration, format string, args ...any) *Error {
 	return &Error{Status: http.StatusServiceUnavailable, Code: code, RetryAfter: retry, Message: fmt.Sprintf(format, args...)}
 }
 
-// asError makes an Error of any error: what is none is a bug of ours.
+// AsError returns the Error in err. Any other error is a bug and becomes a 500.
 func AsError(err error) *Error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e
@@ -42,7 +42,7 @@ func AsError(err error) *Error {
 	return &Error{Status: http.StatusInternalServerError, Code: "internal_error", Message: "internal error"}
 }
 
-// kind is OpenAI's type of an error.
+// kind is OpenAI's error type.
 func (e *Error) kind() string {
 	switch {
 	case e.Status == http.StatusTooManyRequests:
@@ -55,7 +55,7 @@ func (e *Error) kind() string {
 	return "server_error"
 }
 
-// anthropicKind is Anthropic's type of an error.
+// anthropicKind is Anthropic's error type.
 func (e *Error) anthropicKind() string {
 	switch e.Status {
 	case http.StatusUnauthorized:
@@ -86,8 +86,8 @@ type errorBody struct {
 	Code    string  `json:"code"`
 }
 
-// Body is the error as JSON. Anthropic's form has OpenAI's inside, so that all four
-// keys are always there.
+// Body is the error as JSON. Anthropic's form contains OpenAI's fields, so that all four keys are
+// always present.
 func (e *Error) Body(a API, id string) []byte {
 	inner := errorBody{Message: e.Message, Type: e.kind(), Code: e.Code}
 	if e.Param != "" {
@@ -105,7 +105,7 @@ func (e *Error) Body(a API, id string) []byte {
 	return b
 }
 
-// Event is the error as the last event of a stream that had begun.
+// Event is the error as the last event of a stream that has started.
 func (e *Error) Event(a API, id string) []byte {
 	switch a {
 	case Messages:
@@ -113,7 +113,7 @@ func (e *Error) Event(a API, id string) []byte {
 	case Responses:
 		b, err := json.Marshal(map[string]any{
 			"type":            "response.failed",
-			"sequence_number": math.MaxInt32, // after every one before it
+			"sequence_number": math.MaxInt32, // above all sequence numbers before it
 			"response": map[string]any{
 				"id": "resp_" + id, "object": "response", "created_at": time.Now().Unix(), "status": "failed",
 				"error":              map[string]any{"code": "server_error", "message": e.Message + " (" + e.Code + ")"},
@@ -128,7 +128,7 @@ func (e *Error) Event(a API, id string) []byte {
 	return fmt.Appendf(nil, "data: %s\n\n", e.Body(a, id))
 }
 
-// Write answers with the error.
+// Write sends the error as the answer.
 func (e *Error) Write(w http.ResponseWriter, a API, id string) {
 	h := w.Header()
 	if e.RetryAfter > 0 {
@@ -147,8 +147,8 @@ func (e *Error) Write(w http.ResponseWriter, a API, id string) {
 	w.Write(b)
 }
 
-// EngineError is an engine's error answer as the last event of a stream: in its
-// own words if they are in the API's form.
+// EngineError returns an engine's error answer as the last event of a stream: unchanged if it is in
+// the API's form.
 func EngineError(status int, body []byte, a API, id string) []byte {
 	var said struct {
 		Type    string          `json:"type"`
@@ -172,7 +172,7 @@ func EngineError(status int, body []byte, a API, id string) []byte {
 				return fmt.Appendf(nil, "event: error\ndata: %s\n\n", &line)
 			}
 		}
-		json.Unmarshal(inner.Code, &e.Code) // where it is a string
+		json.Unmarshal(inner.Code, &e.Code) // if it is a string
 		json.Unmarshal(said.Error, &e.Message)
 		json.Unmarshal(said.Detail, &e.Message)
 	}

@@ -8,34 +8,33 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Inspector looks at an answer's bytes as they pass: how many tokens, what the
-// engine says of usage, and whether it ended as its API ends. It changes
-// nothing and keeps little: of a line longer than keepLine its begin and its end.
-// Begin comes before all else.
+// Inspector observes an answer's bytes as they pass: the number of tokens, the usage that the
+// engine reports, and whether the answer ended as its API requires. It changes nothing and keeps
+// little: of a line longer than keepLine only its start and its end. Begin is called first.
 type Inspector struct {
 	Stream bool // server-sent events or JSON lines
-	Events int  // of a stream so far
-	Ended  bool // the API's own last event was seen, or its error
+	Events int  // events of a stream so far
+	Ended  bool // the API's last event, or its error, was seen
 
 	sse     bool
 	api     API
-	delimit bool // the connection's close is the only end: nothing proves it whole
+	delimit bool // the answer ends when the connection closes, which does not prove that it is complete
 	json    bool
-	line    []byte // of a line whose end has not come: what was kept
-	length  int    // of all of it
-	tail    []byte // the last bytes of an answer that is no stream
+	line    []byte // kept part of an incomplete line
+	length  int    // length of the whole line
+	tail    []byte // the last bytes of an answer that is not a stream
 	output  int
 	input   int
 }
 
 const (
 	keepLine = 64 << 10
-	keepHead = 64 // enough to tell what a line is
+	keepHead = 64 // enough to identify a line
 	keepTail = 4 << 10
 )
 
-// Begin makes it look at the answer to a request for a path, from the first byte
-// on. The memory that it has from the answer before is used again.
+// Begin makes the Inspector observe the answer to a request for a path, from its first byte. It
+// reuses the memory of the answer before.
 func (in *Inspector) Begin(path string, resp *http.Response) {
 	ct := subjects.MediaType(resp.Header)
 	if cap(in.line) > keepLine { // after a very long one
@@ -49,7 +48,7 @@ func (in *Inspector) Begin(path string, resp *http.Response) {
 	in.api = Of(path)
 }
 
-// Observe takes in the next bytes of the answer.
+// Observe adds the next bytes of the answer.
 func (in *Inspector) Observe(b []byte) {
 	if !in.Stream {
 		in.seeTail(b)
@@ -61,7 +60,7 @@ func (in *Inspector) Observe(b []byte) {
 			in.gather(b)
 			return
 		}
-		if in.length == 0 && i <= keepLine { // all of it is here: no need to copy
+		if in.length == 0 && i <= keepLine { // the whole line is here: no need to copy
 			in.seeLine(b[:i])
 		} else {
 			in.gather(b[:i])
@@ -71,7 +70,7 @@ func (in *Inspector) Observe(b []byte) {
 	}
 }
 
-// gather adds to a line whose end has not come.
+// gather adds to an incomplete line.
 func (in *Inspector) gather(b []byte) {
 	in.length += len(b)
 	in.line = append(in.line, b...)
@@ -80,8 +79,8 @@ func (in *Inspector) gather(b []byte) {
 	}
 }
 
-// shorten keeps the first and the last bytes of a long line, the same ones
-// wherever it was cut on its way.
+// shorten keeps the first and the last bytes of a long line, the same ones however it was cut on
+// its way.
 func (in *Inspector) shorten() {
 	in.line = append(in.line[:keepHead], in.line[len(in.line)-keepTail:]...)
 }
@@ -136,7 +135,7 @@ func (in *Inspector) seeTail(b []byte) {
 	in.tail = append(in.tail, b...)
 }
 
-// usage notes the token counts that a piece of JSON reports, the last of each.
+// usage records the token counts in a piece of JSON, the last of each.
 func (in *Inspector) usage(b []byte) {
 	for {
 		i := bytes.Index(b, []byte(`_tokens"`))
@@ -161,11 +160,11 @@ func (in *Inspector) usage(b []byte) {
 	}
 }
 
-// ReportedTokens are the output tokens that the engine reported; 0 if it did not.
-// Like the other two counts it is known after Broken.
+// ReportedTokens is the number of output tokens that the engine reported; 0 if it did not. Like the
+// other two counts it is known after Broken.
 func (in *Inspector) ReportedTokens() int { return in.output }
 
-// OutputTokens are those that the engine reported, else the events of a stream.
+// OutputTokens is the number that the engine reported, otherwise the number of events of a stream.
 func (in *Inspector) OutputTokens() int {
 	if in.output == 0 && in.sse {
 		return in.Events
@@ -173,23 +172,23 @@ func (in *Inspector) OutputTokens() int {
 	return in.output
 }
 
-// InputTokens are those that the engine reported; 0 if it did not.
+// InputTokens is the number that the engine reported; 0 if it did not.
 func (in *Inspector) InputTokens() int { return in.input }
 
-// Broken says, at the end of an answer whose connection ended well, why it is
-// not whole all the same.
+// Broken returns why an answer is not complete although its connection ended normally, or "". It is
+// called at the end of the answer.
 func (in *Inspector) Broken() string {
-	if in.length > 0 { // a last line needs no end
+	if in.length > 0 { // a last line may lack its end
 		in.endLine()
 	}
 	in.usage(in.tail)
 	switch {
 	case in.sse && in.api.hasLastEvent() && !in.Ended:
-		return "stream ended without its last event"
+		return "the stream ended without its last event"
 	case in.delimit && in.json:
 		t := bytes.TrimSpace(in.tail)
 		if len(t) > 0 && t[len(t)-1] != '}' && t[len(t)-1] != ']' {
-			return "answer broke off"
+			return "the answer broke off"
 		}
 	}
 	return ""

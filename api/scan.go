@@ -20,22 +20,22 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Call is what a request says of itself, as far as Pulley acts on it.
+// Call holds the fields of a request that Pulley acts on.
 type Call struct {
 	Model     string
 	ModelAt   subjects.ModelAt
 	Stream    bool
-	Tier      string // as asked for
-	CacheKey  string // prompt_cache_key: the client's own name for a conversation
-	MaxTokens int    // of the answer; 0: not said
+	Tier      string // requested tier
+	CacheKey  string // prompt_cache_key, the client's own name for a conversation
+	MaxTokens int    // bound on the answer; 0: not set
 
-	tierAt [2]int   // where the body names the tier, as a JSON string; zero: nowhere
-	prefix []uint64 // the conversation: see conversation
+	tierAt [2]int   // where the body has the tier, as a JSON string; zero: nowhere
+	prefix []uint64 // hashes of the conversation: see conversation
 }
 
-// Scan finds the few fields that matter, without changing or keeping the body.
-// The body is read as engines read it, or refused: a field named twice is an
-// error, since engines take the last one.
+// Scan finds the few fields that matter, without changing or keeping the body. The body is read as
+// engines read it, or refused: a field that occurs twice is an error, because engines take the last
+// one.
 func Scan(r *http.Request, body []byte) (Call, error) {
 	if enc := strings.Join(r.Header["Content-Encoding"], ", "); enc != "" && !strings.EqualFold(enc, "identity") {
 		return Call{}, &Error{Status: http.StatusUnsupportedMediaType, Code: "unsupported_encoding",
@@ -67,9 +67,9 @@ func Scan(r *http.Request, body []byte) (Call, error) {
 	return c, nil
 }
 
-// WithEngineTier makes the body one that any engine takes: some refuse a
-// service tier that is not one of OpenAI's, so ours becomes "auto". It changes
-// the body in place where there is room, and moves ModelAt along.
+// WithEngineTier returns a body that any engine accepts: some refuse a service tier that is not one
+// of OpenAI's, so any other tier becomes "auto". It changes the body in place if there is room, and
+// adjusts ModelAt.
 func (c *Call) WithEngineTier(body []byte) []byte {
 	switch c.Tier {
 	case "", "auto", "default", "flex", "scale", "priority", "standard_only":
@@ -89,19 +89,18 @@ func (c *Call) WithEngineTier(body []byte) []byte {
 	return body
 }
 
-// spliceTier puts a service tier in the place of another, and changes no other
-// byte. It may use the body's memory.
+// spliceTier replaces a service tier and changes no other byte. It may reuse the body's memory.
 func spliceTier(body []byte, at [2]int, tier string) []byte {
 	return slices.Replace(body, at[0], at[1], jsonString(tier)...)
 }
 
-// jsonString is s as JSON; invalid UTF-8 in it becomes U+FFFD.
+// jsonString is s as JSON; invalid UTF-8 becomes U+FFFD.
 func jsonString(s string) []byte {
 	b, _ := jsontext.AppendQuote(nil, s)
 	return b
 }
 
-// modelInPath is KServe's way: /v2/models/{model}[/versions/{v}]/infer.
+// modelInPath finds the model in KServe's paths: /v2/models/{model}[/versions/{v}]/infer.
 func modelInPath(u *url.URL) (name string, at subjects.ModelAt, ok bool) {
 	const before = "/v2/models/"
 	rest, ok := strings.CutPrefix(u.EscapedPath(), before)
@@ -113,8 +112,8 @@ func modelInPath(u *url.URL) (name string, at subjects.ModelAt, ok bool) {
 	return name, subjects.ModelAt{In: subjects.ModelInPath, From: len(before), To: len(before) + len(segment)}, err == nil
 }
 
-// RequestURI is the path with the query, as it came. A query may hold bytes that
-// are no UTF-8 and that no JSON holds: these are escaped.
+// RequestURI is the path with the query, as received. A query may contain bytes that are not UTF-8
+// and that JSON cannot hold: these are escaped.
 func RequestURI(u *url.URL) string {
 	uri := u.RequestURI()
 	if utf8.ValidString(uri) {
@@ -131,11 +130,11 @@ func RequestURI(u *url.URL) string {
 	return b.String()
 }
 
-// fields of a JSON body that are read.
+// fields are the members of a JSON body that are read.
 var fields = []string{
-	"model", "stream", "service_tier", "prompt_cache_key", "messages", "input", // decisive: once at most
-	"max_completion_tokens", "max_tokens", "max_output_tokens", // the first that is there counts
-	"tools", "functions", "system", "instructions", "conversation", "previous_response_id", // come before the messages in a prompt
+	"model", "stream", "service_tier", "prompt_cache_key", "messages", "input", // decisive: at most once
+	"max_completion_tokens", "max_tokens", "max_output_tokens", // the first one present counts
+	"tools", "functions", "system", "instructions", "conversation", "previous_response_id", // precede the messages in a prompt
 }
 
 var (
@@ -144,9 +143,8 @@ var (
 	preceding   = fields[9:]
 )
 
-// scanJSON reads a JSON object's top level; messages is the field that holds
-// its conversation. Of a field that is not decisive and named twice, the last
-// counts, as for engines.
+// scanJSON reads a JSON object's top level; messages is the member that holds its conversation. Of
+// a field that is not decisive and occurs twice, the last one counts, as for engines.
 func scanJSON(body []byte, messages string) (Call, error) {
 	t := cursor{b: body}
 	if t.peek() != '{' {
@@ -174,7 +172,7 @@ func scanJSON(body []byte, messages string) (Call, error) {
 			} else {
 				t.value()
 			}
-		case "prompt_cache_key": // a hint: an odd one is none
+		case "prompt_cache_key": // a hint: an unusual one is ignored
 			if v := t.value(); exact && len(v) <= MaxField && len(v) > 0 && v[0] == '"' {
 				c.CacheKey = unquoted(v)
 			}
@@ -184,7 +182,7 @@ func scanJSON(body []byte, messages string) (Call, error) {
 			}
 		case "max_completion_tokens", "max_tokens", "max_output_tokens":
 			n, err := strconv.Atoi(string(t.value()))
-			if err != nil || n < 0 { // the engine's to refuse
+			if err != nil || n < 0 { // the engine will refuse it
 				n = 0
 			}
 			limits[slices.Index(tokenLimits, field)] = n
@@ -196,15 +194,15 @@ func scanJSON(body []byte, messages string) (Call, error) {
 		return c, whyNotJSON(body)
 	}
 	if t.peek(); t.at < len(body) {
-		return c, BadRequest("", "the body goes on after its JSON object")
+		return c, BadRequest("", "the body has data after its JSON object")
 	}
 	c.MaxTokens = cmp.Or(limits[:]...)
 	c.prefix = talk.chain()
 	return c, nil
 }
 
-// decide reads a decisive field's value. One that is not named to the letter is
-// not ours to read, but nobody else may name it either.
+// decide reads a decisive field's value. A name that does not match exactly is not read, but it
+// counts as an occurrence of the field.
 func (c *Call) decide(field string, exact bool, t *cursor) error {
 	kind, from := t.peek(), t.at
 	if kind == '{' || kind == '[' {
@@ -218,7 +216,7 @@ func (c *Call) decide(field string, exact bool, t *cursor) error {
 		return BadRequest(field, "%q is too long", field)
 	}
 	switch {
-	case kind == 'n': // null is absent
+	case kind == 'n': // null means absent
 	case field == "model" && kind == '"':
 		c.Model = unquoted(v)
 		c.ModelAt = subjects.ModelAt{In: subjects.ModelInJSON, From: from, To: t.at}
@@ -235,9 +233,9 @@ func (c *Call) decide(field string, exact bool, t *cursor) error {
 	return nil
 }
 
-// fieldOf is the field that a quoted name is, and whether it is that to the
-// letter. A decisive one is found as the laxest engines do, without case, so
-// that no spelling passes twice.
+// fieldOf returns the field that a quoted name means, and whether the name matches exactly. A
+// decisive field is found in any case, as by the laxest engines, so that no spelling is accepted
+// twice.
 func fieldOf(name []byte) (field string, exact bool) {
 	const longest = 6*len("max_completion_tokens") + 2 // each letter as \u0073
 	if len(name) > longest {
@@ -264,7 +262,7 @@ func fieldOf(name []byte) (field string, exact bool) {
 	return "", false
 }
 
-// whyNotJSON says in words what is wrong with a body that the cursor refused.
+// whyNotJSON describes what is wrong with a body that the cursor refused.
 func whyNotJSON(body []byte) *Error {
 	err := jsontext.NewDecoder(bytes.NewBuffer(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)).SkipValue()
 	if err == nil {
@@ -280,14 +278,14 @@ func whyNotJSON(body []byte) *Error {
 	return BadRequest("", "the body is not valid JSON: %s", msg)
 }
 
-// unquoted is what a JSON string means; invalid UTF-8 in it becomes U+FFFD, as
-// everywhere in Go.
+// unquoted is the value of a JSON string; invalid UTF-8 becomes U+FFFD, as everywhere in Go.
 func unquoted(v jsontext.Value) string {
 	b, _ := jsontext.AppendUnquote(make([]byte, 0, 64), v)
 	return string(b)
 }
 
-// MaxField bounds, in bytes, a field that is read: of a form, of a JSON body, or of a header that names a session.
+// MaxField bounds, in bytes, a field that is read: of a form, of a JSON body, or of a header that
+// names a session.
 const MaxField = 4 << 10
 
 // scanForm reads the fields of a multipart form.
@@ -302,17 +300,17 @@ func scanForm(body []byte, boundary string) (Call, error) {
 	for form := multipart.NewReader(src, boundary); ; {
 		part, err := form.NextRawPart()
 		if err == io.EOF && !bytes.Contains(body, []byte("--"+boundary+"--")) {
-			err = io.ErrUnexpectedEOF // in a part's header; the reader takes it for the end
+			err = io.ErrUnexpectedEOF // in a part's header, which the reader takes for the end
 		}
 		if err == io.EOF {
 			return c, nil
 		}
 		if err != nil {
-			return c, BadRequest("", "the multipart form is damaged: %v", err)
+			return c, BadRequest("", "the multipart form is malformed: %v", err)
 		}
 		field := part.FormName()
 		if field == "" || manyNamed(part) {
-			return c, BadRequest("", "the multipart form is damaged: a part without one plain name")
+			return c, BadRequest("", "the multipart form is malformed: a part without one plain name")
 		}
 		if !slices.Contains(inForm, field) {
 			continue
@@ -326,7 +324,7 @@ func scanForm(body []byte, boundary string) (Call, error) {
 		}
 		v, err := io.ReadAll(io.LimitReader(part, MaxField))
 		if err != nil {
-			return c, BadRequest(field, "the multipart form is damaged: %v", err)
+			return c, BadRequest(field, "the multipart form is malformed: %v", err)
 		}
 		switch field {
 		case "model":
@@ -340,10 +338,10 @@ func scanForm(body []byte, boundary string) (Call, error) {
 	}
 }
 
-// valueInForm finds the value of the part named model that was just read of a
-// form, of which read has gone by. It looks back for a part of that value and
-// reads it once more, since the reader does not tell where it is. One that it
-// does not find, such as in a form with bare line feeds, is not replaced.
+// valueInForm finds the value of the part named model that was just read of a form; read is the
+// part of the body that was consumed. It searches backwards for a part with that value and reads it
+// again, since the reader does not report positions. A value that is not found, for example in a
+// form with bare line feeds, is not replaced.
 func valueInForm(read []byte, boundary string, value []byte) subjects.ModelAt {
 	delim := []byte("\r\n--" + boundary)
 	for end := bytes.LastIndex(read, delim); end >= 0; end = bytes.LastIndex(read[:end], delim) {
@@ -353,7 +351,7 @@ func valueInForm(read []byte, boundary string, value []byte) subjects.ModelAt {
 		from := end - len(value)
 		begin := bytes.LastIndex(read[:from], delim) + len("\r\n")
 		if begin < len("\r\n") {
-			begin = 0 // no delimiter before it: that of the first part has no line before it
+			begin = 0 // the first part's delimiter has no line break before it
 		}
 		part, err := multipart.NewReader(bytes.NewReader(read[begin:end+len(delim)]), boundary).NextRawPart()
 		if err != nil || part.FormName() != "model" {
@@ -366,14 +364,14 @@ func valueInForm(read []byte, boundary string, value []byte) subjects.ModelAt {
 	return subjects.ModelAt{}
 }
 
-// manyNamed says that another parser might read another name: RFC 7578 has no
-// name*=, and some take it and some do not.
+// manyNamed reports whether another parser might read another name: RFC 7578 has no name*=, which
+// some parsers accept and others ignore.
 func manyNamed(part *multipart.Part) bool {
 	d := part.Header["Content-Disposition"]
 	return len(d) > 1 || strings.Contains(strings.ReplaceAll(strings.ToLower(d[0]), "filename*", ""), "name*")
 }
 
-// Quote is a name of a client in quotes, at most 60 bytes of it, for a message.
+// Quote quotes a client's text for a message, at most 60 bytes of it.
 func Quote(s string) string {
 	if len(s) > 60 {
 		s = s[:60] + "…"

@@ -16,7 +16,7 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// scanOf scans a body as if it had come to path; header is name, value, ….
+// scanOf scans a body as if it had been sent to path; header is name, value, ….
 func scanOf(path, body string, header ...string) (Call, error) {
 	r := httptest.NewRequest("POST", path, nil)
 	r.Header.Set("Content-Type", "application/json")
@@ -26,7 +26,7 @@ func scanOf(path, body string, header ...string) (Call, error) {
 	return Scan(r, []byte(body))
 }
 
-// said is what a call says, without where.
+// said is the fields of a Call without their positions.
 type said struct {
 	model  string
 	stream bool
@@ -35,7 +35,7 @@ type said struct {
 
 func (c Call) said() said { return said{c.Model, c.Stream, c.Tier} }
 
-// wantPlaces checks that a call tells where its body says model and tier.
+// wantPlaces checks the positions of model and tier in a body.
 func wantPlaces(t *testing.T, c Call, body string) {
 	t.Helper()
 	unquote := func(from, to int) string {
@@ -56,7 +56,7 @@ func wantPlaces(t *testing.T, c Call, body string) {
 			t.Errorf("%.100q: tier %q is at %q", body, c.Tier, got)
 		}
 	} else if c.Tier != "" {
-		t.Errorf("%.100q: nothing tells where tier %q is", body, c.Tier)
+		t.Errorf("%.100q: the position of tier %q is unknown", body, c.Tier)
 	}
 }
 
@@ -137,7 +137,7 @@ func TestScanRefuses(t *testing.T) {
 		"cut after a name":             {`{"model"`, ""},
 		"cut after a comma":            {`{"model":"m",`, ""},
 		"trailing comma":               {`{"model":"m",}`, ""},
-		"a name that is no string":     {`{model:"m"}`, ""},
+		"a name that is not a string":  {`{model:"m"}`, ""},
 		"a number as name":             {`{1:"m"}`, ""},
 		"single quotes":                {`{'model':'m'}`, ""},
 		"a comment":                    {`{"model":"m"/* */}`, ""},
@@ -237,7 +237,7 @@ func TestScanModelInPath(t *testing.T) {
 		"/v2/models/%252F/infer":                "%2F",
 		"/v2/models/a%0d%0aNats-TTL%3A%201/inf": "a\r\nNats-TTL: 1",
 	} {
-		// The body is tensors: it is not looked at.
+		// The body is tensors: it is not read.
 		if c, err := scanOf(path, "\x00\x01", "Content-Type", "application/octet-stream"); err != nil || c.said() != (said{model: model}) {
 			t.Errorf("%s: got %+v, %v, want model %q", path, c, err, model)
 		}
@@ -248,7 +248,7 @@ func TestScanModelInPath(t *testing.T) {
 	}
 }
 
-// form writes a form of fields; a value with "file:" before it is a file.
+// form writes a form of fields; a value that starts with "file:" is a file.
 func form(t testing.TB, fields ...string) (body, contentType string) {
 	t.Helper()
 	var b strings.Builder
@@ -276,20 +276,20 @@ func TestScanForm(t *testing.T) {
 		status int
 		param  string
 	}{
-		"model first":         {[]string{"model", "m", "file", audio}, said{model: "m"}, 200, ""},
-		"model after a file":  {[]string{"file", audio, "model", "m"}, said{model: "m"}, 200, ""},
-		"all fields":          {[]string{"stream", "true", "service_tier", "flex", "model", "m"}, said{"m", true, "flex"}, 200, ""},
-		"not streamed":        {[]string{"stream", "false", "model", "m"}, said{model: "m"}, 200, ""},
-		"others twice":        {[]string{"a[]", "1", "a[]", "2", "model", "m"}, said{model: "m"}, 200, ""},
-		"another's case":      {[]string{"Model", "x", "model", "m"}, said{model: "m"}, 200, ""},
-		"no model":            {[]string{"file", audio}, said{}, 400, "model"},
-		"an empty model":      {[]string{"model", ""}, said{}, 400, "model"},
-		"model twice":         {[]string{"model", "a", "file", audio, "model", "b"}, said{}, 400, "model"},
-		"a file for a model":  {[]string{"model", "file:m"}, said{}, 400, "model"},
-		"a file beside it":    {[]string{"model", "m", "model", "file:n"}, said{}, 400, "model"},
-		"a model of 300 byte": {[]string{"model", strings.Repeat("x", 300)}, said{}, 400, "model"},
-		"a model of 1 MiB":    {[]string{"model", strings.Repeat("x", 1<<20)}, said{}, 400, "model"},
-		"a part without name": {[]string{"", "x", "model", "m"}, said{}, 400, ""},
+		"model first":                  {[]string{"model", "m", "file", audio}, said{model: "m"}, 200, ""},
+		"model after a file":           {[]string{"file", audio, "model", "m"}, said{model: "m"}, 200, ""},
+		"all fields":                   {[]string{"stream", "true", "service_tier", "flex", "model", "m"}, said{"m", true, "flex"}, 200, ""},
+		"not streamed":                 {[]string{"stream", "false", "model", "m"}, said{model: "m"}, 200, ""},
+		"others twice":                 {[]string{"a[]", "1", "a[]", "2", "model", "m"}, said{model: "m"}, 200, ""},
+		"another's case":               {[]string{"Model", "x", "model", "m"}, said{model: "m"}, 200, ""},
+		"no model":                     {[]string{"file", audio}, said{}, 400, "model"},
+		"an empty model":               {[]string{"model", ""}, said{}, 400, "model"},
+		"model twice":                  {[]string{"model", "a", "file", audio, "model", "b"}, said{}, 400, "model"},
+		"a file for a model":           {[]string{"model", "file:m"}, said{}, 400, "model"},
+		"with a file of the same name": {[]string{"model", "m", "model", "file:n"}, said{}, 400, "model"},
+		"a model of 300 byte":          {[]string{"model", strings.Repeat("x", 300)}, said{}, 400, "model"},
+		"a model of 1 MiB":             {[]string{"model", strings.Repeat("x", 1<<20)}, said{}, 400, "model"},
+		"a part without name":          {[]string{"", "x", "model", "m"}, said{}, 400, ""},
 	} {
 		t.Run(about, func(t *testing.T) {
 			body, ct := form(t, c.fields...)
@@ -312,7 +312,7 @@ func TestScanForm(t *testing.T) {
 		"empty":             {"", ct},
 		"JSON":              {`{"model":"m"}`, ct},
 		"a header of 1 MiB": {strings.Replace(body, "Content-Disposition", "X: "+strings.Repeat("x", 1<<20)+"\r\nContent-Disposition", 1)[:1<<20], ct},
-		// Two readers, two names: neither is believed.
+		// Two parsers, two names: neither is accepted.
 		"a disposition that contradicts itself": {strings.Replace(body, `name="model"`, `name="model"; name*=utf-8''other`, 1), ct},
 	} {
 		t.Run(about, func(t *testing.T) {
@@ -361,8 +361,8 @@ func TestScanDoesNotCopy(t *testing.T) {
 	}
 }
 
-// FuzzScanJSON holds scan against encoding/json: what one lets pass, the other
-// must read the same way.
+// FuzzScanJSON compares the scan with encoding/json: what the scan accepts, encoding/json must read
+// the same way.
 func FuzzScanJSON(f *testing.F) {
 	for _, s := range []string{
 		`{"model":"m"}`, `{"model":"a","model":"b"}`, `{"model":"a","MODEL":"b"}`, `{"\u006dodel":"a","model":"b"}`,
@@ -410,7 +410,7 @@ func FuzzScanJSON(f *testing.F) {
 	})
 }
 
-// FuzzScanForm holds the scan of a form against net/http's own reading.
+// FuzzScanForm compares the scan of a form with net/http's own reading.
 func FuzzScanForm(f *testing.F) {
 	for _, fields := range [][]string{{"model", "m"}, {"model", "a", "model", "b"}, {"file", "file:x", "model", "m", "stream", "true"}} {
 		body, ct := form(f, fields...)
@@ -428,11 +428,11 @@ func FuzzScanForm(f *testing.F) {
 		}
 		parsed, err := multipart.NewReader(bytes.NewReader(body), "B").ReadForm(1 << 20)
 		if err != nil {
-			return // stricter than we are
+			return // stricter than Scan
 		}
 		defer parsed.RemoveAll()
 		if vs := parsed.Value["model"]; len(vs) > 1 || len(vs) == 1 && len(vs[0]) < MaxField && vs[0] != c.Model {
-			// NextRawPart does not decode quoted-printable, and nor do engines.
+			// NextRawPart does not decode quoted-printable, and neither do engines.
 			if !bytes.Contains(bytes.ToLower(body), []byte("quoted-printable")) {
 				t.Errorf("%q: scan reads model %q, net/http %q", body, c.Model, vs)
 			}
@@ -453,7 +453,7 @@ func FuzzScanPath(f *testing.F) {
 			}
 		}
 		r.URL.RawPath = "/v2/models/" + model + "/infer"
-		modelInPath(r.URL) // whatever a client sends: no panic
+		modelInPath(r.URL) // must not panic, whatever a client sends
 	})
 }
 
@@ -526,7 +526,7 @@ func TestEngineTier(t *testing.T) {
 	}
 }
 
-// TestModelAtForm puts another name where the scan says that the model is.
+// TestModelAtForm replaces the name at the position that the scan reports.
 func TestModelAtForm(t *testing.T) {
 	audio := "file:" + strings.Repeat("\x00\r\n--", 10_000)
 	for about, fields := range map[string][]string{
@@ -594,8 +594,8 @@ func TestModelAtPath(t *testing.T) {
 	}
 }
 
-// chatBody is a chat of some size in some number of messages, as a program
-// writes it: now and then an escape.
+// chatBody is a chat of some size in some number of messages, as a program writes it, with an
+// escape now and then.
 func chatBody(size, messages int) []byte {
 	var b bytes.Buffer
 	b.WriteString(`{"stream":true,"temperature":0.7,"messages":[`)
