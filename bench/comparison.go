@@ -16,17 +16,17 @@ type Comparison struct {
 	Targets []*Target `json:"targets"`
 }
 
-// Target is one of those compared.
+// Target is one of the targets compared.
 type Target struct {
-	Total *Result   `json:"total"` // all rounds together
+	Total *Result   `json:"total"` // all rounds combined
 	Runs  []*Result `json:"runs"`  // one per round
 	// Ratios are to the first target: for each metric the median, over the rounds, of the ratio within the round.
 	Ratios map[string]float64 `json:"ratio_to_first"`
 }
 
-// Compare runs each config in turn, rounds times over (A B A B …), so that what disturbs the machine disturbs all.
-// The configs share their arrivals where they share a seed; no two runs share a prompt. When ctx ends, what was done
-// until then is in the comparison.
+// Compare runs each config in turn, for a number of rounds (A B A B …), so that a disturbance of
+// the machine affects all of them. Configs with the same seed have the same arrivals; no two runs
+// have the same prompts. When ctx ends, the comparison contains what was done until then.
 func Compare(ctx context.Context, rounds int, cfgs ...Config) (*Comparison, error) {
 	if len(cfgs) == 0 {
 		return nil, errors.New("nothing to compare")
@@ -99,7 +99,7 @@ func latencyMetric(name string, percent float64, of func(*Result) Distribution) 
 	}
 }
 
-// Median is the middle value, or the mean of the two in the middle; 0 of none.
+// Median is the middle value, or the mean of the two middle ones; 0 without values.
 func Median(values []float64) float64 {
 	if len(values) == 0 {
 		return 0
@@ -121,7 +121,7 @@ func (c *Comparison) Totals() []*Result {
 	return totals
 }
 
-// MarshalJSON writes the comparison; of one target in one round, its result alone.
+// MarshalJSON writes the comparison; for a single target and round, only its result.
 func (c *Comparison) MarshalJSON() ([]byte, error) {
 	if len(c.Targets) == 1 && len(c.Targets[0].Runs) == 1 {
 		return json.Marshal(c.Targets[0].Total)

@@ -17,9 +17,9 @@ import (
 type Config struct {
 	// URL is the base of the API, with or without /v1, or the full address of the endpoint. Required.
 	URL string
-	// Name stands for the URL in what is printed. Default the URL.
+	// Name replaces the URL in the output. Default the URL.
 	Name string
-	// Model is what the requests name. Required.
+	// Model is the model that the requests name. Required.
 	Model string
 	// Endpoint is the API to call. Default Chat.
 	Endpoint api.API
@@ -41,20 +41,21 @@ type Config struct {
 
 	// Requests ends the run after so many measured requests. Default no bound.
 	Requests int
-	// Duration ends the sending after so long, warm-up not counted; what is in flight then is awaited.
-	// Default 10 s where neither Requests nor Trace bounds the run.
+	// Duration ends the sending of requests, not counting the warm-up; requests in flight are
+	// awaited. Default 10 s if neither Requests nor Trace bounds the run.
 	Duration time.Duration
-	// Warmup is sent first and not measured. Requests and Duration count from its end; of a trace it takes the first part.
+	// Warmup is sent first and not measured. Requests and Duration count from its end. With a trace
+	// it takes the first part.
 	Warmup Warmup
 	// Timeout bounds one request, from send to end. Default 10 min, which is the OpenAI SDKs'.
 	Timeout time.Duration
 
-	// InputTokens is the number of words in a prompt. Default 64. A trace brings its own.
+	// InputTokens is the number of words in a prompt. Default 64. A trace has its own.
 	InputTokens int
-	// OutputTokens is the max_tokens asked for. Default 64. A trace brings its own.
+	// OutputTokens is the max_tokens of a request. Default 64. A trace has its own.
 	OutputTokens int
-	// ExactTokens counts every reported output length other than the one asked for as an error. Default false: an
-	// answer may be shorter where its finish reason says that the model ended it.
+	// ExactTokens counts every reported output length other than the requested one as an error.
+	// Default false: an answer may be shorter if its finish reason says that the model ended it.
 	ExactTokens bool
 	// Tier is sent as service_tier. Default none.
 	Tier string
@@ -75,11 +76,11 @@ type Config struct {
 	// Progress is called once a second from one goroutine, and once at the end. Default none.
 	Progress func(Progress)
 
-	// run tells the runs of a comparison apart: they share their arrivals, but not their prompts.
+	// run distinguishes the runs of a comparison: they share their arrivals, but not their prompts.
 	run int
 }
 
-// Warmup is a part of the load that is not measured: both bounds must be passed.
+// Warmup is the part of the load that is not measured. It ends when both bounds have passed.
 type Warmup struct {
 	Requests int
 	Duration time.Duration
@@ -159,7 +160,7 @@ func (c Config) target() (*url.URL, error) {
 	return u, nil
 }
 
-// describeLoad says in a phrase what kind of load the run is.
+// describeLoad describes the kind of load.
 func (c Config) describeLoad() string {
 	switch {
 	case len(c.Trace) > 0:

@@ -8,7 +8,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// longest is the longest latency that is told apart; longer ones count as this.
+// longest is the longest latency that is recorded; longer ones count as this.
 const longest = time.Hour
 
 // percentiles are those that are reported everywhere.
@@ -17,8 +17,9 @@ var percentiles = []struct {
 	percent float64
 }{{"p50", 50}, {"p90", 90}, {"p95", 95}, {"p99", 99}, {"p99.9", 99.9}}
 
-// Distribution is a set of latencies with microsecond resolution and three significant digits. The zero value is an
-// empty one. As JSON it is an object of count, and min, mean, p50, p90, p95, p99, p999 and max in milliseconds.
+// Distribution is a set of latencies with microsecond resolution and three significant digits. The
+// zero value is empty. As JSON it is an object of count, and min, mean, p50, p90, p95, p99, p999
+// and max in milliseconds.
 type Distribution struct {
 	hist *hdrhistogram.Histogram // in microseconds; nil while empty
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/pulley-lb/pulley/api"
 )
 
-// Endpoints are the APIs that the generator speaks, in the order that help texts list them.
+// Endpoints are the APIs that the generator speaks, in the order of the help texts.
 var Endpoints = []api.API{api.Chat, api.Completions, api.Embeddings, api.Responses, api.Messages}
 
 // resolve completes the path of a base URL: /, /v1, /prefix/v1 or the endpoint's own.
@@ -33,11 +33,11 @@ const (
 	eventOther   eventKind = iota // roles, usage, pings
 	eventContent                  // a piece of the answer
 	eventDone                     // the answer is complete
-	eventError                    // the server says that the answer failed
+	eventError                    // the server reports that the answer failed
 )
 
-// judge tells what an event means. It looks for a few fields by their bytes and parses no JSON: an unescaped
-// "key": cannot occur inside a JSON string.
+// judge returns what an event means. It searches for a few fields by their bytes and parses no
+// JSON: an unescaped "key": cannot occur inside a JSON string.
 func judge(endpoint api.API, name, data []byte) eventKind {
 	switch endpoint {
 	case api.Responses:
@@ -162,7 +162,7 @@ func isErrorBody(data []byte) bool {
 	return json.Unmarshal(data, &body) == nil && len(body.Error) > 0
 }
 
-// usage is what a server says that it counted. Both families of names are read.
+// usage is the token usage that a server reports, under either family of names.
 type usage struct {
 	PromptTokens     int `json:"prompt_tokens"`
 	CompletionTokens int `json:"completion_tokens"`
@@ -173,7 +173,8 @@ type usage struct {
 func (u usage) input() int  { return max(u.PromptTokens, u.InputTokens) }
 func (u usage) output() int { return max(u.CompletionTokens, u.OutputTokens) }
 
-// merge reads the usage in data, if there is one, over what was known: Anthropic reports it in two parts.
+// merge adds the usage in data, if there is one, to what was known: Anthropic reports it in two
+// parts.
 func (u *usage) merge(data []byte) (found bool) {
 	for {
 		data = field(data, []byte(`"usage"`))
@@ -186,7 +187,8 @@ func (u *usage) merge(data []byte) (found bool) {
 	}
 }
 
-// endedByModel reports whether the finish reason in data says that the model stopped before the length it was given.
+// endedByModel reports whether the finish reason in data says that the model stopped before the
+// requested length.
 func endedByModel(data []byte) bool {
 	for _, key := range [][]byte{[]byte(`"finish_reason"`), []byte(`"stop_reason"`)} {
 		for rest := field(data, key); rest != nil; rest = field(rest, key) {

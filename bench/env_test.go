@@ -22,12 +22,13 @@ func inBubble(t *testing.T, f func(t *testing.T)) {
 	synctest.Test(t, f)
 }
 
-// serve runs a real HTTP server on in-memory connections, which virtual time can wait for, and returns the way to it.
+// serve runs a real HTTP server on in-memory connections, which virtual time can wait for, and
+// returns a transport to it.
 func serve(t *testing.T, handler http.HandlerFunc) http.RoundTripper {
 	t.Helper()
 	listener := testenv.NewListener()
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, _ := io.ReadAll(r.Body) // only then does the server notice that a client goes
+		body, _ := io.ReadAll(r.Body) // only then does the server notice a disconnecting client
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		handler(w, r)
 	})}
@@ -43,7 +44,7 @@ func serve(t *testing.T, handler http.HandlerFunc) http.RoundTripper {
 	return transport
 }
 
-// run makes a run that must be possible.
+// run runs a config that must be valid.
 func run(t *testing.T, cfg bench.Config) *bench.Result {
 	t.Helper()
 	if cfg.URL == "" {
@@ -57,7 +58,7 @@ func run(t *testing.T, cfg bench.Config) *bench.Result {
 	return result
 }
 
-// request is what the tests look at in a body.
+// request is the part of a body that the tests check.
 type request struct {
 	Model     string `json:"model"`
 	MaxTokens int    `json:"max_tokens"`
@@ -77,7 +78,7 @@ func decode(t *testing.T, r *http.Request) request {
 
 func (r request) words() int { return len(strings.Fields(r.Messages[0].Content)) }
 
-// answer writes a chat completion of the length asked for.
+// answer writes a chat completion of the requested length.
 func answer(w http.ResponseWriter, tokens int) {
 	w.Header().Set("Content-Type", "application/json")
 	fmt.Fprintf(w, `{"choices":[{"message":{"content":"x"},"finish_reason":"length"}],"usage":{"completion_tokens":%d}}`, tokens)

@@ -22,9 +22,10 @@ var (
 )
 
 const (
-	// maxErrorBody is how much of an error's body is read for its code and message.
+	// maxErrorBody is how much of an error's body is searched for its code and message.
 	maxErrorBody = 64 << 10
-	// drainTime is how long a stream may stay open after its terminal event before its connection is given up.
+	// drainTime is how long a stream may stay open after its terminal event before its connection
+	// is closed.
 	drainTime = time.Second
 )
 
@@ -85,12 +86,13 @@ func requestHeader(cfg Config) http.Header {
 	return header
 }
 
-// exchange is one request and what came of it. It is reused: take it from the client's pool and give it back.
+// exchange is one request with its result. It is reused: take it from the client's pool and return
+// it.
 type exchange struct {
 	order
 
-	// What came of it.
-	failure  failure // empty when it succeeded
+	// The result.
+	failure  failure // empty on success
 	sent     time.Time
 	first    time.Time // first content event or body byte
 	last     time.Time // last content event
@@ -104,11 +106,11 @@ type exchange struct {
 	hasQueue bool
 
 	events *events
-	latest []byte // data of the last event, if it was content
+	latest []byte // data of the last event, if it had content
 	buffer bytes.Buffer
 }
 
-// failure is why a request did not succeed: a class to count under, and a sentence.
+// failure is why a request did not succeed: a class to count under, and a description.
 type failure struct{ class, detail string }
 
 // classCancelled marks requests that the end of the run cut off. They are neither successes nor errors.
@@ -183,12 +185,12 @@ func (x *exchange) readStream(ctx context.Context, c *client, body io.Reader, ca
 		case eventDone:
 			x.end = time.Now()
 		}
-		x.readUsage(x.latest) // some servers say it beside the last piece of content; to look in all would cost more than the rest
+		x.readUsage(x.latest) // some servers report it with the last piece of content; searching all events would cost more than everything else
 		x.readUsage(ev.data)
 		x.latest = x.latest[:0]
 		if !x.end.IsZero() {
 			late := time.AfterFunc(drainTime, func() { cancel(errDrained) })
-			_, _ = io.Copy(io.Discard, io.LimitReader(ev.reader, maxErrorBody)) // so that the connection can be used again
+			_, _ = io.Copy(io.Discard, io.LimitReader(ev.reader, maxErrorBody)) // so that the connection can be reused
 			late.Stop()
 			return
 		}
@@ -206,7 +208,7 @@ func (x *exchange) content(now time.Time) {
 	x.contents++
 }
 
-// readUsage notes what is said once in a stream: the usage and the finish reason.
+// readUsage reads what occurs once in a stream: the usage and the finish reason.
 func (x *exchange) readUsage(data []byte) {
 	x.hasUsage = x.usage.merge(data) || x.hasUsage
 	x.byModel = x.byModel || endedByModel(data)
@@ -245,7 +247,7 @@ func (f *firstByte) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// checkTokens compares the length that the server reports with the one asked for.
+// checkTokens compares the length that the server reports with the requested one.
 func (x *exchange) checkTokens(c *client) failure {
 	if !x.hasUsage || c.endpoint == api.Embeddings {
 		return failure{}
@@ -258,7 +260,7 @@ func (x *exchange) checkTokens(c *client) failure {
 	return failure{"token count", fmt.Sprintf("usage says %d output tokens, asked for %d", got, x.asked)}
 }
 
-// outputTokens is what the answer cost: by usage, or by what was seen.
+// outputTokens is the answer's length: as reported, otherwise as counted.
 func (x *exchange) outputTokens() int {
 	if x.hasUsage {
 		return x.usage.output()
@@ -266,7 +268,7 @@ func (x *exchange) outputTokens() int {
 	return x.contents
 }
 
-// readTiming takes the queue time from a server-timing header.
+// readTiming reads the queue time from a server-timing header.
 func (x *exchange) readTiming(header http.Header) {
 	for _, value := range header["Server-Timing"] {
 		if queue, ok := timing(value, "queue"); ok {

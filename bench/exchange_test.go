@@ -112,7 +112,7 @@ func TestFailuresAreCountedByClass(t *testing.T) {
 			_ = http.NewResponseController(w).Flush()
 			abort()
 		}, "cut"},
-		"a body that is no JSON": {false, func(w http.ResponseWriter, r *http.Request) {
+		"a body that is not JSON": {false, func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, `{"usage":`)
 		}, "truncated"},
 		"a body that is an error": {false, func(w http.ResponseWriter, r *http.Request) {
@@ -262,7 +262,7 @@ func TestBodiesAreWhatTheAPIWants(t *testing.T) {
 			}
 		}
 		if len(first) != 3 {
-			t.Errorf("prompts of a run begin alike: %v", first)
+			t.Errorf("prompts of a run start alike: %v", first)
 		}
 	})
 }

@@ -28,8 +28,8 @@ func connectFailure(ctx context.Context, err error) failure {
 	return failure{"transport", err.Error()}
 }
 
-// endFailure classifies an answer that ended too early. err is what ended the reading; io.EOF is a clean end, the one
-// that common clients take for success.
+// endFailure classifies an answer that ended too early. err is what ended the reading; io.EOF is a
+// clean end, which common clients take for success.
 func endFailure(ctx context.Context, err error) failure {
 	if f, ok := endedByUs(ctx); ok {
 		return f
@@ -100,7 +100,7 @@ func parseError(data []byte) (code, message string) {
 	return clip(code, 64), clip(found.Message, 200)
 }
 
-// clip makes a server's words fit for one line of a terminal.
+// clip shortens a server's text to one line of a terminal.
 func clip(s string, limit int) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {

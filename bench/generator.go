@@ -11,8 +11,9 @@ import (
 // errorPause keeps a closed loop from hammering a server that refuses at once.
 const errorPause = 10 * time.Millisecond
 
-// Run puts the load of cfg on its URL and reports what happened. When ctx ends, the requests in flight are cut off and
-// what was done until then is reported, with Interrupted set and no error. An error means that nothing was sent.
+// Run puts the load of cfg on its URL and reports the result. When ctx ends, the requests in flight
+// are cancelled and the result covers what was done until then, with Interrupted set and no error.
+// An error means that nothing was sent.
 func Run(ctx context.Context, cfg Config) (*Result, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
@@ -57,7 +58,7 @@ type generator struct {
 
 	mu       sync.Mutex
 	issued   int       // guarded by mu
-	measured int       // guarded by mu; of issued, those not of the warm-up
+	measured int       // guarded by mu; part of issued, without the warm-up
 	origin   time.Time // guarded by mu; when the first measured request was due
 	inFlight int       // guarded by mu
 }
@@ -144,10 +145,11 @@ type order struct {
 	due    time.Time
 	warmup bool
 	body   []byte
-	asked  int // output tokens
+	asked  int // requested output tokens
 }
 
-// order decides about a request that is due at the given time: whether it is still within the run, and measured.
+// order decides whether a request that is due at the given time still belongs to the run, and
+// whether it is measured.
 func (g *generator) order(due time.Time) (o order, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -168,7 +170,7 @@ func (g *generator) order(due time.Time) (o order, ok bool) {
 	return order{number: g.issued, due: due, warmup: warmup}, true
 }
 
-// enter counts a request as in flight, or reports that the bound is reached. The exchange leaves.
+// enter counts a request as in flight, or reports that the bound is reached. exchange calls leave.
 func (g *generator) enter() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

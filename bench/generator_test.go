@@ -43,7 +43,7 @@ func TestClosedLoopKeepsItsConcurrency(t *testing.T) {
 func TestWarmupIsNotMeasured(t *testing.T) {
 	tests := map[string]struct {
 		warmup bench.Warmup
-		slow   int64 // requests that take long
+		slow   int64 // number of slow requests
 		warm   int64
 	}{
 		"for a time":              {bench.Warmup{Duration: time.Second}, 1, 1},
@@ -122,7 +122,7 @@ func evenly(n int, interval time.Duration) bench.Trace {
 	return trace
 }
 
-// stalling answers in a millisecond, but between 1 s and 2.005 s it answers nobody.
+// stalling answers in a millisecond, but not between 1 s and 2.005 s.
 func stalling(t *testing.T) http.RoundTripper {
 	start := time.Now()
 	return serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -284,7 +284,7 @@ func TestConfigErrorsNameTheField(t *testing.T) {
 	}
 	for field, cfg := range tests {
 		if _, err := bench.Run(t.Context(), cfg); err == nil || !strings.HasPrefix(err.Error(), field) {
-			t.Errorf("Run(%+v): %v, want an error that begins with %s", cfg, err, field)
+			t.Errorf("Run(%+v): %v, want an error that starts with %s", cfg, err, field)
 		}
 	}
 }

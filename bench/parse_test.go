@@ -43,7 +43,7 @@ func FuzzReadTrace(f *testing.F) {
 	})
 }
 
-// FuzzEvents holds the reader to one promise: how a stream is cut into reads does not change its events.
+// FuzzEvents checks that the way in which a stream is cut into reads does not change its events.
 func FuzzEvents(f *testing.F) {
 	f.Add("data: a\n\n: comment\n\nevent: x\ndata: b\r\ndata: c\r\n\r\ndata: [DONE]")
 	f.Add("event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n\n\ndata\n\n")

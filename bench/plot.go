@@ -60,8 +60,8 @@ func addLine(p *plot.Plot, i int, name string, d namedDistribution) error {
 	return nil
 }
 
-// tailPoints are points of the distribution at equal steps of -log10(1-q), which gives each further nine as much room
-// as the one before it, as far as the number of latencies has them.
+// tailPoints are points of the distribution at equal steps of -log10(1-q), which gives each further
+// nine as much space as the one before it, as far as there are latencies for it.
 func tailPoints(d Distribution) plotter.XYs {
 	nines := max(math.Log10(float64(d.Count())), 1)
 	const steps = 400
@@ -80,7 +80,7 @@ func widenAxes(p *plot.Plot) {
 		p.X.Min, p.X.Max = 0.001, 1
 	}
 	p.X.Min = math.Pow(10, math.Floor(math.Log10(p.X.Min)))
-	p.X.Max = max(math.Pow(10, math.Ceil(math.Log10(p.X.Max))), p.X.Min*10) * 1.2 // room for the last label
+	p.X.Max = max(math.Pow(10, math.Ceil(math.Log10(p.X.Max))), p.X.Min*10) * 1.2 // space for the last label
 	p.Y.Min, p.Y.Max = 0, max(p.Y.Max, 1)
 }
 

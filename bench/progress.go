@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Progress is how a run stands. Requests of the warm-up are in Warmup only.
+// Progress is the state of a run. Requests of the warm-up are counted in Warmup only.
 type Progress struct {
 	Name      string
 	Elapsed   time.Duration

@@ -9,7 +9,7 @@ import (
 // maxClasses bounds the error classes of a run, since servers choose the codes in them.
 const maxClasses = 64
 
-// recorder takes in the requests of a run as they end.
+// recorder records the requests of a run as they end.
 type recorder struct {
 	cfg Config
 
@@ -30,7 +30,7 @@ func newRecorder(cfg Config) *recorder {
 	}}
 }
 
-// record takes in one request that ended.
+// record records a request that has ended.
 func (r *recorder) record(x *exchange) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -48,7 +48,7 @@ func (r *recorder) record(x *exchange) {
 	}
 }
 
-// refuse takes in a request that was due beyond the bound of requests in flight.
+// refuse records a request that was due beyond the bound of requests in flight.
 func (r *recorder) refuse(warmup bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -82,7 +82,7 @@ func (r *recorder) succeedLocked(x *exchange) {
 	s.OutputTokens += int64(x.outputTokens())
 	e2e := x.end.Sub(from)
 	s.E2E.record(e2e)
-	ttft := e2e // an empty answer: its end is its first sign
+	ttft := e2e // an empty answer: its end is its first byte
 	if !x.first.IsZero() {
 		ttft = x.first.Sub(from)
 	}
@@ -101,7 +101,7 @@ func (r *recorder) succeedLocked(x *exchange) {
 	}
 }
 
-// result is what the run came to. It is called once, after the last request ended.
+// result returns the run's result. It is called once, after the last request has ended.
 func (r *recorder) result(start, origin time.Time, interrupted bool) *Result {
 	r.mu.Lock()
 	defer r.mu.Unlock()

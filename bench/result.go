@@ -13,19 +13,20 @@ import (
 // classMaxInFlight counts requests of an open loop that were not sent, because MaxInFlight were waiting already.
 const classMaxInFlight = "max in flight"
 
-// Result is what one run, or several of the same kind, came to. Warm-up requests are only in Warmup. The JSON names
-// carry the units; distributions are objects in milliseconds, left out where nothing was measured.
+// Result is the result of one run, or of several of the same kind. Warm-up requests are counted in
+// Warmup only. The JSON names include the units; distributions are objects in milliseconds, and
+// omitted if nothing was measured.
 type Result struct {
 	Name     string  `json:"name"`
 	URL      string  `json:"url"`
 	Model    string  `json:"model"`
 	Endpoint api.API `json:"endpoint"`
 	Stream   bool    `json:"stream"`
-	Load     string  `json:"load"` // a phrase, such as "closed loop, concurrency 16"
+	Load     string  `json:"load"` // a description such as "closed loop, concurrency 16"
 	Seed     uint64  `json:"seed"`
 
 	Started     time.Time `json:"started"`
-	Rounds      int       `json:"rounds"`          // runs that were put together in this result
+	Rounds      int       `json:"rounds"`          // runs that are combined in this result
 	Elapsed     float64   `json:"elapsed_seconds"` // from when the first request was due until the last one ended
 	Interrupted bool      `json:"interrupted"`     // the context ended before the load did
 
@@ -36,7 +37,7 @@ type Result struct {
 	Warmup    int64        `json:"warmup"`
 	Errors    []ErrorCount `json:"errors"` // the most frequent first
 
-	RequestsPerSecond     float64 `json:"requests_per_second"` // of those that succeeded
+	RequestsPerSecond     float64 `json:"requests_per_second"` // of successful requests
 	InputTokens           int64   `json:"input_tokens"`        // as reported by the server
 	OutputTokens          int64   `json:"output_tokens"`       // as reported, or content events
 	OutputTokensPerSecond float64 `json:"output_tokens_per_second"`
@@ -46,7 +47,7 @@ type Result struct {
 	Gap        Distribution `json:"gap,omitzero"`         // every gap between two content events
 	E2E        Distribution `json:"e2e,omitzero"`
 	Queue      Distribution `json:"queue,omitzero"` // as reported in server-timing
-	Lag        Distribution `json:"lag,omitzero"`   // how late the generator itself sent, in an open loop
+	Lag        Distribution `json:"lag,omitzero"`   // how late the generator itself sent a request, in an open loop
 
 	SLO      *SLO     `json:"slo,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
@@ -62,16 +63,16 @@ type ErrorCount struct {
 	Example string `json:"example"` // the first one's message
 }
 
-// SLO is how many requests stayed within bounds. A request that failed did not.
+// SLO is how many requests stayed within the bounds. A failed request did not.
 type SLO struct {
 	TTFT    float64 `json:"ttft_ms,omitempty"`
 	E2E     float64 `json:"e2e_ms,omitempty"`
 	Within  int64   `json:"within"`
 	Share   float64 `json:"share"`               // of all requests, 0 to 1
-	Goodput float64 `json:"requests_per_second"` // of those within
+	Goodput float64 `json:"requests_per_second"` // of requests within the bounds
 }
 
-// Merge puts several results of the same load together, such as the rounds of one target.
+// Merge combines several results of the same load, such as the rounds of one target.
 func Merge(results ...*Result) *Result {
 	sum := &Result{}
 	for i, r := range results {
@@ -126,7 +127,7 @@ func (r *Result) countError(class, example string, count int64) {
 	r.Errors[i].Count += count
 }
 
-// finish works out what follows from the counts.
+// finish computes what follows from the counts.
 func (r *Result) finish() {
 	r.Rounds = max(r.Rounds, 1)
 	r.Requests = r.Succeeded + r.Failed
@@ -154,7 +155,8 @@ func (r *Result) perSecond(count int64) float64 {
 	return math.Round(float64(count)/r.elapsed.Seconds()*1000) / 1000
 }
 
-// The generator's own lag is part of every latency of an open loop. It is worth a warning from these bounds.
+// The generator's own lag is part of every latency of an open loop. Above these bounds the result
+// has a warning.
 const (
 	maxLag      = 5 * time.Millisecond
 	maxLagShare = 0.01 // of the median E2E

@@ -39,8 +39,8 @@ func (e *events) next() bool {
 	return errors.Is(e.err, io.EOF) && e.hasData
 }
 
-// readLine takes one line in and reports whether it was the blank one that ends an event. Of a line that is longer
-// than the buffer, only data is put together.
+// readLine reads one line and reports whether it was the blank line that ends an event. Of a line
+// that is longer than the buffer, only data is assembled.
 func (e *events) readLine() (blank bool) {
 	line, err := e.reader.ReadSlice('\n')
 	if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
@@ -70,7 +70,7 @@ func (e *events) readLine() (blank bool) {
 	return false
 }
 
-// readRest takes in what is left of a line that did not fit the buffer.
+// readRest reads the rest of a line that did not fit the buffer.
 func (e *events) readRest(isData bool) {
 	for {
 		part, err := e.reader.ReadSlice('\n')

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// WriteTable writes the result for a person to read.
+// WriteTable writes the result as a table for people.
 func (r *Result) WriteTable(w io.Writer) error {
 	t := &table{}
 	t.head(r)
@@ -19,7 +19,7 @@ func (r *Result) WriteTable(w io.Writer) error {
 	return err
 }
 
-// table puts the text together; it has no errors to handle.
+// table collects the text; it has no errors to handle.
 type table struct{ text strings.Builder }
 
 func (t *table) line(label, format string, args ...any) {
@@ -32,7 +32,7 @@ func (t *table) head(r *Result) {
 	t.line("load", "%s (seed %d)", r.Load, r.Seed)
 }
 
-// describeTarget is the target's name, with its URL where that says more.
+// describeTarget is the target's name, with its URL if they differ.
 func describeTarget(r *Result) string {
 	if r.Name == r.URL {
 		return r.URL

@@ -16,7 +16,7 @@ func TestYardstickSharesAndPassesStreams(t *testing.T) {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			served[i].Add(1)
 			_ = http.NewResponseController(w).EnableFullDuplex()
-			script(w, role) // before the request was read: what cuts streams in a proxy that is still sending
+			script(w, role) // before the request was read, which cuts streams in a proxy that is still sending
 			decode(t, r)
 			script(w, token, token, token, last, count, done)
 		}))

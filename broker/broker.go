@@ -1,8 +1,7 @@
-// Package broker runs a NATS server with JetStream inside this process: alone,
-// or as a member of a cluster of such processes. Gateways and workers need
-// nothing of it that a stock nats-server of version 2.12 or later does not
-// offer; it exists so that one binary is enough to begin with, and so that
-// tests have a real broker without a socket.
+// Package broker runs a NATS server with JetStream inside this process: alone, or as a member of a
+// cluster of such processes. Gateways and workers need nothing from it that a stock nats-server of
+// version 2.12 or later does not offer. It exists so that one binary is enough to start with, and
+// so that tests have a real broker without a socket.
 package broker
 
 import (
@@ -25,7 +24,7 @@ type Broker struct {
 	options *server.Options
 	log     *logBridge
 
-	// Closed by Run. What stands below is written before that, and read after.
+	// Closed by Run. The fields below are written before that and only read afterwards.
 	ready  chan struct{}
 	server *server.Server
 }
@@ -44,12 +43,12 @@ func New(cfg Config) (*Broker, error) {
 	}, nil
 }
 
-// Run serves until ctx ends, and returns when the server has stopped and its
-// store is closed. It returns nil if it was told to stop. A broker runs once.
+// Run serves until ctx ends, and returns when the server has stopped and its store is closed. It
+// returns nil if ctx ended it. A broker runs once.
 //
-// A single server stops at once: finish what is in flight before. A member of
-// a cluster first hands its leaderships to the others, which takes about a
-// second, and then asks its clients to go elsewhere.
+// A single server stops at once: finish what is in flight before. A member of a cluster first hands
+// its leaderships over to the other members, which takes about a second, and then asks its clients
+// to reconnect elsewhere.
 func (b *Broker) Run(ctx context.Context) error {
 	store, err := openStore(b.cfg.StoreDir)
 	if err != nil {
@@ -91,9 +90,8 @@ func (b *Broker) Run(ctx context.Context) error {
 	return nil
 }
 
-// waitReady returns when s accepts connections, or ctx ends, or with the reason
-// why s never will. Only the listener for a cluster's routes is still opening
-// once Start has returned.
+// waitReady returns when s accepts connections, when ctx ends, or with the reason why s never will.
+// After Start returns, only the listener for a cluster's routes may still be opening.
 func (b *Broker) waitReady(ctx context.Context, s *server.Server) error {
 	for ctx.Err() == nil {
 		select {
@@ -108,8 +106,7 @@ func (b *Broker) waitReady(ctx context.Context, s *server.Server) error {
 	return nil
 }
 
-// explain names the setting at fault in an error that the server gave only in
-// its log.
+// explain names the invalid setting in an error that the server reported only in its log.
 func (b *Broker) explain(err error) error {
 	text := err.Error()
 	reason := strings.Trim(text[strings.LastIndex(text, ": ")+1:], ` "`)
@@ -122,8 +119,7 @@ func (b *Broker) explain(err error) error {
 	return fmt.Errorf("broker: %w", err)
 }
 
-// warnIfOpen says so in the log when others than this machine's users can
-// reach the broker and nothing asks them who they are.
+// warnIfOpen logs a warning if the broker can be reached from other machines without credentials.
 func (b *Broker) warnIfOpen() {
 	o := b.options
 	open := o.Username == "" && o.Authorization == "" && len(o.Users) == 0 && len(o.Nkeys) == 0 &&
@@ -138,15 +134,13 @@ func (b *Broker) warnIfOpen() {
 
 func (b *Broker) clustered() bool { return b.options.Cluster.Port != 0 }
 
-// Ready is closed when the broker takes connections. It is never closed if Run
-// fails before that, so wait for the end of Run beside it. A member of a
-// cluster is ready before the cluster has a leader: JetStream requests may
-// still time out for a few seconds.
+// Ready is closed when the broker accepts connections. It is never closed if Run fails before that,
+// so wait for the end of Run as well. A member of a cluster is ready before the cluster has a
+// leader: JetStream requests may still time out for a few seconds.
 func (b *Broker) Ready() <-chan struct{} { return b.ready }
 
-// ClientURL is the URL for clients on this machine, with the port that was
-// chosen. It is empty before [Broker.Ready] and for a broker that listens in
-// process only.
+// ClientURL is the URL for clients on this machine, with the actual port. It is empty before
+// [Broker.Ready] and for a broker that serves this process only.
 func (b *Broker) ClientURL() string {
 	addr := b.addr((*server.Server).Addr)
 	if addr == "" {
@@ -159,8 +153,8 @@ func (b *Broker) ClientURL() string {
 	return u.String()
 }
 
-// ClusterAddr is the host:port on which this member takes routes; empty
-// before [Broker.Ready] and outside a cluster.
+// ClusterAddr is the host:port on which this member accepts routes; empty before [Broker.Ready] and
+// outside a cluster.
 func (b *Broker) ClusterAddr() string {
 	return b.addr(func(s *server.Server) net.Addr {
 		if a := s.ClusterAddr(); a != nil {
@@ -170,7 +164,7 @@ func (b *Broker) ClusterAddr() string {
 	})
 }
 
-// addr is an address of the running server as a client on this machine dials it.
+// addr is an address of the running server in the form that a client on this machine dials.
 func (b *Broker) addr(of func(*server.Server) net.Addr) string {
 	select {
 	case <-b.ready:
@@ -188,9 +182,8 @@ func (b *Broker) addr(of func(*server.Server) net.Addr) string {
 	return net.JoinHostPort(host, strconv.Itoa(tcp.Port))
 }
 
-// InProcessConn opens a client connection that uses no socket, so that
-// nats.InProcessServer(b) is all a client in this process needs. It asks for
-// credentials like any other.
+// InProcessConn opens a client connection without a socket, so that nats.InProcessServer(b) is all
+// that a client in this process needs. It requires credentials like any other connection.
 func (b *Broker) InProcessConn() (net.Conn, error) {
 	select {
 	case <-b.ready:

@@ -19,8 +19,8 @@ import (
 	"github.com/pulley-lb/pulley/broker"
 )
 
-// TestMain starts the server's process-wide access-time ticker outside any
-// bubble; inside one it would stop the bubble's clock.
+// TestMain starts the server's process-wide access-time ticker outside any bubble; inside one it
+// would stop the bubble's clock.
 func TestMain(m *testing.M) {
 	ats.Register()
 	m.Run()
@@ -269,8 +269,8 @@ func TestRunNamesTheSettingAtFault(t *testing.T) {
 	}
 }
 
-// A member that stops hands its streams to the others at once: without that
-// they would wait some four seconds for its silence to be noticed.
+// A member that stops hands its streams over at once: otherwise they would have no leader for some
+// four seconds, until its absence is noticed.
 func TestClusterMemberLeavesQuietly(t *testing.T) {
 	var routes []string
 	for range 3 {
@@ -316,7 +316,7 @@ func TestClusterMemberLeavesQuietly(t *testing.T) {
 	stopped := make(chan struct{})
 	go func() { stop[info.Cluster.Leader](); close(stopped) }()
 	begin := time.Now()
-	time.Sleep(50 * time.Millisecond) // the leader has begun to leave
+	time.Sleep(50 * time.Millisecond) // the leader has started to leave
 	eventually(t, "publish to the new leader", func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()

@@ -15,33 +15,32 @@ import (
 )
 
 const (
-	// defaultMaxPayload is that of a stock nats-server, so that what runs here
-	// runs on any broker. More would gain nothing, since bodies of more than a
-	// quarter of it travel by reference, and would cost latency: one message
-	// holds up all others on its connection.
+	// defaultMaxPayload is that of a stock nats-server, so that what works here works with any
+	// broker. More would gain nothing, since bodies of more than a quarter of it travel by
+	// reference, and would cost latency: one message holds up all others on its connection.
 	defaultMaxPayload = 1 << 20
 
-	// maxPayloadLimit is where the server itself begins to advise against it.
+	// maxPayloadLimit is where the server itself advises against larger values.
 	maxPayloadLimit = 8 << 20
 
-	// lameDuck bounds how long a member of a cluster takes to send its clients
-	// away; they reconnect elsewhere in a few milliseconds each.
+	// lameDuck bounds how long a member of a cluster takes to disconnect its clients; each
+	// reconnects elsewhere within a few milliseconds.
 	lameDuckGrace = time.Second
 	lameDuck      = 3 * time.Second
 )
 
-// Config is how a broker is reached, where it stores, and whom it trusts.
+// Config says how a broker is reached, where it stores data, and which clients it accepts.
 type Config struct {
-	// Listen is the host:port for clients; port 0 takes a free one.
-	// Default "": no socket, clients connect in process only.
+	// Listen is the host:port for clients; port 0 selects a free one. Default "": no socket, only
+	// this process can connect.
 	Listen string
 
-	// StoreDir holds the streams. Required; created with mode 0700. One broker
-	// uses it at a time.
+	// StoreDir holds the streams. Required; created with mode 0700. Only one broker may use it at a
+	// time.
 	StoreDir string
 
-	// ServerName is the name within a cluster. It must be unique there and
-	// stay the same across restarts. Default: made up once and kept in StoreDir.
+	// ServerName is the name within a cluster. It must be unique there and stay the same across
+	// restarts. Default: generated once and kept in StoreDir.
 	ServerName string
 
 	// ClusterName, ClusterListen and Routes make the broker a member of a
@@ -55,43 +54,40 @@ type Config struct {
 	// MaxPayload bounds one message, in bytes; 1 to 8 MiB. Default 1 MiB.
 	MaxPayload int
 
-	// SyncInterval is how often streams on disk are forced there. With an
-	// interval, a power cut of all members loses what was acknowledged since
-	// the last time; a crash of the process alone loses nothing.
-	// Default 0: before every acknowledgement.
+	// SyncInterval is how often streams on disk are synced. With an interval, a power cut of all
+	// members loses what was acknowledged since the last sync; a crash of the process alone loses
+	// nothing. Default 0: before every acknowledgement.
 	SyncInterval time.Duration
 
-	// MaxMemory and MaxStore bound what streams use, in bytes.
-	// Default 0: three quarters of the memory, and the free disk.
+	// MaxMemory and MaxStore bound what streams use, in bytes. Default 0: three quarters of the
+	// memory, and the free disk space.
 	MaxMemory int64
 	MaxStore  int64
 
-	// TLSCert and TLSKey are PEM files; with them clients and routes must use
-	// TLS. TLSCA verifies the other members, and clients if TLSVerify demands
-	// a certificate of them. Default none: plain TCP.
+	// TLSCert and TLSKey are PEM files; with them clients and routes must use TLS. TLSCA verifies
+	// the other members, and clients if TLSVerify requires a certificate from them. Default none:
+	// plain TCP.
 	TLSCert   string
 	TLSKey    string
 	TLSCA     string
 	TLSVerify bool
 
-	// Username and Password, or Token, is what clients must present; the first
-	// pair also guards the routes. Default none: anyone who can connect may do
-	// anything.
+	// Username and Password, or Token, are what clients must present; Username and Password also
+	// protect the routes. Default none: anyone who can connect has all permissions.
 	Username string
 	Password string
 	Token    string
 
-	// ConfigFile is a nats-server configuration file for what has no field
-	// here: accounts, permissions, leaf nodes, monitoring. Listen and StoreDir
-	// hold against it, and so does every other field that is set. Default none.
+	// ConfigFile is a nats-server configuration file for settings without a field here: accounts,
+	// permissions, leaf nodes, monitoring. Listen and StoreDir take precedence over it, and so does
+	// every other field that is set. Default none.
 	ConfigFile string
 
-	// Logger takes the server's log; what it calls info is Debug here.
-	// Default nil: silent.
+	// Logger receives the server's log; the server's info level becomes Debug. Default nil: silent.
 	Logger *slog.Logger
 }
 
-// options is what the server takes, or the first fault in the configuration.
+// options converts the configuration for the server, or returns the first invalid setting.
 func (c *Config) options() (*server.Options, error) {
 	if c.StoreDir == "" {
 		return nil, errors.New("store dir: required")
@@ -118,8 +114,8 @@ func (c *Config) options() (*server.Options, error) {
 	o.MaxPayload = int32(cmp.Or(c.MaxPayload, int(o.MaxPayload), defaultMaxPayload))
 	o.JetStreamMaxMemory = cmp.Or(c.MaxMemory, o.JetStreamMaxMemory)
 	o.JetStreamMaxStore = cmp.Or(c.MaxStore, o.JetStreamMaxStore)
-	// There is a consumer for each pool, tier and lane, and the gateways bound
-	// those; the server's own bound of 1000 a stream would strike first.
+	// There is a consumer for each pool, tier and lane, and the gateways bound their number. The
+	// server's own bound of 1000 per stream would be reached first.
 	o.JetStreamLimits.DefaultMaxConsumers = cmp.Or(o.JetStreamLimits.DefaultMaxConsumers, -1)
 	o.LameDuckGracePeriod = lameDuckGrace
 	o.LameDuckDuration = lameDuck
@@ -145,7 +141,7 @@ func (c *Config) readConfigFile(o *server.Options) error {
 	if err == nil {
 		return nil
 	}
-	// The server reports mere warnings in the same way.
+	// The server reports warnings in the same way.
 	if w, ok := err.(interface{ Errors() []error }); ok && len(w.Errors()) == 0 {
 		return nil
 	}
@@ -239,7 +235,7 @@ func (c *Config) setCluster(o *server.Options) error {
 	return nil
 }
 
-// route reads one of Routes, and adds the credentials if it has none.
+// route parses one of Routes, and adds the credentials if it has none.
 func (c *Config) route(s string) (*url.URL, error) {
 	if !strings.Contains(s, "://") {
 		s = "nats://" + s
@@ -257,8 +253,8 @@ func (c *Config) route(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// splitListen takes a host:port apart, in the server's own terms: an empty
-// host is all of them, port 0 is -1.
+// splitListen parses a host:port into the server's terms: an empty host means all addresses, port 0
+// is -1.
 func splitListen(s string) (host string, port int, err error) {
 	host, p, err := net.SplitHostPort(s)
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// lockFile takes f for this process until f is closed, without waiting.
+// lockFile locks f for this process until f is closed. It does not wait.
 func lockFile(f *os.File) error {
 	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {

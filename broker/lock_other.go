@@ -4,5 +4,5 @@ package broker
 
 import "os"
 
-// lockFile does nothing here: two brokers on one directory are not noticed.
+// lockFile does nothing here: two brokers in one directory are not detected.
 func lockFile(*os.File) error { return nil }

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// logBridge is the server's logger. The server reports in its log, and only
-// there, that it could not start; fatal carries the first such report.
+// logBridge is the server's logger. The server reports in its log, and only there, that it could
+// not start; fatal receives the first such report.
 type logBridge struct {
 	*slog.Logger
 	fatal chan error // buffered, 1
@@ -28,8 +28,7 @@ func (l *logBridge) Tracef(format string, v ...any)  { l.Debug(line(format, v)) 
 func (l *logBridge) Warnf(format string, v ...any)   { l.Warn(line(format, v)) }
 func (l *logBridge) Errorf(format string, v ...any)  { l.Error(line(format, v)) }
 
-// Fatalf does not end the process, as the server's own loggers do, and does
-// not log: Run returns the error.
+// Fatalf neither ends the process, as the server's own loggers do, nor logs: Run returns the error.
 func (l *logBridge) Fatalf(format string, v ...any) {
 	select {
 	case l.fatal <- errors.New(line(format, v)):

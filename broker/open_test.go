@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// Nothing listens here: a test has no business beyond loopback.
+// These brokers do not listen: a test must not open ports beyond loopback.
 func TestWarnsWhenOpenToOthers(t *testing.T) {
 	cluster := Config{Listen: "127.0.0.1:0", ClusterName: "c", ClusterListen: "0.0.0.0:0", Routes: []string{"127.0.0.1:1"}}
 	guarded := cluster

@@ -11,8 +11,8 @@ import (
 	"github.com/nats-io/nuid"
 )
 
-// store is the broker's directory, held for as long as the broker runs. The
-// server itself would let two processes write to the same streams.
+// store is the broker's directory, locked while the broker runs. The server itself would let two
+// processes write to the same streams.
 type store struct {
 	dir  string
 	lock *os.File
@@ -20,7 +20,7 @@ type store struct {
 
 var errLocked = errors.New("in use by another broker")
 
-// openStore makes dir if need be, and takes it.
+// openStore creates dir if necessary, and locks it.
 func openStore(dir string) (*store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("store dir %s: %w", dir, cause(err))
@@ -36,8 +36,8 @@ func openStore(dir string) (*store, error) {
 	return &store{dir: dir, lock: f}, nil
 }
 
-// serverName is the name that goes with what is stored. A member of a cluster
-// that came back under another name would count as one more.
+// serverName is the name that belongs to the stored data. A cluster member that came back under
+// another name would count as an additional one.
 func (s *store) serverName() (string, error) {
 	path := filepath.Join(s.dir, "server-name")
 	b, err := os.ReadFile(path)
@@ -54,11 +54,10 @@ func (s *store) serverName() (string, error) {
 	return name, nil
 }
 
-// close gives the directory back. The lock file stays: removing it would race
-// with the next broker's taking it.
+// close unlocks the directory. The lock file stays: removing it would race with the next broker.
 func (s *store) close() { s.lock.Close() }
 
-// cause is err without the operation and the path, which the caller names.
+// cause is err without the operation and the path, which the caller adds.
 func cause(err error) error {
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err

@@ -32,7 +32,7 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// selfSigned makes a certificate for 127.0.0.1 that is its own authority.
+// selfSigned makes a self-signed certificate for 127.0.0.1.
 func selfSigned(t testing.TB) (certFile, keyFile string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

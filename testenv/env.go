@@ -23,15 +23,14 @@ import (
 	"github.com/pulley-lb/pulley/policystore"
 )
 
-// Main runs a package's tests. It starts nats-server's process-wide access-time
-// ticker outside of any bubble: started inside one, the bubble's clock would
-// never move.
+// Main runs a package's tests. It starts nats-server's process-wide access-time ticker outside of
+// any bubble: started inside one, it would stop the bubble's clock.
 func Main(m *testing.M) {
 	ats.Register()
 	m.Run()
 }
 
-// Env is a broker and what was started on it.
+// Env is a broker and everything that a test starts on it.
 type Env struct {
 	t      testing.TB
 	dir    string
@@ -40,13 +39,13 @@ type Env struct {
 	mu     sync.Mutex
 }
 
-// Run calls test in a bubble with a running broker. Everything that was started
-// in it is stopped before it returns.
+// Run calls test in a bubble with a running broker. Everything that test starts is stopped before
+// Run returns.
 func Run(t *testing.T, test func(t *testing.T, env *Env)) {
 	t.Helper()
 	dir := t.TempDir()
-	// nats.go keeps used timers in a sync.Pool; one of an earlier bubble would
-	// end this one. Two collections empty the pool.
+	// nats.go keeps used timers in a sync.Pool; one from an earlier bubble would end this one. Two
+	// collections empty the pool.
 	runtime.GC()
 	runtime.GC()
 	synctest.Test(t, func(t *testing.T) {
@@ -57,7 +56,7 @@ func Run(t *testing.T, test func(t *testing.T, env *Env)) {
 	})
 }
 
-// Process is a part's Run, under way.
+// Process is a running part.
 type Process struct {
 	stop context.CancelFunc
 	done chan struct{}
@@ -75,14 +74,14 @@ func Start(run func(context.Context) error) *Process {
 	return p
 }
 
-// Stop tells it to stop and waits until it has.
+// Stop ends the part and waits until it has returned.
 func (p *Process) Stop() error {
 	p.stop()
 	<-p.done
 	return p.err
 }
 
-// StartBroker starts the broker, after StopBroker with the store it had.
+// StartBroker starts the broker; after StopBroker, with the same store.
 func (e *Env) StartBroker() {
 	e.t.Helper()
 	b, err := broker.New(broker.Config{StoreDir: e.dir, SyncInterval: time.Hour})
@@ -100,11 +99,11 @@ func (e *Env) StartBroker() {
 	e.broker, e.serve = p, b
 }
 
-// StopBroker stops the broker. Memory streams are lost, those on file are not.
+// StopBroker stops the broker. Memory streams are lost, file streams are kept.
 func (e *Env) StopBroker() {
 	e.t.Helper()
-	// A server that shuts down sleeps with its streams locked; whoever waited for
-	// one, to create a consumer, would stop the bubble's clock.
+	// A server that shuts down sleeps with its streams locked. A goroutine that waits for such a
+	// lock, to create a consumer, would stop the bubble's clock.
 	synctest.Wait()
 	if err := e.broker.Stop(); err != nil {
 		e.t.Error(err)
@@ -118,7 +117,7 @@ func (e *Env) dial() (net.Conn, error) {
 	return b.InProcessConn()
 }
 
-// Connect makes a connection to the broker over a link of its own.
+// Connect opens a connection to the broker over its own link.
 func (e *Env) Connect(name string) (*nats.Conn, *Link) {
 	e.t.Helper()
 	link := &Link{dial: e.dial}
@@ -134,7 +133,7 @@ func (e *Env) Connect(name string) (*nats.Conn, *Link) {
 	return nc, link
 }
 
-// JetStream is a connection of its own, to look at streams.
+// JetStream opens a connection to inspect streams.
 func (e *Env) JetStream() jetstream.JetStream {
 	e.t.Helper()
 	nc, _ := e.Connect("test")
@@ -145,7 +144,7 @@ func (e *Env) JetStream() jetstream.JetStream {
 	return js
 }
 
-// Engine is a simulated engine behind a listener of its own.
+// Engine is a simulated engine with its own listener.
 type Engine struct {
 	*sim.Engine
 	URL       string
@@ -188,7 +187,7 @@ func (e *Env) Handler(name string, h http.Handler) *Engine {
 	return en
 }
 
-// Kill closes the engine: running answers break off, new ones are refused.
+// Kill closes the engine: running answers are cut, new requests are refused.
 func (en *Engine) Kill() {
 	en.Listener.Close()
 	en.server.Close()
@@ -208,7 +207,7 @@ func Eventually(t testing.TB, what string, within time.Duration, holds func() bo
 	}
 }
 
-// policyStore is an operator's way to the policy, for a moment.
+// policyStore opens the policy store as an operator's command does.
 func (e *Env) policyStore() (ctx context.Context, store *policystore.Store, done func()) {
 	e.t.Helper()
 	nc, _ := e.Connect("operator")
@@ -220,8 +219,7 @@ func (e *Env) policyStore() (ctx context.Context, store *policystore.Store, done
 	return ctx, store, func() { cancel(); nc.Close() }
 }
 
-// SetPolicy changes the policy, as an operator would, and waits until it is in
-// force everywhere.
+// SetPolicy changes the policy as an operator does, and waits until all parts have it.
 func (e *Env) SetPolicy(change func(*policy.Policy)) {
 	e.t.Helper()
 	ctx, store, done := e.policyStore()
@@ -232,7 +230,7 @@ func (e *Env) SetPolicy(change func(*policy.Policy)) {
 	time.Sleep(time.Second)
 }
 
-// Policy is the policy in force.
+// Policy is the current policy.
 func (e *Env) Policy() *policy.Policy {
 	e.t.Helper()
 	ctx, store, done := e.policyStore()
@@ -244,7 +242,7 @@ func (e *Env) Policy() *policy.Policy {
 	return v.Policy
 }
 
-// AddKey makes an API key for a tenant, and waits until it is good everywhere.
+// AddKey creates an API key for a tenant, and waits until all gateways accept it.
 func (e *Env) AddKey(tenant string, set ...func(*policy.Key)) string {
 	e.t.Helper()
 	ctx, store, done := e.policyStore()

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Listener is an in-memory net.Listener. A net.Pipe blocks durably, which a
-// loopback socket does not; only so does the bubble's time go on.
+// Listener is an in-memory net.Listener. A net.Pipe blocks durably, which a loopback socket does
+// not, and the bubble's clock advances only when all goroutines block durably.
 type Listener struct {
 	conns chan net.Conn
 	done  chan struct{}
@@ -18,7 +18,7 @@ type Listener struct {
 	open map[net.Conn]bool
 }
 
-// NewListener makes a listener that nobody dials yet.
+// NewListener makes a listener without connections.
 func NewListener() *Listener {
 	return &Listener{conns: make(chan net.Conn), done: make(chan struct{}), open: make(map[net.Conn]bool)}
 }
@@ -61,7 +61,7 @@ func (l *Listener) Cut() {
 	clear(l.open)
 }
 
-// Link is a party's connections to the broker, which can be frozen and cut.
+// Link is the broker connections of one part, which can be frozen and cut.
 type Link struct {
 	dial func() (net.Conn, error)
 
@@ -71,7 +71,7 @@ type Link struct {
 	conns  []*linkConn
 }
 
-// InProcessConn is what nats.InProcessServer asks for.
+// InProcessConn implements nats.InProcessConnProvider.
 func (l *Link) InProcessConn() (net.Conn, error) {
 	l.mu.Lock()
 	down, frozen := l.down, l.frozen
@@ -91,12 +91,11 @@ func (l *Link) InProcessConn() (net.Conn, error) {
 	return c, nil
 }
 
-// Freeze holds all traffic, as if the party were stopped (SIGSTOP): its
-// connections stay open, what is sent to it is kept as a kernel would, and
-// nothing passes.
+// Freeze holds all traffic, as if the process were stopped (SIGSTOP): its connections stay open,
+// data sent to it is buffered as a kernel would do, and nothing passes.
 func (l *Link) Freeze() { l.set(true) }
 
-// Thaw lets traffic flow again, what was kept first.
+// Thaw lets traffic flow again, starting with the buffered data.
 func (l *Link) Thaw() { l.set(false) }
 
 func (l *Link) set(frozen bool) {
@@ -108,7 +107,7 @@ func (l *Link) set(frozen bool) {
 	}
 }
 
-// Cut breaks the connections; with stay, new ones fail until Mend.
+// Cut closes the connections; if stay is set, new ones fail until Mend.
 func (l *Link) Cut(stay bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -119,25 +118,24 @@ func (l *Link) Cut(stay bool) {
 	l.conns = nil
 }
 
-// Mend lets new connections be made again.
+// Mend allows new connections again.
 func (l *Link) Mend() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.down = false
 }
 
-// linkConn keeps what arrives in a buffer, and while frozen what is sent too.
-// Nobody who writes to it ever waits: in a bubble a writer that waits while it
-// holds a lock stops the clock.
+// linkConn buffers what arrives and, while frozen, what is sent. Writers never wait: in a bubble, a
+// writer that waits while it holds a lock stops the clock.
 type linkConn struct {
 	net.Conn
-	in chan struct{} // told when there may be something to read
+	in chan struct{} // signals that there may be something to read
 
 	mu     sync.Mutex
 	frozen bool
 	got    []byte // arrived, not read yet
 	unsent []byte // written while frozen
-	err    error  // after got
+	err    error  // of the underlying connection, returned after got
 }
 
 func (c *linkConn) pump() {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// model is what the simulated engines serve.
+// model is the model that the simulated engines serve.
 const model = "sim"
 
 // readyTime bounds how long the parts may take, all together, until a request is answered.
@@ -24,7 +24,8 @@ type fleet struct {
 	procs []*process
 }
 
-// withFleet lends a fleet, ends its processes in the reverse order of their start, and removes its files.
+// withFleet calls use with a fleet, then ends its processes in the reverse order of their start and
+// removes its files.
 func withFleet(cfg Config, use func(*fleet) error) error {
 	dir, err := os.MkdirTemp("", "pulley-bench-")
 	if err != nil {
@@ -68,7 +69,7 @@ func (f *fleet) listening(ctx context.Context, name string, find func(string) st
 	return p, "http://" + address, nil
 }
 
-// engine starts a simulated engine that takes no time.
+// engine starts a simulated engine whose answers take no time.
 func (f *fleet) engine(ctx context.Context, name string) (url string, err error) {
 	_, url, err = f.listening(ctx, name, anyAddress,
 		"sim", "--listen", "127.0.0.1:0", "--model", model, "--slots", "4096", "--prefill-rate", "0", "--itl", "0,0")
@@ -93,7 +94,7 @@ func (f *fleet) up(ctx context.Context, engines ...string) (*process, string, er
 	return f.listening(ctx, "pulley", gatewayAddress, args...)
 }
 
-// apart starts Pulley's parts each in its own process and returns the gateway's.
+// apart starts each of Pulley's parts as a separate process and returns the gateway's.
 func (f *fleet) apart(ctx context.Context, engine string) (*process, string, error) {
 	_, broker, err := f.listening(ctx, "broker", anyAddress,
 		"broker", "--listen", "127.0.0.1:0", "--store-dir", filepath.Join(f.dir, "broker"))

@@ -14,7 +14,7 @@ import (
 	"github.com/pulley-lb/pulley/bench"
 )
 
-// idleStreams is the name of the scenario that opens streams which then say nothing.
+// idleStreams is the name of the scenario that opens streams which then send nothing.
 const idleStreams = "idle-streams"
 
 var idleBar = bar{figure: figureMemory, most: 150, unit: "MiB"}
@@ -22,7 +22,8 @@ var idleBar = bar{figure: figureMemory, most: 150, unit: "MiB"}
 // idleTime is how long the streams are open before memory is read again: more than one garbage collection.
 const idleTime = 5 * time.Second
 
-// measureIdleStreams opens streams through a gateway of its own process. Each brings one token and then hangs.
+// measureIdleStreams opens streams through a gateway in a separate process. Each sends one token
+// and then hangs.
 func measureIdleStreams(ctx context.Context, cfg Config, report *Report) error {
 	return withFleet(cfg, func(f *fleet) error {
 		engine, err := f.engine(ctx, "engine")
@@ -59,7 +60,7 @@ func measureIdleStreams(ctx context.Context, cfg Config, report *Report) error {
 	})
 }
 
-// whileIdle opens the streams, waits, takes the measure, and closes them.
+// whileIdle opens the streams, waits, calls measure, and closes them.
 func whileIdle(ctx context.Context, cfg Config, url string, measure func() (int64, error)) (int64, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

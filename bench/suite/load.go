@@ -16,11 +16,11 @@ type load struct {
 	concurrency int
 	stream      bool
 	tokens      int
-	engine      bool // measure the engine alone too
+	engine      bool // measure the engine alone as well
 	bar         bar
 }
 
-// loads are those of the project's bars.
+// loads are the scenarios of the project's performance bars.
 var loads = []load{
 	{name: "added", title: "small requests, concurrency 1", concurrency: 1, tokens: 1, engine: true,
 		bar: bar{figure: figureAdded, most: 0.7, unit: "ms"}},
@@ -87,8 +87,8 @@ func startSides(ctx context.Context, f *fleet) ([]side, error) {
 	return sides, nil
 }
 
-// turns is how often the sides take turns within a round, forth and back. A
-// machine that others slow down for a second slows all sides alike.
+// turns is how often the sides alternate within a round, in alternating order. A machine that is
+// slowed down for a second then slows all sides alike.
 const turns = 4
 
 // measure puts the load on the sides in turn, round after round.
@@ -119,7 +119,7 @@ func (l load) measure(ctx context.Context, cfg Config, sides []side) (*Row, erro
 	return row, nil
 }
 
-// run is one side in one of its turns.
+// run measures one side once.
 func (l load) run(ctx context.Context, cfg Config, s side, number int) (sideRun, error) {
 	before := s.cpuTime()
 	result, err := bench.Run(ctx, bench.Config{

@@ -23,21 +23,22 @@ const startTime = 30 * time.Second
 // stopTime is how long a process may take to end after SIGTERM, before it is killed.
 const stopTime = 15 * time.Second
 
-// process is one part under measurement.
+// process is one of the processes that are measured.
 type process struct {
 	name string
 	cmd  *exec.Cmd
 
 	mu    sync.Mutex
-	lines []string      // guarded by mu; the first of what it printed
+	lines []string      // guarded by mu; the first lines that it printed
 	seen  chan struct{} // guarded by mu; closed and replaced with every line
-	ended bool          // guarded by mu; its output is at an end
+	ended bool          // guarded by mu; the output has ended
 
 	output  *os.File
 	copying sync.WaitGroup
 }
 
-// start runs the binary with args, and with no settings from the environment. Its output goes, a line at a time, to output. The caller stops it.
+// start runs the binary with args, without PULLEY_ variables in the environment. Its output goes
+// line by line to output. The caller stops it.
 func start(output io.Writer, name, binary string, args ...string) (*process, error) {
 	p := &process{name: name, cmd: exec.Command(binary, args...), seen: make(chan struct{})}
 	read, write, err := os.Pipe()
@@ -81,7 +82,7 @@ func (p *process) note(line string, ended bool) {
 	p.seen = make(chan struct{})
 }
 
-// address waits until the process has printed an address that find knows.
+// address waits until the process has printed an address that find recognises.
 func (p *process) address(ctx context.Context, find func(line string) string) (string, error) {
 	timeout := time.NewTimer(startTime)
 	defer timeout.Stop()
@@ -122,7 +123,7 @@ func (p *process) stop() error {
 	kill := time.AfterFunc(stopTime, func() { _ = p.cmd.Process.Kill() })
 	defer kill.Stop()
 	err := p.cmd.Wait()
-	_ = p.output.SetReadDeadline(time.Now().Add(time.Second)) // a child of its own may still hold the other end
+	_ = p.output.SetReadDeadline(time.Now().Add(time.Second)) // a child process may still hold the other end
 	p.copying.Wait()
 	return err
 }
@@ -143,7 +144,7 @@ func gatewayAddress(line string) string {
 	return ""
 }
 
-// cpuTime is how long the process has run on a CPU; 0 where the system does not tell.
+// cpuTime is how long the process has run on a CPU; 0 if the system does not report it.
 func (p *process) cpuTime() time.Duration {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
 	if err != nil {

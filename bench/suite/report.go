@@ -17,19 +17,19 @@ const (
 	sidePulley    = "pulley"
 )
 
-// figure is what a bar is about.
+// figure is the quantity that a bar bounds.
 type figure int
 
 const (
 	figureRatio  figure = iota // throughput, Pulley / yardstick
 	figureAdded                // p50 of E2E, Pulley - engine
-	figureMemory               // memory that the scenario cost
+	figureMemory               // memory used by the scenario
 )
 
-// bar is what has to be reached.
+// bar is a bound that a figure must meet.
 type bar struct {
 	figure      figure
-	least, most float64 // the one that is set
+	least, most float64 // only one of them is set
 	unit        string
 }
 
@@ -57,7 +57,8 @@ type Report struct {
 	Rows      []*Row    `json:"rows"`
 }
 
-// Row is one scenario. Value is what the bar is about: in ms, as a ratio, or in MiB, by Unit.
+// Row is the result of one scenario. Value is the figure of its bar: in ms, as a ratio, or in MiB,
+// according to Unit.
 type Row struct {
 	Scenario string    `json:"scenario"`
 	Title    string    `json:"title"`
@@ -91,7 +92,7 @@ type sideRun struct {
 	cpu    time.Duration
 }
 
-// and puts two runs of a side together.
+// and combines two runs of a side.
 func (r sideRun) and(other sideRun) sideRun {
 	if r.result == nil {
 		return other
@@ -109,7 +110,7 @@ func newReport(cfg Config) *Report {
 	}
 }
 
-// Met reports whether every bar is met, and no request of Pulley's failed.
+// Met reports whether every bar is met and no request of Pulley's failed.
 func (r *Report) Met() bool {
 	for _, row := range r.Rows {
 		if !row.Met {
@@ -132,7 +133,7 @@ func (r *Row) side(name string) *Side {
 
 func (s *Side) add(run sideRun) { s.runs = append(s.runs, run) }
 
-// judge works out the medians and the row's value.
+// judge computes the medians and the row's value.
 func (r *Row) judge(b bar) {
 	for _, s := range r.Sides {
 		s.finish()
@@ -181,7 +182,7 @@ func (s *Side) median(of func(sideRun) float64) float64 {
 
 func inMS(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// WriteTable writes the report for a person to read.
+// WriteTable writes the report as a table for people.
 func (r *Report) WriteTable(w io.Writer) error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "%d CPUs, %s, medians of %d interleaved rounds of %gs\n", r.CPUs, r.Go, r.Rounds, r.RoundTime)

@@ -22,9 +22,9 @@ type Config struct {
 	Scenarios []string
 	// IdleStreams is how many streams the scenario idle-streams opens. Default 2000.
 	IdleStreams int
-	// Progress is told, a line at a time, what is being done. Default none.
+	// Progress receives a line for each step of the measurement. Default none.
 	Progress func(string)
-	// Output gets what the processes write. Default none.
+	// Output receives what the processes write. Default none.
 	Output io.Writer
 }
 
@@ -65,7 +65,7 @@ func Scenarios() []string {
 	return append(names, idleStreams)
 }
 
-// Run starts the processes, measures, and ends the processes. An error means that there is no report.
+// Run starts the processes, measures, and ends the processes. After an error there is no report.
 func Run(ctx context.Context, cfg Config) (*Report, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
