@@ -21,34 +21,32 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// What learned homes may lose against a router that sees every cache and every
-// queue.
+// What learned affinity may lose against a router that sees every cache and every queue.
 const (
 	mostTTFT = 1.3  // at p90
 	mostE2E  = 1.05 // at p99
-	// On unlike engines a p99 of 40 requests was once in eight runs 9 % off.
+	// On unlike engines a p99 of 40 requests was 9 % off once in eight runs.
 	runToRun = 1.08
 
-	learning = 100 // requests, which come within half a minute
+	learning = 100 // requests, which arrive within half a minute
 )
 
-// TestAffinity replays a trace of conversations through the whole of Pulley,
-// over engines with prefix caches that its workers know nothing of, and compares
-// what clients see with what others would have made of it. The first requests
-// do not count, anywhere: a slow engine takes some of them before its worker
-// knows that it is slow, and those alone would be the p99.
+// TestAffinity replays a trace of conversations through all of Pulley, over engines with prefix
+// caches that their workers know nothing of, and compares the clients' latencies with those of
+// other routing methods. The first requests are not counted, for any method: a slow engine takes
+// some of them before its worker has measured it, and those alone would be the p99.
 func TestAffinity(t *testing.T) {
 	if testing.Short() {
 		t.Skip("replays minutes of a trace")
 	}
 	turns := readTurns(t, "testdata/mooncake_synthetic.csv")
 	if raceEnabled {
-		turns = turns[:400] // for its races; the figures mean little
+		turns = turns[:400] // the race detector looks for races; the figures mean little
 	}
 	for _, c := range []struct {
 		name    string
 		engines []sim.Config
-		load    float64 // of what they can do without their caches
+		load    float64 // relative to what the engines can do without their caches
 	}{
 		{"alike at 80%", alike(), 0.8},
 		{"alike at 110%", alike(), 1.1},
@@ -81,8 +79,7 @@ func TestAffinity(t *testing.T) {
 	}
 }
 
-// TestAffinityCostsNothingWithoutRepeats replays a trace in which nobody goes on
-// with anything.
+// TestAffinityCostsNothingWithoutRepeats replays a trace without any follow-ups.
 func TestAffinityCostsNothingWithoutRepeats(t *testing.T) {
 	if testing.Short() {
 		t.Skip("replays minutes of a trace")
@@ -107,8 +104,7 @@ func TestAffinityCostsNothingWithoutRepeats(t *testing.T) {
 	if raceEnabled {
 		return
 	}
-	// Two runs of the same differ by as much: which goroutine is first is not in
-	// the trace.
+	// Two runs of the same differ by as much: the order of goroutines is not in the trace.
 	const noise = 1.15
 	for i, p := range []string{"p50", "p95"} {
 		if auto, off := with[policy.AffinityAuto].ttft[i], with[policy.AffinityOff].ttft[i]; auto > noise*off {
@@ -121,23 +117,23 @@ func TestAffinityCostsNothingWithoutRepeats(t *testing.T) {
 	}
 }
 
-// TestModelOfTheCacheAgreesWithTheSimulator replays conversations on one engine
-// whose cache is too small for them, in the model and in virtual time.
+// TestModelOfTheCacheAgreesWithTheSimulator replays conversations on one engine whose cache is too
+// small for them, in the model and in virtual time.
 func TestModelOfTheCacheAgreesWithTheSimulator(t *testing.T) {
 	engines := mixed()[1:2]
 	engines[0].PrefixCache = 300_000
 	var turns []turn
 	last := make(map[int]float64)
 	for _, tn := range readTurns(t, "testdata/mooncake_synthetic.csv")[:1500] {
-		// A turn that comes before the one before it is over would share its
-		// session's blocks in another order than the model thinks.
+		// A request that comes before the previous one of its session has ended would share its
+		// blocks in another order than the model assumes.
 		if at, ok := last[tn.session]; !ok || tn.at > at+30 {
 			turns = append(turns, tn)
 		}
 		last[tn.session] = tn.at
 	}
 	turns = turnsAtLoad(0.9, turns, engines)
-	for i := range turns[1:] { // of two that come at once, either may be first
+	for i := range turns[1:] { // of two that arrive at once, either may be first
 		turns[i+1].at = max(turns[i+1].at, turns[i].at+1e-6)
 	}
 	want := replayTurns(turns, engines, byPrice(turns, engines, 0))
@@ -159,8 +155,8 @@ func TestModelOfTheCacheAgreesWithTheSimulator(t *testing.T) {
 	}
 }
 
-// replayConversations runs a trace of conversations through a gateway, a broker
-// and a worker for each engine.
+// replayConversations runs a trace of conversations through a gateway, a broker and a worker for
+// each engine.
 func replayConversations(t *testing.T, turns []turn, engines []sim.Config) []answered {
 	t.Helper()
 	bodies := bodiesOf(turns)
@@ -178,7 +174,7 @@ func replayConversations(t *testing.T, turns []turn, engines []sim.Config) []ans
 	return as
 }
 
-// sendTurns sends each turn at its time, whatever became of those before it.
+// sendTurns sends each turn at its time, whatever happened to those before it.
 func sendTurns(t *testing.T, turns []turn, client *http.Client, url string, bodies func(int) string) []answered {
 	as := make([]answered, len(turns))
 	begun := time.Now()
@@ -196,9 +192,8 @@ func sendTurns(t *testing.T, turns []turn, client *http.Client, url string, bodi
 	return as
 }
 
-// bodiesOf makes the bodies of the turns, of which each begins with the messages
-// of the one before. An answer is in them as the client may have kept it: what
-// it is does not matter, only that the next turn repeats it.
+// bodiesOf makes the bodies of the turns. Each body starts with the messages of the previous turn.
+// The text of an answer does not matter, only that the next turn repeats it.
 func bodiesOf(turns []turn) func(i int) string {
 	longest := make(map[int]int)
 	for _, tn := range turns {
@@ -227,7 +222,7 @@ func bodiesOf(turns []turn) func(i int) string {
 	}
 }
 
-// text is n tokens of four bytes, which is what a gateway takes one for.
+// text is n tokens of four bytes, which a gateway estimates as n tokens.
 func text(seed uint64, n int) string {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	b := make([]byte, 0, 4*n)
@@ -238,7 +233,7 @@ func text(seed uint64, n int) string {
 	return string(b)
 }
 
-// converse asks for one answer and times it.
+// converse requests one answer and times it.
 func converse(client *http.Client, url, body string) (answered, error) {
 	begun := time.Now()
 	resp, err := client.Post(url+"/v1/chat/completions", "application/json", strings.NewReader(body))
@@ -286,23 +281,23 @@ func converse(client *http.Client, url, body string) (answered, error) {
 	return a, nil
 }
 
-// talk is a conversation of a client: each turn repeats all before it.
+// talk is a client's conversation: each turn repeats all before it.
 type talk struct {
 	topic    string
-	session  string // in a header; empty: none
+	session  string // sent in a header; empty: none
 	messages []string
-	last     string // which engine answered
+	last     string // name of the engine that answered
 }
 
-// heard is what came of a turn.
-type heard struct {
-	from   string // the engine's name
+// turnResult is the result of a turn.
+type turnResult struct {
+	from   string // name of the engine
 	cached int    // tokens
 	took   time.Duration
 }
 
-// says takes a turn, of a hundred tokens.
-func (k *talk) says(t testing.TB, g *Gateway) heard {
+// next makes the next turn, of a hundred tokens.
+func (k *talk) next(t testing.TB, g *Gateway) turnResult {
 	t.Helper()
 	turn := text(uint64(len(k.messages)), 99)
 	k.messages = append(k.messages, fmt.Sprintf(`{"role":"user","content":"%s %s"}`, k.topic, turn))
@@ -327,40 +322,39 @@ func (k *talk) says(t testing.TB, g *Gateway) heard {
 	}
 	k.messages = append(k.messages, fmt.Sprintf(`{"role":"assistant","content":%q}`, content(t, r.body)))
 	k.last = r.header.Get("X-Sim-Name")
-	return heard{k.last, v.Usage.PromptTokensDetails.CachedTokens, r.took}
+	return turnResult{k.last, v.Usage.PromptTokensDetails.CachedTokens, r.took}
 }
 
-// talks are n conversations that have taken their first turn.
+// talks are n conversations after their first turn.
 func talks(t testing.TB, g *Gateway, n int) []*talk {
 	t.Helper()
 	ks := make([]*talk, n)
 	for i := range ks {
 		ks[i] = &talk{topic: fmt.Sprintf("topic-%d", i)}
-		ks[i].says(t, g)
+		ks[i].next(t, g)
 	}
 	return ks
 }
 
-// wantHome checks that a turn was answered by the engine that answered the one
-// before, from its cache.
+// wantHome checks that a turn was answered by the engine that answered the previous one, from its
+// cache.
 func (k *talk) wantHome(t testing.TB, g *Gateway) {
 	t.Helper()
 	home, cached := k.last, (len(k.messages)/2*120-20)/block*block
-	if h := k.says(t, g); h.from != home || h.cached != cached {
+	if h := k.next(t, g); h.from != home || h.cached != cached {
 		t.Errorf("%s, turn %d: %s answered with %d tokens cached, want %s with %d", k.topic, len(k.messages)/2, h.from, h.cached, home, cached)
 	}
 }
 
-// caching is an engine that prefills a turn of talk in 100 ms and answers in
-// 200 ms.
+// caching is an engine that prefills a turn of talk in 100 ms and answers in 200 ms.
 func caching(name string, slots int) sim.Config {
 	return sim.Config{Name: name, Models: []string{"m"}, Slots: slots, PrefillRate: 1000, ITLBase: 10 * time.Millisecond, PrefixCache: 100_000}
 }
 
-// joined is long enough for a worker to be known, with its lane.
+// joined is long enough for a worker and its home lane to be known.
 const joined = 3 * time.Second
 
-func TestConversationsStayAtTheirHomes(t *testing.T) {
+func TestConversationsStayWithTheirWorkers(t *testing.T) {
 	for affinity, stay := range map[policy.Affinity]bool{policy.AffinityAuto: true, policy.AffinityOff: false} {
 		t.Run(string(affinity), func(t *testing.T) {
 			run(t, func(t *testing.T, env *Env) {
@@ -370,7 +364,7 @@ func TestConversationsStayAtTheirHomes(t *testing.T) {
 				moved := 0
 				for range 4 {
 					for _, k := range ks {
-						if home := k.last; k.says(t, g).from != home {
+						if home := k.last; k.next(t, g).from != home {
 							moved++
 						}
 					}
@@ -388,11 +382,11 @@ func TestConversationsStayAtTheirHomes(t *testing.T) {
 	}
 }
 
-func TestFollowUpsOfAFullHomeGoElsewhereAndItsOthersComeBack(t *testing.T) {
+func TestFollowUpsOfAFullWorkerMoveAndOthersComeBack(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, caching("a", 2))
 		ks := talks(t, g, 2)
-		// Two long answers take what a has, then b joins.
+		// Two long answers use all slots of a, then b joins.
 		var wg sync.WaitGroup
 		for range 2 {
 			wg.Go(func() { ask(t, g, chat("m", false, 1000), "") })
@@ -400,18 +394,18 @@ func TestFollowUpsOfAFullHomeGoElsewhereAndItsOthersComeBack(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 		env.Worker(env.Engine(caching("b", 2)), worker.Config{Name: "b", Slots: 2})
 		time.Sleep(joined)
-		if h := ks[0].says(t, g); h.from != "b" || h.cached != 0 || h.took > 550*time.Millisecond {
+		if h := ks[0].next(t, g); h.from != "b" || h.cached != 0 || h.took > 550*time.Millisecond {
 			t.Errorf("while a is full: %+v, want b's answer after 420 ms", h)
 		}
 		wg.Wait()
 		ks[1].last = "a"
 		ks[1].wantHome(t, g)
-		ks[0].wantHome(t, g) // it has moved, and its cache with it
+		ks[0].wantHome(t, g) // it has moved, together with its cached prefix
 	})
 }
 
-func TestFollowUpOfADeadHomeIsServedAtOnce(t *testing.T) {
-	for name, after := range map[string]time.Duration{"before anybody has noticed": 0, "when it was noticed": 5 * time.Second} {
+func TestFollowUpOfADeadWorkerIsServedAtOnce(t *testing.T) {
+	for name, after := range map[string]time.Duration{"before the failure is detected": 0, "after the failure was detected": 5 * time.Second} {
 		t.Run(name, func(t *testing.T) {
 			run(t, func(t *testing.T, env *Env) {
 				g, es, ws := pair(t, env, caching("a", 4), caching("b", 4))
@@ -421,7 +415,7 @@ func TestFollowUpOfADeadHomeIsServedAtOnce(t *testing.T) {
 					}
 					ws[0].Kill(es[0])
 					time.Sleep(after)
-					if h := k.says(t, g); h.from != "b" || h.took > 550*time.Millisecond {
+					if h := k.next(t, g); h.from != "b" || h.took > 550*time.Millisecond {
 						t.Errorf("after a died: %+v, want b's answer after 420 ms", h)
 					}
 					k.wantHome(t, g)
@@ -447,7 +441,7 @@ func TestWorkerThatJoinsTakesNoFollowUps(t *testing.T) {
 		took := 0
 		for i := range 8 {
 			k := talk{topic: fmt.Sprintf("new-%d", i)}
-			if k.says(t, g).from == "b" {
+			if k.next(t, g).from == "b" {
 				took++
 			}
 			k.wantHome(t, g)
@@ -458,7 +452,7 @@ func TestWorkerThatJoinsTakesNoFollowUps(t *testing.T) {
 	})
 }
 
-func TestGatewayThatRestartsLearnsTheHomesAnew(t *testing.T) {
+func TestRestartedGatewayLearnsAffinityAgain(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, caching("a", 4), caching("b", 4), caching("c", 4))
 		ks := talks(t, g, 6)
@@ -468,7 +462,7 @@ func TestGatewayThatRestartsLearnsTheHomesAnew(t *testing.T) {
 		g = env.Gateway(gateway.Config{})
 		g.Serves(t, "m")
 		for _, k := range ks {
-			k.says(t, g) // wherever
+			k.next(t, g) // on any worker
 		}
 		for range 2 {
 			for _, k := range ks {
@@ -495,13 +489,13 @@ func TestGatewaysShareWhatTheyLearn(t *testing.T) {
 	})
 }
 
-func TestSessionWaitsForItsHome(t *testing.T) {
-	const full = 5 * time.Second // how long the home has no slot
+func TestSessionWaitsForItsWorker(t *testing.T) {
+	const full = 5 * time.Second // how long the home worker has no free slot
 	for name, c := range map[string]struct {
 		stick time.Duration
 		dies  bool
 		from  string
-		took  time.Duration // about
+		took  time.Duration // approximately
 	}{
 		"as long as it takes":      {stick: time.Minute, from: "a", took: full + 300*time.Millisecond},
 		"no longer than it sticks": {stick: 2 * time.Second, from: "b", took: 2*time.Second + 420*time.Millisecond},
@@ -517,12 +511,12 @@ func TestSessionWaitsForItsHome(t *testing.T) {
 					p.Pools = map[string]policy.Pool{"m": {StickFor: policy.Duration(c.stick)}}
 				})
 				k := talk{topic: "state", session: "s-1"}
-				k.says(t, g)
+				k.next(t, g)
 				env.Worker(env.Engine(caching("b", 2)), worker.Config{Name: "b", Slots: 2})
 				time.Sleep(joined)
 				var wg sync.WaitGroup
 				running := make(chan reply, 1)
-				wg.Go(func() { // a session's, so that it goes to a as well
+				wg.Go(func() { // in the same session, so that it goes to a as well
 					running <- ask(t, g, chat("m", false, int(full/(10*time.Millisecond))), "", "x-session-id", k.session)
 				})
 				time.Sleep(10 * time.Millisecond)
@@ -532,7 +526,7 @@ func TestSessionWaitsForItsHome(t *testing.T) {
 						w.Kill(a)
 					})
 				}
-				h := k.says(t, g)
+				h := k.next(t, g)
 				if h.from != c.from || h.took < c.took-600*time.Millisecond || h.took > c.took+600*time.Millisecond {
 					t.Errorf("got %+v, want the answer of %s after about %v", h, c.from, c.took)
 				}
@@ -545,7 +539,7 @@ func TestSessionWaitsForItsHome(t *testing.T) {
 	}
 }
 
-func TestSessionsThatWaitHoldUpNobodyElse(t *testing.T) {
+func TestWaitingSessionsDoNotHoldUpOthers(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		env.Worker(env.Engine(caching("a", 1)), worker.Config{Name: "a", Slots: 1})
@@ -554,17 +548,17 @@ func TestSessionsThatWaitHoldUpNobodyElse(t *testing.T) {
 			p.Pools = map[string]policy.Pool{"m": {StickFor: policy.Duration(time.Minute)}}
 		})
 		k := talk{topic: "state", session: "s-1"}
-		k.says(t, g)
+		k.next(t, g)
 		env.Worker(env.Engine(caching("b", 2)), worker.Config{Name: "b", Slots: 2})
 		time.Sleep(joined)
 		var wg sync.WaitGroup
-		for range 5 { // one runs at a, the others wait for it
+		for range 5 { // one runs on a, the others wait for it
 			wg.Go(func() { ask(t, g, chat("m", false, 1000), "", "x-session-id", k.session) })
 		}
 		time.Sleep(time.Second)
 		other := talk{topic: "other"}
-		if h := other.says(t, g); h.from != "b" || h.took > 500*time.Millisecond {
-			t.Errorf("beside four that wait for a: %+v, want b's answer after 300 ms", h)
+		if h := other.next(t, g); h.from != "b" || h.took > 500*time.Millisecond {
+			t.Errorf("with four waiting for a: %+v, want b's answer after 300 ms", h)
 		}
 		wg.Wait()
 	})

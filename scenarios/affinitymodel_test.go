@@ -16,35 +16,34 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// The model of model_test.go with a prefix cache in each engine, and a trace of
-// conversations for it.
+// The model of model_test.go with a prefix cache in each engine, and a trace of conversations for
+// it.
 
-// coarse is how many tokens of the trace one token of a prompt stands for, so
-// that prompts of 40 000 tokens are quick to send. Prefill rates and caches are
-// as many times smaller, which leaves every time as it was. Answers are not
-// scaled.
+// coarse is how many tokens of the trace one token of a prompt stands for, so that prompts of 40
+// 000 tokens are quick to send. Prefill rates and caches are smaller by the same factor, so all
+// times stay the same. Answers are not scaled.
 const coarse = 8
 
-// block is a block of sim.Engine's prefix cache, in tokens.
+// block is the size of a block of sim.Engine's prefix cache, in tokens.
 const block = 16
 
-// turn is one request of a conversation. Its prompt begins with the whole
-// prompt of the turn before.
+// turn is one request of a conversation. Its prompt starts with the whole prompt of the previous
+// turn.
 type turn struct {
 	traced
 	session int
-	ends    []int // of its messages, in tokens; the user's and the assistant's in turn
-	before  int   // tokens of the turn before; 0: it is the first
+	ends    []int // ends of its messages, in tokens; user and assistant alternate
+	before  int   // tokens of the previous turn; 0: it is the first
 }
 
-// cacheable is how much of the prompt an engine that had the turn before, and
-// forgot nothing, does not compute.
+// cacheable is how much of the prompt is cached on an engine that served the previous turn and has
+// evicted nothing.
 func (t *turn) cacheable() int { return min(t.before/block, (t.input-1)/block) * block }
 
-// readTurns makes conversations of a trace with the columns arrival_seconds,
-// input_tokens, output_tokens, session and reused_prefix_blocks. A first turn is
-// as long as there, a later one adds what it had to compute there: some of it
-// is the assistant's answer, the rest is the user's.
+// readTurns makes conversations of a trace with the columns arrival_seconds, input_tokens,
+// output_tokens, session and reused_prefix_blocks. A first turn is as long as in the trace. A later
+// one adds what had to be computed in the trace: part of it is the assistant's answer, the rest is
+// the user's message.
 func readTurns(t testing.TB, file string) []turn {
 	t.Helper()
 	f, err := os.Open(file)
@@ -86,8 +85,8 @@ func readTurns(t testing.TB, file string) []turn {
 	return turns
 }
 
-// turnsAtLoad stretches the turns so that they come at a part of what engines
-// without a cache can do.
+// turnsAtLoad stretches the trace so that its load is a part of what engines without a cache can
+// do.
 func turnsAtLoad(load float64, turns []turn, engines []sim.Config) []turn {
 	plain := make([]traced, len(turns))
 	for i, t := range turns {
@@ -100,8 +99,8 @@ func turnsAtLoad(load float64, turns []turn, engines []sim.Config) []turn {
 	return scaled
 }
 
-// alike are eight engines of one kind with a prefix cache, mixed eight of which
-// half are slower.
+// alike are eight engines of one kind with a prefix cache; mixed are eight of which half are
+// slower.
 func alike() (engines []sim.Config) {
 	for i := range 8 {
 		engines = append(engines, sim.Config{
@@ -126,27 +125,26 @@ func mixed() []sim.Config {
 	return engines
 }
 
-// turnJob is a turn on its way through the model. Its input is what is to be
-// computed, once its prefill has begun.
+// turnJob is a turn in the model. Its input is what is left to compute, once its prefill has
+// started.
 type turnJob struct {
 	job
 	turn   *turn
-	takes  float64 // seconds of prefill, as foreseen
-	cached int     // tokens; known when its prefill begins
+	takes  float64 // expected seconds of prefill
+	cached int     // tokens; known when its prefill starts
 }
 
 // cachingEngine is an engine with a prefix cache in the model.
 type cachingEngine struct {
 	modelEngine
-	line    []*turnJob  // those that are being prefilled
-	cache   map[int]int // blocks of each session
-	used    []int       // the sessions in the cache, the one used last at the end
-	blocks  int         // in the cache
-	prefill float64     // seconds that one has taken of late
+	line    []*turnJob  // jobs whose prefill waits or runs
+	cache   map[int]int // cached blocks by session
+	used    []int       // the sessions in the cache, most recently used last
+	blocks  int         // blocks in the cache
+	prefill float64     // recent mean seconds of a prefill
 }
 
-// knows is how many blocks of a turn's prompt need not be computed, once what
-// is in line is done.
+// knows is how many blocks of a turn's prompt will be cached when the jobs in line are done.
 func (e *cachingEngine) knows(t *turn) int {
 	n := e.cache[t.session]
 	for _, j := range e.line {
@@ -157,12 +155,12 @@ func (e *cachingEngine) knows(t *turn) int {
 	return min(n, (t.input-1)/block)
 }
 
-// takes is how long the prefill of a turn will take.
+// takes is the expected duration of a turn's prefill.
 func (e *cachingEngine) takes(t *turn) float64 {
 	return float64(t.input-block*e.knows(t)) / e.PrefillRate
 }
 
-// backlog is how long it will take until a new prefill begins.
+// backlog is the time until a new prefill can start.
 func (e *cachingEngine) backlog(now float64) float64 {
 	if len(e.line) == 0 {
 		return 0
@@ -195,15 +193,14 @@ func (e *cachingEngine) step() {
 	e.modelEngine.step()
 }
 
-// look finds what of a prompt is cached when its prefill begins.
+// look determines what part of a prompt is cached when its prefill starts.
 func (e *cachingEngine) look(j *turnJob) {
 	t := j.turn
 	j.cached = block * min(e.cache[t.session], (t.input-1)/block)
 	j.input = t.input - j.cached
 }
 
-// keep caches a prompt. Of the session that was used longest ago the last
-// blocks go first.
+// keep caches a prompt. The last blocks of the least recently used session are evicted first.
 func (e *cachingEngine) keep(t *turn) {
 	room := e.PrefixCache / block
 	n := max(e.cache[t.session], min(t.input/block, room))
@@ -221,10 +218,10 @@ func (e *cachingEngine) keep(t *turn) {
 	}
 }
 
-// A turnRoute picks the engine for a turn, or nil while it has to wait.
+// A turnRoute chooses the engine for a turn, or nil while it has to wait.
 type turnRoute func(engines []*cachingEngine, t *turn, now float64) *cachingEngine
 
-// answered is what a client saw of one turn.
+// answered is the client's view of one turn.
 type answered struct {
 	latency
 	cached int // tokens of the prompt
@@ -285,17 +282,17 @@ func answersOf(jobs []turnJob) []answered {
 	return as
 }
 
-// turnPrice is a worker's price for the next request, as package policy has it,
-// of an engine whose backlog it knows exactly.
+// turnPrice is a worker's price for the next request, as in package policy, with an exactly known
+// backlog.
 func turnPrice(meanOutput float64) func(*cachingEngine, float64) float64 {
 	return func(e *cachingEngine, now float64) float64 {
 		return e.backlog(now) + e.prefill + meanOutput*e.itl(e.running()+1)
 	}
 }
 
-// byPrice lets the cheapest take a turn, of those on one rung the one that took
-// one longest ago. Learned homes are that with a penalty: a follow-up costs so
-// many rungs more on every engine but the one that took the turn before.
+// byPrice gives a turn to the cheapest engine, and on equal rungs to the one that has not taken a
+// turn for the longest time. Learned affinity is the same with a penalty: a follow-up costs so many
+// rungs more on every engine except the one that took the previous turn.
 func byPrice(turns []turn, engines []sim.Config, penalty int) turnRoute {
 	input, output := 0.0, 0.0
 	for _, t := range turns {
@@ -330,8 +327,8 @@ func byPrice(turns []turn, engines []sim.Config, penalty int) turnRoute {
 	}
 }
 
-// hashed sends all turns of a session to one engine, by the session's hash and
-// the engines' prefill rates.
+// hashed sends all turns of a session to one engine, by the session's hash and the engines' prefill
+// rates.
 func hashed(es []*cachingEngine, t *turn, _ float64) *cachingEngine {
 	var best *cachingEngine
 	most := math.Inf(-1)
@@ -351,8 +348,8 @@ func hashed(es []*cachingEngine, t *turn, _ float64) *cachingEngine {
 	return best
 }
 
-// central is a router that sees every cache and every queue, and sends each
-// turn to where it should end first.
+// central is a router that sees every cache and every queue, and sends each turn to where it should
+// end first.
 func central(turns []turn) turnRoute {
 	output := 0.0
 	for _, t := range turns {
@@ -373,8 +370,8 @@ func central(turns []turn) turnRoute {
 	}
 }
 
-// affinityFigures are the share of what could be cached that was, and
-// percentiles of the latencies.
+// affinityFigures are the share of cacheable tokens that were cached, and percentiles of the
+// latencies.
 type affinityFigures struct {
 	hit  float64
 	ttft [3]float64 // p50, p90, p99

@@ -18,15 +18,15 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// taken is what one of unlike engines got of a load.
+// taken is one engine's part of a load.
 type taken struct {
 	slots   int
 	served  int     // requests
-	running float64 // at once, on the mean
+	running float64 // mean number at once
 }
 
-// balance keeps so many requests in flight over three unlike engines, and looks
-// at them for half a minute. All requests are alike.
+// balance keeps a number of requests in flight over three unlike engines, and observes the engines
+// for half a minute. All requests are alike.
 func balance(t *testing.T, method policy.Balance, weights []float64, inFlight int) (es []taken, e2e float64) {
 	t.Helper()
 	run(t, func(t *testing.T, env *Env) {
@@ -54,10 +54,10 @@ func balance(t *testing.T, method policy.Balance, weights []float64, inFlight in
 		var clients sync.WaitGroup
 		var mu sync.Mutex
 		answered, took := 0, 0.0
-		begun := time.Now().Add(15 * time.Second) // by then they have learned
+		begun := time.Now().Add(15 * time.Second) // by then the workers have measured their engines
 		for i := range inFlight {
 			clients.Go(func() {
-				time.Sleep(time.Duration(i) * 37 * time.Millisecond) // not all at once
+				time.Sleep(time.Duration(i) * 37 * time.Millisecond) // spread over time
 				for ctx.Err() == nil {
 					sent := time.Now()
 					l, err := stream(g.Client, "http://gateway", traced{input: 500, output: 100})
@@ -103,7 +103,7 @@ func TestBalanceMethods(t *testing.T) {
 	const slots = 112
 	inFlight := map[policy.Balance]int{
 		policy.Price: 40, policy.LeastLoaded: 40, policy.Weighted: 40,
-		policy.RoundRobin: 18, // with more, the slow one would be full and passed over
+		policy.RoundRobin: 18, // with more, the slow one would be full and skipped
 	}
 	weights := []float64{1, 4, 2}
 	all := make(map[policy.Balance][]taken)
@@ -143,7 +143,7 @@ func TestBalanceMethods(t *testing.T) {
 		third := total(all[policy.RoundRobin]) / 3
 		near(policy.RoundRobin, fmt.Sprintf("what engine %d served", i), float64(e.served), third, 0.05*third)
 	}
-	for i, e := range all[policy.LeastLoaded] { // a rung is a tenth
+	for i, e := range all[policy.LeastLoaded] { // a rung is a tenth of the slots
 		near(policy.LeastLoaded, fmt.Sprintf("the load of engine %d", i), e.running/float64(e.slots), float64(inFlight[policy.LeastLoaded])/slots, 0.1)
 	}
 	for i, e := range all[policy.Weighted] { // a rung is a tenth of 16 slots for each unit of weight

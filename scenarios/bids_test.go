@@ -9,9 +9,9 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// TestDeletedConsumer takes the consumer of a lane away, and with it the bids that
-// are parked there, while a worker is driven fast: gateways see to it that there is
-// one again, and the worker knows which of its bids are gone.
+// TestDeletedConsumer deletes the consumer of a lane, and with it the bids that are parked there,
+// while a worker is busy: gateways recreate the consumer, and the worker knows which of its bids
+// are lost.
 func TestDeletedConsumer(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, sim.Config{Name: "a", Models: []string{"m"}, Slots: 64, ITLBase: 5 * time.Millisecond})
@@ -40,15 +40,15 @@ func TestDeletedConsumer(t *testing.T) {
 			t.Fatal(err)
 		}
 		wg.Wait()
-		time.Sleep(20 * time.Second) // what was parked for the load has expired
+		time.Sleep(20 * time.Second) // the bids that were parked for the load have expired
 		if n := parked(); n != usual {
 			t.Errorf("%d bids are parked at rest, want %d as before", n, usual)
 		}
 	})
 }
 
-// TestDeletedHomeLane takes the consumers of the home lanes away: the first
-// follow-up finds out, and a second after that all are served there again.
+// TestDeletedHomeLane deletes the consumers of the home lanes: the first follow-up detects it, and
+// a second later all are served there again.
 func TestDeletedHomeLane(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, _, ws := pair(t, env, slow("a"), slow("b"))
@@ -65,7 +65,7 @@ func TestDeletedHomeLane(t *testing.T) {
 				t.Errorf("after the lanes were gone: %d after %v", r.status, r.took)
 			}
 		}
-		time.Sleep(time.Second) // a bid that was refused meanwhile is made again
+		time.Sleep(time.Second) // a bid that failed meanwhile is repeated
 		for range 5 {
 			if r := follow(); r.status != 200 || r.took > usual+100*time.Millisecond {
 				t.Errorf("later: %d after %v, usually %v", r.status, r.took, usual)

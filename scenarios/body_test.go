@@ -66,7 +66,7 @@ func TestBodyTooLarge(t *testing.T) {
 			t.Errorf("the engine was asked %d times, want twice", n)
 		}
 
-		// Three bodies are all that the memory holds.
+		// The memory holds three bodies.
 		var wg sync.WaitGroup
 		for range 3 {
 			wg.Go(func() {
@@ -85,7 +85,7 @@ func TestBodyTooLarge(t *testing.T) {
 			t.Errorf("a small one has room: got %d %q", r.status, r.body)
 		}
 		wg.Wait()
-		for range 10 { // what was refused left nothing behind
+		for range 10 { // refused bodies leave nothing behind
 			if r := do(t, g, "POST", "/v1/x", body(100_000)); r.status != 200 {
 				t.Fatalf("after the others: got %d %q, want 200", r.status, r.body)
 			}
@@ -103,7 +103,7 @@ func digest(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "%x", sum.Sum(nil))
 }
 
-// noise is a JSON body of a size that compresses badly.
+// noise is a JSON body of a size that hardly compresses.
 func noise(size int) string {
 	const frame = `{"model":"m","x":""}`
 	raw := make([]byte, size)
@@ -137,7 +137,7 @@ func TestBodiesArriveIntact(t *testing.T) {
 	})
 }
 
-// Whatever the broker's max_payload is, it is respected.
+// Messages stay within the broker's max_payload, whatever it is.
 func TestSmallMaxPayload(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		dir := t.TempDir()
@@ -181,7 +181,7 @@ func TestSmallMaxPayload(t *testing.T) {
 		g := &Gateway{Gateway: gw, Listener: l, Client: &http.Client{Transport: transport}}
 		inner.Go(func() { gw.Run(ctx, l, nil) })
 		e := env.Handler("e", engineOf(func(w http.ResponseWriter, r *http.Request) {
-			for i := range 100 { // and an answer whose header is a good part of it
+			for i := range 100 { // and an answer whose header is a large part of it
 				w.Header().Set(fmt.Sprint("X-Header-", i), strings.Repeat("x", 100))
 			}
 			digest(w, r)

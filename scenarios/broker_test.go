@@ -11,8 +11,7 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// A broker that loses what it held in memory loses no request: the gateway
-// holds them too.
+// A broker that loses the messages in its memory loses no request: the gateway holds them too.
 func TestBrokerRestarts(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
@@ -39,7 +38,7 @@ func TestBrokerRestarts(t *testing.T) {
 	})
 }
 
-func TestBrokerAwayIsSaid(t *testing.T) {
+func TestBrokerAwayIsReported(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		env.StopBroker()
@@ -62,8 +61,8 @@ func TestBrokerAwayIsSaid(t *testing.T) {
 	})
 }
 
-// A client that goes away while its request is on the way to the broker leaves
-// nothing behind that would take the place of others.
+// A client that disconnects while its request is on the way to the broker leaves nothing behind
+// that would take another request's place.
 func TestClientGoneWhilePublishing(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
@@ -75,7 +74,7 @@ func TestClientGoneWhilePublishing(t *testing.T) {
 		defer wg.Wait()
 		wg.Go(func() { drain(post(busy, g, "/v1/chat/completions", chat("m", true, 1000), "")) })
 		time.Sleep(time.Second)
-		for _, timeout := range []string{"", "0.0004"} { // gone by itself, and by its deadline
+		for _, timeout := range []string{"", "0.0004"} { // it disconnects by itself, or its deadline passes
 			ctx, leave := context.WithCancel(t.Context())
 			g.Link.Freeze()
 			wg.Go(func() {
@@ -90,7 +89,7 @@ func TestClientGoneWhilePublishing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if n := s.CachedInfo().State.Msgs; n != 1 { // the one that runs
+			if n := s.CachedInfo().State.Msgs; n != 1 { // the running one
 				t.Errorf("timeout %q: %d messages in the queue, want 1", timeout, n)
 			}
 		}
@@ -102,9 +101,8 @@ func TestClientGoneWhilePublishing(t *testing.T) {
 	})
 }
 
-// A broker that answers late, or not at all, is sent the same message again, and
-// has it once.
-func TestBrokerAnswersLate(t *testing.T) {
+// A broker that acks late, or not at all, is sent the same message again, and stores it once.
+func TestBrokerAcksLate(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"))
 		for _, late := range []time.Duration{time.Second, 5 * time.Second} {
@@ -123,16 +121,16 @@ func TestBrokerAnswersLate(t *testing.T) {
 	})
 }
 
-// A word of the broker that comes twice, as from the old leader of a stream and
-// from the new one, is of its own message only: another, on its way then, is
-// taken back all the same when its client leaves.
-func TestBrokerAnswersTwice(t *testing.T) {
+// A PubAck that arrives twice, for example from the old and the new leader of a stream, belongs to
+// its own message only: another message, on its way at the time, is still removed when its client
+// disconnects.
+func TestBrokerAcksTwice(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
 		cfg.Slots = 1
 		g, es, _ := pair(t, env, cfg)
 		nc, _ := env.Connect("a second leader")
-		words, err := nc.SubscribeSync("pulley.gw.*.stored.>")
+		acks, err := nc.SubscribeSync("pulley.gw.*.stored.>")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -145,14 +143,14 @@ func TestBrokerAnswersTwice(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		send(ctx)
-		word, err := words.NextMsg(time.Second)
+		ack, err := acks.NextMsg(time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}
 		gone, leave := context.WithCancel(ctx)
 		g.Link.Freeze()
 		send(gone)
-		if err := nc.Publish(word.Subject, word.Data); err != nil {
+		if err := nc.Publish(ack.Subject, ack.Data); err != nil {
 			t.Fatal(err)
 		}
 		nc.Flush()
@@ -173,7 +171,7 @@ func TestBrokerAnswersTwice(t *testing.T) {
 	})
 }
 
-// A broker that has no room for a message says so, and the client hears it.
+// A broker that cannot store a message says so, and the client gets that error.
 func TestBrokerIsFull(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"))
@@ -208,9 +206,9 @@ func TestBrokerIsFull(t *testing.T) {
 	})
 }
 
-// A follow-up whose home lane the broker confirms late goes elsewhere only once
-// it is known what to take back.
-func TestBrokerConfirmsAHomeLaneLate(t *testing.T) {
+// A follow-up whose message in the home lane is acked late moves to another lane only when it is
+// known which message to remove.
+func TestBrokerAcksAHomeLaneLate(t *testing.T) {
 	for _, late := range []time.Duration{2500 * time.Millisecond, 6 * time.Second} {
 		t.Run(late.String(), func(t *testing.T) {
 			runBoth(t, func(t *testing.T, env *Env) {
@@ -226,7 +224,7 @@ func TestBrokerConfirmsAHomeLaneLate(t *testing.T) {
 				if r := follow(); r.status != 200 || words(content(t, r.body)) != 50 {
 					t.Errorf("the follow-up: %d %q", r.status, r.body)
 				}
-				// Its worker may give up an attempt whose gateway was silent for so long.
+				// Its worker may give up an attempt whose gateway was silent for that long.
 				if n := es[0].Stats().Received + es[1].Stats().Received - before; n > 2 {
 					t.Errorf("the engines were asked %d times, want once, or twice", n)
 				}
@@ -238,7 +236,7 @@ func TestBrokerConfirmsAHomeLaneLate(t *testing.T) {
 }
 
 // A broker that does not answer does not keep a client waiting past its deadline.
-func TestDeadlineBesideASilentBroker(t *testing.T) {
+func TestDeadlineWithASilentBroker(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		g.Link.Freeze()

@@ -21,7 +21,7 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// command asks gateways to do something, and reads the first answer.
+// command sends a command to the gateways, and reads the first answer.
 func command[T any](t *testing.T, nc *nats.Conn, subject string, what any) (answer T) {
 	t.Helper()
 	body, err := json.Marshal(what)
@@ -70,7 +70,7 @@ func TestPolicyChangesUnderLoad(t *testing.T) {
 				}
 			})
 		}
-		// Where each change is in force is told by readyz.
+		// readyz reports where each change is in effect.
 		nc, _ := env.Connect("operator")
 		store, err := policystore.Open(t.Context(), nc)
 		if err != nil {
@@ -112,7 +112,7 @@ func TestPolicyChangesUnderLoad(t *testing.T) {
 		}
 		close(stop)
 		clients.Wait()
-		t.Logf("%d requests, 100 changes, the slowest in force everywhere after %v", asked.Load(), slowest)
+		t.Logf("%d requests, 100 changes, the slowest took effect everywhere after %v", asked.Load(), slowest)
 	})
 }
 
@@ -183,7 +183,7 @@ func TestRemovedTier(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		env.SetPolicy(func(p *policy.Policy) { p.Tiers = p.Tiers[:3] })
 		if r := ask(t, g, chat("m", false, 1, `"service_tier":"gold"`), ""); r.status != 400 || !strings.Contains(r.body, "gold") {
-			t.Errorf("a tier that is no more: %d %s", r.status, r.body)
+			t.Errorf("a removed tier: %d %s", r.status, r.body)
 		}
 		wg.Wait()
 	})
@@ -235,7 +235,7 @@ func TestOrders(t *testing.T) {
 		}
 		d := command[subjects.RequestDetail](t, nc, subjects.AskRequest, subjects.RequestQuery{ID: one, Body: true})
 		if d.Worker != "a" || !strings.Contains(string(d.Body), `"max_tokens":600`) || d.Lane != subjects.Shared {
-			t.Errorf("told of the request: %+v", d)
+			t.Errorf("details of the request: %+v", d)
 		}
 		for _, id := range []string{one, waits} {
 			if o := command[subjects.Outcome](t, nc, subjects.DoCancel, subjects.RequestQuery{ID: id}); o.Count != 1 {

@@ -54,7 +54,7 @@ func with(t *testing.T, env *Env, cfg gateway.Config, serve http.HandlerFunc) *G
 	return g
 }
 
-// do asks anything of a gateway.
+// do sends any request to a gateway.
 func do(t testing.TB, g *Gateway, method, target, body string, header ...string) reply {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, "http://gateway"+target, strings.NewReader(body))
@@ -65,7 +65,7 @@ func do(t testing.TB, g *Gateway, method, target, body string, header ...string)
 		r.Header.Add(header[i], header[i+1])
 	}
 	begun := time.Now()
-	resp, err := g.Client.Transport.RoundTrip(r) // no redirects are followed
+	resp, err := g.Client.Transport.RoundTrip(r) // redirects are not followed
 	if err != nil {
 		return reply{err: err, took: time.Since(begun)}
 	}
@@ -74,8 +74,7 @@ func do(t testing.TB, g *Gateway, method, target, body string, header ...string)
 	return reply{resp.StatusCode, resp.Header, string(b), err, time.Since(begun)}
 }
 
-// labelled says with each failure which case it was: there are no subtests
-// inside a bubble.
+// labelled adds the case to each failure: there are no subtests inside a bubble.
 type labelled struct {
 	testing.TB
 	label string
@@ -86,8 +85,8 @@ func (l labelled) Errorf(format string, args ...any) {
 	l.TB.Errorf("%s: %s", l.label, fmt.Sprintf(format, args...))
 }
 
-// wantError checks an error answer: its status, its code, and that all four
-// keys are there whatever the API. It returns the message.
+// wantError checks an error answer: its status, its code, and that all four keys are present in
+// every API. It returns the message.
 func wantError(t testing.TB, r reply, status int, code string) string {
 	t.Helper()
 	if r.err != nil || r.status != status {
@@ -192,14 +191,14 @@ func TestErrors(t *testing.T) {
 		if r := do(t, g, "PUT", "/v1/models", ""); r.header.Get("Allow") != "GET, HEAD" {
 			t.Errorf("models allow %q", r.header.Get("Allow"))
 		}
-		// Nothing of this stands in the way of a good one.
+		// None of these affects a valid request.
 		if r := do(t, g, "POST", "/v1/chat/completions", good); r.status != 200 {
 			t.Errorf("got %d %q, want 200", r.status, r.body)
 		}
 	})
 }
 
-// A request line can hold what no client library writes.
+// A request line can contain what no client library writes.
 func TestRawRequests(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"))
@@ -301,7 +300,7 @@ func TestNoWorker(t *testing.T) {
 				t.Errorf("%s: refused after %v, want about 30 s", about, r.took)
 			}
 		}
-		// One that comes in time serves what waits.
+		// A worker that joins in time serves the waiting request.
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		for range 5 {
@@ -355,7 +354,7 @@ func TestQueueFull(t *testing.T) {
 				t.Errorf("refused after %v, want 100 ms at most", r.took)
 			}
 		}
-		// Another tier's queue is its own.
+		// Another tier has its own queue.
 		wg.Go(func() {
 			if r := ask(t, g, chat("m", false, 1, `"service_tier":"priority"`), ""); r.status != 200 || r.header.Get("X-Service-Tier") != "priority" {
 				t.Errorf("got %d %q, want 200", r.status, r.body)
@@ -542,11 +541,11 @@ func TestHeadersToEngine(t *testing.T) {
 			}
 		}
 		if r := do(t, g, "POST", "/v1/x?q=\xff\xc3\xbc", `{"model":"m"}`); r.status != 200 {
-			t.Errorf("a query that is no UTF-8: got %d %q", r.status, r.body)
+			t.Errorf("a query that is not UTF-8: got %d %q", r.status, r.body)
 		}
 		mu.Lock()
 		if path != "/v1/x?q=%FF%C3%BC" {
-			t.Errorf("a query that is no UTF-8 arrives as %q", path)
+			t.Errorf("a query that is not UTF-8 arrives as %q", path)
 		}
 		mu.Unlock()
 		if r := do(t, g, "POST", "/v1/x", `{"model":"m"}`, "X-Client-Request-Id", "mine"); r.header.Get("X-Client-Request-Id") != "mine" {
@@ -607,7 +606,7 @@ func TestCORS(t *testing.T) {
 	}
 }
 
-// The KServe path, through the simulator.
+// The KServe path, on the simulator.
 func TestInfer(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		cfg := sim.Config{Name: "a", Models: []string{"org/m"}, Slots: 1}

@@ -18,11 +18,11 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// Env is a broker, and the gateways and workers that a test starts on it.
+// Env is a broker with the gateways and workers that a test starts on it.
 type Env struct {
 	*testenv.Env
 	t     testing.TB
-	local *subjects.Local // of workers and gateways, if they are to share a process
+	local *subjects.Local // set if the workers and gateways share a process
 }
 
 // run calls test in a bubble with a running broker.
@@ -31,8 +31,8 @@ func run(t *testing.T, test func(t *testing.T, env *Env)) {
 	testenv.Run(t, func(t *testing.T, env *testenv.Env) { test(t, &Env{Env: env, t: t}) })
 }
 
-// runBoth runs a test twice: with gateways and workers that have only the broker
-// between them, and with all of them in one process, as in pulley up.
+// runBoth runs a test twice: with gateways and workers that communicate only through the broker,
+// and with all of them in one process, as in pulley up.
 func runBoth(t *testing.T, test func(t *testing.T, env *Env)) {
 	t.Run("apart", func(t *testing.T) { run(t, test) })
 	t.Run("in one process", func(t *testing.T) {
@@ -48,8 +48,7 @@ type Worker struct {
 	nc   *nats.Conn
 }
 
-// Worker starts a worker for an engine. The fields Engine, Transport and Local of
-// cfg are filled in.
+// Worker starts a worker for an engine. It sets the fields Engine, Transport and Local of cfg.
 func (e *Env) Worker(en *testenv.Engine, cfg worker.Config) *Worker {
 	e.t.Helper()
 	cfg.Engine, cfg.Transport, cfg.Local = en.URL, engine.NewTransport(en.URL, en.Transport), e.local
@@ -67,8 +66,8 @@ func (e *Env) Worker(en *testenv.Engine, cfg worker.Config) *Worker {
 	return r
 }
 
-// Kill ends the worker's connections at once and for good, as SIGKILL does:
-// nobody hears of it again.
+// Kill ends the worker's connections at once and for good, as SIGKILL does: it sends nothing any
+// more.
 func (w *Worker) Kill(en *testenv.Engine) {
 	w.Link.Cut(true)
 	en.Listener.Cut()
@@ -79,7 +78,7 @@ type Gateway struct {
 	*testenv.Process
 	*gateway.Gateway
 	Link     *testenv.Link
-	Client   *http.Client // reaches it at http://gateway, the admin side at http://admin
+	Client   *http.Client // reaches the gateway at http://gateway and its admin side at http://admin
 	Listener *testenv.Listener
 }
 
@@ -132,5 +131,5 @@ func (g *Gateway) Serves(t testing.TB, model string) {
 		resp.Body.Close()
 		return resp.StatusCode == http.StatusOK
 	})
-	time.Sleep(2 * time.Second) // the bids are parked
+	time.Sleep(2 * time.Second) // until the bids are parked
 }

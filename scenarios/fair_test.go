@@ -14,9 +14,9 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// Nine tenants use three quarters of what there is, or more. A tenth that floods
-// the same tier lengthens their waits to no more than double, through however
-// many gateways it comes and whichever the others use.
+// Nine tenants use at least three quarters of the capacity. A tenth tenant that floods the same
+// tier at most doubles their waits, through however many gateways it comes and whichever gateways
+// the others use.
 func TestAFloodingTenantQueuesBehindItself(t *testing.T) {
 	all := []int{0, 1, 2}
 	for name, c := range map[string]crowd{
@@ -52,7 +52,7 @@ func TestAFloodingTenantQueuesBehindItself(t *testing.T) {
 	}
 }
 
-// queueTime is how long a request waited for a worker, as its answer says.
+// queueTime is how long a request waited for a worker, as reported in its answer.
 func queueTime(t testing.TB, r reply) time.Duration {
 	t.Helper()
 	var ms float64
@@ -62,19 +62,18 @@ func queueTime(t testing.TB, r reply) time.Duration {
 	return time.Duration(ms * float64(time.Millisecond))
 }
 
-// crowd is nine light tenants, and the gateways that they use, and those that a
-// tenth uses which floods.
+// crowd is nine light tenants and a tenth that floods, with the gateways that they use.
 type crowd struct {
 	gateways         int
-	rate             float64 // requests per second of the light ones together, of about 73, or that part if they are longer
-	longer           int     // this many times; 0 is 1
+	rate             float64 // requests per second of the light tenants together, of about 73 possible (a tenth of that if they are ten times longer)
+	longer           int     // factor on the length of the requests; 0 is 1
 	lightOn, floodOn []int
 }
 
 // crowdSlots is how many requests run at once.
 const crowdSlots = 8
 
-// start starts the gateways and a worker, and makes a key for each tenant.
+// start starts the gateways and a worker, and creates a key for each tenant.
 func (c *crowd) start(t *testing.T, env *Env) (gs []*Gateway, keys []string) {
 	for range c.gateways {
 		gs = append(gs, env.Gateway(gateway.Config{}))
@@ -90,8 +89,8 @@ func (c *crowd) start(t *testing.T, env *Env) (gs []*Gateway, keys []string) {
 	return gs, keys
 }
 
-// keepAsking keeps n requests of a key waiting or running until stop is closed, and
-// tells of each that was answered.
+// keepAsking keeps n requests of a key waiting or running until stop is closed, and calls answered
+// for each that was answered.
 func keepAsking(t *testing.T, wg *sync.WaitGroup, stop chan struct{}, gs []*Gateway, n int, key string, tokens func(*rand.Rand) int, answered func(tokens int)) {
 	for i := range n {
 		wg.Go(func() {
@@ -111,8 +110,8 @@ func keepAsking(t *testing.T, wg *sync.WaitGroup, stop chan struct{}, gs []*Gate
 	}
 }
 
-// lightWaits is how long the requests of nine light tenants waited, sorted,
-// beside one tenant that always has so many requests waiting or running.
+// lightWaits is how long the requests of the nine light tenants waited, sorted, while one tenant
+// always has floods requests waiting or running.
 func (c *crowd) lightWaits(t *testing.T, floods int) []time.Duration {
 	var mu sync.Mutex
 	var waits []time.Duration
@@ -124,8 +123,8 @@ func (c *crowd) lightWaits(t *testing.T, floods int) []time.Duration {
 		}
 		stop := make(chan struct{})
 		var flooding, light sync.WaitGroup
-		// Requests take 10 to 190 ms, 100 in the mean, so that the slots do not all
-		// become free at the same moment.
+		// Requests take 10 to 190 ms, 100 on average, so that the slots do not all become free at
+		// the same moment.
 		tokens := func(rng *rand.Rand) int { return (2 + rng.IntN(19)) * max(c.longer, 1) }
 		keepAsking(t, &flooding, stop, floodOn, floods, keys[9], tokens, func(int) {})
 		time.Sleep(5 * time.Second)
@@ -152,8 +151,8 @@ func (c *crowd) lightWaits(t *testing.T, floods int) []time.Duration {
 	return waits
 }
 
-// Tenants that flood through different gateways are served the same number of
-// tokens, however many gateways each uses and however large its requests are.
+// Tenants that flood through different gateways are served the same number of tokens, however many
+// gateways each uses and however large its requests are.
 func TestFloodsThroughDifferentGatewaysShareByTokens(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		c := crowd{gateways: 3}
@@ -180,8 +179,7 @@ func TestFloodsThroughDifferentGatewaysShareByTokens(t *testing.T) {
 	})
 }
 
-// When a gateway dies that holds a part of a flood, the slots stay busy but for a
-// moment.
+// When a gateway dies that holds a part of a flood, the slots are idle only for a moment.
 func TestAFloodGoesOnWithoutADeadGateway(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		c := crowd{gateways: 3}

@@ -23,7 +23,7 @@ func idle(t testing.TB, e *testenv.Engine, within time.Duration) {
 	testenv.Eventually(t, "engine idle", within, func() bool { s := e.Stats(); return s.Running == 0 && s.Waiting == 0 })
 }
 
-// emptyQueues checks that nothing is left behind in the streams.
+// emptyQueues checks that nothing is left in the streams.
 func emptyQueues(t testing.TB, env *Env) {
 	t.Helper()
 	js := env.JetStream()
@@ -75,7 +75,7 @@ func TestClientGone(t *testing.T) {
 						idle(t, e, 100*time.Millisecond)
 						time.Sleep(time.Minute)
 						if got := e.Stats(); got.Received != before.Received {
-							t.Errorf("engine was asked for a client that is gone: %+v", got)
+							t.Errorf("the engine was called for a client that had disconnected: %+v", got)
 						}
 					} else {
 						if before.Running != 1 {
@@ -90,7 +90,7 @@ func TestClientGone(t *testing.T) {
 	}
 }
 
-// drain reads a response to its end, whatever that is.
+// drain reads a response to its end, complete or not.
 func drain(resp *http.Response, err error) (string, error) {
 	if err != nil {
 		return "", err
@@ -100,13 +100,13 @@ func drain(resp *http.Response, err error) (string, error) {
 	return string(b), err
 }
 
-// onA is an order for engine a alone.
+// onA is an x-sim order for engine a only.
 func onA(order string) string { return order + ", on=a" }
 
 func TestRetryBeforeTheFirstByte(t *testing.T) {
 	type fault struct {
 		orders string
-		strike func(t *testing.T, e *testenv.Engine, w *Worker) // one second into the request
+		strike func(t *testing.T, e *testenv.Engine, w *Worker) // called one second into the request
 	}
 	for name, f := range map[string]fault{
 		"worker killed":               {onA("ttft=1h"), func(t *testing.T, e *testenv.Engine, w *Worker) { w.Kill(e) }},
@@ -131,7 +131,7 @@ func TestRetryBeforeTheFirstByte(t *testing.T) {
 					g.Serves(t, "m")
 					var wg sync.WaitGroup
 					var got reply
-					if f.strike != nil { // only a is there when the request comes; b joins before the fault
+					if f.strike != nil { // only a is there when the request arrives; b joins before the fault
 						wg.Go(func() { got = ask(t, g, chat("m", stream, 5), f.orders) })
 						time.Sleep(time.Second)
 					}
@@ -139,7 +139,7 @@ func TestRetryBeforeTheFirstByte(t *testing.T) {
 					time.Sleep(3 * time.Second)
 					if f.strike != nil {
 						f.strike(t, ea, wa)
-					} else { // asked until a is the one that is tried first
+					} else { // repeated until a is tried first
 						wg.Go(func() {
 							for range 10 {
 								if got = ask(t, g, chat("m", stream, 5), f.orders); got.status != 200 || ea.Stats().Received > 0 {
@@ -175,8 +175,8 @@ func TestRetryBeforeTheFirstByte(t *testing.T) {
 	}
 }
 
-// A worker that is stopped holds bids that the broker still serves: what is
-// delivered to it must not wait for the ack wait.
+// A stopped worker has bids that the broker still serves: requests that are delivered to it must
+// not wait for the ack wait.
 func TestDeliveredToAStoppedWorker(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, _, ws := pair(t, env, slow("a"), slow("b"))
@@ -199,8 +199,7 @@ func TestDeliveredToAStoppedWorker(t *testing.T) {
 	})
 }
 
-// The woken worker goes on where it was stopped; none of its words may reach
-// the client.
+// The woken worker continues where it was stopped; none of its frames may reach the client.
 func TestStoppedWorkerWakes(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
@@ -219,7 +218,7 @@ func TestStoppedWorkerWakes(t *testing.T) {
 			t.Errorf("b runs %d, want the request that a lost", s.Running)
 		}
 		wa.Link.Thaw()
-		idle(t, ea, time.Second) // it is told to stop
+		idle(t, ea, time.Second) // it is cancelled
 		wg.Wait()
 		if got.status != 200 || words(content(t, got.body)) != 100 || strings.Contains(got.body, `"system_fingerprint":"a"`) {
 			t.Errorf("got %d, %d words, by a: %t", got.status, words(content(t, got.body)), strings.Contains(got.body, `"system_fingerprint":"a"`))
@@ -271,8 +270,8 @@ func TestAllEnginesRefuse(t *testing.T) {
 	}
 }
 
-// A request that failed on one worker waits for the other, which is full. The
-// first one's engine is not called for it over and over meanwhile.
+// A request that failed on one worker waits for the other, which is full. Meanwhile the first
+// worker's engine is not called for it again and again.
 func TestFailedWorkerLeavesARequestToOthers(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
@@ -290,7 +289,7 @@ func TestFailedWorkerLeavesARequestToOthers(t *testing.T) {
 		if r.status != 200 || r.took < 5*time.Second || r.took > 9*time.Second {
 			t.Errorf("got %d after %v, want b's answer once b is free", r.status, r.took)
 		}
-		if n := a.Stats().Received; n > 15 { // twice a second
+		if n := a.Stats().Received; n > 15 { // twice per second
 			t.Errorf("a was asked %d times", n)
 		}
 		t.Logf("a was asked %d times in %v", a.Stats().Received, r.took)
@@ -333,7 +332,7 @@ func TestBrokenAfterTheFirstByte(t *testing.T) {
 				events := strings.Split(strings.TrimSuffix(r.body, "\n\n"), "\n\n")
 				last := events[len(events)-1]
 				if !strings.HasPrefix(last, want) || !strings.Contains(last, "upstream_lost") {
-					t.Errorf("last event %q, want an error that begins %q", last, want)
+					t.Errorf("last event %q, want an error that starts with %q", last, want)
 				}
 				for _, end := range []string{"[DONE]", "message_stop", "response.completed"} {
 					if strings.Contains(r.body, end) {
@@ -349,9 +348,9 @@ func TestBrokenAfterTheFirstByte(t *testing.T) {
 	}
 }
 
-// Whatever strikes in the middle of a stream, it ends with an error and not as
-// if it were whole.
-func TestStruckMidStream(t *testing.T) {
+// Whatever fails in the middle of a stream, the stream ends with an error and does not look
+// complete.
+func TestFaultMidStream(t *testing.T) {
 	for name, strike := range map[string]func(g *Gateway, e *testenv.Engine, w *Worker){
 		"worker killed":  func(g *Gateway, e *testenv.Engine, w *Worker) { w.Kill(e) },
 		"worker stopped": func(g *Gateway, e *testenv.Engine, w *Worker) { w.Link.Freeze() },
@@ -397,7 +396,7 @@ func TestPlainAnswerIsNeverTruncated(t *testing.T) {
 		if es[0].Stats().Received > 0 && r.header.Get("x-sim-name") != "b" {
 			t.Errorf("answered by %s", r.header.Get("x-sim-name"))
 		}
-		// On every engine: an error, not a part.
+		// On every engine: an error, not a partial answer.
 		r = ask(t, g, chat("m", false, 20), "cut-after=5")
 		if r.status != 502 || !strings.Contains(r.body, "dead_lettered") {
 			t.Errorf("got %d %q, want 502", r.status, r.body)
@@ -438,7 +437,7 @@ func TestDeadLetter(t *testing.T) {
 	})
 }
 
-// A request that takes two workers down is not given a third.
+// A request that crashes two workers is not given a third.
 func TestPoison(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
@@ -468,7 +467,7 @@ func TestPoison(t *testing.T) {
 			t.Errorf("got %d %q", got.status, got.body)
 		}
 		if got.header.Get("x-should-retry") != "false" {
-			t.Errorf("the client is not told to leave it")
+			t.Errorf("the client is not told not to retry")
 		}
 		if len(dead) != 2 {
 			t.Errorf("killed %d workers", len(dead))
@@ -504,7 +503,7 @@ func TestGatewayKilled(t *testing.T) {
 						within = subjects.GatewayGone + 2*time.Second
 					}
 					idle(t, e, within)
-					// Nothing is left in the way of others.
+					// Nothing is left that affects other requests.
 					if r := ask(t, g2, chat("m", true, 5), ""); r.status != 200 || r.took > 2*time.Second {
 						t.Errorf("another gateway: %d after %v", r.status, r.took)
 					}
@@ -517,7 +516,7 @@ func TestGatewayKilled(t *testing.T) {
 	}
 }
 
-// One engine's token must be on the wire before the next one is made.
+// One engine's token must be sent before the next one is produced.
 func TestTokensAreNotHeldBack(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, slow("a"))
@@ -552,7 +551,7 @@ func TestTokensAreNotHeldBack(t *testing.T) {
 	})
 }
 
-// A hanging engine is found out by its silence.
+// A hanging engine is detected by its silence.
 func TestEngineHangs(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
@@ -572,7 +571,7 @@ func TestEngineHangs(t *testing.T) {
 	})
 }
 
-// What an engine puts into its status line may be no UTF-8.
+// An engine's status line may contain invalid UTF-8.
 func TestOddStatusLine(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {

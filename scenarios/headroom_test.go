@@ -33,14 +33,14 @@ var (
 	l4   = card{"l4", 2500, 55 * time.Millisecond, 740 * time.Microsecond, 30_000, 300e9}
 )
 
-const maxNumSeqs = 256 // what vLLM takes at once unless told otherwise
+const maxNumSeqs = 256 // vLLM's default for concurrent requests
 
 func (c card) sim(name string) sim.Config {
 	return sim.Config{Name: name, Models: []string{"m"}, Slots: maxNumSeqs, PrefillRate: c.prefill,
 		ITLBase: c.base, ITLPerRequest: c.per, KVTokens: c.kv, TokensPerEvent: 4}
 }
 
-// A board is a GPU as NVML tells of it, once a second.
+// A board is a GPU as NVML reports it, once per second.
 type board struct {
 	mu     sync.Mutex
 	now    gpu.Snapshot // what the next sample shows
@@ -51,7 +51,7 @@ type board struct {
 
 const sampled = time.Second
 
-// board starts one, which samples until the test ends.
+// board starts a board, which samples until the test ends.
 func (c card) board(t testing.TB) *board {
 	b := &board{}
 	b.now = gpu.Snapshot{
@@ -92,7 +92,7 @@ func (b *board) set(change func(*gpu.Snapshot)) {
 	change(&b.now)
 }
 
-// xid is an error that the driver reports.
+// xid reports an error of the driver.
 func (b *board) xid(code int) {
 	b.set(func(s *gpu.Snapshot) {
 		b.seq++
@@ -102,7 +102,7 @@ func (b *board) xid(code int) {
 
 func (b *board) silence() { b.mu.Lock(); defer b.mu.Unlock(); b.silent = true }
 
-// Latest is what a sampler says.
+// Latest is what a sampler returns.
 func (b *board) Latest() (gpu.Reading, time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -120,7 +120,7 @@ func (b *board) Latest() (gpu.Reading, time.Duration) {
 	return gpu.Reading{At: s.At, State: s.State, Driver: "580.65", GPUs: []gpu.Snapshot{s}}, age
 }
 
-// A host is a GPU, its engine and its worker.
+// A host is a GPU with its engine and its worker.
 type host struct {
 	*testenv.Engine
 	*Worker
@@ -132,7 +132,7 @@ type host struct {
 	broken   map[string]bool // paths that answer 500
 	arrivals []time.Time     // of inference requests
 	open     int
-	most     int // that were open at once
+	most     int // most that were open at once
 }
 
 func (h *host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -168,7 +168,7 @@ func (h *host) breaks(paths ...string) {
 	}
 }
 
-// restart puts a new engine in the place of the one that ran.
+// restart replaces the running engine by a new one.
 func (h *host) restart(t testing.TB, cfg sim.Config) {
 	t.Helper()
 	eng, err := sim.New(cfg)
@@ -180,7 +180,7 @@ func (h *host) restart(t testing.TB, cfg sim.Config) {
 	h.sim = eng
 }
 
-// took is how many requests came within a time.
+// took is how many requests arrived within a period.
 func (h *host) took(from, to time.Time) (n int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -214,7 +214,7 @@ func newHost(t *testing.T, env *Env, cfg sim.Config, b *board, wc worker.Config)
 	return h
 }
 
-// mixedCards are the GPUs of a pool whose fastest is eight times the slowest.
+// mixedCards are the GPUs of a pool whose fastest is eight times as fast as the slowest.
 func mixedCards() []card { return []card{h100, a100, a100, l4, l4} }
 
 func named(cards []card) (engines []sim.Config) {
@@ -224,7 +224,7 @@ func named(cards []card) (engines []sim.Config) {
 	return engines
 }
 
-// atLoadOfCards is like atLoad, where no more run at once than the KV cache holds.
+// atLoadOfCards is atLoad for engines that run no more at once than the KV cache holds.
 func atLoadOfCards(load float64, trace []traced, cards []card) []traced {
 	input, output := means(trace)
 	engines := named(cards)
@@ -234,7 +234,7 @@ func atLoadOfCards(load float64, trace []traced, cards []card) []traced {
 	return atLoad(load, trace, engines)
 }
 
-// replayed is what came of a trace on a pool.
+// replayed is the result of a trace on a pool.
 type replayed struct {
 	ls    []latency
 	hosts []*host
@@ -248,8 +248,8 @@ func (r replayed) preempted() (n int64) {
 	return n
 }
 
-// replayCards replays a trace on a pool whose workers are configured alike;
-// during is run beside it.
+// replayCards replays a trace on a pool whose workers have the same configuration; during runs at
+// the same time.
 func replayCards(t *testing.T, trace []traced, cards []card, wc worker.Config, during func(r *replayed)) (r replayed) {
 	t.Helper()
 	run(t, func(t *testing.T, env *Env) {
@@ -276,30 +276,29 @@ func replayCards(t *testing.T, trace []traced, cards []card, wc worker.Config, d
 
 const figuresHead = "seconds                TTFT p50     p95     p99   E2E p50     p95     p99   preempted"
 
-// slice is the beginning of a trace.
+// slice is the start of a trace.
 func slice(t *testing.T, file string, n int) []traced {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("replays minutes of a trace")
 	}
 	if raceEnabled {
-		n = 100 // for its races; the figures mean little
+		n = 100 // the race detector looks for races; the figures mean little
 	}
 	return readTrace(t, "testdata/"+file)[:n]
 }
 
-// TestAdaptiveAgainstFixedSlots replays production traces, once with the engines'
-// own limit as slots, and once with nothing configured. Prompts of code are long
-// and come in bursts, which is about who waits where; conversations fill the
-// memory of small GPUs, and take four times as long there as to wait for a fast
-// one.
+// TestAdaptiveAgainstFixedSlots replays production traces, once with the engines' own limit as
+// slots, and once without configured slots. Prompts of code are long and come in bursts, which
+// tests where requests wait; conversations fill the memory of small GPUs, and take four times as
+// long there as it takes to wait for a fast one.
 func TestAdaptiveAgainstFixedSlots(t *testing.T) {
 	for _, c := range []struct {
 		name, file string
 		requests   int
 		cards      []card
-		ttft, e2e  float64 // most at p95 and p99, over those of fixed slots
-		preempts   bool    // with fixed slots
+		ttft, e2e  float64 // upper bounds for p95 and p99, relative to fixed slots
+		preempts   bool    // with fixed slots there are preemptions
 	}{
 		{"code on unlike GPUs", "azure_code_slice.csv", 600, mixedCards(), 0.6, 1.1, false},
 		{"conversations on unlike GPUs", "azure_conv_slice.csv", 1000, mixedCards(), 1.25, 1.25, false},
@@ -329,8 +328,7 @@ func TestAdaptiveAgainstFixedSlots(t *testing.T) {
 	}
 }
 
-// TestHotGPU has one of the GPUs run at half its clocks from the middle of a
-// trace on.
+// TestHotGPU has one of the GPUs run at half its clocks from the middle of a trace on.
 func TestHotGPU(t *testing.T) {
 	cards := mixedCards()
 	trace := atLoadOfCards(0.8, slice(t, "azure_code_slice.csv", 600), cards)
@@ -382,15 +380,14 @@ func steady(name string) sim.Config {
 		ITLBase: 70 * time.Millisecond, ITLPerRequest: 2 * time.Millisecond, KVTokens: 100_000}
 }
 
-// TestSignalsThatFail has a worker lose, while it serves, what it knows of its
-// engine and its GPU.
+// TestSignalsThatFail has a worker lose its signals about its engine and its GPU while it serves.
 func TestSignalsThatFail(t *testing.T) {
 	const slots = 6
 	for name, c := range map[string]struct {
 		dialect engine.Dialect
 		nvml    bool
 		fail    func(h *host)
-		// what the heartbeat says of both, at the end
+		// what the heartbeat reports of both, at the end
 		engine, gpu string
 	}{
 		"the metrics page breaks": {nvml: true, engine: "missing", gpu: "fresh", fail: func(h *host) { h.breaks("/metrics") }},
@@ -401,7 +398,7 @@ func TestSignalsThatFail(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			run(t, func(t *testing.T, env *Env) {
 				g := env.Gateway(gateway.Config{})
-				heard := hearBeats(t, env)
+				last := recordBeats(t, env)
 				cfg := steady("a")
 				cfg.Dialect = c.dialect
 				var b *board
@@ -416,7 +413,7 @@ func TestSignalsThatFail(t *testing.T) {
 				c.fail(h)
 				time.Sleep(40 * time.Second)
 				end := time.Now()
-				beat := heard.of("a")
+				beat := last.of("a")
 				l.end(t, 150)
 				if h.most > slots {
 					t.Errorf("%d requests were with the engine at once, want at most %d", h.most, slots)
@@ -434,17 +431,17 @@ func TestSignalsThatFail(t *testing.T) {
 	}
 }
 
-// fenceWithin is how long after an event a fenced worker may take requests.
+// fenceWithin is how long after an event a fenced worker may still take requests.
 const fenceWithin = 1500 * time.Millisecond
 
 // TestFences has something happen to a GPU or to its engine under load.
 func TestFences(t *testing.T) {
 	type fence struct {
 		event  func(h *host)
-		late   time.Duration // before it can be known
-		reason string        // in it
+		late   time.Duration // time until it can be known
+		reason string        // part of the heartbeat's reason
 		state  subjects.State
-		// tries do not bring it back, heal does, within back.
+		// The tries do not bring it back; heal does, within back.
 		tries []func(h *host)
 		heal  func(h *host)
 		back  time.Duration
@@ -479,7 +476,7 @@ func TestFences(t *testing.T) {
 				h.sim.SetClock(1e-6)
 				h.set(func(s *gpu.Snapshot) { s.Utilization = &gpu.Utilization{} })
 			},
-			late:   31 * time.Second, // 11 where a stream had begun
+			late:   31 * time.Second, // 11 s if a stream had started
 			reason: "stalled", state: subjects.Fenced,
 			heal: func(h *host) {
 				h.sim.SetClock(1)
@@ -490,9 +487,9 @@ func TestFences(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			run(t, func(t *testing.T, env *Env) {
 				g := env.Gateway(gateway.Config{})
-				heard := hearBeats(t, env)
+				last := recordBeats(t, env)
 				var hs []*host
-				for _, name := range []string{"a", "b", "c"} { // the load needs them all
+				for _, name := range []string{"a", "b", "c"} { // the load needs all three
 					hs = append(hs, newHost(t, env, steady(name), a100.board(t), worker.Config{Slots: 4}))
 				}
 				g.Serves(t, "m")
@@ -504,7 +501,7 @@ func TestFences(t *testing.T) {
 				time.Sleep(f.late + fenceWithin)
 				fenced := time.Now()
 				time.Sleep(4 * time.Second)
-				beat := heard.of("a")
+				beat := last.of("a")
 				if beat.State != f.state || !strings.Contains(beat.Reason, f.reason) || beat.Live() {
 					t.Errorf("it says %s, %q; want %s, and in it %q", beat.State, beat.Reason, f.state, f.reason)
 				}
@@ -514,7 +511,7 @@ func TestFences(t *testing.T) {
 				for i, try := range f.tries {
 					try(a)
 					time.Sleep(5 * time.Second)
-					if beat := heard.of("a"); beat.State != f.state {
+					if beat := last.of("a"); beat.State != f.state {
 						t.Errorf("after try %d to bring it back it says %s, %q", i, beat.State, beat.Reason)
 					}
 				}
@@ -523,21 +520,21 @@ func TestFences(t *testing.T) {
 					t.Errorf("fenced, it took %d requests; the first %v after the event", took, a.firstAfter(fenced).Sub(event))
 				}
 				f.heal(a)
-				testenv.Eventually(t, "it comes back", f.back, func() bool { return heard.of("a").State == subjects.Ready })
+				testenv.Eventually(t, "it comes back", f.back, func() bool { return last.of("a").State == subjects.Ready })
 				time.Sleep(5 * time.Second)
 				if took := a.took(healed, time.Now()); took == 0 {
 					t.Error("back, it took nothing")
 				}
 				l.end(t, 80)
-				t.Logf("the last request began %v after the event, %d went to others; fenced for %q",
+				t.Logf("the last request started %v after the event, %d went to others; fenced for %q",
 					a.lastBefore(healed).Sub(event), a.stats().Aborted, beat.Reason)
 			})
 		})
 	}
 }
 
-// TestSuspectGPU has the driver report what a program did wrong, while the
-// engine is well: it goes on after it has been asked.
+// TestSuspectGPU has the driver report the fault of a program while the engine is healthy: the
+// worker continues after a health check.
 func TestSuspectGPU(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
@@ -555,7 +552,7 @@ func TestSuspectGPU(t *testing.T) {
 	})
 }
 
-// firstAfter and lastBefore are when a request came.
+// firstAfter and lastBefore return when a request arrived.
 func (h *host) firstAfter(t time.Time) time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -16,7 +16,7 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// keys changes API keys, as an operator would.
+// keys changes API keys, as an operator does.
 type keys struct {
 	t     testing.TB
 	store *policystore.Store
@@ -36,7 +36,7 @@ func keysOf(t testing.TB, env *Env) keys {
 // keyText is the key with an id.
 func keyText(id string) string { return "sk-pulley-" + id + "-" + strings.Repeat("s", 43) }
 
-// put stores a key under its id. It is in force a second later.
+// put stores a key under its id. It takes effect within a second.
 func (k keys) put(key policy.Key) (header []string) {
 	k.t.Helper()
 	if key.Hash == "" {
@@ -61,8 +61,7 @@ func (k keys) remove(id string) {
 // inForce is how long a change may take.
 const inForce = time.Second
 
-// using is an engine that answers at once, or when wait lets it, and reports its
-// use.
+// using is an engine that answers at once, or when wait returns, and reports its token usage.
 func using(input, output int, wait func(ctx context.Context)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
@@ -134,21 +133,21 @@ func TestAKeyIsCheckedHoweverItIsSent(t *testing.T) {
 		const missing, wrong = "no API key was sent", "the API key is wrong, or has been revoked"
 		for about, c := range map[string]struct {
 			header []string
-			says   string // "" is let in
+			says   string // "" is accepted
 		}{
 			"OpenAI":                   {[]string{"Authorization", "Bearer " + good}, ""},
 			"Anthropic":                {[]string{"X-Api-Key", good}, ""},
 			"Azure":                    {[]string{"Api-Key", good}, ""},
 			"lower case":               {[]string{"Authorization", "bearer " + good}, ""},
 			"spaces":                   {[]string{"Authorization", "Bearer   " + good + " "}, ""},
-			"beside another's":         {[]string{"Authorization", "Bearer sk-proj-1", "X-Api-Key", good}, ""},
-			"beside a password":        {[]string{"Authorization", "Basic eDp5", "Api-Key", good}, ""},
+			"with another's":           {[]string{"Authorization", "Bearer sk-proj-1", "X-Api-Key", good}, ""},
+			"with a password":          {[]string{"Authorization", "Basic eDp5", "Api-Key", good}, ""},
 			"the good one comes first": {[]string{"Authorization", "Bearer " + good, "X-Api-Key", keyText("cccccccccc")}, ""},
 			"none":                     {nil, missing},
 			"an empty one":             {[]string{"Authorization", "Bearer "}, missing},
 			"no scheme":                {[]string{"Authorization", good}, missing},
 			"another scheme":           {[]string{"Authorization", "Basic " + good}, missing},
-			"somebody else's":          {[]string{"Authorization", "Bearer sk-proj-abc"}, wrong},
+			"another service's":        {[]string{"Authorization", "Bearer sk-proj-abc"}, wrong},
 			"an unknown id":            {[]string{"Authorization", "Bearer " + keyText("cccccccccc")}, wrong},
 			"another secret":           {[]string{"Authorization", "Bearer " + good[:len(good)-1] + "t"}, wrong},
 			"a shorter secret":         {[]string{"Authorization", "Bearer " + good[:len(good)-1]}, wrong},
@@ -213,14 +212,14 @@ func TestAKeyAllowsModelsAndTiers(t *testing.T) {
 			header      []string
 			model, tier string
 			status      int
-			code, want  string // of an error, or the tier that served
+			code, want  string // code of an error, or the tier that served
 		}{
 			{some, "gpt-4o", "", 200, "", "batch"},
 			{some, "gpt-4o", "priority", 200, "", "priority"},
 			{some, "gpt-4o", "standard", 403, "tier_not_allowed", ""},
 			{some, "gpt-4o", "gold", 400, "invalid_request", ""},
 			{some, "llama", "", 403, "model_not_allowed", ""},
-			{some, "nope", "", 403, "model_not_allowed", ""}, // what there is, is not told either
+			{some, "nope", "", 403, "model_not_allowed", ""}, // the answer does not reveal which models exist
 			{any, "llama", "", 200, "", "standard"},
 			{any, "llama", "flex", 200, "", "batch"},
 			{any, "llama", "priority", 403, "tier_not_allowed", ""},
@@ -244,13 +243,13 @@ func TestAKeyAllowsModelsAndTiers(t *testing.T) {
 	})
 }
 
-// Keys come, change and go while clients ask, everywhere within a second.
+// Keys are added, changed and removed while clients ask, everywhere within a second.
 func TestKeysChangeEverywhereWithinASecond(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		gs := threeGateways(t, env, using(1, 1, nil))
 		k := keysOf(t, env)
-		k.put(policy.Key{ID: "zzzzzzzzzz"}) // so that a key is needed
-		// status is how each gateway answers, once they agree.
+		k.put(policy.Key{ID: "zzzzzzzzzz"}) // so that a key is required
+		// status is the answer of all gateways, once they agree.
 		settle := func(what string, want int, header []string) {
 			t.Helper()
 			began := time.Now()

@@ -18,7 +18,7 @@ import (
 	"github.com/pulley-lb/pulley/testenv"
 )
 
-// standing is what the header of an answer says of a limit.
+// standing is what the headers of an answer report about a limit.
 func standing(t testing.TB, r reply, what string) (limit, remaining int, reset time.Duration) {
 	t.Helper()
 	limit, err1 := strconv.Atoi(r.header.Get("X-Ratelimit-Limit-" + what))
@@ -65,7 +65,7 @@ func TestARateLimitIsExactAtOneGateway(t *testing.T) {
 		wantError(t, ask(t, g, body, "", header...), 429, "rate_limit_exceeded")
 		time.Sleep(100 * time.Millisecond)
 		if r := ask(t, g, body, "", header...); r.status != 200 {
-			t.Errorf("at the time that was told: %d %s", r.status, r.body)
+			t.Errorf("at the announced time: %d %s", r.status, r.body)
 		}
 		t.Logf("11 requests in %v", time.Since(began))
 		wantMetrics(t, g, `pulley_rate_limited_total{limit="requests"} 2`)
@@ -75,7 +75,7 @@ func TestARateLimitIsExactAtOneGateway(t *testing.T) {
 func TestTokenLimitsCountWhatTheEngineReports(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, using(100, 900, nil))
-		header := keysOf(t, env).put(policy.Key{ID: "aaaaaaaaaa", TPM: 6000}) // 100 in a second
+		header := keysOf(t, env).put(policy.Key{ID: "aaaaaaaaaa", TPM: 6000}) // 100 per second
 		time.Sleep(inForce)
 		for i := range 6 {
 			r := ask(t, g, chat("m", false, 1), "", header...)
@@ -90,8 +90,8 @@ func TestTokenLimitsCountWhatTheEngineReports(t *testing.T) {
 	})
 }
 
-// However a request ends, it is one less at once.
-func TestConcurrencyIsGivenBack(t *testing.T) {
+// However a request ends, it stops counting at once.
+func TestConcurrencyIsReleased(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("X-Fail") != "" {
@@ -151,8 +151,8 @@ func TestConcurrencyIsGivenBack(t *testing.T) {
 	})
 }
 
-// flood asks every gateway from many clients, for so long, and says how many
-// requests were let in, of how many.
+// flood sends requests to every gateway from many clients for a period, and returns how many were
+// admitted, and of how many.
 func flood(t *testing.T, gs []*Gateway, clients int, d time.Duration, header []string) (let, of int) {
 	t.Helper()
 	var wg sync.WaitGroup
@@ -244,7 +244,7 @@ func peer(t testing.TB, env *Env) func(gateway string, used map[string]subjects.
 	}
 }
 
-func TestWhatAnotherGatewayTellsCounts(t *testing.T) {
+func TestReportsOfOtherGatewaysCount(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, using(1, 1, nil))
 		tell := peer(t, env)
@@ -259,7 +259,7 @@ func TestWhatAnotherGatewayTellsCounts(t *testing.T) {
 			if r.status != 200 || gotRequests != requests || gotTokens/1000 != tokens/1000 {
 				t.Errorf("%s: %d, %d requests and %d tokens remain, want %d and about %d", what, r.status, gotRequests, gotTokens, requests, tokens)
 			}
-			time.Sleep(time.Second) // to be full again
+			time.Sleep(time.Second) // until it is full again
 		}
 		remain("alone", 59, 59_900)
 		tell("p1", nil) // it starts
@@ -269,7 +269,8 @@ func TestWhatAnotherGatewayTellsCounts(t *testing.T) {
 		remain("fewer tokens than it thought", 39, 40_900)
 		tell("p1", map[string]subjects.KeyUsage{"unknownkey": {Requests: 20}})
 
-		// Another that was there before this gateway: what it used when?
+		// Another gateway that was there before this one: it is unknown when it used what it
+		// reports.
 		tell("p2", map[string]subjects.KeyUsage{key: {Requests: 1e6, Tokens: 1e9, Running: 1}})
 		remain("an old gateway appears", 39, 42_900)
 		tell("p2", map[string]subjects.KeyUsage{key: {Requests: 1e6 + 10, Tokens: 1e9, Running: 2}})
@@ -291,8 +292,8 @@ func TestWhatAnotherGatewayTellsCounts(t *testing.T) {
 	})
 }
 
-// A gateway that starts learns what runs, and takes no more than its part of
-// limits that others may have used up.
+// A gateway that starts learns what runs, and takes no more than its part of limits that others may
+// have used up.
 func TestAGatewayThatStartsLater(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		release := make(chan struct{})
@@ -327,9 +328,9 @@ func TestAGatewayThatStartsLater(t *testing.T) {
 			return strings.Contains(do(t, late, "GET", "/v1/models", "", header...).body, `"m"`)
 		})
 		let, _ := flood(t, []*Gateway{late}, 5, 10*time.Second, header)
-		t.Logf("RPM 100, used up: a second gateway let %d more in, 10 s after its start", let)
+		t.Logf("RPM 100, used up: a second gateway admitted %d more, 10 s after its start", let)
 		if let > 50+17+2 || let < 15 {
-			t.Errorf("RPM 100, used up: a second gateway let %d in, want about 17, and at most 50 more", let)
+			t.Errorf("RPM 100, used up: a second gateway admitted %d, want about 17, and at most 50 more", let)
 		}
 		wg.Go(func() { ask(t, late, chat("m", false, 1), "", long...) })
 		time.Sleep(time.Second)
@@ -342,7 +343,7 @@ func TestAGatewayThatStartsLater(t *testing.T) {
 	})
 }
 
-// What a gateway ran, when it died, does not count for ever.
+// What a gateway was running when it died does not count for ever.
 func TestADeadGatewaysRequestsStopCounting(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		gs := threeGateways(t, env, using(1, 1, func(ctx context.Context) { <-ctx.Done() }))
@@ -365,7 +366,7 @@ func TestADeadGatewaysRequestsStopCounting(t *testing.T) {
 			return r.status == 429
 		}
 		if !full() {
-			t.Error("three run at another gateway: a fourth was let in")
+			t.Error("three run at another gateway: a fourth was admitted")
 		}
 		gs[0].Link.Cut(true)
 		began := time.Now()
@@ -410,7 +411,7 @@ func TestATenantsShareOfAQueue(t *testing.T) {
 		send(20, all)
 		mu.Lock()
 		defer mu.Unlock()
-		// Up to four of them are in the broker's queue, where nobody is told apart.
+		// Up to four of them are in the broker's queue, where tenants are not distinguished.
 		waiting := 9 - refused[some[1]]
 		if waiting < 3 || waiting > 3+4 {
 			t.Errorf("%d of 9 wait, want 3 and at most 4 that are next", waiting)

@@ -53,8 +53,8 @@ func TestDrainingWorker(t *testing.T) {
 	})
 }
 
-// What a worker cannot finish before its drain ends is done elsewhere, if no
-// byte of it was seen.
+// What a worker cannot finish before its drain ends is done elsewhere, if the client has not
+// received a byte of it.
 func TestDrainEnds(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
@@ -76,7 +76,7 @@ func TestDrainEnds(t *testing.T) {
 			t.Errorf("plain: %d by %s", plain.status, plain.header.Get("x-sim-name"))
 		}
 		if !strings.Contains(stream.body, "upstream_lost") || strings.Contains(stream.body, "[DONE]") {
-			t.Errorf("the stream had begun, and ends with %q", stream.body[max(0, len(stream.body)-100):])
+			t.Errorf("the stream had started, and ends with %q", stream.body[max(0, len(stream.body)-100):])
 		}
 	})
 }
@@ -196,9 +196,9 @@ func TestGatewayStops(t *testing.T) {
 	})
 }
 
-// A connection on which nothing was ever asked, such as browsers open ahead, does
-// not hold up a gateway that stops.
-func TestGatewayStopsBesideSilentClient(t *testing.T) {
+// A connection without any request, such as browsers open in advance, does not hold up a gateway
+// that stops.
+func TestGatewayStopsWithASilentClient(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, slow("a"))
 		c, err := g.Listener.DialContext(t.Context(), "", "")

@@ -17,7 +17,7 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// reply is a whole HTTP answer.
+// reply is a complete HTTP answer.
 type reply struct {
 	status int
 	header http.Header
@@ -35,7 +35,7 @@ func chat(model string, stream bool, tokens int, more ...string) string {
 	return fmt.Sprintf(`{"model":%q,"stream":%t,"max_tokens":%d,"messages":[{"role":"user","content":"one two three"}]%s}`, model, stream, tokens, extra)
 }
 
-// post asks a gateway; orders are the simulator's x-sim header.
+// post sends a request to a gateway; orders is the simulator's x-sim header.
 func post(ctx context.Context, g *Gateway, path, body, orders string, header ...string) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, "POST", "http://gateway"+path, strings.NewReader(body))
 	if err != nil {
@@ -100,18 +100,18 @@ func content(t testing.TB, body string) string {
 
 func words(s string) int { return len(strings.Fields(s)) }
 
-// slow is an engine at a pace of human size: 10 tokens a second.
+// slow is an engine that produces 10 tokens a second.
 func slow(name string) sim.Config {
 	return sim.Config{Name: name, Models: []string{"m"}, Slots: 4, PrefillRate: 1000, ITLBase: 100 * time.Millisecond}
 }
 
-// pair is one gateway and a worker for each engine.
+// pair starts a gateway, and a worker for each engine.
 func pair(t *testing.T, env *Env, engines ...sim.Config) (*Gateway, []*testenv.Engine, []*Worker) {
 	t.Helper()
 	return pairWith(t, env, func(cfg sim.Config) worker.Config { return worker.Config{Slots: cfg.Slots} }, engines...)
 }
 
-// pairWith is one gateway and a worker for each engine, configured like this.
+// pairWith starts a gateway, and a worker for each engine, configured by like.
 func pairWith(t *testing.T, env *Env, like func(sim.Config) worker.Config, engines ...sim.Config) (*Gateway, []*testenv.Engine, []*Worker) {
 	t.Helper()
 	g := env.Gateway(gateway.Config{})

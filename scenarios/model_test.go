@@ -10,9 +10,9 @@ import (
 	"github.com/pulley-lb/pulley/engine/sim"
 )
 
-// The model replays a trace over simulated engines without Pulley: no broker,
-// no HTTP, no goroutine, only the arithmetic of sim.Engine from event to event.
-// It is what Pulley is measured against. Times are in seconds.
+// The model replays a trace over simulated engines without Pulley: no broker, no HTTP, no
+// goroutine, only the arithmetic of sim.Engine from event to event. Pulley is measured against it.
+// Times are in seconds.
 
 // traced is one request of a trace.
 type traced struct {
@@ -20,14 +20,14 @@ type traced struct {
 	input, output int // tokens
 }
 
-// job is a request on its way through the model.
+// job is a request in the model.
 type job struct {
 	traced
-	due        float64 // its engine's progress at its last token
-	first, end float64 // when its first and its last token are there
+	due        float64 // the engine's progress at its last token
+	first, end float64 // when its first and its last token are ready
 }
 
-// byDue orders what an engine decodes by what ends first.
+// byDue orders the decoding jobs by their end.
 type byDue []*job
 
 func (h byDue) Len() int           { return len(h) }
@@ -40,16 +40,16 @@ func (h *byDue) Pop() any {
 	return last
 }
 
-// modelEngine is an sim.Engine in the model; see that package's documentation.
+// modelEngine is a sim.Engine in the model; see that package's documentation.
 type modelEngine struct {
 	sim.Config
 	waiting    []*job // pushed to it while its slots were busy
 	prefilling []*job // the first one is being prefilled
 	prefillEnd float64
 	decoding   byDue
-	progress   float64 // tokens that a sequence which always decodes would have made at the time at
+	progress   float64 // tokens that a sequence which always decodes would have produced at the time at
 	at         float64
-	took       int // which number of all requests it took last
+	took       int // sequence number, among all requests, of the one that it took last
 }
 
 func (e *modelEngine) running() int { return len(e.prefilling) + len(e.decoding) }
@@ -61,7 +61,7 @@ func (e *modelEngine) itl(n int) float64 {
 
 func (e *modelEngine) prefill(j *job) float64 { return float64(j.input) / e.PrefillRate }
 
-// next is when something happens on the engine by itself.
+// next is the time of the engine's next event.
 func (e *modelEngine) next() float64 {
 	t := math.Inf(1)
 	if len(e.prefilling) > 0 {
@@ -73,7 +73,7 @@ func (e *modelEngine) next() float64 {
 	return t
 }
 
-// step lets what happens next happen.
+// step processes the next event.
 func (e *modelEngine) step() {
 	t := e.next()
 	prefilled := len(e.prefilling) > 0 && e.prefillEnd <= t
@@ -101,7 +101,7 @@ func (e *modelEngine) step() {
 	}
 }
 
-// give hands the engine a request: it starts, or waits for a slot there.
+// give hands a request to the engine: it starts, or waits for a slot there.
 func (e *modelEngine) give(j *job, t float64) {
 	if e.running() == e.Slots {
 		e.waiting = append(e.waiting, j)
@@ -117,8 +117,8 @@ func (e *modelEngine) start(j *job, t float64) {
 	}
 }
 
-// A route picks the engine for the request that has waited longest. Nil leaves
-// it, and all behind it, in the central queue.
+// A route chooses the engine for the request that has waited longest. Nil leaves it, and all behind
+// it, in the central queue.
 type route func(engines []*modelEngine, j *job) *modelEngine
 
 // replayModel runs a trace over engines.
@@ -171,8 +171,8 @@ func latencies(jobs []job) []latency {
 	return ls
 }
 
-// fifo is a central queue: whoever has a slot takes the next request, and who
-// took one longest ago is first.
+// fifo is a central queue: an engine with a free slot takes the next request; of several, the one
+// that has not taken a request for the longest time.
 func fifo(engines []*modelEngine, _ *job) *modelEngine {
 	var best *modelEngine
 	for _, e := range engines {
@@ -183,7 +183,7 @@ func fifo(engines []*modelEngine, _ *job) *modelEngine {
 	return best
 }
 
-// leastConnections pushes to the engine with the fewest requests by weight.
+// leastConnections pushes to the engine with the fewest requests relative to its weight.
 func leastConnections(weights []float64) route {
 	turn := 0
 	return func(engines []*modelEngine, _ *job) *modelEngine {
@@ -201,8 +201,8 @@ func leastConnections(weights []float64) route {
 	}
 }
 
-// oracle knows the length of every answer and the state of every engine, and
-// pushes each request to where it will end first as things stand.
+// oracle knows the length of every answer and the state of every engine, and pushes each request to
+// where it will end first as things stand.
 func oracle(meanOutput float64) route {
 	return func(engines []*modelEngine, j *job) *modelEngine {
 		var best *modelEngine
@@ -227,8 +227,7 @@ func oracle(meanOutput float64) route {
 	}
 }
 
-// capacity is how many requests like the trace's a full engine ends in a
-// second.
+// capacity is how many requests like the trace's a full engine completes per second.
 func capacity(cfg sim.Config, trace []traced) float64 {
 	input, output := means(trace)
 	itl := cfg.ITLBase.Seconds() + cfg.ITLPerRequest.Seconds()*float64(cfg.Slots)
@@ -243,7 +242,7 @@ func means(trace []traced) (input, output float64) {
 	return input / float64(len(trace)), output / float64(len(trace))
 }
 
-// atLoad stretches a trace so that it comes at a part of what engines can do.
+// atLoad stretches a trace so that its load is a part of what the engines can do.
 func atLoad(load float64, trace []traced, engines []sim.Config) []traced {
 	sum := 0.0
 	for _, e := range engines {
@@ -253,16 +252,16 @@ func atLoad(load float64, trace []traced, engines []sim.Config) []traced {
 	scale := float64(len(trace)) / (last - first) / (sum * load)
 	scaled := slices.Clone(trace)
 	for i := range scaled {
-		// In whole nanoseconds, as the real clock has it.
+		// In whole nanoseconds, like the real clock.
 		scaled[i].at = time.Duration((scaled[i].at - first) * scale * float64(time.Second)).Seconds()
 	}
 	return scaled
 }
 
-// latency is what a client saw of one request.
+// latency is the client's view of one request.
 type latency struct{ ttft, e2e float64 }
 
-// figures are the percentiles 50, 95 and 99 of many.
+// figures are the percentiles 50, 95 and 99.
 type figures struct{ ttft, e2e [3]float64 }
 
 func figuresOf(ls []latency) figures {

@@ -19,8 +19,7 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// unlike are five engines of three kinds, the fastest about nine times as
-// capable as the slowest.
+// unlike are five engines of three kinds, the fastest about nine times as capable as the slowest.
 func unlike() []sim.Config {
 	kind := func(name string, slots int, prefill float64, base, per time.Duration) sim.Config {
 		return sim.Config{Name: name, Models: []string{"m"}, Slots: slots, PrefillRate: prefill,
@@ -35,16 +34,16 @@ func unlike() []sim.Config {
 	}
 }
 
-// TestPullByPrice replays a production trace through the whole of Pulley over
-// five unlike engines that its workers know nothing of, and compares what
-// clients see with what routers would have made of it that know more.
+// TestPullByPrice replays a production trace through all of Pulley over five unlike engines that
+// its workers know nothing of, and compares the clients' latencies with those of routers that know
+// more.
 func TestPullByPrice(t *testing.T) {
 	if testing.Short() {
 		t.Skip("replays minutes of a trace")
 	}
 	trace := readTrace(t, "testdata/azure_conv_slice.csv")
 	if raceEnabled {
-		trace = trace[:600] // for its races; the figures mean little
+		trace = trace[:600] // the race detector looks for races; the figures mean little
 	}
 	engines := unlike()
 	var weights []float64
@@ -57,14 +56,14 @@ func TestPullByPrice(t *testing.T) {
 		t.Run(fmt.Sprintf("load %.0f%%", 100*load), func(t *testing.T) {
 			scaled := atLoad(load, trace, engines)
 			pulley := figuresOf(replayPulley(t, scaled, engines, func(cfg sim.Config) worker.Config { return worker.Config{Slots: cfg.Slots} }))
-			untold := figuresOf(replayPulley(t, scaled, engines, func(sim.Config) worker.Config { return worker.Config{} }))
+			noSlots := figuresOf(replayPulley(t, scaled, engines, func(sim.Config) worker.Config { return worker.Config{} }))
 			best := figuresOf(replayModel(scaled, engines, oracle(meanOutput)))
 			wlc := figuresOf(replayModel(scaled, engines, leastConnections(weights)))
 			central := figuresOf(replayModel(scaled, engines, fifo))
 			t.Logf("%d requests at %.0f %% of capacity\n"+
 				"seconds              TTFT p50     p95     p99   E2E p50     p95     p99\n"+
-				"pulley                %v\npulley, no slots told %v\noracle                %v\nweighted least conn.  %v\ncentral FIFO queue    %v",
-				len(scaled), 100*load, pulley, untold, best, wlc, central)
+				"pulley                %v\npulley, no slots set %v\noracle                %v\nweighted least conn.  %v\ncentral FIFO queue    %v",
+				len(scaled), 100*load, pulley, noSlots, best, wlc, central)
 			if raceEnabled {
 				return
 			}
@@ -75,7 +74,7 @@ func TestPullByPrice(t *testing.T) {
 					t.Errorf("%s p99 is %.3f s, want at most %.3f × %.3f s", what, got, factor, than)
 				}
 			}
-			for what, f := range map[string]figures{"": pulley, "no slots told: ": untold} {
+			for what, f := range map[string]figures{"": pulley, "no slots set: ": noSlots} {
 				if load == 0.4 {
 					atMost(what+"E2E against the oracle:", f.e2e[p99], 1.15, best.e2e[p99])
 					atMost(what+"E2E against weighted least connections:", f.e2e[p99], 1/1.5, wlc.e2e[p99])
@@ -88,12 +87,11 @@ func TestPullByPrice(t *testing.T) {
 	}
 }
 
-// TestModelAgreesWithTheSimulator replays a trace on one engine, in the model
-// and in virtual time.
+// TestModelAgreesWithTheSimulator replays a trace on one engine, in the model and in virtual time.
 func TestModelAgreesWithTheSimulator(t *testing.T) {
 	engines := unlike()[2:3]
 	trace := atLoad(1.1, readTrace(t, "testdata/azure_conv_slice.csv")[:200], engines)
-	for i := range trace[1:] { // of two that come at once, either may be first
+	for i := range trace[1:] { // of two that arrive at once, either may be first
 		trace[i+1].at = max(trace[i+1].at, trace[i].at+1e-6)
 	}
 	want := replayModel(trace, engines, fifo)
@@ -108,8 +106,7 @@ func TestModelAgreesWithTheSimulator(t *testing.T) {
 	})
 }
 
-// replayPulley runs a trace through a gateway, a broker and a worker for each
-// engine.
+// replayPulley runs a trace through a gateway, a broker and a worker for each engine.
 func replayPulley(t *testing.T, trace []traced, engines []sim.Config, like func(sim.Config) worker.Config) (ls []latency) {
 	t.Helper()
 	run(t, func(t *testing.T, env *Env) {
@@ -124,8 +121,7 @@ func replayPulley(t *testing.T, trace []traced, engines []sim.Config, like func(
 	return ls
 }
 
-// replayHTTP sends each request of a trace at its time, whatever became of
-// those before it.
+// replayHTTP sends each request of a trace at its time, whatever happened to those before it.
 func replayHTTP(t *testing.T, trace []traced, client *http.Client, url string) []latency {
 	ls := make([]latency, len(trace))
 	begun := time.Now()
@@ -145,11 +141,11 @@ func replayHTTP(t *testing.T, trace []traced, client *http.Client, url string) [
 
 func seconds(s float64) time.Duration { return time.Duration(math.Round(s * float64(time.Second))) }
 
-// prompts is a prompt longer than any in the trace. Every token is four bytes,
-// which is what a gateway takes one for.
+// prompts is a prompt longer than any in the trace. Every token is four bytes, which a gateway
+// estimates as one token.
 var prompts = strings.Repeat("abc ", 16<<10)
 
-// stream asks for one answer and times it.
+// stream requests one answer and times it.
 func stream(client *http.Client, url string, r traced) (latency, error) {
 	body := fmt.Sprintf(`{"model":"m","stream":true,"stream_options":{"include_usage":true},"max_tokens":%d,"messages":[{"role":"user","content":"%s"}]}`,
 		r.output, prompts[:4*r.input])

@@ -18,13 +18,12 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// quick is an engine that answers at once, with a model of its own.
+// quick is an engine that answers at once, with its own model.
 func quick(name, model string, slots int) sim.Config {
 	return sim.Config{Name: name, Models: []string{model}, Slots: slots}
 }
 
-// pools is a gateway with one worker for each engine, each in the pool of its
-// model.
+// pools is a gateway with one worker for each engine, each in the pool of its model.
 func pools(t *testing.T, env *Env, engines ...sim.Config) (*Gateway, map[string]*testenv.Engine, map[string]*Worker) {
 	t.Helper()
 	g := env.Gateway(gateway.Config{})
@@ -94,7 +93,7 @@ func TestSessionsStayOnTheirSide(t *testing.T) {
 		if len(seen) != 2 {
 			t.Errorf("20 sessions went to %v, want both sides", seen)
 		}
-		// A conversation without a name stays too.
+		// A conversation without a session name stays as well.
 		for range 10 {
 			body := chat("gpt-4o", false, 1)
 			first := ask(t, g, body, "")
@@ -159,8 +158,8 @@ func TestFallback(t *testing.T) {
 	})
 }
 
-// A request that waits already goes to the fallback when its last worker dies,
-// and when it has waited for too long.
+// A waiting request goes to the fallback when its last worker dies, and when it has waited for too
+// long.
 func TestFallbackWhileItWaits(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		busy := quick("main", "llama", 1)
@@ -222,13 +221,13 @@ func slowOf(name, model string) sim.Config {
 func TestShift(t *testing.T) {
 	for _, c := range []struct {
 		name   string
-		fail   float64 // of the canary's answers
-		killed bool    // the gateway that began it
+		fail   float64 // part of the canary's answers
+		killed bool    // the gateway that started the shift is killed
 		state  policy.ShiftState
 	}{
 		{name: "a good canary gets everything", state: policy.ShiftDone},
 		{name: "a bad one gets nothing again", fail: 0.5, state: policy.ShiftAborted},
-		{name: "the gateway that ran a step is gone", killed: true, state: policy.ShiftDone},
+		{name: "the gateway that ran a step was killed", killed: true, state: policy.ShiftDone},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			run(t, func(t *testing.T, env *Env) {

@@ -62,8 +62,7 @@ func TestCommentsWhileQueued(t *testing.T) {
 	})
 }
 
-// The comments tell a client its own place, which others do not change that come
-// after it.
+// The comments report a client's own position, which later requests do not change.
 func TestPlaceInTheQueue(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
@@ -113,7 +112,7 @@ func TestCommentsWhileSilent(t *testing.T) {
 	}
 }
 
-// No comment cuts an event that is half written.
+// No comment splits an event that is partly written.
 func TestNoCommentInsideAnEvent(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		pieces := []string{"data: {", "}\n", "\ndata: [DONE]\n\n"}
@@ -167,7 +166,7 @@ func TestErrorAfterComments(t *testing.T) {
 	}
 }
 
-// What promised to be a stream and is something else is not held without bound.
+// An answer that was announced as a stream and is something else is not held without bound.
 func TestNoStreamAfterComments(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
@@ -214,17 +213,17 @@ func TestSlowClient(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
-		if _, err := io.ReadFull(resp.Body, make([]byte, 1<<20)); err != nil { // a window more than once
+		if _, err := io.ReadFull(resp.Body, make([]byte, 1<<20)); err != nil { // more than one window
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
 		stalled := sent.Load()
 		for range 20 {
 			if r := ask(t, g, chat("m", true, 1), ""); r.status != 200 || r.took > 100*time.Millisecond {
-				t.Errorf("beside a slow client: %d after %v", r.status, r.took)
+				t.Errorf("with a slow client: %d after %v", r.status, r.took)
 			}
 		}
-		// What is under way: the window and what buffers on the way hold.
+		// The data in transit: what the window and the buffers on the way hold.
 		if sent.Load() != stalled || stalled > 1<<20+2*subjects.Window {
 			t.Errorf("the engine wrote %d bytes to a client that took 1 MiB, then stopped", sent.Load())
 		}

@@ -21,7 +21,7 @@ import (
 
 const loadTime = 8 * time.Second
 
-// swapping is an engine that holds one of its models: a token takes 100 ms.
+// swapping is an engine that holds one of its models. A token takes 100 ms.
 func swapping(name string, dialect engine.Dialect, models ...string) sim.Config {
 	return sim.Config{Name: name, Models: models, Slots: 4, Loaded: 1, LoadTime: loadTime, Dialect: dialect,
 		PrefillRate: 1000, ITLBase: 100 * time.Millisecond}
@@ -45,7 +45,7 @@ func swapEnv(t *testing.T, env *Env, engines ...sim.Config) (*Gateway, []*testen
 	return g, es, ws
 }
 
-// traffic is what clients do that each send one request after the other.
+// traffic is clients that each send one request after the other.
 type traffic struct {
 	mu   sync.Mutex
 	took map[string][]time.Duration // until the first byte, by model
@@ -61,13 +61,13 @@ func newTraffic(t *testing.T) *traffic {
 	return tr
 }
 
-// end lets what runs finish.
+// end stops the clients and waits for their running requests.
 func (tr *traffic) end() {
 	tr.stop()
 	tr.wg.Wait()
 }
 
-// clients keep asking for a model, with a pause between.
+// clients starts n clients for a model, with a pause between requests.
 func (tr *traffic) clients(t *testing.T, g *Gateway, n int, model string, tokens int, pause time.Duration) {
 	for i := range n {
 		tr.wg.Go(func() {
@@ -91,7 +91,7 @@ func (tr *traffic) clients(t *testing.T, g *Gateway, n int, model string, tokens
 	}
 }
 
-// firstByte streams an answer to its end and says when it began.
+// firstByte streams an answer to its end and returns when it started.
 func firstByte(ctx context.Context, g *Gateway, model string, tokens int) (time.Time, error) {
 	resp, err := post(ctx, g, "/v1/chat/completions", chat(model, true, tokens), "")
 	if err != nil {
@@ -104,7 +104,7 @@ func firstByte(ctx context.Context, g *Gateway, model string, tokens int) (time.
 		if err != nil {
 			return time.Time{}, err
 		}
-		if line != "\n" && line[0] != ':' { // comments keep the connection while it waits
+		if line != "\n" && line[0] != ':' { // comments keep the connection open while it waits
 			break
 		}
 	}
@@ -116,7 +116,7 @@ func firstByte(ctx context.Context, g *Gateway, model string, tokens int) (time.
 	return first, err
 }
 
-// look is what has come so far.
+// look returns the number of answers and the longest wait so far.
 func (tr *traffic) look(model string) (n int, worst time.Duration) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
@@ -141,7 +141,7 @@ func TestSwapIdleWorkerLoadsAtOnce(t *testing.T) {
 				for _, stream := range []bool{true, false} {
 					r := ask(t, g, chat(model, stream, 1), "")
 					want := loadTime
-					if !stream { // the same one again
+					if !stream { // the same model again
 						want = 0
 					}
 					if r.status != 200 || r.err != nil {
@@ -166,18 +166,19 @@ func TestSwapWaitsForWhatIsLoaded(t *testing.T) {
 			tr.clients(t, g, 3, "a", 20, 0)
 			time.Sleep(30 * time.Second)
 
-			// It has work all the time: b waits for its time, 2 s at most for what runs, and its load.
+			// The engine is always busy: b waits for its time, at most 2 s for running requests,
+			// and its load.
 			begun := time.Now()
 			first, err := firstByte(t.Context(), g, "b", 5)
 			if err != nil {
 				t.Fatal(err)
 			}
 			within(t, "b, while a has work", first.Sub(begun), 10*time.Second+loadTime, 13*time.Second+loadTime)
-			if _, worst := tr.look("a"); worst > loadTime+time.Second { // but for the first load
+			if _, worst := tr.look("a"); worst > loadTime+time.Second { // except during the first load
 				t.Errorf("a waited %v before b was loaded", worst)
 			}
 
-			// b has no more work: a comes back after a moment, and c does not come in between.
+			// b is idle: a comes back after a moment, and c does not come in between.
 			time.Sleep(2*loadTime + 5*time.Second)
 			if _, worst := tr.look("a"); worst > 2*loadTime+6*time.Second {
 				t.Errorf("a waited %v for b to be over", worst)
@@ -190,7 +191,7 @@ func TestSwapWaitsForWhatIsLoaded(t *testing.T) {
 	}
 }
 
-// Two models have work all the time.
+// Both models always have requests.
 func TestSwapDoesNotThrash(t *testing.T) {
 	if testing.Short() {
 		t.Skip("keeps an engine busy for half an hour")
@@ -233,19 +234,19 @@ func TestSwapDoesNotThrash(t *testing.T) {
 		for _, dialect := range []engine.Dialect{engine.DialectOllama, engine.DialectLlamaSwap} {
 			r := run(dialect, models...)
 			show(fmt.Sprintf("%d models, %s, by the rule", len(models), dialect), r)
-			// A turn is a load, its stay of two loads and what runs then.
+			// A turn is a load, a stay of two load times, and the requests that run then.
 			const turn = 3 * loadTime
 			if most := int64(minutes*time.Minute/turn) + 2; r.loads > most {
 				t.Errorf("%s: %d loads in %d min, want at most %d", dialect, r.loads, minutes, most)
 			}
 			for _, m := range models {
-				// The others' turns, with 2 s each for what runs, and its own load.
+				// The others' turns, with 2 s each for running requests, and its own load.
 				if most := time.Duration(len(models)-1)*(turn+4*time.Second) + loadTime + 4*time.Second; r.worst[m] > most || r.served[m] == 0 {
 					t.Errorf("%s: %s: %d served, longest wait %v, want at most %v", dialect, m, r.served[m], r.worst[m], most)
 				}
 			}
 		}
-		show(fmt.Sprintf("%d models, of an engine that does not tell", len(models)), run(engine.DialectOpenAI, models...))
+		show(fmt.Sprintf("%d models, engine without reports", len(models)), run(engine.DialectOpenAI, models...))
 	}
 }
 
@@ -278,7 +279,7 @@ func TestSwapWorkersSplitByModel(t *testing.T) {
 				t.Errorf("%s waited %v", m, worst)
 			}
 		}
-		// All of a sudden everybody wants a: the other worker helps once that is quicker than to wait.
+		// Suddenly all clients want a: the other worker helps once that is quicker than waiting.
 		tr = newTraffic(t)
 		tr.clients(t, g, 12, "a", 60, 0)
 		time.Sleep(time.Minute)
@@ -316,15 +317,15 @@ func TestSwapBothFit(t *testing.T) {
 	})
 }
 
-// A request that gives up before its model came in changes nothing; one that
-// leaves while it loads leaves the others of its model alone.
+// A request that is cancelled before its model is loaded changes nothing. One that is cancelled
+// during the load leaves the others of its model alone.
 func TestSwapForAClientThatLeaves(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := swapEnv(t, env, swapping("e", engine.DialectLlamaSwap, "a", "b"))
 		tr := newTraffic(t)
 		tr.clients(t, g, 1, "a", 50, 0)
 		time.Sleep(loadTime + 3*time.Second)
-		for _, after := range []time.Duration{9 * time.Second, 11 * time.Second} { // waiting for its turn; a has begun to make room
+		for _, after := range []time.Duration{9 * time.Second, 11 * time.Second} { // waiting for its turn; a has started to make room
 			ctx, cancel := context.WithTimeout(t.Context(), after)
 			if _, err := firstByte(ctx, g, "b", 5); ctx.Err() == nil {
 				t.Errorf("b was answered, or failed: %v", err)
@@ -338,7 +339,7 @@ func TestSwapForAClientThatLeaves(t *testing.T) {
 		if n, worst := tr.look("a"); n < 5 || worst > loadTime+time.Second {
 			t.Errorf("a: %d served, longest wait %v", n, worst)
 		}
-		// It leaves in the middle of the load.
+		// It is cancelled in the middle of the load.
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		var others sync.WaitGroup
@@ -350,7 +351,7 @@ func TestSwapForAClientThatLeaves(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-			within(t, "the one who stayed", first.Sub(begun), 10*time.Second, 9*time.Second+5*time.Second+loadTime+time.Second)
+			within(t, "the request that stayed", first.Sub(begun), 10*time.Second, 9*time.Second+5*time.Second+loadTime+time.Second)
 		})
 		others.Wait()
 		tr.end()
@@ -360,7 +361,7 @@ func TestSwapForAClientThatLeaves(t *testing.T) {
 	})
 }
 
-// A worker that drains in the middle of a load finishes what waits for it.
+// A worker that drains in the middle of a load serves the requests that wait for it.
 func TestSwapDrain(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, es, ws := swapEnv(t, env, swapping("e", engine.DialectOllama, "a", "b"))
@@ -381,8 +382,7 @@ func TestSwapDrain(t *testing.T) {
 	})
 }
 
-// Batch waits for its share of the turns while others have work, and is not
-// forgotten.
+// Batch waits for its share of the turns while others have work, and is served in the end.
 func TestSwapTiers(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := swapEnv(t, env, swapping("e", engine.DialectOllama, "a", "b"))
@@ -393,13 +393,13 @@ func TestSwapTiers(t *testing.T) {
 		if r.status != 200 {
 			t.Fatal(r)
 		}
-		within(t, "batch, beside standard that has four times its share", r.took, 40*time.Second+loadTime, 44*time.Second+loadTime)
+		within(t, "batch, with standard at four times its share", r.took, 40*time.Second+loadTime, 44*time.Second+loadTime)
 		tr.end()
 	})
 }
 
-// A conversation whose model had to make room goes on: at home after a swap, or
-// where its model is loaded.
+// A conversation whose model was evicted continues: on the same worker after a swap, or where its
+// model is loaded.
 func TestSwapConversation(t *testing.T) {
 	const first = `{"model":"a","stream":true,"max_tokens":5,"prompt_cache_key":"k","messages":[{"role":"user","content":"one two three"}]}`
 	for name, two := range map[string]bool{"one worker": false, "another has it loaded": true} {
@@ -436,7 +436,7 @@ func TestSwapConversation(t *testing.T) {
 	}
 }
 
-// An engine that fails to load a model keeps nobody from the others.
+// An engine that fails to load a model does not block the others.
 func TestSwapLoadFails(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := swapEnv(t, env, swapping("e", engine.DialectOllama, "a", "b"))
@@ -471,7 +471,7 @@ func TestSwapOneOfSeveral(t *testing.T) {
 			}
 			return n
 		}
-		for _, e := range es { // somebody else has used them
+		for _, e := range es { // other clients have used them
 			client := &http.Client{Transport: e.Transport}
 			resp, err := client.Post(e.URL+"/v1/chat/completions", "application/json", strings.NewReader(chat("a", false, 1)))
 			if err != nil {

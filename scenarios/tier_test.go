@@ -22,18 +22,18 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// brief is an engine that does four requests every 100 ms.
+// brief is an engine that serves four requests every 100 ms.
 func brief(name string) sim.Config {
 	return sim.Config{Name: name, Models: []string{"m"}, Slots: 4, TTFT: 100 * time.Millisecond}
 }
 
-// served keeps the tiers of answers in the order in which they came.
+// served records the tiers of answers in the order in which they arrived.
 type served struct {
 	mu    sync.Mutex
 	tiers []string
 }
 
-// send asks n times at once for a tier.
+// send sends n requests of a tier at once.
 func (s *served) send(t *testing.T, wg *sync.WaitGroup, g *Gateway, tier string, n int) {
 	for range n {
 		wg.Go(func() {
@@ -49,7 +49,7 @@ func (s *served) send(t *testing.T, wg *sync.WaitGroup, g *Gateway, tier string,
 	}
 }
 
-// split is each tier's part of the answers from one to another.
+// split is each tier's part of the answers from index from to to.
 func (s *served) split(from, to int) map[string]float64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -67,7 +67,7 @@ func (s *served) count() int {
 }
 
 func TestBackloggedTiersShareTheSlots(t *testing.T) {
-	// Of the answers; the first ones were taken before anybody knew of a backlog.
+	// Indices of the answers; the first ones were taken before the backlog was known.
 	const from, over = 100, 1000
 	for _, c := range []struct {
 		name    string
@@ -116,8 +116,8 @@ func TestBackloggedTiersShareTheSlots(t *testing.T) {
 	}
 }
 
-// A request of a tier that was idle does not wait behind the backlog of
-// others, even where every slot is taken when it comes.
+// A request of an idle tier does not wait behind the backlog of others, even if every slot is taken
+// when it arrives.
 func TestAnIdleTiersRequestPassesABacklog(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, _, _ := pair(t, env, brief("engine"))
@@ -128,7 +128,7 @@ func TestAnIdleTiersRequestPassesABacklog(t *testing.T) {
 		for range 20 {
 			time.Sleep(730 * time.Millisecond)
 			r := ask(t, g, chat("m", false, 1, `"service_tier":"priority"`), "")
-			// It waits for a slot, at most twice where its tier's turn is over.
+			// It waits for a slot, at most twice if its tier's turn has passed.
 			if r.status != 200 || r.took > 400*time.Millisecond {
 				t.Errorf("priority: %d after %v, want at most 400 ms", r.status, r.took)
 			}
@@ -140,21 +140,19 @@ func TestAnIdleTiersRequestPassesABacklog(t *testing.T) {
 	})
 }
 
-// beside is what a priority trace and an endless batch backlog made of each
-// other.
+// beside is the effect of a priority trace and an endless batch backlog on each other.
 type beside struct {
 	priority figures
-	batch    float64 // requests done in a second
+	batch    float64 // requests completed per second
 }
 
 const besideHead = "seconds          TTFT p50     p95     p99   E2E p50     p95     p99   batch/s"
 
 func (b beside) String() string { return fmt.Sprintf("%v   %7.2f", b.priority, b.batch) }
 
-// besideBatch replays a trace at priority while batch clients keep a backlog of
-// so many requests of the same kind: each sends the next when the last one is
-// answered. The first requests do not count: some of them go to a slow engine
-// that nobody knows yet.
+// besideBatch replays a trace at priority while batch clients keep a backlog of requests of the
+// same kind: each client sends the next one when the last is answered. The first requests are not
+// counted: some of them go to a slow engine that has not been measured yet.
 func besideBatch(t *testing.T, engines []sim.Config, trace []traced, backlog, reserve int, ungated bool) (b beside) {
 	t.Helper()
 	run(t, func(t *testing.T, env *Env) {
@@ -168,7 +166,7 @@ func besideBatch(t *testing.T, engines []sim.Config, trace []traced, backlog, re
 		g.Serves(t, "m")
 		env.SetPolicy(func(p *policy.Policy) {
 			p.Tiers[0].Reserve, p.Tiers[1].Reserve = reserve, 0
-			p.Pools = map[string]policy.Pool{"m": {Affinity: policy.AffinityOff}} // the prompts are alike
+			p.Pools = map[string]policy.Pool{"m": {Affinity: policy.AffinityOff}} // all prompts start alike
 		})
 		g.Client.Transport.(*http.Transport).MaxIdleConnsPerHost = 1000
 
@@ -189,7 +187,7 @@ func besideBatch(t *testing.T, engines []sim.Config, trace []traced, backlog, re
 				}
 			})
 		}
-		time.Sleep(30 * time.Second) // the slots fill
+		time.Sleep(30 * time.Second) // until the slots are filled
 		was := done.Load()
 		priority := &http.Client{Transport: asking{"priority", g.Client.Transport}}
 		ls := replayHTTP(t, trace, priority, "http://gateway")
@@ -229,8 +227,8 @@ func (a asking) RoundTrip(r *http.Request) (*http.Response, error) {
 	return a.RoundTripper.RoundTrip(r)
 }
 
-// fastAndSlow are two engines of few slots, of which one is five to eight times
-// as capable and four times as fast to the first token.
+// fastAndSlow are two engines with few slots, of which one is five to eight times as capable and
+// four times as fast to the first token.
 func fastAndSlow(fast, slow int) []sim.Config {
 	return []sim.Config{
 		{Name: "fast", Models: []string{"m"}, Slots: fast, PrefillRate: 8000,
@@ -240,8 +238,8 @@ func fastAndSlow(fast, slow int) []sim.Config {
 	}
 }
 
-// A priority trace at 30 % of what the engines can do is hardly hurt by a batch
-// backlog without an end, and the gate that sees to it costs batch little.
+// A priority trace at 30 % of the engines' capacity is hardly slowed by an endless batch backlog,
+// and the gate that ensures this costs batch little.
 func TestPriorityBesideABatchBacklog(t *testing.T) {
 	if testing.Short() {
 		t.Skip("replays minutes of a trace many times")
@@ -250,20 +248,20 @@ func TestPriorityBesideABatchBacklog(t *testing.T) {
 		name     string
 		engines  []sim.Config
 		requests int
-		backlog  int // beside what fills the slots
+		backlog  int // in addition to what fills the slots
 		reserve  int
-		within   float64 // times the p99 without batch
+		within   float64 // bound, relative to the p99 without batch
 	}{
 		{"five unlike engines", unlike(), 600, 200, 10, 1.5},
-		// Of two engines, p99 is that of the ten requests which meet the slow one with
-		// a long prompt: 1.3 to 1.9 times, from run to run.
+		// With two engines, p99 is that of the ten requests which meet the slow one with a long
+		// prompt: 1.3 to 1.9 times, from run to run.
 		{"a fast and a slow one", fastAndSlow(16, 4), 1100, 40, 10, 2.2},
 		{"of few slots", fastAndSlow(8, 4), 1100, 40, 20, 2.2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			trace := readTrace(t, "testdata/azure_conv_slice.csv")[:c.requests]
 			if raceEnabled {
-				trace = trace[:100] // for its races; the figures mean little
+				trace = trace[:100] // the race detector looks for races; the figures mean little
 			}
 			trace = atLoad(0.3, trace, c.engines)
 			alone := besideBatch(t, c.engines, trace, 0, c.reserve, false)
@@ -275,7 +273,7 @@ func TestPriorityBesideABatchBacklog(t *testing.T) {
 			}
 			const p99 = 2
 			if got, most := gated.priority.ttft[p99], c.within*alone.priority.ttft[p99]; got > most {
-				t.Errorf("priority's TTFT p99 is %.3f s beside batch, want at most %.3f s", got, most)
+				t.Errorf("priority's TTFT p99 is %.3f s with batch, want at most %.3f s", got, most)
 			}
 			if got, least := gated.batch, 0.9*ungated.batch; got < least {
 				t.Errorf("batch gets %.2f requests/s, want at least %.2f", got, least)
@@ -284,8 +282,8 @@ func TestPriorityBesideABatchBacklog(t *testing.T) {
 	}
 }
 
-// TestReserveFrontier is the table of what a reserve costs batch and gives
-// priority. It takes minutes: PULLEY_FRONTIER=1 asks for it.
+// TestReserveFrontier prints a table of what a reserve costs batch and gives priority. It takes
+// minutes and runs only with PULLEY_FRONTIER=1.
 func TestReserveFrontier(t *testing.T) {
 	if os.Getenv("PULLEY_FRONTIER") == "" {
 		t.Skip("PULLEY_FRONTIER=1 asks for it")

@@ -24,7 +24,7 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// load keeps clients asking; end stops them and says what came of it.
+// load is a set of clients that keep asking. end stops them and checks the results.
 type load struct {
 	stop    context.CancelFunc
 	clients sync.WaitGroup
@@ -33,8 +33,8 @@ type load struct {
 	bad     []string
 }
 
-// underLoad lets so many clients ask for 10 tokens each, again and again, half
-// of them as a stream, for a tier each in turn.
+// underLoad starts clients that repeatedly request 10 tokens, half of them as a stream, with the
+// tiers alternating.
 func underLoad(t *testing.T, g *Gateway, clients int, tiers ...string) *load {
 	ctx, stop := context.WithCancel(t.Context())
 	l := &load{stop: stop}
@@ -54,8 +54,7 @@ func underLoad(t *testing.T, g *Gateway, clients int, tiers ...string) *load {
 	return l
 }
 
-// end fails the test for every answer that was not good, and for fewer answers
-// than there must have been.
+// end fails the test for every failed answer, and if there were too few answers.
 func (l *load) end(t *testing.T, least int) {
 	t.Helper()
 	l.stop()
@@ -69,13 +68,13 @@ func (l *load) end(t *testing.T, least int) {
 	}
 }
 
-// beats hears the heartbeats of all workers, by name.
+// beats records the last heartbeat of each worker, by name.
 type beats struct {
 	mu   sync.Mutex
 	last map[string]subjects.Heartbeat
 }
 
-func hearBeats(t *testing.T, env *Env) *beats {
+func recordBeats(t *testing.T, env *Env) *beats {
 	t.Helper()
 	nc, _ := env.Connect("beats")
 	b := &beats{last: make(map[string]subjects.Heartbeat)}
@@ -101,7 +100,7 @@ func (b *beats) of(name string) subjects.Heartbeat {
 	return b.last[name]
 }
 
-// setWorker changes what the policy says of a worker.
+// setWorker changes the policy for a worker.
 func setWorker(env *Env, name string, w policy.Worker) {
 	env.SetPolicy(func(p *policy.Policy) {
 		if p.Workers == nil {
@@ -111,7 +110,7 @@ func setWorker(env *Env, name string, w policy.Worker) {
 	})
 }
 
-// setPool changes what the policy says of a pool.
+// setPool changes the policy for a pool.
 func setPool(env *Env, name string, pool policy.Pool) {
 	env.SetPolicy(func(p *policy.Policy) {
 		if p.Pools == nil {
@@ -121,7 +120,7 @@ func setPool(env *Env, name string, pool policy.Pool) {
 	})
 }
 
-// order tells a worker to drain.
+// order sends a worker a drain command.
 func order(t *testing.T, env *Env, worker string) subjects.Outcome {
 	t.Helper()
 	nc, _ := env.Connect("operator")
@@ -151,26 +150,26 @@ func parked(t *testing.T, env *Env, tier, pool, lane string) int {
 func TestCordonedWorkerTakesNothingNew(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"), slow("c"))
-		heard := hearBeats(t, env)
+		last := recordBeats(t, env)
 		l := underLoad(t, g, 9, "standard", "priority", "batch")
 		time.Sleep(5 * time.Second)
 		setWorker(env, "a", policy.Worker{Cordoned: true})
-		if h := heard.of("a"); h.State != subjects.Cordoned || h.Live() {
+		if h := last.of("a"); h.State != subjects.Cordoned || h.Live() {
 			t.Errorf("a says it is %q after a second, want %q", h.State, subjects.Cordoned)
 		}
-		idle(t, es[0], 2*time.Second) // what it had
+		idle(t, es[0], 2*time.Second) // its running requests
 		before := es[0].Stats()
 		time.Sleep(10 * time.Second)
 		if got := es[0].Stats(); got.Received != before.Received || got.Aborted != 0 {
 			t.Errorf("cordoned, it took %d requests and left %d", got.Received-before.Received, got.Aborted)
 		}
 		es[0].Kill()
-		testenv.Eventually(t, "a's engine shown as down", 10*time.Second, func() bool { return heard.of("a").State == subjects.Down })
+		testenv.Eventually(t, "a's engine shown as down", 10*time.Second, func() bool { return last.of("a").State == subjects.Down })
 		setWorker(env, "b", policy.Worker{Cordoned: true})
 		before = es[1].Stats()
 		time.Sleep(5 * time.Second)
 		setWorker(env, "b", policy.Worker{})
-		if h := heard.of("b"); h.State != subjects.Ready {
+		if h := last.of("b"); h.State != subjects.Ready {
 			t.Errorf("b says it is %q after it was uncordoned", h.State)
 		}
 		time.Sleep(5 * time.Second)
@@ -185,7 +184,7 @@ func TestCordonedWorkerTakesNothingNew(t *testing.T) {
 func TestWorkerLeavesAsOrdered(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, es, ws := pair(t, env, slow("a"), slow("b"), slow("c"))
-		heard := hearBeats(t, env)
+		last := recordBeats(t, env)
 		l := underLoad(t, g, 9, "standard", "priority", "batch")
 		time.Sleep(5 * time.Second)
 		o := order(t, env, ws[0].ID())
@@ -193,11 +192,11 @@ func TestWorkerLeavesAsOrdered(t *testing.T) {
 			t.Errorf("it answered %+v", o)
 		}
 		time.Sleep(100 * time.Millisecond)
-		if h := heard.of("a"); h.State != subjects.Draining {
+		if h := last.of("a"); h.State != subjects.Draining {
 			t.Errorf("it says it is %q", h.State)
 		}
-		order(t, env, ws[0].ID()) // once more changes nothing
-		testenv.Eventually(t, "a has left", 5*time.Second, func() bool { return heard.of("a").State == subjects.Left })
+		order(t, env, ws[0].ID()) // a second drain changes nothing
+		testenv.Eventually(t, "a has left", 5*time.Second, func() bool { return last.of("a").State == subjects.Left })
 		if err := ws[0].Stop(); !errors.Is(err, worker.ErrDrained) {
 			t.Errorf("Run returned %v, want %v", err, worker.ErrDrained)
 		}
@@ -248,14 +247,13 @@ func TestPausedPoolHoldsItsRequests(t *testing.T) {
 		resumed := time.Now()
 		held.Wait()
 		if d := time.Since(resumed); d > time.Second {
-			t.Errorf("answered %v after a second in which it was in force again", d)
+			t.Errorf("answered %v after a second in which it was in effect again", d)
 		}
 		emptyQueues(t, env)
 	})
 }
 
-// A policy that changes ten times a second, in everything that a worker follows,
-// fails no request.
+// A policy that changes ten times a second, in everything that a worker follows, fails no request.
 func TestPolicyChangesTenTimesASecondUnderLoad(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"), slow("c"))
@@ -270,7 +268,7 @@ func TestPolicyChangesTenTimesASecondUnderLoad(t *testing.T) {
 			if _, err := store.Update(t.Context(), "test", "test", func(p *policy.Policy) error {
 				extra := p.Tiers[0]
 				p.Tiers = policy.DefaultTiers()
-				if n/10%2 == 1 { // a new first tier: the others move
+				if n/10%2 == 1 { // a new first tier moves the others
 					extra.Name = "urgent"
 					p.Tiers = append([]policy.Tier{extra}, p.Tiers...)
 				}
@@ -324,10 +322,10 @@ func TestTiersComeAndGo(t *testing.T) {
 			t.Error("no bid is parked for it")
 		}
 		env.SetPolicy(func(p *policy.Policy) { p.Tiers = p.Tiers[1:] })
-		time.Sleep(10 * time.Second) // those that were parked expire
+		time.Sleep(10 * time.Second) // until the parked bids expire
 		js := env.JetStream()
 		if c, err := js.Consumer(t.Context(), subjects.ReqStream("urgent"), subjects.ReqConsumer("m", subjects.Shared)); err == nil && c.CachedInfo().NumWaiting > 0 {
-			t.Errorf("%d bids are parked for a tier that is no more", c.CachedInfo().NumWaiting)
+			t.Errorf("%d bids are parked for a removed tier", c.CachedInfo().NumWaiting)
 		}
 		if r := ask(t, g, chat("m", true, 1, `"service_tier":"priority"`), ""); r.status != 200 {
 			t.Errorf("a tier that stayed: %d %s", r.status, r.body)
@@ -335,7 +333,7 @@ func TestTiersComeAndGo(t *testing.T) {
 	})
 }
 
-// The slots that a tier has in reserve stay free beside any backlog after it.
+// The slots that a tier has in reserve stay free with any backlog below it.
 func TestReserve(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		cfg := slow("a")
@@ -368,11 +366,11 @@ func TestReserve(t *testing.T) {
 	})
 }
 
-// While a tier above is in use, prompts of those below it are prefilled one at a
-// time. Where nobody uses it, they come as they are.
+// While a tier above is in use, prompts of the tiers below are prefilled one at a time. Otherwise
+// they are prefilled as they come.
 func TestPrefillGate(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
-		// Four at once, each a second to its first and only token.
+		// Four at once, each one second to its first and only token.
 		g, _, _ := pair(t, env, sim.Config{Name: "a", Models: []string{"m"}, Slots: 8, TTFT: time.Second})
 		setPool(env, "m", policy.Pool{Affinity: policy.AffinityOff})
 		burst := func(stream bool) (took time.Duration) {
@@ -408,7 +406,7 @@ func TestPrefillGate(t *testing.T) {
 func TestWeightChangesLive(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"))
-		heard := hearBeats(t, env)
+		last := recordBeats(t, env)
 		setPool(env, "m", policy.Pool{Balance: policy.Weighted, Affinity: policy.AffinityOff})
 		share := func() float64 {
 			a, b := es[0].Stats().Received, es[1].Stats().Received
@@ -422,7 +420,7 @@ func TestWeightChangesLive(t *testing.T) {
 			t.Errorf("of equal weight: a gets %.2f", got)
 		}
 		setWorker(env, "a", policy.Worker{Weight: 3})
-		if h := heard.of("a"); h.Weight != 3 {
+		if h := last.of("a"); h.Weight != 3 {
 			t.Errorf("its heartbeat says weight %v", h.Weight)
 		}
 		if got := share(); got < 0.65 || got > 0.85 {
@@ -431,20 +429,20 @@ func TestWeightChangesLive(t *testing.T) {
 	})
 }
 
-// A worker bids on its own home lane, and on those of others unless the pool's
-// sessions stay where they are.
+// A worker bids on its own home lane, and on those of others unless the pool's sessions stick to
+// their workers.
 func TestHomeLanesAreBidOn(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		_, _, ws := pair(t, env, slow("a"), slow("b"), slow("c"))
 		time.Sleep(2 * time.Second)
 		for _, w := range ws {
-			// Its own two, and one of each of the others.
+			// two of its own, and one on each of the others
 			if n := parked(t, env, "standard", "m", w.ID()); n < 3 || n > 6 {
 				t.Errorf("%d bids on the home lane of %s, want about 4", n, w.ID())
 			}
 		}
 		setPool(env, "m", policy.Pool{StickFor: policy.Duration(time.Minute)})
-		time.Sleep(10 * time.Second) // the bids of others expire
+		time.Sleep(10 * time.Second) // until the bids of others expire
 		for _, w := range ws {
 			if n := parked(t, env, "standard", "m", w.ID()); n < 1 || n > 2 {
 				t.Errorf("sticky: %d bids on the home lane of %s, want its own alone", n, w.ID())
@@ -471,7 +469,7 @@ func TestHomeLaneOfACordonedWorkerStays(t *testing.T) {
 		if n := parked(t, env, "standard", "m", ws[0].ID()); n == 0 {
 			t.Error("no bid is parked on it")
 		}
-		for range 3 { // all but the first are follow-ups
+		for range 3 { // all except the first are follow-ups
 			if r := ask(t, g, chat("m", true, 1, `"prompt_cache_key":"x"`), ""); r.status != 200 || r.took > time.Second {
 				t.Errorf("%d after %v", r.status, r.took)
 			}
@@ -482,8 +480,8 @@ func TestHomeLaneOfACordonedWorkerStays(t *testing.T) {
 	})
 }
 
-// Workers of another pool help where a policy says so, when the pool's own are
-// dearer, full or gone; they call the model by their own name for it.
+// Workers of another pool help if the policy says so, when the pool's own workers are more
+// expensive, full or gone. They use their own name for the model.
 func TestSpill(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
@@ -494,7 +492,7 @@ func TestSpill(t *testing.T) {
 		env.Worker(eb, worker.Config{Name: "big", Slots: 4})
 		g.Serves(t, "q")
 		g.Serves(t, "p")
-		heard := hearBeats(t, env)
+		last := recordBeats(t, env)
 		setPool(env, "q", policy.Pool{Spill: []policy.Spill{{Pool: "p", Penalty: 3}}})
 		time.Sleep(time.Second)
 		by := func(r reply) string {
@@ -506,7 +504,7 @@ func TestSpill(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if got := by(ask(t, g, chat("q", true, 10), "")); got != "small" {
-				t.Errorf("answered by %s: its own is the cheaper", got)
+				t.Errorf("answered by %s: its own is less expensive", got)
 			}
 		})
 		time.Sleep(100 * time.Millisecond)
@@ -515,7 +513,7 @@ func TestSpill(t *testing.T) {
 			t.Errorf("its own is full: answered by %s after %v", got, r.took)
 		}
 		wg.Wait()
-		if h := heard.of("big"); h.Serves("q") {
+		if h := last.of("big"); h.Serves("q") {
 			t.Errorf("it claims to serve what only spills over: %+v", h.Pools)
 		}
 		setPool(env, "q", policy.Pool{})
@@ -527,8 +525,8 @@ func TestSpill(t *testing.T) {
 	})
 }
 
-// A worker can join a pool whose name is not what its engine calls the model:
-// the engine gets its own name, and no other byte differs.
+// A worker can join a pool whose name differs from the engine's name for the model: the engine gets
+// its own name, and no other byte differs.
 func TestPoolOfAnotherName(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		var mu sync.Mutex
@@ -546,10 +544,10 @@ func TestPoolOfAnotherName(t *testing.T) {
 			io.WriteString(w, `{"choices":[{"message":{"content":"yes"}}]}`)
 		}))
 		g := env.Gateway(gateway.Config{})
-		heard := hearBeats(t, env)
+		last := recordBeats(t, env)
 		env.Worker(e, worker.Config{Name: "a", Pool: "canary"})
 		g.Serves(t, "canary")
-		if h := heard.of("a"); len(h.Pools) != 1 || h.Pools[0].Pool != "canary" || h.Pools[0].Model != `meta/Llama "3"` {
+		if h := last.of("a"); len(h.Pools) != 1 || h.Pools[0].Pool != "canary" || h.Pools[0].Model != `meta/Llama "3"` {
 			t.Errorf("it says it serves %+v", h.Pools)
 		}
 		const want = `{ "messages":[{"content":"canary"}], "model":%s,"x":1.00 }`
@@ -577,13 +575,13 @@ func TestPoolOfAnotherName(t *testing.T) {
 func TestPoolOfAnotherNameNeedsOneModel(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
-		heard := hearBeats(t, env)
+		last := recordBeats(t, env)
 		cfg := slow("a")
 		cfg.Models = []string{"x", "y"}
 		e := env.Engine(cfg)
 		env.Worker(e, worker.Config{Name: "a", Pool: "canary"})
 		time.Sleep(2 * time.Second)
-		if h := heard.of("a"); h.State != subjects.Down || !strings.Contains(h.Reason, "2 models") || !strings.Contains(h.Reason, "model=NAME") {
+		if h := last.of("a"); h.State != subjects.Down || !strings.Contains(h.Reason, "2 models") || !strings.Contains(h.Reason, "model=NAME") {
 			t.Errorf("it says %s: %s", h.State, h.Reason)
 		}
 		env.Worker(e, worker.Config{Name: "b", Pool: "canary", Models: []string{"y"}})
