@@ -155,7 +155,7 @@ func TestDecisions(t *testing.T) {
 	d.addLimit(now, 8, 9, policy.Grew)
 	d.addLimit(now, 9, 12, policy.Grew)
 	d.addLimit(now, 12, 14, policy.GrewBlind)
-	if len(d.list) != 1 || d.list[0].Text != "limit 8 → 14: grew without a measure: no answers were streamed" {
+	if len(d.list) != 1 || d.list[0].Text != "limit 8 → 14: grew without a measurement: no answers were streamed" {
 		t.Errorf("decided %v", d.list)
 	}
 	d.addLimit(now, 14, 10, policy.ShrankSlow)
