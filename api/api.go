@@ -1,6 +1,26 @@
 package api
 
-import "strings"
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
 
 // API is one of the APIs that clients and engines speak. It decides what an error looks like, how a
 // stream ends, and where a body has its conversation.
@@ -66,4 +86,534 @@ func (a API) conversationField() string {
 		return "input"
 	}
 	return "messages"
+}
+
+// Call holds the fields of a request that Pulley acts on.
+type Call struct {
+	Model     string
+	ModelAt   subjects.ModelAt
+	Stream    bool
+	Tier      string // requested tier
+	CacheKey  string // prompt_cache_key, the client's own name for a conversation
+	MaxTokens int    // bound on the answer; 0: not set
+
+	tierAt [2]int   // where the body has the tier, as a JSON string; zero: nowhere
+	prefix []uint64 // hashes of the conversation: see conversation
+}
+
+// Scan finds the few fields that matter, without changing or keeping the body. The body is read as
+// engines read it, or refused: a field that occurs twice is an error, because engines take the last
+// one.
+func Scan(r *http.Request, body []byte) (Call, error) {
+	if enc := strings.Join(r.Header["Content-Encoding"], ", "); enc != "" && !strings.EqualFold(enc, "identity") {
+		return Call{}, &Error{Status: http.StatusUnsupportedMediaType, Code: "unsupported_encoding",
+			Message: "Content-Encoding " + Quote(enc) + " is not supported: send the body uncompressed"}
+	}
+	if len(r.Header["Content-Type"]) > 1 {
+		return Call{}, BadRequest("", "the request has more than one Content-Type")
+	}
+	var c Call
+	var err error
+	switch model, at, inPath := modelInPath(r.URL); {
+	case inPath:
+		c.Model, c.ModelAt = model, at
+	case subjects.MediaType(r.Header) == "multipart/form-data":
+		_, params, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+		c, err = scanForm(body, params["boundary"])
+	default:
+		c, err = scanJSON(body, Of(r.URL.Path).conversationField())
+	}
+	if err != nil {
+		return Call{}, err
+	}
+	if c.Model == "" {
+		return Call{}, BadRequest("model", "you must provide a model")
+	}
+	if len(c.Model) > subjects.MaxName {
+		return Call{}, BadRequest("model", "model name of %d bytes: at most %d", len(c.Model), subjects.MaxName)
+	}
+	return c, nil
+}
+
+// WithEngineTier returns a body that any engine accepts: some refuse a service tier that is not one
+// of OpenAI's, so any other tier becomes "auto". It changes the body in place if there is room, and
+// adjusts ModelAt.
+func (c *Call) WithEngineTier(body []byte) []byte {
+	switch c.Tier {
+	case "", "auto", "default", "flex", "scale", "priority", "standard_only":
+		return body
+	}
+	if c.tierAt == [2]int{} {
+		return body
+	}
+	was := len(body)
+	body = spliceTier(body, c.tierAt, "auto")
+	moved := len(body) - was
+	if c.ModelAt.In == subjects.ModelInJSON && c.ModelAt.From >= c.tierAt[1] {
+		c.ModelAt.From += moved
+		c.ModelAt.To += moved
+	}
+	c.tierAt[1] += moved
+	return body
+}
+
+// spliceTier replaces a service tier and changes no other byte. It may reuse the body's memory.
+func spliceTier(body []byte, at [2]int, tier string) []byte {
+	return slices.Replace(body, at[0], at[1], jsonString(tier)...)
+}
+
+// jsonString is s as JSON; invalid UTF-8 becomes U+FFFD.
+func jsonString(s string) []byte {
+	b, _ := jsontext.AppendQuote(nil, s)
+	return b
+}
+
+// modelInPath finds the model in KServe's paths: /v2/models/{model}[/versions/{v}]/infer.
+func modelInPath(u *url.URL) (name string, at subjects.ModelAt, ok bool) {
+	const before = "/v2/models/"
+	rest, ok := strings.CutPrefix(u.EscapedPath(), before)
+	if !ok {
+		return "", subjects.ModelAt{}, false
+	}
+	segment, _, _ := strings.Cut(rest, "/")
+	name, err := url.PathUnescape(segment)
+	return name, subjects.ModelAt{In: subjects.ModelInPath, From: len(before), To: len(before) + len(segment)}, err == nil
+}
+
+// RequestURI is the path with the query, as received. A query may contain bytes that are not UTF-8
+// and that JSON cannot hold: these are escaped.
+func RequestURI(u *url.URL) string {
+	uri := u.RequestURI()
+	if utf8.ValidString(uri) {
+		return uri
+	}
+	var b strings.Builder
+	for i := range len(uri) {
+		if c := uri[i]; c < utf8.RuneSelf {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
+// fields are the members of a JSON body that are read.
+var fields = []string{
+	"model", "stream", "service_tier", "prompt_cache_key", "messages", "input", // decisive: at most once
+	"max_completion_tokens", "max_tokens", "max_output_tokens", // the first one present counts
+	"tools", "functions", "system", "instructions", "conversation", "previous_response_id", // precede the messages in a prompt
+}
+
+var (
+	decisive    = fields[:6]
+	tokenLimits = fields[6:9]
+	preceding   = fields[9:]
+)
+
+// scanJSON reads a JSON object's top level; messages is the member that holds its conversation. Of
+// a field that is not decisive and occurs twice, the last one counts, as for engines.
+func scanJSON(body []byte, messages string) (Call, error) {
+	t := cursor{b: body}
+	if t.peek() != '{' {
+		return Call{}, BadRequest("", "the body is not a JSON object")
+	}
+	var c Call
+	var talk conversation
+	var limits [3]int
+	seen := make(map[string]bool, len(decisive))
+	t.open()
+	for name := t.name(); name != nil; name = t.name() {
+		field, exact := fieldOf(name)
+		if slices.Contains(decisive, field) {
+			if seen[field] {
+				return c, BadRequest(field, "the body names %q twice", field)
+			}
+			seen[field] = true
+		}
+		switch field {
+		case "":
+			t.value()
+		case "messages", "input":
+			if exact && field == messages && t.peek() == '[' {
+				talk.read(&t)
+			} else {
+				t.value()
+			}
+		case "prompt_cache_key": // a hint: an unusual one is ignored
+			if v := t.value(); exact && len(v) <= MaxField && len(v) > 0 && v[0] == '"' {
+				c.CacheKey = unquoted(v)
+			}
+		case "model", "stream", "service_tier":
+			if err := c.decide(field, exact, &t); err != nil {
+				return c, err
+			}
+		case "max_completion_tokens", "max_tokens", "max_output_tokens":
+			n, err := strconv.Atoi(string(t.value()))
+			if err != nil || n < 0 { // the engine will refuse it
+				n = 0
+			}
+			limits[slices.Index(tokenLimits, field)] = n
+		default:
+			talk.precede(field, &t)
+		}
+	}
+	if t.bad {
+		return c, whyNotJSON(body)
+	}
+	if t.peek(); t.at < len(body) {
+		return c, BadRequest("", "the body has data after its JSON object")
+	}
+	c.MaxTokens = cmp.Or(limits[:]...)
+	c.prefix = talk.chain()
+	return c, nil
+}
+
+// decide reads a decisive field's value. A name that does not match exactly is not read, but it
+// counts as an occurrence of the field.
+func (c *Call) decide(field string, exact bool, t *cursor) error {
+	kind, from := t.peek(), t.at
+	if kind == '{' || kind == '[' {
+		return BadRequest(field, "%q must be a single value", field)
+	}
+	v := t.value()
+	if t.bad || !exact {
+		return nil
+	}
+	if len(v) > MaxField {
+		return BadRequest(field, "%q is too long", field)
+	}
+	switch {
+	case kind == 'n': // null means absent
+	case field == "model" && kind == '"':
+		c.Model = unquoted(v)
+		c.ModelAt = subjects.ModelAt{In: subjects.ModelInJSON, From: from, To: t.at}
+	case field == "service_tier" && kind == '"':
+		c.Tier = unquoted(v)
+		c.tierAt = [2]int{from, t.at}
+	case field == "stream" && (kind == 't' || kind == 'f'):
+		c.Stream = kind == 't'
+	case field == "stream":
+		return BadRequest(field, `"stream" must be true or false`)
+	default:
+		return BadRequest(field, "%q must be a string", field)
+	}
+	return nil
+}
+
+// fieldOf returns the field that a quoted name means, and whether the name matches exactly. A
+// decisive field is found in any case, as by the laxest engines, so that no spelling is accepted
+// twice.
+func fieldOf(name []byte) (field string, exact bool) {
+	const longest = 6*len("max_completion_tokens") + 2 // each letter as \u0073
+	if len(name) > longest {
+		return "", false
+	}
+	plain := name[1 : len(name)-1]
+	for _, f := range fields {
+		if string(plain) == f {
+			return f, true
+		}
+	}
+	if !bytes.ContainsFunc(plain, func(r rune) bool { return r == '\\' || r >= utf8.RuneSelf || 'A' <= r && r <= 'Z' }) {
+		return "", false
+	}
+	s := unquoted(name)
+	for _, f := range decisive {
+		if strings.EqualFold(s, f) {
+			return f, s == f
+		}
+	}
+	if i := slices.Index(fields, s); i >= 0 {
+		return fields[i], true
+	}
+	return "", false
+}
+
+// whyNotJSON describes what is wrong with a body that the cursor refused.
+func whyNotJSON(body []byte) *Error {
+	err := jsontext.NewDecoder(bytes.NewBuffer(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)).SkipValue()
+	if err == nil {
+		return BadRequest("", "the body is not valid JSON")
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return BadRequest("", "the body is not valid JSON: it ends too early")
+	}
+	msg := strings.TrimPrefix(err.Error(), "jsontext: ")
+	if len(msg) > 200 {
+		msg = msg[:200] + "…"
+	}
+	return BadRequest("", "the body is not valid JSON: %s", msg)
+}
+
+// unquoted is the value of a JSON string; invalid UTF-8 becomes U+FFFD, as everywhere in Go.
+func unquoted(v jsontext.Value) string {
+	b, _ := jsontext.AppendUnquote(make([]byte, 0, 64), v)
+	return string(b)
+}
+
+// MaxField bounds, in bytes, a field that is read: of a form, of a JSON body, or of a header that
+// names a session.
+const MaxField = 4 << 10
+
+// scanForm reads the fields of a multipart form.
+func scanForm(body []byte, boundary string) (Call, error) {
+	var c Call
+	if boundary == "" {
+		return c, BadRequest("", "multipart/form-data without a boundary")
+	}
+	inForm := []string{"model", "stream", "service_tier"}
+	seen := make(map[string]bool, len(inForm))
+	src := bytes.NewReader(body)
+	for form := multipart.NewReader(src, boundary); ; {
+		part, err := form.NextRawPart()
+		if err == io.EOF && !bytes.Contains(body, []byte("--"+boundary+"--")) {
+			err = io.ErrUnexpectedEOF // in a part's header, which the reader takes for the end
+		}
+		if err == io.EOF {
+			return c, nil
+		}
+		if err != nil {
+			return c, BadRequest("", "the multipart form is malformed: %v", err)
+		}
+		field := part.FormName()
+		if field == "" || manyNamed(part) {
+			return c, BadRequest("", "the multipart form is malformed: a part without one plain name")
+		}
+		if !slices.Contains(inForm, field) {
+			continue
+		}
+		if seen[field] {
+			return c, BadRequest(field, "the form names %q twice", field)
+		}
+		seen[field] = true
+		if part.FileName() != "" {
+			return c, BadRequest(field, "%q must be a plain field of the form, not a file", field)
+		}
+		v, err := io.ReadAll(io.LimitReader(part, MaxField))
+		if err != nil {
+			return c, BadRequest(field, "the multipart form is malformed: %v", err)
+		}
+		switch field {
+		case "model":
+			c.Model = string(v)
+			c.ModelAt = valueInForm(body[:len(body)-src.Len()], boundary, v)
+		case "service_tier":
+			c.Tier = string(v)
+		case "stream":
+			c.Stream = string(v) == "true" || string(v) == "1" || string(v) == "True"
+		}
+	}
+}
+
+// valueInForm finds the value of the part named model that was just read of a form; read is the
+// part of the body that was consumed. It searches backwards for a part with that value and reads it
+// again, since the reader does not report positions. A value that is not found, for example in a
+// form with bare line feeds, is not replaced.
+func valueInForm(read []byte, boundary string, value []byte) subjects.ModelAt {
+	delim := []byte("\r\n--" + boundary)
+	for end := bytes.LastIndex(read, delim); end >= 0; end = bytes.LastIndex(read[:end], delim) {
+		if !bytes.HasSuffix(read[:end], value) {
+			continue
+		}
+		from := end - len(value)
+		begin := bytes.LastIndex(read[:from], delim) + len("\r\n")
+		if begin < len("\r\n") {
+			begin = 0 // the first part's delimiter has no line break before it
+		}
+		part, err := multipart.NewReader(bytes.NewReader(read[begin:end+len(delim)]), boundary).NextRawPart()
+		if err != nil || part.FormName() != "model" {
+			continue
+		}
+		if v, err := io.ReadAll(part); err == nil && bytes.Equal(v, value) {
+			return subjects.ModelAt{In: subjects.ModelInForm, From: from, To: end}
+		}
+	}
+	return subjects.ModelAt{}
+}
+
+// manyNamed reports whether another parser might read another name: RFC 7578 has no name*=, which
+// some parsers accept and others ignore.
+func manyNamed(part *multipart.Part) bool {
+	d := part.Header["Content-Disposition"]
+	return len(d) > 1 || strings.Contains(strings.ReplaceAll(strings.ToLower(d[0]), "filename*", ""), "name*")
+}
+
+// Quote quotes a client's text for a message, at most 60 bytes of it.
+func Quote(s string) string {
+	if len(s) > 60 {
+		s = s[:60] + "…"
+	}
+	return `"` + s + `"`
+}
+
+// conversation builds a chain of hashes of a request's messages, by which a follow-up finds the
+// worker that has the start of the conversation in its cache:
+//
+//	prefix[k] = hash(what comes before the messages, hash(message 0 , … , message k))
+//
+// A request's worker is remembered under the last hash of its chain (ConversationHash). A request
+// is a follow-up of an earlier one if one of its own prefixes, except the last, was the last of the
+// earlier chain (PrefixHashes): it contains everything that the earlier one contained, and more. So
+// neither identical requests nor requests that share only a system prompt collect on one worker:
+// what they share is soon in every cache, and the price spreads them.
+//
+// The hash is XXH64 of the messages' bytes as the client wrote them, without the white space
+// between them, so it is the same in every gateway and needs no parsing beyond the scan's. A client
+// that writes an old message differently when it sends it again, for example with other white space
+// in it, starts a new conversation. Only "cache_control" is left out, because Anthropic's clients
+// put it on the newest messages and remove it from the older ones in every request.
+//
+// What engines put before the messages (tools, system, instructions) may come after them in the
+// body, so its hash is mixed into each prefix at the end.
+//
+// The hash is not a security boundary: a client that constructs two conversations with the same
+// hash is at worst sent to a worker without its prefix.
+type conversation struct {
+	sum    xxhash.Digest // hash of the messages so far, each with a comma
+	prefix []uint64
+	before [6]uint64 // by the index in preceding; 0: absent
+	again  cursor    // reads a value that is hashed without some of its members
+}
+
+// maxPrefix bounds a chain. For a longer conversation the last prefixes are kept, at least half as
+// many: a follow-up adds few messages, so the hash that is looked for is near the end.
+const maxPrefix = 512
+
+// read adds the messages of the array that t is at.
+func (c *conversation) read(t *cursor) {
+	c.sum.Reset()
+	t.open()
+	for t.element() {
+		t.cache = false
+		message := t.value()
+		if message == nil {
+			return
+		}
+		if len(c.prefix) == maxPrefix {
+			c.prefix = append(c.prefix[:0], c.prefix[maxPrefix/2:]...)
+		}
+		c.hash(&c.sum, message, t.cache)
+		c.sum.WriteString(",")
+		c.prefix = append(c.prefix, c.sum.Sum64())
+	}
+}
+
+// precede adds the field that t is at, one that engines put before the messages.
+func (c *conversation) precede(field string, t *cursor) {
+	to := &c.before[slices.Index(preceding, field)]
+	t.cache = false
+	value := t.value()
+	if *to = 0; string(value) == "null" {
+		return
+	}
+	var sum xxhash.Digest
+	sum.Reset()
+	c.hash(&sum, value, t.cache)
+	*to = sum.Sum64()
+}
+
+// chain completes and returns the prefixes. It is nil for a body without messages.
+func (c *conversation) chain() []uint64 {
+	var both [16]byte
+	var sum xxhash.Digest
+	sum.Reset()
+	for _, h := range c.before {
+		binary.LittleEndian.PutUint64(both[:], h)
+		sum.Write(both[:8])
+	}
+	binary.LittleEndian.PutUint64(both[:], sum.Sum64())
+	for i, h := range c.prefix {
+		binary.LittleEndian.PutUint64(both[8:], h)
+		c.prefix[i] = xxhash.Sum64(both[:])
+	}
+	return c.prefix
+}
+
+// cacheControl is the member that is left out of a hash.
+const cacheControl = `"cache_control"`
+
+// hash adds a JSON value to a hash. cache says that it contains members "cache_control", which are
+// left out. They are found by their quotes, which are escaped inside a string.
+func (c *conversation) hash(sum *xxhash.Digest, v []byte, cache bool) {
+	t := &c.again
+	for cache {
+		before, after, found := bytes.Cut(v, []byte(cacheControl))
+		if !found {
+			break
+		}
+		if t.b, t.at = after, 0; t.peek() == ':' {
+			t.at++
+			t.value()
+			after = after[t.at:]
+			var comma bool
+			if before, comma = bytes.CutSuffix(bytes.TrimRight(before, jsonSpace), []byte(",")); !comma {
+				after = bytes.TrimPrefix(bytes.TrimLeft(after, jsonSpace), []byte(","))
+			}
+		} else { // it is not a member's name
+			before = v[:len(before)+len(cacheControl)]
+		}
+		sum.Write(before)
+		v = after
+	}
+	sum.Write(v)
+}
+
+const jsonSpace = " \t\r\n"
+
+// ConversationHash is the hash under which this request's worker is remembered; 0: none.
+func (c *Call) ConversationHash() uint64 {
+	if len(c.prefix) == 0 {
+		return 0
+	}
+	return c.prefix[len(c.prefix)-1]
+}
+
+// PrefixHashes yields the hashes under which the worker of an earlier part of this conversation may
+// have been remembered, the longest prefix first.
+func (c *Call) PrefixHashes(yield func(uint64) bool) {
+	for i := len(c.prefix) - 2; i >= 0; i-- {
+		if !yield(c.prefix[i]) {
+			return
+		}
+	}
+}
+
+// RenameModel replaces the client's name for the model in a request by the engine's, and changes no
+// other byte. A request whose model has no known place is unchanged. The body itself is not
+// modified.
+func RenameModel(req *subjects.Request, body []byte, model string) (path string, renamed []byte, err error) {
+	at := req.ModelAt
+	if at.In == "" || model == req.Model {
+		return req.Path, body, nil
+	}
+	size := len(body)
+	if at.In == subjects.ModelInPath {
+		size = len(req.Path)
+	}
+	if at.From < 0 || at.From > at.To || at.To > size {
+		return "", nil, fmt.Errorf("model %q cannot be renamed: it is not at %d to %d of %d bytes", req.Model, at.From, at.To, size)
+	}
+	switch at.In {
+	case subjects.ModelInJSON:
+		if at.To-at.From < 2 || body[at.From] != '"' || body[at.To-1] != '"' {
+			break
+		}
+		name, err := jsontext.AppendQuote(nil, model)
+		if err != nil {
+			return "", nil, fmt.Errorf("model %q cannot be renamed to %q: %w", req.Model, model, err)
+		}
+		return req.Path, slices.Concat(body[:at.From], name, body[at.To:]), nil
+	case subjects.ModelInForm:
+		if strings.ContainsAny(model, "\r\n") {
+			break
+		}
+		return req.Path, slices.Concat(body[:at.From], []byte(model), body[at.To:]), nil
+	case subjects.ModelInPath:
+		if strings.ContainsAny(req.Path[at.From:at.To], "/?#") {
+			break
+		}
+		return req.Path[:at.From] + url.PathEscape(model) + req.Path[at.To:], body, nil
+	}
+	return "", nil, fmt.Errorf("model %q cannot be renamed to %q at %d to %d of the %s", req.Model, model, at.From, at.To, at.In)
 }

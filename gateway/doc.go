@@ -4,27 +4,27 @@
 // # The way of a request
 //
 // Each step is a call from the one before it. The handler's own goroutine goes all the way; only claims, frames and
-// PubAcks arrive on others, which note them on the request and wake its handler.
+// acks arrive on others, which note them on the request and wake its handler.
 //
 //	http.go       ingress.infer: id, caller, body
 //	keys.go         keyring.authenticate: whose key it is
 //	admit.go      admission.admit: model, tier, deadline → where to → limits → queue; makes the request
 //	route.go        router.route: the pool and the lane
-//	affinity.go     affinity.find: which worker has the conversation cached
+//	route.go        affinity.find: which worker has the conversation cached
 //	fleet.go        fleet.pool: the slots of the pool
 //	queue.go        queue.admit: whether the request may wait
 //	serve.go      server.serve: enqueue, publish when the ticket is granted, follow, retry, move, finish
 //	queue.go        queue.enqueue: publish now, or hold the request and give it a ticket
 //	publisher.go    publisher.publish: the message in the tier's stream
-//	dispatch.go   dispatcher: a worker's claim, then its frames, and the broker's PubAck
+//	dispatch.go   dispatcher: a worker's claim, then its frames, and the broker's ack
 //	request.go      request.claim, request.onFrames: arbitrates, and keeps the frames for the handler
 //	answer.go     answer: head, data, end; error, last event or broken connection
 //
 // The other files are for what not every request meets: fairness.go for what several gateways decide together about a
 // queue, usage.go for what they exchange about keys, mirror.go for copies, control.go for operators, lanes.go for the
 // consumers in the broker, streams.go for its streams, watch.go for what follows from a change in the fleet, policy.go for
-// the policy, shifts.go for routes that shift, metrics.go and gpus.go for Prometheus, admin.go for health, idleconns.go
-// for a quick stop. gateway.go makes the parts, starts them and stops them; no part knows it.
+// the policy, shifts.go for routes that shift, metrics.go and gpus.go for Prometheus, admin.go for health. gateway.go
+// makes the parts, starts them and stops them; no part knows it.
 //
 // # Owners and locks
 //
@@ -34,7 +34,7 @@
 //	requests      which requests are here
 //	queue         one queue with its lanes, tickets and what other gateways report of it
 //	queues        which queues there are
-//	publisher     which PubAcks are outstanding
+//	publisher     which acks of the broker are outstanding
 //	fleet         heartbeats, what pools have, other gateways
 //	lanes         which consumers exist
 //	gpuHistory    samples and XIDs of GPUs

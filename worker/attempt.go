@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -322,6 +323,34 @@ func (as *attempts) onRefusal(mark uint64, cause error, kept bool, now time.Time
 	}
 }
 
+// receive handles everything that is sent to this worker, in order: answers to
+// bids and claims, cancels, window updates, and the broker's answers for gateways
+// that are gone. It never blocks.
+func (w *Worker) receive(m *nats.Msg) {
+	mine, ok := strings.CutPrefix(m.Subject, subjects.Worker(w.id)+".")
+	if !ok { // a delivery keeps the subject that the request was published on
+		w.onDelivery(m)
+		return
+	}
+	what, arg, _ := strings.Cut(mine, ".")
+	switch what {
+	case "bid":
+		w.onBidStatus(arg, m)
+	case "refused":
+		w.onRefusal(arg, m)
+	case "gone":
+		if m.Header.Get("Status") == "503" {
+			w.attempts.onGatewayGone(arg)
+		}
+	case "cancel":
+		w.attempts.onCancel(m)
+	case "credit":
+		w.attempts.onWindow(m)
+	case "drain":
+		w.onDrainOrder(m)
+	}
+}
+
 // onDelivery handles a request that answered a bid: it starts an attempt or hands the
 // request back. Deliveries are handled one after the other, so that no two take the
 // same slot.
@@ -610,4 +639,66 @@ func signal(c chan<- struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
+}
+
+// mostIdle bounds the runners that wait for an attempt.
+const mostIdle = 64
+
+// runners run attempts. A goroutine that has run one waits for the next, with its
+// stack and with what else is in runner. Without that, a small request takes 11 % more
+// CPU, and a stream of 100 tokens 3 to 8 % (pulley up, 16 clients, engines that take no
+// time). 7 % of the 11 are for the stack alone: calling an engine takes a deep one,
+// which a new goroutine grows step by step, copying it each time.
+type runners struct {
+	run     func(*attempt)
+	waiting chan *attempt // to a runner that waits; closed by close
+	idle    atomic.Int32  // number of runners that wait
+	all     sync.WaitGroup
+}
+
+// runner is what a goroutine keeps from one attempt to the next.
+type runner struct {
+	call      call // the last one of the engine
+	inspector api.Inspector
+	local     local
+}
+
+// call is a call of the engine that later ones are copied from.
+type call struct {
+	method, path string
+	request      *http.Request // without header and body
+}
+
+func newRunners(run func(*attempt)) *runners {
+	return &runners{run: run, waiting: make(chan *attempt)}
+}
+
+// start runs an attempt.
+func (rs *runners) start(a *attempt) {
+	select {
+	case rs.waiting <- a:
+	default:
+		rs.all.Go(func() { rs.loop(a) }) // ends when mostIdle others wait, or with close
+	}
+}
+
+func (rs *runners) loop(a *attempt) {
+	r := new(runner)
+	for ok := true; ok; {
+		a.runner = r
+		rs.run(a)
+		if rs.idle.Add(1) <= mostIdle {
+			a, ok = <-rs.waiting
+		} else {
+			ok = false
+		}
+		rs.idle.Add(-1)
+	}
+}
+
+// close ends the runners, and returns when the attempts that they run have ended. start
+// must not be called any more.
+func (rs *runners) close() {
+	close(rs.waiting)
+	rs.all.Wait()
 }

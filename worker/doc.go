@@ -5,8 +5,7 @@
 //
 // The queue answers a bid (bidder.go, lane.go) with a delivery (attempt.go). If the
 // bid still holds, an attempt begins: it takes a slot (capacity.go), claims the
-// request at the gateway that holds the client, and at once calls the engine
-// (runner.go). The answer of the engine goes to the gateway in frames as it comes,
+// request at the gateway that holds the client, and at once calls the engine. The answer of the engine goes to the gateway in frames as it comes,
 // no faster than the client takes it (respond.go). At the end the slot is free, the
 // measured times change the price (estimate.go), and the worker bids again. The
 // gateway settles the delivery.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -198,4 +199,49 @@ func (w *Worker) onRead(a *attempt, status int, in *api.Inspector, p *pace, now 
 		w.capacity.onBytes(now)
 	}
 	a.lastByte.set(a.started, now)
+}
+
+// engineCalls makes the calls of the engine.
+type engineCalls struct {
+	base string // of its URLs
+	key  string // API key; empty: none
+}
+
+// request returns the call for an attempt. Most calls have the same path as the one
+// before, so that its URL need not be parsed again. The header of the attempt's request
+// is not changed.
+func (e *engineCalls) request(a *attempt, path string, body []byte) (*http.Request, error) {
+	last := &a.runner.call
+	if last.request == nil || last.method != a.req.Method || last.path != path {
+		r, err := http.NewRequest(a.req.Method, e.base+path, nil)
+		if err != nil {
+			return nil, err
+		}
+		*last = call{a.req.Method, path, r}
+	}
+	r := last.request.WithContext(a.ctx)
+	r.Body, r.ContentLength = http.NoBody, int64(len(body))
+	if len(body) > 0 {
+		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+		r.Body, _ = r.GetBody()
+	}
+	r.Header = e.header(r.URL.User, a.req.Header)
+	return r, nil
+}
+
+// header returns a request's header with the worker's credentials for the engine.
+func (e *engineCalls) header(user *url.Userinfo, h http.Header) http.Header {
+	if h == nil {
+		h = make(http.Header)
+	}
+	switch {
+	case e.key != "":
+		h = h.Clone()
+		h.Set("Authorization", "Bearer "+e.key)
+	case user != nil:
+		h = h.Clone()
+		password, _ := user.Password()
+		(&http.Request{Header: h}).SetBasicAuth(user.Username(), password)
+	}
+	return h
 }

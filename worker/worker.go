@@ -343,31 +343,3 @@ func (w *Worker) leave() {
 	defer cancel()
 	w.nc.FlushWithContext(ctx)
 }
-
-// receive handles everything that is sent to this worker, in order: answers to
-// bids and claims, cancels, window updates, and the broker's answers for gateways
-// that are gone. It never blocks.
-func (w *Worker) receive(m *nats.Msg) {
-	mine, ok := strings.CutPrefix(m.Subject, subjects.Worker(w.id)+".")
-	if !ok { // a delivery keeps the subject that the request was published on
-		w.onDelivery(m)
-		return
-	}
-	what, arg, _ := strings.Cut(mine, ".")
-	switch what {
-	case "bid":
-		w.onBidStatus(arg, m)
-	case "refused":
-		w.onRefusal(arg, m)
-	case "gone":
-		if m.Header.Get("Status") == "503" {
-			w.attempts.onGatewayGone(arg)
-		}
-	case "cancel":
-		w.attempts.onCancel(m)
-	case "credit":
-		w.attempts.onWindow(m)
-	case "drain":
-		w.onDrainOrder(m)
-	}
-}
