@@ -134,6 +134,7 @@ func TestBrokerAcksTwice(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		nc.Flush() // the broker has the subscription before the first ack
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		ctx, end := context.WithCancel(t.Context())

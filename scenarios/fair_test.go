@@ -32,22 +32,20 @@ func TestAFloodingTenantQueuesBehindItself(t *testing.T) {
 			if raceEnabled && name != "3 gateways" {
 				t.Skip("slow with the race detector, and concurrent as the one with 3 gateways")
 			}
-			var p99, mean [2]time.Duration
-			for i, flood := range []int{0, 300} {
-				waits := c.lightWaits(t, flood)
-				p99[i] = waits[len(waits)*99/100]
-				sum := time.Duration(0)
-				for _, w := range waits {
-					sum += w
+			inMostRuns(t, func() []claim {
+				var p99 [2]time.Duration
+				for i, flood := range []int{0, 300} {
+					waits := c.lightWaits(t, flood)
+					p99[i] = waits[len(waits)*99/100]
+					sum := time.Duration(0)
+					for _, w := range waits {
+						sum += w
+					}
+					t.Logf("flood of %d: %d waits, mean %v, p99 %v", flood, len(waits), sum/time.Duration(len(waits)), p99[i])
 				}
-				mean[i] = sum / time.Duration(len(waits))
-				t.Logf("flood of %d: %d waits, mean %v, p99 %v", flood, len(waits), mean[i], p99[i])
-			}
-			ratio := p99[1].Seconds() / p99[0].Seconds()
-			t.Logf("%.2f times", ratio)
-			if ratio > 2 {
-				t.Errorf("p99 of the light tenants' waits: %v, and %v without the flood: %.2f times, want at most 2", p99[1], p99[0], ratio)
-			}
+				t.Logf("%.2f times", p99[1].Seconds()/p99[0].Seconds())
+				return []claim{atMost("p99 of the light tenants' waits with the flood, in seconds", p99[1].Seconds(), 2*p99[0].Seconds())}
+			})
 		})
 	}
 }

@@ -264,20 +264,20 @@ func TestPriorityBesideABatchBacklog(t *testing.T) {
 				trace = trace[:100] // the race detector looks for races; the figures mean little
 			}
 			trace = atLoad(0.3, trace, c.engines)
-			alone := besideBatch(t, c.engines, trace, 0, c.reserve, false)
-			gated := besideBatch(t, c.engines, trace, c.backlog, c.reserve, false)
-			ungated := besideBatch(t, c.engines, trace, c.backlog, c.reserve, true)
-			t.Logf("reserve %d %%\n"+besideHead+"\nno batch       %v\nbatch          %v\nand no gate    %v", c.reserve, alone, gated, ungated)
-			if raceEnabled {
-				return
-			}
-			const p99 = 2
-			if got, most := gated.priority.ttft[p99], c.within*alone.priority.ttft[p99]; got > most {
-				t.Errorf("priority's TTFT p99 is %.3f s with batch, want at most %.3f s", got, most)
-			}
-			if got, least := gated.batch, 0.9*ungated.batch; got < least {
-				t.Errorf("batch gets %.2f requests/s, want at least %.2f", got, least)
-			}
+			inMostRuns(t, func() []claim {
+				alone := besideBatch(t, c.engines, trace, 0, c.reserve, false)
+				gated := besideBatch(t, c.engines, trace, c.backlog, c.reserve, false)
+				ungated := besideBatch(t, c.engines, trace, c.backlog, c.reserve, true)
+				t.Logf("reserve %d %%\n"+besideHead+"\nno batch       %v\nbatch          %v\nand no gate    %v", c.reserve, alone, gated, ungated)
+				if raceEnabled {
+					return nil
+				}
+				const p99 = 2
+				return []claim{
+					atMost("priority's TTFT p99 with batch, in seconds", gated.priority.ttft[p99], c.within*alone.priority.ttft[p99]),
+					atLeast("batch requests per second", gated.batch, 0.9*ungated.batch),
+				}
+			})
 		})
 	}
 }
