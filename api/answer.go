@@ -80,8 +80,7 @@ func (in *Inspector) gather(b []byte) {
 	}
 }
 
-// shorten keeps the first and the last bytes of a long line, the same ones however it was cut on
-// its way.
+// shorten keeps the first and the last bytes of a long line, the same ones however it was cut on its way.
 func (in *Inspector) shorten() {
 	in.line = append(in.line[:keepHead], in.line[len(in.line)-keepTail:]...)
 }
@@ -275,8 +274,7 @@ func (e *Editor) Whole(pieces [][]byte) []byte {
 	return e.appendJSON(make([]byte, 0, len(b)+len(e.model)+len(e.tier)+len(e.beside)), b)
 }
 
-// Lines adds the next bytes of a stream and returns the bytes to send on. They are valid until the
-// next call.
+// Lines adds the next bytes of a stream and returns the bytes to send on. They are valid until the next call.
 func (e *Editor) Lines(b []byte) []byte {
 	e.out = e.out[:0]
 	for end := lineEnd(b); end >= 0; end = lineEnd(b) {

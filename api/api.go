@@ -69,15 +69,13 @@ func (a API) Suffix() string {
 	return ""
 }
 
-// completes reports whether the API is one of OpenAI's two completions, whose streams end with
-// [DONE].
+// completes reports whether the API is one of OpenAI's two completions, whose streams end with [DONE].
 func (a API) completes() bool { return a == Chat || a == Completions }
 
 // hasLastEvent reports whether every stream of the API ends with a final event.
 func (a API) hasLastEvent() bool { return a.completes() || a == Responses || a == Messages }
 
-// openAIErrors reports whether an error in a stream of the API is an event with an OpenAI error
-// object.
+// openAIErrors reports whether an error in a stream of the API is an event with an OpenAI error object.
 func (a API) openAIErrors() bool { return a.completes() || a == Embeddings || a == OpenAI }
 
 // conversationField is the name of the body's member that holds the conversation.
@@ -101,9 +99,8 @@ type Call struct {
 	prefix []uint64 // hashes of the conversation: see conversation
 }
 
-// Scan finds the few fields that matter, without changing or keeping the body. The body is read as
-// engines read it, or refused: a field that occurs twice is an error, because engines take the last
-// one.
+// Scan finds the few fields that matter, without changing or keeping the body. The body is read as engines read it, or
+// refused: a field that occurs twice is an error, because engines take the last one.
 func Scan(r *http.Request, body []byte) (Call, error) {
 	if enc := strings.Join(r.Header["Content-Encoding"], ", "); enc != "" && !strings.EqualFold(enc, "identity") {
 		return Call{}, &Error{Status: http.StatusUnsupportedMediaType, Code: "unsupported_encoding",
@@ -135,9 +132,8 @@ func Scan(r *http.Request, body []byte) (Call, error) {
 	return c, nil
 }
 
-// WithEngineTier returns a body that any engine accepts: some refuse a service tier that is not one
-// of OpenAI's, so any other tier becomes "auto". It changes the body in place if there is room, and
-// adjusts ModelAt.
+// WithEngineTier returns a body that any engine accepts: some refuse a service tier that is not one of OpenAI's, so any
+// other tier becomes "auto". It changes the body in place if there is room, and adjusts ModelAt.
 func (c *Call) WithEngineTier(body []byte) []byte {
 	switch c.Tier {
 	case "", "auto", "default", "flex", "scale", "priority", "standard_only":
@@ -301,9 +297,8 @@ func (c *Call) decide(field string, exact bool, t *cursor) error {
 	return nil
 }
 
-// fieldOf returns the field that a quoted name means, and whether the name matches exactly. A
-// decisive field is found in any case, as by the laxest engines, so that no spelling is accepted
-// twice.
+// fieldOf returns the field that a quoted name means, and whether the name matches exactly. A decisive field is found
+// in any case, as by the laxest engines, so that no spelling is accepted twice.
 func fieldOf(name []byte) (field string, exact bool) {
 	const longest = 6*len("max_completion_tokens") + 2 // each letter as \u0073
 	if len(name) > longest {
@@ -352,8 +347,7 @@ func unquoted(v jsontext.Value) string {
 	return string(b)
 }
 
-// MaxField bounds, in bytes, a field that is read: of a form, of a JSON body, or of a header that
-// names a session.
+// MaxField bounds, in bytes, a field that is read: of a form, of a JSON body, or of a header that names a session.
 const MaxField = 4 << 10
 
 // scanForm reads the fields of a multipart form.
@@ -406,10 +400,9 @@ func scanForm(body []byte, boundary string) (Call, error) {
 	}
 }
 
-// valueInForm finds the value of the part named model that was just read of a form; read is the
-// part of the body that was consumed. It searches backwards for a part with that value and reads it
-// again, since the reader does not report positions. A value that is not found, for example in a
-// form with bare line feeds, is not replaced.
+// valueInForm finds the value of the part named model that was just read of a form; read is the part of the body that
+// was consumed. It searches backwards for a part with that value and reads it again, since the reader does not report
+// positions. A value that is not found, for example in a form with bare line feeds, is not replaced.
 func valueInForm(read []byte, boundary string, value []byte) subjects.ModelAt {
 	delim := []byte("\r\n--" + boundary)
 	for end := bytes.LastIndex(read, delim); end >= 0; end = bytes.LastIndex(read[:end], delim) {
@@ -452,17 +445,15 @@ func Quote(s string) string {
 //
 //	prefix[k] = hash(what comes before the messages, hash(message 0 , … , message k))
 //
-// A request's worker is remembered under the last hash of its chain (ConversationHash). A request
-// is a follow-up of an earlier one if one of its own prefixes, except the last, was the last of the
-// earlier chain (PrefixHashes): it contains everything that the earlier one contained, and more. So
-// neither identical requests nor requests that share only a system prompt collect on one worker:
-// what they share is soon in every cache, and the price spreads them.
+// A request's worker is remembered under the last hash of its chain (ConversationHash). A request is a follow-up of an
+// earlier one if one of its own prefixes, except the last, was the last of the earlier chain (PrefixHashes): it
+// contains everything that the earlier one contained, and more. So neither identical requests nor requests that share
+// only a system prompt collect on one worker: what they share is soon in every cache, and the price spreads them.
 //
-// The hash is XXH64 of the messages' bytes as the client wrote them, without the white space
-// between them, so it is the same in every gateway and needs no parsing beyond the scan's. A client
-// that writes an old message differently when it sends it again, for example with other white space
-// in it, starts a new conversation. Only "cache_control" is left out, because Anthropic's clients
-// put it on the newest messages and remove it from the older ones in every request.
+// The hash is XXH64 of the messages' bytes as the client wrote them, without the white space between them, so it is the
+// same in every gateway and needs no parsing beyond the scan's. A client that writes an old message differently when it
+// sends it again, for example with other white space in it, starts a new conversation. Only "cache_control" is left
+// out, because Anthropic's clients put it on the newest messages and remove it from the older ones in every request.
 //
 // What engines put before the messages (tools, system, instructions) may come after them in the
 // body, so its hash is mixed into each prefix at the end.
@@ -579,9 +570,8 @@ func (c *Call) PrefixHashes(yield func(uint64) bool) {
 	}
 }
 
-// RenameModel replaces the client's name for the model in a request by the engine's, and changes no
-// other byte. A request whose model has no known place is unchanged. The body itself is not
-// modified.
+// RenameModel replaces the client's name for the model in a request by the engine's, and changes no other byte. A
+// request whose model has no known place is unchanged. The body itself is not modified.
 func RenameModel(req *subjects.Request, body []byte, model string) (path string, renamed []byte, err error) {
 	at := req.ModelAt
 	if at.In == "" || model == req.Model {

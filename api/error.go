@@ -86,8 +86,7 @@ type errorBody struct {
 	Code    string  `json:"code"`
 }
 
-// Body is the error as JSON. Anthropic's form contains OpenAI's fields, so that all four keys are
-// always present.
+// Body is the error as JSON. Anthropic's form contains OpenAI's fields, so that all four keys are always present.
 func (e *Error) Body(a API, id string) []byte {
 	inner := errorBody{Message: e.Message, Type: e.kind(), Code: e.Code}
 	if e.Param != "" {
@@ -147,8 +146,7 @@ func (e *Error) Write(w http.ResponseWriter, a API, id string) {
 	w.Write(b)
 }
 
-// EngineError returns an engine's error answer as the last event of a stream: unchanged if it is in
-// the API's form.
+// EngineError returns an engine's error answer as the last event of a stream: unchanged if it is in the API's form.
 func EngineError(status int, body []byte, a API, id string) []byte {
 	var said struct {
 		Type    string          `json:"type"`

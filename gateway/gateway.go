@@ -29,27 +29,22 @@ type Config struct {
 	Replicas int
 	// MaxBody bounds a request's body, in bytes. Default 64 MiB.
 	MaxBody int64
-	// InlineBody is the largest body, in bytes, that travels through the queue;
-	// the gateway keeps larger ones and the worker fetches them. Default 256 KiB,
-	// or half of the broker's max_payload if that is less.
+	// InlineBody is the largest body, in bytes, that travels through the queue; the gateway keeps larger ones and the
+	// worker fetches them. Default 256 KiB, or half of the broker's max_payload if that is less.
 	InlineBody int64
 	// BodyMemory bounds, in bytes, all bodies held at once. Default 1 GiB.
 	BodyMemory int64
-	// NoWorkerWait is how long a request of a known model waits while no worker
-	// serves it. Default 30 s.
+	// NoWorkerWait is how long a request of a known model waits while no worker serves it. Default 30 s.
 	NoWorkerWait time.Duration
-	// KeepAlive is after how long without a byte a stream gets an SSE comment.
-	// Default 10 s.
+	// KeepAlive is after how long without a byte a stream gets an SSE comment. Default 10 s.
 	KeepAlive time.Duration
 	// SlowClient is how long a client may refuse to take bytes. Default 30 s.
 	SlowClient time.Duration
 	// MaxDeadline bounds the deadline that a client may ask for. Default 24 h.
 	MaxDeadline time.Duration
-	// DrainTimeout bounds how long requests may go on after Run was told to
-	// stop. Default 10 min.
+	// DrainTimeout bounds how long requests may go on after Run was told to stop. Default 10 min.
 	DrainTimeout time.Duration
-	// DrainDelay is how long the listener stays open after /readyz began to
-	// fail, for balancers to notice. Default 0.
+	// DrainDelay is how long the listener stays open after /readyz began to fail, for balancers to notice. Default 0.
 	DrainDelay time.Duration
 	// CORSOrigins may call from a browser; "*" is any. Default: none.
 	CORSOrigins []string
@@ -57,8 +52,7 @@ type Config struct {
 	Local *subjects.Local
 	// Version is reported in the metrics. Default "dev".
 	Version string
-	// Logger gets a line for each request that was not answered well, and at debug
-	// level for each. Default: silent.
+	// Logger gets a line for each request that was not answered well, and at debug level for each. Default: silent.
 	Logger *slog.Logger
 }
 
@@ -92,8 +86,7 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// Gateway is one ingress. Any number of them share a broker. Create it with
-// New, then Run it once.
+// Gateway is one ingress. Any number of them share a broker. Create it with New, then Run it once.
 type Gateway struct {
 	// Fixed after New.
 	cfg        Config
@@ -216,9 +209,8 @@ func (g *Gateway) readiness() readiness {
 	}
 }
 
-// Run serves the API on ingress and health and metrics on admin (nil: not at
-// all) until ctx is done. Then /readyz fails, requests under way finish within
-// DrainTimeout, and it returns when all of that is over. It closes the
+// Run serves the API on ingress and health and metrics on admin (nil: not at all) until ctx is done. Then /readyz
+// fails, requests under way finish within DrainTimeout, and it returns when all of that is over. It closes the
 // listeners.
 func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 	// Two contexts: ctx ends accepting, life ends everything else.

@@ -17,8 +17,7 @@ const (
 	// policyPoll is how often every part looks for a change whose announcement it missed.
 	policyPoll = 500 * time.Millisecond
 
-	// bucketPoll replaces policyPoll while there is no bucket: the first gateway creates one as
-	// soon as it runs.
+	// bucketPoll replaces policyPoll while there is no bucket: the first gateway creates one as soon as it runs.
 	bucketPoll = 50 * time.Millisecond
 
 	policyTimeout = 2 * time.Second
@@ -28,8 +27,7 @@ const (
 type Follower struct {
 	// Policy receives each valid version, the first one soon after the start.
 	Policy func(Version)
-	// Keys receives all keys after any of them has changed. The map is not modified afterwards.
-	// Nil: keys are not read.
+	// Keys receives all keys after any of them has changed. The map is not modified afterwards. Nil: keys are not read.
 	Keys func(map[string]policy.Key)
 	// Trouble receives the reason why the policy may be out of date, and nil when that is over.
 	// Meanwhile the last valid version stays in effect.
@@ -116,8 +114,7 @@ func (s *followState) poll(ctx context.Context) error {
 	return err
 }
 
-// last is the sequence of the last message of a key of the bucket, which may be a wildcard; 0 if
-// there is none.
+// last is the sequence of the last message of a key of the bucket, which may be a wildcard; 0 if there is none.
 func (s *followState) last(ctx context.Context, key string) (uint64, error) {
 	m, err := s.get(ctx, key)
 	if err != nil || m == nil {

@@ -87,9 +87,8 @@ func parsePolicy(b []byte, revision uint64) (Version, error) {
 	return v, nil
 }
 
-// Update changes the policy. change gets a copy of the current one; it is called again if another
-// writer was faster. A result that is not valid is refused with a policy.Invalid. A change without
-// an effect is not stored.
+// Update changes the policy. change gets a copy of the current one; it is called again if another writer was faster. A
+// result that is not valid is refused with a policy.Invalid. A change without an effect is not stored.
 func (s *Store) Update(ctx context.Context, by, why string, change func(*policy.Policy) error) (Version, error) {
 	for {
 		v, err := s.Load(ctx)
@@ -121,8 +120,7 @@ func (s *Store) Update(ctx context.Context, by, why string, change func(*policy.
 // ErrChanged means that another writer has changed the policy in the meantime.
 var ErrChanged = errors.New("the policy has changed meanwhile")
 
-// Put stores a policy that replaces revision v.Revision. It returns ErrChanged if a newer one
-// exists.
+// Put stores a policy that replaces revision v.Revision. It returns ErrChanged if a newer one exists.
 func (s *Store) Put(ctx context.Context, v Version) (Version, error) {
 	if err := v.Policy.Check(); err != nil {
 		return v, err

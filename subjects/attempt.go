@@ -104,9 +104,8 @@ type WindowUpdate struct {
 // hour of a single token stream.
 const Window = 256 << 10
 
-// Alive lists, once a second and for each gateway, the attempts that a worker runs for it. It shows
-// that the worker is running while an engine is silent, and reveals frames that were lost at the
-// end of an attempt.
+// Alive lists, once a second and for each gateway, the attempts that a worker runs for it. It shows that the worker is
+// running while an engine is silent, and reveals frames that were lost at the end of an attempt.
 type Alive struct {
 	Worker   string         `json:"worker"`
 	Attempts []AliveAttempt `json:"attempts"`
@@ -137,8 +136,7 @@ type Frame struct {
 	Fail *Fail
 }
 
-// PrefixLen is the length of the part of a message before its frames: request id, attempt,
-// sequence.
+// PrefixLen is the length of the part of a message before its frames: request id, attempt, sequence.
 const PrefixLen = 16 + 8 + 4
 
 // frameHeader is the length of a frame's kind and payload length.
@@ -412,10 +410,9 @@ func ParseFrame(k Kind, payload []byte) (f Frame, err error) {
 	return f, err
 }
 
-// Local connects the workers and gateways of one process without the broker. A claim and its frames
-// are calls, which saves each request two messages and the encoding of their contents. Everything
-// else, above all the queue, goes through the broker as between any gateway and worker. The zero
-// value has no gateways yet; a nil Local never has any.
+// Local connects the workers and gateways of one process without the broker. A claim and its frames are calls, which
+// saves each request two messages and the encoding of their contents. Everything else, above all the queue, goes
+// through the broker as between any gateway and worker. The zero value has no gateways yet; a nil Local never has any.
 type Local struct {
 	gateways sync.Map // map of gateway id to LocalGateway
 }
@@ -423,13 +420,11 @@ type Local struct {
 // LocalGateway is a gateway as the workers of its process see it. Its methods may be called from
 // many goroutines at once and never block; the calls of one attempt are sequential.
 type LocalGateway interface {
-	// Request returns a request that waits or runs at the gateway, which must not be modified; nil
-	// if there is none.
+	// Request returns a request that waits or runs at the gateway, which must not be modified; nil if there is none.
 	Request(id ID) *Request
 	// Claim answers a claim as the message would be answered; nil means granted.
 	Claim(c Claim) *Refusal
-	// Frames delivers what would be one message. The gateway keeps what the frames point to, but
-	// not the slice itself.
+	// Frames delivers what would be one message. The gateway keeps what the frames point to, but not the slice itself.
 	Frames(p Prefix, frames []Frame)
 }
 

@@ -9,12 +9,11 @@
 //
 // # Names
 //
-// A name in a subject, a consumer or a key is escaped into one token: ASCII letters, digits and '-'
-// are unchanged, every other byte of its UTF-8 becomes "_XX" in upper-case hex, and the empty name
-// becomes "_". For example, "org/m:7b" becomes "org_2Fm_3A7b". The escaping is reversible, and no
-// name can reach another name's subject. Names have at most 256 bytes. Below, <tier>, <pool> and
-// <lane> are such tokens. The ids <gw> and <w> of gateways and workers are tokens that are chosen
-// at each start; a worker's id is its name's token, '-' and random hex.
+// A name in a subject, a consumer or a key is escaped into one token: ASCII letters, digits and '-' are unchanged,
+// every other byte of its UTF-8 becomes "_XX" in upper-case hex, and the empty name becomes "_". For example,
+// "org/m:7b" becomes "org_2Fm_3A7b". The escaping is reversible, and no name can reach another name's subject. Names
+// have at most 256 bytes. Below, <tier>, <pool> and <lane> are such tokens. The ids <gw> and <w> of gateways and
+// workers are tokens that are chosen at each start; a worker's id is its name's token, '-' and random hex.
 //
 // # Subjects
 //
@@ -46,15 +45,13 @@
 //
 // # JSON
 //
-// Every message except frames is JSON, with the field names of this package's types. Any order of
-// fields is accepted; the order of the types is read fastest. Request ids are UUIDs as text,
-// attempt marks are 64 bits as decimal strings, times are RFC 3339 and bytes are base64, unless a
-// field says otherwise.
+// Every message except frames is JSON, with the field names of this package's types. Any order of fields is accepted;
+// the order of the types is read fastest. Request ids are UUIDs as text, attempt marks are 64 bits as decimal strings,
+// times are RFC 3339 and bytes are base64, unless a field says otherwise.
 //
-// Field names are matched exactly. Unknown fields are ignored: fields may be added, and no field
-// changes its meaning. A field that occurs twice in an object is an error, and so is a string that
-// is not valid UTF-8. A writer replaces invalid UTF-8, such as in an engine's error message, by
-// U+FFFD. See Marshal and Unmarshal.
+// Field names are matched exactly. Unknown fields are ignored: fields may be added, and no field changes its meaning. A
+// field that occurs twice in an object is an error, and so is a string that is not valid UTF-8. A writer replaces
+// invalid UTF-8, such as in an engine's error message, by U+FFFD. See Marshal and Unmarshal.
 //
 // # Streams and consumers
 //
@@ -69,9 +66,8 @@
 //	direct get allowed        to check whether a message is still there
 //	duplicates 20 s           a message may be published again after its PubAck was lost
 //
-// It has one durable consumer for each lane of each pool, named <pool>=<lane>, or "=" and the hex
-// SHA-256 of that name if it is longer than 200 bytes. The metadata pulley-pool and pulley-lane
-// have the unescaped names.
+// It has one durable consumer for each lane of each pool, named <pool>=<lane>, or "=" and the hex SHA-256 of that name
+// if it is longer than 200 bytes. The metadata pulley-pool and pulley-lane have the unescaped names.
 //
 //	ack explicit, wait 30 s     the last resort: heartbeats reveal a dead worker in 1.5 s
 //	max deliver unlimited       deliveries that were handed back count too; the gateway counts attempts
@@ -85,11 +81,10 @@
 // PULLEY_WORKERS (memory, TTL 10 s) has each worker's Heartbeat under its id. The bucket
 // PULLEY_POOLS (file) has each pool that was ever served, under its token.
 //
-// The bucket PULLEY_POLICY (file, 64 versions) has the policy under "policy", as a
-// policystore.Version, and each API key under "key." and its id, as a policy.Key. A writer replaces
-// the revision that it read, then publishes a PolicyChanged. Every part reads the policy at its
-// start, when a PolicyChanged arrives, and every 500 ms if the last sequence of the bucket has
-// changed. A policy that does not validate is ignored: the last valid one stays in effect.
+// The bucket PULLEY_POLICY (file, 64 versions) has the policy under "policy", as a policystore.Version, and each API
+// key under "key." and its id, as a policy.Key. A writer replaces the revision that it read, then publishes a
+// PolicyChanged. Every part reads the policy at its start, when a PolicyChanged arrives, and every 500 ms if the last
+// sequence of the bucket has changed. A policy that does not validate is ignored: the last valid one stays in effect.
 //
 // # Request messages
 //
@@ -100,40 +95,35 @@
 //	Nats-TTL         whole seconds until the client's deadline, such as 600s
 //	Pulley-Reason    of a dead letter: why the request could not be answered
 //
-// A Request names the gateway that holds the client's connection, the method, the path with its
-// query (it starts with a slash), the end-to-end headers for the engine, and whether the client
-// asked for a stream. Header values are bytes: in JSON each byte is the code point of the same
-// number, so that "é" in UTF-8 is "Ã©". Header names are canonical (Content-Type). The deadline is
-// informative: the gateway enforces it.
+// A Request names the gateway that holds the client's connection, the method, the path with its query (it starts with a
+// slash), the end-to-end headers for the engine, and whether the client asked for a stream. Header values are bytes: in
+// JSON each byte is the code point of the same number, so that "é" in UTF-8 is "Ã©". Header names are canonical
+// (Content-Type). The deadline is informative: the gateway enforces it.
 //
-// The model is the name that the client used, which may differ from the engine's. ModelAt says
-// where it is, in the body or the path; the worker replaces it there with its engine's name and
-// changes nothing else.
+// The model is the name that the client used, which may differ from the engine's. ModelAt says where it is, in the body
+// or the path; the worker replaces it there with its engine's name and changes nothing else.
 //
 // # Bids
 //
-// A worker pulls by publishing a Bid to $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>,
-// with batch 1 and the rung of its price, 0 to 9, as priority. The reply subject is
-// pulley.wk.<w>.bid.<number of the lane>.<kind of bid>.<number of the bid>, where the worker
-// chooses the numbers. No two open bids share a reply subject: a broker that replicates the
-// consumer distinguishes them by it. The reply is a request, on the subject on which it was
-// published and with an ack subject as reply, or a status:
+// A worker pulls by publishing a Bid to $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>, with batch 1 and the
+// rung of its price, 0 to 9, as priority. The reply subject is pulley.wk.<w>.bid.<number of the lane>.<kind of
+// bid>.<number of the bid>, where the worker chooses the numbers. No two open bids share a reply subject: a broker that
+// replicates the consumer distinguishes them by it. The reply is a request, on the subject on which it was published
+// and with an ack subject as reply, or a status:
 //
 //	404, 408   there was no message, or the bid expired
 //	409        not possible now: bid again after a moment
 //	503        the consumer does not exist, so none of the lane's bids is open: bid again after a moment
 //
-// A worker bids on the shared lane and on its own home lane at its price, and on the home lanes of
-// other workers (PoolReference.HomeLanes) three rungs higher, unless the pool's policy forbids it.
-// So a conversation stays where its start is cached until that worker is three rungs more expensive
-// than another, full or gone.
+// A worker bids on the shared lane and on its own home lane at its price, and on the home lanes of other workers
+// (PoolReference.HomeLanes) three rungs higher, unless the pool's policy forbids it. So a conversation stays where its
+// start is cached until that worker is three rungs more expensive than another, full or gone.
 //
-// Bids expire after 8 s, those of a tier below an active one after 2 s. They are never cancelled,
-// since a cancellation races with a delivery. A delivery whose bid no longer holds is handed back
-// at once (-NAK): there is no slot for it, its tier must wait for another one, its pool is paused,
-// the worker is cordoned, or the price has risen since. For a risen price a request is handed back
-// at most twice. A home lane gets a bid at least every 45 s, so that its consumer stays. The ack
-// subject tells, as pending, how many requests wait behind the delivered one:
+// Bids expire after 8 s, those of a tier below an active one after 2 s. They are never cancelled, since a cancellation
+// races with a delivery. A delivery whose bid no longer holds is handed back at once (-NAK): there is no slot for it,
+// its tier must wait for another one, its pool is paused, the worker is cordoned, or the price has risen since. For a
+// risen price a request is handed back at most twice. A home lane gets a bid at least every 45 s, so that its consumer
+// stays. The ack subject tells, as pending, how many requests wait behind the delivered one:
 //
 //	$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>
 //	$JS.ACK.<domain>.<account>.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>.<random>
@@ -178,10 +168,9 @@
 // A gap in the sequence, a malformed frame, or bytes beyond the window fail the attempt. Header
 // values are encoded as in a Request; names may have any case, and hop-by-hop headers are dropped.
 //
-// A Fail has a class, which says what the failure means for the request and for the worker (see
-// FailClass), and the engine's own answer if there was one and it was short. An engine's 4xx is an
-// answer like any other, except 429: 429 and 503 are class refused, other 5xx class engine. An
-// event stream without its API's last event is class truncated.
+// A Fail has a class, which says what the failure means for the request and for the worker (see FailClass), and the
+// engine's own answer if there was one and it was short. An engine's 4xx is an answer like any other, except 429: 429
+// and 503 are class refused, other 5xx class engine. An event stream without its API's last event is class truncated.
 //
 // # Flow control
 //
@@ -215,8 +204,7 @@
 //
 // # Who settles a delivery
 //
-// Each delivery is settled once, by publishing to its ack subject. The gateway knows it from the
-// Claim.
+// Each delivery is settled once, by publishing to its ack subject. The gateway knows it from the Claim.
 //
 //	the delivery's attempt                   settled by   with
 //	granted; the answer is complete          gateway      +ACK
@@ -242,16 +230,14 @@
 //
 // # Failover
 //
-// Until a byte of an answer has reached the client, a failed attempt is followed by another, on
-// another worker if there is one (policy.History says how often). After that the client is told
-// that the answer broke off. Frames of an attempt that is not the granted one are ignored, so two
-// attempts never mix.
+// Until a byte of an answer has reached the client, a failed attempt is followed by another, on another worker if there
+// is one (policy.History says how often). After that the client is told that the answer broke off. Frames of an attempt
+// that is not the granted one are ignored, so two attempts never mix.
 //
 // # Permissions of a worker
 //
-// A worker publishes to $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>, to $JS.ACK.>, to
-// claim, rsp, alive and body of pulley.gw.*, and to pulley.hb.<w>; for the membership bucket to
-// $JS.API.STREAM.INFO.KV_PULLEY_WORKERS and $KV.PULLEY_WORKERS.<w>, and for the policy to
-// $JS.API.DIRECT.GET.KV_PULLEY_POLICY. It subscribes to pulley.wk.<w>.>, pulley.gw.*.ref,
-// pulley.policy and an inbox. It creates nothing.
+// A worker publishes to $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>, to $JS.ACK.>, to claim, rsp, alive and
+// body of pulley.gw.*, and to pulley.hb.<w>; for the membership bucket to $JS.API.STREAM.INFO.KV_PULLEY_WORKERS and
+// $KV.PULLEY_WORKERS.<w>, and for the policy to $JS.API.DIRECT.GET.KV_PULLEY_POLICY. It subscribes to pulley.wk.<w>.>,
+// pulley.gw.*.ref, pulley.policy and an inbox. It creates nothing.
 package subjects

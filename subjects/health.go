@@ -34,8 +34,7 @@ const (
 	Left     State = "left"     // the state of the last heartbeat
 )
 
-// Heartbeat is published by a worker every HeartbeatEvery, and written to the WorkersBucket less
-// often.
+// Heartbeat is published by a worker every HeartbeatEvery, and written to the WorkersBucket less often.
 type Heartbeat struct {
 	Worker       string         `json:"worker"` // unique id
 	Name         string         `json:"name"`   // the name that people use
@@ -63,9 +62,8 @@ type Heartbeat struct {
 // sums over all workers stay exact.
 const maxCount = 1 << 24
 
-// ParseHeartbeat parses a heartbeat as untrusted input. The worker's id must match the subject, its
-// pools must have names, and its counts, weight and prices must be finite numbers in range. Any
-// state or engine name is accepted.
+// ParseHeartbeat parses a heartbeat as untrusted input. The worker's id must match the subject, its pools must have
+// names, and its counts, weight and prices must be finite numbers in range. Any state or engine name is accepted.
 func ParseHeartbeat(m *nats.Msg) (*Heartbeat, error) {
 	h := new(Heartbeat)
 	if err := Unmarshal(m.Data, h); err != nil {
@@ -142,8 +140,7 @@ type Decision struct {
 	Text string    `json:"text"`
 }
 
-// EngineStatus is what an engine reports about itself. A nil field is a signal that the engine does
-// not give.
+// EngineStatus is what an engine reports about itself. A nil field is a signal that the engine does not give.
 type EngineStatus struct {
 	Dialect     string    `json:"dialect"`
 	At          time.Time `json:"at,omitzero"` // when its load was read

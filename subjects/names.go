@@ -134,8 +134,7 @@ func Req(tier, pool, lane string) string {
 	return "pulley.req." + Token(tier) + "." + Token(pool) + "." + Token(lane)
 }
 
-// Subjects of streams and permissions: the requests of all tiers, all dead letters, and every
-// subject of Pulley.
+// Subjects of streams and permissions: the requests of all tiers, all dead letters, and every subject of Pulley.
 const (
 	AllReqs     = "pulley.req.>"
 	allDead     = "pulley.dead.>"
@@ -148,8 +147,7 @@ func DirectGet(stream string) string { return "$JS.API.DIRECT.GET." + stream }
 // DeleteMsg is the API subject that deletes a message of a stream.
 func DeleteMsg(stream string) string { return "$JS.API.STREAM.MSG.DELETE." + stream }
 
-// KVStream is the stream of a bucket; KVSubject is the subject of one of its keys, which may be a
-// wildcard.
+// KVStream is the stream of a bucket; KVSubject is the subject of one of its keys, which may be a wildcard.
 func KVStream(bucket string) string       { return "KV_" + bucket }
 func KVSubject(bucket, key string) string { return "$KV." + bucket + "." + key }
 
@@ -179,9 +177,8 @@ const (
 	PoolsBucket   = "PULLEY_POOLS"
 )
 
-// ReqConsumer is the durable consumer of one lane of a pool in its tier's stream. A name that is
-// too long for a consumer is replaced by a hash. Names are never parsed from a consumer's name; its
-// metadata has them.
+// ReqConsumer is the durable consumer of one lane of a pool in its tier's stream. A name that is too long for a
+// consumer is replaced by a hash. Names are never parsed from a consumer's name; its metadata has them.
 func ReqConsumer(pool, lane string) string {
 	name := Token(pool) + "=" + Token(lane)
 	if len(name) <= 200 {

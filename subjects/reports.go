@@ -16,8 +16,7 @@ type Release struct {
 	Hops    int    `json:"hops,omitempty"` // gateways that had nothing to publish
 }
 
-// HeldReport tells the other gateways, a few times a second, about the queues in which requests are
-// held back.
+// HeldReport tells the other gateways, a few times a second, about the queues in which requests are held back.
 type HeldReport struct {
 	Gateway string      `json:"gw"`
 	Queues  []HeldQueue `json:"queues"`
@@ -29,9 +28,8 @@ type HeldQueue struct {
 	Tier string `json:"tier"`
 	Held int    `json:"held"` // requests that wait in the gateway
 	Out  int    `json:"out"`  // requests of the gateway that wait in the broker
-	// Level is how far service has come, in tokens per tenant. Next is what the gateway's next
-	// tenant was served, Step by how much that grows with each release, and WaitsMS how long the
-	// tenant's request has waited. See policy.Fair.
+	// Level is how far service has come, in tokens per tenant. Next is what the gateway's next tenant was served, Step
+	// by how much that grows with each release, and WaitsMS how long the tenant's request has waited. See policy.Fair.
 	Level   uint64  `json:"level"`
 	Next    uint64  `json:"next"`
 	Step    uint64  `json:"step"`
@@ -66,9 +64,8 @@ type AffinityEntry struct {
 	Worker string `json:"w"` // worker id
 }
 
-// UsageReport is what a gateway's requests have used of each key's limits since the gateway
-// started. The numbers are totals, so a lost message has no effect. Requests only grow; tokens
-// shrink when an estimate was too high.
+// UsageReport is what a gateway's requests have used of each key's limits since the gateway started. The numbers are
+// totals, so a lost message has no effect. Requests only grow; tokens shrink when an estimate was too high.
 type UsageReport struct {
 	Gateway string              `json:"gw"`
 	Keys    map[string]KeyUsage `json:"keys"` // by key id; the keys that changed since the last report, and all keys every 5 s
@@ -81,8 +78,7 @@ type KeyUsage struct {
 	Running  int    `json:"c"`
 }
 
-// ShiftReport is how the sides of each shifting route did at a gateway since the present step
-// started.
+// ShiftReport is how the sides of each shifting route did at a gateway since the present step started.
 type ShiftReport struct {
 	Gateway string                            `json:"gw"`
 	Routes  map[string]map[string]policy.Side `json:"routes"` // by route and pool

@@ -43,9 +43,8 @@ type Request struct {
 	ByReference bool        `json:"ref,omitempty"` // the body has to be fetched from the gateway (GatewayBody)
 }
 
-// ModelAt is where a request names its model, so that a worker whose engine uses another name can
-// replace it without changing any other byte. The zero value means that the name cannot be
-// replaced.
+// ModelAt is where a request names its model, so that a worker whose engine uses another name can replace it without
+// changing any other byte. The zero value means that the name cannot be replaced.
 type ModelAt struct {
 	In   ModelIn `json:"in"`
 	From int     `json:"from"` // byte offset in the body or in Request.Path
@@ -217,9 +216,8 @@ func ParsePubAck(m *nats.Msg) (seq uint64, err error) {
 	return a.Seq, nil
 }
 
-// BodyRequest asks a gateway for a piece of a body that it holds. The answer is the bytes from
-// Offset on, as many as fit; an empty answer means that the gateway does not hold the request any
-// more.
+// BodyRequest asks a gateway for a piece of a body that it holds. The answer is the bytes from Offset on, as many as
+// fit; an empty answer means that the gateway does not hold the request any more.
 type BodyRequest struct {
 	ID     ID    `json:"id"`
 	Offset int64 `json:"offset"`
@@ -285,9 +283,8 @@ func ParseAck(subject string) (Delivery, error) {
 	return d, nil
 }
 
-// AckSubject is the subject on which a party that did not receive a delivery can settle it.
-// consumerSeq may be any sequence that is not above the consumer's last delivery and above its ack
-// floor; the last delivery works.
+// AckSubject is the subject on which a party that did not receive a delivery can settle it. consumerSeq may be any
+// sequence that is not above the consumer's last delivery and above its ack floor; the last delivery works.
 func AckSubject(stream, consumer string, streamSeq, consumerSeq uint64) string {
 	return fmt.Sprintf("$JS.ACK.%s.%s.1.%d.%d.0.0", stream, consumer, streamSeq, consumerSeq)
 }
@@ -330,8 +327,7 @@ func MediaType(h http.Header) string {
 	return strings.ToLower(strings.TrimSpace(ct))
 }
 
-// canonical merges the spellings of each header name into the canonical one. The result is never
-// nil.
+// canonical merges the spellings of each header name into the canonical one. The result is never nil.
 func canonical(h http.Header) http.Header {
 	same := h != nil
 	for k := range h {

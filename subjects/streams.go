@@ -16,16 +16,14 @@ const (
 	// It is the last resort: heartbeats reveal a dead worker within WorkerDeadline.
 	AckWait = 30 * time.Second
 
-	// maxWaiting bounds the parked bids of a consumer. It cannot be changed after the consumer
-	// exists.
+	// maxWaiting bounds the parked bids of a consumer. It cannot be changed after the consumer exists.
 	maxWaiting = 8192
 
 	// maxAckPending is above the slots of any pool. The server walks all pending deliveries on a
 	// timer, so it stays in the thousands.
 	maxAckPending = 8192
 
-	// maxPerSubject is the hard bound of a queue, waiting and in flight. The gateways' own bound is
-	// below it.
+	// maxPerSubject is the hard bound of a queue, waiting and in flight. The gateways' own bound is below it.
 	maxPerSubject = 100_000
 
 	// duplicateWindow is longer than a gateway keeps trying to publish a message. The server keeps
@@ -109,8 +107,7 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.Str
 	return nil
 }
 
-// homeIdle is how long after the last bid the consumer of a home lane is removed: its worker is
-// gone for good.
+// homeIdle is how long after the last bid the consumer of a home lane is removed: its worker is gone for good.
 const homeIdle = 2 * time.Minute
 
 // EnsureConsumer creates the consumer that a lane's bids pull from, if it is missing. Gateways call

@@ -39,8 +39,7 @@ type Env struct {
 	mu     sync.Mutex
 }
 
-// Run calls test in a bubble with a running broker. Everything that test starts is stopped before
-// Run returns.
+// Run calls test in a bubble with a running broker. Everything that test starts is stopped before Run returns.
 func Run(t *testing.T, test func(t *testing.T, env *Env)) {
 	t.Helper()
 	dir := t.TempDir()
