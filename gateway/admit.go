@@ -60,7 +60,7 @@ func (a *admission) admit(in arrival) (*request, error) {
 	}
 	if key := in.caller.key; key != nil && !key.AllowsModel(call.Model) {
 		return nil, &api.Error{Status: http.StatusForbidden, Code: "model_not_allowed", Param: "model",
-			Message: fmt.Sprintf("the key may not ask for the model %s", api.Quote(call.Model))}
+			Message: fmt.Sprintf("the key does not allow the model %s", api.Quote(call.Model))}
 	}
 	timeout, err := timeoutOf(header, time.Duration(tier.Deadline), a.maxDeadline)
 	if err != nil {
@@ -115,9 +115,9 @@ func (a *admission) enter(s *spec, body []byte) (*request, error) {
 	}, s.arrived)
 	switch verdict {
 	case policy.Full:
-		return nil, a.full(at, fmt.Sprintf("%d requests wait", view.Waiting))
+		return nil, a.full(at, fmt.Sprintf("%d requests are waiting", view.Waiting))
 	case policy.ShareFull:
-		return nil, a.full(at, "as many requests of this tenant wait as its key allows")
+		return nil, a.full(at, "the tenant has as many waiting requests as its key allows")
 	case policy.TooLate:
 		a.metrics.refused(at.queue.pool, at.tier.Name, "too_late")
 		what := fmt.Sprintf("the request's deadline of %v", timeout)
@@ -125,7 +125,7 @@ func (a *admission) enter(s *spec, body []byte) (*request, error) {
 			what = fmt.Sprintf("the %v that tier %s allows", left, at.tier.Name)
 		}
 		return nil, &api.Error{Status: http.StatusTooManyRequests, Code: "deadline_unreachable", RetryAfter: view.RetryAfter(),
-			Message: fmt.Sprintf("the queue of %s (tier %s) would take about %v, longer than %s", api.Quote(at.queue.pool), at.tier.Name, view.Wait().Round(time.Second), what)}
+			Message: fmt.Sprintf("the expected wait in the queue of %s (tier %s) is %v, longer than %s", api.Quote(at.queue.pool), at.tier.Name, view.Wait().Round(time.Second), what)}
 	}
 	at.join = join
 	return newRequest(s, body), nil
@@ -183,11 +183,11 @@ func tierFor(tiers []policy.Tier, who *caller, call *api.Call, h http.Header) (p
 		for _, t := range tiers {
 			names = append(names, t.Name)
 		}
-		return tier, api.BadRequest("service_tier", "no service tier %s: there are %s", api.Quote(asked), strings.Join(names, ", "))
+		return tier, api.BadRequest("service_tier", "unknown service tier %s: the tiers are %s", api.Quote(asked), strings.Join(names, ", "))
 	}
 	if who.key != nil && !who.key.AllowsTier(tier.Name, tiers) {
 		return tier, &api.Error{Status: http.StatusForbidden, Code: "tier_not_allowed", Param: "service_tier",
-			Message: fmt.Sprintf("the key may not ask for the service tier %s", api.Quote(asked))}
+			Message: fmt.Sprintf("the key does not allow the service tier %s", api.Quote(asked))}
 	}
 	return tier, nil
 }

@@ -41,7 +41,7 @@ type answer struct {
 	held   [][]byte       // the pieces of an answer that is not passed on yet
 	edit   *api.Editor    // nil if the answer is not edited
 	size   int64          // bytes that came from the worker
-	taken  int64          // the size that the worker was last told of
+	taken  int64          // the size in the last WindowUpdate
 	usage  subjects.End   // tokens, as the engine reports them
 }
 
@@ -115,7 +115,7 @@ func (a *answer) hold(b []byte) error {
 		return nil
 	case a.opened:
 		return &api.Error{Status: http.StatusBadGateway, Code: "upstream_invalid",
-			Message: fmt.Sprintf("the engine answered a stream with more than %d bytes of something else", maxHeld)}
+			Message: fmt.Sprintf("the engine answered a streaming request with more than %d bytes that are not a stream", maxHeld)}
 	}
 	a.stream, a.edit = true, nil
 	for _, h := range a.held {
@@ -289,14 +289,14 @@ func (a *answer) insteadOfStream() error {
 	if json.Compact(&line, body) == nil && line.Len() > 0 {
 		return a.lastEvent(fmt.Appendf(nil, "data: %s\n\n", &line))
 	}
-	e := &api.Error{Status: http.StatusBadGateway, Code: "upstream_error", Message: "the engine answered with something that is no stream"}
+	e := &api.Error{Status: http.StatusBadGateway, Code: "upstream_error", Message: "the engine did not answer with a stream"}
 	return a.lastEvent(e.Event(a.r.api, a.r.wire.ID.String()))
 }
 
 // giveBack answers with the engine's own refusal.
 func (a *answer) giveBack(fail *subjects.Fail) error {
 	if fail.Answer == nil {
-		return a.refuse(api.Unavailable("no_slot", time.Second, "no engine had room: %s", fail.Reason))
+		return a.refuse(api.Unavailable("no_slot", time.Second, "no engine had a free slot: %s", fail.Reason))
 	}
 	if a.opened {
 		a.got, a.held = fail.Answer, [][]byte{fail.Body}

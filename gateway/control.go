@@ -114,7 +114,7 @@ func (c *control) onPurge(m *nats.Msg) {
 		if at := r.target.Load(); at.queue.pool != o.Pool || o.Tier != "" && at.tier.Name != o.Tier {
 			continue
 		}
-		if r.cancelWaiting(api.Unavailable("purged", 5*time.Second, "an operator emptied the queue of %s", api.Quote(o.Pool))) {
+		if r.cancelWaiting(api.Unavailable("purged", 5*time.Second, "an operator purged the queue of %s", api.Quote(o.Pool))) {
 			n++
 		}
 	}
@@ -130,7 +130,7 @@ func (c *control) onRetry(m *nats.Msg) {
 		return
 	}
 	if c.draining.Load() {
-		respond(m, subjects.RetryResult{Error: "the gateway stops; try again"})
+		respond(m, subjects.RetryResult{Error: "the gateway is shutting down; try again"})
 		return
 	}
 	c.server.background.Go(func() {
@@ -176,7 +176,7 @@ func (c *control) retryDead(o subjects.RetryOrder) (subjects.RetryResult, error)
 	}
 	if w.status < http.StatusBadRequest {
 		if err := dead.DeleteMsg(context.WithoutCancel(ctx), o.Sequence); err != nil {
-			return result, fmt.Errorf("answered, but not removed: %w", err)
+			return result, fmt.Errorf("answered, but the dead letter was not removed: %w", err)
 		}
 	}
 	return result, nil

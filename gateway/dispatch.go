@@ -28,7 +28,7 @@ func (d *dispatcher) onMessage(m *nats.Msg) {
 	what, arg, _ := strings.Cut(strings.TrimPrefix(m.Subject, subjects.Gateway(d.bus.id)+"."), ".")
 	switch what {
 	case "stored":
-		d.publisher.onPubAck(arg, m)
+		d.publisher.onAck(arg, m)
 	case "rsp":
 		d.onFrames(m)
 	case "claim":
@@ -134,7 +134,7 @@ func (d *dispatcher) onAlive(m *nats.Msg) {
 	now := time.Now()
 	for _, a := range alive.Attempts {
 		if r := d.requests.find(a.ID); r == nil || !r.onListed(a, now) {
-			d.bus.cancelAttempt(alive.Worker, a.ID, a.Attempt, "not wanted")
+			d.bus.cancelAttempt(alive.Worker, a.ID, a.Attempt, "unknown attempt")
 		}
 	}
 }

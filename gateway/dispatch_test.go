@@ -138,7 +138,7 @@ func TestAttemptFails(t *testing.T) {
 		crashed bool
 	}{
 		"a gap":           {func(r *request) { r.onFrames(subjects.Prefix{Attempt: 1, Seq: 2}, data(1)) }, "frames lost between 0 and 2", false},
-		"too many bytes":  {func(r *request) { r.onFrames(subjects.Prefix{Attempt: 1, Seq: 1}, data(maxBuffered+1)) }, "beyond its window", false},
+		"too many bytes":  {func(r *request) { r.onFrames(subjects.Prefix{Attempt: 1, Seq: 1}, data(maxBuffered+1)) }, "exceeded its flow-control window", false},
 		"unlisted":        {func(r *request) { r.checkListed(now.Add(listDeadline+time.Second), false) }, "lost the request", false},
 		"lost at the end": {func(r *request) { r.onListed(subjects.AliveAttempt{Attempt: 1, Sent: 3}, now) }, "frames lost after 0", false},
 		"worker gone":     {func(r *request) { r.onWorkerGone("a", "worker a left") }, "worker a left", true},

@@ -12,7 +12,7 @@ import (
 // Several gateways together keep no more of a queue in the broker than one would: otherwise a tenant that floods several
 // of them would be ahead of all others. So the gateway that learns of a delivery, and that the delivery leaves the queue
 // short, decides which gateways release the next requests: itself or others, by what they report of the tenants whose
-// requests they hold. No gateway is in charge, and reports may be late or lost: then the broker has, for a moment, a
+// requests they hold. No gateway is in charge, and reports may be late or lost: then the broker briefly has one
 // request too many or too few.
 
 const (
@@ -173,8 +173,8 @@ func (q *queue) report(now time.Time) (r subjects.HeldQueue, ok bool) {
 	return r, true
 }
 
-// heldChanged says whether what the others know is wrong: that requests are held here, or are not. It assumes that they
-// are told now.
+// heldChanged says whether what the others know is wrong: that requests are held here, or are not. It assumes that
+// a report is published now.
 func (q *queue) heldChanged() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -14,8 +14,8 @@ import (
 const (
 	sweepEvery = 100 * time.Millisecond
 
-	// sleptTooLong is the time between two sweeps from which on this gateway itself was stopped or starved: the silence
-	// that it sees is its own.
+	// sleptTooLong is the time between two sweeps from which on this gateway itself was stopped or starved, and no
+	// worker's silence proves anything.
 	sleptTooLong = 5 * sweepEvery
 
 	// peerDeadline is after how long without a reference another gateway no longer counts.
@@ -60,8 +60,8 @@ const (
 	workerStateChanged
 	workerFenced
 	workerUnfenced
-	workerLeft // as its last heartbeat says
-	workerLost // it fell silent
+	workerLeft // its last heartbeat said so
+	workerLost // it stopped sending heartbeats
 )
 
 func newFleet() *fleet {
@@ -167,8 +167,8 @@ func (f *fleet) addPoolLocked(name string, now time.Time) {
 	}
 }
 
-// sweep removes the workers that fell silent, and those that left long ago. slept says that the gateway itself did not run for a while; then, and
-// without a connection, no worker counts as silent.
+// sweep removes the workers that stopped sending heartbeats, and those that left long ago. slept says that the gateway
+// itself did not run for a while; then, and without a connection, no worker counts as silent.
 func (f *fleet) sweep(now time.Time, connected bool) (lost []change, slept bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -130,7 +130,7 @@ var (
 	descThrottled   = fleetDesc("gpu_throttled", "1 if the clocks of a GPU are throttled for this reason.", append(gpuLabels, "reason")...)
 	descECC         = fleetDesc("gpu_ecc_uncorrected_total", "Uncorrectable memory errors since the driver was loaded.", gpuLabels...)
 	descRows        = fleetDesc("gpu_row_remap_failed", "1 if a memory row could not be remapped.", gpuLabels...)
-	descXIDs        = fleetDesc("gpu_xid_total", "XID errors since the gateway has known the GPU.", append(gpuLabels, "xid")...)
+	descXIDs        = fleetDesc("gpu_xid_total", "XID errors since the gateway first saw the GPU.", append(gpuLabels, "xid")...)
 	descGPUFenced   = fleetDesc("gpu_fenced", "1 if a GPU is fenced: no requests may run on it.", append(gpuLabels, "reason")...)
 )
 

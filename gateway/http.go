@@ -169,7 +169,7 @@ func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte
 	grow := func(n int64) error {
 		if !in.bodies.take(n) {
 			return &api.Error{Status: http.StatusTooManyRequests, Code: "gateway_memory_full", RetryAfter: time.Second,
-				Message: "the gateway holds as many request bodies as it may; try again"}
+				Message: "the gateway's memory for request bodies is full; try again"}
 		}
 		hold += n
 		return nil
@@ -212,7 +212,7 @@ func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte
 			return body, hold, nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return nil, hold, &api.Error{Status: http.StatusRequestTimeout, Code: "body_timeout",
-				Message: fmt.Sprintf("no byte of the body came for %v", bodyTimeout)}
+				Message: fmt.Sprintf("no byte of the body arrived for %v", bodyTimeout)}
 		case err != nil:
 			return nil, hold, api.BadRequest("", "the body could not be read: %v", err)
 		}
@@ -295,7 +295,7 @@ func notHere(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
 		w.Header().Set("Allow", allow)
 		return &api.Error{Status: http.StatusMethodNotAllowed, Code: "method_not_allowed", Message: r.Method + " is not served on " + api.Quote(r.URL.Path) + ": inference calls are POST, and GET is for /v1/models"}
 	}
-	return &api.Error{Status: http.StatusNotFound, Code: "not_found", Message: "there is nothing at " + api.Quote(r.URL.Path) + "; the API begins with /v1/"}
+	return &api.Error{Status: http.StatusNotFound, Code: "not_found", Message: "nothing is served at " + api.Quote(r.URL.Path) + "; the API is under /v1/"}
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) error {

@@ -128,7 +128,7 @@ func (k *keyring) state() string {
 	case keys == nil:
 		return "not read yet"
 	}
-	return fmt.Sprintf("required, there are %d", len(*keys))
+	return fmt.Sprintf("required (%d keys)", len(*keys))
 }
 
 // anonymous is the caller of all requests that need no key.
@@ -172,7 +172,7 @@ func (k *keyring) authenticate(h http.Header, now time.Time) (*caller, error) {
 }
 
 // errKeysStarting keeps clients out until the keys are read.
-var errKeysStarting = api.Unavailable("starting", time.Second, "the gateway starts and has not read the API keys yet")
+var errKeysStarting = api.Unavailable("starting", time.Second, "the gateway is starting and has not read the API keys yet")
 
 func (k *keyring) refuse(reason, message string) error {
 	k.refused.WithLabelValues(reason).Inc()
@@ -211,7 +211,7 @@ func (k *keyring) begin(c *caller, inputTokens int, header http.Header, now time
 		return nil
 	}
 	if !k.waitSynced() {
-		return api.Unavailable("starting", time.Second, "the gateway starts and does not know yet what was used of the API key's limits")
+		return api.Unavailable("starting", time.Second, "the gateway is starting and does not know yet how much of the API key's limits was used")
 	}
 	gateways, key, u := int(k.peers.Load())+1, &c.key.Key, c.key.usage
 	u.mu.Lock()

@@ -48,7 +48,7 @@ func newMetrics(gateway, version string, others ...prometheus.Collector) *metric
 		duration:  histogram("request_seconds", "Time from a request's arrival to its end.", longBuckets),
 		refusals:  counter("refused_total", "Requests that a queue refused, by reason.", "pool", "tier", "reason"),
 		attempts:  counter("attempts_failed_total", "Attempts that failed, by class.", "pool", "class"),
-		cancelled: counter("cancelled_total", "Requests whose client disconnected, by when: queued, before_first_byte, answering.", "pool", "window"),
+		cancelled: counter("cancelled_total", "Requests whose client disconnected, by phase: queued, before_first_byte, answering.", "pool", "window"),
 		broken:    counter("broken_streams_total", "Streams that ended with an error event.", "pool"),
 		errors:    counter("errors_total", "Error answers, by code.", "code"),
 		tokens:    counter("tokens_total", "Tokens that engines reported.", "pool", "tier", "direction"),

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// ackTimeout is the time after which a PubAck is late.
+	// ackTimeout is the time after which the broker's ack of a message is late.
 	ackTimeout = 2 * time.Second
 
 	// republishEvery is how often a message that the broker did not store is published again.
@@ -44,10 +44,10 @@ type message struct {
 	seenAt time.Time // when it was last checked that the queue has it
 
 	// Guarded by request.mu.
-	seq     uint64        // its sequence in the stream, which a PubAck or a claim says; 0 until then
-	pending uint64        // the number of the outstanding PubAck; 0: none is
+	seq     uint64        // its sequence in the stream, from the ack or a claim; 0 until then
+	pending uint64        // the number of the outstanding ack; 0: none is
 	err     error         // why the broker did not store it
-	acked   chan struct{} // made by awaitAck; closed when the PubAck or a claim arrives
+	acked   chan struct{} // made by awaitAck; closed when the ack or a claim arrives
 	left    leftover      // an earlier message, which may still be delivered
 	lost    bool          // its stream was lost
 }
@@ -77,7 +77,7 @@ func (m *message) endAwait() {
 	}
 }
 
-// publisher publishes requests to the tiers' streams and matches PubAcks to them. It does not wait for the PubAck: a
+// publisher publishes requests to the tiers' streams and matches the broker's acks to them. It does not wait for the ack: a
 // worker may claim the request before it arrives. Should the broker not store the message, or not answer, the handler is
 // woken and calls publishUntilStored.
 type publisher struct {
@@ -85,7 +85,7 @@ type publisher struct {
 
 	mu        sync.Mutex
 	published uint64              // messages so far; also the number of the last one
-	pending   map[uint64]*request // the requests whose PubAck is outstanding, by its number
+	pending   map[uint64]*request // the requests whose ack is outstanding, by its number
 }
 
 func newPublisher(b *bus) *publisher {
@@ -140,7 +140,7 @@ func (p *publisher) expectAck(r *request) (number uint64) {
 	return number
 }
 
-// forgetAck no longer expects a request's PubAck.
+// forgetAck no longer expects the ack of a request's message.
 func (p *publisher) forgetAck(r *request) {
 	r.mu.Lock()
 	number := r.message.pending
@@ -151,7 +151,7 @@ func (p *publisher) forgetAck(r *request) {
 	}
 }
 
-// takePending returns, once, the request whose PubAck has a number; nil if it is not expected.
+// takePending returns, once, the request whose ack has a number; nil if it is not expected.
 func (p *publisher) takePending(number uint64) *request {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -160,8 +160,8 @@ func (p *publisher) takePending(number uint64) *request {
 	return r
 }
 
-// onPubAck takes in the broker's answer to the message with that number, in hex.
-func (p *publisher) onPubAck(number string, m *nats.Msg) {
+// onAck takes in the broker's ack of the message with that number, in hex.
+func (p *publisher) onAck(number string, m *nats.Msg) {
 	n, err := strconv.ParseUint(number, 16, 64)
 	if err != nil {
 		return
@@ -172,7 +172,7 @@ func (p *publisher) onPubAck(number string, m *nats.Msg) {
 	}
 	seq, _ := r.waiting()
 	if seq == 0 { // else a claim was faster
-		seq, err = subjects.ParsePubAck(m)
+		seq, err = subjects.ParsePublishAck(m)
 	}
 	r.onAck(n, seq, err)
 }
@@ -196,7 +196,7 @@ func (r *request) onAck(number, seq uint64, err error) {
 	m.endAwait()
 }
 
-// awaitAck waits for the PubAck of a request's message, or a claim, even if its client is gone: only that says which
+// awaitAck waits for the ack of a request's message, or a claim, even if its client is gone: only that says which
 // message to take back. Mostly it has come long ago. It returns 0 if neither comes by until, or within ackTimeout.
 func (p *publisher) awaitAck(ctx context.Context, r *request, until time.Time) (seq uint64) {
 	r.mu.Lock()
@@ -221,7 +221,7 @@ func (p *publisher) awaitAck(ctx context.Context, r *request, until time.Time) (
 	return seq
 }
 
-// ackIsLate says that the PubAck of a request's message is overdue.
+// ackIsLate says that the ack of a request's message is overdue.
 func (p *publisher) ackIsLate(r *request, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -333,7 +333,7 @@ func (p *publisher) handBack(ctx context.Context, r *request, ack string, delay 
 	return p.publish(r)
 }
 
-// publishIfLost publishes a request again that has waited for long, and whose message the queue, against its PubAck, no
+// publishIfLost publishes a request again that has waited for long, and whose message the queue, despite its ack, no
 // longer has.
 func (p *publisher) publishIfLost(ctx context.Context, r *request) error {
 	now := time.Now()
@@ -373,5 +373,5 @@ func (p *publisher) deadLetter(r *request, reason string) {
 	}
 	p.bus.log.Warn("request dead-lettered", "id", r.wire.ID, "pool", at.queue.pool, "reason", reason)
 	p.bus.event(subjects.Event{Kind: subjects.EventDead, Pool: at.queue.pool, Tier: at.tier.Name, Model: r.wire.Model, Tenant: r.wire.Tenant, Request: r.wire.ID.String(),
-		Text: fmt.Sprintf("request %s to %s is a dead letter: %s", r.wire.ID, at.queue.pool, reason)})
+		Text: fmt.Sprintf("request %s to pool %s became a dead letter: %s", r.wire.ID, at.queue.pool, reason)})
 }

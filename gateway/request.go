@@ -254,7 +254,7 @@ func (r *request) claim(c *subjects.Claim, d subjects.Delivery, again bool, now 
 	case !again && (r.failed[c.Worker] || r.refused[c.Worker]):
 		return subjects.OtherWorker, at, r.avoidedLocked()
 	}
-	if r.message.seq == 0 { // the claim is faster than the PubAck
+	if r.message.seq == 0 { // the claim arrived before the ack
 		r.message.setSeq(d.StreamSeq)
 	}
 	r.message.err = nil // the message is there after all
@@ -328,7 +328,7 @@ func (r *request) expectedLocked(p subjects.Prefix) bool {
 // addLocked adds a frame of the running attempt. It returns false, and fails the attempt, if there are too many.
 func (r *request) addLocked(ev event) bool {
 	if r.buffered += len(ev.Data) + len(ev.payload); r.buffered > maxBuffered {
-		r.failAttemptLocked(subjects.FailTruncated, fmt.Sprintf("worker %s sent beyond its window", r.attempt.name), false)
+		r.failAttemptLocked(subjects.FailTruncated, fmt.Sprintf("worker %s exceeded its flow-control window", r.attempt.name), false)
 		return false
 	}
 	r.events = append(r.events, ev)

@@ -20,7 +20,7 @@ const checkEvery = time.Second
 // Why a request ends that is not answered, though its client is there.
 var (
 	errDeadline = errors.New("the request's deadline has passed")
-	errStopping = errors.New("the gateway stops")
+	errStopping = errors.New("the gateway is shutting down")
 )
 
 // errClientGone ends a request whose client went away. That is an outcome of its own, 499 in the log, and no failure.
@@ -157,7 +157,7 @@ func checkIn(r *request) time.Duration {
 	return in
 }
 
-// check handles what a waiting request is not woken for: the longest wait of its tier, a PubAck that is late, a fallback, a
+// check handles what a waiting request is not woken for: the longest wait of its tier, an ack that is late, a fallback, a
 // pool without a worker, a home lane that takes too long, and a message that the queue has lost.
 func (s *server) check(ctx context.Context, r *request) error {
 	now, at := time.Now(), r.target.Load()
@@ -286,10 +286,10 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 		return true, ans.giveBack(fail)
 	default:
 		if !r.unattended { // else it is a dead letter already, or a copy
-			s.publisher.deadLetter(r, fmt.Sprintf("%s; last: %s", why, fail.Reason))
+			s.publisher.deadLetter(r, fmt.Sprintf("%s; last error: %s", why, fail.Reason))
 		}
 		return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "dead_lettered", NoRetry: crashes > 1,
-			Message: fmt.Sprintf("%s after %d attempts; last: %s", why, a.number, fail.Reason)})
+			Message: fmt.Sprintf("%s; attempts: %d; last error: %s", why, a.number, fail.Reason)})
 	}
 }
 
@@ -337,7 +337,7 @@ func (s *server) clientError(ctx context.Context, r *request, err error) error {
 	case ctx.Err() == nil:
 		return err
 	case errors.Is(context.Cause(ctx), errStopping):
-		return api.Unavailable("gateway_stopping", time.Second, "the gateway stops")
+		return api.Unavailable("gateway_stopping", time.Second, "the gateway is shutting down")
 	}
 	return errClientGone
 }
@@ -359,8 +359,8 @@ func (s *server) finish(ctx context.Context, r *request, ans *answer) {
 		at.queue.observeService(time.Since(a.began))
 	default:
 		s.publisher.forgetAck(r)
-		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "over")
-		s.bus.nc.Publish(a.ack, subjects.Term("over"))
+		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "request ended")
+		s.bus.nc.Publish(a.ack, subjects.Term("request ended"))
 	}
 	s.keys.end(r.caller, ans.usage.InputTokens, ans.usage.OutputTokens, time.Now())
 	gone := ctx.Err() != nil

@@ -100,7 +100,7 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
-// sweep finds workers that fell silent and attempts that their worker no longer lists, and sizes the queues.
+// sweep finds workers that stopped sending heartbeats and attempts that their worker no longer lists, and sizes the queues.
 func (w *watch) sweep(now time.Time) {
 	lost, slept := w.fleet.sweep(now, w.bus.nc.IsConnected())
 	gateways := w.fleet.gateways(now)
@@ -135,15 +135,15 @@ func (w *watch) report(changes []change) {
 			e.Kind, e.Text = subjects.EventWorkerFenced, fmt.Sprintf("worker %s fenced: %s; %d in flight", h.Name, h.Reason, h.InFlight)
 		case workerUnfenced:
 			w.bus.log.Info("worker unfenced", "worker", h.Name)
-			e.Kind, e.Text = subjects.EventWorkerUnfenced, fmt.Sprintf("worker %s takes requests again; it was fenced: %s", h.Name, c.was.Reason)
+			e.Kind, e.Text = subjects.EventWorkerUnfenced, fmt.Sprintf("worker %s accepts requests again; it was fenced: %s", h.Name, c.was.Reason)
 		case workerLeft:
 			w.forget(h, "worker "+h.Name+" left")
 			w.bus.log.Info("worker left", "worker", h.Name)
 			e.Kind, e.Text = subjects.EventWorkerLeft, "worker "+h.Name+" left"
 		case workerLost:
-			w.forget(h, fmt.Sprintf("worker %s fell silent", h.Name))
+			w.forget(h, "worker "+h.Name+" stopped sending heartbeats")
 			w.bus.log.Warn("worker lost", "worker", h.Name, "silent", c.silent)
-			e.Kind, e.Text = subjects.EventWorkerLost, fmt.Sprintf("worker %s fell silent; its requests run elsewhere", h.Name)
+			e.Kind, e.Text = subjects.EventWorkerLost, fmt.Sprintf("worker %s stopped sending heartbeats; its requests move to other workers", h.Name)
 		}
 		w.bus.event(e)
 	}

@@ -14,7 +14,7 @@ const (
 	DoRetry    = "pulley.do.retry"    // a RetryOrder; one gateway (queue group "pulley") answers with a RetryResult when the retry has ended
 )
 
-// WorkerDrain is the subject on which a worker is told to drain and leave; it answers with an Outcome.
+// WorkerDrain is the subject on which a worker receives the order to drain and leave; it answers with an Outcome.
 func WorkerDrain(w string) string { return "pulley.wk." + w + ".drain" }
 
 // GatewayGroup is the queue group for work that exactly one gateway has to do.

@@ -24,7 +24,7 @@
 //	pulley.gw.<gw>.rsp                 worker → gateway    frames
 //	pulley.gw.<gw>.alive               worker → gateway    Alive
 //	pulley.gw.<gw>.body                worker → gateway    BodyRequest; the answer is bytes
-//	pulley.gw.<gw>.stored.<n>          broker → gateway    the PubAck of a Request (ParsePubAck)
+//	pulley.gw.<gw>.stored.<n>          broker → gateway    the broker's ack of a Request (ParsePublishAck)
 //	pulley.gw.<gw>.left.<w>            gateway → itself    empty; the worker's last frames arrived before it
 //	pulley.gw.<gw>.ref                 gateway → workers   Reference
 //	pulley.gw.<gw>.told                gateway → gateways  HeldReport
@@ -64,7 +64,7 @@
 //	discard new, per subject  the hard bound of 100 000 per lane refuses new messages and never drops old ones; gateways refuse long before
 //	message TTL allowed       Nats-TTL removes requests whose deadline has passed
 //	direct get allowed        to check whether a message is still there
-//	duplicates 20 s           a message may be published again after its PubAck was lost
+//	duplicates 20 s           a message may be published again after its ack was lost
 //
 // It has one durable consumer for each lane of each pool, named <pool>=<lane>, or "=" and the hex SHA-256 of that name
 // if it is longer than 200 bytes. The metadata pulley-pool and pulley-lane have the unescaped names.
@@ -123,7 +123,7 @@
 // races with a delivery. A delivery whose bid no longer holds is handed back at once (-NAK): there is no slot for it,
 // its tier must wait for another one, its pool is paused, the worker is cordoned, or the price has risen since. For a
 // risen price a request is handed back at most twice. A home lane gets a bid at least every 45 s, so that its consumer
-// stays. The ack subject tells, as pending, how many requests wait behind the delivered one:
+// stays. The ack subject says, as pending, how many requests wait behind the delivered one:
 //
 //	$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>
 //	$JS.ACK.<domain>.<account>.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>.<random>
@@ -231,7 +231,7 @@
 // # Failover
 //
 // Until a byte of an answer has reached the client, a failed attempt is followed by another, on another worker if there
-// is one (policy.History says how often). After that the client is told that the answer broke off. Frames of an attempt
+// is one (policy.History says how often). After that the client gets an error. Frames of an attempt
 // that is not the granted one are ignored, so two attempts never mix.
 //
 // # Permissions of a worker

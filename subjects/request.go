@@ -190,9 +190,9 @@ func Sender(m *nats.Msg) (id ID, gateway string, ok bool) {
 	return id, gateway, ok
 }
 
-// ParsePubAck parses the broker's ack of a published Request. It returns the sequence of the
+// ParsePublishAck parses the broker's ack of a published Request. It returns the sequence of the
 // message, or why the broker did not store it, in most cases as a *jetstream.APIError.
-func ParsePubAck(m *nats.Msg) (seq uint64, err error) {
+func ParsePublishAck(m *nats.Msg) (seq uint64, err error) {
 	var stream string
 	var n int64
 	if j := (reader{string(m.Data)}); j.lit(`{"stream":`) && j.str(&stream) && j.lit(`,"seq":`) && j.int64(&n) && n > 0 && j.rest == `}` {
@@ -207,11 +207,11 @@ func ParsePubAck(m *nats.Msg) (seq uint64, err error) {
 	}
 	switch err := Unmarshal(m.Data, &a); {
 	case err != nil:
-		return 0, fmt.Errorf("parse PubAck: %w", err)
+		return 0, fmt.Errorf("parse the broker's ack: %w", err)
 	case a.Error != nil:
 		return 0, a.Error
 	case a.Seq == 0:
-		return 0, errors.New("PubAck without a sequence")
+		return 0, errors.New("the broker's ack has no sequence")
 	}
 	return a.Seq, nil
 }

@@ -95,29 +95,29 @@ func TestParseRequestRefuses(t *testing.T) {
 	}
 }
 
-func TestParsePubAck(t *testing.T) {
+func TestParsePublishAck(t *testing.T) {
 	for about, data := range map[string]string{
 		"as the server writes it": `{"stream":"S","seq":7}`,
 		"in a domain":             `{"stream":"S","domain":"d","seq":7}`,
 		"a second time":           `{"stream":"S","seq":7,"duplicate": true}`,
 		"in another order":        `{ "seq":7, "stream":"S" }`,
 	} {
-		if seq, err := subjects.ParsePubAck(&nats.Msg{Data: []byte(data)}); seq != 7 || err != nil {
+		if seq, err := subjects.ParsePublishAck(&nats.Msg{Data: []byte(data)}); seq != 7 || err != nil {
 			t.Errorf("%s: %d, %v, want 7", about, seq, err)
 		}
 	}
 	full := &nats.Msg{Data: []byte(`{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"},"stream":"S","seq":0}`)}
-	if _, err := subjects.ParsePubAck(full); err == nil {
+	if _, err := subjects.ParsePublishAck(full); err == nil {
 		t.Error("a full stream is not an error")
 	} else if api, ok := errors.AsType[*jetstream.APIError](err); !ok || api.ErrorCode != 10077 {
 		t.Errorf("a full stream: %v, want the server's own error", err)
 	}
 	noResponders := &nats.Msg{Header: nats.Header{"Status": {"503"}}}
-	if _, err := subjects.ParsePubAck(noResponders); !errors.Is(err, jetstream.ErrNoStreamResponse) {
+	if _, err := subjects.ParsePublishAck(noResponders); !errors.Is(err, jetstream.ErrNoStreamResponse) {
 		t.Errorf("no responders: %v, want ErrNoStreamResponse", err)
 	}
 	for _, data := range []string{"", "{}", `{"stream":"S","seq":0}`, `{"stream":"S","seq":-1}`, `[]`, `{"stream":"S"`} {
-		if seq, err := subjects.ParsePubAck(&nats.Msg{Data: []byte(data)}); err == nil {
+		if seq, err := subjects.ParsePublishAck(&nats.Msg{Data: []byte(data)}); err == nil {
 			t.Errorf("%q: %d, want an error", data, seq)
 		}
 	}
