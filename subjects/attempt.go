@@ -24,16 +24,12 @@ type Claim struct {
 // Bytes is the claim as JSON.
 func (c *Claim) Bytes() ([]byte, error) {
 	b := builder{buf: make([]byte, 0, 256)}
-	b.lit(`{"id":`)
-	b.str(c.ID.String())
+	b.str(`{"id":`, c.ID.String())
 	b.lit(`,"attempt":"`)
 	b.buf = strconv.AppendUint(b.buf, c.Attempt, 10)
-	b.lit(`","worker":`)
-	b.str(c.Worker)
-	b.lit(`,"name":`)
-	b.str(c.Name)
-	b.lit(`,"ack":`)
-	b.str(c.Ack)
+	b.str(`","worker":`, c.Worker)
+	b.str(`,"name":`, c.Name)
+	b.str(`,"ack":`, c.Ack)
 	b.lit(`}`)
 	return b.buf, b.err
 }
@@ -225,12 +221,9 @@ func (w *Writer) json(k Kind, build func(*builder)) {
 }
 
 func (h *Head) build(b *builder) {
-	b.lit(`{"status":`)
-	b.int(int64(h.Status))
-	b.lit(`,"header":`)
-	b.header(h.Header)
-	b.lit(`,"length":`)
-	b.int(h.Length)
+	b.int(`{"status":`, int64(h.Status))
+	b.header(`,"header":`, h.Header)
+	b.int(`,"length":`, h.Length)
 	b.lit(`}`)
 }
 
@@ -243,10 +236,8 @@ func (h *Head) read(payload string) bool {
 }
 
 func (e *End) build(b *builder) {
-	b.lit(`{"output_tokens":`)
-	b.int(int64(e.OutputTokens))
-	b.lit(`,"input_tokens":`)
-	b.int(int64(e.InputTokens))
+	b.int(`{"output_tokens":`, int64(e.OutputTokens))
+	b.int(`,"input_tokens":`, int64(e.InputTokens))
 	b.lit(`}`)
 }
 
@@ -258,10 +249,8 @@ func (e *End) read(payload string) bool {
 }
 
 func (f *Fail) build(b *builder) {
-	b.lit(`{"class":`)
-	b.str(string(f.Class))
-	b.lit(`,"reason":`)
-	b.str(strings.ToValidUTF8(f.Reason, "\ufffd")) // the reason may quote an engine
+	b.str(`{"class":`, string(f.Class))
+	b.str(`,"reason":`, strings.ToValidUTF8(f.Reason, "\ufffd")) // the reason may quote an engine
 	if f.Answer != nil {
 		b.lit(`,"answer":`)
 		f.Answer.build(b)

@@ -42,10 +42,11 @@ type builder struct {
 	err error
 }
 
-// lit appends a literal piece of JSON.
+// lit appends a literal piece of JSON. The other methods append one and a value.
 func (b *builder) lit(s string) { b.buf = append(b.buf, s...) }
 
-func (b *builder) str(s string) {
+func (b *builder) str(before, s string) {
+	b.lit(before)
 	if bare(s) {
 		b.buf = append(b.buf, '"')
 		b.buf = append(b.buf, s...)
@@ -60,27 +61,29 @@ func (b *builder) str(s string) {
 	b.buf = quoted
 }
 
-func (b *builder) int(n int64) { b.buf = strconv.AppendInt(b.buf, n, 10) }
-func (b *builder) bool(v bool) { b.buf = strconv.AppendBool(b.buf, v) }
+func (b *builder) int(before string, n int64) {
+	b.buf = strconv.AppendInt(append(b.buf, before...), n, 10)
+}
+func (b *builder) bool(before string, v bool) {
+	b.buf = strconv.AppendBool(append(b.buf, before...), v)
+}
 
 // header appends names and values; values are bytes, see toWire.
-func (b *builder) header(h http.Header) {
-	between := "{"
+func (b *builder) header(before string, h http.Header) {
+	b.lit(before)
+	b.lit("{")
+	comma := ""
 	for k, vs := range h {
-		b.lit(between)
-		between = ","
-		b.str(k)
+		b.str(comma, k)
+		comma = ","
 		b.lit(":[")
 		for i, v := range vs {
 			if i > 0 {
 				b.lit(",")
 			}
-			b.str(toWire(v))
+			b.str("", toWire(v))
 		}
 		b.lit("]")
-	}
-	if len(h) == 0 {
-		b.lit("{")
 	}
 	b.lit("}")
 }
@@ -117,43 +120,23 @@ func (r *reader) id(to *ID) bool {
 	return err == nil
 }
 
-// number consumes a number without an exponent; "" if there is none.
-func (r *reader) number() string {
-	s, n := r.rest, 0
-	digits := func() (some bool) {
-		from := n
-		for n < len(s) && '0' <= s[n] && s[n] <= '9' {
-			n++
-		}
-		return n > from
-	}
-	if n < len(s) && s[n] == '-' {
-		n++
-	}
-	first := n
-	if !digits() || s[first] == '0' && n > first+1 {
-		return ""
-	}
-	if n < len(s) && s[n] == '.' {
-		n++
-		if !digits() {
-			return ""
-		}
-	}
-	r.rest = s[n:]
-	return s[:n]
-}
-
+// int64 consumes a number without a fraction and an exponent.
 func (r *reader) int64(to *int64) bool {
-	n, err := strconv.ParseInt(r.number(), 10, 64)
-	*to = n
-	return err == nil
+	n := 0
+	for n < len(r.rest) && (r.rest[n] == '-' || '0' <= r.rest[n] && r.rest[n] <= '9') {
+		n++
+	}
+	digits := strings.TrimPrefix(r.rest[:n], "-")
+	v, err := strconv.ParseInt(r.rest[:n], 10, 64)
+	*to, r.rest = v, r.rest[n:]
+	return err == nil && (digits[0] != '0' || len(digits) == 1)
 }
 
 func (r *reader) int(to *int) bool {
-	n, err := strconv.Atoi(r.number())
-	*to = n
-	return err == nil
+	var n int64
+	ok := r.int64(&n)
+	*to = int(n)
+	return ok && int64(*to) == n
 }
 
 func (r *reader) bool(to *bool) bool {
