@@ -119,7 +119,7 @@ func (a *admission) enter(s *spec, body []byte) (*request, error) {
 	case policy.ShareFull:
 		return nil, a.full(at, "the tenant has as many waiting requests as its key allows")
 	case policy.TooLate:
-		a.metrics.refused(at.queue.pool, at.tier.Name, "too_late")
+		a.metrics.refusals.WithLabelValues(at.queue.pool, at.tier.Name, "too_late").Inc()
 		what := fmt.Sprintf("the request's deadline of %v", timeout)
 		if left < timeout {
 			what = fmt.Sprintf("the %v that tier %s allows", left, at.tier.Name)
@@ -134,7 +134,7 @@ func (a *admission) enter(s *spec, body []byte) (*request, error) {
 // full returns the error of a request that finds its queue full.
 func (a *admission) full(at *target, why string) *api.Error {
 	pool, tier := at.queue.pool, at.tier.Name
-	a.metrics.refused(pool, tier, "full")
+	a.metrics.refusals.WithLabelValues(pool, tier, "full").Inc()
 	retry, event := at.queue.refuse(time.Now())
 	if event {
 		a.bus.event(subjects.Event{Kind: subjects.EventFull, Pool: pool, Tier: tier, Text: fmt.Sprintf("the queue of %s (tier %s) is full: %s", pool, tier, why)})

@@ -160,7 +160,8 @@ func (a *answer) begin(length int64) {
 	a.begun = true
 	claimed := a.r.begin(now)
 	total := now.Sub(a.r.arrived)
-	a.metrics.began(a.r.target.Load(), total)
+	at := a.r.target.Load()
+	a.metrics.ttft.WithLabelValues(at.queue.pool, at.tier.Name).Observe(total.Seconds())
 	if a.opened {
 		return
 	}
@@ -360,6 +361,6 @@ func (a *answer) lastEvent(b []byte) error {
 	if err := a.write(b); err != nil {
 		return err
 	}
-	a.metrics.brokenStream(a.r.target.Load().queue.pool)
+	a.metrics.broken.WithLabelValues(a.r.target.Load().queue.pool).Inc()
 	return a.flush()
 }

@@ -112,7 +112,7 @@ func (d *dispatcher) arbitrate(c *subjects.Claim) *subjects.Refusal {
 			d.affinity.learn(r.affinity, at.queue.pool, c.Worker)
 		}
 	}
-	d.metrics.claimed(at, now.Sub(r.arrived))
+	d.metrics.queue.WithLabelValues(at.queue.pool, at.tier.Name).Observe(now.Sub(r.arrived).Seconds())
 	return nil
 }
 

@@ -103,8 +103,13 @@ type fleetMetrics struct {
 	gpus  *gpuHistory
 }
 
+// fleetDescs are those that fleetDesc has made.
+var fleetDescs []*prometheus.Desc
+
 func fleetDesc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc("pulley_"+name, help, labels, nil)
+	d := prometheus.NewDesc("pulley_"+name, help, labels, nil)
+	fleetDescs = append(fleetDescs, d)
+	return d
 }
 
 var (
@@ -133,11 +138,6 @@ var (
 	descXIDs        = fleetDesc("gpu_xid_total", "XID errors since the gateway first saw the GPU.", append(gpuLabels, "xid")...)
 	descGPUFenced   = fleetDesc("gpu_fenced", "1 if a GPU is fenced: no requests may run on it.", append(gpuLabels, "reason")...)
 )
-
-var fleetDescs = []*prometheus.Desc{
-	descCapacity, descBounds, descInFlight, descHeadroom, descFactor, descFenced, descNVML, descAge, descMemory, descUtilization, descTemperature,
-	descMemoryTemp, descPower, descPowerLimit, descClock, descThrottled, descECC, descRows, descXIDs, descGPUFenced,
-}
 
 func (fleetMetrics) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range fleetDescs {
@@ -184,6 +184,13 @@ func counter(to chan<- prometheus.Metric, d *prometheus.Desc, v float64, labels 
 	to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, utf8Labels(append(labels[:len(labels):len(labels)], more...))...)
 }
 
+// optional gives the gauge of a value that may be missing.
+func optional[T int | uint64 | float64](to chan<- prometheus.Metric, d *prometheus.Desc, v *T, unit float64, labels []string, more ...string) {
+	if v != nil {
+		gauge(to, d, float64(*v)*unit, labels, more...)
+	}
+}
+
 // utf8Labels makes labels valid UTF-8: workers choose them.
 func utf8Labels(labels []string) []string {
 	for i, l := range labels {
@@ -198,11 +205,8 @@ func collectWorker(to chan<- prometheus.Metric, h *subjects.Heartbeat) {
 	if h.NVML != nil {
 		gauge(to, descNVML, truth(h.NVML.Failure == nil && len(h.NVML.GPUs) > 0), labels)
 	}
-	if h.State == subjects.Fenced {
-		gauge(to, descFenced, 1, labels, knownClass(h.FenceClass))
-	} else {
-		gauge(to, descFenced, 0, labels, "")
-	}
+	fenced := h.State == subjects.Fenced
+	gauge(to, descFenced, truth(fenced), labels, fenceLabel(fenced, h.FenceClass))
 	r := h.Capacity
 	if r == nil {
 		return
@@ -225,8 +229,11 @@ func knownBound(b policy.Bound) string {
 	return "other"
 }
 
-// knownClass bounds the label's values, whatever a worker of another version reports.
-func knownClass(c gpu.FenceClass) string {
+// fenceLabel bounds the label's values in the same way. It is empty without a fence.
+func fenceLabel(fenced bool, c gpu.FenceClass) string {
+	if !fenced {
+		return ""
+	}
 	switch c {
 	case gpu.FenceLost, gpu.FenceResetRequired, gpu.FenceRowRemap, gpu.FenceRecovery, gpu.FenceXID, gpu.FenceECC, subjects.FenceStalled, subjects.FenceNVML:
 		return string(c)
@@ -235,11 +242,7 @@ func knownClass(c gpu.FenceClass) string {
 }
 
 func collectGPU(to chan<- prometheus.Metric, g *subjects.GPU, labels []string) {
-	if g.Fenced != "" {
-		gauge(to, descGPUFenced, 1, labels, knownClass(g.FenceClass))
-	} else {
-		gauge(to, descGPUFenced, 0, labels, "")
-	}
+	gauge(to, descGPUFenced, truth(g.Fenced != ""), labels, fenceLabel(g.Fenced != "", g.FenceClass))
 	if g.State == gpu.Unknown {
 		return // its values are too old
 	}
@@ -247,28 +250,16 @@ func collectGPU(to chan<- prometheus.Metric, g *subjects.GPU, labels []string) {
 		gauge(to, descMemory, float64(m.Total), labels, "total")
 		gauge(to, descMemory, float64(m.Used), labels, "used")
 		gauge(to, descMemory, float64(m.Free), labels, "free")
-		if m.Reserved != nil {
-			gauge(to, descMemory, float64(*m.Reserved), labels, "reserved")
-		}
+		optional(to, descMemory, m.Reserved, 1, labels, "reserved")
 	}
 	if g.Utilization != nil {
 		gauge(to, descUtilization, float64(g.Utilization.GPU)/100, labels)
 	}
-	for _, v := range []struct {
-		desc *prometheus.Desc
-		v    *int
-		unit float64
-	}{{descTemperature, g.Temperature, 1}, {descMemoryTemp, g.MemoryTemperature, 1}, {descClock, g.SMClock, 1e6}} {
-		if v.v != nil {
-			gauge(to, v.desc, float64(*v.v)*v.unit, labels)
-		}
-	}
-	if g.Power != nil {
-		gauge(to, descPower, *g.Power, labels)
-	}
-	if g.PowerLimit != nil {
-		gauge(to, descPowerLimit, *g.PowerLimit, labels)
-	}
+	optional(to, descTemperature, g.Temperature, 1, labels)
+	optional(to, descMemoryTemp, g.MemoryTemperature, 1, labels)
+	optional(to, descClock, g.SMClock, 1e6, labels)
+	optional(to, descPower, g.Power, 1, labels)
+	optional(to, descPowerLimit, g.PowerLimit, 1, labels)
 	if g.Throttle != nil {
 		for bit, reason := range gpu.AllThrottle() {
 			gauge(to, descThrottled, truth(*g.Throttle&bit != 0), labels, reason)

@@ -101,7 +101,7 @@ func (in *ingress) end(w http.ResponseWriter, r *http.Request, id subjects.ID, e
 		} else {
 			log.Info("request", "id", id, "path", r.URL.Path, "status", e.Status, "code", e.Code, "took", time.Since(began))
 		}
-		in.metrics.answeredError(e)
+		in.metrics.errors.WithLabelValues(strings.ToLower(e.Code)).Inc()
 		if e.Status == http.StatusRequestEntityTooLarge || e.Status == http.StatusRequestTimeout {
 			w.Header().Set("Connection", "close") // the rest of the body is not read
 		}

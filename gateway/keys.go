@@ -92,15 +92,12 @@ type caller struct {
 }
 
 func newKeyring(b *bus, auth AuthMode) *keyring {
-	counter := func(name, help, label string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "pulley", Name: name, Help: help}, []string{label})
-	}
 	return &keyring{
 		bus: b, auth: auth,
 		synced:  make(chan struct{}),
 		others:  make(map[string]*peerUsage),
-		refused: counter("auth_refused_total", "Requests refused for their API key, by reason: missing, wrong, expired, rotated, starting.", "reason"),
-		limited: counter("rate_limited_total", "Requests refused by a limit of their API key: requests, tokens, concurrency.", "limit"),
+		refused: counterVec("auth_refused_total", "Requests refused for their API key, by reason: missing, wrong, expired, rotated, starting.", "reason"),
+		limited: counterVec("rate_limited_total", "Requests refused by a limit of their API key: requests, tokens, concurrency.", "limit"),
 	}
 }
 

@@ -1,13 +1,10 @@
 package gateway
 
 import (
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-
-	"github.com/pulley-lb/pulley/api"
 )
 
 // metrics are labelled with pools that have had a worker and with tiers, never with what a client chooses.
@@ -34,25 +31,22 @@ var (
 
 // newMetrics makes the metrics of a gateway; others are collected with them.
 func newMetrics(gateway, version string, others ...prometheus.Collector) *metrics {
-	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "pulley", Name: name, Help: help}, labels)
-	}
 	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
 		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "pulley", Name: name, Help: help, Buckets: buckets}, []string{"pool", "tier"})
 	}
 	m := &metrics{
 		registry:  prometheus.NewRegistry(),
-		requests:  counter("requests_total", "Requests that ended, by outcome: answered, refused, cancelled, broken.", "pool", "tier", "outcome"),
+		requests:  counterVec("requests_total", "Requests that ended, by outcome: answered, refused, cancelled, broken.", "pool", "tier", "outcome"),
 		queue:     histogram("queue_seconds", "Time from a request's arrival to its claim by a worker.", shortBuckets),
 		ttft:      histogram("time_to_first_byte_seconds", "Time from a request's arrival to the first byte of its answer.", shortBuckets),
 		duration:  histogram("request_seconds", "Time from a request's arrival to its end.", longBuckets),
-		refusals:  counter("refused_total", "Requests that a queue refused, by reason.", "pool", "tier", "reason"),
-		attempts:  counter("attempts_failed_total", "Attempts that failed, by class.", "pool", "class"),
-		cancelled: counter("cancelled_total", "Requests whose client disconnected, by phase: queued, before_first_byte, answering.", "pool", "window"),
-		broken:    counter("broken_streams_total", "Streams that ended with an error event.", "pool"),
-		errors:    counter("errors_total", "Error answers, by code.", "code"),
-		tokens:    counter("tokens_total", "Tokens that engines reported.", "pool", "tier", "direction"),
-		mirrors:   counter("mirrored_total", "Copies of requests for mirrors, by outcome: sent, or dropped for lack of capacity.", "pool", "outcome"),
+		refusals:  counterVec("refused_total", "Requests that a queue refused, by reason.", "pool", "tier", "reason"),
+		attempts:  counterVec("attempts_failed_total", "Attempts that failed, by class.", "pool", "class"),
+		cancelled: counterVec("cancelled_total", "Requests whose client disconnected, by phase: queued, before_first_byte, answering.", "pool", "window"),
+		broken:    counterVec("broken_streams_total", "Streams that ended with an error event.", "pool"),
+		errors:    counterVec("errors_total", "Error answers, by code.", "code"),
+		tokens:    counterVec("tokens_total", "Tokens that engines reported.", "pool", "tier", "direction"),
+		mirrors:   counterVec("mirrored_total", "Copies of requests for mirrors, by outcome: sent, or dropped for lack of capacity.", "pool", "outcome"),
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "pulley", Name: "build_info", Help: "Always 1, labelled with the version.",
 		ConstLabels: prometheus.Labels{"version": version, "gateway": gateway}})
@@ -63,44 +57,14 @@ func newMetrics(gateway, version string, others ...prometheus.Collector) *metric
 	return m
 }
 
+// counterVec is a counter for each combination of labels.
+func counterVec(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "pulley", Name: name, Help: help}, labels)
+}
+
 // gaugeFunc is a gauge whose value is asked for at each scrape.
 func gaugeFunc(name, help string, value func() float64) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "pulley", Name: name, Help: help}, value)
-}
-
-// claimed counts a claim of a request that has waited.
-func (m *metrics) claimed(at *target, waited time.Duration) {
-	m.queue.WithLabelValues(at.queue.pool, at.tier.Name).Observe(waited.Seconds())
-}
-
-// began counts the first byte of an answer.
-func (m *metrics) began(at *target, took time.Duration) {
-	m.ttft.WithLabelValues(at.queue.pool, at.tier.Name).Observe(took.Seconds())
-}
-
-func (m *metrics) refused(pool, tier, reason string) {
-	m.refusals.WithLabelValues(pool, tier, reason).Inc()
-}
-
-func (m *metrics) attemptFailed(pool, class string, crashed bool) {
-	if crashed {
-		class = "worker_lost"
-	}
-	m.attempts.WithLabelValues(pool, class).Inc()
-}
-
-func (m *metrics) mirrored(pool string, sent bool) {
-	outcome := "dropped"
-	if sent {
-		outcome = "sent"
-	}
-	m.mirrors.WithLabelValues(pool, outcome).Inc()
-}
-
-func (m *metrics) brokenStream(pool string) { m.broken.WithLabelValues(pool).Inc() }
-
-func (m *metrics) answeredError(e *api.Error) {
-	m.errors.WithLabelValues(strings.ToLower(e.Code)).Inc()
 }
 
 // ended counts a request that was admitted. claimed says that a worker had it, gone that its client disconnected.

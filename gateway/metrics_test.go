@@ -5,7 +5,6 @@ import (
 	"net/http/httptest"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
@@ -20,7 +19,7 @@ func TestQueuesAppearWhileScraped(t *testing.T) {
 		at := target{queue: queues.get(name, "standard"), tier: policy.Tier{Name: "standard"}}
 		r := newRequest(&spec{wire: new(subjects.Request), admitted: at}, nil)
 		requests.add(r)
-		metrics.claimed(&at, time.Second)
+		metrics.queue.WithLabelValues(name, "standard").Observe(1)
 		metrics.ended(r, new(answer), true, false)
 		requests.remove(r)
 	}

@@ -29,7 +29,11 @@ type mirrors struct {
 func (m *mirrors) send(r *request) {
 	for _, to := range r.route.Mirror {
 		if m.router.spread("mirror "+r.routeName+" "+to.Pool).Next()*100 < to.Percent {
-			m.metrics.mirrored(to.Pool, m.sendTo(r, to.Pool))
+			outcome := "dropped"
+			if m.sendTo(r, to.Pool) {
+				outcome = "sent"
+			}
+			m.metrics.mirrors.WithLabelValues(to.Pool, outcome).Inc()
 		}
 	}
 }

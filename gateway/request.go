@@ -42,8 +42,8 @@ type request struct {
 	events   []event         // what has arrived for the handler
 	buffered int             // bytes in events
 	history  policy.History  // failures so far
-	failed   map[string]bool // ids of the workers that failed it
-	refused  map[string]bool // ids of the workers that had no slot for it
+	avoid    map[string]bool // ids of the workers that failed it or had no slot for it
+	refused  map[string]bool // ids of those that had no slot
 }
 
 // spec is what a request was admitted with.
@@ -167,11 +167,12 @@ func (r *request) current() *attempt {
 	return r.attempt
 }
 
-// retry lets another attempt be granted.
-func (r *request) retry() {
+// retry lets another attempt be granted. It returns the workers that failed or refused the request so far.
+func (r *request) retry() (avoid map[string]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.attempt = nil
+	return maps.Clone(r.avoid)
 }
 
 // end ends the request: nothing that comes for it counts any more. It returns the last attempt; nil if the request waits.
@@ -183,53 +184,27 @@ func (r *request) end() *attempt {
 	return r.attempt
 }
 
-// fail notes in the request's history that an attempt failed. It returns the workers that refused the request so far.
-func (r *request) fail(a *attempt, class subjects.FailClass, crashed bool) (refused map[string]bool) {
+// fail notes in the request's history that an attempt failed. It also returns the workers that refused the request so far.
+func (r *request) fail(a *attempt, class subjects.FailClass, crashed bool) (h policy.History, refused map[string]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.failed == nil {
-		r.failed, r.refused = make(map[string]bool), make(map[string]bool)
+	if r.avoid == nil {
+		r.avoid, r.refused = make(map[string]bool), make(map[string]bool)
 	}
-	h := &r.history
+	r.avoid[a.worker] = true
 	switch {
 	case crashed:
-		h.Failures++
-		h.Crashes++
-		r.failed[a.worker] = true
+		r.history.Failures++
+		r.history.Crashes++
 	case class == subjects.FailRefused:
-		h.Refusals++
+		r.history.Refusals++
 		r.refused[a.worker] = true
 	case class == subjects.FailDraining:
 		r.refused[a.worker] = true
 	default:
-		h.Failures++
-		r.failed[a.worker] = true
+		r.history.Failures++
 	}
-	return maps.Clone(r.refused)
-}
-
-// next decides what becomes of the request after a failure. allRefused says that the last failure was a refusal, and that
-// every live worker has refused it.
-func (r *request) next(allRefused bool) (next policy.Next, reason string, crashes int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.history.AllRefused = allRefused
-	next, reason = r.history.After()
-	return next, reason, r.history.Crashes
-}
-
-// avoided returns the workers that failed or refused the request, and how many attempts it had.
-func (r *request) avoided() (workers map[string]bool, attempts int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.avoidedLocked(), r.attempts
-}
-
-func (r *request) avoidedLocked() map[string]bool {
-	avoid := make(map[string]bool, len(r.failed)+len(r.refused))
-	maps.Copy(avoid, r.failed)
-	maps.Copy(avoid, r.refused)
-	return avoid
+	return r.history, maps.Clone(r.refused)
 }
 
 func (r *request) wake() {
@@ -251,8 +226,8 @@ func (r *request) claim(c *subjects.Claim, d subjects.Delivery, again bool, now 
 		return subjects.Gone, at, nil
 	case r.attempt != nil:
 		return subjects.Elsewhere, at, nil
-	case !again && (r.failed[c.Worker] || r.refused[c.Worker]):
-		return subjects.OtherWorker, at, r.avoidedLocked()
+	case !again && r.avoid[c.Worker]:
+		return subjects.OtherWorker, at, maps.Clone(r.avoid)
 	}
 	if r.message.seq == 0 { // the claim arrived before the ack
 		r.message.setSeq(d.StreamSeq)

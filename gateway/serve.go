@@ -163,7 +163,7 @@ func (s *server) check(ctx context.Context, r *request) error {
 	now, at := time.Now(), r.target.Load()
 	waited := now.Sub(r.arrived)
 	if limit := time.Duration(at.tier.MaxWait); limit > 0 && waited >= limit {
-		s.metrics.refused(at.queue.pool, at.tier.Name, "max_wait")
+		s.metrics.refusals.WithLabelValues(at.queue.pool, at.tier.Name, "max_wait").Inc()
 		return &api.Error{Status: http.StatusTooManyRequests, Code: "queue_timeout", RetryAfter: time.Second,
 			Message: fmt.Sprintf("no worker took the request within the %v that tier %s allows", limit, at.tier.Name)}
 	}
@@ -264,18 +264,22 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 		return true, ans.refuse(errMalformed)
 	}
 	a, at := r.current(), r.target.Load()
-	s.metrics.attemptFailed(at.queue.pool, string(fail.Class), ev.crashed)
+	class := string(fail.Class)
+	if ev.crashed {
+		class = "worker_lost"
+	}
+	s.metrics.attempts.WithLabelValues(at.queue.pool, class).Inc()
 	s.bus.log.Info("attempt failed", "id", r.wire.ID, "attempt", a.number, "worker", a.name, "class", fail.Class, "crashed", ev.crashed, "reason", fail.Reason, "after", time.Since(a.began))
 	s.shifts.failed(r, fail.Class)
 	if ans.begun {
 		return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "upstream_lost", Message: "the answer broke off: " + fail.Reason})
 	}
-	allRefused, refused := false, r.fail(a, fail.Class, ev.crashed)
+	history, refused := r.fail(a, fail.Class, ev.crashed)
 	if fail.Class == subjects.FailRefused {
 		live, _ := s.fleet.others(at.queue.pool, refused)
-		allRefused = live == 0
+		history.AllRefused = live == 0
 	}
-	switch next, why, crashes := r.next(allRefused); next {
+	switch next, why := history.After(); next {
 	case policy.Retry:
 		ans.reset()
 		if err := s.retry(ctx, r, a, fail.Class, ev.crashed); err != nil {
@@ -288,35 +292,29 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 		if !r.unattended { // else it is a dead letter already, or a copy
 			s.publisher.deadLetter(r, fmt.Sprintf("%s; last error: %s", why, fail.Reason))
 		}
-		return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "dead_lettered", NoRetry: crashes > 1,
+		return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "dead_lettered", NoRetry: history.Crashes > 1,
 			Message: fmt.Sprintf("%s; attempts: %d; last error: %s", why, a.number, fail.Reason)})
 	}
 }
 
 // retry puts a request whose attempt a failed in front of its queue again.
 func (s *server) retry(ctx context.Context, r *request, a *attempt, class subjects.FailClass, crashed bool) error {
-	at := r.target.Load()
-	r.retry()
+	at, avoid := r.target.Load(), r.retry()
 	at.queue.requeue(at.lane)
 	if crashed || class == subjects.FailTruncated || class == subjects.FailStalled {
 		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "failed over") // should it still run
 	}
-	if err := s.publisher.handBack(ctx, r, a.ack, s.retryDelay(r)); err != nil {
+	var delay time.Duration
+	if live, _ := s.fleet.others(at.queue.pool, avoid); live == 0 { // give this one time to recover
+		delay = policy.Pause(a.number, 0)
+	}
+	if err := s.publisher.handBack(ctx, r, a.ack, delay); err != nil {
 		return err
 	}
 	if at.lane != a.worker {
 		return nil
 	}
 	return s.move(ctx, r, at.queue.pool, at.tier) // no other worker may bid on that lane
-}
-
-// retryDelay is none while there is another worker to try, else some time for this one to recover.
-func (s *server) retryDelay(r *request) time.Duration {
-	avoid, attempts := r.avoided()
-	if live, _ := s.fleet.others(r.target.Load().queue.pool, avoid); live > 0 {
-		return 0
-	}
-	return policy.Pause(attempts, 0)
 }
 
 // clientError turns the reason for which a request ends into what its client is sent.
