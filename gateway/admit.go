@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/pulley-lb/pulley/api"
@@ -26,15 +25,13 @@ const (
 
 // admission decides whether a request may join a queue, and which. It builds every request.
 type admission struct {
-	bus         *bus
-	rules       *atomic.Pointer[rules]
-	keys        *keyring
-	router      *router
-	fleet       *fleet
-	queues      *queues
-	metrics     *metrics
-	inlineBody  int64         // the largest body, in bytes, that travels in the message
-	maxDeadline time.Duration // bounds the deadline that clients may ask for
+	cfg     *Config
+	bus     *bus
+	keys    *keyring
+	router  *router
+	fleet   *fleet
+	queues  *queues
+	metrics *metrics
 }
 
 // arrival is a call whose caller is known and whose body is read.
@@ -53,7 +50,7 @@ func (a *admission) admit(in arrival) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	rules, header := a.rules.Load(), in.http.Header
+	rules, header := a.bus.rules.Load(), in.http.Header
 	tier, err := tierFor(rules.Policy.Tiers, in.caller, &call, header)
 	if err != nil {
 		return nil, err
@@ -62,7 +59,7 @@ func (a *admission) admit(in arrival) (*request, error) {
 		return nil, &api.Error{Status: http.StatusForbidden, Code: "model_not_allowed", Param: "model",
 			Message: fmt.Sprintf("the key does not allow the model %s", api.Quote(call.Model))}
 	}
-	timeout, err := timeoutOf(header, time.Duration(tier.Deadline), a.maxDeadline)
+	timeout, err := timeoutOf(header, time.Duration(tier.Deadline), a.cfg.MaxDeadline)
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +160,7 @@ func (a *admission) fit(wire *subjects.Request, body []byte) error {
 				Message: "the request's headers are larger than the broker takes"}
 		}
 	}
-	wire.ByReference = size > a.inlineBody || size > limit/2 || meta+size > limit
+	wire.ByReference = size > a.cfg.InlineBody || size > limit/2 || meta+size > limit
 	return nil
 }
 

@@ -49,7 +49,7 @@ func BenchmarkAdmit(b *testing.B) {
 			if err := p.Check(); err != nil {
 				b.Fatal(err)
 			}
-			g.rules.Store(newRules(policystore.Version{Revision: 1, Policy: p}))
+			g.bus.rules.Store(newRules(policystore.Version{Revision: 1, Policy: p}))
 			keys := make(map[string]policy.Key)
 			key := ""
 			for i := range size.keys {

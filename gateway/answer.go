@@ -21,12 +21,10 @@ const maxHeld = 8 << 20
 // answer writes one response. Until a byte of an attempt's answer has reached the client, it can be reset, and another
 // attempt's answer is written instead. The handler's goroutine owns it.
 type answer struct {
-	bus        *bus
-	metrics    *metrics
-	slowClient time.Duration // Config.SlowClient
-	w          http.ResponseWriter
-	rc         *http.ResponseController
-	r          *request
+	server *server
+	w      http.ResponseWriter
+	rc     *http.ResponseController
+	r      *request
 
 	opened   bool      // the status and headers of an event stream were sent, to keep the client waiting
 	begun    bool      // bytes of an attempt's answer were sent
@@ -46,9 +44,7 @@ type answer struct {
 }
 
 func (s *server) newAnswer(w http.ResponseWriter, r *request) *answer {
-	a := &answer{bus: s.bus, metrics: s.metrics, slowClient: s.slowClient, w: w, r: r}
-	a.rc = http.NewResponseController(w)
-	return a
+	return &answer{server: s, w: w, rc: http.NewResponseController(w), r: r}
 }
 
 // reset forgets an attempt's answer of which nothing was written.
@@ -131,7 +127,7 @@ func (a *answer) hold(b []byte) error {
 func (a *answer) updateWindow() {
 	a.taken = a.size
 	att := a.r.current()
-	a.bus.publish(subjects.WorkerWindow(att.worker), subjects.WindowUpdate{ID: a.r.wire.ID, Attempt: att.mark, Taken: a.taken})
+	a.server.bus.publish(subjects.WorkerWindow(att.worker), subjects.WindowUpdate{ID: a.r.wire.ID, Attempt: att.mark, Taken: a.taken})
 }
 
 // pass passes on bytes of a stream.
@@ -161,7 +157,7 @@ func (a *answer) begin(length int64) {
 	claimed := a.r.begin(now)
 	total := now.Sub(a.r.arrived)
 	at := a.r.target.Load()
-	a.metrics.ttft.WithLabelValues(at.queue.pool, at.tier.Name).Observe(total.Seconds())
+	a.server.metrics.ttft.WithLabelValues(at.queue.pool, at.tier.Name).Observe(total.Seconds())
 	if a.opened {
 		return
 	}
@@ -229,9 +225,9 @@ func (a *answer) between() bool {
 
 // extend gives the client time to take the next bytes.
 func (a *answer) extend(now time.Time) {
-	if now.Sub(a.extended) > a.slowClient/16 { // not for each token: setting a deadline has a cost
+	if now.Sub(a.extended) > a.server.cfg.SlowClient/16 { // not for each token: setting a deadline has a cost
 		a.extended = now
-		a.rc.SetWriteDeadline(now.Add(a.slowClient))
+		a.rc.SetWriteDeadline(now.Add(a.server.cfg.SlowClient))
 	}
 }
 
@@ -361,6 +357,6 @@ func (a *answer) lastEvent(b []byte) error {
 	if err := a.write(b); err != nil {
 		return err
 	}
-	a.metrics.broken.WithLabelValues(a.r.target.Load().queue.pool).Inc()
+	a.server.metrics.broken.WithLabelValues(a.r.target.Load().queue.pool).Inc()
 	return a.flush()
 }

@@ -22,7 +22,7 @@ var both = api.Edits{Model: "gpt-4o", Tier: "batch"}
 
 // answering begins an answer to a recorder, for a request to path.
 func answering(path string, ed api.Edits) (*answer, *httptest.ResponseRecorder) {
-	s := &server{bus: new(bus), slowClient: time.Minute, metrics: newMetrics("g", "dev")}
+	s := &server{bus: new(bus), cfg: &Config{SlowClient: time.Minute}, metrics: newMetrics("g", "dev")}
 	now := time.Now()
 	r := newRequest(&spec{
 		wire: &subjects.Request{Stream: true}, api: api.Of(path), edits: ed, arrived: now, deadline: now.Add(time.Minute),

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -10,12 +11,13 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// bus is what the parts of a gateway share to reach the broker and the log. It has no state of its own.
+// bus is what the parts of a gateway share: the way to the broker and the log, and the policy in force.
 type bus struct {
-	id  string // the gateway's id, a subject token
-	nc  *nats.Conn
-	js  jetstream.JetStream
-	log *slog.Logger
+	id    string // the gateway's id, a subject token
+	nc    *nats.Conn
+	js    jetstream.JetStream
+	log   *slog.Logger
+	rules atomic.Pointer[rules] // policyFollower sets it
 }
 
 // publish publishes a message of package subjects as JSON.

@@ -18,7 +18,6 @@ import (
 // control answers the questions and carries out the orders of operators that come over the broker.
 type control struct {
 	bus       *bus
-	rules     *atomic.Pointer[rules]
 	requests  *requests
 	fleet     *fleet
 	queues    *queues
@@ -184,7 +183,7 @@ func (c *control) retryDead(o subjects.RetryOrder) (subjects.RetryResult, error)
 
 // enterAgain lets the request of a dead letter into its queue, under an id of its own.
 func (c *control) enterAgain(wire *subjects.Request, body []byte) (*request, error) {
-	rules := c.rules.Load()
+	rules := c.bus.rules.Load()
 	tier, ok := rules.tiers[wire.Tier]
 	if !ok {
 		tier = rules.Policy.Lowest()

@@ -89,9 +89,8 @@ func (c Config) withDefaults() (Config, error) {
 // Gateway is one ingress. Any number of them share a broker. Create it with New, then Run it once.
 type Gateway struct {
 	// Fixed after New.
-	cfg        Config
+	cfg        *Config
 	bus        *bus
-	rules      *atomic.Pointer[rules] // in force
 	metrics    *metrics
 	requests   *requests
 	fleet      *fleet
@@ -127,52 +126,48 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	rand.Read(random[:])
 	b := &bus{id: hex.EncodeToString(random[:]), nc: nc, js: js}
 	b.log = cfg.Logger.With("gateway", b.id)
-	rules := new(atomic.Pointer[rules])
-	rules.Store(newRules(policystore.Version{Policy: policy.Default()}))
+	b.rules.Store(newRules(policystore.Version{Policy: policy.Default()}))
 
 	requests, queues, fleet, gpus := newRequests(), newQueues(), newFleet(), newGPUHistory()
 	bodies, background := &budget{max: cfg.BodyMemory}, new(background)
-	keys, affinity, lanes, shifts := newKeyring(b, cfg.Auth), newAffinity(b), newLanes(b, rules), newShifts(b, rules)
+	keys, affinity, lanes, shifts := newKeyring(b, cfg.Auth), newAffinity(b), newLanes(b), newShifts(b)
 	metrics := newMetrics(b.id, cfg.Version, fleetMetrics{fleet, gpus}, keys.refused, keys.limited,
 		gaugeFunc("requests_in_flight", "Requests that the gateway holds now.", func() float64 { return float64(requests.count()) }),
 		gaugeFunc("request_body_bytes", "Bytes of request bodies that the gateway holds now.", func() float64 { return float64(bodies.held.Load()) }))
 	publisher, exchange := newPublisher(b), &exchange{bus: b, queues: queues, fleet: fleet}
-	router := &router{rules: rules, affinity: affinity, fleet: fleet, lanes: lanes, queues: queues}
+	router := &router{bus: b, affinity: affinity, fleet: fleet, lanes: lanes, queues: queues}
 	admission := &admission{
-		bus: b, rules: rules, keys: keys, router: router, fleet: fleet, queues: queues, metrics: metrics,
-		inlineBody: cfg.InlineBody, maxDeadline: cfg.MaxDeadline,
+		cfg: &cfg, bus: b, keys: keys, router: router, fleet: fleet, queues: queues, metrics: metrics,
 	}
 	server := &server{
-		bus: b, rules: rules, requests: requests, admission: admission, router: router, fleet: fleet, lanes: lanes, queues: queues,
-		exchange: exchange, publisher: publisher, keys: keys, shifts: shifts, metrics: metrics,
-		background: background, keepAlive: cfg.KeepAlive, slowClient: cfg.SlowClient, noWorkerWait: cfg.NoWorkerWait,
+		cfg: &cfg, bus: b, requests: requests, admission: admission, router: router, fleet: fleet, lanes: lanes, queues: queues,
+		exchange: exchange, publisher: publisher, keys: keys, shifts: shifts, metrics: metrics, background: background,
 	}
 	mirrors := &mirrors{
-		rules: rules, router: router, admission: admission, queues: queues, server: server, bodies: bodies, metrics: metrics,
+		bus: b, router: router, admission: admission, queues: queues, server: server, bodies: bodies, metrics: metrics,
 		slots: make(chan struct{}, maxMirrored),
 	}
 	streams := &streams{
-		bus: b, rules: rules, replicas: cfg.Replicas, fleet: fleet, lanes: lanes, requests: requests, changed: make(chan struct{}, 1),
+		bus: b, replicas: cfg.Replicas, fleet: fleet, lanes: lanes, requests: requests, changed: make(chan struct{}, 1),
 	}
 	watch := &watch{
-		bus: b, rules: rules, fleet: fleet, gpus: gpus, lanes: lanes, queues: queues, exchange: exchange, requests: requests,
+		bus: b, fleet: fleet, gpus: gpus, lanes: lanes, queues: queues, exchange: exchange, requests: requests,
 		gone: make(chan goneWorker, 1024),
 	}
 	g := &Gateway{
-		cfg: cfg, bus: b, rules: rules, metrics: metrics, requests: requests, fleet: fleet, lanes: lanes, affinity: affinity, keys: keys,
+		cfg: &cfg, bus: b, metrics: metrics, requests: requests, fleet: fleet, lanes: lanes, affinity: affinity, keys: keys,
 		router: router, admission: admission, exchange: exchange, streams: streams, shifts: shifts, background: background,
 		dispatcher: &dispatcher{
 			bus: b, requests: requests, publisher: publisher, fleet: fleet, affinity: affinity, exchange: exchange, metrics: metrics, watch: watch,
 		},
 		ingress: &ingress{
-			bus: b, keys: keys, router: router, admission: admission, mirrors: mirrors, server: server, metrics: metrics, bodies: bodies,
-			maxBody: cfg.MaxBody, slowClient: cfg.SlowClient, corsOrigins: cfg.CORSOrigins,
+			cfg: &cfg, bus: b, keys: keys, router: router, admission: admission, mirrors: mirrors, server: server, metrics: metrics, bodies: bodies,
 		},
 		watch:  watch,
-		policy: &policyFollower{bus: b, rules: rules, keys: keys, streams: streams, requests: requests},
+		policy: &policyFollower{bus: b, keys: keys, streams: streams, requests: requests},
 	}
 	g.control = &control{
-		bus: b, rules: rules, requests: requests, fleet: fleet, queues: queues, admission: admission, server: server, draining: &g.draining,
+		bus: b, requests: requests, fleet: fleet, queues: queues, admission: admission, server: server, draining: &g.draining,
 	}
 	return g, nil
 }

@@ -31,6 +31,7 @@ var errBreakOff = errors.New("answer broken off")
 
 // ingress is the HTTP API.
 type ingress struct {
+	cfg       *Config
 	bus       *bus
 	keys      *keyring
 	router    *router
@@ -39,10 +40,6 @@ type ingress struct {
 	server    *server
 	metrics   *metrics
 	bodies    *budget
-
-	maxBody     int64         // Config.MaxBody
-	slowClient  time.Duration // Config.SlowClient
-	corsOrigins []string      // Config.CORSOrigins
 }
 
 func (in *ingress) handler() http.Handler {
@@ -52,11 +49,11 @@ func (in *ingress) handler() http.Handler {
 	mux.Handle("GET /healthz", http.HandlerFunc(healthz))
 	mux.Handle("POST /", in.answering(in.infer))
 	mux.Handle("/", in.answering(notHere))
-	if len(in.corsOrigins) == 0 {
+	if len(in.cfg.CORSOrigins) == 0 {
 		return mux
 	}
 	return cors.New(cors.Options{
-		AllowedOrigins: in.corsOrigins,
+		AllowedOrigins: in.cfg.CORSOrigins,
 		AllowedMethods: []string{http.MethodGet, http.MethodPost},
 		AllowedHeaders: []string{"*"},
 		ExposedHeaders: []string{
@@ -106,7 +103,7 @@ func (in *ingress) end(w http.ResponseWriter, r *http.Request, id subjects.ID, e
 			w.Header().Set("Connection", "close") // the rest of the body is not read
 		}
 		w.Header().Set("Openai-Processing-Ms", strconv.FormatInt(time.Since(began).Milliseconds(), 10))
-		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(in.slowClient))
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(in.cfg.SlowClient))
 		e.Write(w, api.Of(r.URL.Path), id.String())
 	}
 }
@@ -151,9 +148,9 @@ func (in *ingress) admit(w http.ResponseWriter, r *http.Request, id subjects.ID)
 func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte, hold int64, err error) {
 	tooLarge := func() *api.Error {
 		return &api.Error{Status: http.StatusRequestEntityTooLarge, Code: "request_too_large",
-			Message: fmt.Sprintf("the body is larger than %d bytes", in.maxBody)}
+			Message: fmt.Sprintf("the body is larger than %d bytes", in.cfg.MaxBody)}
 	}
-	if r.ContentLength > in.maxBody {
+	if r.ContentLength > in.cfg.MaxBody {
 		return nil, 0, tooLarge()
 	}
 	if r.ContentLength == 0 { // a read deadline would end the server's watch over the connection
@@ -191,7 +188,7 @@ func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte
 			return body, hold, nil // at the body's end the server has removed the deadline
 		}
 		if len(body) == cap(body) {
-			more := min(int64(cap(body)), in.maxBody+1-int64(cap(body)))
+			more := min(int64(cap(body)), in.cfg.MaxBody+1-int64(cap(body)))
 			if r.ContentLength >= 0 {
 				more = min(more, r.ContentLength-int64(cap(body)))
 			}
@@ -206,7 +203,7 @@ func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte
 		n, err := r.Body.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
 		switch {
-		case int64(len(body)) > in.maxBody:
+		case int64(len(body)) > in.cfg.MaxBody:
 			return nil, hold, tooLarge()
 		case err == io.EOF:
 			return body, hold, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,15 +22,14 @@ const checkLaneEvery = 10 * time.Second
 // lanes sees to it that each lane that a worker needs has its consumers, one in the stream of each tier. It also keeps the
 // broker's list of pools, which a gateway that starts reads.
 type lanes struct {
-	bus   *bus
-	rules *atomic.Pointer[rules]
+	bus *bus
 
 	creates chan laneName // lanes whose consumers must be created
 	checks  chan laneName // lanes whose consumers may be gone
 	streams atomic.Bool   // the tiers' streams exist: until then no consumer can be created
 
-	mu    sync.Mutex
-	pools map[string]map[string]*laneState // by pool and lane
+	mu     sync.Mutex
+	byName map[laneName]*laneState
 }
 
 type laneName struct{ pool, lane string }
@@ -40,39 +40,36 @@ type laneState struct {
 	checked   time.Time // when run was last asked whether they still exist
 }
 
-func newLanes(b *bus, rules *atomic.Pointer[rules]) *lanes {
+func newLanes(b *bus) *lanes {
 	return &lanes{
-		bus: b, rules: rules, creates: make(chan laneName, 1024), checks: make(chan laneName, 64),
-		pools: make(map[string]map[string]*laneState),
+		bus: b, creates: make(chan laneName, 1024), checks: make(chan laneName, 64),
+		byName: make(map[laneName]*laneState),
 	}
 }
 
 // need asks for the lanes of a worker: the shared lanes of its pools, and its home lane in each pool that has affinity.
 func (l *lanes) need(h *subjects.Heartbeat) {
-	p := l.rules.Load().Policy
+	p := l.bus.rules.Load().Policy
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range h.Pools {
 		pool := h.Pools[i].Pool
-		l.needLocked(pool, subjects.Shared)
+		l.needLocked(laneName{pool, subjects.Shared})
 		if p.AffinityOf(pool) != policy.AffinityOff {
-			l.needLocked(pool, h.Worker)
+			l.needLocked(laneName{pool, h.Worker})
 		}
 	}
 }
 
-func (l *lanes) needLocked(pool, lane string) {
-	if l.pools[pool] == nil {
-		l.pools[pool] = make(map[string]*laneState)
-	}
-	s := l.pools[pool][lane]
+func (l *lanes) needLocked(name laneName) {
+	s := l.byName[name]
 	if s == nil {
 		s = new(laneState)
-		l.pools[pool][lane] = s
+		l.byName[name] = s
 	}
 	if !s.requested && l.streams.Load() {
 		select {
-		case l.creates <- laneName{pool, lane}:
+		case l.creates <- name:
 			s.requested = true
 		default: // the next heartbeat asks again
 		}
@@ -83,18 +80,14 @@ func (l *lanes) needLocked(pool, lane string) {
 func (l *lanes) restore(pools []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, p := range l.pools {
-		for _, s := range p {
-			*s = laneState{}
-		}
+	for _, s := range l.byName {
+		*s = laneState{}
 	}
 	for _, pool := range pools {
-		l.needLocked(pool, subjects.Shared)
+		l.needLocked(laneName{pool, subjects.Shared})
 	}
-	for pool, p := range l.pools {
-		for lane := range p {
-			l.needLocked(pool, lane)
-		}
+	for name := range l.byName {
+		l.needLocked(name)
 	}
 }
 
@@ -102,20 +95,18 @@ func (l *lanes) restore(pools []string) {
 func (l *lanes) forget(worker string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, p := range l.pools {
-		delete(p, worker)
-	}
+	maps.DeleteFunc(l.byName, func(name laneName, _ *laneState) bool { return name.lane == worker })
 }
 
 // exists says whether a lane's consumers were created.
 func (l *lanes) exists(pool, lane string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.existsLocked(pool, lane)
+	return l.existsLocked(laneName{pool, lane})
 }
 
-func (l *lanes) existsLocked(pool, lane string) bool {
-	s := l.pools[pool][lane]
+func (l *lanes) existsLocked(name laneName) bool {
+	s := l.byName[name]
 	return s != nil && s.exists
 }
 
@@ -123,17 +114,16 @@ func (l *lanes) existsLocked(pool, lane string) bool {
 func (l *lanes) homes() map[string][]string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	homes := make(map[string][]string, len(l.pools))
-	for pool, p := range l.pools {
-		if !l.existsLocked(pool, subjects.Shared) {
+	homes := make(map[string][]string)
+	for name, s := range l.byName {
+		if !s.exists || !l.existsLocked(laneName{name.pool, subjects.Shared}) {
 			continue
 		}
-		homes[pool] = nil
-		for lane, s := range p {
-			if lane != subjects.Shared && s.exists {
-				homes[pool] = append(homes[pool], lane)
-			}
+		lanes := homes[name.pool]
+		if name.lane != subjects.Shared {
+			lanes = append(lanes, name.lane)
 		}
+		homes[name.pool] = lanes
 	}
 	return homes
 }
@@ -142,12 +132,13 @@ func (l *lanes) homes() map[string][]string {
 func (l *lanes) check(pool, lane string, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.existsLocked(pool, lane) || now.Sub(l.pools[pool][lane].checked) < checkLaneEvery {
+	s := l.byName[laneName{pool, lane}]
+	if s == nil || !s.exists || now.Sub(s.checked) < checkLaneEvery {
 		return
 	}
 	select {
 	case l.checks <- laneName{pool, lane}:
-		l.pools[pool][lane].checked = now
+		s.checked = now
 	default: // run has enough to do
 	}
 }
@@ -175,7 +166,7 @@ func (l *lanes) create(ctx context.Context, name laneName) {
 	defer cancel()
 	err := l.ensure(ctx, name)
 	l.mu.Lock()
-	if s := l.pools[name.pool][name.lane]; s != nil { // else its worker is gone
+	if s := l.byName[name]; s != nil { // else its worker is gone
 		s.exists, s.requested = err == nil, err == nil
 	}
 	l.mu.Unlock()
@@ -185,7 +176,7 @@ func (l *lanes) create(ctx context.Context, name laneName) {
 }
 
 func (l *lanes) ensure(ctx context.Context, name laneName) error {
-	for _, t := range l.rules.Load().Policy.Tiers {
+	for _, t := range l.bus.rules.Load().Policy.Tiers {
 		if err := subjects.EnsureConsumer(ctx, l.bus.js, t.Name, name.pool, name.lane); err != nil {
 			return err
 		}
@@ -207,7 +198,7 @@ func (l *lanes) ensure(ctx context.Context, name laneName) error {
 func (l *lanes) recreate(ctx context.Context, name laneName) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	for _, t := range l.rules.Load().Policy.Tiers {
+	for _, t := range l.bus.rules.Load().Policy.Tiers {
 		stream, consumer := subjects.ReqStream(t.Name), subjects.ReqConsumer(name.pool, name.lane)
 		if _, err := l.bus.js.Consumer(ctx, stream, consumer); !errors.Is(err, jetstream.ErrConsumerNotFound) {
 			continue

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/pulley-lb/pulley/subjects"
@@ -14,7 +13,7 @@ const maxMirrored = 256
 // mirrors sends copies of requests where their routes want them, at the lowest tier. No client waits for their answers,
 // and what becomes of a copy does not affect its request.
 type mirrors struct {
-	rules     *atomic.Pointer[rules]
+	bus       *bus
 	router    *router
 	admission *admission
 	queues    *queues
@@ -68,7 +67,7 @@ func (m *mirrors) sendTo(r *request, pool string) (sent bool) {
 
 // copyOf lets a copy of a request into the queue of a pool.
 func (m *mirrors) copyOf(r *request, pool string) (*request, error) {
-	tier, now := m.rules.Load().Policy.Lowest(), time.Now()
+	tier, now := m.bus.rules.Load().Policy.Lowest(), time.Now()
 	wire := *r.wire
 	wire.ID, wire.Tier, wire.Pool = subjects.NewID(), tier.Name, pool
 	wire.Header = r.wire.Header.Clone()

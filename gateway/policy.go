@@ -29,7 +29,6 @@ func newRules(v policystore.Version) *rules {
 // policyFollower puts each new policy, and each new set of keys, in force.
 type policyFollower struct {
 	bus      *bus
-	rules    *atomic.Pointer[rules]
 	keys     *keyring
 	streams  *streams
 	requests *requests
@@ -47,13 +46,13 @@ func (p *policyFollower) run(ctx context.Context) {
 
 // apply puts a policy in force. Requests whose tier is gone move to the default tier.
 func (p *policyFollower) apply(v policystore.Version) {
-	before := p.rules.Swap(newRules(v))
+	before := p.bus.rules.Swap(newRules(v))
 	if before.Revision == v.Revision {
 		return
 	}
 	p.bus.log.Info("policy in force", "revision", v.Revision, "by", v.By, "why", v.Why)
 	p.streams.policyChanged()
-	tiers := p.rules.Load().tiers
+	tiers := p.bus.rules.Load().tiers
 	for _, r := range p.requests.all() {
 		if _, ok := tiers[r.target.Load().tier.Name]; !ok {
 			r.onTierGone()
@@ -67,7 +66,7 @@ func (p *policyFollower) onTrouble(err error) {
 	switch {
 	case errors.Is(err, policystore.ErrNoBucket): // the gateway creates it soon
 	case err != nil:
-		text = fmt.Sprintf("out of date, revision %d stays in force: %v", p.rules.Load().Revision, err)
+		text = fmt.Sprintf("out of date, revision %d stays in force: %v", p.bus.rules.Load().Revision, err)
 		p.bus.log.Warn("cannot read the policy; keeping the last valid revision", "err", err)
 		p.bus.event(subjects.Event{Kind: subjects.EventPolicy, Text: "policy " + text})
 	case p.trouble.Load() != nil && *p.trouble.Load() != "":
@@ -81,5 +80,5 @@ func (p *policyFollower) state() string {
 	if trouble := p.trouble.Load(); trouble != nil && *trouble != "" {
 		return *trouble
 	}
-	return fmt.Sprintf("revision %d", p.rules.Load().Revision)
+	return fmt.Sprintf("revision %d", p.bus.rules.Load().Revision)
 }

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/cespare/xxhash/v2"
@@ -20,7 +19,7 @@ import (
 
 // router finds the pool and the lane of a request.
 type router struct {
-	rules    *atomic.Pointer[rules]
+	bus      *bus
 	affinity *affinity
 	fleet    *fleet
 	lanes    *lanes
@@ -111,7 +110,7 @@ func (ro *router) serves(r *policy.Route, pool string, now time.Time) bool {
 	if r.FallbackAfter == 0 {
 		return true
 	}
-	t := ro.rules.Load().tiers[policy.DefaultTier]
+	t := ro.bus.rules.Load().tiers[policy.DefaultTier]
 	return ro.queues.get(pool, t.Name).expectedWait(t, p.slots, now) <= time.Duration(r.FallbackAfter)
 }
 
@@ -176,7 +175,7 @@ func (ro *router) models() []string {
 	for _, m := range live {
 		names[m] = true
 	}
-	for name, r := range ro.rules.Load().Policy.Routes {
+	for name, r := range ro.bus.rules.Load().Policy.Routes {
 		if strings.Contains(name, "*") {
 			continue
 		}

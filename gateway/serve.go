@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/pulley-lb/pulley/api"
@@ -28,24 +27,20 @@ var errClientGone = errors.New("client gone")
 
 // server takes admitted requests from their queue to their end.
 type server struct {
-	bus       *bus
-	rules     *atomic.Pointer[rules]
-	requests  *requests
-	admission *admission
-	router    *router
-	fleet     *fleet
-	lanes     *lanes
-	queues    *queues
-	exchange  *exchange
-	publisher *publisher
-	keys      *keyring
-	shifts    *shifts
-	metrics   *metrics
-
-	background   *background
-	keepAlive    time.Duration // Config.KeepAlive
-	slowClient   time.Duration // Config.SlowClient
-	noWorkerWait time.Duration // Config.NoWorkerWait
+	cfg        *Config
+	bus        *bus
+	requests   *requests
+	admission  *admission
+	router     *router
+	fleet      *fleet
+	lanes      *lanes
+	queues     *queues
+	exchange   *exchange
+	publisher  *publisher
+	keys       *keyring
+	shifts     *shifts
+	metrics    *metrics
+	background *background
 }
 
 // background is the work that no client waits for. Gateway.Run sets its context and waits for it.
@@ -78,9 +73,9 @@ func (s *server) enqueue(r *request) error {
 
 // follow handles what happens to a request, until its answer has ended or its client is gone.
 func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
-	progress := time.Now()                 // when something last came
-	keepAlive := progress.Add(s.keepAlive) // when a keep-alive may be due
-	check := progress.Add(checkIn(r))      // when to check on the queue
+	progress := time.Now()                     // when something last came
+	keepAlive := progress.Add(s.cfg.KeepAlive) // when a keep-alive may be due
+	check := progress.Add(checkIn(r))          // when to check on the queue
 	timer := time.NewTimer(time.Until(earliest(r.deadline, keepAlive, check)))
 	defer timer.Stop()
 	for {
@@ -115,12 +110,12 @@ func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 				return ans.refuse(s.clientError(ctx, r, errDeadline))
 			}
 			if !now.Before(keepAlive) {
-				keepAlive = progress.Add(s.keepAlive)
+				keepAlive = progress.Add(s.cfg.KeepAlive)
 				if !now.Before(keepAlive) {
 					if err := ans.keepAlive(now); err != nil {
 						return err
 					}
-					keepAlive = now.Add(s.keepAlive)
+					keepAlive = now.Add(s.cfg.KeepAlive)
 				}
 			}
 			if !now.Before(check) {
@@ -174,10 +169,10 @@ func (s *server) check(ctx context.Context, r *request) error {
 	if pool := s.router.fallback(r, now); pool != "" {
 		return s.move(ctx, r, pool, at.tier)
 	}
-	if p, _ := s.fleet.pool(at.queue.pool); !p.emptySince.IsZero() && now.Sub(p.emptySince) > s.noWorkerWait && waited > s.noWorkerWait {
+	if p, _ := s.fleet.pool(at.queue.pool); !p.emptySince.IsZero() && now.Sub(p.emptySince) > s.cfg.NoWorkerWait && waited > s.cfg.NoWorkerWait {
 		return api.Unavailable("no_worker", 10*time.Second, "no worker serves %s", api.Quote(r.wire.Model))
 	}
-	if at.lane != subjects.Shared && now.Sub(r.laneSince) >= max(time.Duration(s.rules.Load().Policy.Pools[at.queue.pool].StickFor), checkEvery) {
+	if at.lane != subjects.Shared && now.Sub(r.laneSince) >= max(time.Duration(s.bus.rules.Load().Policy.Pools[at.queue.pool].StickFor), checkEvery) {
 		return s.move(ctx, r, at.queue.pool, at.tier)
 	}
 	return s.publisher.publishIfLost(ctx, r)
@@ -200,7 +195,7 @@ func (s *server) obey(ctx context.Context, r *request) error {
 	if err != nil || !o.moveShared {
 		return err
 	}
-	at, rules := r.target.Load(), s.rules.Load()
+	at, rules := r.target.Load(), s.bus.rules.Load()
 	tier, ok := rules.tiers[at.tier.Name]
 	if !ok {
 		tier = rules.tiers[policy.DefaultTier]

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -20,8 +19,7 @@ import (
 // shifts. Every gateway tries to take a step; the policy's store lets one of them succeed. Counts are lost with the gateway
 // that made them; steps are in the policy.
 type shifts struct {
-	bus   *bus
-	rules *atomic.Pointer[rules]
+	bus *bus
 
 	mu      sync.Mutex
 	own     map[string]*stepResults // by route
@@ -39,8 +37,8 @@ type peerResults struct {
 	at time.Time
 }
 
-func newShifts(b *bus, rules *atomic.Pointer[rules]) *shifts {
-	return &shifts{bus: b, rules: rules, own: make(map[string]*stepResults), reports: make(map[string]peerResults)}
+func newShifts(b *bus) *shifts {
+	return &shifts{bus: b, own: make(map[string]*stepResults), reports: make(map[string]peerResults)}
 }
 
 // observe counts a request that has ended. One that its client gave up (gone), and one of which a failure is counted
@@ -69,7 +67,7 @@ func (s *shifts) failed(r *request, class subjects.FailClass) {
 
 // add counts a result for the pool that a request is in, if its route is shifting.
 func (s *shifts) add(r *request, good bool, ttft, e2e time.Duration) {
-	route, ok := s.rules.Load().Policy.Routes[r.routeName]
+	route, ok := s.bus.rules.Load().Policy.Routes[r.routeName]
 	if !ok || !shifting(route) || r.arrived.Before(route.Shift.Since) {
 		return
 	}
@@ -113,7 +111,7 @@ func (s *shifts) run(ctx context.Context) {
 		case <-tick.C:
 		}
 		running := make(map[string]policy.Route)
-		for name, r := range s.rules.Load().Policy.Routes {
+		for name, r := range s.bus.rules.Load().Policy.Routes {
 			if shifting(r) {
 				running[name] = r
 			}

@@ -23,7 +23,6 @@ const (
 // stream is published again.
 type streams struct {
 	bus      *bus
-	rules    *atomic.Pointer[rules]
 	replicas int // of the streams that it creates
 	fleet    *fleet
 	lanes    *lanes
@@ -41,7 +40,7 @@ func (s *streams) policyChanged() {
 	}
 }
 
-func (s *streams) tiers() []policy.Tier { return s.rules.Load().Policy.Tiers }
+func (s *streams) tiers() []policy.Tier { return s.bus.rules.Load().Policy.Tiers }
 
 // run checks the streams, every few seconds and after each reconnect, until ctx is done.
 func (s *streams) run(ctx context.Context) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -27,7 +26,6 @@ const (
 // references, and fails over what a worker had that is gone.
 type watch struct {
 	bus      *bus
-	rules    *atomic.Pointer[rules]
 	fleet    *fleet
 	gpus     *gpuHistory
 	lanes    *lanes
@@ -167,7 +165,7 @@ func (w *watch) failOver(ctx context.Context, gone goneWorker) {
 	for i := range gone.beat.Pools {
 		pools[gone.beat.Pools[i].Pool] = true
 	}
-	for pool, p := range w.rules.Load().Policy.Pools { // those that it helped
+	for pool, p := range w.bus.rules.Load().Policy.Pools { // those that it helped
 		for _, s := range p.Spill {
 			pools[pool] = pools[pool] || pools[s.Pool]
 		}
