@@ -103,8 +103,8 @@ type Call struct {
 // refused: a field that occurs twice is an error, because engines take the last one.
 func Scan(r *http.Request, body []byte) (Call, error) {
 	if enc := strings.Join(r.Header["Content-Encoding"], ", "); enc != "" && !strings.EqualFold(enc, "identity") {
-		return Call{}, &Error{Status: http.StatusUnsupportedMediaType, Code: "unsupported_encoding",
-			Message: "Content-Encoding " + Quote(enc) + " is not supported: send the body uncompressed"}
+		return Call{}, Errorf(http.StatusUnsupportedMediaType, "unsupported_encoding",
+			"Content-Encoding %s is not supported: send the body uncompressed", Quote(enc))
 	}
 	if len(r.Header["Content-Type"]) > 1 {
 		return Call{}, BadRequest("", "the request has more than one Content-Type")
@@ -135,15 +135,12 @@ func Scan(r *http.Request, body []byte) (Call, error) {
 // WithEngineTier returns a body that any engine accepts: some refuse a service tier that is not one of OpenAI's, so any
 // other tier becomes "auto". It changes the body in place if there is room, and adjusts ModelAt.
 func (c *Call) WithEngineTier(body []byte) []byte {
-	switch c.Tier {
-	case "", "auto", "default", "flex", "scale", "priority", "standard_only":
-		return body
-	}
-	if c.tierAt == [2]int{} {
+	engineTiers := []string{"", "auto", "default", "flex", "scale", "priority", "standard_only"}
+	if c.tierAt == [2]int{} || slices.Contains(engineTiers, c.Tier) {
 		return body
 	}
 	was := len(body)
-	body = spliceTier(body, c.tierAt, "auto")
+	body = slices.Replace(body, c.tierAt[0], c.tierAt[1], []byte(`"auto"`)...)
 	moved := len(body) - was
 	if c.ModelAt.In == subjects.ModelInJSON && c.ModelAt.From >= c.tierAt[1] {
 		c.ModelAt.From += moved
@@ -151,11 +148,6 @@ func (c *Call) WithEngineTier(body []byte) []byte {
 	}
 	c.tierAt[1] += moved
 	return body
-}
-
-// spliceTier replaces a service tier and changes no other byte. It may reuse the body's memory.
-func spliceTier(body []byte, at [2]int, tier string) []byte {
-	return slices.Replace(body, at[0], at[1], jsonString(tier)...)
 }
 
 // jsonString is s as JSON; invalid UTF-8 becomes U+FFFD.

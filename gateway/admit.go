@@ -156,8 +156,7 @@ func (a *admission) fit(wire *subjects.Request, body []byte) error {
 			return err
 		}
 		if meta = int64(m.Size()) + overhead; meta > limit {
-			return &api.Error{Status: http.StatusRequestHeaderFieldsTooLarge, Code: "headers_too_large",
-				Message: "the request's headers are larger than the broker takes"}
+			return api.Errorf(http.StatusRequestHeaderFieldsTooLarge, "headers_too_large", "the request's headers are larger than the broker takes")
 		}
 	}
 	wire.ByReference = size > a.cfg.InlineBody || size > limit/2 || meta+size > limit

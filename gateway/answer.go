@@ -53,7 +53,7 @@ func (a *answer) reset() {
 }
 
 // errMalformed is a bug of a worker.
-var errMalformed = &api.Error{Status: http.StatusBadGateway, Code: "upstream_invalid", Message: "the worker sent a malformed answer"}
+var errMalformed = api.Errorf(http.StatusBadGateway, "upstream_invalid", "the worker sent a malformed answer")
 
 // head begins an attempt's answer; nil is a malformed head.
 func (a *answer) head(h *subjects.Head) error {
@@ -110,8 +110,7 @@ func (a *answer) hold(b []byte) error {
 	case a.size <= maxHeld:
 		return nil
 	case a.opened:
-		return &api.Error{Status: http.StatusBadGateway, Code: "upstream_invalid",
-			Message: fmt.Sprintf("the engine answered a streaming request with more than %d bytes that are not a stream", maxHeld)}
+		return api.Errorf(http.StatusBadGateway, "upstream_invalid", "the engine answered a streaming request with more than %d bytes that are not a stream", maxHeld)
 	}
 	a.stream, a.edit = true, nil
 	for _, h := range a.held {
@@ -286,7 +285,7 @@ func (a *answer) insteadOfStream() error {
 	if json.Compact(&line, body) == nil && line.Len() > 0 {
 		return a.lastEvent(fmt.Appendf(nil, "data: %s\n\n", &line))
 	}
-	e := &api.Error{Status: http.StatusBadGateway, Code: "upstream_error", Message: "the engine did not answer with a stream"}
+	e := api.Errorf(http.StatusBadGateway, "upstream_error", "the engine did not answer with a stream")
 	return a.lastEvent(e.Event(a.r.api, a.r.wire.ID.String()))
 }
 

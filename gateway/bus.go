@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,20 @@ func (b *bus) publish(subject string, v any) { b.nc.Publish(subject, subjects.Mu
 func (b *bus) event(e subjects.Event) {
 	e.At, e.From = time.Now().UTC(), "gateway "+b.id
 	b.publish(subjects.EventSubject(e.Kind), e)
+}
+
+// every calls do at each interval until ctx is done.
+func every(ctx context.Context, interval time.Duration, do func()) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			do()
+		}
+	}
 }
 
 // cancelAttempt tells a worker to stop an attempt.

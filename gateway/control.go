@@ -38,27 +38,26 @@ func (c *control) onAskRequests(m *nats.Msg) {
 		list = append(list, r.info(c.bus.id, now))
 	}
 	slices.SortFunc(list, func(a, b subjects.RequestInfo) int { return strings.Compare(a.ID, b.ID) })
-	c.respondList(m, len(list), func(from, to int) any { return list[from:to] })
+	respondList(m, list, c.bus.nc.MaxPayload())
 }
 
 // onAskWorkers answers `pulley worker ls`.
 func (c *control) onAskWorkers(m *nats.Msg) {
 	list := c.fleet.heartbeats()
-	c.respondList(m, len(list), func(from, to int) any { return list[from:to] })
+	respondList(m, list, c.bus.nc.MaxPayload())
 }
 
 // respondList sends a list in as many messages as it takes, then an empty one.
-func (c *control) respondList(m *nats.Msg, n int, piece func(from, to int) any) {
-	each := 100
-	for from := 0; from < n; {
-		to := min(from+each, n)
-		body := subjects.MustMarshal(piece(from, to))
-		if int64(len(body)) > c.bus.nc.MaxPayload() && to-from > 1 { // workers with many GPUs are long
-			each = (to - from) / 2
+func respondList[T any](m *nats.Msg, list []T, maxPayload int64) {
+	for each := 100; len(list) > 0; {
+		each = min(each, len(list))
+		body := subjects.MustMarshal(list[:each])
+		if int64(len(body)) > maxPayload && each > 1 { // workers with many GPUs are long
+			each /= 2
 			continue
 		}
 		m.Respond(body)
-		from = to
+		list = list[each:]
 	}
 	m.Respond(nil)
 }

@@ -68,23 +68,20 @@ func (d *dispatcher) onClaim(m *nats.Msg) {
 		d.bus.log.Warn("claim dropped", "err", err)
 		return
 	}
-	if refusal := d.arbitrate(c); refusal != nil {
+	if refusal := d.Claim(*c); refusal != nil {
 		m.Respond(subjects.MustMarshal(refusal))
 	}
 }
 
-// Claim arbitrates the claim of a worker in this process.
-func (d *dispatcher) Claim(c subjects.Claim) *subjects.Refusal { return d.arbitrate(&c) }
-
-// arbitrate grants a claim and returns nil, or returns the refusal.
-func (d *dispatcher) arbitrate(c *subjects.Claim) *subjects.Refusal {
+// Claim grants a claim and returns nil, or returns the refusal.
+func (d *dispatcher) Claim(c subjects.Claim) *subjects.Refusal {
 	r := d.requests.find(c.ID)
 	if r == nil {
 		return &subjects.Refusal{Verdict: subjects.Gone, Ack: c.Ack}
 	}
 	now := time.Now()
 	delivery, err := subjects.ParseAck(c.Ack)
-	verdict, at, avoid := r.claim(c, delivery, false, now)
+	verdict, at, avoid := r.claim(&c, delivery, false, now)
 	var delayMS int64
 	if verdict == subjects.OtherWorker {
 		switch live, free := d.fleet.others(at.queue.pool, avoid); {
@@ -92,7 +89,7 @@ func (d *dispatcher) arbitrate(c *subjects.Claim) *subjects.Refusal {
 		case live > 0:
 			delayMS = 100
 		default: // there is no other worker
-			verdict, at, _ = r.claim(c, delivery, true, now)
+			verdict, at, _ = r.claim(&c, delivery, true, now)
 		}
 	}
 	if verdict == subjects.Granted {

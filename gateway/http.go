@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -147,8 +146,7 @@ func (in *ingress) admit(w http.ResponseWriter, r *http.Request, id subjects.ID)
 // that still reads a body cuts the answer (golang/go#40747). The caller gives hold back to the budget.
 func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte, hold int64, err error) {
 	tooLarge := func() *api.Error {
-		return &api.Error{Status: http.StatusRequestEntityTooLarge, Code: "request_too_large",
-			Message: fmt.Sprintf("the body is larger than %d bytes", in.cfg.MaxBody)}
+		return api.Errorf(http.StatusRequestEntityTooLarge, "request_too_large", "the body is larger than %d bytes", in.cfg.MaxBody)
 	}
 	if r.ContentLength > in.cfg.MaxBody {
 		return nil, 0, tooLarge()
@@ -208,8 +206,7 @@ func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte
 		case err == io.EOF:
 			return body, hold, nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return nil, hold, &api.Error{Status: http.StatusRequestTimeout, Code: "body_timeout",
-				Message: fmt.Sprintf("no byte of the body arrived for %v", bodyTimeout)}
+			return nil, hold, api.Errorf(http.StatusRequestTimeout, "body_timeout", "no byte of the body arrived for %v", bodyTimeout)
 		case err != nil:
 			return nil, hold, api.BadRequest("", "the body could not be read: %v", err)
 		}
@@ -290,9 +287,10 @@ func notHere(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
 			allow = "GET, HEAD"
 		}
 		w.Header().Set("Allow", allow)
-		return &api.Error{Status: http.StatusMethodNotAllowed, Code: "method_not_allowed", Message: r.Method + " is not served on " + api.Quote(r.URL.Path) + ": inference calls are POST, and GET is for /v1/models"}
+		return api.Errorf(http.StatusMethodNotAllowed, "method_not_allowed",
+			"%s is not served on %s: inference calls are POST, and GET is for /v1/models", r.Method, api.Quote(r.URL.Path))
 	}
-	return &api.Error{Status: http.StatusNotFound, Code: "not_found", Message: "nothing is served at " + api.Quote(r.URL.Path) + "; the API is under /v1/"}
+	return api.Errorf(http.StatusNotFound, "not_found", "nothing is served at %s; the API is under /v1/", api.Quote(r.URL.Path))
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) error {

@@ -281,19 +281,12 @@ func (a *affinity) onReport(m *nats.Msg) {
 
 // run reports to the other gateways what is new, until ctx is done. gateways is how many there are, this one included.
 func (a *affinity) run(ctx context.Context, gateways func(now time.Time) int) {
-	tick := time.NewTicker(subjects.AffinityEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	every(ctx, subjects.AffinityEvery, func() {
 		fresh := a.takeFresh(gateways(time.Now()) > 1)
 		for part := range slices.Chunk(fresh, 1000) { // 100 KB
 			a.bus.publish(subjects.AffinityReports, subjects.AffinityReport{Gateway: a.bus.id, Entries: part})
 		}
-	}
+	})
 }
 
 func (a *affinity) takeFresh(shared bool) []subjects.AffinityEntry {

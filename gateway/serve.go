@@ -267,7 +267,7 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 	s.bus.log.Info("attempt failed", "id", r.wire.ID, "attempt", a.number, "worker", a.name, "class", fail.Class, "crashed", ev.crashed, "reason", fail.Reason, "after", time.Since(a.began))
 	s.shifts.failed(r, fail.Class)
 	if ans.begun {
-		return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "upstream_lost", Message: "the answer broke off: " + fail.Reason})
+		return true, ans.refuse(api.Errorf(http.StatusBadGateway, "upstream_lost", "the answer broke off: %s", fail.Reason))
 	}
 	history, refused := r.fail(a, fail.Class, ev.crashed)
 	if fail.Class == subjects.FailRefused {
@@ -325,8 +325,7 @@ func (s *server) clientError(ctx context.Context, r *request, err error) error {
 		if _, waits := r.waiting(); waits {
 			where = "it waited for a worker"
 		}
-		return &api.Error{Status: http.StatusGatewayTimeout, Code: "deadline_exceeded",
-			Message: fmt.Sprintf("the request's deadline of %v passed while %s", r.deadline.Sub(r.arrived).Round(time.Millisecond), where)}
+		return api.Errorf(http.StatusGatewayTimeout, "deadline_exceeded", "the request's deadline of %v passed while %s", r.deadline.Sub(r.arrived).Round(time.Millisecond), where)
 	case ctx.Err() == nil:
 		return err
 	case errors.Is(context.Cause(ctx), errStopping):

@@ -102,14 +102,7 @@ func (s *shifts) onReport(m *nats.Msg) {
 
 // run reports what is counted here and takes the steps that are due, until ctx is done.
 func (s *shifts) run(ctx context.Context) {
-	tick := time.NewTicker(subjects.ShiftEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
+	every(ctx, subjects.ShiftEvery, func() {
 		running := make(map[string]policy.Route)
 		for name, r := range s.bus.rules.Load().Policy.Routes {
 			if shifting(r) {
@@ -124,7 +117,7 @@ func (s *shifts) run(ctx context.Context) {
 				s.bus.log.Warn("route shift step failed", "route", name, "err", err)
 			}
 		}
-	}
+	})
 }
 
 // report returns what was counted here, and forgets the steps that are over.

@@ -97,52 +97,40 @@ type followState struct {
 func (s *followState) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, policyTimeout)
 	defer cancel()
-	last, err := s.last(ctx, ">")
-	if err != nil {
+	last, err := s.get(ctx, ">")
+	if err != nil || s.allRead && last.Sequence == s.all {
 		return err
-	}
-	if s.allRead && last == s.all {
-		return nil
 	}
 	err = s.readPolicy(ctx)
 	if s.f.Keys != nil { // keys are reported even if the policy is damaged
 		err = errors.Join(err, s.readKeys(ctx))
 	}
 	if err == nil {
-		s.all, s.allRead = last, true
+		s.all, s.allRead = last.Sequence, true
 	}
 	return err
 }
 
-// last is the sequence of the last message of a key of the bucket, which may be a wildcard; 0 if there is none.
-func (s *followState) last(ctx context.Context, key string) (uint64, error) {
-	m, err := s.get(ctx, key)
-	if err != nil || m == nil {
-		return 0, err
-	}
-	return m.Sequence, nil
-}
-
-// get reads the last message of a key of the bucket; nil if there is none.
-func (s *followState) get(ctx context.Context, key string) (*jetstream.RawStreamMsg, error) {
+// get reads the last message of a key of the bucket, which may be a wildcard. Its sequence is 0 if there is none.
+func (s *followState) get(ctx context.Context, key string) (raw jetstream.RawStreamMsg, err error) {
 	m, err := s.nc.RequestWithContext(ctx, subjects.DirectGet(subjects.KVStream(subjects.PolicyBucket)),
 		fmt.Appendf(nil, `{"last_by_subj":%q}`, subjects.KVSubject(subjects.PolicyBucket, key)))
 	if errors.Is(err, nats.ErrNoResponders) {
-		return nil, ErrNoBucket
+		return raw, ErrNoBucket
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the policy: %w", err)
+		return raw, fmt.Errorf("read the policy: %w", err)
 	}
 	switch m.Header.Get("Status") {
 	case "":
 	case "404":
-		return nil, nil
+		return raw, nil
 	default:
-		return nil, fmt.Errorf("read the policy: %s %s", m.Header.Get("Status"), m.Header.Get("Description"))
+		return raw, fmt.Errorf("read the policy: %s %s", m.Header.Get("Status"), m.Header.Get("Description"))
 	}
-	raw := &jetstream.RawStreamMsg{Subject: m.Header.Get(jetstream.SubjectHeader), Header: m.Header, Data: m.Data}
+	raw = jetstream.RawStreamMsg{Header: m.Header, Data: m.Data}
 	if _, err := fmt.Sscan(m.Header.Get(jetstream.SequenceHeader), &raw.Sequence); err != nil {
-		return nil, fmt.Errorf("read the policy: sequence: %w", err)
+		return raw, fmt.Errorf("read the policy: sequence: %w", err)
 	}
 	return raw, nil
 }
@@ -152,7 +140,7 @@ func (s *followState) readPolicy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if m == nil || m.Header.Get("KV-Operation") != "" { // never set, or deleted
+	if m.Sequence == 0 || m.Header.Get("KV-Operation") != "" { // never set, or deleted
 		if !s.reported || s.policy != 0 {
 			s.policy, s.reported = 0, true
 			s.f.Policy(Version{Policy: policy.Default()})
@@ -172,8 +160,8 @@ func (s *followState) readPolicy(ctx context.Context) error {
 }
 
 func (s *followState) readKeys(ctx context.Context) error {
-	last, err := s.last(ctx, subjects.AllAPIKeys)
-	if err != nil || s.keysReported && last == s.keys {
+	last, err := s.get(ctx, subjects.AllAPIKeys)
+	if err != nil || s.keysReported && last.Sequence == s.keys {
 		return err
 	}
 	store, err := Open(ctx, s.nc)
@@ -184,7 +172,7 @@ func (s *followState) readKeys(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.keys, s.keysReported = last, true
+	s.keys, s.keysReported = last.Sequence, true
 	s.f.Keys(keys)
 	return nil
 }

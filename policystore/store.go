@@ -40,7 +40,6 @@ var ErrNoBucket = errors.New("no policy bucket on this broker: start a gateway")
 // Store reads and changes the policy and the keys.
 type Store struct {
 	nc *nats.Conn
-	js jetstream.JetStream
 	kv jetstream.KeyValue
 }
 
@@ -57,7 +56,7 @@ func Open(ctx context.Context, nc *nats.Conn) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", subjects.PolicyBucket, err)
 	}
-	return &Store{nc: nc, js: js, kv: kv}, nil
+	return &Store{nc: nc, kv: kv}, nil
 }
 
 // Load reads the current policy. It returns a DamagedError if the stored policy is not valid.
