@@ -47,22 +47,11 @@ type poolState struct {
 
 // change is something that happened to a worker.
 type change struct {
-	kind   changeKind
+	kind   subjects.EventKind
 	beat   *subjects.Heartbeat // its last heartbeat
 	was    *subjects.Heartbeat // the one before it; nil if the worker joined
 	silent time.Duration       // before it was lost
 }
-
-type changeKind int
-
-const (
-	workerJoined changeKind = iota
-	workerStateChanged
-	workerFenced
-	workerUnfenced
-	workerLeft // its last heartbeat said so
-	workerLost // it stopped sending heartbeats
-)
 
 func newFleet() *fleet {
 	return &fleet{workers: make(map[string]*member), pools: make(map[string]*poolState), peers: make(map[string]time.Time)}
@@ -95,16 +84,16 @@ func changesOf(was, h *subjects.Heartbeat) []change {
 	fenced, wasFenced := h.State == subjects.Fenced, was != nil && was.State == subjects.Fenced
 	switch {
 	case was == nil:
-		c.kind = workerJoined
+		c.kind = subjects.EventWorkerJoined
 		if fenced {
-			return []change{c, {kind: workerFenced, beat: h}}
+			return []change{c, {kind: subjects.EventWorkerFenced, beat: h}}
 		}
 	case fenced && !wasFenced:
-		c.kind = workerFenced
+		c.kind = subjects.EventWorkerFenced
 	case wasFenced && h.Live():
-		c.kind = workerUnfenced
+		c.kind = subjects.EventWorkerUnfenced
 	case was.State != h.State && h.State != subjects.Paused && was.State != subjects.Paused:
-		c.kind = workerStateChanged
+		c.kind = subjects.EventWorkerState
 	default:
 		return nil
 	}
@@ -133,7 +122,7 @@ func (f *fleet) onLeft(worker string) []change {
 		return nil
 	}
 	delete(f.workers, worker)
-	return []change{{kind: workerLeft, beat: m.beat}}
+	return []change{{kind: subjects.EventWorkerLeft, beat: m.beat}}
 }
 
 // onGateway records that another gateway lives.
@@ -178,9 +167,9 @@ func (f *fleet) sweep(now time.Time, connected bool) (lost []change, slept bool)
 		if slept || !connected {
 			m.seen = now
 		}
-		kind, deadline := workerLost, subjects.WorkerDeadline
+		kind, deadline := subjects.EventWorkerLost, subjects.WorkerDeadline
 		if m.beat.State == subjects.Left { // the message that calls onLeft was lost, or waits behind many frames
-			kind, deadline = workerLeft, listDeadline
+			kind, deadline = subjects.EventWorkerLeft, listDeadline
 		}
 		if silent := now.Sub(m.seen); silent > deadline {
 			delete(f.workers, id)

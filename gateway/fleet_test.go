@@ -17,7 +17,7 @@ func beatOf(worker string, state subjects.State, slots, inFlight int, pools ...s
 	return h
 }
 
-func kinds(changes []change) (list []changeKind) {
+func kinds(changes []change) (list []subjects.EventKind) {
 	for _, c := range changes {
 		list = append(list, c.kind)
 	}
@@ -27,19 +27,19 @@ func kinds(changes []change) (list []changeKind) {
 func TestFleetReturnsWhatChanged(t *testing.T) {
 	for about, c := range map[string]struct {
 		was, is subjects.State // "": none before
-		want    []changeKind
+		want    []subjects.EventKind
 	}{
-		"a new worker":                      {"", subjects.Ready, []changeKind{workerJoined}},
-		"a new worker that is fenced":       {"", subjects.Fenced, []changeKind{workerJoined, workerFenced}},
+		"a new worker":                      {"", subjects.Ready, []subjects.EventKind{subjects.EventWorkerJoined}},
+		"a new worker that is fenced":       {"", subjects.Fenced, []subjects.EventKind{subjects.EventWorkerJoined, subjects.EventWorkerFenced}},
 		"nothing":                           {subjects.Ready, subjects.Ready, nil},
-		"its engine is down":                {subjects.Ready, subjects.Down, []changeKind{workerStateChanged}},
+		"its engine is down":                {subjects.Ready, subjects.Down, []subjects.EventKind{subjects.EventWorkerState}},
 		"a pause is no news":                {subjects.Ready, subjects.Paused, nil},
 		"nor is its end":                    {subjects.Paused, subjects.Ready, nil},
-		"it is fenced":                      {subjects.Ready, subjects.Fenced, []changeKind{workerFenced}},
+		"it is fenced":                      {subjects.Ready, subjects.Fenced, []subjects.EventKind{subjects.EventWorkerFenced}},
 		"it stays fenced":                   {subjects.Fenced, subjects.Fenced, nil},
-		"it is no longer fenced":            {subjects.Fenced, subjects.Ready, []changeKind{workerUnfenced}},
-		"it is no longer fenced but paused": {subjects.Fenced, subjects.Paused, []changeKind{workerUnfenced}},
-		"it is fenced, then down":           {subjects.Fenced, subjects.Down, []changeKind{workerStateChanged}},
+		"it is no longer fenced":            {subjects.Fenced, subjects.Ready, []subjects.EventKind{subjects.EventWorkerUnfenced}},
+		"it is no longer fenced but paused": {subjects.Fenced, subjects.Paused, []subjects.EventKind{subjects.EventWorkerUnfenced}},
+		"it is fenced, then down":           {subjects.Fenced, subjects.Down, []subjects.EventKind{subjects.EventWorkerState}},
 	} {
 		f := newFleet()
 		if c.was != "" {
@@ -61,7 +61,7 @@ func TestFleetReturnsWhatChanged(t *testing.T) {
 	if lost, _ := f.sweep(noon.Add(subjects.WorkerDeadline+time.Second), true); lost != nil {
 		t.Errorf("before its last frames are handled: got %v", kinds(lost))
 	}
-	if got := kinds(f.onLeft("w")); !slices.Equal(got, []changeKind{workerLeft}) {
+	if got := kinds(f.onLeft("w")); !slices.Equal(got, []subjects.EventKind{subjects.EventWorkerLeft}) {
 		t.Errorf("it leaves: got %v", got)
 	}
 	if got := f.onLeft("w"); got != nil {

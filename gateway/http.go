@@ -131,10 +131,9 @@ func (in *ingress) admit(w http.ResponseWriter, r *http.Request, id subjects.ID)
 		return nil, 0, err
 	}
 	body, hold, err := in.readBody(w, r)
-	if err != nil {
-		return nil, 0, err
+	if err == nil {
+		req, err = in.admission.admit(arrival{id: id, http: r, header: w.Header(), caller: who, body: body, at: arrived})
 	}
-	req, err = in.admission.admit(arrival{id: id, http: r, header: w.Header(), caller: who, body: body, at: arrived})
 	if err != nil {
 		in.bodies.give(hold)
 		return nil, 0, err
@@ -143,7 +142,7 @@ func (in *ingress) admit(w http.ResponseWriter, r *http.Request, id subjects.ID)
 }
 
 // readBody reads a whole body within bounds. A request is published only when all of its body is here, since a transport
-// that still reads a body cuts the answer (golang/go#40747). The caller gives hold back to the budget.
+// that still reads a body cuts the answer (golang/go#40747). The caller gives hold back to the budget, also after an error.
 func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte, hold int64, err error) {
 	tooLarge := func() *api.Error {
 		return api.Errorf(http.StatusRequestEntityTooLarge, "request_too_large", "the body is larger than %d bytes", in.cfg.MaxBody)
@@ -154,13 +153,6 @@ func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte
 	if r.ContentLength == 0 { // a read deadline would end the server's watch over the connection
 		return nil, 0, nil
 	}
-	size := max(r.ContentLength, 512)
-	defer func() {
-		if err != nil && hold > 0 {
-			in.bodies.give(hold)
-			hold = 0
-		}
-	}()
 	grow := func(n int64) error {
 		if !in.bodies.take(n) {
 			return &api.Error{Status: http.StatusTooManyRequests, Code: "gateway_memory_full", RetryAfter: time.Second,
@@ -170,7 +162,7 @@ func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte
 		return nil
 	}
 	// A length that a client claims takes no memory before its bytes are there.
-	first := min(size, 64<<10)
+	first := min(max(r.ContentLength, 512), 64<<10)
 	if err := grow(first); err != nil {
 		return nil, hold, err
 	}

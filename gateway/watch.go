@@ -118,30 +118,30 @@ func (w *watch) sweep(now time.Time) {
 func (w *watch) report(changes []change) {
 	for _, c := range changes {
 		h := c.beat
-		e := subjects.Event{Worker: h.Name}
+		e := subjects.Event{Kind: c.kind, Worker: h.Name}
 		switch c.kind {
-		case workerJoined:
+		case subjects.EventWorkerJoined:
 			w.bus.log.Info("worker joined", "worker", h.Name, "engine", h.URL, "slots", h.Slots)
-			e.Kind, e.Text = subjects.EventWorkerJoined, fmt.Sprintf("worker %s joined with %d slots on %s", h.Name, h.Slots, h.URL)
-		case workerStateChanged:
-			e.Kind, e.Text = subjects.EventWorkerState, fmt.Sprintf("worker %s: %s → %s", h.Name, c.was.State, h.State)
+			e.Text = fmt.Sprintf("worker %s joined with %d slots on %s", h.Name, h.Slots, h.URL)
+		case subjects.EventWorkerState:
+			e.Text = fmt.Sprintf("worker %s: %s → %s", h.Name, c.was.State, h.State)
 			if h.Reason != "" {
 				e.Text += " (" + h.Reason + ")"
 			}
-		case workerFenced:
+		case subjects.EventWorkerFenced:
 			w.bus.log.Warn("worker fenced", "worker", h.Name, "reason", h.Reason)
-			e.Kind, e.Text = subjects.EventWorkerFenced, fmt.Sprintf("worker %s fenced: %s; %d in flight", h.Name, h.Reason, h.InFlight)
-		case workerUnfenced:
+			e.Text = fmt.Sprintf("worker %s fenced: %s; %d in flight", h.Name, h.Reason, h.InFlight)
+		case subjects.EventWorkerUnfenced:
 			w.bus.log.Info("worker unfenced", "worker", h.Name)
-			e.Kind, e.Text = subjects.EventWorkerUnfenced, fmt.Sprintf("worker %s accepts requests again; it was fenced: %s", h.Name, c.was.Reason)
-		case workerLeft:
+			e.Text = fmt.Sprintf("worker %s accepts requests again; it was fenced: %s", h.Name, c.was.Reason)
+		case subjects.EventWorkerLeft:
 			w.forget(h, "worker "+h.Name+" left")
 			w.bus.log.Info("worker left", "worker", h.Name)
-			e.Kind, e.Text = subjects.EventWorkerLeft, "worker "+h.Name+" left"
-		case workerLost:
+			e.Text = "worker " + h.Name + " left"
+		case subjects.EventWorkerLost:
 			w.forget(h, "worker "+h.Name+" stopped sending heartbeats")
 			w.bus.log.Warn("worker lost", "worker", h.Name, "silent", c.silent)
-			e.Kind, e.Text = subjects.EventWorkerLost, fmt.Sprintf("worker %s stopped sending heartbeats; its requests move to other workers", h.Name)
+			e.Text = fmt.Sprintf("worker %s stopped sending heartbeats; its requests move to other workers", h.Name)
 		}
 		w.bus.event(e)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -44,7 +45,7 @@ func (f Follower) Run(ctx context.Context, nc *nats.Conn) error {
 	defer sub.Unsubscribe()
 	timer := time.NewTimer(policyPoll)
 	defer timer.Stop()
-	state := followState{f: f, nc: nc}
+	state := followState{f: f, nc: nc, all: unread, policy: unread, keys: unread}
 	for {
 		err := state.poll(ctx)
 		if ctx.Err() != nil {
@@ -82,23 +83,23 @@ func errText(err error) string {
 
 // followState is what a follower has reported so far.
 type followState struct {
-	f            Follower
-	nc           *nats.Conn
-	all          uint64 // last sequence of the bucket when everything had been read
-	allRead      bool
-	policy       uint64 // last revision reported; 0: the default
-	reported     bool
-	keys         uint64 // last sequence of any key reported
-	keysReported bool
-	trouble      string
+	f       Follower
+	nc      *nats.Conn
+	all     uint64 // last sequence of the bucket when everything had been read
+	policy  uint64 // last revision reported; 0: the default
+	keys    uint64 // last sequence of any key reported
+	trouble string
 }
+
+// unread is no sequence: nothing has been read so far.
+const unread = math.MaxUint64
 
 // poll reads and reports what has changed.
 func (s *followState) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, policyTimeout)
 	defer cancel()
 	last, err := s.get(ctx, ">")
-	if err != nil || s.allRead && last.Sequence == s.all {
+	if err != nil || last.Sequence == s.all {
 		return err
 	}
 	err = s.readPolicy(ctx)
@@ -106,7 +107,7 @@ func (s *followState) poll(ctx context.Context) error {
 		err = errors.Join(err, s.readKeys(ctx))
 	}
 	if err == nil {
-		s.all, s.allRead = last.Sequence, true
+		s.all = last.Sequence
 	}
 	return err
 }
@@ -141,27 +142,27 @@ func (s *followState) readPolicy(ctx context.Context) error {
 		return err
 	}
 	if m.Sequence == 0 || m.Header.Get("KV-Operation") != "" { // never set, or deleted
-		if !s.reported || s.policy != 0 {
-			s.policy, s.reported = 0, true
+		if s.policy != 0 {
+			s.policy = 0
 			s.f.Policy(Version{Policy: policy.Default()})
 		}
 		return nil
 	}
-	if s.reported && m.Sequence == s.policy {
+	if m.Sequence == s.policy {
 		return nil
 	}
 	v, err := parsePolicy(m.Data, m.Sequence)
 	if err != nil {
 		return err
 	}
-	s.policy, s.reported = m.Sequence, true
+	s.policy = m.Sequence
 	s.f.Policy(v)
 	return nil
 }
 
 func (s *followState) readKeys(ctx context.Context) error {
 	last, err := s.get(ctx, subjects.AllAPIKeys)
-	if err != nil || s.keysReported && last.Sequence == s.keys {
+	if err != nil || last.Sequence == s.keys {
 		return err
 	}
 	store, err := Open(ctx, s.nc)
@@ -172,7 +173,7 @@ func (s *followState) readKeys(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.keys, s.keysReported = last.Sequence, true
+	s.keys = last.Sequence
 	s.f.Keys(keys)
 	return nil
 }
