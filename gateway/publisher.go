@@ -64,12 +64,7 @@ func (l leftover) covers(d subjects.Delivery) bool {
 	return l.seq > 0 && d.Stream == l.stream && d.StreamSeq <= l.seq
 }
 
-// setSeq notes the message's sequence, and ends an awaitAck.
-func (m *message) setSeq(seq uint64) {
-	m.seq = seq
-	m.endAwait()
-}
-
+// endAwait ends an awaitAck.
 func (m *message) endAwait() {
 	if m.acked != nil {
 		close(m.acked)

@@ -230,7 +230,8 @@ func (r *request) claim(c *subjects.Claim, d subjects.Delivery, again bool, now 
 		return subjects.OtherWorker, at, maps.Clone(r.avoid)
 	}
 	if r.message.seq == 0 { // the claim arrived before the ack
-		r.message.setSeq(d.StreamSeq)
+		r.message.seq = d.StreamSeq
+		r.message.endAwait()
 	}
 	r.message.err = nil // the message is there after all
 	r.attempts++

@@ -45,7 +45,7 @@ func (f Follower) Run(ctx context.Context, nc *nats.Conn) error {
 	defer sub.Unsubscribe()
 	timer := time.NewTimer(policyPoll)
 	defer timer.Stop()
-	state := followState{f: f, nc: nc, all: unread, policy: unread, keys: unread}
+	state := followState{f: f, nc: nc, all: unread, policy: unread, keys: unread, trouble: fmt.Sprint(nil)}
 	for {
 		err := state.poll(ctx)
 		if ctx.Err() != nil {
@@ -56,7 +56,7 @@ func (f Follower) Run(ctx context.Context, nc *nats.Conn) error {
 		} else {
 			timer.Reset(policyPoll)
 		}
-		if text := errText(err); text != state.trouble {
+		if text := fmt.Sprint(err); text != state.trouble {
 			state.trouble = text
 			if f.Trouble != nil {
 				f.Trouble(err)
@@ -74,13 +74,6 @@ func (f Follower) Run(ctx context.Context, nc *nats.Conn) error {
 	}
 }
 
-func errText(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
-}
-
 // followState is what a follower has reported so far.
 type followState struct {
 	f       Follower
@@ -88,7 +81,7 @@ type followState struct {
 	all     uint64 // last sequence of the bucket when everything had been read
 	policy  uint64 // last revision reported; 0: the default
 	keys    uint64 // last sequence of any key reported
-	trouble string
+	trouble string // the last error, as text
 }
 
 // unread is no sequence: nothing has been read so far.
