@@ -215,7 +215,7 @@ func timeoutOf(h http.Header, fallback, limit time.Duration) (time.Duration, err
 		}
 		return min(d, limit), nil
 	}
-	if v := h.Get("X-Stainless-Read-Timeout"); v != "" {
+	if v := h.Get("X-Stainless-Read-Timeout"); v != "" { // without one ParseFloat would allocate an error
 		if secs, err := strconv.ParseFloat(v, 64); err == nil && secs > 0 && secs < 1e9 {
 			return min(time.Duration(secs*float64(time.Second)), limit), nil
 		}

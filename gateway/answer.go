@@ -122,14 +122,12 @@ func (a *answer) hold(b []byte) error {
 	return nil
 }
 
-// updateWindow lets the worker send more.
 func (a *answer) updateWindow() {
 	a.taken = a.size
 	att := a.r.current()
 	a.server.bus.publish(subjects.WorkerWindow(att.worker), subjects.WindowUpdate{ID: a.r.wire.ID, Attempt: att.mark, Taken: a.taken})
 }
 
-// pass passes on bytes of a stream.
 func (a *answer) pass(b []byte, flush bool) error {
 	if a.edit != nil {
 		if b = a.edit.Lines(b); len(b) == 0 && !a.begun {

@@ -44,7 +44,6 @@ func every(ctx context.Context, interval time.Duration, do func()) {
 	}
 }
 
-// cancelAttempt tells a worker to stop an attempt.
 func (b *bus) cancelAttempt(worker string, id subjects.ID, mark uint64, reason string) {
 	b.publish(subjects.WorkerCancel(worker), subjects.Cancel{ID: id, Attempt: mark, Reason: reason})
 }

@@ -55,7 +55,6 @@ func (d *dispatcher) onFrames(m *nats.Msg) {
 	}
 }
 
-// Frames takes in the frames of a worker in this process.
 func (d *dispatcher) Frames(p subjects.Prefix, frames []subjects.Frame) {
 	if r := d.requests.find(p.ID); r != nil {
 		r.onFrames(p, frames)
@@ -113,7 +112,6 @@ func (d *dispatcher) Claim(c subjects.Claim) *subjects.Refusal {
 	return nil
 }
 
-// Request returns a request to a worker in this process; nil if it is not here.
 func (d *dispatcher) Request(id subjects.ID) *subjects.Request {
 	if r := d.requests.find(id); r != nil {
 		return r.wire

@@ -43,7 +43,6 @@ func precedes(served uint64, since time.Time, other uint64, otherSince time.Time
 	return served < other || served == other && since.Before(otherSince)
 }
 
-// othersHoldLocked says whether another gateway holds requests.
 func (q *queue) othersHoldLocked() bool {
 	for _, p := range q.peers {
 		if p.Held > 0 {
@@ -130,7 +129,6 @@ func (q *queue) publishedLocked() int {
 	return n
 }
 
-// onHeld takes in what another gateway reports of the queue.
 func (q *queue) onHeld(gw string, r subjects.HeldQueue, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -219,7 +217,6 @@ type exchange struct {
 	fleet  *fleet
 }
 
-// publish reports what the queues hold.
 func (x *exchange) publish(now time.Time, queues ...*queue) {
 	var reports []subjects.HeldQueue
 	for _, q := range queues {
@@ -249,7 +246,6 @@ func (x *exchange) onDelivered(q *queue, releases []string, pending uint64, chan
 	}
 }
 
-// onHeld takes in another gateway's report.
 func (x *exchange) onHeld(m *nats.Msg) {
 	var report subjects.HeldReport
 	if subjects.Unmarshal(m.Data, &report) != nil || report.Gateway == x.bus.id {

@@ -125,7 +125,6 @@ func (f *fleet) onLeft(worker string) []change {
 	return []change{{kind: subjects.EventWorkerLeft, beat: m.beat}}
 }
 
-// onGateway records that another gateway lives.
 func (f *fleet) onGateway(id string, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -257,15 +256,16 @@ func (f *fleet) gateways(now time.Time) int {
 func (f *fleet) models() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	set := make(map[string]bool)
+	var names []string
 	for _, m := range f.workers {
 		if m.beat.Live() {
 			for i := range m.beat.Pools {
-				set[m.beat.Pools[i].Pool] = true
+				names = append(names, m.beat.Pools[i].Pool)
 			}
 		}
 	}
-	return slices.Sorted(maps.Keys(set))
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // heartbeats returns the last heartbeat of each worker, by name.

@@ -43,7 +43,6 @@ const sameXID = 2 * time.Second
 
 func newGPUHistory() *gpuHistory { return &gpuHistory{gpus: make(map[gpuKey]*gpuRecord)} }
 
-// onHeartbeat records what a worker reports of its GPUs.
 func (g *gpuHistory) onHeartbeat(h *subjects.Heartbeat, now time.Time) {
 	if h.NVML == nil {
 		return

@@ -107,7 +107,6 @@ func (in *ingress) end(w http.ResponseWriter, r *http.Request, id subjects.ID, e
 	}
 }
 
-// infer handles an inference call.
 func (in *ingress) infer(w http.ResponseWriter, r *http.Request, id subjects.ID) error {
 	req, hold, err := in.admit(w, r, id)
 	if err != nil {

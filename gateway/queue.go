@@ -153,7 +153,6 @@ func (q *queue) refuse(now time.Time) (retryAfter time.Duration, event bool) {
 	return policy.Queue{Waiting: q.waitingLocked(now), Drain: q.drain.Per(now)}.RetryAfter(), event
 }
 
-// heldOfLocked is how many requests of a tenant are held.
 func (q *queue) heldOfLocked(tenant string) int {
 	n := 0
 	for _, l := range q.lanes {
@@ -340,7 +339,6 @@ func (q *queue) resize(slots, free, gateways int, now time.Time) {
 	}
 }
 
-// heldCount is how many requests are held here.
 func (q *queue) heldCount() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -369,7 +367,6 @@ func (qs *queues) get(pool, tier string) *queue {
 	return q
 }
 
-// all returns the queues that there are now.
 func (qs *queues) all() []*queue {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()

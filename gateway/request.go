@@ -424,7 +424,6 @@ func (r *request) piece(offset int64) []byte {
 	return r.body[offset:]
 }
 
-// info describes the request for operators.
 func (r *request) info(gateway string, now time.Time) subjects.RequestInfo {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -444,7 +443,6 @@ func (r *request) info(gateway string, now time.Time) subjects.RequestInfo {
 	return i
 }
 
-// detail describes the request in full.
 func (r *request) detail(gateway string, now time.Time) subjects.RequestDetail {
 	d := subjects.RequestDetail{
 		RequestInfo: r.info(gateway, now), Deadline: time.UnixMilli(r.wire.Deadline), Lane: r.target.Load().lane,
@@ -476,14 +474,12 @@ func (rs *requests) remove(r *request) {
 	delete(rs.byID, r.wire.ID)
 }
 
-// find returns a request; nil if it is not here.
 func (rs *requests) find(id subjects.ID) *request {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	return rs.byID[id]
 }
 
-// all returns the requests that there are now.
 func (rs *requests) all() []*request {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -171,21 +170,19 @@ func sessionOf(h http.Header, p *policy.Policy) string {
 // models are the names that calls may ask for now: the pools that live workers serve, and the routes that lead there.
 func (ro *router) models() []string {
 	live := ro.fleet.models()
-	names := make(map[string]bool)
-	for _, m := range live {
-		names[m] = true
-	}
+	names := slices.Clone(live)
 	for name, r := range ro.bus.rules.Load().Policy.Routes {
 		if strings.Contains(name, "*") {
 			continue
 		}
 		for _, t := range r.To {
 			if _, there := slices.BinarySearch(live, t.Pool); there && t.Weight > 0 {
-				names[name] = true
+				names = append(names, name)
 			}
 		}
 	}
-	return slices.Sorted(maps.Keys(names))
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 const (
@@ -266,7 +263,6 @@ func (a *affinity) putLocked(entry subjects.AffinityEntry) {
 	a.young.put(entry)
 }
 
-// onReport takes in what another gateway has learned.
 func (a *affinity) onReport(m *nats.Msg) {
 	var report subjects.AffinityReport
 	if subjects.Unmarshal(m.Data, &report) != nil || report.Gateway == a.bus.id {

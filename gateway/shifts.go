@@ -89,7 +89,6 @@ func shifting(r policy.Route) bool {
 	return r.Shift != nil && r.Shift.State == policy.ShiftRunning
 }
 
-// onReport takes in what another gateway has counted.
 func (s *shifts) onReport(m *nats.Msg) {
 	var report subjects.ShiftReport
 	if subjects.Unmarshal(m.Data, &report) != nil || report.Gateway == s.bus.id {

@@ -218,7 +218,6 @@ func (k *keyring) expired(now time.Time, awake bool) (list []otherUsage) {
 	return list
 }
 
-// countLocked counts the other gateways that live.
 func (k *keyring) countLocked() {
 	n := 0
 	for _, p := range k.others {

@@ -42,7 +42,6 @@ type goneWorker struct {
 	reason string
 }
 
-// onHeartbeat takes in a worker's heartbeat.
 func (w *watch) onHeartbeat(m *nats.Msg) {
 	h, err := subjects.ParseHeartbeat(m)
 	if err != nil {
@@ -69,7 +68,6 @@ func (w *watch) onHeartbeat(m *nats.Msg) {
 // that has not ended never will.
 func (w *watch) onLeft(worker string) { w.report(w.fleet.onLeft(worker)) }
 
-// onReference notes that another gateway lives.
 func (w *watch) onReference(m *nats.Msg) {
 	if id, ok := subjects.GatewayOf(m.Subject); ok && id != w.bus.id {
 		w.fleet.onGateway(id, time.Now())
