@@ -150,11 +150,8 @@ func (in *Inspector) usage(b []byte) {
 			to = &in.input
 		}
 		b = bytes.TrimLeft(b[i+len(`_tokens"`):], ": \t")
-		end := 0
-		for end < len(b) && '0' <= b[end] && b[end] <= '9' {
-			end++
-		}
-		if n, err := strconv.Atoi(string(b[:end])); err == nil && to != nil {
+		digits := b[:len(b)-len(bytes.TrimLeft(b, "0123456789"))]
+		if n, err := strconv.Atoi(string(digits)); err == nil && to != nil {
 			*to = n
 		}
 	}

@@ -184,9 +184,7 @@ func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte
 			if err := grow(more); err != nil {
 				return nil, hold, err
 			}
-			bigger := make([]byte, len(body), int64(cap(body))+more)
-			copy(bigger, body)
-			body = bigger
+			body = append(make([]byte, 0, int64(cap(body))+more), body...)
 		}
 		rc.SetReadDeadline(time.Now().Add(bodyTimeout))
 		n, err := r.Body.Read(body[len(body):cap(body)])

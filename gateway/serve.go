@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -133,15 +134,7 @@ func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 	}
 }
 
-func earliest(a, b, c time.Time) time.Time {
-	if b.Before(a) {
-		a = b
-	}
-	if c.Before(a) {
-		a = c
-	}
-	return a
-}
+func earliest(times ...time.Time) time.Time { return slices.MinFunc(times, time.Time.Compare) }
 
 // checkIn is the time until a waiting request has to be checked.
 func checkIn(r *request) time.Duration {

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 )
@@ -53,27 +54,11 @@ func Untoken(token string) (string, error) {
 	if token == "_" {
 		return "", nil
 	}
-	b := make([]byte, 0, len(token))
-	for i := 0; i < len(token); i++ {
-		c := token[i]
-		if plain(c) {
-			b = append(b, c)
-			continue
-		}
-		if c != '_' || i+2 >= len(token) {
-			return "", fmt.Errorf("subject token %q: not an escaped name", token)
-		}
-		hi, lo := strings.IndexByte(hexDigits, token[i+1]), strings.IndexByte(hexDigits, token[i+2])
-		if hi < 0 || lo < 0 || plain(byte(hi<<4|lo)) {
-			return "", fmt.Errorf("subject token %q: bad escape at byte %d", token, i)
-		}
-		b = append(b, byte(hi<<4|lo))
-		i += 2
+	name, err := url.PathUnescape(strings.ReplaceAll(token, "_", "%"))
+	if err != nil || name == "" || Token(name) != token {
+		return "", fmt.Errorf("subject token %q: not an escaped name", token)
 	}
-	if len(b) == 0 {
-		return "", fmt.Errorf("subject token %q: empty", token)
-	}
-	return string(b), nil
+	return name, nil
 }
 
 // The core NATS subjects. Gateway and worker ids are already tokens.
