@@ -332,7 +332,7 @@ func (a *answer) keepAlive(now time.Time) error {
 }
 
 // refuse ends the answer with an error: as a status while nothing was sent, as the last event of a stream, else by closing
-// the connection, so that no client takes a part for the whole.
+// the connection, so that no client mistakes a part for all of it.
 func (a *answer) refuse(err error) error {
 	if err == errClientGone {
 		return err

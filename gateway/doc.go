@@ -43,7 +43,7 @@
 //	affinity      conversations
 //	shifts        results of shifting routes
 //	idleConns     connections without a request
-//	rules         the policy in force: an atomic pointer to what never changes
+//	bus           nothing but the policy in force: an atomic pointer to rules, which never change
 //
 // No lock is taken while another is held, so there is no order among them. The one exception is not ours: Prometheus
 // collects under a lock of its own, and asks requests, fleet and gpuHistory then; none of these touches a metric. No lock

@@ -42,7 +42,7 @@ type Config struct {
 	SlowClient time.Duration
 	// MaxDeadline bounds the deadline that a client may ask for. Default 24 h.
 	MaxDeadline time.Duration
-	// DrainTimeout bounds how long requests may go on after Run was told to stop. Default 10 min.
+	// DrainTimeout bounds how long running requests may go on after Run's context has ended. Default 10 min.
 	DrainTimeout time.Duration
 	// DrainDelay is how long the listener stays open after /readyz began to fail, for balancers to notice. Default 0.
 	DrainDelay time.Duration
@@ -52,7 +52,7 @@ type Config struct {
 	Local *subjects.Local
 	// Version is reported in the metrics. Default "dev".
 	Version string
-	// Logger gets a line for each request that was not answered well, and at debug level for each. Default: silent.
+	// Logger gets a line for each request that failed; at debug level, for every request. Default: silent.
 	Logger *slog.Logger
 }
 
@@ -109,7 +109,7 @@ type Gateway struct {
 	control    *control
 	background *background
 
-	draining atomic.Bool // Run was told to stop
+	draining atomic.Bool // Run's context has ended
 }
 
 // New checks the configuration. It starts nothing.

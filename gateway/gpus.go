@@ -21,7 +21,7 @@ type gpuKey struct{ host, device string }
 
 func keyOf(host string, s *gpu.Snapshot) gpuKey { return gpuKey{host, cmp.Or(s.UUID, s.Label())} }
 
-// gpuHistory keeps of each GPU what one heartbeat alone does not say: when it was last sampled, and its XIDs.
+// gpuHistory keeps what a single heartbeat does not contain: when each GPU was last sampled, and how many XIDs it had.
 type gpuHistory struct {
 	mu   sync.Mutex
 	gpus map[gpuKey]*gpuRecord

@@ -25,7 +25,7 @@ import (
 // bodyTimeout is how long a client may take for the next piece of its body.
 const bodyTimeout = 30 * time.Second
 
-// errBreakOff ends a response by closing its connection, so that no client takes a part of an answer for the whole.
+// errBreakOff ends a response by closing its connection, so that no client mistakes a part of an answer for all of it.
 var errBreakOff = errors.New("answer broken off")
 
 // ingress is the HTTP API.
@@ -160,7 +160,7 @@ func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte
 		hold += n
 		return nil
 	}
-	// A length that a client claims takes no memory before its bytes are there.
+	// Memory grows with the bytes that have arrived, not with the length that a client claims.
 	first := min(max(r.ContentLength, 512), 64<<10)
 	if err := grow(first); err != nil {
 		return nil, hold, err

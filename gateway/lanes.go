@@ -19,7 +19,7 @@ import (
 // checkEvery. The broker does not report a consumer that is gone.
 const checkLaneEvery = 10 * time.Second
 
-// lanes sees to it that each lane that a worker needs has its consumers, one in the stream of each tier. It also keeps the
+// lanes makes sure that each lane that a worker needs has its consumers, one in the stream of each tier. It also keeps the
 // broker's list of pools, which a gateway that starts reads.
 type lanes struct {
 	bus *bus
@@ -139,7 +139,7 @@ func (l *lanes) check(pool, lane string, now time.Time) {
 	select {
 	case l.checks <- laneName{pool, lane}:
 		s.checked = now
-	default: // run has enough to do
+	default: // run is busy; a later check asks again
 	}
 }
 

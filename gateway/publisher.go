@@ -291,7 +291,7 @@ func (p *publisher) leaveBehind(r *request, stored bool) (left leftover, moves b
 // takeBack deletes a request's message from its stream. If it was delivered meanwhile, the worker's claim is refused.
 func (p *publisher) takeBack(r *request, stream string, seq uint64) {
 	if there, err := p.holds(context.Background(), r, stream, seq); err != nil || !there {
-		return // a claim or its TTL will find it
+		return // a claim of it is refused, or its TTL removes it
 	}
 	p.bus.nc.Publish(subjects.DeleteMsg(stream), fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
 }

@@ -240,7 +240,7 @@ func (r *request) claim(c *subjects.Claim, d subjects.Delivery, again bool, now 
 	return subjects.Granted, at, nil
 }
 
-// maxBuffered bounds the frames that wait for the handler: what flow control allows, and what may exceed it by chance.
+// maxBuffered bounds the bytes of the frames that wait for the handler: what flow control allows, and a margin.
 const maxBuffered = 2*subjects.Window + 2*subjects.MaxFrame
 
 // onMessage takes in a message of frames from the broker.

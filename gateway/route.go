@@ -87,7 +87,7 @@ func (ro *router) spread(name string) *policy.Spread {
 	return s.(*policy.Spread)
 }
 
-// withFallback returns the pool, or if it does not serve the first of the fallbacks that does.
+// withFallback returns the pool, or the first fallback that serves if the pool does not.
 func (ro *router) withFallback(r *policy.Route, pool string, now time.Time) string {
 	if len(r.Fallback) == 0 {
 		return pool
@@ -189,7 +189,7 @@ const (
 	// maxConversations bounds each of the two generations: with about 35 bytes for each conversation, 9 MB for both.
 	maxConversations = 128 << 10
 
-	// minAffinityAge is for how long a conversation is remembered at the least: longer than an engine keeps a prefix
+	// minAffinityAge is the shortest time for which a conversation is remembered: longer than an engine keeps a prefix
 	// that no request uses.
 	minAffinityAge = 30 * time.Minute
 )

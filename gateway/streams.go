@@ -19,7 +19,7 @@ const (
 	retryStreams      = 500 * time.Millisecond
 )
 
-// streams sees to it that the tiers' streams exist, from the start and after a broker lost them. What waited in a lost
+// streams makes sure that the tiers' streams exist, from the start and after a broker lost them. What waited in a lost
 // stream is published again.
 type streams struct {
 	bus      *bus

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// usageAlive is how often a gateway that has nothing to report shows that it lives.
+	// usageAlive is how often a gateway that has nothing to report sends an empty report.
 	usageAlive = time.Second
 
 	// usageSilent is after how much silence a gateway counts as dead.
@@ -76,7 +76,7 @@ func (k *keyring) run(ctx context.Context) {
 				close(synced)
 				synced = nil
 			}
-			// While this gateway was stopped or disconnected, the silence is its own.
+			// While this gateway was stopped or disconnected, silence proves nothing.
 			k.expire(now, connected && now.Sub(last) < usageSilent/2)
 			all := now.Sub(reportedAll) >= usageAll
 			if k.report(all, now.Sub(reported) >= usageAlive) {
@@ -182,7 +182,8 @@ func firstUsed(key *policy.Key, u subjects.KeyUsage) (requests, tokens int64) {
 	return int64(min(u.Requests, uint64(key.RPM))), int64(min(u.Tokens, uint64(key.TPM)))
 }
 
-// expire counts silent gateways as dead: their requests run no more. awake says that the silence is not this gateway's own.
+// expire counts silent gateways as dead, and their requests as ended. awake says that this gateway itself was running and
+// connected.
 func (k *keyring) expire(now time.Time, awake bool) {
 	for _, u := range k.expired(now, awake) {
 		u.key.usage.addOther(&u.key.Key, u.used, now)

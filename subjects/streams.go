@@ -81,7 +81,7 @@ func EnsureStreams(ctx context.Context, js jetstream.JetStream, tiers []policy.T
 		return err
 	}
 	for _, b := range []jetstream.KeyValueConfig{
-		{Bucket: WorkersBucket, Description: "Pulley: who serves what", TTL: workersTTL, Storage: jetstream.MemoryStorage, Replicas: replicas},
+		{Bucket: WorkersBucket, Description: "Pulley: the latest heartbeat of each worker", TTL: workersTTL, Storage: jetstream.MemoryStorage, Replicas: replicas},
 		{Bucket: PolicyBucket, Description: "Pulley: the operator's policy and keys", History: policyHistory, Storage: jetstream.FileStorage, Replicas: replicas},
 		{Bucket: PoolsBucket, Description: "Pulley: pools that workers have served", Storage: jetstream.FileStorage, Replicas: replicas},
 	} {
