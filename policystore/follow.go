@@ -45,7 +45,8 @@ func (f Follower) Run(ctx context.Context, nc *nats.Conn) error {
 	defer sub.Unsubscribe()
 	timer := time.NewTimer(policyPoll)
 	defer timer.Stop()
-	state := followState{f: f, nc: nc, all: unread, policy: unread, keys: unread, trouble: fmt.Sprint(nil)}
+	state := followState{f: f, nc: nc, all: unread, policy: unread, keys: unread}
+	var trouble error // the last poll's
 	for {
 		err := state.poll(ctx)
 		if ctx.Err() != nil {
@@ -56,12 +57,10 @@ func (f Follower) Run(ctx context.Context, nc *nats.Conn) error {
 		} else {
 			timer.Reset(policyPoll)
 		}
-		if text := fmt.Sprint(err); text != state.trouble {
-			state.trouble = text
-			if f.Trouble != nil {
-				f.Trouble(err)
-			}
+		if f.Trouble != nil && fmt.Sprint(err) != fmt.Sprint(trouble) {
+			f.Trouble(err)
 		}
+		trouble = err
 		select {
 		case <-ctx.Done():
 			return nil
@@ -76,12 +75,11 @@ func (f Follower) Run(ctx context.Context, nc *nats.Conn) error {
 
 // followState is what a follower has reported so far.
 type followState struct {
-	f       Follower
-	nc      *nats.Conn
-	all     uint64 // last sequence of the bucket when everything had been read
-	policy  uint64 // last revision reported; 0: the default
-	keys    uint64 // last sequence of any key reported
-	trouble string // the last error, as text
+	f      Follower
+	nc     *nats.Conn
+	all    uint64 // last sequence of the bucket when everything had been read
+	policy uint64 // last revision reported; 0: the default
+	keys   uint64 // last sequence of any key reported
 }
 
 // unread is no sequence: nothing has been read so far.
