@@ -222,13 +222,12 @@ func (k *keyring) begin(c *caller, inputTokens int, header http.Header, now time
 	if ok {
 		c.tokens, c.began = inputTokens, true
 		k.markChanged(c.key)
-	} else {
-		switch over.Limit {
-		case policy.LimitRequests:
-			requests.Left = 0
-		case policy.LimitTokens:
-			tokens.Left = 0
-		}
+	}
+	switch over.Limit { // empty if ok
+	case policy.LimitRequests:
+		requests.Left = 0
+	case policy.LimitTokens:
+		tokens.Left = 0
 	}
 	requestsHeader.set(header, requests)
 	tokensHeader.set(header, tokens)

@@ -74,17 +74,13 @@ func (s *streams) run(ctx context.Context) {
 func (s *streams) check(ctx context.Context, created map[string]time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	lost := len(created) == 0
+	lost := false
 	for _, t := range s.tiers() {
-		stream, err := s.bus.js.Stream(ctx, subjects.ReqStream(t.Name))
-		switch {
-		case errors.Is(err, jetstream.ErrStreamNotFound):
-			lost = true
-		case err != nil:
-			return fmt.Errorf("stream of tier %s: %w", t.Name, err)
-		case !stream.CachedInfo().Created.Equal(created[t.Name]):
-			lost = true
+		at, err := s.createdAt(ctx, t)
+		if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+			return err
 		}
+		lost = lost || err != nil || !at.Equal(created[t.Name])
 	}
 	if !lost {
 		return nil
@@ -100,11 +96,10 @@ func (s *streams) check(ctx context.Context, created map[string]time.Time) error
 	s.fleet.addPools(pools, time.Now())
 	s.lanes.restore(pools)
 	for _, t := range s.tiers() {
-		stream, err := s.bus.js.Stream(ctx, subjects.ReqStream(t.Name))
+		now, err := s.createdAt(ctx, t)
 		if err != nil {
-			return fmt.Errorf("stream of tier %s: %w", t.Name, err)
+			return err
 		}
-		now := stream.CachedInfo().Created
 		before, known := created[t.Name]
 		created[t.Name] = now
 		if !known || before.Equal(now) {
@@ -115,4 +110,12 @@ func (s *streams) check(ctx context.Context, created map[string]time.Time) error
 		}
 	}
 	return nil
+}
+
+func (s *streams) createdAt(ctx context.Context, t policy.Tier) (time.Time, error) {
+	stream, err := s.bus.js.Stream(ctx, subjects.ReqStream(t.Name))
+	if err != nil {
+		return time.Time{}, fmt.Errorf("stream of tier %s: %w", t.Name, err)
+	}
+	return stream.CachedInfo().Created, nil
 }
