@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -281,6 +282,7 @@ func TestNoWorker(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
 		g, es, ws := pair(t, env, slow("a"))
 		ws[0].Stop()
+		synctest.Wait() // until the gateway has received what the worker sent last
 		if r := do(t, g, "GET", "/v1/models", ""); strings.Contains(r.body, `"m"`) {
 			t.Errorf("models after the last worker left: %s", r.body)
 		}
