@@ -9,10 +9,9 @@ import (
 	"strings"
 )
 
-// detect asks an engine which dialect it has. It takes at most two seconds, and reads only pages
-// that cost an engine nothing. Engines answer each other's paths: SGLang, llama.cpp and others have
-// some of Ollama's, and LM Studio answers 200 to everything. So the first of these decides that
-// identifies the engine:
+// detect asks an engine which dialect it has. It takes at most two seconds, and reads only pages that cost an engine
+// nothing. Engines answer each other's paths: SGLang, llama.cpp and others have some of Ollama's, and LM Studio answers
+// 200 to everything. So the first of these decides that identifies the engine:
 //
 //  1. the owner that /v1/models names: vLLM, SGLang, llama.cpp, TensorRT-LLM and llama-swap name themselves
 //  2. the header Server, for llama.cpp
@@ -143,8 +142,7 @@ var characters = []struct {
 		also: "/api/ps", alsoFields: map[string]string{"models": "["}},
 }
 
-// has reports whether the page at path is a JSON object with these fields, each value starting with
-// the given text.
+// has reports whether the page at path is a JSON object with these fields, each value starting with the given text.
 func (p *prober) has(ctx context.Context, path string, want map[string]string) bool {
 	var fields map[string]json.RawMessage
 	if p.get(ctx, path, &fields) != nil {

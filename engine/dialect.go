@@ -77,8 +77,7 @@ type page struct {
 	needless func(Status) bool
 	// scrape says that this is the Prometheus page, which may be elsewhere.
 	scrape bool
-	// read stores the page's values; it leaves a value that the page does not have unset. nil: any
-	// answer will do.
+	// read stores the page's values; it leaves a value that the page does not have unset. nil: any answer will do.
 	read func(body []byte, st *Status) error
 }
 

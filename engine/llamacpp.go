@@ -6,8 +6,7 @@ import "encoding/json"
 var llamacppMetrics = newFamily("llamacpp",
 	"requests_processing", "requests_deferred", "kv_cache_usage_ratio", "kv_cache_tokens", "tokens_predicted_total")
 
-// readLlamaCpp finds nothing if the server was started without --metrics. Tokens are counted when
-// their request ends.
+// readLlamaCpp finds nothing if the server was started without --metrics. Tokens are counted when their request ends.
 func readLlamaCpp(body []byte, st *Status) error {
 	m := llamacppMetrics.parse(body)
 	st.Running = number(m.sum(nil, "requests_processing"))

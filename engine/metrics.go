@@ -29,9 +29,8 @@ type sample struct {
 	value  float64
 }
 
-// parse reads the family's samples and skips everything else, including invalid lines: a page is
-// never refused. Of a line that belongs to another family it looks only at the name, so a page
-// costs little more than its length.
+// parse reads the family's samples and skips everything else, including invalid lines: a page is never refused. Of a
+// line that belongs to another family it looks only at the name, so a page costs little more than its length.
 func (f family) parse(page []byte) metrics {
 	m := make(metrics)
 	for line := range bytes.Lines(page) {
@@ -135,10 +134,9 @@ func (s sample) label(name string) string {
 
 var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n")
 
-// sum adds up a metric, the first of these names that is present. Samples that agree in all labels
-// of ranks are one value that is reported more than once, for example by every rank of a
-// tensor-parallel engine or by every process: of those the largest counts. Without ranks every
-// sample counts. It returns nil if the metric is missing.
+// sum adds up a metric, the first of these names that is present. Samples that agree in all labels of ranks are one
+// value that is reported more than once, for example by every rank of a tensor-parallel engine or by every process: of
+// those the largest counts. Without ranks every sample counts. It returns nil if the metric is missing.
 func (m metrics) sum(ranks []string, names ...string) *float64 {
 	values := m.values(ranks, names...)
 	if values == nil {

@@ -15,8 +15,7 @@ const (
 	localTimeout = time.Second
 )
 
-// SimOwner is the "owned_by" of the models of package sim's engines, by which Probe recognises
-// them.
+// SimOwner is the "owned_by" of the models of package sim's engines, by which Probe recognises them.
 const SimOwner = "pulley-sim"
 
 // Info is what an engine reports about itself.
@@ -36,10 +35,9 @@ func (i Info) Name() string {
 	return string(i.Dialect)
 }
 
-// Probe asks the engine at baseURL, which may end in /v1, what it is and what it serves. It takes
-// at most two seconds. An engine that lists its models in that time is found; if there is no time
-// left to identify its dialect, that is DialectOpenAI. key, if not empty, is sent as a bearer
-// token.
+// Probe asks the engine at baseURL, which may end in /v1, what it is and what it serves. It takes at most two seconds.
+// An engine that lists its models in that time is found; if there is no time left to identify its dialect, that is
+// DialectOpenAI. key, if not empty, is sent as a bearer token.
 func Probe(ctx context.Context, client *http.Client, baseURL, key string) (Info, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
@@ -73,9 +71,8 @@ var localAddrs = []string{
 	"127.0.0.1:11434", "127.0.0.1:8000", "127.0.0.1:8080", "127.0.0.1:30000", "127.0.0.1:1234",
 }
 
-// Local probes the usual ports of engines on this machine, all at once and for at most a second.
-// Addresses that do not answer, are no engine or serve no model are left out, and so are those for
-// which skip returns true; skip may be nil.
+// Local probes the usual ports of engines on this machine, all at once and for at most a second. Addresses that do not
+// answer, are no engine or serve no model are left out, and so are those for which skip returns true; skip may be nil.
 func Local(ctx context.Context, skip func(addr string) bool) []Info {
 	return probeAll(ctx, localAddrs, skip)
 }

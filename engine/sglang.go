@@ -10,8 +10,7 @@ var sglangMetrics = newFamily("sglang",
 // pipeline-parallel rank of one engine may report the same values.
 var sglangRanks = []string{"model_name", "dp_rank"}
 
-// readSGLang ignores num_retracted_reqs, a gauge of the last batch, whose name differs from the
-// counter's by one word.
+// readSGLang ignores num_retracted_reqs, a gauge of the last batch, whose name differs from the counter's by one word.
 func readSGLang(body []byte, st *Status) error {
 	m := sglangMetrics.parse(body)
 	// With priorities there is a series for each, and one without a priority for all.
@@ -26,8 +25,7 @@ func readSGLang(body []byte, st *Status) error {
 	st.KVUsed = whole(m.sum(sglangRanks, "num_used_tokens"))
 	st.KVTotal = positive(whole(m.sum(sglangRanks, "max_total_num_tokens")))
 	st.Preemptions = whole(m.sum(sglangRanks, "num_retracted_requests_total"))
-	// These come from the process that serves the clients, split by stream and by the cache's
-	// level.
+	// These come from the process that serves the clients, split by stream and by the cache's level.
 	st.Generated = whole(m.sum(nil, "generation_tokens_total"))
 	st.PrefixHits = whole(m.sum(nil, "cached_tokens_total"))
 	if st.PrefixHits != nil {

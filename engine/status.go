@@ -5,8 +5,7 @@ import (
 	"time"
 )
 
-// FreshFor is how old a Status may be to decide about capacity. The Scraper scrapes four times in
-// that period.
+// FreshFor is how old a Status may be to decide about capacity. The Scraper scrapes four times in that period.
 const FreshFor = 2 * time.Second
 
 // A Model is one that an engine serves.
@@ -19,9 +18,8 @@ type Model struct {
 	VRAM *int64
 }
 
-// A Status is what an engine reports about itself. A nil pointer is a signal that the engine does
-// not report; it never means zero. The values that the pointers point to do not change. The
-// counters restart when the engine does.
+// A Status is what an engine reports about itself. A nil pointer is a signal that the engine does not report; it never
+// means zero. The values that the pointers point to do not change. The counters restart when the engine does.
 type Status struct {
 	Dialect Dialect // "" until the engine is known
 
@@ -29,8 +27,7 @@ type Status struct {
 	Healthy bool
 	Reason  string // why it is not healthy
 
-	// At is when the load signals were read; zero: never. A failed scrape leaves the signals and At
-	// unchanged.
+	// At is when the load signals were read; zero: never. A failed scrape leaves the signals and At unchanged.
 	At time.Time
 
 	Models []Model // nil: not reported
@@ -57,8 +54,7 @@ func (s Status) Age(now time.Time) time.Duration {
 	return max(0, now.Sub(s.At))
 }
 
-// Fresh reports whether the load signals are recent enough to decide on. It does not promise that
-// any are present.
+// Fresh reports whether the load signals are recent enough to decide on. It does not promise that any are present.
 func (s Status) Fresh(now time.Time) bool { return s.Age(now) <= FreshFor }
 
 // Loaded are the names of the models that answer without a load.

@@ -17,18 +17,16 @@ import (
 	"unicode/utf8"
 )
 
-// maxShort is the longest request body, in bytes, that Transport writes itself. That much, with a
-// header, fits into the buffers of the two sockets, so the write ends even if an engine answers
-// without reading.
+// maxShort is the longest request body, in bytes, that Transport writes itself. That much, with a header, fits into the
+// buffers of the two sockets, so the write ends even if an engine answers without reading.
 const maxShort = 32 << 10
 
 // earlyAnswer is how long to wait for an answer from an engine that accepts no more of the request.
 const earlyAnswer = 50 * time.Millisecond
 
-// Transport calls one engine like the [http.Transport] that it wraps, but on the calling goroutine:
-// a connection of http.Transport has two goroutines of its own, and handing each request and answer
-// over to them takes a tenth of what a small request costs a worker. Messages are still written and
-// parsed by net/http.
+// Transport calls one engine like the [http.Transport] that it wraps, but on the calling goroutine: a connection of
+// http.Transport has two goroutines of its own, and handing each request and answer over to them takes a tenth of what
+// a small request costs a worker. Messages are still written and parsed by net/http.
 //
 // All other calls use the http.Transport: https, proxies, other hosts, long request bodies, and
 // every call where the system cannot report whether an idle connection is still open.
@@ -43,9 +41,8 @@ type Transport struct {
 	idle []*conn // most recently used last
 }
 
-// NewTransport returns a Transport for the engine at a URL. It uses std's DialContext, Proxy,
-// MaxIdleConnsPerHost, IdleConnTimeout and MaxResponseHeaderBytes; the other settings apply only to
-// calls that std makes.
+// NewTransport returns a Transport for the engine at a URL. It uses std's DialContext, Proxy, MaxIdleConnsPerHost,
+// IdleConnTimeout and MaxResponseHeaderBytes; the other settings apply only to calls that std makes.
 func NewTransport(engine string, std *http.Transport) *Transport {
 	t := &Transport{std: std, maxHeader: std.MaxResponseHeaderBytes, dial: std.DialContext}
 	if t.maxHeader == 0 {
@@ -74,9 +71,8 @@ func NewTransport(engine string, std *http.Transport) *Transport {
 	return t
 }
 
-// RoundTrip implements [http.RoundTripper]. The connection of a cancelled request is closed. A
-// request with a body is written once: if the engine closes the connection, it is unknown what it
-// has done with the request.
+// RoundTrip implements [http.RoundTripper]. The connection of a cancelled request is closed. A request with a body is
+// written once: if the engine closes the connection, it is unknown what it has done with the request.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	bare := r.Body == nil || r.Body == http.NoBody
 	long := r.ContentLength > maxShort || r.ContentLength < 0 || r.ContentLength == 0 && !bare
@@ -128,8 +124,7 @@ func (t *Transport) call(c *conn, r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// callError returns the error of a call, given the error of its connection: if the call was
-// cancelled, the cause.
+// callError returns the error of a call, given the error of its connection: if the call was cancelled, the cause.
 func callError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -169,8 +164,7 @@ func (t *Transport) expired(c *conn) bool {
 	return t.std.IdleConnTimeout > 0 && time.Since(c.since) > t.std.IdleConnTimeout
 }
 
-// keep returns a connection to the pool, and closes connections that have been idle for too long or
-// are too many.
+// keep returns a connection to the pool, and closes connections that have been idle for too long or are too many.
 func (t *Transport) keep(c *conn) {
 	c.since = time.Now()
 	var old []*conn

@@ -87,8 +87,7 @@ func startChild(cfg Config) (*child, error) {
 // patience is how long a child may take to end by itself, and again after it was killed.
 const patience = time.Second
 
-// end ends a child by closing its input, or by force if that does not help. It returns false if the
-// child still runs.
+// end ends a child by closing its input, or by force if that does not help. It returns false if the child still runs.
 func (c *child) end(byForce bool) bool {
 	c.stdin.Close()
 	if !byForce && c.ended() {

@@ -67,8 +67,7 @@ func (f *Failure) Error() string {
 	return text
 }
 
-// NoSuchLibrary is the end of the detail if the library that --nvml-library names does
-// not exist.
+// NoSuchLibrary is the end of the detail if the library that --nvml-library names does not exist.
 const NoSuchLibrary = "no such library"
 
 const intoContainer = "start the container with the NVIDIA runtime (--gpus all, or runtimeClassName: nvidia) and NVIDIA_DRIVER_CAPABILITIES=utility,compute"
@@ -115,8 +114,7 @@ func (f *Failure) Remedy() string {
 	return "check that nvidia-smi works, and see 'dmesg | grep -i nvrm'"
 }
 
-// Diagnose returns the Failure that err is or wraps, or a Failure of kind Other. It
-// returns nil for nil.
+// Diagnose returns the Failure that err is or wraps, or a Failure of kind Other. It returns nil for nil.
 func Diagnose(err error) *Failure {
 	if err == nil {
 		return nil

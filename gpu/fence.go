@@ -5,11 +5,10 @@ import (
 	"time"
 )
 
-// Sick returns what is wrong with a GPU now, given how it was before, and whether that is fatal:
-// the GPU must not be used. A reason that is not fatal asks for an immediate check of the engine's
-// health. The reason is empty if nothing is wrong. An event, such as an XID or an ECC error, is
-// reported once, because prev contains it the next time. A condition, such as a lost GPU, is
-// reported as long as it lasts.
+// Sick returns what is wrong with a GPU now, given how it was before, and whether that is fatal: the GPU must not be
+// used. A reason that is not fatal asks for an immediate check of the engine's health. The reason is empty if nothing
+// is wrong. An event, such as an XID or an ECC error, is reported once, because prev contains it the next time. A
+// condition, such as a lost GPU, is reported as long as it lasts.
 //
 // With a zero prev each XID counts, and no ECC error does: it is unknown when they happened.
 func Sick(prev, now Snapshot) (reason string, isFatal bool) {
@@ -99,8 +98,7 @@ func newUncorrected(prev, now Snapshot) uint64 {
 // cleanFor is how long a GPU must be without a fatal fault before it is used again.
 const cleanFor = time.Minute
 
-// Fence decides whether work may run on one GPU. It is raised as soon as the GPU has a fatal fault,
-// and lowered
+// Fence decides whether work may run on one GPU. It is raised as soon as the GPU has a fatal fault, and lowered
 //
 //   - after an XID or an ECC error, when the engine has been restarted since, nothing more has
 //     happened for a minute, and the GPU answers;
@@ -126,14 +124,12 @@ type Verdict struct {
 	Class  FenceClass
 	Reason string
 	Since  time.Time
-	// Suspect, if not empty, is why the engine's health has to be checked now: an XID. It is
-	// reported once.
+	// Suspect, if not empty, is why the engine's health has to be checked now: an XID. It is reported once.
 	Suspect string
 }
 
-// Judge judges the GPU's newest snapshot, which may be the same as before. A snapshot that is not
-// fresh is no evidence that the GPU answers. engineStarted is when the engine was last seen to
-// start, zero if it never was.
+// Judge judges the GPU's newest snapshot, which may be the same as before. A snapshot that is not fresh is no evidence
+// that the GPU answers. engineStarted is when the engine was last seen to start, zero if it never was.
 func (f *Fence) Judge(now Snapshot, engineStarted time.Time) Verdict {
 	i := faultOf(f.prev, now)
 	suspicion := ""

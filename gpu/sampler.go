@@ -22,9 +22,8 @@ type Config struct {
 	All bool
 	// Interval is how often the GPUs are read. Default 1 s.
 	Interval time.Duration
-	// Hang is how long the probe may be silent, or all GPUs may not answer, before the probe is
-	// given up. The first line may take twice as long: a GPU without persistence mode takes seconds
-	// to wake up. Default 30 s.
+	// Hang is how long the probe may be silent, or all GPUs may not answer, before the probe is given up. The first
+	// line may take twice as long: a GPU without persistence mode takes seconds to wake up. Default 30 s.
 	Hang time.Duration
 	// Pause is how long to wait before a dead probe is restarted for the first time. Each pause is
 	// twice the one before, up to a minute. Default 1 s.
@@ -67,9 +66,8 @@ func NewSampler(cfg Config) (*Sampler, error) {
 	return s, nil
 }
 
-// Latest returns the newest reading, each value with its state, and its age; without a reading, how
-// long there has been none. Its Failure says why there is no newer one. It never blocks. The caller
-// must not modify what it points to.
+// Latest returns the newest reading, each value with its state, and its age; without a reading, how long there has been
+// none. Its Failure says why there is no newer one. It never blocks. The caller must not modify what it points to.
 func (s *Sampler) Latest() (Reading, time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -89,8 +87,7 @@ const mostStuck = 2
 
 const longestPause = time.Minute
 
-// Run keeps a probe running until ctx ends. It returns nil, within seconds, even if a child is
-// stuck.
+// Run keeps a probe running until ctx ends. It returns nil, within seconds, even if a child is stuck.
 func (s *Sampler) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.arrived = time.Now()

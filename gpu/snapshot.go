@@ -7,8 +7,7 @@ import (
 
 // Device identifies a GPU, or a MIG instance of one.
 type Device struct {
-	// UUID is NVIDIA's identifier, GPU-… or MIG-…. It is empty for a GPU that was lost before it
-	// could be asked.
+	// UUID is NVIDIA's identifier, GPU-… or MIG-…. It is empty for a GPU that was lost before it could be asked.
 	UUID string `json:"uuid"`
 	// Index is NVML's number of the GPU, in the order of the PCI bus. It is not CUDA's, and may
 	// change when a GPU disappears.
@@ -16,8 +15,7 @@ type Device struct {
 	Name  string `json:"name,omitempty"`
 	// BusID is the address on the PCI bus, such as 00000000:3B:00.0.
 	BusID string `json:"bus_id,omitempty"`
-	// Architecture is the family, such as "hopper"; Compute is the CUDA compute capability, such as
-	// "9.0".
+	// Architecture is the family, such as "hopper"; Compute is the CUDA compute capability, such as "9.0".
 	Architecture string `json:"architecture,omitempty"`
 	Compute      string `json:"compute,omitempty"`
 	// MemoryTotal is in bytes.
@@ -47,9 +45,8 @@ type Instance struct {
 // referenceBandwidth is that of an A100 with 80 GB, whose weight is 1.
 const referenceBandwidth = 2039e9
 
-// Weight is roughly how fast a device decodes, where an A100 with 80 GB is 1. Decoding reads all
-// weights of the model for each token, so the memory bandwidth bounds it. It returns false if the
-// bandwidth is unknown.
+// Weight is roughly how fast a device decodes, where an A100 with 80 GB is 1. Decoding reads all weights of the model
+// for each token, so the memory bandwidth bounds it. It returns false if the bandwidth is unknown.
 func (d Device) Weight() (float64, bool) {
 	if d.Bandwidth == nil {
 		return 0, false
@@ -85,8 +82,7 @@ type Snapshot struct {
 
 	Memory      *Memory      `json:"memory,omitempty"`
 	Utilization *Utilization `json:"utilization,omitempty"`
-	// Temperature and MemoryTemperature are in degrees Celsius; Margin is how many are left before
-	// the GPU slows down.
+	// Temperature and MemoryTemperature are in degrees Celsius; Margin is how many are left before the GPU slows down.
 	Temperature       *int `json:"temperature,omitempty"`
 	MemoryTemperature *int `json:"memory_temperature,omitempty"`
 	Margin            *int `json:"margin,omitempty"`
@@ -106,8 +102,7 @@ type Snapshot struct {
 	// XIDs are the errors that the driver has reported, oldest first. From a [Sampler] they are the
 	// most recent ones since it started; in the child's lines, those since the line before.
 	XIDs []XID `json:"xids,omitempty"`
-	// Processes compute on the device; nil if unknown. In a container their ids are those of the
-	// host.
+	// Processes compute on the device; nil if unknown. In a container their ids are those of the host.
 	Processes []Process `json:"processes,omitzero"`
 }
 
@@ -122,9 +117,8 @@ type Memory struct {
 	Host bool `json:"host,omitempty"`
 }
 
-// Utilization is the percentage of the driver's last sampling period (at most a second) in which
-// any kernel ran, and in which memory was accessed at all. It does not show how much of the GPU was
-// used.
+// Utilization is the percentage of the driver's last sampling period (at most a second) in which any kernel ran, and in
+// which memory was accessed at all. It does not show how much of the GPU was used.
 type Utilization struct {
 	GPU    int `json:"gpu"`
 	Memory int `json:"memory"`

@@ -7,8 +7,7 @@ import (
 	"strings"
 )
 
-// Throttle says why the clocks are below their maximum, as NVML's bits. In JSON it is a list of
-// names.
+// Throttle says why the clocks are below their maximum, as NVML's bits. In JSON it is a list of names.
 type Throttle uint64
 
 // The reasons.

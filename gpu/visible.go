@@ -11,15 +11,13 @@ import (
 // in which the environment names them, and notes about what is doubtful. devices are GPUs and MIG
 // instances; a split GPU is replaced by its instances. lookup is os.LookupEnv.
 //
-// NVIDIA_VISIBLE_DEVICES is meant for the container runtime, which has given the container the
-// devices that it names; NVML numbers those from 0. So numbers in it are applied only where NVML
-// sees more devices than they name. "all", "void" (which CDI sets in any case), an empty value and
-// a path select all devices; "none" selects none.
+// NVIDIA_VISIBLE_DEVICES is meant for the container runtime, which has given the container the devices that it names;
+// NVML numbers those from 0. So numbers in it are applied only where NVML sees more devices than they name. "all",
+// "void" (which CDI sets in any case), an empty value and a path select all devices; "none" selects none.
 //
-// CUDA_VISIBLE_DEVICES selects from the remaining devices by number, by UUID or a prefix of one, or
-// by MIG-GPU-UUID/GI/CI. As in CUDA, the first invalid name and all after it are ignored, and a
-// variable that is set and empty selects none. A number, or a GPU's UUID, selects all instances of
-// a split GPU.
+// CUDA_VISIBLE_DEVICES selects from the remaining devices by number, by UUID or a prefix of one, or by
+// MIG-GPU-UUID/GI/CI. As in CUDA, the first invalid name and all after it are ignored, and a variable that is set and
+// empty selects none. A number, or a GPU's UUID, selects all instances of a split GPU.
 func Visible(devices []Device, lookup func(string) (string, bool)) (visible []Device, notes []string) {
 	visible = unsplit(devices)
 	if value, ok := lookup("NVIDIA_VISIBLE_DEVICES"); ok {
@@ -118,8 +116,7 @@ func numbered(devices []Device, n int) []Device {
 	return slices.DeleteFunc(slices.Clone(devices), func(d Device) bool { return d.Index != indices[n] })
 }
 
-// named returns the devices with a UUID or an unambiguous prefix of one: an instance, a GPU, or all
-// instances of a GPU.
+// named returns the devices with a UUID or an unambiguous prefix of one: an instance, a GPU, or all instances of a GPU.
 func named(devices []Device, name string) []Device {
 	if !strings.HasPrefix(name, "GPU-") && !strings.HasPrefix(name, "MIG-") {
 		return nil

@@ -6,16 +6,14 @@ import (
 	"time"
 )
 
-// AdaptiveLimit finds out by trial how many requests an engine serves well at once: it grows while
-// they do not slow each other down by more than the profile's stretch, and shrinks when they do or
-// when the engine is overloaded. It needs no more than the latency that the worker observes and the
-// engine's refusals. It is not safe for concurrent use.
+// AdaptiveLimit finds out by trial how many requests an engine serves well at once: it grows while they do not slow
+// each other down by more than the profile's stretch, and shrinks when they do or when the engine is overloaded. It
+// needs no more than the latency that the worker observes and the engine's refusals. It is not safe for concurrent use.
 //
 // # The rule
 //
-// Once per window of at least 1 s and 20 inter-token times, with b the inter-token time of a
-// request alone, e = 0.7·e + 0.3·(the window's mean), the target max(1.3·b, min(stretch·b,
-// objective)) and r = target/e:
+// Once per window of at least 1 s and 20 inter-token times, with b the inter-token time of a request alone, e = 0.7·e +
+// 0.3·(the window's mean), the target max(1.3·b, min(stretch·b, objective)) and r = target/e:
 //
 //	overloaded: refusals; more preemptions; more than 2·engineQueue wait during
 //	            the whole window; p90 of TTFT above its objective   L = 0.85 · min(L, in flight), hold 5 s
@@ -24,50 +22,45 @@ import (
 //	wait during the whole window, no GPU sample stale               L = max(L + 1, L · min(1.5, r)^0.3)
 //	  the same, and L has never shrunk nor come near r = 1          L = max(L + 1, L · min(2, r)), with the window's mean for e if that is more
 //
-// L starts at max(1, round(8·weight)). It stays between 1 and the slots of the engine plus
-// engineQueue, otherwise the configured slots, otherwise 1024 if the engine reports how many
-// requests wait in it, otherwise 64. A step takes t0 + a·n, so r times as many requests do not take
-// more than r times as long: the first growth does not overshoot, and an H100 reaches its limit
-// after four seconds rather than twenty. Overload is checked every second, however few tokens there
-// were. While requests wait in the engine, L stays at least at the number that the engine runs:
-// however low L is, the queue stays as long until some of them end. See Scraped for what counts as
-// waiting. The inter-token time of answers that are not streamed is unknown: while only such
-// answers end, overload shrinks the limit and every second without overload adds one.
+// L starts at max(1, round(8·weight)). It stays between 1 and the slots of the engine plus engineQueue, otherwise the
+// configured slots, otherwise 1024 if the engine reports how many requests wait in it, otherwise 64. A step takes t0 +
+// a·n, so r times as many requests do not take more than r times as long: the first growth does not overshoot, and an
+// H100 reaches its limit after four seconds rather than twenty. Overload is checked every second, however few tokens
+// there were. While requests wait in the engine, L stays at least at the number that the engine runs: however low L is,
+// the queue stays as long until some of them end. See Scraped for what counts as waiting. The inter-token time of
+// answers that are not streamed is unknown: while only such answers end, overload shrinks the limit and every second
+// without overload adds one.
 //
 // # Without engine metrics
 //
-// An engine whose KV cache is full shows no slower tokens: it keeps the rest waiting, and their
-// first tokens come late. So without metrics, streamed requests that had no first token during the
-// whole window count as waiting. On a simulated L4 that gives a TTFT p95 of 9 s; with metrics it is
-// 1.5 s, with 256 slots and no limit 290 s.
+// An engine whose KV cache is full shows no slower tokens: it keeps the rest waiting, and their first tokens come late.
+// So without metrics, streamed requests that had no first token during the whole window count as waiting. On a
+// simulated L4 that gives a TTFT p95 of 9 s; with metrics it is 1.5 s, with 256 slots and no limit 290 s.
 //
 // # Why inter-token time
 //
-// It is the same for long and for short requests, and there are enough samples even on the slowest
-// GPU, which may produce one first token per second. Gradient2 and similar algorithms compare with
-// the recent past instead. With an endless queue the past is as slow as the present, and the
-// baseline drifts up with the limit: they reached 826 requests on an engine of 256 slots, with 39 s
-// to the first token.
+// It is the same for long and for short requests, and there are enough samples even on the slowest GPU, which may
+// produce one first token per second. Gradient2 and similar algorithms compare with the recent past instead. With an
+// endless queue the past is as slow as the present, and the baseline drifts up with the limit: they reached 826
+// requests on an engine of 256 slots, with 39 s to the first token.
 //
 // # The baseline
 //
-// b is the lowest median of a window since the engine started. An outlier among the medians is
-// corrected in three ways. While at most one request is in flight, b moves by a fifth towards what
-// is measured, which is b by definition; so it also follows a GPU whose clocks were lowered for
-// good. Otherwise b drifts up by 0.001 % per second, 3.7 % per hour, but to no more than a quarter
-// above the lowest: without that bound, a simulated day without a quiet minute took the limit from
-// 57 to 152, and it was still rising; with it, to 76. And where the times of a window are not
-// alike, the mean replaces the median: with tokens that arrive in bursts, through a proxy or from
-// speculative decoding, the median is near 0, and with events of many tokens it is sometimes that
-// of whole events and sometimes that of the remainder in the last one.
+// b is the lowest median of a window since the engine started. An outlier among the medians is corrected in three ways.
+// While at most one request is in flight, b moves by a fifth towards what is measured, which is b by definition; so it
+// also follows a GPU whose clocks were lowered for good. Otherwise b drifts up by 0.001 % per second, 3.7 % per hour,
+// but to no more than a quarter above the lowest: without that bound, a simulated day without a quiet minute took the
+// limit from 57 to 152, and it was still rising; with it, to 76. And where the times of a window are not alike, the
+// mean replaces the median: with tokens that arrive in bursts, through a proxy or from speculative decoding, the median
+// is near 0, and with events of many tokens it is sometimes that of whole events and sometimes that of the remainder in
+// the last one.
 //
 // # When fewer requests do not help
 //
-// Lowered clocks, another process on the GPU, or an accidental baseline make tokens slow however
-// few requests there are. So when the limit has been halved and the pace has hardly improved, the
-// limit returns to where it was, and the pace is accepted as the engine's own for five minutes.
-// Without this rule, the limit went to 1 after every such error, and a queue grew in front of idle
-// slots.
+// Lowered clocks, another process on the GPU, or an accidental baseline make tokens slow however few requests there
+// are. So when the limit has been halved and the pace has hardly improved, the limit returns to where it was, and the
+// pace is accepted as the engine's own for five minutes. Without this rule, the limit went to 1 after every such error,
+// and a queue grew in front of idle slots.
 //
 // The target is at least 1.3·b because below that there is no load to shed: one objective for a
 // whole fleet would leave its slow GPUs with one request each, at a thirteenth of their throughput.
@@ -88,8 +81,7 @@ type AdaptiveLimit struct {
 	preempted Maybe
 	bestFirst float64 // lowest p90 of TTFT
 
-	// The limit and the pace from which the present shrinking for the pace started; 0: it is not
-	// shrinking.
+	// The limit and the pace from which the present shrinking for the pace started; 0: it is not shrinking.
 	shrinkFrom     float64
 	shrinkFromPace float64
 	acceptedPace   float64 // pace that shrinking did not improve, in seconds
@@ -146,8 +138,7 @@ func (l *AdaptiveLimit) Restart() {
 	*l = AdaptiveLimit{profile: l.profile, start: l.start, baseline: l.baseline, value: l.start, base: l.baseline, bestBase: l.baseline}
 }
 
-// Value is the limit, at least 1; 0 (none) for a fixed profile. It is fractional, so that small
-// steps add up.
+// Value is the limit, at least 1; 0 (none) for a fixed profile. It is fractional, so that small steps add up.
 func (l *AdaptiveLimit) Value() float64 {
 	if l.profile.Fixed {
 		return 0
@@ -161,8 +152,7 @@ func (l *AdaptiveLimit) Baseline() time.Duration { return seconds(l.base) }
 // Pace is the recent inter-token time; 0 if not measured yet.
 func (l *AdaptiveLimit) Pace() time.Duration { return seconds(l.pace) }
 
-// Target is the inter-token time that the limit aims at; 0 if it is not known yet, or if there is
-// none.
+// Target is the inter-token time that the limit aims at; 0 if it is not known yet, or if there is none.
 func (l *AdaptiveLimit) Target() time.Duration {
 	if l.profile.Stretch <= 0 && l.profile.ITL <= 0 {
 		return 0
@@ -205,10 +195,9 @@ func (w *LimitWindow) Gap(d time.Duration, tokens int) {
 	}
 }
 
-// GapWithoutPrefill adds a Gap during which no request waited for its first token. If at least a
-// tenth of all gaps are of this kind, the others do not count: the prompts of others slow tokens
-// down however many sequences there are, and a limit that shrinks under long prompts lets a queue
-// grow in front of an engine that has capacity.
+// GapWithoutPrefill adds a Gap during which no request waited for its first token. If at least a tenth of all gaps are
+// of this kind, the others do not count: the prompts of others slow tokens down however many sequences there are, and a
+// limit that shrinks under long prompts lets a queue grow in front of an engine that has capacity.
 func (w *LimitWindow) GapWithoutPrefill(d time.Duration, tokens int) {
 	w.Gap(d, tokens)
 	for range tokens {
@@ -236,11 +225,10 @@ func (w *LimitWindow) Ended() { w.ended++ }
 // Refused records that the engine answered 429 or 503, or did not answer in time.
 func (w *LimitWindow) Refused() { w.refused++ }
 
-// Scraped records the engine's queue. Only requests that every scrape of a window found waiting
-// count as a queue: requests that have arrived together wait for each other's prefill, and that is
-// no overload. Nor is it one if requests arrive so often that some always wait, as long as their
-// prompts are read within two seconds: with a lower limit they would wait elsewhere, or go to a
-// slower engine.
+// Scraped records the engine's queue. Only requests that every scrape of a window found waiting count as a queue:
+// requests that have arrived together wait for each other's prefill, and that is no overload. Nor is it one if requests
+// arrive so often that some always wait, as long as their prompts are read within two seconds: with a lower limit they
+// would wait elsewhere, or go to a slower engine.
 func (w *LimitWindow) Scraped(s Scrape) {
 	queue := s.queue()
 	if n, known := queue.Value(); known && (!w.minWaiting.known || n < w.minWaiting.value) {
@@ -392,8 +380,7 @@ func (l *AdaptiveLimit) measure(w *LimitWindow, s Signals, now time.Time) {
 	}
 }
 
-// overloaded reports whether and how the engine is overloaded, and how many requests it runs all
-// the same.
+// overloaded reports whether and how the engine is overloaded, and how many requests it runs all the same.
 func (l *AdaptiveLimit) overloaded(w *LimitWindow, s Signals) (how Change, runs float64) {
 	fresh := s.Scrape.Freshness() == Fresh
 	preempted := false
@@ -437,9 +424,8 @@ func (l *AdaptiveLimit) ceiling(s Signals, was float64) float64 {
 	return max(ceilingWithoutMetrics, was) // a limit that was found with metrics is still right without them
 }
 
-// times is a set of durations. The mean is exact; quantiles are those of evenly spread samples: at
-// least half of timesKept, or all. Histogram buckets would be too coarse for the lowest of many
-// medians.
+// times is a set of durations. The mean is exact; quantiles are those of evenly spread samples: at least half of
+// timesKept, or all. Histogram buckets would be too coarse for the lowest of many medians.
 type times struct {
 	kept   []float64 // every stride-th, in seconds
 	stride int
@@ -467,8 +453,7 @@ func (t *times) add(d time.Duration) {
 
 func (t *times) mean() float64 { return t.sum / float64(max(t.n, 1)) }
 
-// quantile returns 0 if there are no durations. It reorders the samples: no more can be added
-// afterwards.
+// quantile returns 0 if there are no durations. It reorders the samples: no more can be added afterwards.
 func (t *times) quantile(q float64) float64 {
 	if len(t.kept) == 0 {
 		return 0
@@ -483,10 +468,9 @@ func (t *times) empty() { *t = times{kept: t.kept[:0]} }
 // parallelPart is the part of the sum that tensor parallelism achieves.
 const parallelPart = 0.85
 
-// ParallelWeight is the weight of an engine on several GPUs, given the sum of their weights (by
-// memory bandwidth). It orders workers that have measured nothing, and is where their limits start.
-// It does not multiply the capacity: what a GPU can do is already in its slots, its KV cache and
-// its latency.
+// ParallelWeight is the weight of an engine on several GPUs, given the sum of their weights (by memory bandwidth). It
+// orders workers that have measured nothing, and is where their limits start. It does not multiply the capacity: what a
+// GPU can do is already in its slots, its KV cache and its latency.
 func ParallelWeight(sum float64, gpus int) float64 {
 	if gpus > 1 {
 		return parallelPart * sum

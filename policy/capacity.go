@@ -66,11 +66,10 @@ const (
 	// and not its size in tokens.
 	kvShrinkFrom = 0.70
 
-	// ramp is the part of the capacity by which the requests in flight may grow between two
-	// scrapes: what each will take of the KV cache cannot be known beforehand. It does not bind
-	// while the cache is less than half as full as kvShrinkFrom and has room for requests that are
-	// largeFactor times as large as the mean: otherwise, of a burst that finds the engine idle, the
-	// last requests would wait two seconds.
+	// ramp is the part of the capacity by which the requests in flight may grow between two scrapes: what each will
+	// take of the KV cache cannot be known beforehand. It does not bind while the cache is less than half as full as
+	// kvShrinkFrom and has room for requests that are largeFactor times as large as the mean: otherwise, of a burst
+	// that finds the engine idle, the last requests would wait two seconds.
 	ramp        = 0.25
 	largeFactor = 4
 
@@ -82,11 +81,10 @@ const (
 	// engine that lacks slots or memory reads what has just got a place, mostly one prompt.
 	minReadTogether = 2
 
-	// prefillWait is how long an engine may take for the prompts ahead of those that wait. The
-	// price includes that time, so the engine may still be the best choice; but a request that has
-	// gone there stays, whichever worker is free first. With one second instead, the L4s beside an
-	// H100 took 30 of 1200 conversations and not 15, and E2E p99 was 15 to 22 s and not 11; without
-	// a bound, long prompts had their first token up to a tenth later.
+	// prefillWait is how long an engine may take for the prompts ahead of those that wait. The price includes that
+	// time, so the engine may still be the best choice; but a request that has gone there stays, whichever worker is
+	// free first. With one second instead, the L4s beside an H100 took 30 of 1200 conversations and not 15, and E2E p99
+	// was 15 to 22 s and not 11; without a bound, long prompts had their first token up to a tenth later.
 	prefillWait = 2 * time.Second
 
 	// easyMargin is the temperature margin in °C below which a GPU counts as less than cool in
@@ -94,17 +92,15 @@ const (
 	easyMargin = 10
 )
 
-// EngineQueue is how many requests may wait inside the engine under an adaptive limit: 5 %, from 1
-// to 4. A few keep the engine busy while one is prefilled; the rest should wait in Pulley's queue,
-// where another worker can take them.
+// EngineQueue is how many requests may wait inside the engine under an adaptive limit: 5 %, from 1 to 4. A few keep the
+// engine busy while one is prefilled; the rest should wait in Pulley's queue, where another worker can take them.
 func engineQueue(limit float64) int {
 	return int(min(max(math.Ceil(0.05*limit), 1), 4))
 }
 
-// queue is Waiting without the prompts that will be read within prefillWait, if the engine reads
-// several together. The prompts of a burst wait for each other, which does not mean that the engine
-// has no capacity: without this correction, a burst kept the fast workers from bidding until the
-// next scrapes, and an idle one eight times as slow took it.
+// queue is Waiting without the prompts that will be read within prefillWait, if the engine reads several together. The
+// prompts of a burst wait for each other, which does not mean that the engine has no capacity: without this correction,
+// a burst kept the fast workers from bidding until the next scrapes, and an idle one eight times as slow took it.
 func (s Scrape) queue() Maybe {
 	waiting, known := s.Waiting.Value()
 	if !known || s.Prefill <= 0 || float64(s.Prefilling)-waiting < minReadTogether {
@@ -130,12 +126,11 @@ func (s Scrape) queue() Maybe {
 //	Total = ⌊Factor · the minimum of these⌋, and at least 1 if nothing is in flight and nothing is fenced
 //	More  = min(Total, I' + max(1, ⌈Total/4⌉, ⌊(0.90 − u) · K/4T⌋)) − I − bids
 //
-// So between two scrapes the requests in flight grow by a quarter of the capacity at most, or by
-// what is certain to fit: requests four times as large as the mean, while the cache is less than 35
-// % full. A request that waits, or that starts after a scrape, counts against the room in the KV
-// cache that the scrape found, and a request that ends gives it back: otherwise an engine whose
-// requests are shorter than the scrape interval would stand idle until the next scrape. Use above
-// 90 % is a debt that the next requests to end repay. On a simulated L4, scraped every 500 ms, that
+// So between two scrapes the requests in flight grow by a quarter of the capacity at most, or by what is certain to
+// fit: requests four times as large as the mean, while the cache is less than 35 % full. A request that waits, or that
+// starts after a scrape, counts against the room in the KV cache that the scrape found, and a request that ends gives
+// it back: otherwise an engine whose requests are shorter than the scrape interval would stand idle until the next
+// scrape. Use above 90 % is a debt that the next requests to end repay. On a simulated L4, scraped every 500 ms, that
 // gives 8 to 17 preemptions in an hour, and 37 to 59 if every request that ends is replaced.
 //
 // A missing signal does not bind. Older scrapes bind less:

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// Condition compares the two sides of a shift, for example "error_rate>1%" or "p95_ttft>1.5x"; see
-// ParseCondition.
+// Condition compares the two sides of a shift, for example "error_rate>1%" or "p95_ttft>1.5x"; see ParseCondition.
 type Condition string
 
 // Test is a parsed Condition.
@@ -25,10 +24,9 @@ const errorRate = "error_rate"
 
 var quantiles = map[string]float64{"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
-// ParseCondition parses a condition of the form METRIC>NUMBER and a unit. Metrics are error_rate,
-// and p50_, p95_ and p99_ of ttft and e2e. With the unit x the bound is a multiple of the stable
-// side's value; with % (for a rate), ms or s (for a time) it is absolute. Times are as exact as
-// Side.Quantile is.
+// ParseCondition parses a condition of the form METRIC>NUMBER and a unit. Metrics are error_rate, and p50_, p95_ and
+// p99_ of ttft and e2e. With the unit x the bound is a multiple of the stable side's value; with % (for a rate), ms or
+// s (for a time) it is absolute. Times are as exact as Side.Quantile is.
 func ParseCondition(s string) (Test, error) {
 	bad := func(format string, args ...any) (Test, error) {
 		return Test{}, fmt.Errorf("%q: %s, such as error_rate>1%% or p95_ttft>1.5x", s, fmt.Sprintf(format, args...))

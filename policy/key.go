@@ -43,8 +43,7 @@ func isHash(s string) bool {
 type Key struct {
 	ID     string `json:"id"` // public; part of the key itself
 	Tenant string `json:"tenant"`
-	// Hash is the SHA-256 of the whole key, in hex. A key has 256 random bits, so a slow hash would
-	// add nothing.
+	// Hash is the SHA-256 of the whole key, in hex. A key has 256 random bits, so a slow hash would add nothing.
 	Hash string `json:"hash"`
 	// OldHash is the hash of the key before a rotation. It is valid until OldUntil.
 	OldHash  string    `json:"old_hash,omitempty"`
@@ -59,8 +58,7 @@ type Key struct {
 	RPM         int `json:"rpm,omitempty"`         // requests per minute; 0: no limit
 	TPM         int `json:"tpm,omitempty"`         // tokens per minute, in and out; 0: no limit
 	Concurrency int `json:"concurrency,omitempty"` // concurrent requests; 0: no limit
-	// MaxQueueShare is the percentage of a queue that the tenant's requests may occupy. Default 0:
-	// all of it.
+	// MaxQueueShare is the percentage of a queue that the tenant's requests may occupy. Default 0: all of it.
 	MaxQueueShare int `json:"max_queue_share,omitempty"`
 
 	Created time.Time `json:"created"`

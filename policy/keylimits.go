@@ -5,22 +5,19 @@ import (
 	"time"
 )
 
-// KeyLimits is one gateway's view of the use of one API key: its own use, and what the other
-// gateways reported. The zero value is a key that was never used. It is not safe for concurrent
-// use. Every method takes the key, whose limits may change at any time without losing what was
-// used.
+// KeyLimits is one gateway's view of the use of one API key: its own use, and what the other gateways reported. The
+// zero value is a key that was never used. It is not safe for concurrent use. Every method takes the key, whose limits
+// may change at any time without losing what was used.
 //
 // # What a limit means
 //
-// RPM and TPM are buckets. What was used drains at the limit per minute, and a request is admitted
-// while the limit minus what was used has room for it. So a key that was idle may use the limit of
-// a minute at once, and in any period t no more than limit × (1 + t/minute). Concurrency is a plain
-// count.
+// RPM and TPM are buckets. What was used drains at the limit per minute, and a request is admitted while the limit
+// minus what was used has room for it. So a key that was idle may use the limit of a minute at once, and in any period
+// t no more than limit × (1 + t/minute). Concurrency is a plain count.
 //
-// A request counts one against RPM. Against TPM it counts the estimate of its input, and when it
-// has ended what the engine reported: input and output. It is admitted while any token is left. So
-// TPM may be exceeded by what is in flight; that debt drains before anything else is admitted, and
-// in the long run no more than the limit is used.
+// A request counts one against RPM. Against TPM it counts the estimate of its input, and when it has ended what the
+// engine reported: input and output. It is admitted while any token is left. So TPM may be exceeded by what is in
+// flight; that debt drains before anything else is admitted, and in the long run no more than the limit is used.
 //
 // # Any number of gateways
 //
@@ -33,21 +30,18 @@ import (
 // With one gateway that is exact. With n, all together admit at most n−1 requests too many: one for
 // each further gateway. This too is a debt that drains: it does not accumulate.
 //
-// Proof. Let D be ReportDelay and W = n×D. Consider the moment after some admission. Order the
-// gateways by the time of their last admission, and let R be those from the latest one back to the
-// first gap of D or more. Every gateway in R has received all that the others ever used. Within R
-// the last admissions are less than (n−1)×D apart, so what k used and j could not have received at
-// its own last admission, or what came later, is in the W before k's last admission: it is at most
-// k's own recent use. Let j be the gateway in R with the largest. At its last admission it saw left
-// ≥ (n−1)×(own recent use − 1), counting that admission; what it did not see is at most n−1 times
-// its own recent use. So what is really left is at least −(n−1). Draining only adds to it, and use
-// that is reported late only drains later. For Concurrency, own recent use is how far the own count
-// is above its lowest value in W, and the same holds.
+// Proof. Let D be ReportDelay and W = n×D. Consider the moment after some admission. Order the gateways by the time of
+// their last admission, and let R be those from the latest one back to the first gap of D or more. Every gateway in R
+// has received all that the others ever used. Within R the last admissions are less than (n−1)×D apart, so what k used
+// and j could not have received at its own last admission, or what came later, is in the W before k's last admission:
+// it is at most k's own recent use. Let j be the gateway in R with the largest. At its last admission it saw left ≥
+// (n−1)×(own recent use − 1), counting that admission; what it did not see is at most n−1 times its own recent use. So
+// what is really left is at least −(n−1). Draining only adds to it, and use that is reported late only drains later.
+// For Concurrency, own recent use is how far the own count is above its lowest value in W, and the same holds.
 //
-// The price: a gateway that serves a key alone may use at once one n-th of what is left, the next
-// n-th of the rest W later, and so on. It reaches the full rate as long as (n−1)×W is below a
-// minute. To ensure that, W stops growing at maxWindow × D; with more gateways the bound is not
-// proved, only simulated.
+// The price: a gateway that serves a key alone may use at once one n-th of what is left, the next n-th of the rest W
+// later, and so on. It reaches the full rate as long as (n−1)×W is below a minute. To ensure that, W stops growing at
+// maxWindow × D; with more gateways the bound is not proved, only simulated.
 //
 // What breaks the bound: where reports take longer than ReportDelay, what is admitted meanwhile may
 // come on top. And a gateway that starts knows nothing of the minute before it: see Join.
@@ -57,8 +51,7 @@ type KeyLimits struct {
 	others           int // concurrent requests of the other gateways
 }
 
-// ReportDelay is how long it may take until all gateways know what one has used: one and a half
-// reporting intervals.
+// ReportDelay is how long it may take until all gateways know what one has used: one and a half reporting intervals.
 const ReportDelay = 150 * time.Millisecond
 
 // maxWindow bounds the window that own recent use covers, in units of ReportDelay. With 8, the
@@ -110,8 +103,7 @@ func (l *KeyLimits) Begin(k *Key, tokens, gateways int, now time.Time) (Excess, 
 	return Excess{}, true
 }
 
-// End records the end of a request that Begin admitted. tokens is how much too low the estimate
-// was.
+// End records the end of a request that Begin admitted. tokens is how much too low the estimate was.
 func (l *KeyLimits) End(k *Key, tokens int, now time.Time) {
 	l.tokens.use(k.TPM, tokens, now)
 	l.running.add(-1, now)
@@ -124,10 +116,9 @@ func (l *KeyLimits) AddRemote(k *Key, u Used, now time.Time) {
 	l.others += u.Running
 }
 
-// Join is for a gateway that starts while others run, and knows nothing of what was used before: it
-// counts all but its n-th part of the limits as just used. So a start adds at most one n-th of a
-// limit to what may be exceeded. A gateway that starts alone knows of no use: its start adds one
-// limit.
+// Join is for a gateway that starts while others run, and knows nothing of what was used before: it counts all but its
+// n-th part of the limits as just used. So a start adds at most one n-th of a limit to what may be exceeded. A gateway
+// that starts alone knows of no use: its start adds one limit.
 func (l *KeyLimits) Join(k *Key, gateways int, started, now time.Time) {
 	for _, b := range []struct {
 		*bucket

@@ -57,8 +57,7 @@ func (d *Duration) UnmarshalText(b []byte) error {
 type Pool struct {
 	// Balance is the method by which workers price their bids. Default Price.
 	Balance Balance `json:"balance,omitempty" yaml:"balance,omitempty"`
-	// Affinity says which requests go to the worker that has their start cached. Default
-	// AffinityAuto.
+	// Affinity says which requests go to the worker that has their start cached. Default AffinityAuto.
 	Affinity Affinity `json:"affinity,omitempty" yaml:"affinity,omitempty"`
 	// StickFor is how long a session waits for its worker before another may take it, for engines
 	// that keep a session's state. Default 0: it does not wait.
@@ -79,8 +78,7 @@ const (
 	RoundRobin  Balance = "round-robin"  // the bid that has waited longest
 )
 
-// Balances lists the methods. What other systems call "sticky" is any of them with affinity by
-// session.
+// Balances lists the methods. What other systems call "sticky" is any of them with affinity by session.
 var Balances = []Balance{Price, LeastLoaded, Weighted, RoundRobin}
 
 // Affinity says what ties a request to a worker.
@@ -104,8 +102,7 @@ type Worker struct {
 	Weight   float64 `json:"weight,omitempty" yaml:"weight,omitempty"`     // 0: as configured on the worker
 }
 
-// Route says where the requests for a model go. Without a route they go to the pool of the model's
-// name.
+// Route says where the requests for a model go. Without a route they go to the pool of the model's name.
 type Route struct {
 	To       []Target `json:"to" yaml:"to"`
 	Mirror   []Mirror `json:"mirror,omitempty" yaml:"mirror,omitempty"`

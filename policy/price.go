@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// Rungs is the number of price steps that the queue distinguishes: priorities 0 to 9 of a pull
-// request.
+// Rungs is the number of price steps that the queue distinguishes: priorities 0 to 9 of a pull request.
 const Rungs = 10
 
 // RungRatio is the price ratio of one rung to the next. Ten rungs of 1.3 span a factor of 10.6
@@ -76,8 +75,7 @@ func (c *Curve) Price(mean Mean, n int, behind float64) (float64, bool) {
 	return p, p > 0
 }
 
-// Rung is the price's step above the pool's reference, which is the lowest no-load price among its
-// live workers.
+// Rung is the price's step above the pool's reference, which is the lowest no-load price among its live workers.
 func Rung(price, reference float64) int {
 	if price <= reference || reference <= 0 {
 		return 0
@@ -112,24 +110,21 @@ func TrialRung(n, slots int, weight float64) int {
 	return max(LoadRung(n, slots, weight), int(min(float64(n-1)/weight, Rungs-1)))
 }
 
-// A worker's bid is a rung, and a balancing method (see Balance) is a way to compute it. Price is
-// the default and needs no tuning. The other methods are for operators who know more than a
-// measurement shows, or who want a familiar one.
+// A worker's bid is a rung, and a balancing method (see Balance) is a way to compute it. Price is the default and needs
+// no tuning. The other methods are for operators who know more than a measurement shows, or who want a familiar one.
 //
 //	price         PriceRung       unlike workers, and when in doubt: it learns which worker is fast, and how fast it is with n requests
 //	least-loaded  LeastLoadedRung slots are all that matters: engines with as many slots as they serve well, whatever they are
 //	weighted      WeightedRung    weights are all that matters: after a measurement, or to fill one worker before another
 //	round-robin   always rung 0   like workers and like requests, such as embeddings: the cheapest for the broker
 
-// PriceRung is the rung, under Price, of a request that would be the n-th in flight, with as much
-// prefill ahead of it as that of behind mean requests. It is the latency that the worker expects
-// for the request by its own measurements, over the pool's reference price. A weight of 2 makes the
-// worker bid as if it were twice as fast.
+// PriceRung is the rung, under Price, of a request that would be the n-th in flight, with as much prefill ahead of it
+// as that of behind mean requests. It is the latency that the worker expects for the request by its own measurements,
+// over the pool's reference price. A weight of 2 makes the worker bid as if it were twice as fast.
 //
-// Use it unless there is a reason not to. While no worker of the pool has measured anything
-// (reference 0), the rung is the load fraction. For a worker that has measured nothing, in a pool
-// where others have, it is TrialRung; so it is for the first request of a worker whose measurements
-// have faded.
+// Use it unless there is a reason not to. While no worker of the pool has measured anything (reference 0), the rung is
+// the load fraction. For a worker that has measured nothing, in a pool where others have, it is TrialRung; so it is for
+// the first request of a worker whose measurements have faded.
 func PriceRung(c *Curve, mean Mean, reference float64, n int, behind float64, slots int, weight float64) int {
 	price, known := c.Price(mean, n, behind)
 	switch {
@@ -144,15 +139,13 @@ func PriceRung(c *Curve, mean Mean, reference float64, n int, behind float64, sl
 // LeastLoadedRung is the rung of the n-th request in flight under LeastLoaded: the part of the
 // slots that is in use without it, in tenths.
 //
-// Use it where the slot counts were chosen with care, so that a half-full worker is as good as any
-// other half-full one. Fast and slow workers fill alike: a slow one takes requests while a fast one
-// has free slots.
+// Use it where the slot counts were chosen with care, so that a half-full worker is as good as any other half-full one.
+// Fast and slow workers fill alike: a slow one takes requests while a fast one has free slots.
 func LeastLoadedRung(n, slots int) int { return LoadRung(n, slots, 1) }
 
-// WeightedRung is the rung of the n-th request in flight under Weighted: the requests in flight
-// without it, over the worker's weight. The last rung is reached at the pool's mean number of slots
-// per unit of weight, so that the scale fits what the pool can hold. poolSlots and poolWeight are
-// the sums over its workers.
+// WeightedRung is the rung of the n-th request in flight under Weighted: the requests in flight without it, over the
+// worker's weight. The last rung is reached at the pool's mean number of slots per unit of weight, so that the scale
+// fits what the pool can hold. poolSlots and poolWeight are the sums over its workers.
 //
 // Use it where the operator knows more than a measurement shows, for example to prefer machines
 // that are paid for anyway. Requests in flight split in proportion to the weights while no worker
@@ -165,18 +158,16 @@ func WeightedRung(n int, weight float64, poolSlots int, poolWeight float64) int 
 	return int(min(Rungs*float64(n-1)/full, Rungs-1))
 }
 
-// RoundRobinDepth is how many bids a worker parks on a lane under RoundRobin. They are all on rung
-// 0, where the queue serves the bid that has waited longest: with one bid each, workers alternate,
-// and a full worker is passed over. It bounds a worker to one request per round trip to the broker,
-// which no model server notices.
+// RoundRobinDepth is how many bids a worker parks on a lane under RoundRobin. They are all on rung 0, where the queue
+// serves the bid that has waited longest: with one bid each, workers alternate, and a full worker is passed over. It
+// bounds a worker to one request per round trip to the broker, which no model server notices.
 const RoundRobinDepth = 1
 
 // AddPenalty raises a rung by some steps, at most to the last.
 func AddPenalty(rung, by int) int { return min(rung+by, Rungs-1) }
 
-// HomePenalty is how many rungs higher a worker bids on another worker's home lane than on its own.
-// A conversation leaves the worker that has its start cached when that worker is so much more
-// expensive than another: a factor of 2.2.
+// HomePenalty is how many rungs higher a worker bids on another worker's home lane than on its own. A conversation
+// leaves the worker that has its start cached when that worker is so much more expensive than another: a factor of 2.2.
 const HomePenalty = 3
 
 const (
@@ -202,18 +193,16 @@ func OtherHomeLanes(self string, homes []string) []string {
 	return others
 }
 
-// Regression is an online least-squares line over exponentially weighted samples. The zero value is
-// ready to use.
+// Regression is an online least-squares line over exponentially weighted samples. The zero value is ready to use.
 type Regression struct {
 	n, sx, sy, sxx, sxy float64
 	samples             int
 	last                time.Time
 }
 
-// FadeAfter is how long an estimate is valid without a new sample. After that the worker is tried
-// again, with one request that finds it idle; the price of the next ones is unchanged. If the
-// estimate were dropped, a slow worker would take three to five requests until it was measured
-// again, and those would be the pool's p99.
+// FadeAfter is how long an estimate is valid without a new sample. After that the worker is tried again, with one
+// request that finds it idle; the price of the next ones is unchanged. If the estimate were dropped, a slow worker
+// would take three to five requests until it was measured again, and those would be the pool's p99.
 const FadeAfter = 3 * time.Minute
 
 const (
@@ -240,9 +229,8 @@ func (r *Regression) Add(x, y float64, now time.Time) {
 // Faded reports whether the last sample is older than FadeAfter.
 func (r *Regression) Faded(now time.Time) bool { return r.samples > 0 && now.Sub(r.last) > FadeAfter }
 
-// Line is the fitted line, or nil with fewer than two samples. Neither slope nor intercept is
-// negative: more work is never expected to take less time, and no work is never expected to take
-// less than none.
+// Line is the fitted line, or nil with fewer than two samples. Neither slope nor intercept is negative: more work is
+// never expected to take less time, and no work is never expected to take less than none.
 func (r *Regression) Line() *Line {
 	if r.samples < minSamples {
 		return nil

@@ -5,8 +5,7 @@ import (
 	"time"
 )
 
-// Profile says how far a worker's adaptive limit may slow its requests down in exchange for running
-// more of them.
+// Profile says how far a worker's adaptive limit may slow its requests down in exchange for running more of them.
 type Profile struct {
 	Name string
 	// Stretch is how many times the inter-token time of a request alone the inter-token time of
@@ -21,9 +20,8 @@ type Profile struct {
 	Fixed bool
 }
 
-// The profiles, named by what they favour. On a simulated H100 with an 8B model and an endless
-// queue they reach 42, 75 and 93 % of the tokens per second of 256 slots, at 16, 22 and 37 % of the
-// inter-token time.
+// The profiles, named by what they favour. On a simulated H100 with an 8B model and an endless queue they reach 42, 75
+// and 93 % of the tokens per second of 256 slots, at 16, 22 and 37 % of the inter-token time.
 var (
 	Latency    = Profile{Name: "latency", Stretch: 1.5}
 	Balanced   = Profile{Name: "balanced", Stretch: 3}

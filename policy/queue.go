@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// MaxRetryAfter bounds the Retry-After that a client is sent: beyond two minutes the OpenAI SDKs do
-// not retry at all.
+// MaxRetryAfter bounds the Retry-After that a client is sent: beyond two minutes the OpenAI SDKs do not retry at all.
 const MaxRetryAfter = 120 * time.Second
 
 // Queue is a gateway's view of one queue.
@@ -108,21 +107,19 @@ func (r *Rate) roll(now time.Time) {
 // within a tenant the oldest request, so a flooding tenant waits behind itself. The zero value is
 // ready to use. It is not safe for concurrent use. Push, Pop and Remove take O(log tenants).
 //
-// While two tenants both have requests waiting, they are served the same number of tokens, to
-// within the largest request and the burst. A tenant that had nothing waiting for a while comes
-// back with a burst of fairBurst mean requests: until it is used up, the tenant goes ahead of those
-// that always have requests waiting; among tenants with a burst the oldest request is first. After
-// that it is served in turn. Without the burst, every request of an occasional tenant would wait
-// for one request of each of the others. With a larger one, a tenant that starts to flood would
-// stop the others for longer. What a tenant was served beyond its share is remembered while the
-// others wait: otherwise a tenant that sends its next request when the last one has left would get
-// one request for each of the others', however large its own are.
+// While two tenants both have requests waiting, they are served the same number of tokens, to within the largest
+// request and the burst. A tenant that had nothing waiting for a while comes back with a burst of fairBurst mean
+// requests: until it is used up, the tenant goes ahead of those that always have requests waiting; among tenants with a
+// burst the oldest request is first. After that it is served in turn. Without the burst, every request of an occasional
+// tenant would wait for one request of each of the others. With a larger one, a tenant that starts to flood would stop
+// the others for longer. What a tenant was served beyond its share is remembered while the others wait: otherwise a
+// tenant that sends its next request when the last one has left would get one request for each of the others', however
+// large its own are.
 //
-// This is the virtual token counter of Sheng et al., Fairness in Serving Large Language Models,
-// 2024, with the burst added. Deficit round robin needs a quantum, and no quantum suits requests
-// whose sizes differ a thousandfold: with the size of the largest, one round is a thousand small
-// requests long and a returning tenant waits for all of them; with the size of the small ones, a
-// large request takes a thousand rounds.
+// This is the virtual token counter of Sheng et al., Fairness in Serving Large Language Models, 2024, with the burst
+// added. Deficit round robin needs a quantum, and no quantum suits requests whose sizes differ a thousandfold: with the
+// size of the largest, one round is a thousand small requests long and a returning tenant waits for all of them; with
+// the size of the small ones, a large request takes a thousand rounds.
 type Fair[T any] struct {
 	tenants map[string]*tenantQueue[T]
 	ahead   tenantHeap[T] // tenants with waiting requests and a burst, by oldest request
@@ -244,9 +241,8 @@ func (f *Fair[T]) Charge(tenant string, tokens uint64) {
 // Level is how far service has come, in tokens per tenant.
 func (f *Fair[T]) Level() uint64 { return f.level }
 
-// Raise adopts the level of another gateway. A tenant that waits here falls behind by the
-// difference, except on the first call after a reset: what was served before the reset does not
-// count.
+// Raise adopts the level of another gateway. A tenant that waits here falls behind by the difference, except on the
+// first call after a reset: what was served before the reset does not count.
 func (f *Fair[T]) Raise(level uint64) {
 	by := level - min(f.level, level)
 	if !f.raised {
@@ -380,20 +376,17 @@ func (h *tenantHeap[T]) Pop() any {
 }
 
 const (
-	// windowTime is longer than the time from a claim until the next request that is released for
-	// it can be delivered.
+	// windowTime is longer than the time from a claim until the next request that is released for it can be delivered.
 	windowTime = 10 * time.Millisecond
 
-	// minWindow is for a full pool: its next free slot must find a request waiting in the broker
-	// too.
+	// minWindow is for a full pool: its next free slot must find a request waiting in the broker too.
 	minWindow = 1
 )
 
-// Window is how many unclaimed requests a gateway keeps in the broker's queue for a tier and a
-// pool: its part of the pool's free slots, and at least as many as are claimed, at perSecond claims
-// of its requests, while the next one is on its way to the broker, so that a freed slot finds one
-// waiting. The rest wait in the gateway, by tenant: the broker's queue is first in, first out, and
-// a request in it waits for a flood that came before.
+// Window is how many unclaimed requests a gateway keeps in the broker's queue for a tier and a pool: its part of the
+// pool's free slots, and at least as many as are claimed, at perSecond claims of its requests, while the next one is on
+// its way to the broker, so that a freed slot finds one waiting. The rest wait in the gateway, by tenant: the broker's
+// queue is first in, first out, and a request in it waits for a flood that came before.
 func Window(free, gateways int, perSecond float64) int {
 	part := math.Ceil(float64(free) / float64(max(gateways, 1)))
 	leaves := math.Ceil(perSecond * windowTime.Seconds())

@@ -49,6 +49,5 @@ func Pause(n int, asked time.Duration) time.Duration {
 	return min(250*time.Millisecond<<min(n-1, 10), MaxPause)
 }
 
-// MaxPause bounds a worker's pause: an engine's guess of a minute must not keep a free slot idle
-// for a minute.
+// MaxPause bounds a worker's pause: an engine's guess of a minute must not keep a free slot idle for a minute.
 const MaxPause = 5 * time.Second

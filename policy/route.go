@@ -37,9 +37,8 @@ func NewRouter(p *Policy) *Router {
 	return r
 }
 
-// Find returns the route of a model and the route's name in the policy: the model's own name,
-// otherwise the pattern with the longest prefix. The route is nil if there is none. It belongs to
-// the router and must not be changed.
+// Find returns the route of a model and the route's name in the policy: the model's own name, otherwise the pattern
+// with the longest prefix. The route is nil if there is none. It belongs to the router and must not be changed.
 func (r *Router) Find(model string) (name string, route *Route) {
 	if route, ok := r.exact[model]; ok {
 		return model, route
@@ -75,10 +74,9 @@ func (r *Router) longest(last int, s string) int {
 // Pick returns the pool at a point in [0, 1) of a route's weights, laid side by side in order. A
 // pool of weight 0 is never picked; the result is "" if all weights are 0.
 //
-// A pool whose part grows keeps all its points while the others keep their order and their
-// proportions to each other, so sessions on a canary stay there while its weight grows. With more
-// than two pools, points may move between the other pools meanwhile; pools on different sides of
-// the growing one exchange none.
+// A pool whose part grows keeps all its points while the others keep their order and their proportions to each other,
+// so sessions on a canary stay there while its weight grows. With more than two pools, points may move between the
+// other pools meanwhile; pools on different sides of the growing one exchange none.
 func Pick(to []Target, point float64) string {
 	at := point * sumOf(to)
 	pick := ""
@@ -115,10 +113,9 @@ func PointOf(hash uint64) float64 {
 	return unit(hash)
 }
 
-// Spread deals points in [0, 1) that fill every part of the range evenly, for requests that need
-// not stay on one side: n requests split by their weights to within a few, where random points
-// would be off by about √n. The zero value is ready to use. It is safe for concurrent use. Two
-// decisions about the same requests need one Spread each.
+// Spread deals points in [0, 1) that fill every part of the range evenly, for requests that need not stay on one side:
+// n requests split by their weights to within a few, where random points would be off by about √n. The zero value is
+// ready to use. It is safe for concurrent use. Two decisions about the same requests need one Spread each.
 type Spread struct{ n atomic.Uint64 }
 
 // Next returns the next point. The fractional parts of the multiples of the golden ratio fill the

@@ -23,8 +23,7 @@ type Shift struct {
 	State  ShiftState `json:"state,omitempty" yaml:"state,omitempty"`
 	Reason string     `json:"reason,omitempty" yaml:"reason,omitempty"` // why it ended
 	Since  time.Time  `json:"since,omitzero" yaml:"since,omitempty"`    // when the present step started, or the shift ended
-	// Before holds the weights to restore. It is empty until the first step of a shift that was
-	// written without it.
+	// Before holds the weights to restore. It is empty until the first step of a shift that was written without it.
 	Before []Target `json:"before,omitempty" yaml:"before,omitempty"`
 }
 
@@ -106,9 +105,8 @@ func NewShift(r Route, s Shift, now time.Time) Route {
 //   - With all requests on the pool the stable side has nothing to compare with, so conditions with
 //     x are skipped. When that step has lasted too, the shift is done.
 //
-// Conditions are evaluated again on every call, which gives chance many opportunities: a bound
-// close to the usual value will be exceeded at some time, the sooner the smaller MinSample is. The
-// p99 of 100 answers is their second largest.
+// Conditions are evaluated again on every call, which gives chance many opportunities: a bound close to the usual value
+// will be exceeded at some time, the sooner the smaller MinSample is. The p99 of 100 answers is their second largest.
 func (r Route) Step(canary, stable Side, now time.Time) (next Route, what string) {
 	if !r.shifting() {
 		return r, ""
@@ -128,8 +126,7 @@ func (r Route) Step(canary, stable Side, now time.Time) (next Route, what string
 	return r.StepNow(now)
 }
 
-// StepNow makes the next step of a running shift, or ends it after the last one, whatever the
-// answers say.
+// StepNow makes the next step of a running shift, or ends it after the last one, whatever the answers say.
 func (r Route) StepNow(now time.Time) (next Route, what string) {
 	if !r.shifting() {
 		return r, ""
@@ -190,8 +187,7 @@ func (r Route) share() float64 {
 	return roundWeight(100 * r.To[i].Weight / sum)
 }
 
-// withShare returns the targets with share percent on one pool and the rest on the others in
-// proportion.
+// withShare returns the targets with share percent on one pool and the rest on the others in proportion.
 func withShare(to []Target, pool string, share float64) []Target {
 	to = withTarget(to, pool)
 	at := indexOf(to, pool)

@@ -16,9 +16,8 @@ type Side struct {
 	ttft, e2e       histogram
 }
 
-// Observe counts an answer. An answer is not ok if it was a 5xx or broke off; such an answer is
-// often quick, so its times are not recorded. An answer that came in one piece has ttft 0: its
-// first byte came with its last.
+// Observe counts an answer. An answer is not ok if it was a 5xx or broke off; such an answer is often quick, so its
+// times are not recorded. An answer that came in one piece has ttft 0: its first byte came with its last.
 func (s *Side) Observe(ok bool, ttft, e2e time.Duration) {
 	s.answers++
 	if !ok {
@@ -79,9 +78,8 @@ func (s *Side) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// histogram counts times in buckets that each span a factor of 2^(1/16), 1.044, from 1 ms to 2²²
-// ms. A bucket stands for its geometric middle. As JSON it is the index and the count of each
-// non-empty bucket: [160,3,161,12].
+// histogram counts times in buckets that each span a factor of 2^(1/16), 1.044, from 1 ms to 2²² ms. A bucket stands
+// for its geometric middle. As JSON it is the index and the count of each non-empty bucket: [160,3,161,12].
 type histogram [22 * perOctave]uint32
 
 const perOctave = 16

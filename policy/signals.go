@@ -44,9 +44,8 @@ type Signals struct {
 	EngineSlots int     // requests that it runs at once; 0: unknown
 	KVTokens    float64 // size of its KV cache; 0: unknown
 	Scrape      Scrape
-	// OnDemand is set for an engine that allocates GPU memory as requests come (Ollama, llama.cpp,
-	// Triton's own backends). The others allocate all of it when they start, so free memory says
-	// nothing about their capacity.
+	// OnDemand is set for an engine that allocates GPU memory as requests come (Ollama, llama.cpp, Triton's own
+	// backends). The others allocate all of it when they start, so free memory says nothing about their capacity.
 	OnDemand        bool
 	BytesPerRequest float64 // on each GPU, of an OnDemand engine; 0: unknown
 
@@ -101,9 +100,8 @@ const (
 func (f Freshness) String() string { return [...]string{"missing", "stale", "fresh"}[f] }
 
 const (
-	// An engine is scraped every 500 ms. Four missed scrapes are no accident, and twenty are no
-	// longer a hiccup: longer than a garbage collector's pause or the prefill of a very long
-	// prompt.
+	// An engine is scraped every 500 ms. Four missed scrapes are no accident, and twenty are no longer a hiccup: longer
+	// than a garbage collector's pause or the prefill of a very long prompt.
 	scrapeFresh = 2 * time.Second
 	scrapeKept  = 10 * time.Second
 

@@ -85,8 +85,7 @@ func (w *StrainWatch) Add(g GPUSample, preallocates bool, now time.Time) Strain 
 	return NoStrain
 }
 
-// latch is set when strainEnters of the last strainSamples show a strain, and cleared strainLeaves
-// after the last one.
+// latch is set when strainEnters of the last strainSamples show a strain, and cleared strainLeaves after the last one.
 type latch struct {
 	seen uint8 // the last samples, one bit each
 	on   bool

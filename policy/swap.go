@@ -13,16 +13,14 @@ const (
 	// FirstLoad is the assumed load time until one was measured.
 	FirstLoad = 10 * time.Second
 
-	// swapGiveUp is how long a model that is about to be loaded waits for the request that it is
-	// loaded for. That request may wait where this worker must not take it, or may have been
-	// cancelled.
+	// swapGiveUp is how long a model that is about to be loaded waits for the request that it is loaded for. That
+	// request may wait where this worker must not take it, or may have been cancelled.
 	swapGiveUp = 2 * time.Second
 )
 
-// Swap decides how a worker shares an engine that serves more models than it holds at once, and
-// that loads a requested model in place of another: Ollama, llama-swap. A load takes seconds, and
-// the engine starts it as soon as it is asked, so requests for several models taken in their order
-// of arrival would cause a load for nearly each of them.
+// Swap decides how a worker shares an engine that serves more models than it holds at once, and that loads a requested
+// model in place of another: Ollama, llama-swap. A load takes seconds, and the engine starts it as soon as it is asked,
+// so requests for several models taken in their order of arrival would cause a load for nearly each of them.
 //
 //   - Requests for a loaded model are taken at once. Those for another model are taken only when a
 //     loaded model is idle and has been for a moment: a tenth of a load, at most a second; or a
@@ -100,8 +98,7 @@ func (s Swap) Next(st Swapping, models []SwapModel, now time.Time) (Swapping, []
 	return st, open
 }
 
-// advance updates a swap that is under way, or that a request for a model which was not loaded has
-// started.
+// advance updates a swap that is under way, or that a request for a model which was not loaded has started.
 func (s Swap) advance(st Swapping, models []SwapModel, now time.Time) Swapping {
 	to := find(models, st.To)
 	switch {
@@ -140,12 +137,10 @@ func (s Swap) advance(st Swapping, models []SwapModel, now time.Time) Swapping {
 // minStay is how long a newly loaded model is safe from the next swap.
 func (s Swap) minStay() time.Duration { return max(s.After, 2*s.Load) }
 
-// mayLoad reports whether this worker may take a request for a model that another worker may have
-// loaded.
+// mayLoad reports whether this worker may take a request for a model that another worker may have loaded.
 func (s Swap) mayLoad(m *SwapModel) bool { return !m.Elsewhere || m.longestWait() >= s.Load }
 
-// idle reports whether another model may come in because a loaded one is idle, and which one comes
-// first; nil: any.
+// idle reports whether another model may come in because a loaded one is idle, and which one comes first; nil: any.
 func (s Swap) idle(st Swapping, models []SwapModel, now time.Time) (idle bool, first *SwapModel) {
 	moment := min(s.Load/10, time.Second)
 	if now.Sub(st.Last) < s.minStay() {
@@ -185,8 +180,7 @@ func (s Swap) overdue(models []SwapModel) *SwapModel {
 	return to
 }
 
-// overdueRatio is the longest wait of a model's requests over the wait that they must accept: from
-// 1 on a swap is due.
+// overdueRatio is the longest wait of a model's requests over the wait that they must accept: from 1 on a swap is due.
 func (s Swap) overdueRatio(m *SwapModel) float64 {
 	most, above := 0.0, 0
 	for i, t := range s.Tiers {
@@ -212,8 +206,7 @@ func (m *SwapModel) longestWait() time.Duration {
 	return most
 }
 
-// evicted is the loaded model that is pushed out next, the least recently used; nil: none is
-// loaded.
+// evicted is the loaded model that is pushed out next, the least recently used; nil: none is loaded.
 func evicted(models []SwapModel) *SwapModel {
 	var least *SwapModel
 	for i := range models {
@@ -242,10 +235,9 @@ func nameOf(m *SwapModel) string {
 	return m.Name
 }
 
-// ColdRung is the rung of a request whose model has to be loaded first and which would be on the
-// given rung if it were loaded: that of its price plus the load time, and one more if another model
-// is pushed out for it. While no worker of the pool has measured anything, a load is more expensive
-// than anything else.
+// ColdRung is the rung of a request whose model has to be loaded first and which would be on the given rung if it were
+// loaded: that of its price plus the load time, and one more if another model is pushed out for it. While no worker of
+// the pool has measured anything, a load is more expensive than anything else.
 func ColdRung(rung int, reference float64, load time.Duration, evicts bool) int {
 	cold := Rungs - 1
 	if reference > 0 {

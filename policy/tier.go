@@ -24,8 +24,7 @@ type Tier struct {
 	Reserve  int     `json:"reserve,omitempty" yaml:"reserve,omitempty"`
 	Storage  Storage `json:"storage" yaml:"storage"`
 	MaxQueue int     `json:"max_queue" yaml:"max_queue"` // requests of one pool that may wait in the tier
-	// MaxWait is how long a request may wait for a worker before it is refused. Default 0: until
-	// its deadline.
+	// MaxWait is how long a request may wait for a worker before it is refused. Default 0: until its deadline.
 	MaxWait  Duration `json:"max_wait,omitempty" yaml:"max_wait,omitempty"`
 	Deadline Duration `json:"deadline" yaml:"deadline"` // used where the client sets none
 	Retries  int      `json:"retries" yaml:"retries"`   // attempts after a failed first one, before the request becomes a dead letter
@@ -37,9 +36,8 @@ const MaxQueueLimit = 90_000
 // DefaultTier serves requests that ask for no tier.
 const DefaultTier = "standard"
 
-// DefaultTiers are the tiers of a new installation, in order of priority. The reserve is kept from
-// batch alone: most installations serve everyone at standard, where slots reserved for priority
-// would stay idle.
+// DefaultTiers are the tiers of a new installation, in order of priority. The reserve is kept from batch alone: most
+// installations serve everyone at standard, where slots reserved for priority would stay idle.
 func DefaultTiers() []Tier {
 	return []Tier{
 		{Name: "priority", Share: 8, Storage: Memory, MaxQueue: 2000, Retries: 2, Deadline: Duration(10 * time.Minute)},
@@ -107,14 +105,12 @@ const (
 	maxReserveFactor = 5
 )
 
-// Ceiling is how many of a worker's slots the i-th tier may fill: all except the reserve of the
-// tiers above it, and always at least one. So a request of a tier with a reserve finds a slot at
-// once, however long the backlog below it.
+// Ceiling is how many of a worker's slots the i-th tier may fill: all except the reserve of the tiers above it, and
+// always at least one. So a request of a tier with a reserve finds a slot at once, however long the backlog below it.
 //
-// A percentage of few slots is zero, or too small for requests that arrive at random. So while the
-// tiers with a reserve have requests in flight (loads is their mean over the last minute), the
-// reserve is at least one slot and large enough that 99 in 100 of their requests find one, up to
-// five times the percentage.
+// A percentage of few slots is zero, or too small for requests that arrive at random. So while the tiers with a reserve
+// have requests in flight (loads is their mean over the last minute), the reserve is at least one slot and large enough
+// that 99 in 100 of their requests find one, up to five times the percentage.
 func Ceiling(tiers []Tier, loads []float64, i, slots int) int {
 	percent, load, sum := 0, 0.0, 0.0
 	for j, t := range tiers[:i] {

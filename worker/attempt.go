@@ -78,8 +78,7 @@ type attempt struct {
 	slot   slot   // owned by capacity
 }
 
-// moment is a time after a start, read and written without a lock. The zero value is
-// not set.
+// moment is a time after a start, read and written without a lock. The zero value is not set.
 type moment struct {
 	after atomic.Int64 // nanoseconds since the start, plus one
 }
@@ -106,10 +105,9 @@ func newAttempt(m *nats.Msg, req *subjects.Request, t task, now time.Time) *atte
 // stopped reports whether the worker has stopped the attempt.
 func (a *attempt) stopped() bool { return a.ctx.Err() != nil }
 
-// silent reports whether the engine has been silent for too long. While the engine or
-// a GPU is ill (since ill; zero: it is not), that is sooner for an attempt without a
-// first byte, so that another worker can have the request. Otherwise an answer that
-// does not stream may take any time.
+// silent reports whether the engine has been silent for too long. While the engine or a GPU is ill (since ill; zero: it
+// is not), that is sooner for an attempt without a first byte, so that another worker can have the request. Otherwise
+// an answer that does not stream may take any time.
 func (a *attempt) silent(ill time.Time, stall time.Duration, now time.Time) bool {
 	silent := a.lastByte.since(a.started, now)
 	if !ill.IsZero() && !a.firstByte.isSet() && min(silent, now.Sub(ill)) > min(stalledAfter, stall) {
@@ -118,21 +116,18 @@ func (a *attempt) silent(ill time.Time, stall time.Duration, now time.Time) bool
 	return a.req.Stream && silent > stall
 }
 
-// attempts owns the attempts that run, and remembers the requests that should not be
-// attempted here again for now.
+// attempts owns the attempts that run, and remembers the requests that should not be attempted here again for now.
 type attempts struct {
 	mu      sync.Mutex
 	running map[uint64]*attempt // by mark
 	done    uint64
 	failed  uint64
 
-	// failedHere has the requests that failed here lately. The queue gives such a
-	// request to the cheapest bid, which is likely to be of this worker again; other
-	// workers should have it first.
+	// failedHere has the requests that failed here lately. The queue gives such a request to the cheapest bid, which is
+	// likely to be of this worker again; other workers should have it first.
 	failedHere map[subjects.ID]time.Time
-	// kept has the requests that a gateway keeps for other workers, and until when they
-	// are not claimed again: when the gateway refuses a claim, the engine has been
-	// called already.
+	// kept has the requests that a gateway keeps for other workers, and until when they are not claimed again: when the
+	// gateway refuses a claim, the engine has been called already.
 	kept map[subjects.ID]time.Time
 
 	closed bool          // no attempt may begin any more
@@ -147,9 +142,8 @@ func newAttempts() *attempts {
 	}
 }
 
-// refuses reports whether a request should go to another worker, and after how long it
-// may be delivered again. A request that failed here is refused once; if it comes
-// again, the gateway decides.
+// refuses reports whether a request should go to another worker, and after how long it may be delivered again. A
+// request that failed here is refused once; if it comes again, the gateway decides.
 func (as *attempts) refuses(id subjects.ID, now time.Time) (after time.Duration, yes bool) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
@@ -182,8 +176,7 @@ func (as *attempts) end(a *attempt) {
 	}
 }
 
-// close stops attempts from beginning. The channel is closed when the last attempt that
-// runs has ended.
+// close stops attempts from beginning. The channel is closed when the last attempt that runs has ended.
 func (as *attempts) close() (ended <-chan struct{}, running int) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
@@ -309,8 +302,7 @@ func (as *attempts) onGatewayGone(gateway string) {
 	}
 }
 
-// onRefusal stops an attempt whose claim was refused. kept says that the gateway
-// keeps the request for other workers.
+// onRefusal stops an attempt whose claim was refused. kept says that the gateway keeps the request for other workers.
 func (as *attempts) onRefusal(mark uint64, cause error, kept bool, now time.Time) {
 	as.mu.Lock()
 	a := as.running[mark]
@@ -323,9 +315,8 @@ func (as *attempts) onRefusal(mark uint64, cause error, kept bool, now time.Time
 	}
 }
 
-// receive handles everything that is sent to this worker, in order: answers to
-// bids and claims, cancels, window updates, and the broker's answers for gateways
-// that are gone. It never blocks.
+// receive handles everything that is sent to this worker, in order: answers to bids and claims, cancels, window
+// updates, and the broker's answers for gateways that are gone. It never blocks.
 func (w *Worker) receive(m *nats.Msg) {
 	mine, ok := strings.CutPrefix(m.Subject, subjects.Worker(w.id)+".")
 	if !ok { // a delivery keeps the subject that the request was published on
@@ -351,9 +342,8 @@ func (w *Worker) receive(m *nats.Msg) {
 	}
 }
 
-// onDelivery handles a request that answered a bid: it starts an attempt or hands the
-// request back. Deliveries are handled one after the other, so that no two take the
-// same slot.
+// onDelivery handles a request that answered a bid: it starts an attempt or hands the request back. Deliveries are
+// handled one after the other, so that no two take the same slot.
 func (w *Worker) onDelivery(m *nats.Msg) {
 	d, err := subjects.ParseAck(m.Reply)
 	if err != nil {
@@ -370,8 +360,7 @@ func (w *Worker) onDelivery(m *nats.Msg) {
 	w.runners.start(a)
 }
 
-// accept returns the attempt that a delivery starts. If it starts none, accept settles
-// it and returns nil.
+// accept returns the attempt that a delivery starts. If it starts none, accept settles it and returns nil.
 func (w *Worker) accept(m *nats.Msg, d subjects.Delivery, now time.Time) *attempt {
 	t, ok := w.bidder.onDelivery(d, w.load(now), now)
 	if !ok {
@@ -396,8 +385,7 @@ func (w *Worker) accept(m *nats.Msg, d subjects.Delivery, now time.Time) *attemp
 	return a
 }
 
-// requestOf returns the request of a delivery, from its gateway if that is in this
-// process.
+// requestOf returns the request of a delivery, from its gateway if that is in this process.
 func requestOf(gateways *subjects.Local, m *nats.Msg) (*subjects.Request, error) {
 	if id, gateway, ok := subjects.Sender(m); ok {
 		if gw, ok := gateways.Gateway(gateway); ok {
@@ -461,9 +449,8 @@ func (w *Worker) claim(a *attempt) (granted bool) {
 	return true
 }
 
-// onRefusal handles the answer that a claim is refused, or that there is no gateway. A
-// granted claim has no answer. The refusal repeats the ack subject, since the attempt
-// may have ended by now.
+// onRefusal handles the answer that a claim is refused, or that there is no gateway. A granted claim has no answer. The
+// refusal repeats the ack subject, since the attempt may have ended by now.
 func (w *Worker) onRefusal(mark string, m *nats.Msg) {
 	var r subjects.Refusal
 	refused := len(m.Data) > 0 && subjects.Unmarshal(m.Data, &r) == nil
@@ -582,8 +569,7 @@ func (w *Worker) onEngineRefusal(a *attempt, resp *http.Response, head *subjects
 	w.fail(a, f)
 }
 
-// onFirstByte passes the first byte of an answer on to the owners. answers is false if
-// it is the answer of an error.
+// onFirstByte passes the first byte of an answer on to the owners. answers is false if it is the answer of an error.
 func (w *Worker) onFirstByte(a *attempt, answers bool, now time.Time) {
 	afterLoad := false
 	if a.timing.load.waits && answers {
@@ -644,11 +630,10 @@ func signal(c chan<- struct{}) {
 // mostIdle bounds the runners that wait for an attempt.
 const mostIdle = 64
 
-// runners run attempts. A goroutine that has run one waits for the next, with its
-// stack and with what else is in runner. Without that, a small request takes 11 % more
-// CPU, and a stream of 100 tokens 3 to 8 % (pulley up, 16 clients, engines that take no
-// time). 7 % of the 11 are for the stack alone: calling an engine takes a deep one,
-// which a new goroutine grows step by step, copying it each time.
+// runners run attempts. A goroutine that has run one waits for the next, with its stack and with what else is in
+// runner. Without that, a small request takes 11 % more CPU, and a stream of 100 tokens 3 to 8 % (pulley up, 16
+// clients, engines that take no time). 7 % of the 11 are for the stack alone: calling an engine takes a deep one, which
+// a new goroutine grows step by step, copying it each time.
 type runners struct {
 	run     func(*attempt)
 	waiting chan *attempt // to a runner that waits; closed by close
@@ -696,8 +681,7 @@ func (rs *runners) loop(a *attempt) {
 	}
 }
 
-// close ends the runners, and returns when the attempts that they run have ended. start
-// must not be called any more.
+// close ends the runners, and returns when the attempts that they run have ended. start must not be called any more.
 func (rs *runners) close() {
 	close(rs.waiting)
 	rs.all.Wait()

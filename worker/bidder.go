@@ -17,16 +17,14 @@ import (
 )
 
 const (
-	// activeFor is how long a tier counts as active after a request of it began
-	// here.
+	// activeFor is how long a tier counts as active after a request of it began here.
 	activeFor = time.Minute
 
 	// loadHolds is how long after its last request here the load of a tier counts.
 	// A slow worker gets requests rarely, namely when the fast ones are full.
 	loadHolds = 10 * time.Minute
 
-	// homeTouch is the time without a bid after which a home lane is touched, so
-	// that the broker keeps its consumer.
+	// homeTouch is the time without a bid after which a home lane is touched, so that the broker keeps its consumer.
 	homeTouch = 45 * time.Second
 
 	// mostBounces is how often a request is handed back because the price has risen
@@ -43,9 +41,8 @@ const (
 	awayAgain = 10 * time.Millisecond // between plans for the home lanes of other workers, while slots become free
 )
 
-// bidder decides what the worker bids on, at which price, and which deliveries it
-// accepts. It owns the lanes with their open bids, the tiers, and what the policy
-// and the gateways say about pools. It publishes nothing itself: see plan.
+// bidder decides what the worker bids on, at which price, and which deliveries it accepts. It owns the lanes with their
+// open bids, the tiers, and what the policy and the gateways say about pools. It publishes nothing itself: see plan.
 type bidder struct {
 	ungated bool // fixed; see Config.Ungated
 
@@ -87,8 +84,7 @@ func (l *tierLoad) add(n int) {
 	l.mean += (float64(n) - l.mean) / l.samples
 }
 
-// load is what bids depend on beside the lanes and the tiers. It comes from the
-// other owners: see Worker.load.
+// load is what bids depend on beside the lanes and the tiers. It comes from the other owners: see Worker.load.
 type load struct {
 	open     bool // the worker accepts new requests
 	inFlight int
@@ -104,8 +100,7 @@ type load struct {
 	speed   float64 // below 1 if a GPU is throttled or the KV cache is nearly full
 }
 
-// modelState is the state of a model of an engine that loads models on demand, as
-// far as bids depend on it.
+// modelState is the state of a model of an engine that loads models on demand, as far as bids depend on it.
 type modelState struct {
 	blocked bool          // no requests for it are accepted now
 	cold    bool          // a request for it would start a load
@@ -183,9 +178,8 @@ func (b *bidder) onReconnect() {
 	b.lost = true
 }
 
-// tick updates what changes with time alone: overdue answers, the rates of the
-// lanes, and the loads of the tiers, whose requests in flight are given by name. It
-// is called every bidTick, before a plan.
+// tick updates what changes with time alone: overdue answers, the rates of the lanes, and the loads of the tiers, whose
+// requests in flight are given by name. It is called every bidTick, before a plan.
 func (b *bidder) tick(inFlight map[string]int, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -212,14 +206,12 @@ func (b *bidder) tick(inFlight map[string]int, now time.Time) {
 	b.ceilLocked()
 }
 
-// plan returns the bids that the worker should place now, and records them as open.
-// They must be published in this order. The slice is valid until the next plan.
-// gate is when to plan again because the prefill gate opens by time alone; it is
-// zero if that is not so, or if the last plan has said the same.
+// plan returns the bids that the worker should place now, and records them as open. They must be published in this
+// order. The slice is valid until the next plan. gate is when to plan again because the prefill gate opens by time
+// alone; it is zero if that is not so, or if the last plan has said the same.
 //
-// If several tiers have a backlog, the free slots are dealt to them by their shares.
-// Otherwise every lane gets bids, and the free slots may be bid for once more on
-// each lane.
+// If several tiers have a backlog, the free slots are dealt to them by their shares. Otherwise every lane gets bids,
+// and the free slots may be bid for once more on each lane.
 func (b *bidder) plan(ld load, now time.Time) (bids []plannedBid, gate time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -264,8 +256,7 @@ func (b *bidder) plan(ld load, now time.Time) (bids []plannedBid, gate time.Time
 	return b.planned, gate
 }
 
-// unsent takes back bids that could not be published. Their lanes rest for a
-// moment.
+// unsent takes back bids that could not be published. Their lanes rest for a moment.
 func (b *bidder) unsent(bids []plannedBid, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -274,10 +265,9 @@ func (b *bidder) unsent(bids []plannedBid, now time.Time) {
 	}
 }
 
-// onStatus handles the end of a bid that brought no request. which identifies the
-// bid by its lane, kind and number, as in the subject of the answer. refused is the
-// subject of the lane if the broker did not accept the bid. again says that the
-// caller should plan again.
+// onStatus handles the end of a bid that brought no request. which identifies the bid by its lane, kind and number, as
+// in the subject of the answer. refused is the subject of the lane if the broker did not accept the bid. again says
+// that the caller should plan again.
 func (b *bidder) onStatus(which, code, description string, now time.Time) (refused string, again bool) {
 	var names [3]int
 	for i, name := range strings.SplitN(which, ".", len(names)) {
@@ -364,14 +354,12 @@ func (b *bidder) holdsLocked(l *lane, answered bid, delivered uint64, ld *load, 
 	if l.away {
 		return b.awayRungLocked(l, ld) <= answered.rung
 	}
-	// Requests that came by other lanes may have raised the price since the bid. A
-	// request that was handed back before is accepted all the same, and so is one
-	// with others behind it: then every slot is needed.
+	// Requests that came by other lanes may have raised the price since the bid. A request that was handed back before
+	// is accepted all the same, and so is one with others behind it: then every slot is needed.
 	return delivered > mostBounces || l.waiting > 0 || b.rungLocked(l.pool, ld.inFlight+1, 0, ld) <= answered.rung
 }
 
-// rest stops bids for a moment on the lane of a delivery that was handed back for
-// another worker.
+// rest stops bids for a moment on the lane of a delivery that was handed back for another worker.
 func (b *bidder) rest(d subjects.Delivery, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -396,8 +384,7 @@ func (b *bidder) statuses(ld load) []subjects.PoolStatus {
 	return all
 }
 
-// demand is the demand for the models of all served pools, which decides what the
-// engine should have loaded.
+// demand is the demand for the models of all served pools, which decides what the engine should have loaded.
 type demand struct {
 	tiers []policy.SwapTier
 	pools map[string]poolDemand // by name
@@ -512,9 +499,8 @@ func (b *bidder) parkLocked(ld *load, now time.Time) {
 			if l.pool != priced {
 				priced, rung = l.pool, b.rungLocked(l.pool, ld.inFlight+k, k-1, ld)
 			}
-			// If a bid as cheap is parked already, no other is needed. Dearer ones stay
-			// parked beside it. Their number limits new bids, but not the cheapest: there
-			// is at most one of those for each rung.
+			// If a bid as cheap is parked already, no other is needed. Dearer ones stay parked beside it. Their number
+			// limits new bids, but not the cheapest: there is at most one of those for each rung.
 			if len(l.open) >= k && l.open[k-1].rung <= rung || k > 1 && len(l.open) >= 2*l.most {
 				continue
 			}
@@ -527,11 +513,9 @@ func (b *bidder) parkLocked(ld *load, now time.Time) {
 	}
 }
 
-// dealLocked deals the free slots that the first tier with a backlog may bid for to
-// all tiers with a backlog, by their shares: a slot that a lower tier left alone, for
-// the gate or the reserve, would go to the first tier. But the report of a backlog
-// may be old. So of several slots, the lower tiers keep to their own limits for all
-// but the last.
+// dealLocked deals the free slots that the first tier with a backlog may bid for to all tiers with a backlog, by their
+// shares: a slot that a lower tier left alone, for the gate or the reserve, would go to the first tier. But the report
+// of a backlog may be old. So of several slots, the lower tiers keep to their own limits for all but the last.
 func (b *bidder) dealLocked(first int, ld *load, now time.Time) {
 	out := 0
 	for _, l := range b.lanes {
@@ -577,9 +561,8 @@ func (b *bidder) nextOfLocked(tier int, ld *load, now time.Time) *lane {
 	return next
 }
 
-// parkAwayLocked parks a bid on the home lane of another worker: at a higher price,
-// so that the other worker is served first. A request that the bid brings is accepted
-// only if the price has not risen.
+// parkAwayLocked parks a bid on the home lane of another worker: at a higher price, so that the other worker is served
+// first. A request that the bid brings is accepted only if the price has not risen.
 func (b *bidder) parkAwayLocked(l *lane, ld *load, now time.Time) {
 	if !ld.open || ld.free <= 0 || l.closed(ld, now) || !b.opensLocked(l.tier, 1, ld) {
 		return
@@ -597,8 +580,7 @@ func (b *bidder) placeLocked(l *lane, placed bid, now time.Time) {
 	b.planned = append(b.planned, plannedBid{l, l.add(placed, now), placed.kind, placed.rung})
 }
 
-// depth returns how many bids to park on the lane. All workers of its pool together
-// stay near parkedPerLane.
+// depth returns how many bids to park on the lane. All workers of its pool together stay near parkedPerLane.
 func (l *lane) depth(ld *load) int {
 	if l.pool.balance == policy.RoundRobin {
 		return policy.RoundRobinDepth
@@ -621,10 +603,9 @@ func (b *bidder) kindLocked(l *lane, ld *load) bidKind {
 	return parked
 }
 
-// rungLocked returns the rung of a request that would be the n-th in flight, behind
-// all that wait for their first token and more mean requests. A pool that spills over
-// is priced by the measurements of the served pool and the mean of its own requests:
-// that is what one of them costs here.
+// rungLocked returns the rung of a request that would be the n-th in flight, behind all that wait for their first token
+// and more mean requests. A pool that spills over is priced by the measurements of the served pool and the mean of its
+// own requests: that is what one of them costs here.
 func (b *bidder) rungLocked(p *pool, n, more int, ld *load) int {
 	var rung int
 	switch p.balance {
@@ -664,8 +645,7 @@ func (b *bidder) arrangeLocked() {
 	b.arrange(b.tiers)
 }
 
-// arrangeTiersLocked sets the tiers from the policy. The load of a tier that stays is
-// kept.
+// arrangeTiersLocked sets the tiers from the policy. The load of a tier that stays is kept.
 func (b *bidder) arrangeTiersLocked() {
 	was := b.tiers
 	b.tiers = make([]tier, len(b.policy.Tiers))
@@ -709,9 +689,8 @@ func (w *Worker) bidLoop(ctx context.Context) {
 // bid plans and publishes the bids that the worker should place now. Any goroutine
 // calls it after a change that bids depend on.
 //
-// Only one goroutine plans and publishes at a time, so that bids reach the broker in
-// the order in which they were recorded. No lock is held for that: a call that comes
-// meanwhile returns at once, and has the first one plan again.
+// Only one goroutine plans and publishes at a time, so that bids reach the broker in the order in which they were
+// recorded. No lock is held for that: a call that comes meanwhile returns at once, and has the first one plan again.
 func (w *Worker) bid() {
 	if w.plans.Add(1) > 1 {
 		return

@@ -15,13 +15,11 @@ import (
 )
 
 const (
-	// capacityTick is how often the GPUs are checked and the adaptive limit is
-	// updated. A worker stops bidding within 1.5 s of what fences it: NVML is read
-	// once a second.
+	// capacityTick is how often the GPUs are checked and the adaptive limit is updated. A worker stops bidding within
+	// 1.5 s of what fences it: NVML is read once a second.
 	capacityTick = 250 * time.Millisecond
 
-	// blindSlots are the slots of an engine that reports nothing about its load, if
-	// none are configured.
+	// blindSlots are the slots of an engine that reports nothing about its load, if none are configured.
 	blindSlots = 8
 	// ollamaSlots is Ollama's default of OLLAMA_NUM_PARALLEL, which it does not report.
 	ollamaSlots = 1
@@ -37,14 +35,12 @@ const (
 	otherEvents = 2
 	fewEvents   = 4
 
-	// severalTokens is the mean number of tokens per event above which events count
-	// as carrying several.
+	// severalTokens is the mean number of tokens per event above which events count as carrying several.
 	severalTokens = 1.5
 )
 
-// capacity decides how many requests the engine may have, and whether any may start:
-// by the configured slots, by what the engine and NVML report, by the time between
-// tokens, and by the models that are loaded.
+// capacity decides how many requests the engine may have, and whether any may start: by the configured slots, by what
+// the engine and NVML report, by the time between tokens, and by the models that are loaded.
 type capacity struct {
 	cfg Config
 
@@ -85,8 +81,7 @@ type decisions struct {
 	grewFrom float64             // the limit before it began to grow, if the last decision is that it grew; else 0
 }
 
-// slot is the part of an attempt that capacity owns. Its fields are guarded by
-// capacity.mu.
+// slot is the part of an attempt that capacity owns. Its fields are guarded by capacity.mu.
 type slot struct {
 	model   *model
 	load    coldLoad
@@ -157,15 +152,13 @@ func (c *capacity) fitLocked() {
 	c.current = c.signals.Capacity()
 }
 
-// speedLocked returns what the price is divided by. It is below 1 if a GPU is
-// throttled or the KV cache is nearly full, so that the worker gets fewer requests
-// before it has to stop.
+// speedLocked returns what the price is divided by. It is below 1 if a GPU is throttled or the KV cache is nearly full,
+// so that the worker gets fewer requests before it has to stop.
 func (c *capacity) speedLocked() float64 {
 	return max(c.current.Factor, 0.1) / (2 - min(c.current.Ease/scarce, 1))
 }
 
-// chooseModels decides for which models requests may be accepted now, and returns
-// the states of all.
+// chooseModels decides for which models requests may be accepted now, and returns the states of all.
 func (c *capacity) chooseModels(d demand, now time.Time) map[string]modelState {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -178,8 +171,7 @@ func (c *capacity) chooseModels(d demand, now time.Time) map[string]modelState {
 	return c.models.states()
 }
 
-// begin adds a request in flight for the model of a pool. beside is how many others
-// are in flight.
+// begin adds a request in flight for the model of a pool. beside is how many others are in flight.
 func (c *capacity) begin(s *slot, pool string, streams bool, now time.Time) (load coldLoad, beside int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -225,16 +217,14 @@ func (c *capacity) onFirstByte(s *slot, began, now time.Time) {
 	}
 }
 
-// onLoaded handles the first byte of an answer whose model had to be loaded: see
-// models.onAnswer.
+// onLoaded handles the first byte of an answer whose model had to be loaded: see models.onAnswer.
 func (c *capacity) onLoaded(s *slot, answer time.Duration, exact bool, now time.Time) (afterLoad bool, took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.models.onAnswer(s.model, answer, exact, now)
 }
 
-// pace measures the time between the tokens of one stream. It is owned by the
-// goroutine that reads the stream.
+// pace measures the time between the tokens of one stream. It is owned by the goroutine that reads the stream.
 type pace struct {
 	events int         // until at
 	at     time.Time   // of the last read with an event; zero: the time since does not count
@@ -276,9 +266,8 @@ func (c *capacity) onBytes(now time.Time) {
 	c.lastToken = now
 }
 
-// onEnd handles the end of a whole answer, with its events and the tokens that the
-// engine reported if it is a stream. If events carry several tokens, the time between
-// two tokens is known only as the mean of the whole stream.
+// onEnd handles the end of a whole answer, with its events and the tokens that the engine reported if it is a stream.
+// If events carry several tokens, the time between two tokens is known only as the mean of the whole stream.
 func (c *capacity) onEnd(p *pace, stream bool, events, tokens int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -312,8 +301,7 @@ func (c *capacity) onDown(now time.Time) {
 	c.downAt = now
 }
 
-// onUp records that the engine is up again. It may be another one, so the adaptive
-// limit starts again.
+// onUp records that the engine is up again. It may be another one, so the adaptive limit starts again.
 func (c *capacity) onUp(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -344,9 +332,8 @@ func (c *capacity) disturbedLocked(since time.Time) bool {
 	return c.fence.reason != "" || c.fence.since.After(since) || c.downAt.After(since)
 }
 
-// illSince returns since when the engine is down, or the engine or a GPU fenced; zero
-// if none is. A fence because NVML reports nothing does not count: nothing is known to
-// be wrong.
+// illSince returns since when the engine is down, or the engine or a GPU fenced; zero if none is. A fence because NVML
+// reports nothing does not count: nothing is known to be wrong.
 func (c *capacity) illSince(down bool) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -479,9 +466,8 @@ func (c *capacity) onListing(good bool, asked time.Time, running runningAttempts
 	return c.fenceLocked(running, now)
 }
 
-// fenceLocked decides whether the fence is up. While it is, attempts without a first
-// byte fail sooner, so that another worker can have their requests: see
-// attempt.silent.
+// fenceLocked decides whether the fence is up. While it is, attempts without a first byte fail sooner, so that another
+// worker can have their requests: see attempt.silent.
 func (c *capacity) fenceLocked(running runningAttempts, now time.Time) fenceChange {
 	class, why := c.fenceReasonLocked(running, now)
 	was := c.fence.reason
@@ -566,8 +552,7 @@ func (d *decisions) add(now time.Time, text string) {
 	d.grewFrom = 0
 }
 
-// addLimit adds a change of the limit. While the limit goes on growing, all changes
-// are one decision.
+// addLimit adds a change of the limit. While the limit goes on growing, all changes are one decision.
 func (d *decisions) addLimit(now time.Time, from, to float64, change policy.Change) {
 	grows := change == policy.Grew || change == policy.GrewBlind
 	if since := d.grewFrom; grows && since > 0 {
@@ -642,8 +627,7 @@ func engineReport(st engine.Status) *subjects.EngineStatus {
 	return r
 }
 
-// lookAtCapacity checks the GPUs, the adaptive limit and the fence. It runs every
-// capacityTick.
+// lookAtCapacity checks the GPUs, the adaptive limit and the fence. It runs every capacityTick.
 func (w *Worker) lookAtCapacity(now time.Time) {
 	var gpus *gpu.Reading
 	if w.cfg.NVML != nil {

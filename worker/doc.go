@@ -3,11 +3,10 @@
 //
 // # The way of a request
 //
-// The queue answers a bid (bidder.go, lane.go) with a delivery (attempt.go). If the
-// bid still holds, an attempt begins: it takes a slot (capacity.go), claims the
-// request at the gateway that holds the client, and at once calls the engine. The answer of the engine goes to the gateway in frames as it comes,
-// no faster than the client takes it (respond.go). At the end the slot is free, the
-// measured times change the price (estimate.go), and the worker bids again. The
+// The queue answers a bid (bidder.go, lane.go) with a delivery (attempt.go). If the bid still holds, an attempt begins:
+// it takes a slot (capacity.go), claims the request at the gateway that holds the client, and at once calls the engine.
+// The answer of the engine goes to the gateway in frames as it comes, no faster than the client takes it (respond.go).
+// At the end the slot is free, the measured times change the price (estimate.go), and the worker bids again. The
 // gateway settles the delivery.
 //
 // # Owners
@@ -20,10 +19,9 @@
 //	estimator  how long prompts and tokens take, and which requests wait for their first token
 //	attempts   what runs, and which requests should not be attempted here again for now
 //
-// An owner knows neither the Worker nor another owner. It takes values and returns
-// values; it does not publish, log, or call anything else. So each is tested without
-// a connection. The Worker asks the owners one after the other, and then acts. Of an
-// attempt, only capacity uses its slot, and only the estimator its timing.
+// An owner knows neither the Worker nor another owner. It takes values and returns values; it does not publish, log, or
+// call anything else. So each is tested without a connection. The Worker asks the owners one after the other, and then
+// acts. Of an attempt, only capacity uses its slot, and only the estimator its timing.
 //
 // Worker.bid is called after every change that bids depend on. It collects the load
 // of the worker from the owners, has the bidder plan, and publishes. A bid is never
@@ -34,10 +32,9 @@
 // Each owner has one mutex. None is taken while another is held, so there is no lock
 // order. None is held while the worker publishes, logs, or calls back.
 //
-// Two things are in sequence without a lock. Bids reach the broker in the order in
-// which the bidder recorded them, because one goroutine at a time plans and publishes:
-// see Worker.bid. And no two deliveries take the same slot, because the goroutine of
-// the subscription handles them one after the other.
+// Two things are in sequence without a lock. Bids reach the broker in the order in which the bidder recorded them,
+// because one goroutine at a time plans and publishes: see Worker.bid. And no two deliveries take the same slot,
+// because the goroutine of the subscription handles them one after the other.
 //
 // A read of a stream takes one lock, that of capacity, for the time between tokens.
 // Everything else that other goroutines read of a stream is atomic: bytes taken by the
@@ -55,8 +52,7 @@
 //	lookAtCapacity  four times a second: GPUs, adaptive limit, fence
 //	Scraper.Run     asks the engine for its health, its load and its models
 //
-// Attempts run on the goroutines of runners, which end with Run. To stop, the worker
-// accepts nothing new and waits for the attempts; then it ends the loops; and at last it
-// publishes the heartbeat that it has left. This one follows the last frames on the same
-// connection: see package subjects, Signs of life.
+// Attempts run on the goroutines of runners, which end with Run. To stop, the worker accepts nothing new and waits for
+// the attempts; then it ends the loops; and at last it publishes the heartbeat that it has left. This one follows the
+// last frames on the same connection: see package subjects, Signs of life.
 package worker

@@ -14,14 +14,12 @@ const (
 	// its first token while nothing is measured.
 	prefillUnknown = time.Second
 
-	// itlPerPrefill is how many input tokens an engine prefills in the time of one
-	// inter-token interval, where only that interval is measured. Engines prefill
-	// more (110 to 200 on an L4, an A100 and an H100), so that the prefill gate
-	// opens late rather than early.
+	// itlPerPrefill is how many input tokens an engine prefills in the time of one inter-token interval, where only
+	// that interval is measured. Engines prefill more (110 to 200 on an L4, an A100 and an H100), so that the prefill
+	// gate opens late rather than early.
 	itlPerPrefill = 100
 
-	// curveEvery is how often a curve is computed again without a new sample, to see
-	// whether it has faded.
+	// curveEvery is how often a curve is computed again without a new sample, to see whether it has faded.
 	curveEvery = time.Second
 )
 
@@ -39,8 +37,7 @@ type estimator struct {
 	decoding  meter
 }
 
-// poolEstimate is what was measured with the requests of one pool. All fields but
-// curve are guarded by estimator.mu.
+// poolEstimate is what was measured with the requests of one pool. All fields but curve are guarded by estimator.mu.
 type poolEstimate struct {
 	name    string
 	prefill policy.Regression
@@ -73,8 +70,7 @@ type timing struct {
 	areaAtFirst float64       // area of estimator.decoding at its first byte
 }
 
-// coldLoad is the load of a model that an attempt waits for. The zero value is an
-// attempt whose model is loaded.
+// coldLoad is the load of a model that an attempt waits for. The zero value is an attempt whose model is loaded.
 type coldLoad struct {
 	waits bool
 	first bool          // no other request waited for the load when it began
@@ -83,8 +79,7 @@ type coldLoad struct {
 
 func newEstimator() *estimator { return &estimator{pools: make(map[string]*poolEstimate)} }
 
-// serve sets the pools that the worker serves, and returns their curves. The
-// measurements of pools that stay are kept.
+// serve sets the pools that the worker serves, and returns their curves. The measurements of pools that stay are kept.
 func (e *estimator) serve(names []string) []*atomic.Pointer[policy.Curve] {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -146,17 +141,15 @@ func (t *timing) expect(c *policy.Curve) {
 	}
 }
 
-// firstByte records an attempt's first byte. After a load the time until then says
-// nothing about the prompt.
+// firstByte records an attempt's first byte. After a load the time until then says nothing about the prompt.
 func (e *estimator) firstByte(t *timing, afterLoad bool, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	t.firstByte = now
 	if len(e.waiting) > 0 && e.waiting[0] == t && !afterLoad {
-		// An engine prefills one prompt after the other, this one since the last was
-		// done. Requests that come to an idle engine would show the time more exactly,
-		// but under load there are none, and then a faded estimate would make the worker
-		// too cheap.
+		// An engine prefills one prompt after the other, this one since the last was done. Requests that come to an
+		// idle engine would show the time more exactly, but under load there are none, and then a faded estimate would
+		// make the worker too cheap.
 		t.prefillTook = now.Sub(later(t.started, e.lastFirst))
 	}
 	e.prefilledLocked(t, now)
@@ -309,9 +302,8 @@ func (e *estimator) workload(now time.Time) workload {
 	}
 }
 
-// answerTime estimates how long an attempt takes from the end of the load of its model
-// to its first byte: the time for its prompt, or for the whole answer if it does not
-// stream. exact is false if the time for a whole answer is unknown.
+// answerTime estimates how long an attempt takes from the end of the load of its model to its first byte: the time for
+// its prompt, or for the whole answer if it does not stream. exact is false if the time for a whole answer is unknown.
 func (e *estimator) answerTime(t *timing, streamed bool, now time.Time) (took time.Duration, exact bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -361,8 +353,7 @@ func (p *poolEstimate) curveLocked(now time.Time) *policy.Curve {
 	return c
 }
 
-// meter integrates the number of decoding sequences over time, so that its mean over
-// any interval can be computed.
+// meter integrates the number of decoding sequences over time, so that its mean over any interval can be computed.
 type meter struct {
 	level int
 	area  float64 // level × seconds

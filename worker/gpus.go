@@ -13,10 +13,9 @@ import (
 )
 
 const (
-	// stalledAfter is how long the GPU may be idle, and no token come, before the
-	// engine counts as stalled while a stream has had its first token. stalledFirst is
-	// the same while none has: loading a model or compiling its kernels leaves the GPU
-	// idle for some seconds.
+	// stalledAfter is how long the GPU may be idle, and no token come, before the engine counts as stalled while a
+	// stream has had its first token. stalledFirst is the same while none has: loading a model or compiling its kernels
+	// leaves the GPU idle for some seconds.
 	stalledAfter = 10 * time.Second
 	stalledFirst = 30 * time.Second
 )
@@ -91,8 +90,7 @@ func (w *gpuWatch) look(all gpu.Reading, names []string, inFlight int, prealloca
 	return news
 }
 
-// failureOf stores the state of NVML. If GPUs were not found by their names, and that
-// is new, it returns the failure.
+// failureOf stores the state of NVML. If GPUs were not found by their names, and that is new, it returns the failure.
 func (w *gpuWatch) failureOf(all gpu.Reading, names, wrong []string) (isNew *gpu.Failure) {
 	was := w.nvml.Failure
 	w.nvml.Driver, w.nvml.Failure = all.Driver, all.Failure
@@ -123,8 +121,7 @@ func (w *gpuWatch) signals(now time.Time) []policy.GPU {
 	return gpus
 }
 
-// weigh sets the weight as soon as the bandwidth of all GPUs is known. It reports
-// whether it has done so now.
+// weigh sets the weight as soon as the bandwidth of all GPUs is known. It reports whether it has done so now.
 func (w *gpuWatch) weigh() bool {
 	sum, known := 0.0, len(w.gpus) > 0
 	for _, g := range w.gpus {
@@ -138,8 +135,7 @@ func (w *gpuWatch) weigh() bool {
 	return true
 }
 
-// fenced returns why the first GPU that must not be used is fenced; empty if there is
-// none.
+// fenced returns why the first GPU that must not be used is fenced; empty if there is none.
 func (w *gpuWatch) fenced() (class gpu.FenceClass, why string) {
 	for _, g := range w.gpus {
 		if g.verdict.Fenced {

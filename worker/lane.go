@@ -18,28 +18,24 @@ const (
 	// cancelled: that would race with a delivery and strand it.
 	bidExpires = 8 * time.Second
 
-	// briefExpires is the same for a tier below an active one. A request that
-	// arrives while the prefill gate is closed is handed back, so few such bids
-	// should be parked.
+	// briefExpires is the same for a tier below an active one. A request that arrives while the prefill gate is closed
+	// is handed back, so few such bids should be parked.
 	briefExpires = 2 * time.Second
 
 	// dealtExpires is how long a bid for a slot that was dealt to a backlog waits.
 	// A gateway takes less time to publish a request that it holds back.
 	dealtExpires = 20 * time.Millisecond
 
-	// minDepth and bidDepth bound how many bids are parked on one lane, the k-th
-	// at the price of the k-th next request. In between, as many bids are parked as
-	// were answered in depthFor: with fewer, the round trip to the broker limits the
-	// rate at which the worker gets requests; each one too many costs the broker time
-	// at every delivery.
+	// minDepth and bidDepth bound how many bids are parked on one lane, the k-th at the price of the k-th next request.
+	// In between, as many bids are parked as were answered in depthFor: with fewer, the round trip to the broker limits
+	// the rate at which the worker gets requests; each one too many costs the broker time at every delivery.
 	minDepth = 2
 	bidDepth = 16
 	depthFor = 4 * time.Millisecond
 
-	// bidNumbers is how many numbers the bids of a lane use, one after the other and
-	// then again. A broker that replicates the consumer identifies bids by them, so
-	// there are more numbers than open bids. The broker also keeps an entry for each
-	// subject that it answers to, so there are not many more.
+	// bidNumbers is how many numbers the bids of a lane use, one after the other and then again. A broker that
+	// replicates the consumer identifies bids by them, so there are more numbers than open bids. The broker also keeps
+	// an entry for each subject that it answers to, so there are not many more.
 	bidNumbers = 64
 
 	// parkedPerLane bounds the bids that all workers of a pool together park on a
@@ -50,15 +46,13 @@ const (
 	// reports is trusted. A bid that is dealt to that backlog corrects it sooner.
 	backlogHolds = time.Minute
 
-	// answerLate is how long after its expiry the answer to a bid counts as late
-	// and not as lost.
+	// answerLate is how long after its expiry the answer to a bid counts as late and not as lost.
 	answerLate = 500 * time.Millisecond
 
 	// referenceHolds is how long a gateway's reference is trusted.
 	referenceHolds = 3*subjects.ReferenceEvery + subjects.ReferenceEvery/2
 
-	// laterEach is longer than it takes until other workers know that one of them
-	// loads a model.
+	// laterEach is longer than it takes until other workers know that one of them loads a model.
 	laterEach = 2 * time.Second
 )
 
@@ -153,8 +147,7 @@ func (l *lane) add(b bid, now time.Time) (number int) {
 	return b.number
 }
 
-// unsent takes back a bid that could not be published. Of several, the last one is
-// taken back first.
+// unsent takes back a bid that could not be published. Of several, the last one is taken back first.
 func (l *lane) unsent(number int, now time.Time) {
 	if number == l.bids {
 		l.bids--
@@ -168,14 +161,12 @@ func (l *lane) backlogged(now time.Time) bool {
 	return l.held > 0 || l.waiting > 0 && now.Sub(l.waitingAt) < backlogHolds
 }
 
-// Which of several bids a delivery answers is a guess: the delivery does not say,
-// and the cheapest bid may not have reached the queue when the delivery was sent.
-// But the number of open bids must be right, or it would stay wrong for as long as
-// requests keep coming. So each bid ends with one answer, and each answer removes
-// one bid. A bid whose answer is overdue was most likely confused with another one
-// that was answered, so the next answer removes no bid. If the overdue answer was
-// lost, however, that next answer belonged to a bid which now stays in the list by
-// mistake; it is marked as doubtful, and once overdue, its answer is not expected.
+// Which of several bids a delivery answers is a guess: the delivery does not say, and the cheapest bid may not have
+// reached the queue when the delivery was sent. But the number of open bids must be right, or it would stay wrong for
+// as long as requests keep coming. So each bid ends with one answer, and each answer removes one bid. A bid whose
+// answer is overdue was most likely confused with another one that was answered, so the next answer removes no bid. If
+// the overdue answer was lost, however, that next answer belonged to a bid which now stays in the list by mistake; it
+// is marked as doubtful, and once overdue, its answer is not expected.
 
 // answered removes the open bid that a delivery answers: the queue serves the
 // cheapest first, and the oldest within a rung.
@@ -221,9 +212,8 @@ func (l *lane) remove(i int) {
 	l.open = slices.Delete(l.open, i, i+1)
 }
 
-// findLate removes the bids whose answer is overdue, so that others can be placed.
-// The answer may still come; after bidExpires it is taken for lost, for example
-// because somebody deleted the queue's consumer.
+// findLate removes the bids whose answer is overdue, so that others can be placed. The answer may still come; after
+// bidExpires it is taken for lost, for example because somebody deleted the queue's consumer.
 func (l *lane) findLate(now time.Time) {
 	l.open = slices.DeleteFunc(l.open, func(b bid) bool {
 		overdue := now.Sub(b.expires) > answerLate
@@ -238,9 +228,8 @@ func (l *lane) findLate(now time.Time) {
 	}
 }
 
-// noConsumer handles the answer that there was no consumer for the bid of a number.
-// The broker has none of the bids up to that one. Bids that were sent later may have
-// found a consumer; for each that did not, there is such an answer too.
+// noConsumer handles the answer that there was no consumer for the bid of a number. The broker has none of the bids up
+// to that one. Bids that were sent later may have found a consumer; for each that did not, there is such an answer too.
 func (l *lane) noConsumer(number int) {
 	later := (l.bids%bidNumbers - number + bidNumbers) % bidNumbers
 	l.open = slices.DeleteFunc(l.open, func(b bid) bool { return b.number <= l.bids-later })
@@ -257,9 +246,8 @@ func (l *lane) noBids() { l.open, l.late = l.open[:0], 0 }
 // empty reports whether all bids have ended and no answer is overdue.
 func (l *lane) empty() bool { return len(l.open)+l.late == 0 }
 
-// laneSet is the set of lanes that the worker bids on, with what determines them:
-// the pools that it serves, the policy, and the references of the gateways. The
-// bidder owns it.
+// laneSet is the set of lanes that the worker bids on, with what determines them: the pools that it serves, the policy,
+// and the references of the gateways. The bidder owns it.
 type laneSet struct {
 	worker   string         // id, fixed
 	policy   *policy.Policy // in force
@@ -328,8 +316,7 @@ func (s *laneSet) arrange(tiers []tier) {
 	s.index()
 }
 
-// arrangePools returns the pools that the worker serves, and those that spill over
-// to it.
+// arrangePools returns the pools that the worker serves, and those that spill over to it.
 func (s *laneSet) arrangePools() (served, spilled []*pool) {
 	was := s.pools
 	s.pools = make(map[string]*pool)
@@ -398,8 +385,7 @@ func (s *laneSet) forgetRetired(now time.Time) {
 	}
 }
 
-// onReference stores a gateway's reference, and reports whether the lanes have to be
-// arranged again.
+// onReference stores a gateway's reference, and reports whether the lanes have to be arranged again.
 func (s *laneSet) onReference(ref *subjects.Reference, now time.Time) (changed bool) {
 	for name, p := range s.pools {
 		if r, ok := ref.Pools[name]; ok {
@@ -436,8 +422,7 @@ type reference struct {
 	at time.Time
 }
 
-// onReference stores a gateway's reference for the pool, and reports whether the
-// lanes to bid on may have changed.
+// onReference stores a gateway's reference for the pool, and reports whether the lanes to bid on may have changed.
 func (p *pool) onReference(gateway string, r subjects.PoolReference, now time.Time) (changed bool) {
 	changed = len(p.refs) == 0
 	p.ref = r
@@ -469,8 +454,7 @@ func (p *pool) held(tier string) int {
 	return n
 }
 
-// longestWait returns the longest wait of a request of a tier, by the references of
-// all gateways.
+// longestWait returns the longest wait of a request of a tier, by the references of all gateways.
 func (p *pool) longestWait(tier string, now time.Time) time.Duration {
 	var longest time.Duration
 	for _, r := range p.refs {
@@ -481,10 +465,9 @@ func (p *pool) longestWait(tier string, now time.Time) time.Duration {
 	return longest
 }
 
-// later returns how long this worker leaves it to other workers of the pool to load
-// its model. Each waits for a different time, and the order differs from pool to
-// pool. In a pool without home lanes two workers may wait for the same time, since
-// they do not know of each other.
+// later returns how long this worker leaves it to other workers of the pool to load its model. Each waits for a
+// different time, and the order differs from pool to pool. In a pool without home lanes two workers may wait for the
+// same time, since they do not know of each other.
 func (p *pool) later(worker string) time.Duration {
 	mine, ok := slices.BinarySearch(p.homes, worker)
 	n := len(p.homes)

@@ -11,9 +11,8 @@ import (
 	"github.com/pulley-lb/pulley/policy"
 )
 
-// models follows which models the engine has loaded. If the engine would have to
-// load some of those that are served, models decides for which ones requests may be
-// accepted now: see policy.Swap. Capacity owns it.
+// models follows which models the engine has loaded. If the engine would have to load some of those that are served,
+// models decides for which ones requests may be accepted now: see policy.Swap. Capacity owns it.
 type models struct {
 	served   []*model // in the order of serve
 	byPool   map[string]*model
@@ -52,8 +51,7 @@ const (
 	listLate = 12 * time.Second
 )
 
-// serve sets the models that the worker serves. What is known of those that stay is
-// kept.
+// serve sets the models that the worker serves. What is known of those that stay is kept.
 func (ms *models) serve(pools []servedPool) {
 	was := ms.byPool
 	ms.served, ms.byPool = nil, make(map[string]*model, len(pools))
@@ -101,8 +99,7 @@ func (ms *models) onStatus(st engine.Status, now time.Time) {
 	}
 }
 
-// loadsOnDemand reports whether an engine loads the model that a request names, and
-// reports which ones it has loaded.
+// loadsOnDemand reports whether an engine loads the model that a request names, and reports which ones it has loaded.
 func loadsOnDemand(d engine.Dialect) bool {
 	switch d {
 	case engine.DialectOllama, engine.DialectLlamaSwap, engine.DialectLMStudio, engine.DialectLlamaCpp:
@@ -116,8 +113,7 @@ func listsLoaded(st engine.Status, name string) bool {
 	return i < 0 || st.Models[i].Loaded
 }
 
-// withoutTag returns a model's name without the tag that Ollama adds to names without
-// one.
+// withoutTag returns a model's name without the tag that Ollama adds to names without one.
 func withoutTag(name string) string { return strings.TrimSuffix(name, ":latest") }
 
 // learnTogether learns which models fit into memory together. If one was loaded and
@@ -229,10 +225,9 @@ func (m *model) end(now time.Time) {
 	m.used = now
 }
 
-// onAnswer handles the first byte of an answer whose model had to be loaded. afterLoad
-// reports whether it is the first since the load. If so, the load took until then,
-// less the time that the answer takes by itself. While that time is not exact, this
-// is only an upper bound of the load time. took is 0 if nothing was measured.
+// onAnswer handles the first byte of an answer whose model had to be loaded. afterLoad reports whether it is the first
+// since the load. If so, the load took until then, less the time that the answer takes by itself. While that time is
+// not exact, this is only an upper bound of the load time. took is 0 if nothing was measured.
 func (ms *models) onAnswer(m *model, answer time.Duration, exact bool, now time.Time) (afterLoad bool, took time.Duration) {
 	m.answered = now
 	if m.began.IsZero() {
@@ -250,8 +245,7 @@ func (ms *models) onAnswer(m *model, answer time.Duration, exact bool, now time.
 	return true, took
 }
 
-// meanOf returns the mean of a new measurement and those before; was is 0 if there
-// are none.
+// meanOf returns the mean of a new measurement and those before; was is 0 if there are none.
 func meanOf(was, is time.Duration) time.Duration {
 	if was == 0 {
 		return is

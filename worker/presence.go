@@ -22,13 +22,11 @@ const (
 	memberEvery = 3 * time.Second
 	leaseEvery  = subjects.AckWait / 3
 
-	// gatewayForgotten is how long a gateway is remembered without a sign of life, if
-	// nothing runs for it.
+	// gatewayForgotten is how long a gateway is remembered without a sign of life, if nothing runs for it.
 	gatewayForgotten = time.Minute
 
-	// manyBroken is how many answers in a row must break off before the worker stops
-	// bidding for a while. A worker whose attempts fail quickly has free slots at once,
-	// and would take every request of the queue.
+	// manyBroken is how many answers in a row must break off before the worker stops bidding for a while. A worker
+	// whose attempts fail quickly has free slots at once, and would take every request of the queue.
 	manyBroken = 3
 )
 
@@ -82,8 +80,7 @@ func (p *presence) givenWeight() float64 {
 	return p.weight
 }
 
-// report returns the worker's state as it is published. fence is the reason of
-// capacity's fence, if that is up.
+// report returns the worker's state as it is published. fence is the reason of capacity's fence, if that is up.
 func (p *presence) report(fence string) (state subjects.State, reason string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -156,8 +153,7 @@ func (p *presence) judgeLocked() (c healthChange) {
 	return c
 }
 
-// onRefusal pauses the worker after the engine refused a request, for as long as the
-// engine asked (0: it did not).
+// onRefusal pauses the worker after the engine refused a request, for as long as the engine asked (0: it did not).
 func (p *presence) onRefusal(asked time.Duration, reason string, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -184,8 +180,7 @@ func (p *presence) pauseLocked(asked time.Duration, reason string, now time.Time
 	}
 }
 
-// onSuccess records a whole answer. A pause ends with the next plan: the engine has a
-// slot again.
+// onSuccess records a whole answer. A pause ends with the next plan: the engine has a slot again.
 func (p *presence) onSuccess(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -202,8 +197,7 @@ func (p *presence) down() bool {
 	return p.state == subjects.Down
 }
 
-// follow sets what the policy says about this worker. It reports whether that cordons
-// or uncordons it.
+// follow sets what the policy says about this worker. It reports whether that cordons or uncordons it.
 func (p *presence) follow(cordoned bool, weight float64) (changed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -212,8 +206,7 @@ func (p *presence) follow(cordoned bool, weight float64) (changed bool) {
 	return changed
 }
 
-// onReconnect records a new connection to the broker. The silence of gateways counts
-// from then on.
+// onReconnect records a new connection to the broker. The silence of gateways counts from then on.
 func (p *presence) onReconnect(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -227,8 +220,7 @@ func (p *presence) onGateway(id string, now time.Time) {
 	p.gateways[id] = now
 }
 
-// onRequestOf records the gateway of a request. If it was not known, its silence counts
-// from now on.
+// onRequestOf records the gateway of a request. If it was not known, its silence counts from now on.
 func (p *presence) onRequestOf(gateway string, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -256,8 +248,7 @@ func (p *presence) forgetGateways(inUse map[string]*subjects.Alive, now time.Tim
 	}
 }
 
-// onListing handles the engine's list of its models. It reports whether the worker can
-// serve with it.
+// onListing handles the engine's list of its models. It reports whether the worker can serve with it.
 func (w *Worker) onListing(l engine.Listing) (good bool) {
 	models, err := modelsOf(w.cfg, l)
 	if err == nil {
@@ -422,8 +413,7 @@ func engineName(cfg Config, d engine.Dialect) string {
 	return cmp.Or(string(d), string(engine.DialectOpenAI))
 }
 
-// membershipLoop writes the worker's entry in the membership bucket, for gateways that
-// start later.
+// membershipLoop writes the worker's entry in the membership bucket, for gateways that start later.
 func (w *Worker) membershipLoop(ctx context.Context) {
 	tick := time.NewTicker(memberEvery)
 	defer tick.Stop()
@@ -464,9 +454,8 @@ func inMembership(ctx context.Context, nc *nats.Conn, do func(context.Context, j
 	return do(ctx, kv)
 }
 
-// publishAlive sends every gateway the list of its attempts that run here, renews the
-// leases of their deliveries, and stops attempts whose gateway is gone or whose engine
-// is silent. It runs every subjects.AliveEvery.
+// publishAlive sends every gateway the list of its attempts that run here, renews the leases of their deliveries, and
+// stops attempts whose gateway is gone or whose engine is silent. It runs every subjects.AliveEvery.
 func (w *Worker) publishAlive(now time.Time) {
 	ill := w.capacity.illSince(w.presence.down())
 	lists := make(map[string]*subjects.Alive)

@@ -30,8 +30,7 @@ type responder interface {
 	send() bool
 }
 
-// newResponder returns a local responder if the gateway is in this process, and else a
-// remote one.
+// newResponder returns a local responder if the gateway is in this process, and else a remote one.
 func (a *attempt) newResponder(gateways *subjects.Local, nc *nats.Conn, worker string) responder {
 	gateway := a.req.Gateway
 	if _, ok := gateways.Gateway(gateway); ok {
@@ -58,8 +57,7 @@ func (r *remote) send() bool {
 	return true
 }
 
-// local responds to a gateway of this process. A runner owns it and uses it again for
-// each attempt.
+// local responds to a gateway of this process. A runner owns it and uses it again for each attempt.
 type local struct {
 	gateways *subjects.Local
 	gateway  string
@@ -119,8 +117,7 @@ func (a *attempt) send() {
 	a.sent.Store(a.out.Sent()) // after the message: an Alive that counts it must come behind it
 }
 
-// awaitWindow waits until the client has taken enough of the bytes sent. It reports
-// false if the attempt was stopped.
+// awaitWindow waits until the client has taken enough of the bytes sent. It reports false if the attempt was stopped.
 func (a *attempt) awaitWindow(sent int64) bool {
 	for {
 		a.lastByte.set(a.started, time.Now()) // waiting for the client is no silence of the engine
@@ -184,8 +181,7 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 	}
 }
 
-// onRead handles a read of the engine's answer. Except for the first one, it takes one
-// lock.
+// onRead handles a read of the engine's answer. Except for the first one, it takes one lock.
 func (w *Worker) onRead(a *attempt, status int, in *api.Inspector, p *pace, now time.Time) {
 	if !a.firstByte.isSet() {
 		w.onFirstByte(a, status < 300, now)
@@ -207,9 +203,8 @@ type engineCalls struct {
 	key  string // API key; empty: none
 }
 
-// request returns the call for an attempt. Most calls have the same path as the one
-// before, so that its URL need not be parsed again. The header of the attempt's request
-// is not changed.
+// request returns the call for an attempt. Most calls have the same path as the one before, so that its URL need not be
+// parsed again. The header of the attempt's request is not changed.
 func (e *engineCalls) request(a *attempt, path string, body []byte) (*http.Request, error) {
 	last := &a.runner.call
 	if last.request == nil || last.method != a.req.Method || last.path != path {

@@ -32,58 +32,47 @@ type Config struct {
 	Engine string
 	// Name is for people. Default: host and port of Engine.
 	Name string
-	// EngineName is what people call such an engine, as in "vllm". Default: the
-	// dialect that is detected.
+	// EngineName is what people call such an engine, as in "vllm". Default: the dialect that is detected.
 	EngineName string
 	// APIKey is sent to the engine as a bearer token. Default: none.
 	APIKey string
-	// Models are the models to serve. Default: what the engine's /v1/models lists,
-	// asked again every few seconds.
+	// Models are the models to serve. Default: what the engine's /v1/models lists, asked again every few seconds.
 	Models []string
-	// Pool is the pool to join, with the engine's one model. Default: for each
-	// model the pool of its name.
+	// Pool is the pool to join, with the engine's one model. Default: for each model the pool of its name.
 	Pool string
 	// Slots is how many requests run at once at most. Default: as many as the
 	// engine reports that it runs; where it reports nothing of its load, 8.
 	Slots int
-	// Profile is how far requests may slow each other down for the sake of more of
-	// them: a name, and objectives if there are any. Default policy.Balanced, and
-	// policy.GivenSlots with Slots.
+	// Profile is how far requests may slow each other down for the sake of more of them: a name, and objectives if
+	// there are any. Default policy.Balanced, and policy.GivenSlots with Slots.
 	Profile policy.Profile
 	// Baseline is the time between two tokens of a request alone, for an engine
 	// that never is alone on its GPU. Default: measured.
 	Baseline time.Duration
 	// Dialect is how the engine reports its state. Default: detected.
 	Dialect engine.Dialect
-	// MetricsURL is where the engine's metrics are, if not where its dialect has
-	// them. Default "".
+	// MetricsURL is where the engine's metrics are, if not where its dialect has them. Default "".
 	MetricsURL string
-	// NVML reports the state of the GPUs. It must be running. Default nil: GPUs are
-	// not watched.
+	// NVML reports the state of the GPUs. It must be running. Default nil: GPUs are not watched.
 	NVML GPUs
-	// NVMLRequired keeps requests from starting while NVML does not report every
-	// GPU of the engine. Default false.
+	// NVMLRequired keeps requests from starting while NVML does not report every GPU of the engine. Default false.
 	NVMLRequired bool
 	// GPUs are those that the engine runs on, by UUID, the beginning of one, or
 	// NVML's index, with an instance as index:number. Default: all that NVML shows.
 	GPUs []string
-	// Weight divides the price: with 2 the worker bids as if its engine were twice as
-	// fast. The policy may override it. Default 1; while nothing is measured, the
-	// bandwidth of the GPUs' memory.
+	// Weight divides the price: with 2 the worker bids as if its engine were twice as fast. The policy may override it.
+	// Default 1; while nothing is measured, the bandwidth of the GPUs' memory.
 	Weight float64
 	// DrainTimeout bounds how long running requests may go on after Run was told to
 	// stop. Then they are handed over to other workers. Default 10 min.
 	DrainTimeout time.Duration
-	// StallTimeout is how long a streaming engine may be silent before its
-	// attempt counts as failed. Default 2 min.
+	// StallTimeout is how long a streaming engine may be silent before its attempt counts as failed. Default 2 min.
 	StallTimeout time.Duration
-	// SwapAfter is how long a request waits at most for a model that the engine
-	// would have to load, while those that are loaded have work: see policy.Swap.
-	// Default policy.SwapAfter, 10 s.
+	// SwapAfter is how long a request waits at most for a model that the engine would have to load, while those that
+	// are loaded have work: see policy.Swap. Default policy.SwapAfter, 10 s.
 	SwapAfter time.Duration
-	// Ungated lets tiers bid while prompts wait for their first token, whatever
-	// tier is active above them: to measure what the prefill gate does. Default
-	// false.
+	// Ungated lets tiers bid while prompts wait for their first token, whatever tier is active above them: to measure
+	// what the prefill gate does. Default false.
 	Ungated bool
 	// Local has the gateways of this process. Default nil: there are none.
 	Local *subjects.Local
@@ -96,14 +85,12 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// GPUs reports the state of the machine's GPUs, and how old that report is. A
-// [gpu.Sampler] does.
+// GPUs reports the state of the machine's GPUs, and how old that report is. A [gpu.Sampler] does.
 type GPUs interface {
 	Latest() (gpu.Reading, time.Duration)
 }
 
-// ErrDrained is returned by Run when an operator ordered the worker to leave, and
-// it has drained and left.
+// ErrDrained is returned by Run when an operator ordered the worker to leave, and it has drained and left.
 var ErrDrained = errors.New("drained by an operator's order")
 
 // Worker serves one engine. Create it with New, then Run it once. Its state belongs to
@@ -240,10 +227,9 @@ func (cfg *Config) checkNames() error {
 // ID is the worker's unique id, a subject token.
 func (w *Worker) ID() string { return w.id }
 
-// Run serves until ctx is done or an operator orders the worker to leave. Then it
-// drains: it accepts no new requests, lets running ones finish within DrainTimeout,
-// hands the others over to other workers, and leaves. It returns after that: ErrDrained
-// if an operator ordered it, else nil.
+// Run serves until ctx is done or an operator orders the worker to leave. Then it drains: it accepts no new requests,
+// lets running ones finish within DrainTimeout, hands the others over to other workers, and leaves. It returns after
+// that: ErrDrained if an operator ordered it, else nil.
 func (w *Worker) Run(ctx context.Context) error {
 	w.started = time.Now()
 	w.presence.onReconnect(w.started)

@@ -105,8 +105,7 @@ func newBatch(cfg Config) *batch {
 	}
 }
 
-// submit adds a sequence, or reports that the queue is full. After a successful submit, leave must
-// be called.
+// submit adds a sequence, or reports that the queue is full. After a successful submit, leave must be called.
 func (b *batch) submit(q *sequence) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -121,8 +120,7 @@ func (b *batch) submit(q *sequence) bool {
 	return true
 }
 
-// await returns when the sequence has produced more tokens than seen, when it has ended, or when
-// ctx ends.
+// await returns when the sequence has produced more tokens than seen, when it has ended, or when ctx ends.
 func (b *batch) await(ctx context.Context, q *sequence, seen int) (made int, ended bool, err error) {
 	for {
 		b.mu.Lock()
@@ -286,8 +284,7 @@ func (b *batch) nextLocked() (t time.Time, event func(*batch)) {
 		}
 	}
 	if left, runsOut := b.runsOutLocked(); runsOut {
-		// The time is rounded up: a sequence that ends with the same token releases its memory
-		// first.
+		// The time is rounded up: a sequence that ends with the same token releases its memory first.
 		if d := b.at.Add(time.Duration(math.Ceil(left * float64(b.itlLocked())))); d.Before(t) {
 			t, event = d, (*batch).overflowLocked
 		}
@@ -318,8 +315,7 @@ func (b *batch) runsOutLocked() (left float64, runsOut bool) {
 	return rounds + moments[free%n], true
 }
 
-// overflowLocked preempts as few sequences as necessary, those admitted last. A single one may
-// exceed the memory.
+// overflowLocked preempts as few sequences as necessary, those admitted last. A single one may exceed the memory.
 func (b *batch) overflowLocked() {
 	for len(b.admitted) > 1 && b.heldLocked() > b.memory {
 		b.preemptLocked(b.admitted[len(b.admitted)-1])

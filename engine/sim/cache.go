@@ -3,10 +3,9 @@ package sim
 // cacheBlock is how many tokens a block of the prefix cache has: vLLM's default.
 const cacheBlock = 16
 
-// A prefixCache holds the blocks of prompts whose prefill need not be repeated. A block is named by
-// the hash of the prompt up to its end, so finding a block means that everything before it is the
-// same too. The least recently used block is evicted first; among those of one prompt, the last
-// one. So a block never outlives one before it.
+// A prefixCache holds the blocks of prompts whose prefill need not be repeated. A block is named by the hash of the
+// prompt up to its end, so finding a block means that everything before it is the same too. The least recently used
+// block is evicted first; among those of one prompt, the last one. So a block never outlives one before it.
 type prefixCache struct {
 	capacity int // capacity in blocks
 	blocks   map[uint64]*cachedBlock

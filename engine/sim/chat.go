@@ -232,8 +232,7 @@ type eventFrame struct {
 	before, after []byte
 }
 
-// framePiece is a placeholder for the text in a frame: a string that JSON escapes and that no text
-// contains.
+// framePiece is a placeholder for the text in a frame: a string that JSON escapes and that no text contains.
 var framePiece = json.RawMessage(`"\u0000"`)
 
 func newEventFrame(data []byte) eventFrame {

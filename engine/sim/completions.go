@@ -10,8 +10,7 @@ var completionEndpoint = endpoint{
 	answer:   func(_ *body, wk *work) answer { return &completion{work: wk} },
 }
 
-// completion is an answer of the legacy API. A chunk differs from the whole only in what is left
-// out.
+// completion is an answer of the legacy API. A chunk differs from the whole only in what is left out.
 type completion struct {
 	*work
 	frame eventFrame

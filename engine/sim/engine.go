@@ -17,8 +17,7 @@ import (
 	"github.com/pulley-lb/pulley/engine"
 )
 
-// Config describes a simulated engine. The probabilities are per request, exclude each other, and
-// add up to at most 1.
+// Config describes a simulated engine. The probabilities are per request, exclude each other, and add up to at most 1.
 type Config struct {
 	// Name identifies this engine in x-sim-name and system_fingerprint. Default "sim".
 	Name string
@@ -30,9 +29,8 @@ type Config struct {
 	MaxQueue int
 	// PrefillRate is in prompt tokens per second. Default 0, infinitely fast.
 	PrefillRate float64
-	// PrefillBatch is how many prompt tokens are prefilled together, vLLM's max_num_batched_tokens:
-	// prompts beyond that wait in the queue, without a slot. It changes what the engine reports,
-	// but no times. Default 8192.
+	// PrefillBatch is how many prompt tokens are prefilled together, vLLM's max_num_batched_tokens: prompts beyond that
+	// wait in the queue, without a slot. It changes what the engine reports, but no times. Default 8192.
 	PrefillBatch int
 	// ITLBase is the part of the inter-token time that does not depend on the batch. Default 0.
 	ITLBase time.Duration
@@ -43,8 +41,7 @@ type Config struct {
 	PrefixCache int
 	// TTFT is added after the prefill, before the first token. Default 0.
 	TTFT time.Duration
-	// TokensPerEvent is how many tokens an event of a stream carries; the first one carries one.
-	// Default 1.
+	// TokensPerEvent is how many tokens an event of a stream carries; the first one carries one. Default 1.
 	TokensPerEvent int
 	// Fail is the probability of an answer with status 500. Default 0.
 	Fail float64
@@ -60,21 +57,18 @@ type Config struct {
 	RefuseStatus int
 	// RetryAfter is the retry-after of a refusal, in whole seconds. Default 1s.
 	RetryAfter time.Duration
-	// KVTokens is the size of the KV cache in tokens: prompts wait until there is room, and when
-	// answers outgrow it, the last request is preempted. Default 65536 per slot, which is hardly
-	// ever used up.
+	// KVTokens is the size of the KV cache in tokens: prompts wait until there is room, and when answers outgrow it,
+	// the last request is preempted. Default 65536 per slot, which is hardly ever used up.
 	KVTokens int
-	// Loaded is how many of the models it holds at once: a request for another one waits for its
-	// load, and for the running requests of the model that is evicted for it. Default 0, all of
-	// them.
+	// Loaded is how many of the models it holds at once: a request for another one waits for its load, and for the
+	// running requests of the model that is evicted for it. Default 0, all of them.
 	Loaded int
 	// LoadTime is the duration of a load. Default 0.
 	LoadTime time.Duration
-	// Dialect selects the pages on which it reports its state: any dialect except
-	// engine.DialectLMStudio. Inference requests are answered as OpenAI's specification says with
-	// every dialect, except that engine.DialectOllama ignores max_completion_tokens, repeats the
-	// role in every chunk, and answers an unknown model with type api_error and code null. Default
-	// engine.DialectVLLM.
+	// Dialect selects the pages on which it reports its state: any dialect except engine.DialectLMStudio. Inference
+	// requests are answered as OpenAI's specification says with every dialect, except that engine.DialectOllama ignores
+	// max_completion_tokens, repeats the role in every chunk, and answers an unknown model with type api_error and code
+	// null. Default engine.DialectVLLM.
 	Dialect engine.Dialect
 	// Seed seeds the draws of misbehaviours. Default 1.
 	Seed uint64
@@ -313,9 +307,8 @@ func (s *Engine) showStats(w http.ResponseWriter, _ *http.Request) {
 // minClock is nearly a standstill: a token takes hours.
 const minClock = 1e-6
 
-// SetClock sets the speed of prefill and decoding relative to the configuration, from now on and also
-// in the middle of a token, as a GPU's clocks do: 0.5 is half as fast, 1 is as configured. Less than
-// 0.000001 is refused.
+// SetClock sets the speed of prefill and decoding relative to the configuration, from now on and also in the middle of
+// a token, as a GPU's clocks do: 0.5 is half as fast, 1 is as configured. Less than 0.000001 is refused.
 func (s *Engine) SetClock(factor float64) error {
 	if !(factor >= minClock) || math.IsInf(factor, 0) {
 		return fmt.Errorf("clock %v: want a factor of at least %v, such as 0.5", factor, minClock)

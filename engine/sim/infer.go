@@ -8,8 +8,7 @@ var inferEndpoint = endpoint{
 	answer:   func(b *body, wk *work) answer { return &inference{work: wk, id: b.ID} },
 }
 
-// inference is an answer in KServe's version 2 protocol: the text as one string. The path names the
-// model.
+// inference is an answer in KServe's version 2 protocol: the text as one string. The path names the model.
 type inference struct {
 	*work
 	id string // set by the client

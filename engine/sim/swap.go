@@ -49,8 +49,7 @@ func newLoader(cfg Config) *loader {
 	return &loader{most: cfg.Loaded, took: cfg.LoadTime, inLine: cfg.Dialect == engine.DialectOllama}
 }
 
-// enter returns when a model is ready; then leave must be called. It returns an error if ctx ends
-// before.
+// enter returns when a model is ready; then leave must be called. It returns an error if ctx ends before.
 func (l *loader) enter(ctx context.Context, model string) (leave func(), err error) {
 	if l == nil {
 		return func() {}, nil

@@ -2,9 +2,8 @@ package sim
 
 import "strings"
 
-// PromptHash is the hash from which an answer's tokens are derived: FNV-1a over the words of the
-// texts, in order, each followed by a space. White space between words does not matter, nor does
-// how words are spread over texts.
+// PromptHash is the hash from which an answer's tokens are derived: FNV-1a over the words of the texts, in order, each
+// followed by a space. White space between words does not matter, nor does how words are spread over texts.
 func PromptHash(texts ...string) uint64 {
 	hash, _, _ := hashWords(texts, 0)
 	return hash
@@ -45,8 +44,7 @@ func Text(hash uint64, n int) string {
 	return string(appendTokens(nil, hash, 0, n))
 }
 
-// appendTokens appends the tokens from i until before n as they appear in the text: each except
-// token 0 after a space.
+// appendTokens appends the tokens from i until before n as they appear in the text: each except token 0 after a space.
 func appendTokens(b []byte, hash uint64, i, n int) []byte {
 	for ; i < n; i++ {
 		if i > 0 {

@@ -1,6 +1,5 @@
-// Package fakenvml builds libraries named libnvidia-ml.so.1 that tests load in place of NVIDIA's,
-// and tells them which GPUs to simulate. They go through the real dynamic loader; see
-// lib/fakenvml.c for their script.
+// Package fakenvml builds libraries named libnvidia-ml.so.1 that tests load in place of NVIDIA's, and tells them which
+// GPUs to simulate. They go through the real dynamic loader; see lib/fakenvml.c for their script.
 package fakenvml
 
 import (
@@ -54,8 +53,7 @@ func (l *Library) replace(t testing.TB, defines ...string) {
 	put(t, l.Path, compile(t, defines...))
 }
 
-// Set sends lines of key=value to the library, also where it is already open. An empty value
-// removes the key.
+// Set sends lines of key=value to the library, also where it is already open. An empty value removes the key.
 func (l *Library) Set(t testing.TB, lines ...string) {
 	t.Helper()
 	l.mu.Lock()

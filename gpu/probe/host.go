@@ -83,8 +83,7 @@ func (h host) memory() *gpu.Memory {
 	return &gpu.Memory{Total: total, Used: total - available, Free: available, Host: true}
 }
 
-// libraries are paths of NVML's library that the loader does not search: where driver containers
-// and WSL have it.
+// libraries are paths of NVML's library that the loader does not search: where driver containers and WSL have it.
 func (h host) libraries() []string {
 	var found []string
 	for _, root := range []string{"", "/run/nvidia/driver", "/driver-root"} {

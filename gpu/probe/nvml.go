@@ -12,10 +12,9 @@ import (
 	"github.com/pulley-lb/pulley/gpu"
 )
 
-// library is NVML, loaded and initialised. Calling a function that it lacks ends the process, so
-// all calls go through ask, which checks first. Text for a value that NVML returned comes from
-// [returned]: NVML's own function for that may be missing too, and nvml.Return calls it whenever it
-// is printed.
+// library is NVML, loaded and initialised. Calling a function that it lacks ends the process, so all calls go through
+// ask, which checks first. Text for a value that NVML returned comes from [returned]: NVML's own function for that may
+// be missing too, and nvml.Return calls it whenever it is printed.
 type library struct {
 	nvml.Interface
 
@@ -23,9 +22,8 @@ type library struct {
 	has map[string]bool
 }
 
-// openLibrary loads and initialises NVML: the library at path, or if path is empty the one that the
-// loader finds, otherwise the first in other known places. It may take seconds per GPU, or hang
-// with the driver.
+// openLibrary loads and initialises NVML: the library at path, or if path is empty the one that the loader finds,
+// otherwise the first in other known places. It may take seconds per GPU, or hang with the driver.
 //
 // NVML is never shut down: the end of the process does that, and Shutdown after a library that was
 // not found is one more way to crash.

@@ -32,8 +32,7 @@ type part struct {
 	gpu.Snapshot
 }
 
-// read returns the present snapshots of the GPU and its instances. urgent includes what changes
-// slowly.
+// read returns the present snapshots of the GPU and its instances. urgent includes what changes slowly.
 func (g *gpuReader) read(urgent bool) ([]gpu.Snapshot, error) {
 	if g.board == nil || g.board.trouble || g.board.lost != "" || g.round%60 == 0 {
 		g.identify()
@@ -175,8 +174,7 @@ func (g *gpuReader) identifyInstances() {
 	}
 }
 
-// memory is the memory of a part. If the part has none of its own and hosted is true, it is the
-// machine's.
+// memory is the memory of a part. If the part has none of its own and hosted is true, it is the machine's.
 func (g *gpuReader) memory(p *part, hosted bool) *gpu.Memory {
 	v2 := value(p.asker, p.dev.GetMemoryInfo_v2, "nvmlDeviceGetMemoryInfo_v2")
 	if v2 != nil && v2.Total > 0 {

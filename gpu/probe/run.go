@@ -18,10 +18,9 @@ import (
 	"github.com/pulley-lb/pulley/gpu"
 )
 
-// Run prints a [gpu.Reading] as a line of JSON each interval, and at once when a GPU reports an
-// error, until in ends or ctx does, which is not an error. If NVML does not work, or stops working,
-// it prints a last line that says why and returns that failure: only a new process can use a new
-// driver.
+// Run prints a [gpu.Reading] as a line of JSON each interval, and at once when a GPU reports an error, until in ends or
+// ctx does, which is not an error. If NVML does not work, or stops working, it prints a last line that says why and
+// returns that failure: only a new process can use a new driver.
 //
 // It is meant to be all that a process does. A call that hangs in the driver leaves its goroutine
 // behind when Run returns, and NVML may still crash the process.
@@ -47,8 +46,7 @@ func Run(ctx context.Context, in io.Reader, out io.Writer, cfg Config) error {
 	return p.run(ctx)
 }
 
-// probe collects what the goroutines of the GPUs read. Everything except lib and host is owned by
-// run.
+// probe collects what the goroutines of the GPUs read. Everything except lib and host is owned by run.
 type probe struct {
 	cfg    Config
 	out    *bufio.Writer
