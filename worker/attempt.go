@@ -102,9 +102,6 @@ func newAttempt(m *nats.Msg, req *subjects.Request, t task, now time.Time) *atte
 	return a
 }
 
-// stopped reports whether the worker has stopped the attempt.
-func (a *attempt) stopped() bool { return a.ctx.Err() != nil }
-
 // silent reports whether the engine has been silent for too long. While the engine or a GPU is ill (since ill; zero: it
 // is not), that is sooner for an attempt without a first byte, so that another worker can have the request. Otherwise
 // an answer that does not stream may take any time.
@@ -504,7 +501,7 @@ func (w *Worker) call(a *attempt) {
 	}
 	resp, err := w.cfg.Transport.RoundTrip(r) // as a proxy does: an http.Client would follow redirects
 	if err != nil {
-		if !a.stopped() {
+		if a.ctx.Err() == nil {
 			w.presence.onBroken(err, time.Now())
 		}
 		w.scraper.Look()

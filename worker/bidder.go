@@ -106,6 +106,7 @@ type modelState struct {
 	cold    bool          // a request for it would start a load
 	load    time.Duration // expected time of a load
 	evicts  bool          // a load would evict another model
+	next    bool          // it is to be loaded next
 }
 
 // plannedBid is a bid to publish.
@@ -122,7 +123,10 @@ func (p *plannedBid) reply() string {
 }
 
 func newBidder(worker string, ungated bool) *bidder {
-	b := &bidder{ungated: ungated, laneSet: newLaneSet(worker)}
+	b := &bidder{ungated: ungated, laneSet: laneSet{
+		worker: worker, policy: policy.Default(),
+		pools: make(map[string]*pool), byQueue: make(map[queueName]*lane), byNumber: make(map[int]*lane),
+	}}
 	b.arrangeLocked()
 	return b
 }
@@ -157,7 +161,13 @@ func (b *bidder) serve(pools []servedPool, curves []*atomic.Pointer[policy.Curve
 func (b *bidder) onReference(ref *subjects.Reference, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.laneSet.onReference(ref, now) {
+	changed := false
+	for name, p := range b.pools {
+		if r, ok := ref.Pools[name]; ok {
+			changed = p.onReference(ref.Gateway, r, now) || changed
+		}
+	}
+	if changed {
 		b.arrangeLocked()
 	}
 	for _, l := range b.byQueue {
@@ -726,12 +736,11 @@ func (w *Worker) publishBids() {
 // load collects from the owners what bids depend on.
 func (w *Worker) load(now time.Time) load {
 	open, weight := w.presence.open(now)
-	room := w.capacity.load()
-	return load{
-		open: open && !room.fenced, inFlight: room.inFlight, free: room.free, total: room.total, slots: room.slots,
-		prefills: w.estimates.load(now), models: room.models,
-		weight: cmp.Or(weight, 1), assumed: cmp.Or(weight, room.weight, 1), speed: room.speed,
-	}
+	ld := w.capacity.load()
+	ld.open = ld.open && open
+	ld.prefills = w.estimates.load(now)
+	ld.weight, ld.assumed = cmp.Or(weight, 1), cmp.Or(weight, ld.assumed, 1)
+	return ld
 }
 
 // onBidStatus handles the broker's answer that a bid ended without a request.

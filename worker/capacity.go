@@ -124,25 +124,14 @@ func (c *capacity) serve(pools []servedPool, now time.Time) {
 	c.models.onStatus(c.status, now)
 }
 
-// headroom is what capacity contributes to a load.
-type headroom struct {
-	fenced   bool
-	inFlight int
-	free     int
-	total    int
-	slots    int
-	speed    float64
-	weight   float64 // by the bandwidth of the GPUs; 0: unknown
-	models   map[string]modelState
-}
-
-func (c *capacity) load() headroom {
+// load returns what bids depend on, as far as capacity knows it: without the prefills, and without what an operator set.
+func (c *capacity) load() load {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.fitLocked()
-	return headroom{
-		fenced: c.fence.reason != "", inFlight: c.inFlight, free: c.current.More, total: c.current.Total, slots: c.slots,
-		speed: c.speedLocked(), weight: c.gpus.weight, models: c.models.states(),
+	return load{
+		open: c.fence.reason == "", inFlight: c.inFlight, free: c.current.More, total: c.current.Total, slots: c.slots,
+		models: c.models.states(), assumed: c.gpus.weight, speed: c.speedLocked(),
 	}
 }
 
@@ -568,15 +557,11 @@ func (d *decisions) addLimit(now time.Time, from, to float64, change policy.Chan
 	}
 }
 
-// report is what capacity contributes to a heartbeat.
+// report is what only capacity contributes to a heartbeat.
 type report struct {
 	fence    string
 	class    gpu.FenceClass
-	slots    int
-	inFlight int
 	dialect  engine.Dialect
-	loading  string // pool whose model is to be loaded next; empty: none
-	models   map[string]modelState
 	capacity *subjects.Capacity
 	engine   *subjects.EngineStatus
 	nvml     *subjects.NVML
@@ -586,8 +571,8 @@ func (c *capacity) report() report {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := report{
-		fence: c.fence.reason, class: c.fence.class, slots: c.slots, inFlight: c.inFlight, dialect: c.status.Dialect,
-		loading: c.models.swap.To, models: c.models.states(), capacity: c.reportLocked(), engine: engineReport(c.status),
+		fence: c.fence.reason, class: c.fence.class, dialect: c.status.Dialect,
+		capacity: c.reportLocked(), engine: engineReport(c.status),
 	}
 	if c.cfg.NVML != nil {
 		r.nvml = c.gpus.report(c.cfg.NVMLRequired)
@@ -634,7 +619,8 @@ func (w *Worker) lookAtCapacity(now time.Time) {
 		all, _ := w.cfg.NVML.Latest()
 		gpus = &all
 	}
-	news, fence := w.capacity.look(gpus, w.estimates.workload(now), w.attempts.summary(), w.presence.givenWeight(), now)
+	_, weight := w.presence.open(now)
+	news, fence := w.capacity.look(gpus, w.estimates.workload(now), w.attempts.summary(), weight, now)
 	if f := news.unwatched; f != nil {
 		w.log.Warn("GPUs are not watched", "reason", f.Error(), "remedy", f.Remedy())
 	}

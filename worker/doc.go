@@ -44,13 +44,13 @@
 //
 // Run starts these loops, and waits for them before it returns:
 //
-//	heartbeatLoop   publishes heartbeats
-//	membershipLoop  writes the worker's entry in the membership bucket
-//	bidLoop         plans bids when time alone changes something
-//	policyLoop      follows the operator's policy
-//	publishAlive    every second: lists to each gateway what runs for it, renews leases, stops what is silent
-//	lookAtCapacity  four times a second: GPUs, adaptive limit, fence
-//	Scraper.Run     asks the engine for its health, its load and its models
+//	bidLoop           plans bids when time alone changes something
+//	policyLoop        follows the operator's policy
+//	Scraper.Run       asks the engine for its health, its load and its models
+//	publishHeartbeat  every second and after a change of the worker's state
+//	updateMembership  every 3 s and after such a change: writes the worker's entry in the membership bucket
+//	publishAlive      every second: lists to each gateway what runs for it, renews leases, stops what is silent
+//	lookAtCapacity    four times a second: GPUs, adaptive limit, fence
 //
 // Attempts run on the goroutines of runners, which end with Run. To stop, the worker accepts nothing new and waits for
 // the attempts; then it ends the loops; and at last it publishes the heartbeat that it has left. This one follows the

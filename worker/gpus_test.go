@@ -154,7 +154,7 @@ func TestAFenceIsReportedOnce(t *testing.T) {
 	c.mu.Lock()
 	c.fence.suspect, c.fence.suspected = "GPU 0: XID 31", now
 	c.mu.Unlock()
-	if change := look(time.Second); !change.changed || change.reason == "" || c.load().free != 0 || !c.load().fenced {
+	if change := look(time.Second); !change.changed || change.reason == "" || c.load().free != 0 || c.load().open {
 		t.Errorf("a suspect GPU: %+v, %+v", change, c.load())
 	}
 	if change := look(2 * time.Second); change.changed {
@@ -170,7 +170,7 @@ func TestAFenceIsReportedOnce(t *testing.T) {
 	if !change.changed || change.reason != "" || change.lasted != 2*time.Second {
 		t.Errorf("the engine answers: %+v", change)
 	}
-	if look(4 * time.Second); c.load().free != 4 || c.load().fenced {
+	if look(4 * time.Second); c.load().free != 4 || !c.load().open {
 		t.Errorf("afterwards %+v", c.load())
 	}
 }

@@ -168,26 +168,12 @@ func (l *lane) backlogged(now time.Time) bool {
 // the overdue answer was lost, however, that next answer belonged to a bid which now stays in the list by mistake; it
 // is marked as doubtful, and once overdue, its answer is not expected.
 
-// answered removes the open bid that a delivery answers: the queue serves the
-// cheapest first, and the oldest within a rung.
-func (l *lane) answered() bid {
-	if len(l.open) == 0 {
-		l.late = max(l.late-1, 0)
-		return bid{}
-	}
-	b := l.open[0]
-	l.remove(0)
-	return b
-}
+// answered removes the open bid that a delivery answers: the queue serves the cheapest first, and the oldest within a
+// rung.
+func (l *lane) answered() bid { return l.remove(0) }
 
 // ended removes a bid that ended without a request: the one that expires first.
-func (l *lane) ended() {
-	if len(l.open) == 0 {
-		l.late = max(l.late-1, 0)
-		return
-	}
-	l.remove(l.nextToExpire())
-}
+func (l *lane) ended() { l.remove(l.nextToExpire()) }
 
 func (l *lane) nextToExpire() int {
 	first := 0
@@ -199,17 +185,23 @@ func (l *lane) nextToExpire() int {
 	return first
 }
 
-// remove removes an answered bid, unless the answer is one that was overdue.
-func (l *lane) remove(i int) {
-	if l.late > 0 {
-		l.late--
-		for i < len(l.open)-1 && l.open[i].doubtful {
-			i++
-		}
-		l.open[i].doubtful = true
-		return
+// remove returns an answered bid, if there is one, and removes it unless the answer is one that was overdue.
+func (l *lane) remove(i int) bid {
+	if len(l.open) == 0 {
+		l.late = max(l.late-1, 0)
+		return bid{}
 	}
-	l.open = slices.Delete(l.open, i, i+1)
+	b := l.open[i]
+	if l.late == 0 {
+		l.open = slices.Delete(l.open, i, i+1)
+		return b
+	}
+	l.late--
+	for i < len(l.open)-1 && l.open[i].doubtful {
+		i++
+	}
+	l.open[i].doubtful = true
+	return b
 }
 
 // findLate removes the bids whose answer is overdue, so that others can be placed. The answer may still come; after
@@ -262,13 +254,6 @@ type laneSet struct {
 
 // servedPool is a pool that the worker serves, and the model that it serves there.
 type servedPool struct{ pool, model string }
-
-func newLaneSet(worker string) laneSet {
-	return laneSet{
-		worker: worker, policy: policy.Default(),
-		pools: make(map[string]*pool), byQueue: make(map[queueName]*lane), byNumber: make(map[int]*lane),
-	}
-}
 
 // arrange computes the lanes of these tiers. A lane that stays keeps its bids. One
 // that does not is retired: requests that its bids still bring are handed back.
@@ -383,16 +368,6 @@ func (s *laneSet) forgetRetired(now time.Time) {
 	if len(s.byQueue) < n {
 		s.index()
 	}
-}
-
-// onReference stores a gateway's reference, and reports whether the lanes have to be arranged again.
-func (s *laneSet) onReference(ref *subjects.Reference, now time.Time) (changed bool) {
-	for name, p := range s.pools {
-		if r, ok := ref.Pools[name]; ok {
-			changed = p.onReference(ref.Gateway, r, now) || changed
-		}
-	}
-	return changed
 }
 
 // pool is a pool that the worker bids on.

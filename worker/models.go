@@ -195,7 +195,7 @@ func (ms *models) states() map[string]modelState {
 	}
 	states := make(map[string]modelState, len(ms.served))
 	for _, m := range ms.served {
-		states[m.pool] = modelState{blocked: m.blocked, cold: m.cold(), load: ms.loadTime(m), evicts: m.evicts}
+		states[m.pool] = modelState{blocked: m.blocked, cold: m.cold(), load: ms.loadTime(m), evicts: m.evicts, next: ms.swap.To == m.pool}
 	}
 	return states
 }

@@ -130,7 +130,7 @@ func TestAModelIsLoaded(t *testing.T) {
 	now = now.Add(time.Second)
 	c.end(&busy, now)
 	c.chooseModels(waits(policy.SwapAfter+time.Second), now)
-	if s := c.load().models; !s["a"].blocked || s["b"].blocked || c.report().loading != "b" {
+	if s := c.load().models; !s["a"].blocked || s["b"].blocked || !s["b"].next {
 		t.Errorf("a is idle: %+v", s)
 	}
 	if d := c.report().capacity.Decisions; len(d) != 1 || d[0].Text != `load model "b" in place of "a"` {

@@ -30,21 +30,21 @@ const (
 	manyBroken = 3
 )
 
-// errNotAsked is why the engine counts as down until its models are known.
-var errNotAsked = errors.New("not asked yet")
+// notAsked is why the engine counts as down until its models are known.
+const notAsked = "not asked yet"
 
 // presence is the worker's place in the fleet: its state, which follows from the
 // health of the engine and the operator's orders, and the gateways that it knows.
 type presence struct {
-	due     chan struct{} // signals heartbeatLoop to publish a heartbeat now; capacity 1
-	members chan struct{} // signals membershipLoop to write the worker's entry now; capacity 1
+	due     chan struct{} // signals that a heartbeat is due now; capacity 1
+	members chan struct{} // signals that the entry in the membership bucket is due now; capacity 1
 
 	mu        sync.Mutex
 	state     subjects.State // never cordoned or fenced: report adds these
 	reason    string
 	cordoned  bool
 	weight    float64              // set by the policy or the configuration; 0: not set
-	listErr   error                // why the engine's last listing of its models was not usable
+	unlisted  string               // why the engine's last listing of its models was not usable; empty: it was
 	unhealthy string               // why the engine is not healthy by its own report; empty: it is
 	badInRow  int                  // refusals and broken answers of the engine since its last whole answer
 	pausedTo  time.Time            // until when the worker is paused, in that state
@@ -55,12 +55,12 @@ type presence struct {
 func newPresence(weight float64) *presence {
 	return &presence{
 		due: make(chan struct{}, 1), members: make(chan struct{}, 1),
-		state: subjects.Down, reason: errNotAsked.Error(), listErr: errNotAsked,
+		state: subjects.Down, reason: notAsked, unlisted: notAsked,
 		weight: weight, gateways: make(map[string]time.Time),
 	}
 }
 
-// beat makes heartbeatLoop publish a heartbeat now.
+// beat makes the worker publish a heartbeat now.
 func (p *presence) beat() { signal(p.due) }
 
 // open reports whether the worker's state lets it accept new requests, and returns
@@ -72,12 +72,6 @@ func (p *presence) open(now time.Time) (open bool, weight float64) {
 		p.setLocked(subjects.Ready, "")
 	}
 	return p.state == subjects.Ready && !p.cordoned, p.weight
-}
-
-func (p *presence) givenWeight() float64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.weight
 }
 
 // report returns the worker's state as it is published. fence is the reason of capacity's fence, if that is up.
@@ -114,29 +108,25 @@ type healthChange struct {
 	up     bool   // it was down and is healthy now
 }
 
-// onListing stores whether the engine has listed its models.
+// onListing stores why the engine's listing of its models is not usable; nil if it is.
 func (p *presence) onListing(err error) healthChange {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.listErr = err
-	return p.judgeLocked()
+	why := ""
+	if err != nil {
+		why = err.Error()
+	}
+	return p.judge(&p.unlisted, why)
 }
 
 // onStatus stores why the engine is not healthy by its own report; empty if it is.
-func (p *presence) onStatus(unhealthy string) healthChange {
+func (p *presence) onStatus(unhealthy string) healthChange { return p.judge(&p.unhealthy, unhealthy) }
+
+// judge stores one of the two reports, and decides whether the engine is down: it is if it does not list its models, or
+// reports that it is not healthy.
+func (p *presence) judge(report *string, is string) (c healthChange) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.unhealthy = unhealthy
-	return p.judgeLocked()
-}
-
-// judgeLocked decides whether the engine is down: it is if it does not list its models,
-// or reports that it is not healthy.
-func (p *presence) judgeLocked() (c healthChange) {
-	why := p.unhealthy
-	if p.listErr != nil {
-		why = p.listErr.Error()
-	}
+	*report = is
+	why := cmp.Or(p.unlisted, p.unhealthy)
 	was := p.state
 	switch {
 	case why != "" && was != subjects.Draining && was != subjects.Left:
@@ -157,23 +147,21 @@ func (p *presence) judgeLocked() (c healthChange) {
 func (p *presence) onRefusal(asked time.Duration, reason string, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.badInRow++
 	p.pauseLocked(asked, reason, now)
 }
 
-// onBroken counts an answer that broke off, or a call without an answer. It pauses the
-// worker if there were manyBroken in a row.
+// onBroken counts an answer that broke off, or a call without an answer. It pauses the worker if there were manyBroken
+// in a row.
 func (p *presence) onBroken(err error, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.badInRow+1 < manyBroken {
-		p.badInRow++
-		return
+	if p.badInRow++; p.badInRow >= manyBroken {
+		p.pauseLocked(0, fmt.Sprintf("%d answers in a row broke off: %v", manyBroken, err), now)
 	}
-	p.pauseLocked(0, fmt.Sprintf("%d answers in a row broke off: %v", manyBroken, err), now)
 }
 
 func (p *presence) pauseLocked(asked time.Duration, reason string, now time.Time) {
-	p.badInRow++
 	if p.state == subjects.Ready || p.state == subjects.Paused {
 		p.pausedTo = now.Add(policy.Pause(p.badInRow, asked))
 		p.setLocked(subjects.Paused, reason)
@@ -355,24 +343,9 @@ func (w *Worker) onReference(m *nats.Msg) {
 	w.bid()
 }
 
-// heartbeatLoop publishes heartbeats until ctx is done. No other goroutine publishes
-// any meanwhile, so that an older one cannot overtake a newer one.
-func (w *Worker) heartbeatLoop(ctx context.Context) {
-	tick := time.NewTicker(subjects.HeartbeatEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-w.presence.due:
-		case <-tick.C:
-		}
-		w.publishHeartbeat()
-	}
-}
-
-func (w *Worker) publishHeartbeat() {
-	body, err := subjects.Marshal(w.heartbeat(time.Now()))
+// publishHeartbeat is called by one goroutine at a time, so that an older heartbeat cannot overtake a newer one.
+func (w *Worker) publishHeartbeat(now time.Time) {
+	body, err := subjects.Marshal(w.heartbeat(now))
 	if err != nil {
 		w.log.Error("heartbeat not sent", "err", err)
 		return
@@ -388,7 +361,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	h := subjects.Heartbeat{
 		Worker: w.id, Name: w.cfg.Name, Engine: engineName(w.cfg, r.dialect), URL: w.cfg.Engine, Host: w.host,
 		Version: w.cfg.Version, Started: w.started, State: state, Reason: reason,
-		Slots: r.slots, InFlight: r.inFlight, Prefills: ld.prefills.n,
+		Slots: ld.slots, InFlight: ld.inFlight, Prefills: ld.prefills.n,
 		Weight: ld.assumed, Done: done, Failed: failed,
 		Capacity: r.capacity, EngineStatus: r.engine, NVML: r.nvml,
 	}
@@ -399,7 +372,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	for _, s := range w.bidder.statuses(ld) {
 		m := measured[s.Pool]
 		s.Curve, s.Mean = m.curve, m.mean
-		s.Cold, s.WillLoad = r.models[s.Pool].cold, r.loading == s.Pool
+		s.Cold, s.WillLoad = ld.models[s.Pool].cold, ld.models[s.Pool].next
 		h.Pools = append(h.Pools, s)
 	}
 	return h
@@ -413,28 +386,17 @@ func engineName(cfg Config, d engine.Dialect) string {
 	return cmp.Or(string(d), string(engine.DialectOpenAI))
 }
 
-// membershipLoop writes the worker's entry in the membership bucket, for gateways that start later.
-func (w *Worker) membershipLoop(ctx context.Context) {
-	tick := time.NewTicker(memberEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-w.presence.members:
-		case <-tick.C:
-		}
-		body, err := subjects.Marshal(w.heartbeat(time.Now()))
-		if err != nil {
-			continue
-		}
+// updateMembership writes the worker's entry in the membership bucket, for gateways that start later.
+func (w *Worker) updateMembership(ctx context.Context) {
+	body, err := subjects.Marshal(w.heartbeat(time.Now()))
+	if err == nil {
 		err = inMembership(ctx, w.nc, func(ctx context.Context, kv jetstream.KeyValue) error {
 			_, err := kv.Put(ctx, w.id, body)
 			return err
 		})
-		if err != nil {
-			w.log.Debug("membership not updated", "err", err)
-		}
+	}
+	if err != nil {
+		w.log.Debug("membership not updated", "err", err)
 	}
 }
 

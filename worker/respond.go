@@ -163,7 +163,7 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 			w.finish(a, head.Status, in, &p, now)
 			return
 		case err != nil:
-			if !a.stopped() {
+			if a.ctx.Err() == nil {
 				w.presence.onBroken(err, now)
 			}
 			w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: answer broke off: %v", w.cfg.Name, err)})

@@ -252,13 +252,13 @@ func (w *Worker) Run(ctx context.Context) error {
 	// Two contexts: ctx ends bidding, life ends everything else.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	var loops sync.WaitGroup
-	loops.Go(func() { w.heartbeatLoop(life) })
-	loops.Go(func() { w.membershipLoop(life) })
+	loops.Go(func() { every(life, subjects.HeartbeatEvery, w.presence.due, w.publishHeartbeat) })
+	loops.Go(func() { every(life, memberEvery, w.presence.members, func(time.Time) { w.updateMembership(life) }) })
 	loops.Go(func() { w.bidLoop(life) })
 	loops.Go(func() { w.policyLoop(life) })
 	loops.Go(func() { w.scraper.Run(life) })
-	loops.Go(func() { every(life, subjects.AliveEvery, w.publishAlive) })
-	loops.Go(func() { every(life, capacityTick, w.lookAtCapacity) })
+	loops.Go(func() { every(life, subjects.AliveEvery, nil, w.publishAlive) })
+	loops.Go(func() { every(life, capacityTick, nil, w.lookAtCapacity) })
 
 	var left error
 	select {
@@ -280,17 +280,18 @@ func (w *Worker) Run(ctx context.Context) error {
 	return left
 }
 
-// every calls do at an interval until ctx is done.
-func every(ctx context.Context, interval time.Duration, do func(now time.Time)) {
+// every calls do at an interval, and whenever due signals, until ctx is done.
+func every(ctx context.Context, interval time.Duration, due <-chan struct{}, do func(now time.Time)) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-due:
 		case <-tick.C:
-			do(time.Now())
 		}
+		do(time.Now())
 	}
 }
 
@@ -318,7 +319,7 @@ func (w *Worker) drain(why string) {
 // No other heartbeat follows, since the loops have ended.
 func (w *Worker) leave() {
 	w.presence.set(subjects.Left, "")
-	w.publishHeartbeat()
+	w.publishHeartbeat(time.Now())
 	err := inMembership(context.Background(), w.nc, func(ctx context.Context, kv jetstream.KeyValue) error {
 		return kv.Purge(ctx, w.id)
 	})
