@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -48,8 +49,9 @@ func (e *statusError) absent() bool {
 	return e.code >= 400 && e.code < 500
 }
 
-// ask reads one page into buf, up to maxPage bytes. The API key is sent only to the engine itself.
-func (a asker) ask(ctx context.Context, method, url string, buf *bytes.Buffer) (http.Header, error) {
+// ask reads one page into buf, up to maxPage bytes, and returns the answer; nil if there was none. The API key is sent
+// only to the engine itself.
+func (a asker) ask(ctx context.Context, method, url string, buf *bytes.Buffer) (*http.Response, error) {
 	var body io.Reader
 	if method == http.MethodPost {
 		body = strings.NewReader("{}")
@@ -71,15 +73,15 @@ func (a asker) ask(ctx context.Context, method, url string, buf *bytes.Buffer) (
 	defer resp.Body.Close()
 	buf.Reset()
 	if _, err := buf.ReadFrom(io.LimitReader(resp.Body, maxPage+1)); err != nil {
-		return resp.Header, fmt.Errorf("get %s: %w", url, err)
+		return resp, fmt.Errorf("get %s: %w", url, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return resp.Header, &statusError{method, url, resp.StatusCode, bytes.Clone(buf.Bytes()[:min(buf.Len(), 1024)])}
+		return resp, &statusError{method, url, resp.StatusCode, bytes.Clone(buf.Bytes()[:min(buf.Len(), 1024)])}
 	}
 	if buf.Len() > maxPage {
-		return resp.Header, fmt.Errorf("get %s: more than %d MiB", url, maxPage>>20)
+		return resp, fmt.Errorf("get %s: more than %d MiB", url, maxPage>>20)
 	}
-	return resp.Header, nil
+	return resp, nil
 }
 
 // get reads the JSON at path into v.
@@ -107,19 +109,12 @@ func (a asker) locate(p page, metricsURL string) string {
 	if err != nil {
 		return a.base + p.path
 	}
-	u.Host = u.Hostname() + ":" + p.port
-	if strings.Contains(u.Hostname(), ":") { // IPv6
-		u.Host = "[" + u.Hostname() + "]:" + p.port
-	}
-	u.Path = p.path
+	u.Host, u.Path = net.JoinHostPort(u.Hostname(), p.port), p.path
 	return u.String()
 }
 
 // outOfTime reports whether an engine did not answer in time, which may mean that it is busy.
 func outOfTime(err error) bool {
-	timeout, ok := errors.AsType[interface {
-		error
-		Timeout() bool
-	}](err)
-	return ok && timeout.Timeout()
+	e, ok := errors.AsType[net.Error](err)
+	return ok && e.Timeout()
 }

@@ -43,8 +43,10 @@ type prober struct {
 // list reads /v1/models.
 func (p *prober) list(ctx context.Context) error {
 	var buf bytes.Buffer
-	header, err := p.ask(ctx, http.MethodGet, p.base+"/v1/models", &buf)
-	p.server = header.Get("Server")
+	resp, err := p.ask(ctx, http.MethodGet, p.base+"/v1/models", &buf)
+	if resp != nil {
+		p.server = resp.Header.Get("Server")
+	}
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -81,46 +82,66 @@ type page struct {
 	read func(body []byte, st *Status) error
 }
 
+// fromJSON makes a page.read of a function that stores what a page in JSON has.
+func fromJSON[T any](store func(T, *Status)) func([]byte, *Status) error {
+	return func(body []byte, st *Status) error {
+		var v T
+		if err := json.Unmarshal(body, &v); err != nil {
+			return err
+		}
+		store(v, st)
+		return nil
+	}
+}
+
+// fromMetrics makes a page.read of a function that stores the metrics of a family.
+func fromMetrics(f family, store func(metrics, *Status)) func([]byte, *Status) error {
+	return func(body []byte, st *Status) error {
+		store(f.parse(body), st)
+		return nil
+	}
+}
+
 // pages returns the pages on which an engine of this dialect reports: its health, and the rest. If
 // two pages report the same value, the first one counts.
 func (d Dialect) pages() (health page, rest []page) {
 	models := page{path: "/v1/models", every: slowly, read: readModels}
 	switch d {
 	case DialectVLLM:
-		return page{path: "/health"}, []page{{path: "/metrics", scrape: true, read: readVLLM}, models}
+		return page{path: "/health"}, []page{{path: "/metrics", scrape: true, read: fromMetrics(vllmMetrics, readVLLM)}, models}
 	case DialectSGLang:
 		// Its /health generates a token, and queues it behind all other requests.
 		return page{path: "/v1/models", read: readModels}, []page{
-			{path: "/v1/loads", read: readSGLangLoads},
-			{path: "/metrics", scrape: true, read: readSGLang},
-			{path: "/get_server_info", every: slowly, needless: knowsSlots, read: readSGLangInfo},
-			{path: "/server_info", every: slowly, needless: knowsSlots, read: readSGLangInfo}, // the newer name
+			{path: "/v1/loads", read: fromJSON(readSGLangLoads)},
+			{path: "/metrics", scrape: true, read: fromMetrics(sglangMetrics, readSGLang)},
+			{path: "/get_server_info", every: slowly, needless: knowsSlots, read: fromJSON(readSGLangInfo)},
+			{path: "/server_info", every: slowly, needless: knowsSlots, read: fromJSON(readSGLangInfo)}, // the newer name
 		}
 	case DialectTGI:
 		return page{path: "/health"}, []page{
-			{path: "/metrics", scrape: true, read: readTGI}, {path: "/info", every: slowly, read: readTGIInfo}}
+			{path: "/metrics", scrape: true, read: fromMetrics(tgiMetrics, readTGI)}, {path: "/info", every: slowly, read: fromJSON(readTGIInfo)}}
 	case DialectLlamaCpp:
 		return page{path: "/health"}, []page{
-			{path: "/metrics", scrape: true, read: readLlamaCpp},
-			{path: "/slots", needless: knowsLoad, read: readLlamaCppSlots},
-			{path: "/props", every: slowly, read: readLlamaCppProps},
+			{path: "/metrics", scrape: true, read: fromMetrics(llamacppMetrics, readLlamaCpp)},
+			{path: "/slots", needless: knowsLoad, read: fromJSON(readLlamaCppSlots)},
+			{path: "/props", every: slowly, read: fromJSON(readLlamaCppProps)},
 			models,
 		}
 	case DialectOllama:
 		return page{path: "/api/version"}, []page{
-			{path: "/api/ps", read: readOllamaLoaded}, {path: "/api/tags", every: slowly, read: readOllamaModels}}
+			{path: "/api/ps", read: fromJSON(readOllamaLoaded)}, {path: "/api/tags", every: slowly, read: fromJSON(readOllamaModels)}}
 	case DialectTriton:
 		return page{path: "/v2/health/ready"}, []page{
-			{path: "/metrics", scrape: true, read: readTriton}, // of its OpenAI front end
-			{path: "/metrics", port: "8002", scrape: true, needless: knowsLoad, read: readTriton},
-			{path: "/v2/repository/index", method: http.MethodPost, every: slowly, read: readTritonModels},
+			{path: "/metrics", scrape: true, read: fromMetrics(tritonMetrics, readTriton)}, // of its OpenAI front end
+			{path: "/metrics", port: "8002", scrape: true, needless: knowsLoad, read: fromMetrics(tritonMetrics, readTriton)},
+			{path: "/v2/repository/index", method: http.MethodPost, every: slowly, read: fromJSON(readTritonModels)},
 		}
 	case DialectTRTLLM:
 		// Its /metrics is something else, and reading it consumes what other readers would get.
-		return page{path: "/health"}, []page{{path: "/prometheus/metrics", scrape: true, read: readTRTLLM}, models}
+		return page{path: "/health"}, []page{{path: "/prometheus/metrics", scrape: true, read: fromMetrics(trtllmMetrics, readTRTLLM)}, models}
 	case DialectLlamaSwap:
 		return page{path: "/health"}, []page{
-			{path: "/running", read: readLlamaSwapRunning}, {path: "/v1/models", every: slowly, read: readModelsUnloaded}}
+			{path: "/running", read: fromJSON(readLlamaSwapRunning)}, {path: "/v1/models", every: slowly, read: readModelsUnloaded}}
 	case DialectLMStudio:
 		return page{path: "/v1/models"}, []page{{path: "/api/v0/models", read: readLMStudioModels}}
 	}

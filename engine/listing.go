@@ -1,10 +1,10 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"time"
 )
@@ -58,43 +58,34 @@ func (s *Scraper) listLoop(ctx context.Context) {
 
 func (s *Scraper) list(ctx context.Context) Listing {
 	l := Listing{Asked: time.Now()}
-	l.Models, l.Status, l.Err = s.listModels(ctx)
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	var body bytes.Buffer
+	resp, err := s.ask(ctx, http.MethodGet, s.base+"/v1/models", &body)
+	if resp != nil {
+		l.Status = resp.StatusCode
+	}
+	if err == nil {
+		l.Models, err = modelNames(body.Bytes())
+	}
+	if l.Err = err; l.Status != 0 && l.Status != http.StatusOK {
+		l.Err = fmt.Errorf("GET /v1/models: %s", resp.Status)
+	}
 	return l
 }
 
-func (s *Scraper) listModels(ctx context.Context) (models []string, status int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, listTimeout)
-	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.base+"/v1/models", nil)
-	if err != nil {
-		return nil, 0, err
-	}
-	if s.key != "" {
-		r.Header.Set("Authorization", "Bearer "+s.key)
-	}
-	resp, err := s.client.Do(r)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxPage))
-	if resp.StatusCode != http.StatusOK {
-		return nil, resp.StatusCode, fmt.Errorf("GET /v1/models: %s", resp.Status)
-	}
-	if err != nil {
-		return nil, resp.StatusCode, err
-	}
+func modelNames(page []byte) ([]string, error) {
 	var list struct {
 		Data []struct {
 			ID string `json:"id"`
 		} `json:"data"`
 	}
-	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, resp.StatusCode, fmt.Errorf("GET /v1/models: %w", err)
+	if err := json.Unmarshal(page, &list); err != nil {
+		return nil, fmt.Errorf("GET /v1/models: %w", err)
 	}
-	models = make([]string, 0, len(list.Data))
+	names := make([]string, 0, len(list.Data))
 	for _, m := range list.Data {
-		models = append(models, m.ID)
+		names = append(names, m.ID)
 	}
-	return models, resp.StatusCode, nil
+	return names, nil
 }

@@ -49,20 +49,17 @@ func readModelList(body []byte, st *Status, loaded func(listedModel) bool) error
 	return nil
 }
 
+type llamaSwapModels struct {
+	Running []struct {
+		Model string `json:"model"`
+		State string `json:"state"`
+	} `json:"running"`
+}
+
 // readLlamaSwapRunning reads the models whose server is running.
-func readLlamaSwapRunning(body []byte, st *Status) error {
-	var list struct {
-		Running []struct {
-			Model string `json:"model"`
-			State string `json:"state"`
-		} `json:"running"`
-	}
-	if err := json.Unmarshal(body, &list); err != nil {
-		return err
-	}
+func readLlamaSwapRunning(list llamaSwapModels, st *Status) {
 	st.Models = []Model{}
 	for _, m := range list.Running {
 		st.Models = append(st.Models, Model{Name: m.Model, Loaded: m.State == "ready"})
 	}
-	return nil
 }

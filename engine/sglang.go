@@ -1,7 +1,5 @@
 package engine
 
-import "encoding/json"
-
 var sglangMetrics = newFamily("sglang",
 	"num_running_reqs", "num_queue_reqs", "token_usage", "num_used_tokens", "max_total_num_tokens",
 	"num_retracted_requests_total", "generation_tokens_total", "prompt_tokens_total", "cached_tokens_total")
@@ -11,8 +9,7 @@ var sglangMetrics = newFamily("sglang",
 var sglangRanks = []string{"model_name", "dp_rank"}
 
 // readSGLang ignores num_retracted_reqs, a gauge of the last batch, whose name differs from the counter's by one word.
-func readSGLang(body []byte, st *Status) error {
-	m := sglangMetrics.parse(body)
+func readSGLang(m metrics, st *Status) {
 	// With priorities there is a series for each, and one without a priority for all.
 	for _, name := range []string{"num_running_reqs", "num_queue_reqs"} {
 		if all := m.where(name, "priority", "")[name]; all != nil {
@@ -31,7 +28,6 @@ func readSGLang(body []byte, st *Status) error {
 	if st.PrefixHits != nil {
 		st.PrefixQueries = whole(m.sum(nil, "prompt_tokens_total"))
 	}
-	return nil
 }
 
 // positive returns n, or nil if it is zero.
@@ -42,22 +38,20 @@ func positive(n *int64) *int64 {
 	return n
 }
 
+type sglangLoads struct {
+	Loads []struct {
+		Running    *float64 `json:"num_running_reqs"`
+		Waiting    *float64 `json:"num_waiting_reqs"`
+		Used       *float64 `json:"num_used_tokens"`
+		Total      *float64 `json:"max_total_num_tokens"`
+		Usage      *float64 `json:"token_usage"`
+		MaxRunning *float64 `json:"max_running_requests"`
+	} `json:"loads"`
+}
+
 // readSGLangLoads reads what the schedulers report now. The gauges of /metrics are older: they are
 // set when the scheduler logs.
-func readSGLangLoads(body []byte, st *Status) error {
-	var page struct {
-		Loads []struct {
-			Running    *float64 `json:"num_running_reqs"`
-			Waiting    *float64 `json:"num_waiting_reqs"`
-			Used       *float64 `json:"num_used_tokens"`
-			Total      *float64 `json:"max_total_num_tokens"`
-			Usage      *float64 `json:"token_usage"`
-			MaxRunning *float64 `json:"max_running_requests"`
-		} `json:"loads"`
-	}
-	if err := json.Unmarshal(body, &page); err != nil {
-		return err
-	}
+func readSGLangLoads(page sglangLoads, st *Status) {
 	var running, waiting, used, total, usage, slots []*float64
 	for _, l := range page.Loads {
 		running, waiting = append(running, l.Running), append(waiting, l.Waiting)
@@ -70,21 +64,18 @@ func readSGLangLoads(body []byte, st *Status) error {
 		st.KVUsage = fraction(new(*sum / float64(len(usage))))
 	}
 	st.Slots = capacity(addUp(slots))
-	return nil
+}
+
+type sglangInfo struct {
+	States []struct {
+		MaxRunning *float64 `json:"effective_max_running_requests_per_dp"`
+	} `json:"internal_states"`
+	Asked *float64 `json:"max_running_requests"`
 }
 
 // readSGLangInfo reads what each scheduler allows itself. The max_running_requests on the same page
 // is what was configured, which may be four times as much.
-func readSGLangInfo(body []byte, st *Status) error {
-	var info struct {
-		States []struct {
-			MaxRunning *float64 `json:"effective_max_running_requests_per_dp"`
-		} `json:"internal_states"`
-		Asked *float64 `json:"max_running_requests"`
-	}
-	if err := json.Unmarshal(body, &info); err != nil {
-		return err
-	}
+func readSGLangInfo(info sglangInfo, st *Status) {
 	var slots []*float64
 	for _, s := range info.States {
 		slots = append(slots, s.MaxRunning)
@@ -92,7 +83,6 @@ func readSGLangInfo(body []byte, st *Status) error {
 	if st.Slots = capacity(addUp(slots)); st.Slots == nil {
 		st.Slots = capacity(info.Asked)
 	}
-	return nil
 }
 
 // addUp returns nil if any value is nil, or if there are none.

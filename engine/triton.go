@@ -1,14 +1,11 @@
 package engine
 
-import "encoding/json"
-
 var tritonMetrics = newFamily("nv",
 	"trt_llm_request_metrics", "trt_llm_kv_cache_block_metrics", "inference_pending_request_count")
 
 // readTriton reads the metrics of the TensorRT-LLM backend, which counts its own requests. Other
 // backends report only how many requests are pending over all models.
-func readTriton(body []byte, st *Status) error {
-	m := tritonMetrics.parse(body)
+func readTriton(m metrics, st *Status) {
 	requests := func(kind string) *float64 {
 		return m.where("trt_llm_request_metrics", "request_type", kind).sum(nil, "trt_llm_request_metrics")
 	}
@@ -26,7 +23,6 @@ func readTriton(body []byte, st *Status) error {
 		st.KVTotal = positive(whole(times(blocks("max").sum(nil, "trt_llm_kv_cache_block_metrics"), *per)))
 		st.KVUsed = whole(times(blocks("used").sum(nil, "trt_llm_kv_cache_block_metrics"), *per))
 	}
-	return nil
 }
 
 func times(v *float64, by float64) *float64 {
@@ -36,18 +32,15 @@ func times(v *float64, by float64) *float64 {
 	return new(*v * by)
 }
 
+type tritonModel struct {
+	Name  string `json:"name"`
+	State string `json:"state"`
+}
+
 // readTritonModels takes the models that are ready as loaded.
-func readTritonModels(body []byte, st *Status) error {
-	var index []struct {
-		Name  string `json:"name"`
-		State string `json:"state"`
-	}
-	if err := json.Unmarshal(body, &index); err != nil {
-		return err
-	}
+func readTritonModels(index []tritonModel, st *Status) {
 	st.Models = []Model{}
 	for _, m := range index {
 		st.Models = append(st.Models, Model{Name: m.Name, Loaded: m.State == "READY"})
 	}
-	return nil
 }

@@ -6,8 +6,7 @@ var trtllmMetrics = newFamily("trtllm",
 	"kv_cache_utilization", "kv_cache_max_blocks", "kv_cache_used_blocks", "kv_cache_tokens_per_block",
 	"kv_cache_reused_blocks_total", "kv_cache_missed_blocks_total", "generation_tokens_total")
 
-func readTRTLLM(body []byte, st *Status) error {
-	m := trtllmMetrics.parse(body)
+func readTRTLLM(m metrics, st *Status) {
 	st.Running = number(m.sum(nil, "num_requests_running"))
 	st.Waiting = number(m.sum(nil, "num_requests_waiting"))
 	st.Slots = capacity(m.sum(nil, "max_num_active_requests", "max_batch_size_runtime"))
@@ -21,5 +20,4 @@ func readTRTLLM(body []byte, st *Status) error {
 	if missed := whole(m.sum(nil, "kv_cache_missed_blocks_total")); st.PrefixHits != nil && missed != nil {
 		st.PrefixQueries = new(*st.PrefixHits + *missed)
 	}
-	return nil
 }

@@ -16,8 +16,7 @@ var vllmMetrics = newFamily("vllm",
 // each of them, with their own pid.
 var vllmRanks = []string{"model_name", "engine"}
 
-func readVLLM(body []byte, st *Status) error {
-	m := vllmMetrics.parse(body)
+func readVLLM(m metrics, st *Status) {
 	st.Running = number(m.sum(vllmRanks, "num_requests_running"))
 	st.Waiting = number(m.sum(vllmRanks, "num_requests_waiting"))
 	if swapped := number(m.sum(vllmRanks, "num_requests_swapped")); st.Waiting != nil && swapped != nil {
@@ -32,7 +31,6 @@ func readVLLM(body []byte, st *Status) error {
 	if awake := m.where("engine_sleep_state", "sleep_state", "awake").sum(nil, "engine_sleep_state"); awake != nil && *awake == 0 {
 		st.Reason = "it is asleep"
 	}
-	return nil
 }
 
 // vllmCapacity is the size of the engines' KV caches in tokens. Older versions report only one of

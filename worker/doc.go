@@ -47,8 +47,8 @@
 //	bidLoop           plans bids when time alone changes something
 //	policyLoop        follows the operator's policy
 //	Scraper.Run       asks the engine for its health, its load and its models
-//	publishHeartbeat  every second and after a change of the worker's state
-//	updateMembership  every 3 s and after such a change: writes the worker's entry in the membership bucket
+//	publishHeartbeat  twice a second, and after a change of the worker's state
+//	updateMembership  every 3 s, and when the engine goes down or up: writes the worker's entry in the membership bucket
 //	publishAlive      every second: lists to each gateway what runs for it, renews leases, stops what is silent
 //	lookAtCapacity    four times a second: GPUs, adaptive limit, fence
 //
