@@ -2,10 +2,10 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
@@ -56,10 +56,11 @@ func Probe(ctx context.Context, client *http.Client, baseURL, key string) (Info,
 		info.Slots = stats.Slots
 		return info, nil
 	}
-	s, err := NewScraper(ScraperConfig{URL: p.base, Dialect: info.Dialect, APIKey: key, Client: client, Timeout: probeTimeout})
+	s, err := NewScraper(ScraperConfig{URL: p.base, Dialect: info.Dialect, APIKey: key, Client: client})
 	if err != nil {
 		return info, nil // the URL has answered, so it is valid
 	}
+	s.timeout = probeTimeout
 	if slots := s.scrape(ctx).Slots; slots != nil {
 		info.Slots = *slots
 	}
@@ -84,22 +85,12 @@ func probeAll(ctx context.Context, addrs []string, skip func(addr string) bool) 
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport}
 	found := make([]Info, len(addrs))
-	errs := make([]error, len(addrs))
 	var wg sync.WaitGroup
 	for i, addr := range addrs {
-		errs[i] = errSkipped
 		if skip == nil || !skip(addr) {
-			wg.Go(func() { found[i], errs[i] = Probe(ctx, client, "http://"+addr, "") })
+			wg.Go(func() { found[i], _ = Probe(ctx, client, "http://"+addr, "") })
 		}
 	}
 	wg.Wait()
-	var infos []Info
-	for i, info := range found {
-		if errs[i] == nil && len(info.Models) > 0 {
-			infos = append(infos, info)
-		}
-	}
-	return infos
+	return slices.DeleteFunc(found, func(i Info) bool { return len(i.Models) == 0 })
 }
-
-var errSkipped = errors.New("skipped")

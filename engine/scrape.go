@@ -6,15 +6,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"sync"
 	"time"
 )
 
-// absentFor is how long a page that an engine does not have is not asked for again.
-const absentFor = 30 * time.Second
+const (
+	// period is the time from one scrape to the next, and maxBackoff the longest, of an engine that does not answer.
+	period     = FreshFor / 4
+	maxBackoff = 5 * time.Second
+
+	// absentFor is how long a page that an engine does not have is not asked for again.
+	absentFor = 30 * time.Second
+)
 
 // ScraperConfig says what to scrape, and how often.
 type ScraperConfig struct {
@@ -28,29 +33,22 @@ type ScraperConfig struct {
 	APIKey string
 	// Client makes the requests. Default http.DefaultClient.
 	Client *http.Client
-	// Period is the time from one scrape to the next. Default 500ms.
-	Period time.Duration
-	// Timeout bounds each request of a scrape. Default 1s.
-	Timeout time.Duration
-	// MaxBackoff is the longest time between two scrapes of an engine that does not answer. Default 5s.
-	MaxBackoff time.Duration
 	// OnStatus, if not nil, receives the result of every scrape, from within Run.
 	OnStatus func(Status)
 	// OnListing, if not nil, receives every answer to GET /v1/models, from within Run: one every 5 s while it returns true,
 	// one every 0.5 s while it returns false, and one soon after each call of Look. Default nil: the models are not asked for.
 	OnListing func(Listing) (good bool)
-	// Logger receives changes of the engine's health. Default nil, silent.
-	Logger *slog.Logger
 }
 
 // A Scraper watches one engine: it reads its Status over and over. An engine that does not answer
-// is asked less and less often, from Period up to MaxBackoff. Each page has a backoff of its own,
+// is asked less and less often, from period up to maxBackoff. Each page has a backoff of its own,
 // so a broken /metrics does not delay the health check.
 type Scraper struct {
 	// Fixed after NewScraper.
 	cfg ScraperConfig
 	asker
-	look chan struct{} // wakes listLoop; holds one
+	timeout time.Duration // of each request of a scrape
+	look    chan struct{} // wakes listLoop; holds one
 
 	// Owned by Run.
 	dialect  Dialect
@@ -81,18 +79,10 @@ func NewScraper(cfg ScraperConfig) (*Scraper, error) {
 		}
 		cfg.Dialect = d
 	}
-	for field, d := range map[string]time.Duration{"Period": cfg.Period, "Timeout": cfg.Timeout, "MaxBackoff": cfg.MaxBackoff} {
-		if d < 0 {
-			return nil, fmt.Errorf("%s: %v is negative", field, d)
-		}
-	}
 	cfg.Client = cmp.Or(cfg.Client, http.DefaultClient)
-	cfg.Period = cmp.Or(cfg.Period, FreshFor/4)
-	cfg.Timeout = cmp.Or(cfg.Timeout, time.Second)
-	cfg.MaxBackoff = max(cmp.Or(cfg.MaxBackoff, 5*time.Second), cfg.Period)
-	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 	return &Scraper{
-		cfg: cfg, asker: newAsker(cfg.Client, cfg.URL, cfg.APIKey), look: make(chan struct{}, 1), latest: Status{Reason: "not asked yet"},
+		cfg: cfg, asker: newAsker(cfg.Client, cfg.URL, cfg.APIKey), timeout: time.Second, look: make(chan struct{}, 1),
+		latest: Status{Reason: "not asked yet"},
 	}, nil
 }
 
@@ -122,32 +112,21 @@ func (s *Scraper) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		s.publish(st)
-		timer.Reset(s.backoff(s.health.failures))
-	}
-}
-
-func (s *Scraper) publish(st Status) {
-	s.mu.Lock()
-	was := s.latest
-	s.latest = st
-	s.mu.Unlock()
-	switch {
-	case st.Healthy && !was.Healthy:
-		s.cfg.Logger.Info("engine is healthy", "engine", s.base, "dialect", st.Dialect)
-	case !st.Healthy && (was.Healthy || was.Checked.IsZero()):
-		s.cfg.Logger.Warn("engine is not healthy", "engine", s.base, "reason", st.Reason)
-	}
-	if s.cfg.OnStatus != nil {
-		s.cfg.OnStatus(st)
+		s.mu.Lock()
+		s.latest = st
+		s.mu.Unlock()
+		if s.cfg.OnStatus != nil {
+			s.cfg.OnStatus(st)
+		}
+		timer.Reset(backoff(s.health.failures))
 	}
 }
 
 // backoff is the time until the next attempt after so many consecutive failures.
-func (s *Scraper) backoff(failures int) time.Duration {
-	d := s.cfg.Period
+func backoff(failures int) time.Duration {
+	d := period
 	for range min(failures-1, 16) {
-		d = min(2*d, s.cfg.MaxBackoff)
+		d = min(2*d, maxBackoff)
 	}
 	return d
 }
@@ -261,7 +240,7 @@ func (s *Scraper) judge(err error, was Status) (healthy bool, reason string) {
 		if s.timeouts == 1 {
 			return was.Healthy, was.Reason
 		}
-		return false, fmt.Sprintf("no answer to %s within %v", s.health.path, s.cfg.Timeout)
+		return false, fmt.Sprintf("no answer to %s within %v", s.health.path, s.timeout)
 	case answered && status.absent() && status.code != http.StatusUnauthorized && status.code != http.StatusForbidden:
 		s.health.failures = 0 // the engine has no health page, but it answers
 		return true, ""
@@ -287,14 +266,13 @@ func (s *Scraper) visit(ctx context.Context, w *watched) {
 		w.found, w.at = Status{}, time.Time{}
 	default:
 		w.failures++
-		w.next = now.Add(s.backoff(w.failures))
-		s.cfg.Logger.Debug("engine page", "engine", s.base, "err", err)
+		w.next = now.Add(backoff(w.failures))
 	}
 }
 
 // read fetches and parses a page.
 func (s *Scraper) read(ctx context.Context, w *watched) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	at := time.Now() // the values may be as old as the request
 	if _, err := s.ask(ctx, cmp.Or(w.method, http.MethodGet), s.locate(w.page, s.cfg.MetricsURL), &s.body); err != nil {

@@ -508,7 +508,6 @@ func TestNewScraperNamesTheField(t *testing.T) {
 		"URL":        {URL: "127.0.0.1:8000"},
 		"MetricsURL": {URL: "http://127.0.0.1:8000", MetricsURL: "/metrics"},
 		"Dialect":    {URL: "http://127.0.0.1:8000", Dialect: "klingon"},
-		"Period":     {URL: "http://127.0.0.1:8000", Period: -1},
 	} {
 		if _, err := engine.NewScraper(cfg); err == nil || !strings.HasPrefix(err.Error(), field) {
 			t.Errorf("%s: %v", field, err)
