@@ -47,7 +47,7 @@ func ParseDialect(name string) (Dialect, error) {
 			return d, nil
 		}
 	}
-	return "", fmt.Errorf("%q: want %s", name, SpellDialects(dialects()))
+	return "", fmt.Errorf("%q: must be %s", name, SpellDialects(dialects()))
 }
 
 // SpellDialects lists names for a message: "vllm, sglang or tgi".

@@ -43,7 +43,7 @@ func TestParseEngine(t *testing.T) {
 		"http://h:1,gpus=GPU-1":                 `"GPU-1" is neither an index nor a UUID`,
 		"http://h:1,gpus=1+1":                   `gpus=1+1: 1 is named twice`,
 		"http://h:1,profile=ballanced":          `profile "ballanced": must be latency, balanced, throughput, slots or fixed; did you mean "balanced"?`,
-		"http://h:1,dialect=vlm":                `dialect "vlm": want vllm, sglang,`,
+		"http://h:1,dialect=vlm":                `dialect "vlm": must be vllm, sglang,`,
 		"http://h:1,metrics=/metrics":           `metrics=/metrics: must be a URL such as`,
 		"http://h:1,baseline-itl=12":            `baseline-itl=12: must be the time per token of a request that runs alone, such as 12ms`,
 		"http://h:1,key-env=PULLEY_NO_SUCH_KEY": "PULLEY_NO_SUCH_KEY is empty or not set",

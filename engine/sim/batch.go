@@ -60,7 +60,7 @@ func (q *sequence) reached(progress float64) int {
 	return max(q.made, q.again+1+int(math.Floor(progress-q.join+noise)))
 }
 
-// toRead is how many tokens its prefill counts against prefillBatch.
+// toRead is how many tokens its prefill counts against PrefillBatch.
 func (q *sequence) toRead() int { return q.fresh + q.again }
 
 // A batch implements the timing of the package documentation. Its clock is progress: the number of
@@ -68,14 +68,7 @@ func (q *sequence) toRead() int { return q.fresh + q.again }
 // ready when progress has grown by k-1 since its first one, so the pace can change without touching
 // any sequence. Events are processed in order and at their own time, however late the timer fires.
 type batch struct {
-	// Fixed after newBatch.
-	slots         int
-	maxQueue      int
-	memory        int // tokens
-	prefillBatch  int // tokens
-	prefillRate   float64
-	itlBase       time.Duration
-	itlPerRequest time.Duration
+	cfg Config // fixed
 
 	mu         sync.Mutex  // guards all fields below
 	clock      float64     // speed; 1: as configured
@@ -99,10 +92,7 @@ type batch struct {
 }
 
 func newBatch(cfg Config) *batch {
-	return &batch{
-		slots: cfg.Slots, maxQueue: cfg.MaxQueue, memory: cfg.KVTokens, prefillBatch: cfg.PrefillBatch,
-		prefillRate: cfg.PrefillRate, itlBase: cfg.ITLBase, itlPerRequest: cfg.ITLPerRequest, clock: 1, cache: newPrefixCache(cfg.PrefixCache),
-	}
+	return &batch{cfg: cfg, clock: 1, cache: newPrefixCache(cfg.PrefixCache)}
 }
 
 // submit adds a sequence, or reports that the queue is full. After a successful submit, leave must be called.
@@ -111,7 +101,7 @@ func (b *batch) submit(q *sequence) bool {
 	defer b.mu.Unlock()
 	now := time.Now()
 	b.advanceLocked(now)
-	if b.maxQueue > 0 && len(b.waiting) >= b.maxQueue {
+	if b.cfg.MaxQueue > 0 && len(b.waiting) >= b.cfg.MaxQueue {
 		return false
 	}
 	b.waiting = append(b.waiting, q)
@@ -296,10 +286,10 @@ func (b *batch) nextLocked() (t time.Time, event func(*batch)) {
 // else is due. Every sequence grows by one token per progress of 1, each at its own moment.
 func (b *batch) runsOutLocked() (left float64, runsOut bool) {
 	n := len(b.decoding)
-	if n == 0 || len(b.admitted) == 1 || b.most <= b.memory || b.itlLocked() == 0 {
+	if n == 0 || len(b.admitted) == 1 || b.most <= b.cfg.KVTokens || b.itlLocked() == 0 {
 		return 0, false
 	}
-	free := b.memory - b.heldLocked()
+	free := b.cfg.KVTokens - b.heldLocked()
 	if free < 0 {
 		return 0, true
 	}
@@ -317,13 +307,13 @@ func (b *batch) runsOutLocked() (left float64, runsOut bool) {
 
 // overflowLocked preempts as few sequences as necessary, those admitted last. A single one may exceed the memory.
 func (b *batch) overflowLocked() {
-	for len(b.admitted) > 1 && b.heldLocked() > b.memory {
+	for len(b.admitted) > 1 && b.heldLocked() > b.cfg.KVTokens {
 		b.preemptLocked(b.admitted[len(b.admitted)-1])
 	}
 }
 
 func (b *batch) itlLocked() time.Duration {
-	return scaled(b.itlBase+b.itlPerRequest*time.Duration(len(b.decoding)), 1/b.clock)
+	return scaled(b.cfg.ITLBase+b.cfg.ITLPerRequest*time.Duration(len(b.decoding)), 1/b.clock)
 }
 
 func (b *batch) moveLocked(t time.Time) {
@@ -336,13 +326,13 @@ func (b *batch) moveLocked(t time.Time) {
 }
 
 func (b *batch) admitLocked() {
-	for len(b.admitted) < b.slots && len(b.waiting) > 0 {
+	for len(b.admitted) < b.cfg.Slots && len(b.waiting) > 0 {
 		q := b.waiting[0]
-		if len(b.admitted) > 0 && b.most+q.in+q.limit > b.memory && b.heldLocked()+q.held(0) > b.memory {
+		if len(b.admitted) > 0 && b.most+q.in+q.limit > b.cfg.KVTokens && b.heldLocked()+q.held(0) > b.cfg.KVTokens {
 			break // those behind it wait too, however small they are
 		}
 		b.lookLocked(q)
-		if len(b.prefilling) > 0 && b.reading+q.toRead() > b.prefillBatch {
+		if len(b.prefilling) > 0 && b.reading+q.toRead() > b.cfg.PrefillBatch {
 			break
 		}
 		b.waiting = b.waiting[1:]
@@ -374,8 +364,8 @@ func (b *batch) prefillLocked() {
 		b.queried += int64(q.in)
 		b.cached += int64(cached)
 	}
-	if b.prefillRate > 0 {
-		seconds := float64(q.in+q.again-cached) / b.prefillRate / b.clock
+	if b.cfg.PrefillRate > 0 {
+		seconds := float64(q.in+q.again-cached) / b.cfg.PrefillRate / b.clock
 		b.prefillEnd = b.at.Add(time.Duration(math.Round(seconds * float64(time.Second))))
 	}
 }
@@ -389,7 +379,7 @@ func (b *batch) hitsLocked(q *sequence) int {
 	return min(b.cache.hits(q.blocks), (q.in-1)/cacheBlock) * cacheBlock
 }
 
-// lookLocked determines once how much of a prompt is new, for its part of prefillBatch.
+// lookLocked determines once how much of a prompt is new, for its part of PrefillBatch.
 func (b *batch) lookLocked(q *sequence) {
 	if q.fresh < 0 {
 		q.fresh = q.in - b.hitsLocked(q)
@@ -461,8 +451,9 @@ func insert(list []*sequence, q *sequence, after func(*sequence) bool) []*sequen
 	return slices.Insert(list, slices.IndexFunc(list, after), q)
 }
 
-func drop(list *[]*sequence, q *sequence) bool {
-	i := slices.Index(*list, q)
+// drop removes x from a list, and reports whether it was there.
+func drop[T comparable](list *[]T, x T) bool {
+	i := slices.Index(*list, x)
 	if i < 0 {
 		return false
 	}

@@ -166,8 +166,6 @@ type chat struct {
 	frame eventFrame
 }
 
-func (c *chat) contentType() string { return eventStream }
-
 func (c *chat) whole() (string, []byte) {
 	return "application/json", c.completion(chatMessage{Content: new(c.text())}, c.finish("length", "stop"))
 }
@@ -186,8 +184,6 @@ type toolCall struct {
 	*work
 	tool string
 }
-
-func (c *toolCall) contentType() string { return eventStream }
 
 func (c *toolCall) call() chatToolCall {
 	return chatToolCall{ID: "call-" + c.id, Type: "function", Function: chatFunction{Name: c.tool}}

@@ -33,8 +33,6 @@ type textChoice struct {
 	FinishReason *string         `json:"finish_reason"`
 }
 
-func (c *completion) contentType() string { return eventStream }
-
 func (c *completion) object(usage json.RawMessage, choices ...textChoice) []byte {
 	return jsonOf(&textCompletion{
 		ID: c.id, Object: "text_completion", Created: c.created, Model: c.model,

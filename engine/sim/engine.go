@@ -107,7 +107,7 @@ func (c Config) check() error {
 		return bad("Name", "%q: only printable ASCII without spaces and commas", c.Name)
 	}
 	if len(c.Models) == 0 || slices.Contains(c.Models, "") {
-		return bad("Models", "want at least one name, and no empty one")
+		return bad("Models", "at least one name is required, and none may be empty")
 	}
 	for _, f := range []struct {
 		field string
@@ -131,7 +131,7 @@ func (c Config) check() error {
 		{"Fail", c.Fail, 0}, {"Hang", c.Hang, 0}, {"Cut", c.Cut, 0}, {"Refuse", c.Refuse, 0},
 	} {
 		if !(f.value >= f.least) || math.IsInf(f.value, 0) {
-			return bad(f.field, "want %v or more", f.least)
+			return bad(f.field, "must be %v or more", f.least)
 		}
 	}
 	sum := 0.0
@@ -146,10 +146,10 @@ func (c Config) check() error {
 		}
 	}
 	if c.RefuseStatus != http.StatusTooManyRequests && c.RefuseStatus != http.StatusServiceUnavailable {
-		return bad("RefuseStatus", "%d: want 429 or 503", c.RefuseStatus)
+		return bad("RefuseStatus", "%d: must be 429 or 503", c.RefuseStatus)
 	}
 	if !slices.Contains(Dialects(), c.Dialect) {
-		return bad("Dialect", "%q: want %s", c.Dialect, engine.SpellDialects(Dialects()))
+		return bad("Dialect", "%q: must be %s", c.Dialect, engine.SpellDialects(Dialects()))
 	}
 	return nil
 }
@@ -304,14 +304,14 @@ func (s *Engine) showStats(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, s.Stats())
 }
 
-// minClock is nearly a standstill: a token takes hours.
+// minClock is the slowest clock that can be set: a token takes hours.
 const minClock = 1e-6
 
 // SetClock sets the speed of prefill and decoding relative to the configuration, from now on and also in the middle of
 // a token, as a GPU's clocks do: 0.5 is half as fast, 1 is as configured. Less than 0.000001 is refused.
 func (s *Engine) SetClock(factor float64) error {
 	if !(factor >= minClock) || math.IsInf(factor, 0) {
-		return fmt.Errorf("clock %v: want a factor of at least %v, such as 0.5", factor, minClock)
+		return fmt.Errorf("clock %v: must be at least %v", factor, minClock)
 	}
 	s.batch.setClock(factor)
 	return nil

@@ -56,8 +56,6 @@ type transcription struct {
 	format string // of the JSON
 }
 
-func (t *transcription) contentType() string { return eventStream }
-
 func (t *transcription) whole() (string, []byte) {
 	if t.format == `"text"` {
 		return "text/plain; charset=utf-8", []byte(t.text() + "\n")

@@ -14,8 +14,6 @@ type message struct {
 	*work
 }
 
-func (m *message) contentType() string { return eventStream }
-
 func (m *message) state(content []any, stopReason any, out int) object {
 	usage := object{"input_tokens": m.in, "output_tokens": out}
 	if m.caches { // this API counts them separately

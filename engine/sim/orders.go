@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -80,7 +81,7 @@ func parseOrders(header string, refuseStatus int) (o orders, on string, err erro
 		case "refuse":
 			o.refuse, err = orderedStatus(value, hasValue, refuseStatus)
 			if err == nil && o.refuse != http.StatusTooManyRequests && o.refuse != http.StatusServiceUnavailable {
-				err = fmt.Errorf("want 429 or 503")
+				err = errors.New("must be 429 or 503")
 			}
 		case "hang-after":
 			o.hang, o.cut = true, false
@@ -90,12 +91,12 @@ func parseOrders(header string, refuseStatus int) (o orders, on string, err erro
 			o.after, err = count(value)
 		case "ttft":
 			if o.ttft, err = time.ParseDuration(value); err == nil && o.ttft < 0 {
-				err = fmt.Errorf("want a duration that is not negative")
+				err = errors.New("must not be negative")
 			}
 		case "on":
 			on = value
 		default:
-			err = fmt.Errorf("unknown order")
+			err = errors.New("unknown order")
 		}
 		if err != nil {
 			return orders{}, "", fmt.Errorf("x-sim: %q: %w", strings.TrimSpace(field), err)
@@ -110,7 +111,7 @@ func orderedStatus(value string, hasValue bool, otherwise int) (int, error) {
 	}
 	status, err := strconv.Atoi(value)
 	if err != nil || status < 400 || status > 599 {
-		return 0, fmt.Errorf("want a status from 400 to 599")
+		return 0, errors.New("must be a status from 400 to 599")
 	}
 	return status, nil
 }
@@ -118,7 +119,7 @@ func orderedStatus(value string, hasValue bool, otherwise int) (int, error) {
 func count(value string) (int, error) {
 	n, err := strconv.Atoi(value)
 	if err != nil || n < 0 {
-		return 0, fmt.Errorf("want a number of tokens")
+		return 0, errors.New("must be a number of tokens")
 	}
 	return n, nil
 }

@@ -73,13 +73,9 @@ type body struct {
 
 // prompt returns all texts that count as input.
 func (b *body) prompt() []string {
-	fields := []texts{b.System, b.Instructions, b.Messages, b.Prompt, b.Input, b.Query, b.Documents}
+	all := slices.Concat(b.System, b.Instructions, b.Messages, b.Prompt, b.Input, b.Query, b.Documents)
 	for _, in := range b.Inputs {
-		fields = append(fields, in.Data)
-	}
-	var all []string
-	for _, f := range fields {
-		all = append(all, f...)
+		all = append(all, in.Data...)
 	}
 	return all
 }
@@ -226,13 +222,16 @@ func (wk *work) setOutput(b *body) error {
 			continue
 		}
 		if n := *limit.value; n < 1 || n > maxOutput {
-			return badRequest(limit.param, "%s is %d: want 1 to %d", limit.param, n, maxOutput)
+			return badRequest(limit.param, "%s is %d: must be 1 to %d", limit.param, n, maxOutput)
 		}
 		wk.out, wk.capped = *limit.value, true
 		break
 	}
 	return nil
 }
+
+// contentType is that of a stream.
+func (wk *work) contentType() string { return "text/event-stream; charset=utf-8" }
 
 // text is the whole answer.
 func (wk *work) text() string { return Text(wk.hash, wk.out) }

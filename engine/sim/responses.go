@@ -16,8 +16,6 @@ type response struct {
 
 type object = map[string]any
 
-func (p *response) contentType() string { return eventStream }
-
 func (p *response) whole() (string, []byte) {
 	return "application/json", jsonOf(p.state("completed"))
 }

@@ -34,8 +34,6 @@ func newStream(w http.ResponseWriter, contentType string) *stream {
 	return &stream{w: w, rc: http.NewResponseController(w)}
 }
 
-const eventStream = "text/event-stream; charset=utf-8"
-
 // event writes one server-sent event; an empty name is left out.
 func (st *stream) event(name string, data []byte) {
 	st.buf = st.buf[:0]

@@ -67,7 +67,7 @@ func (l *loader) enter(ctx context.Context, model string) (leave func(), err err
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if v.of == nil {
-		l.waiting = without(l.waiting, v)
+		drop(&l.waiting, v)
 		l.goOnLocked()
 	} else {
 		l.leaveLocked(v)
@@ -130,7 +130,8 @@ func (l *loader) letInLocked(v *visit) bool {
 		return false
 	}
 	h.running++
-	l.held = append(without(l.held, h), h)
+	drop(&l.held, h)
+	l.held = append(l.held, h)
 	v.of = h
 	close(v.come)
 	return true
@@ -172,10 +173,6 @@ func (l *loader) makeRoomLocked(model string) bool {
 	}
 	l.held = slices.Delete(l.held, i, i+1)
 	return true
-}
-
-func without[T comparable](list []T, x T) []T {
-	return slices.DeleteFunc(list, func(y T) bool { return x == y })
 }
 
 // stats adds the requests that wait for a load, and the loads so far.
