@@ -115,10 +115,11 @@ func (a *attempt) silent(ill time.Time, stall time.Duration, now time.Time) bool
 
 // attempts owns the attempts that run, and remembers the requests that should not be attempted here again for now.
 type attempts struct {
+	done   atomic.Uint64 // attempts with a whole answer
+	failed atomic.Uint64
+
 	mu      sync.Mutex
 	running map[uint64]*attempt // by mark
-	done    uint64
-	failed  uint64
 
 	// failedHere has the requests that failed here lately. The queue gives such a request to the cheapest bid, which is
 	// likely to be of this worker again; other workers should have it first.
@@ -184,26 +185,12 @@ func (as *attempts) close() (ended <-chan struct{}, running int) {
 	return as.ended, len(as.running)
 }
 
-// succeed counts an attempt with a whole answer.
-func (as *attempts) succeed() {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	as.done++
-}
-
 // fail counts an attempt that failed, and remembers its request.
 func (as *attempts) fail(id subjects.ID, now time.Time) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
-	as.failed++
+	as.failed.Add(1)
 	as.failedHere[id] = now
-}
-
-// counts returns how many attempts succeeded and failed.
-func (as *attempts) counts() (done, failed uint64) {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	return as.done, as.failed
 }
 
 // all returns the attempts that run.
@@ -219,10 +206,8 @@ func (as *attempts) all() []*attempt {
 
 // byTier returns how many attempts run for the requests of each tier.
 func (as *attempts) byTier() map[string]int {
-	as.mu.Lock()
-	defer as.mu.Unlock()
 	n := make(map[string]int)
-	for _, a := range as.running {
+	for _, a := range as.all() {
 		n[a.task.tier]++
 	}
 	return n
@@ -230,9 +215,7 @@ func (as *attempts) byTier() map[string]int {
 
 // summary returns what a stall of the engine is recognised by.
 func (as *attempts) summary() (r runningAttempts) {
-	as.mu.Lock()
-	defer as.mu.Unlock()
-	for _, a := range as.running {
+	for _, a := range as.all() {
 		if r.oldest.IsZero() || a.started.Before(r.oldest) {
 			r.oldest = a.started
 		}
@@ -592,7 +575,7 @@ func (w *Worker) finish(a *attempt, status int, in *api.Inspector, p *pace, now 
 	}
 	w.capacity.onEnd(p, in.Stream, in.Events, in.ReportedTokens())
 	w.presence.onSuccess(now)
-	w.attempts.succeed()
+	w.attempts.done.Add(1)
 	a.out.End(&end)
 	a.send()
 }
@@ -640,15 +623,10 @@ type runners struct {
 
 // runner is what a goroutine keeps from one attempt to the next.
 type runner struct {
-	call      call // the last one of the engine
+	path      string        // of the last call of the engine
+	call      *http.Request // that call, without header and body; later ones are copied from it
 	inspector api.Inspector
 	local     local
-}
-
-// call is a call of the engine that later ones are copied from.
-type call struct {
-	method, path string
-	request      *http.Request // without header and body
 }
 
 func newRunners(run func(*attempt)) *runners {

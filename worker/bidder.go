@@ -397,32 +397,26 @@ func (b *bidder) statuses(ld load) []subjects.PoolStatus {
 // demand is the demand for the models of all served pools, which decides what the engine should have loaded.
 type demand struct {
 	tiers []policy.SwapTier
-	pools map[string]poolDemand // by name
-}
-
-type poolDemand struct {
-	waits  []time.Duration // longest wait of a request, by tier
-	loaded int             // live workers that have the model loaded or are loading it
-	later  time.Duration   // how long loading it is left to other workers
+	pools map[string]policy.SwapModel // by name, with what does not depend on the engine: Elsewhere, Delay and Waits
 }
 
 func (b *bidder) demand(now time.Time) demand {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	d := demand{tiers: make([]policy.SwapTier, len(b.tiers)), pools: make(map[string]poolDemand, len(b.serves))}
+	d := demand{tiers: make([]policy.SwapTier, len(b.tiers)), pools: make(map[string]policy.SwapModel, len(b.serves))}
 	for i := range b.tiers {
 		t := &b.tiers[i]
 		d.tiers[i] = policy.SwapTier{Share: t.Share, Active: now.Sub(t.seen) < activeFor}
 	}
 	for _, s := range b.serves {
 		p := b.pools[s.pool]
-		pd := poolDemand{waits: make([]time.Duration, len(b.tiers)), loaded: p.ref.Loaded, later: p.later(b.worker)}
+		waits := make([]time.Duration, len(b.tiers))
 		for i := range b.tiers {
 			if !p.paused {
-				pd.waits[i] = p.longestWait(b.tiers[i].Name, now)
+				waits[i] = p.longestWait(b.tiers[i].Name, now)
 			}
 		}
-		d.pools[s.pool] = pd
+		d.pools[s.pool] = policy.SwapModel{Elsewhere: p.ref.Loaded > 0, Delay: p.later(b.worker), Waits: waits}
 	}
 	return d
 }

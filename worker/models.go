@@ -162,15 +162,14 @@ func (ms *models) choose(d demand, after time.Duration, now time.Time) (decision
 	rule := policy.Swap{After: after, Load: cmp.Or(ms.load, policy.FirstLoad), Tiers: d.tiers}
 	asked := make([]policy.SwapModel, len(ms.served))
 	for i, m := range ms.served {
-		p := d.pools[m.pool]
-		asked[i] = policy.SwapModel{
-			Name: m.pool, Loaded: !m.missing, Fits: m.missing && ms.fits(m.name),
-			Elsewhere: m.missing && p.loaded > 0 && ms.swap.To != m.pool, Delay: p.later, InFlight: m.inFlight, Used: m.used,
+		a := d.pools[m.pool]
+		a.Name, a.Loaded, a.Fits, a.InFlight, a.Used = m.pool, !m.missing, m.missing && ms.fits(m.name), m.inFlight, m.used
+		a.Elsewhere = a.Elsewhere && m.missing && ms.swap.To != m.pool
+		if !m.missing {
+			a.Waits = nil
 		}
-		if m.missing {
-			asked[i].Waits = p.waits
-		}
-		m.evicts = m.missing && len(ms.loaded) > 0 && !asked[i].Fits
+		asked[i] = a
+		m.evicts = m.missing && len(ms.loaded) > 0 && !a.Fits
 	}
 	was := ms.swap
 	var open []bool

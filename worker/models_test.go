@@ -95,7 +95,7 @@ func TestWhoLoadsFirst(t *testing.T) {
 		b := newBidder(id, false)
 		b.serve([]servedPool{{"a", "a"}}, newEstimator().serve([]string{"a"}))
 		b.onReference(&subjects.Reference{Gateway: "gw", Pools: map[string]subjects.PoolReference{"a": {HomeLanes: homes}}}, time.Now())
-		later := b.demand(time.Now()).pools["a"].later
+		later := b.demand(time.Now()).pools["a"].Delay
 		if seen[later] || later%laterEach != 0 || later >= time.Duration(len(homes))*laterEach {
 			t.Errorf("%s comes %v later, as another does", id, later)
 		}
@@ -115,7 +115,7 @@ func TestAModelIsLoaded(t *testing.T) {
 		t.Fatal("a model is missing, and nothing is chosen")
 	}
 	waits := func(b time.Duration) demand {
-		return demand{tiers: []policy.SwapTier{{Share: 1}}, pools: map[string]poolDemand{"b": {waits: []time.Duration{b}}}}
+		return demand{tiers: []policy.SwapTier{{Share: 1}}, pools: map[string]policy.SwapModel{"b": {Waits: []time.Duration{b}}}}
 	}
 	var busy slot
 	c.begin(&busy, "a", true, now)

@@ -357,12 +357,11 @@ func (w *Worker) publishHeartbeat(now time.Time) {
 func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	ld, r := w.load(now), w.capacity.report()
 	state, reason := w.presence.report(r.fence)
-	done, failed := w.attempts.counts()
 	h := subjects.Heartbeat{
 		Worker: w.id, Name: w.cfg.Name, Engine: engineName(w.cfg, r.dialect), URL: w.cfg.Engine, Host: w.host,
 		Version: w.cfg.Version, Started: w.started, State: state, Reason: reason,
 		Slots: ld.slots, InFlight: ld.inFlight, Prefills: ld.prefills.n,
-		Weight: ld.assumed, Done: done, Failed: failed,
+		Weight: ld.assumed, Done: w.attempts.done.Load(), Failed: w.attempts.failed.Load(),
 		Capacity: r.capacity, EngineStatus: r.engine, NVML: r.nvml,
 	}
 	if state == subjects.Fenced {

@@ -206,15 +206,15 @@ type engineCalls struct {
 // request returns the call for an attempt. Most calls have the same path as the one before, so that its URL need not be
 // parsed again. The header of the attempt's request is not changed.
 func (e *engineCalls) request(a *attempt, path string, body []byte) (*http.Request, error) {
-	last := &a.runner.call
-	if last.request == nil || last.method != a.req.Method || last.path != path {
-		r, err := http.NewRequest(a.req.Method, e.base+path, nil)
-		if err != nil {
+	last := a.runner.call
+	if last == nil || last.Method != a.req.Method || a.runner.path != path {
+		var err error
+		if last, err = http.NewRequest(a.req.Method, e.base+path, nil); err != nil {
 			return nil, err
 		}
-		*last = call{a.req.Method, path, r}
+		a.runner.call, a.runner.path = last, path
 	}
-	r := last.request.WithContext(a.ctx)
+	r := last.WithContext(a.ctx)
 	r.Body, r.ContentLength = http.NoBody, int64(len(body))
 	if len(body) > 0 {
 		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }

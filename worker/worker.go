@@ -173,16 +173,8 @@ func (cfg Config) complete() (Config, error) {
 		return cfg, fmt.Errorf("engine %q: want a URL such as http://127.0.0.1:8000", cfg.Engine)
 	}
 	cfg.Name = cmp.Or(cfg.Name, u.Host)
-	if err := cfg.checkNames(); err != nil {
+	if err := cfg.check(); err != nil {
 		return cfg, fmt.Errorf("engine %s: %w", cfg.Engine, err)
-	}
-	switch {
-	case cfg.Slots < 0:
-		return cfg, fmt.Errorf("engine %s: slots %d: must not be negative", cfg.Engine, cfg.Slots)
-	case cfg.Weight < 0:
-		return cfg, fmt.Errorf("engine %s: weight %g: must not be negative", cfg.Engine, cfg.Weight)
-	case cfg.SwapAfter < 0:
-		return cfg, fmt.Errorf("engine %s: swap after %v: must not be negative", cfg.Engine, cfg.SwapAfter)
 	}
 	if cfg.Profile.Name == "" {
 		cfg.Profile.Name = policy.Balanced.Name
@@ -205,21 +197,27 @@ func (cfg Config) complete() (Config, error) {
 	return cfg, nil
 }
 
-// checkNames checks the names of models, pool and worker.
-func (cfg *Config) checkNames() error {
+// check checks the names of models, pool and worker, and the numbers.
+func (cfg *Config) check() error {
+	named := func(name string, longest int) bool { return len(name) <= longest && utf8.ValidString(name) }
 	for _, m := range cfg.Models {
-		if m == "" || len(m) > subjects.MaxName || !utf8.ValidString(m) {
+		if m == "" || !named(m, subjects.MaxName) {
 			return fmt.Errorf("model %.40q: a name has 1 to %d bytes of UTF-8", m, subjects.MaxName)
 		}
 	}
-	if cfg.Pool != "" && len(cfg.Models) > 1 {
+	switch {
+	case cfg.Pool != "" && len(cfg.Models) > 1:
 		return fmt.Errorf("pool %q takes one model, and %d are named", cfg.Pool, len(cfg.Models))
-	}
-	if len(cfg.Pool) > subjects.MaxName || !utf8.ValidString(cfg.Pool) {
+	case !named(cfg.Pool, subjects.MaxName):
 		return fmt.Errorf("pool %.40q: a name has 1 to %d bytes of UTF-8", cfg.Pool, subjects.MaxName)
-	}
-	if len(cfg.Name) > 64 || !utf8.ValidString(cfg.Name) {
+	case !named(cfg.Name, 64):
 		return fmt.Errorf("name %.40q: a name has at most 64 bytes of UTF-8", cfg.Name)
+	case cfg.Slots < 0:
+		return fmt.Errorf("slots %d: must not be negative", cfg.Slots)
+	case cfg.Weight < 0:
+		return fmt.Errorf("weight %g: must not be negative", cfg.Weight)
+	case cfg.SwapAfter < 0:
+		return fmt.Errorf("swap after %v: must not be negative", cfg.SwapAfter)
 	}
 	return nil
 }
@@ -275,8 +273,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		sub.Unsubscribe()
 	}
 	w.runners.close()
-	done, failed := w.attempts.counts()
-	w.log.Info("worker stopped", "done", done, "failed", failed)
+	w.log.Info("worker stopped", "done", w.attempts.done.Load(), "failed", w.attempts.failed.Load())
 	return left
 }
 
