@@ -69,7 +69,7 @@ func NewScraper(cfg ScraperConfig) (*Scraper, error) {
 			continue
 		}
 		if parsed, err := url.Parse(u); err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Host == "" {
-			return nil, fmt.Errorf("%s: %q is no URL such as http://127.0.0.1:8000", name, u)
+			return nil, fmt.Errorf("%s: %q is not a URL such as http://127.0.0.1:8000", name, u)
 		}
 	}
 	if cfg.Dialect != "" {

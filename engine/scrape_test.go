@@ -146,7 +146,7 @@ func TestStatusIsWhatTheEngineSays(t *testing.T) {
 		"vLLM 0.10, data-parallel": {engine.DialectVLLM, pages{"/health": "", "/metrics": page(t, "vllm-0.10.txt")},
 			"slots -, running 32, waiting 3, kv 144000 of 320000 = 0.44999999999999996, preempted 1, made 130000, prefix 300000 of 800000"},
 		"vLLM 0.19, asleep": {engine.DialectVLLM, pages{"/health": "", "/metrics": page(t, "vllm-0.19.txt")},
-			"(it is asleep) slots -, running 0, waiting 0, kv 0 of 391168 = 0, preempted 0, made 1024, prefix 0 of 40"},
+			"(the engine is asleep) slots -, running 0, waiting 0, kv 0 of 391168 = 0, preempted 0, made 1024, prefix 0 of 40"},
 		"vLLM without metrics": {engine.DialectVLLM, pages{"/health": "", "/v1/models": listOfOne},
 			"slots -, running -, waiting -, kv - of - = -, preempted -, made -, prefix - of -, models m+"},
 		"vLLM that is dead": {engine.DialectVLLM, pages{"/health": "503", "/metrics": page(t, "vllm-0.6.txt")},

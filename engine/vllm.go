@@ -29,7 +29,7 @@ func readVLLM(m metrics, st *Status) {
 	st.PrefixHits = whole(m.sum(vllmRanks, "prefix_cache_hits_total", "gpu_prefix_cache_hits_total"))
 	st.PrefixQueries = whole(m.sum(vllmRanks, "prefix_cache_queries_total", "gpu_prefix_cache_queries_total"))
 	if awake := m.where("engine_sleep_state", "sleep_state", "awake").sum(nil, "engine_sleep_state"); awake != nil && *awake == 0 {
-		st.Reason = "it is asleep"
+		st.Reason = "the engine is asleep"
 	}
 }
 

@@ -85,7 +85,7 @@ func TestMetricsOfAWorker(t *testing.T) {
 		pulley_gpu_fenced{UUID="GPU-1",gpu="0",host="h",modelName="H100",reason=""} 0`)
 
 	h := onGPU("a", "GPU-1", time.Second)
-	h.State, h.Reason, h.FenceClass = subjects.Fenced, "the engine has stalled: it has requests, and no token and an idle GPU for 10s", subjects.FenceStalled
+	h.State, h.Reason, h.FenceClass = subjects.Fenced, "the engine has stalled: for 10s it had requests but produced no token, and its GPU was idle", subjects.FenceStalled
 	h.Capacity.Bound, h.Capacity.Total = "moon", 0 // of a newer version
 	h.NVML.GPUs[0].Fenced, h.NVML.GPUs[0].FenceClass, h.NVML.GPUs[0].State = "XID 79 (fallen off the bus)", gpu.FenceXID, gpu.Unknown
 	m.hears(time.Second, h)

@@ -53,7 +53,7 @@ type Sampler struct {
 func NewSampler(cfg Config) (*Sampler, error) {
 	for name, d := range map[string]time.Duration{"Interval": cfg.Interval, "Hang": cfg.Hang, "Pause": cfg.Pause} {
 		if d < 0 {
-			return nil, fmt.Errorf("gpu: %s %v: want more than 0", name, d)
+			return nil, fmt.Errorf("gpu: %s %v: must be positive", name, d)
 		}
 	}
 	cfg.Interval = cmp.Or(cfg.Interval, time.Second)

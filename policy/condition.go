@@ -33,24 +33,24 @@ func ParseCondition(s string) (Test, error) {
 	}
 	name, value, ok := strings.Cut(s, ">")
 	if !ok {
-		return bad("want METRIC>NUMBER and a unit")
+		return bad("must be METRIC>NUMBER and a unit")
 	}
 	t := Test{name: strings.TrimSpace(name)}
 	if t.name != errorRate {
 		p, metric, _ := strings.Cut(t.name, "_")
 		t.quantile, t.metric = quantiles[p], Metric(metric)
 		if t.quantile == 0 || t.metric != TTFT && t.metric != E2E {
-			return bad("want error_rate, or p50, p95 or p99 of ttft or e2e before the >")
+			return bad("the metric must be error_rate, or p50, p95 or p99 of ttft or e2e")
 		}
 	}
 	value = strings.TrimSpace(value)
 	end := strings.IndexFunc(value, func(r rune) bool { return (r < '0' || r > '9') && r != '.' })
 	if end < 0 {
-		return bad("want a unit after the number")
+		return bad("a unit must follow the number")
 	}
 	n, err := strconv.ParseFloat(value[:end], 64)
 	if err != nil {
-		return bad("want a number after the >")
+		return bad("a number must follow the >")
 	}
 	unit := strings.TrimSpace(value[end:])
 	t.text = strconv.FormatFloat(n, 'f', -1, 64) + " " + unit

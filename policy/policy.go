@@ -47,7 +47,7 @@ func (d Duration) MarshalText() ([]byte, error) {
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
 	if err != nil {
-		return fmt.Errorf("%q: want a duration such as 30s or 1m30s", b)
+		return fmt.Errorf("%q: must be a duration such as 30s or 1m30s", b)
 	}
 	*d = Duration(v)
 	return nil

@@ -101,7 +101,7 @@ func TestCheckSaysWhatIsWrongAndWhere(t *testing.T) {
 		"a shift by more than all":      {shift(func(s *policy.Shift) { s.By = 101 }), "routes.gpt-4o.shift.by: 101: must be"},
 		"a shift without time":          {shift(func(s *policy.Shift) { s.Every = 0 }), "routes.gpt-4o.shift.every: 0s: must be above 0"},
 		"a sample below none":           {shift(func(s *policy.Shift) { s.MinSample = -1 }), "routes.gpt-4o.shift.min_sample: -1: must not"},
-		"a condition that is none":      {shift(func(s *policy.Shift) { s.Abort = append(s.Abort, "slow") }), `routes.gpt-4o.shift.abort.1: "slow": want METRIC>NUMBER`},
+		"a condition that is none":      {shift(func(s *policy.Shift) { s.Abort = append(s.Abort, "slow") }), `routes.gpt-4o.shift.abort.1: "slow": must be METRIC>NUMBER`},
 		"a state that is none":          {shift(func(s *policy.Shift) { s.State = "paused" }), `routes.gpt-4o.shift.state: "paused": must be empty`},
 		"nothing to go back to":         {shift(func(s *policy.Shift) { s.Before[0].Weight = 0 }), "routes.gpt-4o.shift.before: the weights add up to 0"},
 		"a bad weight to go back to":    {shift(func(s *policy.Shift) { s.Before[1].Weight = -1 }), "routes.gpt-4o.shift.before.1.weight: -1: must be 0"},

@@ -222,8 +222,8 @@ func (f *Fair[T]) Next() (item T, served, step uint64, ok bool) {
 }
 
 // Keep says whether other gateways have requests waiting in the same queue. Each gateway's Fair
-// then holds a part of the requests, and each is told what the others served. While there are
-// others, what was served is remembered even when no request waits here.
+// then holds a part of the requests, and receives what the others served. While there are others, what was served is
+// remembered even when no request waits here.
 func (f *Fair[T]) Keep(kept bool) {
 	if f.kept = kept; !kept && f.n == 0 {
 		f.reset()

@@ -86,7 +86,7 @@ func TestStep(t *testing.T) {
 		"all on the canary, and healthy":          {at(t, 100, "p95_ttft>1.5x"), good, none, late, "done: all requests to new", 100, policy.ShiftDone},
 		"all on the canary, and errors":           {at(t, 100, "error_rate>1%"), bad, none, early, "aborted at 100 % to new: error_rate 4.0 % (40 of 1000) > 1 %", 0, policy.ShiftAborted},
 		"all on the canary, a few left elsewhere": {at(t, 100, "p95_ttft>1.5x"), bad, good, late, "done: all requests to new", 100, policy.ShiftDone},
-		"a condition that cannot be parsed":       {at(t, 20, "slow"), good, good, 0, `aborted at 20 % to new: "slow": want METRIC>NUMBER and a unit, such as error_rate>1% or p95_ttft>1.5x`, 0, policy.ShiftAborted},
+		"a condition that cannot be parsed":       {at(t, 20, "slow"), good, good, 0, `aborted at 20 % to new: "slow": must be METRIC>NUMBER and a unit, such as error_rate>1% or p95_ttft>1.5x`, 0, policy.ShiftAborted},
 	} {
 		now := noon.Add(c.after)
 		next, got := c.route.Step(c.canary, c.stable, now)
@@ -309,24 +309,24 @@ func TestCondition(t *testing.T) {
 
 func TestConditionsThatAreNone(t *testing.T) {
 	for cond, want := range map[string]string{
-		"":                    "want METRIC>NUMBER",
-		"error_rate":          "want METRIC>NUMBER",
-		"error_rate<1%":       "want METRIC>NUMBER",
-		"errors>1%":           "want error_rate, or p50",
-		"p90_ttft>1s":         "want error_rate, or p50",
-		"p95_itl>1s":          "want error_rate, or p50",
-		"p95>1s":              "want error_rate, or p50",
-		"p95_ttft_x>1s":       "want error_rate, or p50",
-		">1%":                 "want error_rate, or p50",
-		"error_rate>":         "want a unit",
-		"error_rate>1":        "want a unit",
-		"error_rate>=1%":      "want a number",
-		"error_rate>-1%":      "want a number",
+		"":                    "must be METRIC>NUMBER",
+		"error_rate":          "must be METRIC>NUMBER",
+		"error_rate<1%":       "must be METRIC>NUMBER",
+		"errors>1%":           "must be error_rate, or p50",
+		"p90_ttft>1s":         "must be error_rate, or p50",
+		"p95_itl>1s":          "must be error_rate, or p50",
+		"p95>1s":              "must be error_rate, or p50",
+		"p95_ttft_x>1s":       "must be error_rate, or p50",
+		">1%":                 "must be error_rate, or p50",
+		"error_rate>":         "a unit must follow",
+		"error_rate>1":        "a unit must follow",
+		"error_rate>=1%":      "a number must follow",
+		"error_rate>-1%":      "a number must follow",
 		"error_rate>1e3%":     "error_rate is compared with % or x",
-		"error_rate>1.2.3%":   "want a number",
-		"error_rate>.%":       "want a number",
-		"error_rate>x":        "want a number",
-		"error_rate>NaN%":     "want a number",
+		"error_rate>1.2.3%":   "a number must follow",
+		"error_rate>.%":       "a number must follow",
+		"error_rate>x":        "a number must follow",
+		"error_rate>NaN%":     "a number must follow",
 		"error_rate>1s":       "error_rate is compared with % or x",
 		"error_rate>100%":     "the rate must be below 100 percent",
 		"error_rate>0x":       "the factor must be above 0",
@@ -337,7 +337,7 @@ func TestConditionsThatAreNone(t *testing.T) {
 		"p95_ttft>3601s":      "the time must be 1ms to 3600s",
 		"p95_ttft>1.5x > 2x":  "a time is compared with",
 		"error_rate>1% or so": "error_rate is compared with",
-		"error_rate>" + strings.Repeat("9", 400) + "%": "want a number",
+		"error_rate>" + strings.Repeat("9", 400) + "%": "a number must follow",
 	} {
 		_, err := policy.ParseCondition(cond)
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.HasSuffix(err.Error(), ", such as error_rate>1% or p95_ttft>1.5x") {

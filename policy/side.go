@@ -129,12 +129,12 @@ func (h *histogram) UnmarshalJSON(b []byte) error {
 		return err
 	}
 	if len(pairs)%2 != 0 {
-		return fmt.Errorf("a histogram of %d numbers: want pairs", len(pairs))
+		return fmt.Errorf("a histogram of %d numbers: must be pairs", len(pairs))
 	}
 	*h = histogram{}
 	for p := range slices.Chunk(pairs, 2) {
 		if int(p[0]) >= len(h) {
-			return fmt.Errorf("bucket %d of a histogram: there are %d", p[0], len(h))
+			return fmt.Errorf("bucket %d of a histogram with %d buckets", p[0], len(h))
 		}
 		h[p[0]] = p[1]
 	}

@@ -358,7 +358,7 @@ func (w *Worker) accept(m *nats.Msg, d subjects.Delivery, now time.Time) *attemp
 		return nil
 	}
 	a := newAttempt(m, req, t, now)
-	if !w.attempts.begin(a) { // the worker drains since a moment ago
+	if !w.attempts.begin(a) { // the worker has begun to drain
 		w.nc.Publish(m.Reply, subjects.Nak)
 		return nil
 	}

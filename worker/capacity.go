@@ -484,9 +484,9 @@ func (c *capacity) fenceReasonLocked(running runningAttempts, now time.Time) (cl
 	}
 	if c.blindLocked() {
 		if f := c.gpus.nvml.Failure; f != nil {
-			return subjects.FenceNVML, "NVML is required, and fails: " + f.Error()
+			return subjects.FenceNVML, "NVML is required but fails: " + f.Error()
 		}
-		return subjects.FenceNVML, "NVML is required, and reports nothing of the engine's GPUs"
+		return subjects.FenceNVML, "NVML is required but reports nothing about the engine's GPUs"
 	}
 	if c.fence.suspect != "" {
 		return gpu.FenceXID, c.fence.suspect
@@ -512,7 +512,7 @@ func (c *capacity) stallLocked(running runningAttempts, now time.Time) string {
 	if now.Sub(since) < patience {
 		return ""
 	}
-	return fmt.Sprintf("the engine has stalled: it has requests, and no token and an idle GPU for %v", patience)
+	return fmt.Sprintf("the engine has stalled: for %v it had requests but produced no token, and its GPU was idle", patience)
 }
 
 // slotsLocked computes capacity.slots.
@@ -549,7 +549,7 @@ func (d *decisions) addLimit(now time.Time, from, to float64, change policy.Chan
 		from = since
 	}
 	if change == policy.Unchanged {
-		change = "as many as there are slots"
+		change = "set to the number of slots"
 	}
 	d.add(now, fmt.Sprintf("limit %.0f → %.0f: %s", from, to, change))
 	if grows {
@@ -622,7 +622,7 @@ func (w *Worker) lookAtCapacity(now time.Time) {
 	_, weight := w.presence.open(now)
 	news, fence := w.capacity.look(gpus, w.estimates.workload(now), w.attempts.summary(), weight, now)
 	if f := news.unwatched; f != nil {
-		w.log.Warn("GPUs are not watched", "reason", f.Error(), "remedy", f.Remedy())
+		w.log.Warn("GPUs are not monitored", "reason", f.Error(), "remedy", f.Remedy())
 	}
 	if news.suspect != "" {
 		w.scraper.Look()
@@ -637,7 +637,7 @@ func (w *Worker) onFence(f fenceChange) {
 	case !f.changed:
 		return
 	case f.reason == "":
-		w.log.Info("worker takes requests again", "was_fenced_for", f.lasted)
+		w.log.Info("worker no longer fenced", "fenced_for", f.lasted)
 	default:
 		w.log.Warn("worker fenced; it takes no new requests", "reason", f.reason, "in_flight", f.inFlight)
 	}

@@ -65,7 +65,7 @@ func (w *gpuWatch) look(all gpu.Reading, names []string, inFlight int, prealloca
 		fresh := s.State == gpu.Fresh && s.At.After(g.last.At)
 		g.verdict = g.fence.Judge(s, engineStarted)
 		if g.verdict.Suspect != "" {
-			news.suspect = fmt.Sprintf("GPU %s: %s: the engine has to answer first", s.Label(), g.verdict.Suspect)
+			news.suspect = fmt.Sprintf("GPU %s: %s: waiting for the engine to answer", s.Label(), g.verdict.Suspect)
 		}
 		g.last = s
 		if fresh {

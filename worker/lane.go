@@ -205,7 +205,7 @@ func (l *lane) remove(i int) bid {
 }
 
 // findLate removes the bids whose answer is overdue, so that others can be placed. The answer may still come; after
-// bidExpires it is taken for lost, for example because somebody deleted the queue's consumer.
+// bidExpires it is taken for lost, for example because the queue's consumer was deleted.
 func (l *lane) findLate(now time.Time) {
 	l.open = slices.DeleteFunc(l.open, func(b bid) bool {
 		overdue := now.Sub(b.expires) > answerLate

@@ -32,7 +32,7 @@ func (w *Worker) policyLoop(ctx context.Context) {
 		},
 	}
 	if err := f.Run(ctx, w.nc); err != nil {
-		w.log.Error("policy is not followed", "err", err)
+		w.log.Error("cannot follow the policy", "err", err)
 	}
 }
 

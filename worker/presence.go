@@ -80,7 +80,7 @@ func (p *presence) report(fence string) (state subjects.State, reason string) {
 	defer p.mu.Unlock()
 	switch takes := p.state == subjects.Ready || p.state == subjects.Paused; {
 	case takes && p.cordoned:
-		return subjects.Cordoned, "an operator cordoned it"
+		return subjects.Cordoned, "cordoned by an operator"
 	case takes && fence != "":
 		return subjects.Fenced, fence
 	}
@@ -264,7 +264,7 @@ func modelsOf(cfg Config, l engine.Listing) ([]string, error) {
 	}
 	switch {
 	case l.Err != nil && l.Status != 0 && l.Status != http.StatusOK:
-		return nil, fmt.Errorf("%w; name the models (model=NAME) if the engine has no such list", l.Err)
+		return nil, fmt.Errorf("%w; if the engine has no such list, specify the models with model=NAME", l.Err)
 	case l.Err != nil:
 		return nil, l.Err
 	}
@@ -280,7 +280,7 @@ func modelsOf(cfg Config, l engine.Listing) ([]string, error) {
 	slices.Sort(models)
 	models = slices.Compact(models)
 	if cfg.Pool != "" && len(models) > 1 {
-		return nil, fmt.Errorf("GET /v1/models: %d models, and pool %q takes one: name it (model=NAME)", len(models), cfg.Pool)
+		return nil, fmt.Errorf("GET /v1/models: %d models, but pool %q takes one: specify it with model=NAME", len(models), cfg.Pool)
 	}
 	return models, nil
 }

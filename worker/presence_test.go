@@ -134,10 +134,10 @@ func TestModelsOfAListing(t *testing.T) {
 	}{
 		"its list":                  {Config{}, engine.Listing{Status: 200, Models: []string{"b", "", "a", "b"}}, "[a b]", ""},
 		"an empty list":             {Config{}, engine.Listing{Status: 200}, "[]", "GET /v1/models: no models"},
-		"no list":                   {Config{}, engine.Listing{Status: 404, Err: errors.New("GET /v1/models: 404 Not Found")}, "[]", "GET /v1/models: 404 Not Found; name the models (model=NAME) if the engine has no such list"},
+		"no list":                   {Config{}, engine.Listing{Status: 404, Err: errors.New("GET /v1/models: 404 Not Found")}, "[]", "GET /v1/models: 404 Not Found; if the engine has no such list, specify the models with model=NAME"},
 		"no answer":                 {Config{}, engine.Listing{Err: errors.New("connection refused")}, "[]", "connection refused"},
 		"something else":            {Config{}, engine.Listing{Status: 200, Err: errors.New("GET /v1/models: invalid character")}, "[]", "GET /v1/models: invalid character"},
-		"one pool for two":          {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"a", "b"}}, "[]", `GET /v1/models: 2 models, and pool "p" takes one: name it (model=NAME)`},
+		"one pool for two":          {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"a", "b"}}, "[]", `GET /v1/models: 2 models, but pool "p" takes one: specify it with model=NAME`},
 		"one pool for one":          {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"a"}}, "[a]", ""},
 		"configured, and it lists":  {Config{Models: []string{"m"}}, engine.Listing{Status: 200, Models: []string{"a"}}, "[m]", ""},
 		"configured, and no list":   {Config{Models: []string{"m"}}, engine.Listing{Status: 404, Err: errors.New("404")}, "[m]", ""},

@@ -53,7 +53,7 @@ type Config struct {
 	Dialect engine.Dialect
 	// MetricsURL is where the engine's metrics are, if not where its dialect has them. Default "".
 	MetricsURL string
-	// NVML reports the state of the GPUs. It must be running. Default nil: GPUs are not watched.
+	// NVML reports the state of the GPUs. It must be running. Default nil: GPUs are not monitored.
 	NVML GPUs
 	// NVMLRequired keeps requests from starting while NVML does not report every GPU of the engine. Default false.
 	NVMLRequired bool
@@ -170,7 +170,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 func (cfg Config) complete() (Config, error) {
 	u, err := url.Parse(cfg.Engine)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return cfg, fmt.Errorf("engine %q: want a URL such as http://127.0.0.1:8000", cfg.Engine)
+		return cfg, fmt.Errorf("engine %q: must be a URL such as http://127.0.0.1:8000", cfg.Engine)
 	}
 	cfg.Name = cmp.Or(cfg.Name, u.Host)
 	if err := cfg.check(); err != nil {
@@ -184,7 +184,7 @@ func (cfg Config) complete() (Config, error) {
 	}
 	named, ok := policy.ProfileNamed(cfg.Profile.Name)
 	if !ok {
-		return cfg, fmt.Errorf("engine %s: there is no profile %q", cfg.Engine, cfg.Profile.Name)
+		return cfg, fmt.Errorf("engine %s: unknown profile %q", cfg.Engine, cfg.Profile.Name)
 	}
 	cfg.Profile.Stretch, cfg.Profile.Fixed = named.Stretch, named.Fixed
 	cfg.DrainTimeout = cmp.Or(cfg.DrainTimeout, 10*time.Minute)
@@ -207,7 +207,7 @@ func (cfg *Config) check() error {
 	}
 	switch {
 	case cfg.Pool != "" && len(cfg.Models) > 1:
-		return fmt.Errorf("pool %q takes one model, and %d are named", cfg.Pool, len(cfg.Models))
+		return fmt.Errorf("pool %q takes one model, but %d are configured", cfg.Pool, len(cfg.Models))
 	case !named(cfg.Pool, subjects.MaxName):
 		return fmt.Errorf("pool %.40q: a name has 1 to %d bytes of UTF-8", cfg.Pool, subjects.MaxName)
 	case !named(cfg.Name, 64):
@@ -264,7 +264,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.drain("")
 	case <-w.ordered:
 		left = ErrDrained
-		w.drain("an operator ordered it")
+		w.drain("drained by an operator")
 	}
 	end()
 	loops.Wait()
@@ -297,7 +297,7 @@ func (w *Worker) drain(why string) {
 	w.presence.set(subjects.Draining, why)
 	ended, running := w.attempts.close()
 	w.presence.beat()
-	w.log.Info("worker drains", "in_flight", running)
+	w.log.Info("worker draining", "in_flight", running)
 
 	timeout := time.NewTimer(w.cfg.DrainTimeout)
 	defer timeout.Stop()

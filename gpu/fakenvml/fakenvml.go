@@ -1,5 +1,5 @@
-// Package fakenvml builds libraries named libnvidia-ml.so.1 that tests load in place of NVIDIA's, and tells them which
-// GPUs to simulate. They go through the real dynamic loader; see lib/fakenvml.c for their script.
+// Package fakenvml builds libraries named libnvidia-ml.so.1 that tests load in place of NVIDIA's, and sets which GPUs
+// they simulate. They go through the real dynamic loader; see lib/fakenvml.c for their script.
 package fakenvml
 
 import (

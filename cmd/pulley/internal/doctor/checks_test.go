@@ -123,7 +123,7 @@ func TestFindings(t *testing.T) {
 		"worker lost":    {worker(func(w *fleet.WorkerStatus) { w.Lost = 3 * time.Second }), fleet.Problem, "workers", "fast is lost: no heartbeat for 3.0s", "host-fast"},
 		"engine refuses": {worker(func(w *fleet.WorkerStatus) { w.State = subjects.Paused }), fleet.Warning, "workers", "fast is paused", "fewer slots"},
 		"worker fenced": {worker(func(w *fleet.WorkerStatus) {
-			w.State, w.Reason = subjects.Fenced, "the engine has stalled: it has requests, and no token and an idle GPU for 10s"
+			w.State, w.Reason = subjects.Fenced, "the engine has stalled: for 10s it had requests but produced no token, and its GPU was idle"
 		}), fleet.Problem, "workers", "fast is fenced: the engine has stalled", "pulley worker info fast"},
 		"GPU fenced": {reporting(subjects.Fenced, clitest.GPU(2, clitest.Lost)), fleet.Problem, "gpus", "GPU host-fast/2 (fast) is fenced: XID 79 (fallen off the bus)", "reset the GPU"},
 		"GPU needs a new engine": {reporting(subjects.Fenced, clitest.GPU(0, func(g *subjects.GPU) { g.Fenced = "XID 94 (contained ECC error)" })), fleet.Problem, "gpus",

@@ -22,7 +22,7 @@ func TestShift(t *testing.T) {
 	s.story(
 		step{"route shift llama", 3, `pulley: no route "llama"; see 'pulley route ls'\n`},
 		step{"route shift llama --every 1m", 2, `pulley: --every: needs --to, which starts a shift\nrun .*`},
-		step{"route shift llama --to llama-next --abort-if p42>1s", 2, `pulley: --abort-if "p42>1s": want error_rate, .*`},
+		step{"route shift llama --to llama-next --abort-if p42>1s", 2, `pulley: --abort-if "p42>1s": the metric must be error_rate, .*`},
 		step{"route shift llama --to llama", 4, `pulley: route llama: all requests already go to llama\n`},
 		step{"route shift llama --to llama-next --by 25% --every 90s --abort-if error_rate>1% --abort-if p95_ttft>1.5x --min-sample 2", 0,
 			`shift of llama to llama-next started: 25% every 1m30s, policy revision 1\n`},

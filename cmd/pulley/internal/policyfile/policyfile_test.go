@@ -64,7 +64,7 @@ func TestParseErrors(t *testing.T) {
 		"map for a scalar":       {standard + "pools:\n  llama:\n    paused:\n      a: b\n", `p.yaml:6: pools.llama.paused: must be true or false`},
 		"twice":                  {standard + "pools:\n  a: {}\n  a: {}\n", `p.yaml:5: pools.a: given twice`},
 		"a rule":                 {standard + "routes:\n  chat:\n    to:\n      - pool: llama\n        weight: -1\n", "p.yaml has 2 problems:\n  p.yaml:5: routes.chat.to: the weights add up to 0: nothing would be served\n  p.yaml:7: routes.chat.to.0.weight: -1: must be 0 to 1e+09"},
-		"a condition of a shift": {standard + "routes:\n  chat:\n    to: [{pool: a, weight: 1}]\n    shift:\n      to: a\n      by: 10\n      every: 2m\n      abort: [error_rate>1%,\n        nonsense]\n", `p.yaml:11: routes.chat.shift.abort.1: "nonsense": want METRIC>NUMBER and a unit, such as error_rate>1% or p95_ttft>1.5x`},
+		"a condition of a shift": {standard + "routes:\n  chat:\n    to: [{pool: a, weight: 1}]\n    shift:\n      to: a\n      by: 10\n      every: 2m\n      abort: [error_rate>1%,\n        nonsense]\n", `p.yaml:11: routes.chat.shift.abort.1: "nonsense": must be METRIC>NUMBER and a unit, such as error_rate>1% or p95_ttft>1.5x`},
 		"merged":                 {standard + "pools: &a\n  <<: *a\n", `p.yaml:4: pools.<<: merge keys are not supported: write the values out`},
 		"by an anchor":           {standard + "x: &r\n", `p.yaml:3: x: unknown key`},
 		"empty":                  {"", `p.yaml:1: tiers: no tier "standard": requests that ask for none need it`},
