@@ -40,7 +40,6 @@ type prober struct {
 	server string   // the Server header
 }
 
-// list reads /v1/models.
 func (p *prober) list(ctx context.Context) error {
 	var buf bytes.Buffer
 	resp, err := p.ask(ctx, http.MethodGet, p.base+"/v1/models", &buf)

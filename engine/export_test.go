@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"net/http"
+	"time"
 )
 
 // Dialects is the list of all dialects.
@@ -31,3 +32,6 @@ func ReadPages(d Dialect, body []byte) (found []Status, errs []error) {
 	}
 	return found, errs
 }
+
+// Fresh reports whether the load signals are recent enough to decide on: four scrapes.
+func (s Status) Fresh(now time.Time) bool { return s.Age(now) <= 2*time.Second }

@@ -14,7 +14,7 @@ import (
 
 const (
 	// period is the time from one scrape to the next, and maxBackoff the longest, of an engine that does not answer.
-	period     = FreshFor / 4
+	period     = 500 * time.Millisecond
 	maxBackoff = 5 * time.Second
 
 	// absentFor is how long a page that an engine does not have is not asked for again.
@@ -190,7 +190,6 @@ func (s *Scraper) meet(ctx context.Context) error {
 	return nil
 }
 
-// learn switches to the pages of a dialect.
 func (s *Scraper) learn(d Dialect) {
 	health, rest := d.pages()
 	s.dialect, s.health, s.rest = d, watched{page: health}, nil
@@ -249,7 +248,6 @@ func (s *Scraper) judge(err error, was Status) (healthy bool, reason string) {
 	return false, err.Error()
 }
 
-// visit reads a page if it is due.
 func (s *Scraper) visit(ctx context.Context, w *watched) {
 	now := time.Now()
 	if now.Before(w.next) {
@@ -270,7 +268,6 @@ func (s *Scraper) visit(ctx context.Context, w *watched) {
 	}
 }
 
-// read fetches and parses a page.
 func (s *Scraper) read(ctx context.Context, w *watched) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()

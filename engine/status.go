@@ -5,9 +5,6 @@ import (
 	"time"
 )
 
-// FreshFor is how old a Status may be to decide about capacity. The Scraper scrapes four times in that period.
-const FreshFor = 2 * time.Second
-
 // A Model is one that an engine serves.
 type Model struct {
 	Name string
@@ -53,9 +50,6 @@ func (s Status) Age(now time.Time) time.Duration {
 	}
 	return max(0, now.Sub(s.At))
 }
-
-// Fresh reports whether the load signals are recent enough to decide on. It does not promise that any are present.
-func (s Status) Fresh(now time.Time) bool { return s.Age(now) <= FreshFor }
 
 // Loaded are the names of the models that answer without a load.
 func (s Status) Loaded() []string {

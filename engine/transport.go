@@ -90,14 +90,13 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			return resp, err
 		}
 	}
-	c, err := t.open(r.Context())
+	c, err := t.dial(r.Context(), "tcp", t.addr)
 	if err != nil {
 		return nil, refuse(r, err)
 	}
-	return t.call(c, r)
+	return t.call(newConn(c), r)
 }
 
-// refuse returns the error of a call that does not reach the engine.
 func refuse(r *http.Request, err error) error {
 	if r.Body != nil {
 		r.Body.Close()
@@ -105,7 +104,6 @@ func refuse(r *http.Request, err error) error {
 	return callError(r.Context(), err)
 }
 
-// call makes one call on a free connection.
 func (t *Transport) call(c *conn, r *http.Request) (*http.Response, error) {
 	ctx := r.Context()
 	stop := context.AfterFunc(ctx, c.abort)
@@ -150,14 +148,6 @@ func (t *Transport) takeIdle() *conn {
 		}
 		c.Close()
 	}
-}
-
-func (t *Transport) open(ctx context.Context) (*conn, error) {
-	nc, err := t.dial(ctx, "tcp", t.addr)
-	if err != nil {
-		return nil, err
-	}
-	return newConn(nc), nil
 }
 
 func (t *Transport) expired(c *conn) bool {
@@ -253,7 +243,6 @@ func (c *conn) roundTrip(r *http.Request, most int64) (*http.Response, error) {
 	return c.answer(r)
 }
 
-// answer reads the header of an answer.
 func (c *conn) answer(r *http.Request) (*http.Response, error) {
 	for {
 		resp, err := http.ReadResponse(c.br, r)

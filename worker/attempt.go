@@ -164,7 +164,6 @@ func (as *attempts) begin(a *attempt) bool {
 	return true
 }
 
-// end removes an attempt.
 func (as *attempts) end(a *attempt) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
@@ -193,7 +192,6 @@ func (as *attempts) fail(id subjects.ID, now time.Time) {
 	as.failedHere[id] = now
 }
 
-// all returns the attempts that run.
 func (as *attempts) all() []*attempt {
 	as.mu.Lock()
 	defer as.mu.Unlock()
@@ -204,7 +202,6 @@ func (as *attempts) all() []*attempt {
 	return all
 }
 
-// byTier returns how many attempts run for the requests of each tier.
 func (as *attempts) byTier() map[string]int {
 	n := make(map[string]int)
 	for _, a := range as.all() {
@@ -250,7 +247,6 @@ func (as *attempts) forget(now time.Time) {
 	}
 }
 
-// onCancel stops an attempt that its gateway has cancelled.
 func (as *attempts) onCancel(m *nats.Msg) {
 	var c subjects.Cancel
 	if subjects.Unmarshal(m.Data, &c) != nil {
@@ -446,7 +442,6 @@ func (w *Worker) onRefusal(mark string, m *nats.Msg) {
 	}
 }
 
-// settle settles a delivery whose claim was refused.
 func (w *Worker) settle(r *subjects.Refusal) {
 	switch r.Verdict {
 	case subjects.Gone:
@@ -466,7 +461,6 @@ func (w *Worker) handBack(ack string, after time.Duration) {
 	w.nc.Publish(ack, subjects.NakAfter(after))
 }
 
-// call calls the engine and passes its answer on.
 func (w *Worker) call(a *attempt) {
 	body, err := fetchBody(w.nc, a)
 	path := a.req.Path
@@ -564,7 +558,6 @@ func (w *Worker) onFirstByte(a *attempt, answers bool, now time.Time) {
 	a.firstByte.set(a.started, now)
 }
 
-// finish sends the end of a whole answer.
 func (w *Worker) finish(a *attempt, status int, in *api.Inspector, p *pace, now time.Time) {
 	end := subjects.End{OutputTokens: in.OutputTokens(), InputTokens: in.InputTokens()}
 	if !a.firstByte.isSet() {
@@ -633,7 +626,6 @@ func newRunners(run func(*attempt)) *runners {
 	return &runners{run: run, waiting: make(chan *attempt)}
 }
 
-// start runs an attempt.
 func (rs *runners) start(a *attempt) {
 	select {
 	case rs.waiting <- a:

@@ -109,7 +109,6 @@ type modelState struct {
 	next    bool          // it is to be loaded next
 }
 
-// plannedBid is a bid to publish.
 type plannedBid struct {
 	lane   *lane
 	number int
@@ -131,7 +130,6 @@ func newBidder(worker string, ungated bool) *bidder {
 	return b
 }
 
-// follow puts a policy in force.
 func (b *bidder) follow(p *policy.Policy) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -139,7 +137,6 @@ func (b *bidder) follow(p *policy.Policy) {
 	b.arrangeLocked()
 }
 
-// serving returns the pools that the worker serves.
 func (b *bidder) serving() []servedPool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -157,7 +154,6 @@ func (b *bidder) serve(pools []servedPool, curves []*atomic.Pointer[policy.Curve
 	}
 }
 
-// onReference stores a gateway's reference.
 func (b *bidder) onReference(ref *subjects.Reference, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -429,7 +425,6 @@ func (b *bidder) useLocked(ld *load) {
 	}
 }
 
-// ceilLocked computes up to how many requests in flight each tier may bid.
 func (b *bidder) ceilLocked() {
 	loads := make([]float64, len(b.tiers))
 	for i := range b.tiers {
@@ -468,7 +463,6 @@ func (b *bidder) surveyLocked(ld *load, now time.Time) (first int, contended boo
 	return first, backlogs > 1 || backlogs == 1 && b.tiers[first].below && b.tiers[first].backlog > 1
 }
 
-// closed reports whether no bids may be placed on the lane now.
 func (l *lane) closed(ld *load, now time.Time) bool {
 	return l.pool.paused || ld.models[l.pool.source.name].blocked || l.retired || now.Before(l.restsTill)
 }
@@ -479,7 +473,6 @@ func (b *bidder) opensLocked(tier, k int, ld *load) bool {
 	return policy.MayBid(t.ceiling, ld.inFlight+k-1, ld.prefills.n+k-1, t.below)
 }
 
-// parkLocked parks bids on every lane.
 func (b *bidder) parkLocked(ld *load, now time.Time) {
 	open := 0
 	for _, l := range b.lanes {
@@ -599,7 +592,6 @@ func (l *lane) depth(ld *load) int {
 	return min(need, bidDepth, max(parkedPerLane/max(l.pool.ref.Workers, 1), 1))
 }
 
-// kindLocked returns the kind of a bid on a lane that is not dealt.
 func (b *bidder) kindLocked(l *lane, ld *load) bidKind {
 	if b.tiers[l.tier].below || ld.models[l.pool.source.name].cold {
 		return brief
@@ -643,14 +635,8 @@ func (p *pool) priceRung(n, more int, ld *load) int {
 	return policy.PriceRung(curve, p.ref.Mean, p.ref.Price, n, behind, max(ld.slots, 1), weight*ld.speed)
 }
 
-// arrangeLocked arranges the tiers and the lanes by the policy in force.
+// arrangeLocked sets the tiers and the lanes by the policy. The load of a tier that stays is kept.
 func (b *bidder) arrangeLocked() {
-	b.arrangeTiersLocked()
-	b.arrange(b.tiers)
-}
-
-// arrangeTiersLocked sets the tiers from the policy. The load of a tier that stays is kept.
-func (b *bidder) arrangeTiersLocked() {
 	was := b.tiers
 	b.tiers = make([]tier, len(b.policy.Tiers))
 	for i, t := range b.policy.Tiers {
@@ -666,6 +652,7 @@ func (b *bidder) arrangeTiersLocked() {
 		b.wheel = policy.Wheel{}
 		b.shares = make([]int, len(b.tiers))
 	}
+	b.arrange(b.tiers)
 }
 
 // bidLoop plans bids when time alone changes something: a pause ends, a measurement
@@ -727,7 +714,6 @@ func (w *Worker) publishBids() {
 	}
 }
 
-// load collects from the owners what bids depend on.
 func (w *Worker) load(now time.Time) load {
 	open, weight := w.presence.open(now)
 	ld := w.capacity.load()

@@ -116,7 +116,6 @@ func slotsOf(cfg Config, st engine.Status) int {
 	return blindSlots
 }
 
-// serve sets the models that the worker serves.
 func (c *capacity) serve(pools []servedPool, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -135,7 +134,6 @@ func (c *capacity) load() load {
 	}
 }
 
-// fitLocked computes the capacity with the present requests in flight.
 func (c *capacity) fitLocked() {
 	c.signals.InFlight, c.signals.QueueFull = c.inFlight, c.current.QueueFull
 	c.current = c.signals.Capacity()
@@ -172,7 +170,6 @@ func (c *capacity) begin(s *slot, pool string, streams bool, now time.Time) (loa
 	return s.load, beside
 }
 
-// end removes a request in flight.
 func (c *capacity) end(s *slot, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -181,7 +178,6 @@ func (c *capacity) end(s *slot, now time.Time) {
 	s.model.end(now)
 }
 
-// waitsLocked sets whether a request counts in capacity.waiting.
 func (c *capacity) waitsLocked(s *slot, waits bool) {
 	if s.waiting == waits {
 		return
@@ -195,7 +191,6 @@ func (c *capacity) waitsLocked(s *slot, waits bool) {
 	c.window.Prefilling(c.waiting)
 }
 
-// onFirstByte handles the first byte of a request's answer.
 func (c *capacity) onFirstByte(s *slot, began, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -248,7 +243,6 @@ func (c *capacity) onTokens(p *pace, events int, ended bool, mark prefillMark, n
 	p.events, p.at, p.mark = events, now, mark
 }
 
-// onBytes handles a read of an answer that does not stream.
 func (c *capacity) onBytes(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -276,14 +270,12 @@ func (c *capacity) onEnd(p *pace, stream bool, events, tokens int) {
 	}
 }
 
-// onRefusal counts an answer of the engine that it has no slot for a request.
 func (c *capacity) onRefusal() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.window.Refused()
 }
 
-// onDown records that the engine has gone down.
 func (c *capacity) onDown(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -340,7 +332,6 @@ func (c *capacity) blindLocked() bool {
 	return c.cfg.NVMLRequired && c.signals.GPUFreshness() == policy.Missing
 }
 
-// onStatus handles a report of the engine.
 func (c *capacity) onStatus(st engine.Status, work workload, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -515,7 +506,6 @@ func (c *capacity) stallLocked(running runningAttempts, now time.Time) string {
 	return fmt.Sprintf("the engine has stalled: for %v it had requests but produced no token, and its GPU was idle", patience)
 }
 
-// slotsLocked computes capacity.slots.
 func (c *capacity) slotsLocked() int {
 	if c.current.Bound == policy.BoundFence {
 		return 0
@@ -532,7 +522,6 @@ func (c *capacity) slotsLocked() int {
 	return max(int(most*c.current.Factor), 1)
 }
 
-// add adds a decision.
 func (d *decisions) add(now time.Time, text string) {
 	if len(d.list) >= keptDecisions {
 		d.list = slices.Delete(d.list, 0, len(d.list)-keptDecisions+1)

@@ -188,7 +188,6 @@ func (e *estimator) learn(t *timing, output int, streamed, disturbed bool, now t
 	}
 }
 
-// end removes an attempt.
 func (e *estimator) end(t *timing, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -373,7 +372,6 @@ func (m *meter) until(now time.Time) float64 {
 	return m.area + float64(m.level)*now.Sub(m.at).Seconds()
 }
 
-// later returns the later of two times.
 func later(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a

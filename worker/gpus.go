@@ -30,7 +30,6 @@ type gpuWatch struct {
 	idleSince time.Time // since when all GPUs are idle; zero: one is not, or it is unknown
 }
 
-// watchedGPU is one of the engine's GPUs.
 type watchedGPU struct {
 	last    gpu.Snapshot
 	fence   gpu.Fence
@@ -170,7 +169,6 @@ func (w *gpuWatch) report(required bool) *subjects.NVML {
 	return &n
 }
 
-// sameGPU reports whether two snapshots are of one device.
 func sameGPU(a, b gpu.Snapshot) bool {
 	if a.UUID != "" && b.UUID != "" {
 		return a.UUID == b.UUID

@@ -138,7 +138,6 @@ func newLane(number int, worker, tier, pool, home string) *lane {
 	return l
 }
 
-// add opens a bid.
 func (l *lane) add(b bid, now time.Time) (number int) {
 	l.bids++
 	l.last, b.number, b.expires = now, l.bids, now.Add(b.kind.expires())
@@ -232,7 +231,6 @@ func (l *lane) noConsumer(number int) {
 	l.late = 0
 }
 
-// noBids forgets all bids: the broker has lost them.
 func (l *lane) noBids() { l.open, l.late = l.open[:0], 0 }
 
 // empty reports whether all bids have ended and no answer is overdue.
@@ -347,7 +345,6 @@ func (s *laneSet) lane(p *pool, tier, home string) (queueName, *lane) {
 	return queue, newLane(s.numbers, s.worker, tier, p.name, home)
 }
 
-// index builds the index of the lanes by number.
 func (s *laneSet) index() {
 	clear(s.byNumber)
 	for _, l := range s.byQueue {

@@ -138,7 +138,6 @@ func (ms *models) learnTogether(st engine.Status) {
 	ms.loaded = loaded
 }
 
-// without returns the elements of a list that are not in another.
 func without(list, other []string) []string {
 	var rest []string
 	for _, x := range list {
@@ -202,7 +201,6 @@ func (ms *models) states() map[string]modelState {
 // loadTime returns how long a load of a model is expected to take.
 func (ms *models) loadTime(m *model) time.Duration { return cmp.Or(m.load, ms.load, policy.FirstLoad) }
 
-// begin adds a request for the model of a pool.
 func (ms *models) begin(pool string, now time.Time) (m *model, load coldLoad) {
 	if m = ms.byPool[pool]; m == nil { // it was served when the bid was placed
 		m = &model{pool: pool}
@@ -218,7 +216,6 @@ func (ms *models) begin(pool string, now time.Time) (m *model, load coldLoad) {
 	return m, load
 }
 
-// end removes a request.
 func (m *model) end(now time.Time) {
 	m.inFlight--
 	m.used = now

@@ -11,7 +11,6 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// policyLoop follows the operator's policy.
 func (w *Worker) policyLoop(ctx context.Context) {
 	failing := false
 	f := policystore.Follower{
@@ -36,7 +35,6 @@ func (w *Worker) policyLoop(ctx context.Context) {
 	}
 }
 
-// onPolicy puts a policy in force.
 func (w *Worker) onPolicy(v policystore.Version) {
 	me := v.Policy.Workers[w.cfg.Name]
 	changed := w.presence.follow(me.Cordoned, cmp.Or(me.Weight, w.cfg.Weight))

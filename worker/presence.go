@@ -60,7 +60,6 @@ func newPresence(weight float64) *presence {
 	}
 }
 
-// beat makes the worker publish a heartbeat now.
 func (p *presence) beat() { signal(p.due) }
 
 // open reports whether the worker's state lets it accept new requests, and returns
@@ -178,7 +177,6 @@ func (p *presence) onSuccess(now time.Time) {
 	}
 }
 
-// down reports whether the engine is down.
 func (p *presence) down() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -201,7 +199,6 @@ func (p *presence) onReconnect(now time.Time) {
 	p.connected = now
 }
 
-// onGateway records a gateway's sign of life.
 func (p *presence) onGateway(id string, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -285,7 +282,6 @@ func modelsOf(cfg Config, l engine.Listing) ([]string, error) {
 	return models, nil
 }
 
-// serve makes the worker serve these models.
 func (w *Worker) serve(models []string) {
 	pools := make([]servedPool, 0, len(models))
 	names := make([]string, 0, len(models))
@@ -300,7 +296,6 @@ func (w *Worker) serve(models []string) {
 	w.bidder.serve(pools, w.estimates.serve(names))
 }
 
-// onStatus handles the engine's report of its load and its health.
 func (w *Worker) onStatus(st engine.Status) {
 	now := time.Now()
 	unhealthy := ""
@@ -353,7 +348,6 @@ func (w *Worker) publishHeartbeat(now time.Time) {
 	w.nc.Publish(subjects.Heartbeats(w.id), body)
 }
 
-// heartbeat collects the worker's state from the owners.
 func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	ld, r := w.load(now), w.capacity.report()
 	state, reason := w.presence.report(r.fence)
@@ -377,7 +371,6 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	return h
 }
 
-// engineName returns what people call the engine.
 func engineName(cfg Config, d engine.Dialect) string {
 	if name := cfg.EngineName; name != "" && name != string(engine.DialectOpenAI) {
 		return name

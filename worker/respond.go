@@ -109,7 +109,6 @@ func (l *local) send() bool {
 	return ok
 }
 
-// send sends the gathered frames.
 func (a *attempt) send() {
 	if !a.out.send() {
 		a.stop(errGatewayGone)

@@ -205,7 +205,6 @@ func (b *batch) heldLocked() int {
 	return tokens
 }
 
-// setClock changes the speed of all computation from now on.
 func (b *batch) setClock(clock float64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -245,7 +244,6 @@ func (b *batch) armLocked(now time.Time) {
 	}
 }
 
-// advanceLocked processes all events that are due.
 func (b *batch) advanceLocked(now time.Time) {
 	for {
 		b.admitLocked()

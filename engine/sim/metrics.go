@@ -86,7 +86,6 @@ func showJSON(of func(state) any, s *Engine) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, of(s.state())) }
 }
 
-// showMetrics serves a page in Prometheus' text format.
 func (s *Engine) showMetrics(of func(state) []metric) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		var b bytes.Buffer
@@ -198,7 +197,6 @@ func (s *Engine) llamacppSlots(st state) any {
 	return slots
 }
 
-// ollamaModels lists all models.
 func (s *Engine) ollamaModels(state) any {
 	var models []object
 	for _, m := range s.cfg.Models {

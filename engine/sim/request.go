@@ -71,7 +71,6 @@ type body struct {
 	N              int             `json:"n"`
 }
 
-// prompt returns all texts that count as input.
 func (b *body) prompt() []string {
 	all := slices.Concat(b.System, b.Instructions, b.Messages, b.Prompt, b.Input, b.Query, b.Documents)
 	for _, in := range b.Inputs {
@@ -233,7 +232,6 @@ func (wk *work) setOutput(b *body) error {
 // contentType is that of a stream.
 func (wk *work) contentType() string { return "text/event-stream; charset=utf-8" }
 
-// text is the whole answer.
 func (wk *work) text() string { return Text(wk.hash, wk.out) }
 
 // piece is the part of the text that the tokens from i until before n add.

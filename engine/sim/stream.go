@@ -151,7 +151,6 @@ func (s *Engine) writeStream(w http.ResponseWriter, r *http.Request, wk *work, a
 	return nil
 }
 
-// count adds a completed request.
 func (s *Engine) count(wk *work) {
 	s.finished.Add(1)
 	s.tokensIn.Add(int64(wk.in))

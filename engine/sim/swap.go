@@ -123,7 +123,6 @@ func (l *loader) goOnLocked() {
 	}
 }
 
-// letInLocked lets a request run if its model is ready.
 func (l *loader) letInLocked(v *visit) bool {
 	h := l.find(v.model)
 	if h == nil || !h.ready || h.leaving {

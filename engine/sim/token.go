@@ -9,12 +9,6 @@ func PromptHash(texts ...string) uint64 {
 	return hash
 }
 
-// CountTokens is the number of tokens in the texts: their whitespace-separated words.
-func CountTokens(texts ...string) int {
-	_, n, _ := hashWords(texts, 0)
-	return n
-}
-
 // hashWords also returns the hash after every block words, unless block is 0.
 func hashWords(texts []string, block int) (hash uint64, words int, blocks []uint64) {
 	const offset, prime = 14695981039346656037, 1099511628211
