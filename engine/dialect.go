@@ -52,17 +52,12 @@ func ParseDialect(name string) (Dialect, error) {
 
 // SpellDialects lists names for a message: "vllm, sglang or tgi".
 func SpellDialects(ds []Dialect) string {
-	var s strings.Builder
+	names := make([]string, len(ds))
 	for i, d := range ds {
-		switch {
-		case i == len(ds)-1:
-			s.WriteString(" or ")
-		case i > 0:
-			s.WriteString(", ")
-		}
-		s.WriteString(string(d))
+		names[i] = string(d)
 	}
-	return s.String()
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " or " + names[last]
 }
 
 // slowly is how often values that seldom change are read: models, slots.

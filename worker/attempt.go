@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -235,16 +236,8 @@ func (as *attempts) find(id subjects.ID, mark uint64) *attempt {
 func (as *attempts) forget(now time.Time) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
-	for id, at := range as.failedHere {
-		if now.Sub(at) > failedHereFor {
-			delete(as.failedHere, id)
-		}
-	}
-	for id, until := range as.kept {
-		if now.After(until) {
-			delete(as.kept, id)
-		}
-	}
+	maps.DeleteFunc(as.failedHere, func(_ subjects.ID, at time.Time) bool { return now.Sub(at) > failedHereFor })
+	maps.DeleteFunc(as.kept, func(_ subjects.ID, until time.Time) bool { return now.After(until) })
 }
 
 func (as *attempts) onCancel(m *nats.Msg) {

@@ -546,32 +546,12 @@ func (d *decisions) addLimit(now time.Time, from, to float64, change policy.Chan
 	}
 }
 
-// report is what only capacity contributes to a heartbeat.
-type report struct {
-	fence    string
-	class    gpu.FenceClass
-	dialect  engine.Dialect
-	capacity *subjects.Capacity
-	engine   *subjects.EngineStatus
-	nvml     *subjects.NVML
-}
-
-func (c *capacity) report() report {
+// report adds to a heartbeat what only capacity knows.
+func (c *capacity) report(h *subjects.Heartbeat) (fence string, dialect engine.Dialect) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r := report{
-		fence: c.fence.reason, class: c.fence.class, dialect: c.status.Dialect,
-		capacity: c.reportLocked(), engine: engineReport(c.status),
-	}
-	if c.cfg.NVML != nil {
-		r.nvml = c.gpus.report(c.cfg.NVMLRequired)
-	}
-	return r
-}
-
-func (c *capacity) reportLocked() *subjects.Capacity {
 	fit := c.current
-	r := &subjects.Capacity{
+	h.Capacity = &subjects.Capacity{
 		Profile: c.cfg.Profile.Name, Total: fit.Total, Bound: fit.Bound, Why: fit.Why, Headroom: fit.Headroom, Factor: fit.Factor,
 		Engine: fit.Engine.String(), GPU: fit.GPU.String(), Terms: make(map[policy.Bound]float64),
 		Limit: c.limit.Value(), AloneMS: ms(c.limit.Baseline()), PaceMS: ms(c.limit.Pace()), TargetMS: ms(c.limit.Target()),
@@ -579,10 +559,14 @@ func (c *capacity) reportLocked() *subjects.Capacity {
 	}
 	for _, t := range c.signals.Terms() {
 		if !math.IsInf(t.Max, 1) {
-			r.Terms[t.Bound] = t.Max
+			h.Capacity.Terms[t.Bound] = t.Max
 		}
 	}
-	return r
+	h.EngineStatus, h.FenceClass = engineReport(c.status), c.fence.class
+	if c.cfg.NVML != nil {
+		h.NVML = c.gpus.report(c.cfg.NVMLRequired)
+	}
+	return c.fence.reason, c.status.Dialect
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

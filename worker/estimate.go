@@ -235,23 +235,14 @@ func (e *estimator) load(now time.Time) prefills {
 }
 
 func (e *estimator) prefillsLocked(now time.Time) prefills {
-	p := prefills{known: true}
-	for i := 0; i < len(e.waiting); i++ {
-		t := e.waiting[i]
-		switch {
-		case t.streams:
-		case !now.Before(t.firstBy):
-			e.waiting = slices.Delete(e.waiting, i, i+1)
-			e.countLocked()
-			i--
-			continue
-		case p.until.IsZero() || t.firstBy.Before(p.until):
+	e.waiting = slices.DeleteFunc(e.waiting, func(t *timing) bool { return !t.streams && !now.Before(t.firstBy) })
+	e.countLocked()
+	p := prefills{known: true, n: len(e.waiting)}
+	for _, t := range e.waiting {
+		if !t.streams && (p.until.IsZero() || t.firstBy.Before(p.until)) {
 			p.until = t.firstBy
 		}
-		p.n++
-		if t.expectFirst == 0 {
-			p.known = false
-		}
+		p.known = p.known && t.expectFirst > 0
 		p.work += t.expectFirst.Seconds()
 	}
 	// The engine has worked on the first of them since the one before was done.

@@ -133,7 +133,9 @@ func TestAModelIsLoaded(t *testing.T) {
 	if s := c.load().models; !s["a"].blocked || s["b"].blocked || !s["b"].next {
 		t.Errorf("a is idle: %+v", s)
 	}
-	if d := c.report().capacity.Decisions; len(d) != 1 || d[0].Text != `load model "b" in place of "a"` {
+	var h subjects.Heartbeat
+	c.report(&h)
+	if d := h.Capacity.Decisions; len(d) != 1 || d[0].Text != `load model "b" in place of "a"` {
 		t.Errorf("decided %v", d)
 	}
 

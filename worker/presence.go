@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -226,11 +227,9 @@ func (p *presence) gatewayLives(id string, now time.Time) bool {
 func (p *presence) forgetGateways(inUse map[string]*subjects.Alive, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id, at := range p.gateways {
-		if inUse[id] == nil && now.Sub(at) > gatewayForgotten {
-			delete(p.gateways, id)
-		}
-	}
+	maps.DeleteFunc(p.gateways, func(id string, at time.Time) bool {
+		return inUse[id] == nil && now.Sub(at) > gatewayForgotten
+	})
 }
 
 // onListing handles the engine's list of its models. It reports whether the worker can serve with it.
@@ -349,17 +348,16 @@ func (w *Worker) publishHeartbeat(now time.Time) {
 }
 
 func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
-	ld, r := w.load(now), w.capacity.report()
-	state, reason := w.presence.report(r.fence)
+	ld := w.load(now)
 	h := subjects.Heartbeat{
-		Worker: w.id, Name: w.cfg.Name, Engine: engineName(w.cfg, r.dialect), URL: w.cfg.Engine, Host: w.host,
-		Version: w.cfg.Version, Started: w.started, State: state, Reason: reason,
-		Slots: ld.slots, InFlight: ld.inFlight, Prefills: ld.prefills.n,
-		Weight: ld.assumed, Done: w.attempts.done.Load(), Failed: w.attempts.failed.Load(),
-		Capacity: r.capacity, EngineStatus: r.engine, NVML: r.nvml,
+		Worker: w.id, Name: w.cfg.Name, URL: w.cfg.Engine, Host: w.host, Version: w.cfg.Version, Started: w.started,
+		Slots: ld.slots, InFlight: ld.inFlight, Prefills: ld.prefills.n, Weight: ld.assumed,
+		Done: w.attempts.done.Load(), Failed: w.attempts.failed.Load(),
 	}
-	if state == subjects.Fenced {
-		h.FenceClass = r.class
+	fence, dialect := w.capacity.report(&h)
+	h.Engine = engineName(w.cfg, dialect)
+	if h.State, h.Reason = w.presence.report(fence); h.State != subjects.Fenced {
+		h.FenceClass = ""
 	}
 	measured := w.estimates.measurements(now)
 	for _, s := range w.bidder.statuses(ld) {
