@@ -497,11 +497,11 @@ func fetchBody(nc *nats.Conn, a *attempt) ([]byte, error) {
 	body := make([]byte, 0, min(a.req.BodySize, maxBodyAtOnce))
 	for int64(len(body)) < a.req.BodySize {
 		piece, err := fetchPiece(nc, a, int64(len(body)))
+		if err == nil && (len(piece) == 0 || int64(len(body)+len(piece)) > a.req.BodySize) {
+			err = fmt.Errorf("the gateway sent %d", len(piece))
+		}
 		if err != nil {
 			return nil, fmt.Errorf("fetch body at %d of %d bytes: %w", len(body), a.req.BodySize, err)
-		}
-		if len(piece) == 0 || int64(len(body)+len(piece)) > a.req.BodySize {
-			return nil, fmt.Errorf("fetch body at %d of %d bytes: the gateway sent %d", len(body), a.req.BodySize, len(piece))
 		}
 		body = append(body, piece...)
 	}

@@ -235,8 +235,11 @@ func (e *estimator) load(now time.Time) prefills {
 }
 
 func (e *estimator) prefillsLocked(now time.Time) prefills {
+	was := len(e.waiting)
 	e.waiting = slices.DeleteFunc(e.waiting, func(t *timing) bool { return !t.streams && !now.Before(t.firstBy) })
-	e.countLocked()
+	if len(e.waiting) < was {
+		e.countLocked()
+	}
 	p := prefills{known: true, n: len(e.waiting)}
 	for _, t := range e.waiting {
 		if !t.streams && (p.until.IsZero() || t.firstBy.Before(p.until)) {
