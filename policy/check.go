@@ -30,10 +30,7 @@ func (p *Policy) Check() error {
 			c.add([]string{"session_headers", fmt.Sprint(i)}, "%q: not a header name", h)
 		}
 	}
-	if c.problems == nil {
-		return nil
-	}
-	return Invalid{c.problems}
+	return c.err()
 }
 
 // Invalid is the error of a policy or a key that does not validate.
@@ -67,6 +64,13 @@ func (c *checker) add(path []string, format string, args ...any) {
 }
 
 // maxName equals subjects.MaxName.
+func (c *checker) err() error {
+	if c.problems == nil {
+		return nil
+	}
+	return Invalid{c.problems}
+}
+
 const maxName = 256
 
 func (c *checker) name(path []string, name string) {

@@ -97,23 +97,12 @@ func (k *Key) Check() error {
 	for _, m := range k.Models {
 		c.name([]string{"models"}, m)
 	}
-	if c.problems == nil {
-		return nil
-	}
-	return Invalid{c.problems}
+	return c.err()
 }
 
 // AllowsModel reports whether the key may ask for a model.
 func (k *Key) AllowsModel(model string) bool {
-	if len(k.Models) == 0 {
-		return true
-	}
-	for _, m := range k.Models {
-		if Matches(m, model) {
-			return true
-		}
-	}
-	return false
+	return len(k.Models) == 0 || slices.ContainsFunc(k.Models, func(pattern string) bool { return Matches(pattern, model) })
 }
 
 // AllowsTier reports whether the key may ask for one of a policy's tiers.

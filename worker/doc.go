@@ -23,10 +23,6 @@
 // call anything else. So each is tested without a connection. The Worker asks the owners one after the other, and then
 // acts. Of an attempt, only capacity uses its slot, and only the estimator its timing.
 //
-// Worker.bid is called after every change that bids depend on. It collects the load
-// of the worker from the owners, has the bidder plan, and publishes. A bid is never
-// cancelled; a request that it brings when it no longer holds is handed back.
-//
 // # Locks
 //
 // Each owner has one mutex. None is taken while another is held, so there is no lock
