@@ -179,22 +179,15 @@ func (b *batch) preemptLocked(q *sequence) {
 	b.preempted++
 }
 
-func (b *batch) stats() Stats {
+// stats also returns how many tokens of memory the requests in the batch use.
+func (b *batch) stats() (st Stats, held int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.advanceLocked(time.Now())
 	return Stats{
 		Running: len(b.admitted), Waiting: len(b.waiting), MaxRunning: b.maxRunning, Started: b.started,
 		Preempted: b.preempted, Queried: b.queried, Cached: b.cached, Clock: b.clock,
-	}
-}
-
-// held is how many tokens of memory the requests in the batch use.
-func (b *batch) held() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.advanceLocked(time.Now())
-	return b.heldLocked()
+	}, b.heldLocked()
 }
 
 func (b *batch) heldLocked() int {

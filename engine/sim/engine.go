@@ -291,14 +291,7 @@ type Stats struct {
 }
 
 // Stats returns a snapshot. A client that has its whole answer is counted as finished.
-func (s *Engine) Stats() Stats {
-	st := s.batch.stats()
-	st.Name, st.Slots = s.cfg.Name, s.cfg.Slots
-	st.Received, st.Finished, st.Aborted = s.received.Load(), s.finished.Load(), s.aborted.Load()
-	st.Refused, st.Failed = s.refused.Load(), s.failed.Load()
-	s.loader.stats(&st)
-	return st
-}
+func (s *Engine) Stats() Stats { return s.state().Stats }
 
 func (s *Engine) showStats(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, s.Stats())

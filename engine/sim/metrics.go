@@ -74,8 +74,13 @@ type state struct {
 }
 
 func (s *Engine) state() state {
+	st, held := s.batch.stats()
+	st.Name, st.Slots = s.cfg.Name, s.cfg.Slots
+	st.Received, st.Finished, st.Aborted = s.received.Load(), s.finished.Load(), s.aborted.Load()
+	st.Refused, st.Failed = s.refused.Load(), s.failed.Load()
+	s.loader.stats(&st)
 	return state{
-		Stats: s.Stats(), model: s.cfg.Models[0], held: min(s.batch.held(), s.cfg.KVTokens), kvTokens: s.cfg.KVTokens,
+		Stats: st, model: s.cfg.Models[0], held: min(held, s.cfg.KVTokens), kvTokens: s.cfg.KVTokens,
 		in: s.tokensIn.Load(), out: s.tokens.Load(),
 	}
 }
