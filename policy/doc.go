@@ -12,14 +12,12 @@
 //
 //   - Share: while several tiers have a backlog, freed slots go to them in proportion to their
 //     shares ([Wheel]). An idle tier's share goes to the others. No tier starves.
-//   - Reserve: this percentage of each worker's slots stays free for the tier and those above it.
-//     The tiers below do not bid on those slots ([Ceiling]). A reserve trades the throughput of the
-//     tiers below for the inter-token time of the tiers above. On a worker with few slots, while
-//     the tiers above have requests there, the reserve grows until 99 in 100 of their requests find
-//     a free slot, up to five times the percentage.
-//   - Prefill gate: a tier with an active tier above it does not bid on a worker where a prompt
-//     waits for its prefill ([MayBid]). The gate guards the time to the first token and costs next
-//     to nothing.
+//   - Reserve: this percentage of each worker's slots stays free for the tier and those above it. The tiers below do
+//     not bid on those slots ([Ceiling]). A reserve trades the throughput of the tiers below for the inter-token time
+//     of the tiers above. On a worker with few slots, while the tiers above have requests there, the reserve grows
+//     until 99 in 100 of their requests find a free slot, up to five times the percentage.
+//   - Prefill gate: a tier with an active tier above it does not bid on a worker where a prompt waits for its prefill
+//     ([MayBid]). The gate guards the time to the first token and costs next to nothing.
 //
 // A client's API key says which tiers it may ask for. It asks with service_tier or a header.
 //

@@ -26,13 +26,11 @@ const (
 //     loaded model is idle and has been for a moment: a tenth of a load, at most a second; or a
 //     quarter of a load, at most two seconds, if the model was loaded recently. Then the model
 //     whose request has waited longest comes first; if none waits, any model may come.
-//   - A request that has waited for After brings its model in although the engine has work; of
-//     several such models, the one most overdue. The least recently used of the loaded models gets
-//     no new requests, and when its last one has ended, the waiting requests for the other model
-//     are taken.
-//   - A model that was loaded stays for After, and for at least twice the load time, before another
-//     may push it out. So loads take at most a third of the time when all models always have work,
-//     and each model is served in turn.
+//   - A request that has waited for After brings its model in although the engine has work; of several such models, the
+//     one most overdue. The least recently used of the loaded models gets no new requests, and when its last one has
+//     ended, the waiting requests for the other model are taken.
+//   - A model that was loaded stays for After, and for at least twice the load time, before another may push it out. So
+//     loads take at most a third of the time when all models always have work, and each model is served in turn.
 //   - A tier below an active one waits longer by the ratio of their shares: it would have waited
 //     for its share of the slots, too.
 //   - A model that another worker has loaded is left to that worker until a request has waited for
