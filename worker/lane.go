@@ -88,7 +88,7 @@ var bidBodies = func() (bodies [bidKinds][policy.Rungs][]byte) {
 // lane is one queue that the worker bids on: the part of a pool's queue that one
 // tier has in the shared lane or in a worker's home lane. The bidder owns it.
 type lane struct {
-	// Fixed after newLane.
+	// Fixed.
 	number  int    // in the subjects of its bids; no other lane ever has it
 	home    string // id of the worker whose home lane it is; empty for the shared lane
 	away    bool   // it is the home lane of another worker
@@ -128,15 +128,6 @@ type bid struct {
 
 // queueName identifies the queue that a delivery comes from.
 type queueName struct{ stream, consumer string }
-
-func newLane(number int, worker, tier, pool, home string) *lane {
-	l := &lane{number: number, home: home, away: home != "" && home != worker}
-	l.subject = subjects.BidSubject(tier, pool, cmp.Or(home, subjects.Shared))
-	for kind := range l.inboxes {
-		l.inboxes[kind] = fmt.Sprintf("%s.%d.%d.", subjects.WorkerBids(worker), number, kind)
-	}
-	return l
-}
 
 func (l *lane) add(b bid, now time.Time) (number int) {
 	l.bids++
@@ -256,7 +247,6 @@ type servedPool struct{ pool, model string }
 // arrange computes the lanes of these tiers. A lane that stays keeps its bids. One
 // that does not is retired: requests that its bids still bring are handed back.
 func (s *laneSet) arrange(tiers []tier) {
-	served, spilled := s.arrangePools()
 	lanes, away := make([]*lane, 0, len(s.lanes)), make([]*lane, 0, len(s.away))
 	byQueue := make(map[queueName]*lane, len(s.byQueue))
 	of := func(p *pool, tier int, home string) *lane {
@@ -265,29 +255,25 @@ func (s *laneSet) arrange(tiers []tier) {
 		byQueue[queue] = l
 		return l
 	}
-	for _, p := range served {
+	for _, p := range s.arrangePools() {
+		spills := p.source != p
+		if spills && len(p.refs) == 0 { // its queues may not exist: perhaps no worker ever served it
+			continue
+		}
 		_, home := slices.BinarySearch(p.homes, s.worker)
 		for t := range tiers {
 			lanes = append(lanes, of(p, t, ""))
-			if home && p.affinity {
+			if home && p.affinity && !spills {
 				lanes = append(lanes, of(p, t, s.worker))
 			}
 		}
-		if !p.affinity || p.sticky {
+		if !p.affinity || p.sticky || spills {
 			continue
 		}
 		for _, home := range policy.OtherHomeLanes(s.worker, p.homes) {
 			for t := range tiers {
 				away = append(away, of(p, t, home))
 			}
-		}
-	}
-	for _, p := range spilled {
-		if len(p.refs) == 0 { // its queues may not exist: perhaps no worker ever served it
-			continue
-		}
-		for t := range tiers {
-			lanes = append(lanes, of(p, t, ""))
 		}
 	}
 	for queue, l := range s.byQueue {
@@ -299,8 +285,8 @@ func (s *laneSet) arrange(tiers []tier) {
 	s.index()
 }
 
-// arrangePools returns the pools that the worker serves, and those that spill over to it.
-func (s *laneSet) arrangePools() (served, spilled []*pool) {
+// arrangePools returns the pools that the worker serves, and then those that spill over to it.
+func (s *laneSet) arrangePools() (pools []*pool) {
 	was := s.pools
 	s.pools = make(map[string]*pool)
 	add := func(name string) *pool {
@@ -312,12 +298,12 @@ func (s *laneSet) arrangePools() (served, spilled []*pool) {
 		p.balance, p.paused = s.policy.BalanceOf(name), rules.Paused
 		p.affinity, p.sticky = s.policy.AffinityOf(name) != policy.AffinityOff, rules.StickFor > 0
 		s.pools[name] = p
+		pools = append(pools, p)
 		return p
 	}
 	for _, sp := range s.serves {
 		p := add(sp.pool)
 		p.source, p.model, p.penalty = p, sp.model, 0
-		served = append(served, p)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.policy.Pools)) {
 		if s.pools[name] != nil {
@@ -327,22 +313,26 @@ func (s *laneSet) arrangePools() (served, spilled []*pool) {
 			if source := s.pools[spill.Pool]; source != nil && source.source == source {
 				p := add(name)
 				p.source, p.penalty = source, spill.Penalty
-				spilled = append(spilled, p)
 				break
 			}
 		}
 	}
-	return served, spilled
+	return pools
 }
 
 // lane returns the lane of a pool and a tier; a new one if there is none yet.
 func (s *laneSet) lane(p *pool, tier, home string) (queueName, *lane) {
-	queue := queueName{subjects.ReqStream(tier), subjects.ReqConsumer(p.name, cmp.Or(home, subjects.Shared))}
-	if l := s.byQueue[queue]; l != nil {
-		return queue, l
+	owner := cmp.Or(home, subjects.Shared)
+	queue := queueName{subjects.ReqStream(tier), subjects.ReqConsumer(p.name, owner)}
+	l := s.byQueue[queue]
+	if l == nil {
+		s.numbers++
+		l = &lane{number: s.numbers, home: home, away: home != "" && home != s.worker, subject: subjects.BidSubject(tier, p.name, owner)}
+		for kind := range l.inboxes {
+			l.inboxes[kind] = fmt.Sprintf("%s.%d.%d.", subjects.WorkerBids(s.worker), l.number, kind)
+		}
 	}
-	s.numbers++
-	return queue, newLane(s.numbers, s.worker, tier, p.name, home)
+	return queue, l
 }
 
 func (s *laneSet) index() {
