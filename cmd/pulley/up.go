@@ -3,6 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -11,6 +16,7 @@ import (
 	"github.com/pulley-lb/pulley/broker"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/worker"
@@ -172,4 +178,110 @@ second Ctrl-C exits at once.`,
 	fs.StringVar(&u.storeDir, "store-dir", cli.DefaultStoreDir(), "`directory` for the streams of the broker")
 	fs.DurationVar(&u.drain, "drain-timeout", 30*time.Second, "how long running requests may continue after Ctrl-C")
 	return cmd
+}
+
+// banner prints what was started and how to try it.
+type banner struct {
+	out            io.Writer
+	gateway        *gateway.Gateway
+	auth           gateway.AuthMode
+	ingress, admin net.Addr
+	broker, store  string
+	engines        []worker.Config
+	simulated      bool
+}
+
+// run prints the banner once there is a model, or after a few seconds without one. Then
+// it waits for ctx, since it is one of the parts.
+func (b *banner) run(ctx context.Context) error {
+	url := "http://" + b.ingress.String()
+	models := b.waitForModels(ctx, 5*time.Second)
+	var s strings.Builder
+	fmt.Fprintf(&s, "\nPulley %s\n\n", buildVersion())
+	fmt.Fprintf(&s, "  gateway  %-28s  OpenAI-compatible API\n", url)
+	if b.admin != nil {
+		fmt.Fprintf(&s, "  admin    %-28s  /readyz /metrics\n", "http://"+b.admin.String())
+	}
+	fmt.Fprintf(&s, "  broker   %-28s  store %s\n", b.broker, b.store)
+	auto := "none: every client on this machine may use the API (pulley key add --tenant NAME)"
+	if b.gateway.KeysRequired() {
+		auto = "required"
+	}
+	fmt.Fprintf(&s, "  keys     %s\n", keysText(b.auth, auto))
+	for _, e := range b.engines {
+		kind := e.EngineName
+		if kind == "" {
+			kind = "not answering yet"
+		}
+		fmt.Fprintf(&s, "  engine   %-28s  %s (%s)\n", e.Engine, e.Name, kind)
+	}
+	if b.simulated {
+		s.WriteString("\n  No engine was found on this machine: two simulated engines were started.\n  To use your own: pulley up --engine http://127.0.0.1:8000\n")
+	}
+	if len(models) == 0 {
+		s.WriteString("\n  No model yet: the workers are waiting for their engines.\n\n")
+	} else {
+		fmt.Fprintf(&s, "\n  models   %s\n\n", strings.Join(models, ", "))
+		key := ""
+		if b.gateway.KeysRequired() {
+			key = ` -H "authorization: Bearer $KEY"`
+		}
+		fmt.Fprintf(&s, "Try it:\n\n  curl -N %s/v1/chat/completions%s -H 'content-type: application/json' \\\n    -d '{\"model\":\"%s\",\"stream\":true,\"max_tokens\":20,\"messages\":[{\"role\":\"user\",\"content\":\"Hello!\"}]}'\n\n", url, key, models[0])
+	}
+	if ctx.Err() == nil {
+		io.WriteString(b.out, s.String())
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// waitForModels waits until the gateway is ready and has models.
+func (b *banner) waitForModels(ctx context.Context, within time.Duration) []string {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if models := b.gateway.Models(); len(models) > 0 && b.gateway.NotReady() == "" {
+			return models
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// simulations are the servers of the simulated engines inside pulley up.
+type simulations []*http.Server
+
+func (s simulations) close() {
+	for _, server := range s {
+		server.Close()
+	}
+}
+
+// simulate starts a fast and a slow engine that serve the same model.
+func simulate() ([]worker.Config, simulations, error) {
+	var cfgs []worker.Config
+	var servers simulations
+	for _, c := range []sim.Config{
+		{Name: "sim-fast", Models: []string{"sim"}, Slots: 16, PrefillRate: 8000, ITLBase: 15 * time.Millisecond, ITLPerRequest: 300 * time.Microsecond},
+		{Name: "sim-slow", Models: []string{"sim"}, Slots: 4, PrefillRate: 2000, ITLBase: 45 * time.Millisecond, ITLPerRequest: 2 * time.Millisecond},
+	} {
+		eng, err := sim.New(c)
+		if err != nil {
+			return nil, servers, err
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, servers, fmt.Errorf("simulated engine: %w", err)
+		}
+		server := &http.Server{Handler: eng, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
+		go server.Serve(l) // close ends it
+		servers = append(servers, server)
+		cfgs = append(cfgs, worker.Config{Engine: "http://" + l.Addr().String(), Name: c.Name, EngineName: "sim", Slots: c.Slots})
+	}
+	return cfgs, servers, nil
 }

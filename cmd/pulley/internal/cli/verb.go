@@ -1,12 +1,23 @@
 package cli
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"path/filepath"
 	"strings"
+	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
 // Noun makes a command whose verbs share the flags for the connection to NATS.
@@ -119,4 +130,130 @@ func listingBeside(cmd *cobra.Command) string {
 		}
 	}
 	return ""
+}
+
+// Session is one run of an operator's verb: its command line and its connection.
+type Session struct {
+	Cmd  *cobra.Command
+	Args []string
+	NC   *nats.Conn
+	JS   jetstream.JetStream
+
+	Force bool // --force was given
+}
+
+// begin connects. The caller ends the session.
+func begin(cmd *cobra.Command, args []string, c *ConnectFlags) (*Session, error) {
+	s := &Session{Cmd: cmd, Args: args}
+	var err error
+	if s.NC, err = c.Connect(cmd.Context(), cmd.CommandPath()); err != nil {
+		return nil, err
+	}
+	if s.JS, err = jetstream.New(s.NC); err != nil {
+		s.NC.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// end flushes what was published, and closes the connection.
+func (s *Session) end() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.Context()), time.Second)
+	defer cancel()
+	s.NC.FlushWithContext(ctx)
+	s.NC.Close()
+}
+
+// Context returns the context of the command; it ends when the command is interrupted.
+func (s *Session) Context() context.Context { return s.Cmd.Context() }
+
+// Printf prints a line on standard output: what the verb has done.
+func (s *Session) Printf(format string, args ...any) {
+	fmt.Fprintf(s.Cmd.OutOrStdout(), format+"\n", args...)
+}
+
+// Warnf prints a warning on standard error.
+func (s *Session) Warnf(format string, args ...any) {
+	p := term.Page{Terminal: term.Of(s.Cmd.ErrOrStderr())}
+	fmt.Fprintf(s.Cmd.ErrOrStderr(), "%s %s\n", p.Paint(term.Yellow, "warning:"), fmt.Sprintf(format, args...))
+}
+
+// Confirm asks for a confirmation of an action, such as "remove tier night", unless
+// --force was given. It is refused without a terminal.
+func (s *Session) Confirm(format string, args ...any) error {
+	action := fmt.Sprintf(format, args...)
+	if s.Force {
+		return nil
+	}
+	in := s.Cmd.InOrStdin()
+	if !Interactive(in) {
+		return Refusedf("%s: needs a confirmation, and standard input is not a terminal; use --force to skip it", action)
+	}
+	fmt.Fprintf(s.Cmd.ErrOrStderr(), "%s? [y/N] ", action)
+	answer := make(chan string, 1)
+	go func() { // without an answer it ends with the process
+		line, _ := bufio.NewReader(in).ReadString('\n')
+		answer <- strings.ToLower(strings.TrimSpace(line))
+	}()
+	select {
+	case a := <-answer:
+		if a == "y" || a == "yes" {
+			return nil
+		}
+		return Refusedf("not confirmed; nothing was changed")
+	case <-s.Context().Done():
+		fmt.Fprintln(s.Cmd.ErrOrStderr())
+		return context.Cause(s.Context())
+	}
+}
+
+// Interactive says whether a person can answer a question on in. Tests replace it.
+var Interactive = func(in io.Reader) bool {
+	f, ok := in.(*os.File)
+	return ok && term.Of(f).Width > 0
+}
+
+// User returns who runs the command, as name@host.
+func (s *Session) User() string {
+	name := os.Getenv("USER")
+	if u, err := user.Current(); err == nil {
+		name = filepath.Base(strings.ReplaceAll(u.Username, `\`, "/"))
+	}
+	host, _ := os.Hostname()
+	return cmp.Or(name, "unknown") + "@" + cmp.Or(host, "unknown")
+}
+
+// CommandLine returns the command as it was typed, without the flags for the
+// connection, the output and the confirmation. It is what the policy's history shows.
+func (s *Session) CommandLine() string {
+	var connection pflag.FlagSet
+	AddConnectFlags(&connection)
+	words := strings.Fields(s.Cmd.CommandPath())[1:]
+	for _, a := range s.Args {
+		words = append(words, ShellWord(a))
+	}
+	s.Cmd.Flags().Visit(func(f *pflag.Flag) {
+		if connection.Lookup(f.Name) != nil || s.Cmd.Root().PersistentFlags().Lookup(f.Name) != nil {
+			return
+		}
+		switch f.Name {
+		case "output", "watch", "force", "follow":
+			return
+		}
+		values := []string{f.Value.String()}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		switch d, err := time.ParseDuration(values[0]); {
+		case f.Value.Type() == "bool" && values[0] == "true":
+			words = append(words, "--"+f.Name)
+			return
+		case f.Value.Type() == "duration" && err == nil:
+			values[0] = FormatDuration(d)
+		}
+		for _, v := range values {
+			words = append(words, "--"+f.Name, ShellWord(v))
+		}
+	})
+	return strings.Join(words, " ")
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
@@ -124,4 +125,36 @@ func watch(ctx context.Context, out io.Writer, title, format string, read func()
 			io.WriteString(out, "\n")
 		}
 	}
+}
+
+// EncodeYAML encodes a value with an indent of two spaces.
+func EncodeYAML(value any) ([]byte, error) {
+	var b bytes.Buffer
+	e := yaml.NewEncoder(&b)
+	e.SetIndent(2)
+	if err := e.Encode(value); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), e.Close()
+}
+
+// yamlOf encodes a value as YAML with the names and the order of its JSON.
+func yamlOf(value any) ([]byte, error) {
+	b, err := json.Marshal(value)
+	if err != nil {
+		return nil, err
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal(b, &doc); err != nil { // JSON is YAML
+		return nil, err
+	}
+	var blockStyle func(n *yaml.Node)
+	blockStyle = func(n *yaml.Node) {
+		n.Style = 0
+		for _, c := range n.Content {
+			blockStyle(c)
+		}
+	}
+	blockStyle(&doc)
+	return EncodeYAML(&doc)
 }

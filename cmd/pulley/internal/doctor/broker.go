@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,6 +14,9 @@ import (
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/policystore"
+	"github.com/pulley-lb/pulley/subjects"
 )
 
 const (
@@ -121,3 +125,156 @@ func (l *deniedList) sorted() []string {
 }
 
 func lowerFirst(s string) string { return strings.ToLower(s[:1]) + s[1:] }
+
+// findStreams compares the streams and buckets with those that a gateway would create.
+func (e *examination) findStreams() []fleet.Finding {
+	if e.streamsErr != nil {
+		return []fleet.Finding{fleet.NewProblem(fmt.Sprintf("streams cannot be read: %v", e.streamsErr), "see permissions and jetstream above")}
+	}
+	var found []fleet.Finding
+	expected := make(map[string]bool)
+	var missing []string
+	for _, want := range e.expected.all() {
+		expected[want.Name] = true
+		info := e.streams[want.Name]
+		if info == nil {
+			missing = append(missing, want.Name)
+			continue
+		}
+		if differ := differences(info.Config, want); len(differ) > 0 {
+			found = append(found, fleet.NewProblem(fmt.Sprintf("stream %s: %s", want.Name, strings.Join(differ, "; ")),
+				"gateways do not change existing streams: correct it with 'nats stream edit', or remove the stream while it is empty and let a gateway create it again"))
+		}
+		found = append(found, replicaFindings(info)...)
+	}
+	if len(missing) > 0 {
+		found = slices.Insert(found, 0, fleet.NewProblem("missing: "+strings.Join(missing, ", "),
+			"start a gateway: it creates them within seconds, or logs why it cannot"))
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.streams)) {
+		if strings.HasPrefix(name, fleet.ReqStreamPrefix) || expected[name] {
+			continue // the check of tiers reports streams of tiers that are not in the policy
+		}
+		found = append(found, fleet.NewProblem(fmt.Sprintf("stream %s captures subjects of Pulley: %s", name, strings.Join(e.streams[name].Config.Subjects, ", ")),
+			"remove pulley.> from its subjects: it prevents the creation of Pulley's streams, and answers requests that are meant for gateways"))
+	}
+	return found
+}
+
+// differences lists the settings of a stream that differ from the expected ones.
+func differences(got, want jetstream.StreamConfig) []string {
+	var list []string
+	differ := func(what string, got, want any) {
+		if got != want {
+			list = append(list, fmt.Sprintf("%s is %v, not %v", what, got, want))
+		}
+	}
+	differ("subjects", strings.Join(got.Subjects, " "), strings.Join(want.Subjects, " "))
+	differ("retention", got.Retention, want.Retention)
+	differ("storage", got.Storage, want.Storage)
+	differ("discard", got.Discard, want.Discard)
+	differ("discard new per subject", got.DiscardNewPerSubject, want.DiscardNewPerSubject)
+	differ("max messages per subject", max(got.MaxMsgsPerSubject, 0), want.MaxMsgsPerSubject) // -1 and 0 both mean no limit
+	differ("max age", got.MaxAge, want.MaxAge)
+	differ("sealed", got.Sealed, want.Sealed)
+	if want.AllowMsgTTL {
+		differ("message TTL allowed", got.AllowMsgTTL, true)
+	}
+	if want.AllowDirect {
+		differ("direct get allowed", got.AllowDirect, true)
+	}
+	return list
+}
+
+// replicaFindings reports a stream without a leader, and replicas that lag.
+func replicaFindings(info *jetstream.StreamInfo) []fleet.Finding {
+	if info.Cluster == nil {
+		return nil
+	}
+	const remedy = "restart the missing servers; see 'nats stream report'"
+	if info.Cluster.Leader == "" {
+		return []fleet.Finding{fleet.NewProblem(fmt.Sprintf("stream %s has no leader", info.Config.Name), remedy)}
+	}
+	var found []fleet.Finding
+	for _, r := range info.Cluster.Replicas {
+		if r.Offline || !r.Current && r.Lag > 0 {
+			found = append(found, fleet.NewWarning(fmt.Sprintf("stream %s: the replica on %s is offline or behind", info.Config.Name, r.Name), remedy))
+		}
+	}
+	return found
+}
+
+// readStreams reads Pulley's streams, the streams of its buckets, and all other streams
+// that capture its subjects.
+func readStreams(ctx context.Context, js jetstream.JetStream) (map[string]*jetstream.StreamInfo, error) {
+	streams := make(map[string]*jetstream.StreamInfo)
+	list := js.ListStreams(ctx, jetstream.WithStreamListSubject(subjects.AllSubjects))
+	for info := range list.Info() {
+		streams[info.Config.Name] = info
+	}
+	if err := list.Err(); err != nil {
+		return nil, err
+	}
+	usual, err := expectedStreams(nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range usual.buckets {
+		s, err := js.Stream(ctx, subjects.KVStream(b.Bucket))
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("bucket %s: %w", b.Bucket, err)
+		}
+		streams[subjects.KVStream(b.Bucket)] = s.CachedInfo()
+	}
+	return streams, nil
+}
+
+// streamRecorder records the streams and buckets that gateways would create on an
+// empty broker: it is a JetStream as far as subjects.EnsureStreams needs one.
+type streamRecorder struct {
+	jetstream.JetStream
+	streams []jetstream.StreamConfig
+	buckets []jetstream.KeyValueConfig
+}
+
+func (b *streamRecorder) Stream(context.Context, string) (jetstream.Stream, error) {
+	return nil, jetstream.ErrStreamNotFound
+}
+
+func (b *streamRecorder) CreateStream(_ context.Context, cfg jetstream.StreamConfig) (jetstream.Stream, error) {
+	b.streams = append(b.streams, cfg)
+	return nil, nil
+}
+
+func (b *streamRecorder) CreateKeyValue(_ context.Context, cfg jetstream.KeyValueConfig) (jetstream.KeyValue, error) {
+	b.buckets = append(b.buckets, cfg)
+	return nil, nil
+}
+
+// all returns all streams, including those of the buckets.
+func (b *streamRecorder) all() []jetstream.StreamConfig {
+	list := slices.Clone(b.streams)
+	for _, kv := range b.buckets {
+		list = append(list, jetstream.StreamConfig{
+			Name: subjects.KVStream(kv.Bucket), Subjects: []string{subjects.KVSubject(kv.Bucket, ">")}, Storage: kv.Storage, MaxAge: kv.TTL,
+			MaxMsgsPerSubject: int64(max(kv.History, 1)), Discard: jetstream.DiscardNew, AllowDirect: true,
+		})
+	}
+	return list
+}
+
+// expectedStreams returns the streams and buckets for a policy; nil is the default one.
+func expectedStreams(v *policystore.Version) (streamRecorder, error) {
+	tiers := policy.DefaultTiers()
+	if v != nil {
+		tiers = v.Policy.Tiers
+	}
+	var b streamRecorder
+	if err := subjects.EnsureStreams(context.Background(), &b, tiers, 1); err != nil {
+		return b, fmt.Errorf("list the expected streams: %w", err)
+	}
+	return b, nil
+}

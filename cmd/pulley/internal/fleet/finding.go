@@ -3,12 +3,17 @@ package fleet
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/charmbracelet/x/ansi"
 
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
 )
 
 // Finding is the result of a check: what was found, and what to do about it.
@@ -81,4 +86,124 @@ func (s *Snapshot) findAll() []Finding {
 	}
 	slices.SortStableFunc(all, func(a, b Finding) int { return cmp.Compare(b.Verdict.rank(), a.Verdict.rank()) })
 	return all
+}
+
+// stuckAfter is how long a request may wait while a slot is free before that is a
+// finding: a bid gets its request within milliseconds.
+const stuckAfter = 10 * time.Second
+
+// FindPolicy reports a policy that cannot be read.
+func (s *Snapshot) FindPolicy() []Finding {
+	if why := s.Unread["policy"]; why != "" {
+		return []Finding{NewProblem(why, "see 'pulley doctor'")}
+	}
+	return nil
+}
+
+// FindGateways reports that there is no gateway, or that gateways do not answer.
+func (s *Snapshot) FindGateways() []Finding {
+	if !s.Settled() {
+		return nil
+	}
+	if len(s.Gateways) == 0 {
+		return []Finding{NewProblem("no gateway: clients cannot send requests", "start one with 'pulley gateway' or 'pulley up'")}
+	}
+	if why := s.Unread["requests"]; why != "" {
+		return []Finding{NewWarning("gateways do not list their requests: "+why, "see the logs of the gateways")}
+	}
+	return nil
+}
+
+// FindWorkers reports workers that do not accept requests.
+func (s *Snapshot) FindWorkers() []Finding {
+	if s.Settled() && len(s.Workers) == 0 {
+		return []Finding{NewProblem("no worker: requests wait, and are then refused", "start one with 'pulley worker --engine URL'")}
+	}
+	var found []Finding
+	for i := range s.Workers {
+		w := &s.Workers[i]
+		name, quoted := "worker "+w.Name, cli.ShellWord(w.Name)
+		switch {
+		case w.Lost > 0:
+			found = append(found, NewProblem(fmt.Sprintf("%s is lost: no heartbeat for %s", name, term.Age(w.Lost)),
+				fmt.Sprintf("check its process on %s, and its connection to NATS", cmp.Or(w.Host, "its host"))))
+		case w.State == subjects.Down:
+			found = append(found, NewProblem(fmt.Sprintf("%s: engine down: %s", name, cmp.Or(w.Reason, "no answer")),
+				fmt.Sprintf("start the engine at %s, or see its log", w.URL)))
+		case w.State == subjects.Fenced && !w.gpuFenced():
+			found = append(found, NewProblem(fmt.Sprintf("%s is fenced: %s", name, cmp.Or(w.Reason, "its engine or a GPU has failed")),
+				fmt.Sprintf("see 'pulley worker info %s'; if the engine hangs, restart it", quoted)))
+		case w.State == subjects.Paused:
+			found = append(found, NewWarning(fmt.Sprintf("%s is paused: %s", name, cmp.Or(w.Reason, "its engine refuses requests")),
+				fmt.Sprintf("if this continues, give it fewer slots (it has %d), or the engine more capacity", w.Slots)))
+		case w.State == subjects.Cordoned:
+			found = append(found, NewWarning(name+" is cordoned: it accepts no new requests", "pulley worker uncordon "+quoted))
+		}
+	}
+	return found
+}
+
+// FindPools reports pools whose requests are not served, and routes that lead to such
+// pools.
+func (s *Snapshot) FindPools() []Finding {
+	var found []Finding
+	if why := s.Unread["queues"]; why != "" {
+		found = append(found, NewProblem("queues cannot be read: "+why, "see 'pulley doctor'"))
+	}
+	live := make(map[string]bool)
+	for i := range s.Pools {
+		p := &s.Pools[i]
+		live[p.Pool] = p.Live > 0
+		oldest, free, waiting := Millis(p.OldestMS), p.Slots-p.Busy, term.Count(p.Waiting, "request")
+		switch {
+		case p.Paused:
+			found = append(found, NewWarning(fmt.Sprintf("pool %s is paused: %s waiting", p.Pool, waiting), "pulley pool resume "+cli.ShellWord(p.Pool)))
+		case p.Live == 0 && p.Waiting > 0 && s.Settled():
+			found = append(found, NewProblem(fmt.Sprintf("pool %s: %s waiting, and no live worker", p.Pool, waiting),
+				"start a worker for it: pulley worker --engine "+cli.ShellWord("URL,model="+p.Pool)))
+		case oldest > stuckAfter && free > 0 && p.Live > 0:
+			found = append(found, NewWarning(fmt.Sprintf("pool %s: a request has waited for %s although there are %s", p.Pool, term.Age(oldest), term.Count(free, "free slot")),
+				"see the logs of the workers; check that they may publish to $JS.API.CONSUMER.MSG.NEXT.>"))
+		}
+	}
+	if s.Policy == nil {
+		return found
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Policy.Policy.Routes)) {
+		r := s.Policy.Policy.Routes[name]
+		if slices.ContainsFunc(r.Fallback, func(pool string) bool { return live[pool] }) {
+			continue
+		}
+		for _, t := range r.To {
+			if t.Weight > 0 && !live[t.Pool] && s.Settled() {
+				found = append(found, NewWarning(fmt.Sprintf("route %s leads to pool %s, which has no live worker", name, t.Pool),
+					fmt.Sprintf("start a worker for it, or change the route: pulley route set %s --to POOL", cli.ShellWord(name))))
+			}
+		}
+	}
+	return found
+}
+
+// FindTiers reports full queues, and tiers that are not in the policy.
+func (s *Snapshot) FindTiers() []Finding {
+	var found []Finding
+	for i := range s.Tiers {
+		t := &s.Tiers[i]
+		if n := t.Waiting + t.InFlight; t.Unknown && n > 0 {
+			found = append(found, NewProblem(fmt.Sprintf("%s in tier %s, which is not in the policy: no worker serves it", term.Count(n, "request"), t.Name),
+				"create the tier: pulley tier set "+t.Name))
+			continue
+		}
+		if t.Unknown {
+			found = append(found, NewWarning(fmt.Sprintf("tier %s has a stream, but is not in the policy", t.Name), "nats stream rm "+subjects.ReqStream(t.Name)))
+			continue
+		}
+		for _, pool := range slices.Sorted(maps.Keys(t.Pools)) {
+			if n := t.Pools[pool].Waiting; t.MaxQueue > 0 && n >= t.MaxQueue {
+				found = append(found, NewWarning(fmt.Sprintf("pool %s, tier %s: the queue is full with %s", pool, t.Name, term.Count(n, "request")),
+					fmt.Sprintf("add workers, or allow a longer queue: pulley tier set %s --max-queue %d", t.Name, min(2*t.MaxQueue, policy.MaxQueueLimit))))
+			}
+		}
+	}
+	return found
 }

@@ -1,6 +1,11 @@
 package ops
 
 import (
+	"cmp"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"reflect"
@@ -281,5 +286,121 @@ func putKey(s *cli.Session, store *policystore.Store, k policy.Key, event string
 	}
 	publishEvent(s, subjects.Event{Kind: subjects.EventKey, Tenant: k.Tenant, Text: "key " + k.ID + " " + event})
 	fmt.Fprintf(s.Cmd.ErrOrStderr(), "key %s of tenant %s %s\n", k.ID, term.Printable(k.Tenant), event)
+	return nil
+}
+
+// keyLine is a line of pulley key ls: a key without its hashes.
+type keyLine struct {
+	ID            string    `json:"id"`
+	Tenant        string    `json:"tenant"`
+	State         string    `json:"state"` // active, rotating or expired
+	Tiers         []string  `json:"tiers,omitempty"`
+	Models        []string  `json:"models,omitempty"`
+	RPM           int       `json:"rpm,omitempty"`
+	TPM           int       `json:"tpm,omitempty"`
+	Concurrency   int       `json:"concurrency,omitempty"`
+	MaxQueueShare int       `json:"max_queue_share,omitempty"`
+	Created       time.Time `json:"created"`
+	Expires       time.Time `json:"expires,omitzero"`
+	OldUntil      time.Time `json:"old_until,omitzero"`
+}
+
+func keyLineOf(k policy.Key, now time.Time) keyLine {
+	l := keyLine{ID: k.ID, Tenant: k.Tenant, State: "active", Tiers: k.Tiers, Models: k.Models, RPM: k.RPM, TPM: k.TPM,
+		Concurrency: k.Concurrency, MaxQueueShare: k.MaxQueueShare, Created: k.Created, Expires: k.Expires}
+	if k.OldHash != "" && k.OldUntil.After(now) {
+		l.State, l.OldUntil = "rotating", k.OldUntil
+	}
+	if !k.Expires.IsZero() && !k.Expires.After(now) {
+		l.State = "expired"
+	}
+	return l
+}
+
+func newKeyListCommand(c *cli.ConnectFlags) *cobra.Command {
+	var tenant string
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List the keys",
+		Long: "List the keys by tenant. Secrets cannot be shown: only their hashes are stored.",
+		Example: `  pulley key ls
+  pulley key ls --tenant acme -o wide`,
+	}
+	cmd.Flags().SortFlags = false
+	cmd.Flags().StringVar(&tenant, "tenant", "", "only this `tenant`")
+	cmd.RegisterFlagCompletionFunc("tenant", cli.CompleteFlag(c, liveTenants))
+	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
+		store, err := fleet.OpenStore(s.Context(), s.NC)
+		if err != nil {
+			return cli.View{}, err
+		}
+		keys, err := store.Keys(s.Context())
+		if err != nil {
+			return cli.View{}, err
+		}
+		now := time.Now()
+		list := []keyLine{}
+		for _, k := range keys {
+			if tenant == "" || k.Tenant == tenant {
+				list = append(list, keyLineOf(k, now))
+			}
+		}
+		slices.SortFunc(list, func(a, b keyLine) int {
+			return cmp.Or(strings.Compare(a.Tenant, b.Tenant), a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
+		})
+		return cli.View{Value: list, Print: func(p *term.Page) {
+			t := term.Table{
+				Columns: []term.Column{term.Fixed("ID"), term.Text("TENANT"), term.Styled(term.Fixed("STATE"), fleet.StateStyle), term.Text("TIERS"), term.Text("MODELS"), term.Number("RPM"), term.Number("TPM"),
+					term.Number("CONCURRENCY"), term.Wide(term.Number("MAX QUEUE SHARE")), term.Wide(term.Fixed("CREATED")), term.Number("EXPIRES"), term.Wide(term.Fixed("OLD UNTIL"))},
+				Empty: "no keys: create one with 'pulley key add --tenant NAME'",
+			}
+			if len(keys) > 0 {
+				t.Empty = fmt.Sprintf("no keys of tenant %s", term.Printable(tenant))
+			}
+			for _, k := range list {
+				expires := ""
+				if !k.Expires.IsZero() {
+					expires = term.Age(k.Expires.Sub(now))
+				}
+				t.Row(k.ID, k.Tenant, k.State, term.Join(k.Tiers), term.Join(k.Models), term.NonZero(k.RPM), term.NonZero(k.TPM), term.NonZero(k.Concurrency),
+					percentOr(k.MaxQueueShare), term.Clock(k.Created), expires, term.Clock(k.OldUntil))
+			}
+			p.Table(t)
+		}}, nil
+	})
+}
+
+// keyPrefix begins every key.
+const keyPrefix = "sk-pulley-"
+
+// newKey creates the text of a key with an id, from 256 random bits, and its hash.
+func newKey(id string) (text, hash string) {
+	var secret [32]byte
+	rand.Read(secret[:])
+	// The secret may contain '-', so it follows the id, which does not.
+	text = keyPrefix + id + "-" + base64.RawURLEncoding.EncodeToString(secret[:])
+	sum := sha256.Sum256([]byte(text))
+	return text, hex.EncodeToString(sum[:])
+}
+
+// newKeyID creates the id of a key, its public part.
+func newKeyID() string {
+	return strings.ToLower(rand.Text()[:10])
+}
+
+// madeKey is a new key, as it is printed once.
+type madeKey struct {
+	ID     string `json:"id"`
+	Tenant string `json:"tenant"`
+	Key    string `json:"key"`
+}
+
+// printKey prints a new key. Standard output has the key alone, for scripts.
+func printKey(s *cli.Session, k policy.Key, text, format string) error {
+	made := madeKey{k.ID, k.Tenant, text}
+	if format != cli.Text {
+		return cli.Show(s.Cmd, cli.View{Value: made}, format)
+	}
+	fmt.Fprintf(s.Cmd.ErrOrStderr(), "key %s of tenant %s; it is not shown again:\n", k.ID, term.Printable(k.Tenant))
+	s.Printf("%s", text)
 	return nil
 }

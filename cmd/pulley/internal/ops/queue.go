@@ -1,10 +1,12 @@
 package ops
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -187,4 +189,212 @@ func deleteMessage(ctx context.Context, stream jetstream.Stream, sequence uint64
 		return false, nil
 	}
 	return false, err
+}
+
+// queuedRequest is a request that waits in the broker. Its JSON is what pulley queue
+// peek -o json prints.
+type queuedRequest struct {
+	ID          string    `json:"id"`
+	Pool        string    `json:"pool"`
+	Tier        string    `json:"tier"`
+	Lane        string    `json:"lane"`
+	Tenant      string    `json:"tenant,omitempty"`
+	Model       string    `json:"model"`
+	Path        string    `json:"path"`
+	Stream      bool      `json:"stream"`
+	InputTokens int       `json:"input_tokens"`
+	Size        int64     `json:"size"`
+	Stored      time.Time `json:"stored"`
+	Deadline    time.Time `json:"deadline"`
+	Gateway     string    `json:"gateway"`
+	Body        string    `json:"body,omitempty"` // with --show-body; empty if the gateway keeps the body
+
+	sequence uint64
+}
+
+func newQueuePeekCommand(c *cli.ConnectFlags) *cobra.Command {
+	var tier string
+	var n int
+	var showBody bool
+	cmd := &cobra.Command{
+		Use: "peek POOL", Short: "Show the requests that have waited longest",
+		Long: `Show the requests that have waited longest in the broker, without removing them.
+Requests that wait in a gateway are listed by 'pulley request ls'. Prompts are
+shown only with --show-body.`,
+		Example: `  pulley queue peek llama-70b
+  pulley queue peek llama-70b --tier batch -n 1 --show-body`,
+		Args:              cli.ExactArgs("POOL"),
+		ValidArgsFunction: cli.Complete(c, 1, livePools),
+	}
+	fs := cmd.Flags()
+	fs.SortFlags = false
+	fs.StringVar(&tier, "tier", "", "only this `tier`")
+	fs.IntVarP(&n, "number", "n", 10, "maximum number of requests")
+	fs.BoolVar(&showBody, "show-body", false, showBodyHelp)
+	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
+	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
+		if n < 1 {
+			return cli.View{}, cli.Usagef("--number %d: must be 1 or more", n)
+		}
+		tiers, err := tiersToSearch(s, s.Args[0], tier)
+		if err != nil {
+			return cli.View{}, err
+		}
+		list := []queuedRequest{}
+		for _, t := range tiers {
+			some, err := peek(s, t, s.Args[0], n)
+			if err != nil {
+				return cli.View{}, err
+			}
+			list = append(list, some...)
+		}
+		slices.SortStableFunc(list, func(a, b queuedRequest) int { return a.Stored.Compare(b.Stored) })
+		list = list[:min(n, len(list))]
+		if !showBody {
+			for i := range list {
+				list[i].Body = ""
+			}
+		}
+		return cli.View{Value: list, Print: func(p *term.Page) { printQueued(p, list, showBody) }}, nil
+	})
+}
+
+func printQueued(p *term.Page, list []queuedRequest, showBody bool) {
+	t := term.Table{
+		Columns: []term.Column{term.Number("WAITING"), {Name: "ID", MinWidth: 13, KeepEnd: true}, term.Fixed("TIER"), term.Wide(term.Text("LANE")), term.NonEmpty(term.Text("TENANT")), term.Text("MODEL"), term.Wide(term.Text("PATH")),
+			term.Number("INPUT TOKENS"), term.Number("SIZE"), term.Number("TIME LEFT"), term.Wide(term.Text("GATEWAY"))},
+		Empty: "no requests waiting in the broker",
+	}
+	for _, m := range list {
+		t.Row(term.Ago(m.Stored), m.ID, m.Tier, m.Lane, m.Tenant, m.Model, m.Path, m.InputTokens, term.Bytes(m.Size), time.Until(m.Deadline), m.Gateway)
+	}
+	if !showBody {
+		p.Table(t)
+		return
+	}
+	for i := range list {
+		one := t
+		one.Rows = t.Rows[i : i+1]
+		p.Table(one)
+		printBody(p, list[i].Body, list[i].Size)
+	}
+	if len(list) == 0 {
+		p.Table(t)
+	}
+}
+
+// tiersToSearch returns the tiers in which a pool has a queue, or the one that is given.
+func tiersToSearch(s *cli.Session, pool, tier string) ([]string, error) {
+	p, err := fleet.LoadPolicy(s.Context(), s.NC)
+	if err != nil {
+		return nil, err
+	}
+	lanes, err := fleet.Lanes(s.Context(), s.JS)
+	if err != nil {
+		return nil, err
+	}
+	tiers := make(map[string]bool)
+	var pools []string
+	for _, q := range lanes {
+		if pools = append(pools, q.Pool); q.Pool == pool {
+			tiers[q.Tier] = true
+		}
+	}
+	if len(tiers) == 0 {
+		return nil, cli.NoSuch("pool", pool, pools)
+	}
+	names := make([]string, 0, len(tiers))
+	for t := range tiers {
+		names = append(names, t)
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		return cmp.Or(fleet.TierOrder(p, a)-fleet.TierOrder(p, b), strings.Compare(a, b))
+	})
+	if tier == "" {
+		return names, nil
+	}
+	if !tiers[tier] {
+		return nil, cli.NoSuch("tier", tier, names)
+	}
+	return []string{tier}, nil
+}
+
+// maxPeeked bounds how many messages are read to find the waiting ones.
+const maxPeeked = 5000
+
+// peek reads the first n waiting requests of a queue.
+func peek(s *cli.Session, tier, pool string, n int) ([]queuedRequest, error) {
+	held, delivered, err := deliveryState(s, tier, pool)
+	if err != nil {
+		return nil, err
+	}
+	var list []queuedRequest
+	read := 0
+	err = eachStored(s, tier, pool, func(m queuedRequest) bool {
+		state, known := held[m.ID]
+		if known && state == "queued" || !known && m.sequence > delivered[m.Lane] {
+			list = append(list, m)
+		}
+		read++
+		return len(list) < n && read < maxPeeked
+	})
+	return list, err
+}
+
+// deliveryState returns the state of each request that a gateway holds, and the last
+// sequence that each lane of a queue has delivered.
+func deliveryState(s *cli.Session, tier, pool string) (held map[string]string, delivered map[string]uint64, err error) {
+	list, err := fleet.AskAll[subjects.RequestInfo](s.Context(), s.NC, subjects.AskRequests)
+	if err != nil && !errors.Is(err, nats.ErrNoResponders) {
+		return nil, nil, fmt.Errorf("ask the gateways: %w", err)
+	}
+	held = make(map[string]string, len(list))
+	for _, r := range list {
+		held[r.ID] = r.State
+	}
+	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(tier))
+	if err != nil {
+		return nil, nil, fmt.Errorf("stream of tier %s: %w", tier, err)
+	}
+	delivered = make(map[string]uint64)
+	consumers := stream.ListConsumers(s.Context())
+	for c := range consumers.Info() {
+		if c.Config.Metadata["pulley-pool"] == pool {
+			delivered[c.Config.Metadata["pulley-lane"]] = c.Delivered.Stream
+		}
+	}
+	if err := consumers.Err(); err != nil && !errors.Is(err, jetstream.ErrEndOfData) {
+		return nil, nil, fmt.Errorf("consumers of tier %s: %w", tier, err)
+	}
+	return held, delivered, nil
+}
+
+// eachStored visits the requests of a queue in the broker, the oldest first, until visit
+// returns false.
+func eachStored(s *cli.Session, tier, pool string, visit func(queuedRequest) bool) error {
+	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(tier))
+	if err != nil {
+		return fmt.Errorf("stream of tier %s: %w", tier, err)
+	}
+	subject := subjects.Req(tier, pool, "")
+	subject = subject[:strings.LastIndexByte(subject, '.')] + ".*"
+	for sequence := uint64(1); ; {
+		m, err := stream.GetMsg(s.Context(), sequence, jetstream.WithGetMsgSubject(subject))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read the queue of pool %s, tier %s: %w", pool, tier, err)
+		}
+		sequence = m.Sequence + 1
+		p := queuedRequest{Pool: pool, Tier: tier, Stored: m.Time, Body: string(m.Data), sequence: m.Sequence}
+		p.Lane, _ = subjects.Untoken(subjects.LastToken(m.Subject))
+		if r, err := subjects.ParseRequest(&nats.Msg{Subject: m.Subject, Header: m.Header}); err == nil {
+			p.ID, p.Tenant, p.Model, p.Path, p.Stream, p.Gateway = r.ID.String(), r.Tenant, r.Model, r.Path, r.Stream, r.Gateway
+			p.InputTokens, p.Size, p.Deadline = r.InputTokens, r.BodySize, time.UnixMilli(r.Deadline)
+		}
+		if !visit(p) {
+			return nil
+		}
+	}
 }

@@ -1,11 +1,19 @@
+// Package term writes text for people: tables that fit a terminal, descriptions,
+// colour, and sizes, times and counts in a readable form. It knows nothing of
+// Pulley.
 package term
 
 import (
 	"bytes"
 	"fmt"
+	"io"
+	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/charmbracelet/x/ansi"
+	"github.com/charmbracelet/x/term"
 )
 
 // Page collects text for people. The zero value is ready; without a terminal it has
@@ -91,4 +99,56 @@ func (p *Page) Fields(list ...Field) {
 			p.Write(p.Paint(Dim, fmt.Sprintf("%-*s", longest, f.Name)) + "  " + p.Paint(f.Style, Printable(f.Value)))
 		}
 	}
+}
+
+// Terminal says what an output can show. The zero value is a file or a pipe.
+type Terminal struct {
+	Width, Height int // 0 if the output is not a terminal
+	Color         bool
+}
+
+// Of returns the terminal behind an output. A terminal of unknown size
+// counts as 80 by 24.
+func Of(w io.Writer) Terminal {
+	f, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(f.Fd()) {
+		return Terminal{}
+	}
+	width, height, err := term.GetSize(f.Fd())
+	if err != nil || width <= 0 || height <= 0 {
+		width, height = 80, 24
+	}
+	return Terminal{Width: width, Height: height, Color: os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
+}
+
+// Style is an ANSI graphic rendition: the parameters of an SGR sequence.
+type Style string
+
+// The styles that Pulley uses.
+const (
+	Unstyled Style = ""
+	Bold     Style = "1"
+	Dim      Style = "2"
+	Red      Style = "31"
+	Green    Style = "32"
+	Yellow   Style = "33"
+	Reverse  Style = "7"
+)
+
+// Frame returns text as a whole screen with a title and the time. Written to a
+// terminal it replaces the frame before.
+func Frame(text []byte, title string, t Terminal) []byte {
+	p := Page{Terminal: t}
+	title = fmt.Sprintf("%s  %s", title, time.Now().Format("15:04:05"))
+	lines := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+	if most := t.Height - 2; len(lines) > most && most > 1 {
+		lines = append(lines[:most-1:most-1], fmt.Sprintf("… %d more lines", len(lines)-most+1))
+	}
+	lines = slices.Insert(lines, 0, p.Paint(Dim, title))
+	for i := range lines {
+		lines[i] = ansi.Truncate(lines[i], t.Width, "…")
+	}
+	// Move home, clear each line to its end, and clear what is below: clearing the
+	// screen first would flicker.
+	return []byte("\x1b[H" + strings.Join(lines, "\x1b[K\n") + "\x1b[K\n\x1b[J")
 }
