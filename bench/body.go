@@ -20,9 +20,8 @@ const (
 	nonceBytes = 10
 )
 
-// bodies builds request bodies from parts that are encoded once. A prompt of n words is one word
-// that no other request of the run has, so that engines with a prefix cache still prefill, and n-1
-// words of a common text.
+// bodies builds request bodies from parts that are encoded once. A prompt of n words is one word that no other request
+// of the run has, so that engines with a prefix cache still prefill, and n-1 words of a common text.
 type bodies struct {
 	head, afterPrompt, maxTokens, tail []byte
 	filler                             []byte
@@ -59,8 +58,7 @@ func newBodies(cfg Config) (*bodies, error) {
 	return b, nil
 }
 
-// extraFields are the fields after the prompt and its length: stream options, the tier, and the
-// user's own.
+// extraFields are the fields after the prompt and its length: stream options, the tier, and the user's own.
 func extraFields(cfg Config) ([]byte, error) {
 	fields := map[string]any{}
 	if cfg.Stream {
@@ -112,8 +110,7 @@ func (b *bodies) build(n, inputTokens, outputTokens int) []byte {
 	return append(body, b.tail...)
 }
 
-// appendNonce appends a word of ten letters: four from the seed, and six that count (308 million
-// requests).
+// appendNonce appends a word of ten letters: four from the seed, and six that count (308 million requests).
 func appendNonce(body []byte, seed uint64, n int) []byte {
 	body = appendLetters(body, seed*0x9e3779b97f4a7c15>>32, nonceBytes-6)
 	return appendLetters(body, uint64(n), 6)

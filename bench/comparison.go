@@ -24,9 +24,9 @@ type Target struct {
 	Ratios map[string]float64 `json:"ratio_to_first"`
 }
 
-// Compare runs each config in turn, for a number of rounds (A B A B …), so that a disturbance of
-// the machine affects all of them. Configs with the same seed have the same arrivals; no two runs
-// have the same prompts. When ctx ends, the comparison contains what was done until then.
+// Compare runs each config in turn, for a number of rounds (A B A B …), so that a disturbance of the machine affects
+// all of them. Configs with the same seed have the same arrivals; no two runs have the same prompts. When ctx ends, the
+// comparison contains what was done until then.
 func Compare(ctx context.Context, rounds int, cfgs ...Config) (*Comparison, error) {
 	if len(cfgs) == 0 {
 		return nil, errors.New("nothing to compare")

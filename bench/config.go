@@ -41,11 +41,11 @@ type Config struct {
 
 	// Requests ends the run after so many measured requests. Default no bound.
 	Requests int
-	// Duration ends the sending of requests, not counting the warm-up; requests in flight are
-	// awaited. Default 10 s if neither Requests nor Trace bounds the run.
+	// Duration ends the sending of requests, not counting the warm-up; requests in flight are awaited. Default 10 s if
+	// neither Requests nor Trace bounds the run.
 	Duration time.Duration
-	// Warmup is sent first and not measured. Requests and Duration count from its end. With a trace
-	// it takes the first part.
+	// Warmup is sent first and not measured. Requests and Duration count from its end. With a trace it takes the first
+	// part.
 	Warmup Warmup
 	// Timeout bounds one request, from send to end. Default 10 min, which is the OpenAI SDKs'.
 	Timeout time.Duration
@@ -54,8 +54,8 @@ type Config struct {
 	InputTokens int
 	// OutputTokens is the max_tokens of a request. Default 64. A trace has its own.
 	OutputTokens int
-	// ExactTokens counts every reported output length other than the requested one as an error.
-	// Default false: an answer may be shorter if its finish reason says that the model ended it.
+	// ExactTokens counts every reported output length other than the requested one as an error. Default false: an
+	// answer may be shorter if its finish reason says that the model ended it.
 	ExactTokens bool
 	// Tier is sent as service_tier. Default none.
 	Tier string

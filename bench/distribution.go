@@ -17,9 +17,8 @@ var percentiles = []struct {
 	percent float64
 }{{"p50", 50}, {"p90", 90}, {"p95", 95}, {"p99", 99}, {"p99.9", 99.9}}
 
-// Distribution is a set of latencies with microsecond resolution and three significant digits. The
-// zero value is empty. As JSON it is an object of count, and min, mean, p50, p90, p95, p99, p999
-// and max in milliseconds.
+// Distribution is a set of latencies with microsecond resolution and three significant digits. The zero value is empty.
+// As JSON it is an object of count, and min, mean, p50, p90, p95, p99, p999 and max in milliseconds.
 type Distribution struct {
 	hist *hdrhistogram.Histogram // in microseconds; nil while empty
 }

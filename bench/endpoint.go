@@ -36,8 +36,8 @@ const (
 	eventError                    // the server reports that the answer failed
 )
 
-// judge returns what an event means. It searches for a few fields by their bytes and parses no
-// JSON: an unescaped "key": cannot occur inside a JSON string.
+// judge returns what an event means. It searches for a few fields by their bytes and parses no JSON: an unescaped
+// "key": cannot occur inside a JSON string.
 func judge(endpoint api.API, name, data []byte) eventKind {
 	switch endpoint {
 	case api.Responses:
@@ -173,8 +173,7 @@ type usage struct {
 func (u usage) input() int  { return max(u.PromptTokens, u.InputTokens) }
 func (u usage) output() int { return max(u.CompletionTokens, u.OutputTokens) }
 
-// merge adds the usage in data, if there is one, to what was known: Anthropic reports it in two
-// parts.
+// merge adds the usage in data, if there is one, to what was known: Anthropic reports it in two parts.
 func (u *usage) merge(data []byte) (found bool) {
 	for {
 		data = field(data, []byte(`"usage"`))
@@ -187,8 +186,7 @@ func (u *usage) merge(data []byte) (found bool) {
 	}
 }
 
-// endedByModel reports whether the finish reason in data says that the model stopped before the
-// requested length.
+// endedByModel reports whether the finish reason in data says that the model stopped before the requested length.
 func endedByModel(data []byte) bool {
 	for _, key := range [][]byte{[]byte(`"finish_reason"`), []byte(`"stop_reason"`)} {
 		for rest := field(data, key); rest != nil; rest = field(rest, key) {

@@ -24,8 +24,7 @@ var (
 const (
 	// maxErrorBody is how much of an error's body is searched for its code and message.
 	maxErrorBody = 64 << 10
-	// drainTime is how long a stream may stay open after its terminal event before its connection
-	// is closed.
+	// drainTime is how long a stream may stay open after its terminal event before its connection is closed.
 	drainTime = time.Second
 )
 
@@ -86,8 +85,7 @@ func requestHeader(cfg Config) http.Header {
 	return header
 }
 
-// exchange is one request with its result. It is reused: take it from the client's pool and return
-// it.
+// exchange is one request with its result. It is reused: take it from the client's pool and return it.
 type exchange struct {
 	order
 

@@ -28,8 +28,8 @@ func connectFailure(ctx context.Context, err error) failure {
 	return failure{"transport", err.Error()}
 }
 
-// endFailure classifies an answer that ended too early. err is what ended the reading; io.EOF is a
-// clean end, which common clients take for success.
+// endFailure classifies an answer that ended too early. err is what ended the reading; io.EOF is a clean end, which
+// common clients take for success.
 func endFailure(ctx context.Context, err error) failure {
 	if f, ok := endedByUs(ctx); ok {
 		return f

@@ -11,9 +11,8 @@ import (
 // errorPause keeps a closed loop from hammering a server that refuses at once.
 const errorPause = 10 * time.Millisecond
 
-// Run puts the load of cfg on its URL and reports the result. When ctx ends, the requests in flight
-// are cancelled and the result covers what was done until then, with Interrupted set and no error.
-// An error means that nothing was sent.
+// Run puts the load of cfg on its URL and reports the result. When ctx ends, the requests in flight are cancelled and
+// the result covers what was done until then, with Interrupted set and no error. An error means that nothing was sent.
 func Run(ctx context.Context, cfg Config) (*Result, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
@@ -148,8 +147,7 @@ type order struct {
 	asked  int // requested output tokens
 }
 
-// order decides whether a request that is due at the given time still belongs to the run, and
-// whether it is measured.
+// order decides whether a request that is due at the given time still belongs to the run, and whether it is measured.
 func (g *generator) order(due time.Time) (o order, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -60,8 +60,8 @@ func addLine(p *plot.Plot, i int, name string, d namedDistribution) error {
 	return nil
 }
 
-// tailPoints are points of the distribution at equal steps of -log10(1-q), which gives each further
-// nine as much space as the one before it, as far as there are latencies for it.
+// tailPoints are points of the distribution at equal steps of -log10(1-q), which gives each further nine as much space
+// as the one before it, as far as there are latencies for it.
 func tailPoints(d Distribution) plotter.XYs {
 	nines := max(math.Log10(float64(d.Count())), 1)
 	const steps = 400

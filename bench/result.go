@@ -13,9 +13,8 @@ import (
 // classMaxInFlight counts requests of an open loop that were not sent, because MaxInFlight were waiting already.
 const classMaxInFlight = "max in flight"
 
-// Result is the result of one run, or of several of the same kind. Warm-up requests are counted in
-// Warmup only. The JSON names include the units; distributions are objects in milliseconds, and
-// omitted if nothing was measured.
+// Result is the result of one run, or of several of the same kind. Warm-up requests are counted in Warmup only. The
+// JSON names include the units; distributions are objects in milliseconds, and omitted if nothing was measured.
 type Result struct {
 	Name     string  `json:"name"`
 	URL      string  `json:"url"`
@@ -155,8 +154,7 @@ func (r *Result) perSecond(count int64) float64 {
 	return math.Round(float64(count)/r.elapsed.Seconds()*1000) / 1000
 }
 
-// The generator's own lag is part of every latency of an open loop. Above these bounds the result
-// has a warning.
+// The generator's own lag is part of every latency of an open loop. Above these bounds the result has a warning.
 const (
 	maxLag      = 5 * time.Millisecond
 	maxLagShare = 0.01 // of the median E2E

@@ -39,8 +39,8 @@ func (e *events) next() bool {
 	return errors.Is(e.err, io.EOF) && e.hasData
 }
 
-// readLine reads one line and reports whether it was the blank line that ends an event. Of a line
-// that is longer than the buffer, only data is assembled.
+// readLine reads one line and reports whether it was the blank line that ends an event. Of a line that is longer than
+// the buffer, only data is assembled.
 func (e *events) readLine() (blank bool) {
 	line, err := e.reader.ReadSlice('\n')
 	if err != nil && !errors.Is(err, bufio.ErrBufferFull) {

@@ -14,9 +14,9 @@ import (
 // maxProxied bounds a request body in the yardstick, as Pulley does.
 const maxProxied = 64 << 20
 
-// NewYardstick is what Pulley is compared with: a bare [httputil.ReverseProxy] in front of the same
-// engines, round robin, flushing every write. It reads a request's body fully before it sends it
-// on, as Pulley does, because a proxy that does not cuts some of its streams (golang/go#40747).
+// NewYardstick is what Pulley is compared with: a bare [httputil.ReverseProxy] in front of the same engines, round
+// robin, flushing every write. It reads a request's body fully before it sends it on, as Pulley does, because a proxy
+// that does not cuts some of its streams (golang/go#40747).
 func NewYardstick(engines ...string) (http.Handler, error) {
 	if len(engines) == 0 {
 		return nil, errors.New("engine: at least one is required")

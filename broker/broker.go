@@ -1,7 +1,6 @@
-// Package broker runs a NATS server with JetStream inside this process: alone, or as a member of a
-// cluster of such processes. Gateways and workers need nothing from it that a stock nats-server of
-// version 2.12 or later does not offer. It exists so that one binary is enough to start with, and
-// so that tests have a real broker without a socket.
+// Package broker runs a NATS server with JetStream inside this process: alone, or as a member of a cluster of such
+// processes. Gateways and workers need nothing from it that a stock nats-server of version 2.12 or later does not
+// offer. It exists so that one binary is enough to start with, and so that tests have a real broker without a socket.
 package broker
 
 import (
@@ -43,12 +42,11 @@ func New(cfg Config) (*Broker, error) {
 	}, nil
 }
 
-// Run serves until ctx ends, and returns when the server has stopped and its store is closed. It
-// returns nil if ctx ended it. A broker runs once.
+// Run serves until ctx ends, and returns when the server has stopped and its store is closed. It returns nil if ctx
+// ended it. A broker runs once.
 //
-// A single server stops at once: finish what is in flight before. A member of a cluster first hands
-// its leaderships over to the other members, which takes about a second, and then asks its clients
-// to reconnect elsewhere.
+// A single server stops at once: finish what is in flight before. A member of a cluster first hands its leaderships
+// over to the other members, which takes about a second, and then asks its clients to reconnect elsewhere.
 func (b *Broker) Run(ctx context.Context) error {
 	store, err := openStore(b.cfg.StoreDir)
 	if err != nil {
@@ -90,8 +88,8 @@ func (b *Broker) Run(ctx context.Context) error {
 	return nil
 }
 
-// waitReady returns when s accepts connections, when ctx ends, or with the reason why s never will.
-// After Start returns, only the listener for a cluster's routes may still be opening.
+// waitReady returns when s accepts connections, when ctx ends, or with the reason why s never will. After Start
+// returns, only the listener for a cluster's routes may still be opening.
 func (b *Broker) waitReady(ctx context.Context, s *server.Server) error {
 	for ctx.Err() == nil {
 		select {
@@ -134,13 +132,13 @@ func (b *Broker) warnIfOpen() {
 
 func (b *Broker) clustered() bool { return b.options.Cluster.Port != 0 }
 
-// Ready is closed when the broker accepts connections. It is never closed if Run fails before that,
-// so wait for the end of Run as well. A member of a cluster is ready before the cluster has a
-// leader: JetStream requests may still time out for a few seconds.
+// Ready is closed when the broker accepts connections. It is never closed if Run fails before that, so wait for the end
+// of Run as well. A member of a cluster is ready before the cluster has a leader: JetStream requests may still time out
+// for a few seconds.
 func (b *Broker) Ready() <-chan struct{} { return b.ready }
 
-// ClientURL is the URL for clients on this machine, with the actual port. It is empty before
-// [Broker.Ready] and for a broker that serves this process only.
+// ClientURL is the URL for clients on this machine, with the actual port. It is empty before [Broker.Ready] and for a
+// broker that serves this process only.
 func (b *Broker) ClientURL() string {
 	addr := b.addr((*server.Server).Addr)
 	if addr == "" {
@@ -153,8 +151,7 @@ func (b *Broker) ClientURL() string {
 	return u.String()
 }
 
-// ClusterAddr is the host:port on which this member accepts routes; empty before [Broker.Ready] and
-// outside a cluster.
+// ClusterAddr is the host:port on which this member accepts routes; empty before [Broker.Ready] and outside a cluster.
 func (b *Broker) ClusterAddr() string {
 	return b.addr(func(s *server.Server) net.Addr {
 		if a := s.ClusterAddr(); a != nil {
@@ -182,8 +179,8 @@ func (b *Broker) addr(of func(*server.Server) net.Addr) string {
 	return net.JoinHostPort(host, strconv.Itoa(tcp.Port))
 }
 
-// InProcessConn opens a client connection without a socket, so that nats.InProcessServer(b) is all
-// that a client in this process needs. It requires credentials like any other connection.
+// InProcessConn opens a client connection without a socket, so that nats.InProcessServer(b) is all that a client in
+// this process needs. It requires credentials like any other connection.
 func (b *Broker) InProcessConn() (net.Conn, error) {
 	select {
 	case <-b.ready:

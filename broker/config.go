@@ -15,38 +15,36 @@ import (
 )
 
 const (
-	// defaultMaxPayload is that of a stock nats-server, so that what works here works with any
-	// broker. More would gain nothing, since bodies of more than a quarter of it travel by
-	// reference, and would cost latency: one message holds up all others on its connection.
+	// defaultMaxPayload is that of a stock nats-server, so that what works here works with any broker. More would gain
+	// nothing, since bodies of more than a quarter of it travel by reference, and would cost latency: one message holds
+	// up all others on its connection.
 	defaultMaxPayload = 1 << 20
 
 	// maxPayloadLimit is where the server itself advises against larger values.
 	maxPayloadLimit = 8 << 20
 
-	// lameDuck bounds how long a member of a cluster takes to disconnect its clients; each
-	// reconnects elsewhere within a few milliseconds.
+	// lameDuck bounds how long a member of a cluster takes to disconnect its clients; each reconnects elsewhere within
+	// a few milliseconds.
 	lameDuckGrace = time.Second
 	lameDuck      = 3 * time.Second
 )
 
 // Config says how a broker is reached, where it stores data, and which clients it accepts.
 type Config struct {
-	// Listen is the host:port for clients; port 0 selects a free one. Default "": no socket, only
-	// this process can connect.
+	// Listen is the host:port for clients; port 0 selects a free one. Default "": no socket, only this process can
+	// connect.
 	Listen string
 
-	// StoreDir holds the streams. Required; created with mode 0700. Only one broker may use it at a
-	// time.
+	// StoreDir holds the streams. Required; created with mode 0700. Only one broker may use it at a time.
 	StoreDir string
 
-	// ServerName is the name within a cluster. It must be unique there and stay the same across
-	// restarts. Default: generated once and kept in StoreDir.
+	// ServerName is the name within a cluster. It must be unique there and stay the same across restarts. Default:
+	// generated once and kept in StoreDir.
 	ServerName string
 
-	// ClusterName, ClusterListen and Routes make the broker a member of a
-	// cluster: the cluster's name, the host:port for the other members, and
-	// the addresses (host:port or nats://host:port) of all of them; its own
-	// among them is fine. All three or none. Default none: a single server.
+	// ClusterName, ClusterListen and Routes make the broker a member of a cluster: the cluster's name, the host:port
+	// for the other members, and the addresses (host:port or nats://host:port) of all of them; its own among them is
+	// fine. All three or none. Default none: a single server.
 	ClusterName   string
 	ClusterListen string
 	Routes        []string
@@ -54,33 +52,32 @@ type Config struct {
 	// MaxPayload bounds one message, in bytes; 1 to 8 MiB. Default 1 MiB.
 	MaxPayload int
 
-	// SyncInterval is how often streams on disk are synced. With an interval, a power cut of all
-	// members loses what was acknowledged since the last sync; a crash of the process alone loses
-	// nothing. Default 0: before every acknowledgement.
+	// SyncInterval is how often streams on disk are synced. With an interval, a power cut of all members loses what was
+	// acknowledged since the last sync; a crash of the process alone loses nothing. Default 0: before every
+	// acknowledgement.
 	SyncInterval time.Duration
 
-	// MaxMemory and MaxStore bound what streams use, in bytes. Default 0: three quarters of the
-	// memory, and the free disk space.
+	// MaxMemory and MaxStore bound what streams use, in bytes. Default 0: three quarters of the memory, and the free
+	// disk space.
 	MaxMemory int64
 	MaxStore  int64
 
-	// TLSCert and TLSKey are PEM files; with them clients and routes must use TLS. TLSCA verifies
-	// the other members, and clients if TLSVerify requires a certificate from them. Default none:
-	// plain TCP.
+	// TLSCert and TLSKey are PEM files; with them clients and routes must use TLS. TLSCA verifies the other members,
+	// and clients if TLSVerify requires a certificate from them. Default none: plain TCP.
 	TLSCert   string
 	TLSKey    string
 	TLSCA     string
 	TLSVerify bool
 
-	// Username and Password, or Token, are what clients must present; Username and Password also
-	// protect the routes. Default none: anyone who can connect has all permissions.
+	// Username and Password, or Token, are what clients must present; Username and Password also protect the routes.
+	// Default none: anyone who can connect has all permissions.
 	Username string
 	Password string
 	Token    string
 
-	// ConfigFile is a nats-server configuration file for settings without a field here: accounts,
-	// permissions, leaf nodes, monitoring. Listen and StoreDir take precedence over it, and so does
-	// every other field that is set. Default none.
+	// ConfigFile is a nats-server configuration file for settings without a field here: accounts, permissions, leaf
+	// nodes, monitoring. Listen and StoreDir take precedence over it, and so does every other field that is set.
+	// Default none.
 	ConfigFile string
 
 	// Logger receives the server's log; the server's info level becomes Debug. Default nil: silent.
@@ -114,8 +111,8 @@ func (c *Config) options() (*server.Options, error) {
 	o.MaxPayload = int32(cmp.Or(c.MaxPayload, int(o.MaxPayload), defaultMaxPayload))
 	o.JetStreamMaxMemory = cmp.Or(c.MaxMemory, o.JetStreamMaxMemory)
 	o.JetStreamMaxStore = cmp.Or(c.MaxStore, o.JetStreamMaxStore)
-	// There is a consumer for each pool, tier and lane, and the gateways bound their number. The
-	// server's own bound of 1000 per stream would be reached first.
+	// There is a consumer for each pool, tier and lane, and the gateways bound their number. The server's own bound of
+	// 1000 per stream would be reached first.
 	o.JetStreamLimits.DefaultMaxConsumers = cmp.Or(o.JetStreamLimits.DefaultMaxConsumers, -1)
 	o.LameDuckGracePeriod = lameDuckGrace
 	o.LameDuckDuration = lameDuck
@@ -253,8 +250,7 @@ func (c *Config) route(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// splitListen parses a host:port into the server's terms: an empty host means all addresses, port 0
-// is -1.
+// splitListen parses a host:port into the server's terms: an empty host means all addresses, port 0 is -1.
 func splitListen(s string) (host string, port int, err error) {
 	host, p, err := net.SplitHostPort(s)
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// logBridge is the server's logger. The server reports in its log, and only there, that it could
-// not start; fatal receives the first such report.
+// logBridge is the server's logger. The server reports in its log, and only there, that it could not start; fatal
+// receives the first such report.
 type logBridge struct {
 	*slog.Logger
 	fatal chan error // buffered, 1

@@ -11,8 +11,8 @@ import (
 	"github.com/nats-io/nuid"
 )
 
-// store is the broker's directory, locked while the broker runs. The server itself would let two
-// processes write to the same streams.
+// store is the broker's directory, locked while the broker runs. The server itself would let two processes write to the
+// same streams.
 type store struct {
 	dir  string
 	lock *os.File
@@ -36,8 +36,8 @@ func openStore(dir string) (*store, error) {
 	return &store{dir: dir, lock: f}, nil
 }
 
-// serverName is the name that belongs to the stored data. A cluster member that came back under
-// another name would count as an additional one.
+// serverName is the name that belongs to the stored data. A cluster member that came back under another name would
+// count as an additional one.
 func (s *store) serverName() (string, error) {
 	path := filepath.Join(s.dir, "server-name")
 	b, err := os.ReadFile(path)

@@ -24,8 +24,7 @@ type fleet struct {
 	procs []*process
 }
 
-// withFleet calls use with a fleet, then ends its processes in the reverse order of their start and
-// removes its files.
+// withFleet calls use with a fleet, then ends its processes in the reverse order of their start and removes its files.
 func withFleet(cfg Config, use func(*fleet) error) error {
 	dir, err := os.MkdirTemp("", "pulley-bench-")
 	if err != nil {

@@ -22,8 +22,7 @@ var idleBar = bar{figure: figureMemory, most: 150, unit: "MiB"}
 // idleTime is how long the streams are open before memory is read again: more than one garbage collection.
 const idleTime = 5 * time.Second
 
-// measureIdleStreams opens streams through a gateway in a separate process. Each sends one token
-// and then hangs.
+// measureIdleStreams opens streams through a gateway in a separate process. Each sends one token and then hangs.
 func measureIdleStreams(ctx context.Context, cfg Config, report *Report) error {
 	return withFleet(cfg, func(f *fleet) error {
 		engine, err := f.engine(ctx, "engine")

@@ -87,8 +87,8 @@ func startSides(ctx context.Context, f *fleet) ([]side, error) {
 	return sides, nil
 }
 
-// turns is how often the sides alternate within a round, in alternating order. A machine that is
-// slowed down for a second then slows all sides alike.
+// turns is how often the sides alternate within a round, in alternating order. A machine that is slowed down for a
+// second then slows all sides alike.
 const turns = 4
 
 // measure puts the load on the sides in turn, round after round.

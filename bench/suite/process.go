@@ -37,8 +37,8 @@ type process struct {
 	copying sync.WaitGroup
 }
 
-// start runs the binary with args, without PULLEY_ variables in the environment. Its output goes
-// line by line to output. The caller stops it.
+// start runs the binary with args, without PULLEY_ variables in the environment. Its output goes line by line to
+// output. The caller stops it.
 func start(output io.Writer, name, binary string, args ...string) (*process, error) {
 	p := &process{name: name, cmd: exec.Command(binary, args...), seen: make(chan struct{})}
 	read, write, err := os.Pipe()

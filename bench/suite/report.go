@@ -57,8 +57,7 @@ type Report struct {
 	Rows      []*Row    `json:"rows"`
 }
 
-// Row is the result of one scenario. Value is the figure of its bar: in ms, as a ratio, or in MiB,
-// according to Unit.
+// Row is the result of one scenario. Value is the figure of its bar: in ms, as a ratio, or in MiB, according to Unit.
 type Row struct {
 	Scenario string    `json:"scenario"`
 	Title    string    `json:"title"`

@@ -62,8 +62,7 @@ A cluster of three members survives the loss of one. Give each member the same
 	return cmd
 }
 
-// runBroker runs a broker until the command is interrupted. It prints one line when
-// clients can connect.
+// runBroker runs a broker until the command is interrupted. It prints one line when clients can connect.
 func runBroker(cmd *cobra.Command, cfg broker.Config) error {
 	b, err := broker.New(cfg)
 	if err != nil {

@@ -55,8 +55,7 @@ func (r *capacityFlags) check() error {
 	return nil
 }
 
-// equip sets what the flags say in the configurations of workers, and creates one
-// sampler of the GPUs for all of them.
+// equip sets what the flags say in the configurations of workers, and creates one sampler of the GPUs for all of them.
 func (r *capacityFlags) equip(ctx context.Context, cfgs []worker.Config) error {
 	if err := r.check(); err != nil {
 		return err

@@ -94,8 +94,8 @@ func parseEngine(spec string) (worker.Config, error) {
 	return cfg, nil
 }
 
-// gpuName matches the name of a GPU in gpus=: NVML's index, index:number for a MIG
-// instance, or a UUID or a unique beginning of one.
+// gpuName matches the name of a GPU in gpus=: NVML's index, index:number for a MIG instance, or a UUID or a unique
+// beginning of one.
 var gpuName = regexp.MustCompile(`^([0-9]+(:[0-9]+)?|(GPU|MIG)-[-0-9A-Fa-f/]{4,})$`)
 
 // parseGPUs parses gpus=0+1.

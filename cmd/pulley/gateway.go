@@ -22,8 +22,8 @@ type gatewayFlags struct {
 	cfg           gateway.Config
 }
 
-// config returns the configuration of the gateway. Unless --auth off is given, a gateway
-// that is not on loopback requires keys.
+// config returns the configuration of the gateway. Unless --auth off is given, a gateway that is not on loopback
+// requires keys.
 func (g *gatewayFlags) config(ctx context.Context) (gateway.Config, error) {
 	cfg := g.cfg
 	cfg.Logger, cfg.Version = cli.Logger(ctx), buildVersion()

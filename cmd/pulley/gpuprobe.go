@@ -37,8 +37,8 @@ hang of NVML does not affect them.`,
 		}
 		ctx := cmd.Context()
 		if term.Of(os.Stdin).Width == 0 {
-			// A service manager signals all processes of a service. The worker handles the
-			// signal, and closes this process's input when it no longer needs it.
+			// A service manager signals all processes of a service. The worker handles the signal, and closes this
+			// process's input when it no longer needs it.
 			ctx = context.WithoutCancel(ctx)
 		}
 		return probe.Run(ctx, cmd.InOrStdin(), cmd.OutOrStdout(), cfg)

@@ -1,5 +1,5 @@
-// Command pulley distributes LLM inference requests over GPU workers. One binary has all
-// parts of the system: each part is a subcommand, and pulley up runs all of them.
+// Command pulley distributes LLM inference requests over GPU workers. One binary has all parts of the system: each part
+// is a subcommand, and pulley up runs all of them.
 package main
 
 import (

@@ -19,9 +19,8 @@ type part struct {
 	run  func(context.Context) error
 }
 
-// runParts runs all parts at the same time. When ctx is done, or when one of them ends,
-// it stops the stages one after the other, the last stage first. A worker that was
-// drained ends without stopping the others.
+// runParts runs all parts at the same time. When ctx is done, or when one of them ends, it stops the stages one after
+// the other, the last stage first. A worker that was drained ends without stopping the others.
 func runParts(ctx context.Context, stages [][]part) error {
 	collecting, stopCollecting := context.WithCancel(context.WithoutCancel(ctx))
 	var collector sync.WaitGroup
@@ -82,10 +81,9 @@ func runParts(ctx context.Context, stages [][]part) error {
 	return errors.Join(errs...)
 }
 
-// collectLess lets a small heap grow to smallHeap before it is collected, and adjusts
-// this as the heap changes. A gateway or worker has some 15 MB of live data and produces
-// garbage at the rate of its requests: with Go's default it collected dozens of times a
-// second, which took a tenth of the CPU at 16 requests in flight. If $GOGC is set,
+// collectLess lets a small heap grow to smallHeap before it is collected, and adjusts this as the heap changes. A
+// gateway or worker has some 15 MB of live data and produces garbage at the rate of its requests: with Go's default it
+// collected dozens of times a second, which took a tenth of the CPU at 16 requests in flight. If $GOGC is set,
 // collectLess does nothing.
 func collectLess(ctx context.Context) {
 	const smallHeap, every = 96 << 20, 2 * time.Second

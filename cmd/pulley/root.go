@@ -91,8 +91,7 @@ Exit codes
 Terms such as pool, tier, bid and fence are explained by 'pulley help concepts' and in
 docs/concepts.md.`
 
-// newConceptsTopic is the help topic that explains Pulley's terms. docs/concepts.md has
-// the same terms at length.
+// newConceptsTopic is the help topic that explains Pulley's terms. docs/concepts.md has the same terms at length.
 func newConceptsTopic() *cobra.Command {
 	return &cobra.Command{
 		Use:   "concepts",

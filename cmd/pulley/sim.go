@@ -15,8 +15,7 @@ import (
 	"github.com/pulley-lb/pulley/engine/sim"
 )
 
-// simGrace is how long requests in flight may continue after an interrupt. A request
-// with the fault hang never ends.
+// simGrace is how long requests in flight may continue after an interrupt. A request with the fault hang never ends.
 const simGrace = 2 * time.Second
 
 // newSimCommand is pulley sim.

@@ -131,8 +131,7 @@ func (u *upFlags) startBroker(ctx context.Context) (b *broker.Broker, stop func(
 	}
 }
 
-// findEngines returns the engines of --engine, else those on this machine, else
-// simulated ones.
+// findEngines returns the engines of --engine, else those on this machine, else simulated ones.
 func (u *upFlags) findEngines(ctx context.Context) ([]worker.Config, simulations, error) {
 	if len(u.engines) > 0 {
 		cfgs, err := workerConfigs(ctx, u.engines)
@@ -191,8 +190,8 @@ type banner struct {
 	simulated      bool
 }
 
-// run prints the banner once there is a model, or after a few seconds without one. Then
-// it waits for ctx, since it is one of the parts.
+// run prints the banner once there is a model, or after a few seconds without one. Then it waits for ctx, since it is
+// one of the parts.
 func (b *banner) run(ctx context.Context) error {
 	url := "http://" + b.ingress.String()
 	models := b.waitForModels(ctx, 5*time.Second)

@@ -130,8 +130,8 @@ func workerConfigs(ctx context.Context, specs []string) ([]worker.Config, error)
 	return cfgs, nil
 }
 
-// learnEngine asks an engine for what its flag leaves open. An engine that does not
-// answer yet is not an error: its worker waits for it.
+// learnEngine asks an engine for what its flag leaves open. An engine that does not answer yet is not an error: its
+// worker waits for it.
 func learnEngine(ctx context.Context, cfg *worker.Config) {
 	info, err := engine.Probe(ctx, http.DefaultClient, cfg.Engine, cfg.APIKey)
 	if err != nil {

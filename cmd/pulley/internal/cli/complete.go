@@ -13,12 +13,11 @@ import (
 // CompletionTimeout bounds how long a shell waits for names from the broker.
 const CompletionTimeout = time.Second
 
-// Lister reads names from the broker. A name may be followed by a tab and a
-// description.
+// Lister reads names from the broker. A name may be followed by a tab and a description.
 type Lister func(ctx context.Context, nc *nats.Conn) ([]string, error)
 
-// Complete completes the first n arguments, or all of them if n is 0, with the names
-// that list reads. Without a broker it completes nothing and prints nothing.
+// Complete completes the first n arguments, or all of them if n is 0, with the names that list reads. Without a broker
+// it completes nothing and prints nothing.
 func Complete(c *ConnectFlags, n int, list Lister) cobra.CompletionFunc {
 	flag := CompleteFlag(c, list)
 	return func(cmd *cobra.Command, args []string, toComplete string) ([]cobra.Completion, cobra.ShellCompDirective) {

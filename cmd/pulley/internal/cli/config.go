@@ -16,9 +16,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// configure sets each flag of cmd that the command line does not give, from the
-// environment or else from the configuration file. Its errors name the variable,
-// or the file, line and key.
+// configure sets each flag of cmd that the command line does not give, from the environment or else from the
+// configuration file. Its errors name the variable, or the file, line and key.
 func configure(cmd *cobra.Command) error {
 	file, err := readConfig(cmd)
 	if err != nil {
@@ -40,9 +39,8 @@ func configure(cmd *cobra.Command) error {
 	return errors.Join(errs...)
 }
 
-// TakesConfig says whether the environment and the configuration file apply to
-// cmd. They do not apply to the commands that cobra adds, to help topics, and to
-// version, which must work with any configuration.
+// TakesConfig says whether the environment and the configuration file apply to cmd. They do not apply to the commands
+// that cobra adds, to help topics, and to version, which must work with any configuration.
 func TakesConfig(cmd *cobra.Command) bool {
 	for cmd.HasParent() && cmd.Parent().HasParent() {
 		cmd = cmd.Parent()
@@ -54,16 +52,14 @@ func TakesConfig(cmd *cobra.Command) bool {
 	return true
 }
 
-// Configurable says whether f can be set by the environment and the configuration
-// file. Not so: --help and --version; hidden flags, which are aliases; and flags
-// that are marked CommandLineOnly.
+// Configurable says whether f can be set by the environment and the configuration file. Not so: --help and --version;
+// hidden flags, which are aliases; and flags that are marked CommandLineOnly.
 func Configurable(f *pflag.Flag) bool {
 	return f.Name != "help" && f.Name != "version" && !f.Hidden && f.Annotations[CommandLineOnly] == nil
 }
 
-// CommandLineOnly is the annotation of flags that have no environment variable and
-// no configuration key: they say what a verb changes, and a variable that was set
-// for another command must not change a tier or confirm a deletion.
+// CommandLineOnly is the annotation of flags that have no environment variable and no configuration key: they say what
+// a verb changes, and a variable that was set for another command must not change a tier or confirm a deletion.
 const CommandLineOnly = "pulley-command-line-only"
 
 // repeatable says whether a flag may be given more than once.
@@ -101,8 +97,8 @@ func invalidValue(f *pflag.Flag, value string, err error) error {
 	return fmt.Errorf("invalid value %q: %w", value, err)
 }
 
-// readConfig returns the settings for cmd in the configuration file, by flag; none
-// if there is no file. It checks the keys for all commands.
+// readConfig returns the settings for cmd in the configuration file, by flag; none if there is no file. It checks the
+// keys for all commands.
 func readConfig(cmd *cobra.Command) (map[string]setting, error) {
 	path := cmd.Flag("config").Value.String()
 	if path == "" {
@@ -134,9 +130,9 @@ type configFile struct {
 	errs     []error
 }
 
-// read reads the section of cmd. Its keys are flags of cmd or of any command below
-// it, and the sections of those commands. If the section applies to the command
-// that runs, below is the path from cmd to it; other sections are only checked.
+// read reads the section of cmd. Its keys are flags of cmd or of any command below it, and the sections of those
+// commands. If the section applies to the command that runs, below is the path from cmd to it; other sections are only
+// checked.
 func (c *configFile) read(section *yaml.Node, cmd *cobra.Command, below []*cobra.Command, applies bool) {
 	flags := flagsUnder(cmd)
 	seen := map[string]bool{}
@@ -246,8 +242,8 @@ func subcommandNames(cmd *cobra.Command) (names []string) {
 	return names
 }
 
-// flagsUnder returns the names of the flags of cmd and of all commands below it,
-// but not --config, which cannot be set in the file.
+// flagsUnder returns the names of the flags of cmd and of all commands below it, but not --config, which cannot be set
+// in the file.
 func flagsUnder(cmd *cobra.Command) []string {
 	names := map[string]bool{}
 	add := func(f *pflag.Flag) {
@@ -270,8 +266,8 @@ func EnvName(flag string) string {
 	return "PULLEY_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// splitEnv returns the values in the environment variable of f: several, separated
-// by newlines or semicolons, if the flag is repeatable.
+// splitEnv returns the values in the environment variable of f: several, separated by newlines or semicolons, if the
+// flag is repeatable.
 func splitEnv(f *pflag.Flag, text string) []string {
 	if !repeatable(f) {
 		return []string{text}
@@ -287,8 +283,7 @@ func splitEnv(f *pflag.Flag, text string) []string {
 
 var envReference = regexp.MustCompile(`\$?\$\{[^}]*\}?`)
 
-// expandEnv replaces each ${NAME} with the environment variable NAME, which must
-// be set, and $${ with ${.
+// expandEnv replaces each ${NAME} with the environment variable NAME, which must be set, and $${ with ${.
 func expandEnv(s string) (string, error) {
 	var err error
 	s = envReference.ReplaceAllStringFunc(s, func(ref string) string {
@@ -308,12 +303,12 @@ func expandEnv(s string) (string, error) {
 	return s, err
 }
 
-// kubernetesEnv matches the variables that Kubernetes puts into the environment of
-// each container for a service whose name begins with pulley.
+// kubernetesEnv matches the variables that Kubernetes puts into the environment of each container for a service whose
+// name begins with pulley.
 var kubernetesEnv = regexp.MustCompile(`^PULLEY_(.*_)?(SERVICE_(HOST|PORT)(_.*)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)$`)
 
-// warnUnknownEnv logs environment variables that begin with PULLEY_ and belong to
-// no flag. They are not errors: other programs may use the prefix.
+// warnUnknownEnv logs environment variables that begin with PULLEY_ and belong to no flag. They are not errors: other
+// programs may use the prefix.
 func warnUnknownEnv(log *slog.Logger, root *cobra.Command) {
 	known := []string{EnvName("config")}
 	for _, flag := range flagsUnder(root) {
@@ -332,8 +327,8 @@ func warnUnknownEnv(log *slog.Logger, root *cobra.Command) {
 	}
 }
 
-// ParseYAML parses a document that must be a mapping; it returns nil if b is empty.
-// Its errors begin with the line number and a colon.
+// ParseYAML parses a document that must be a mapping; it returns nil if b is empty. Its errors begin with the line
+// number and a colon.
 func ParseYAML(b []byte) (*yaml.Node, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	var doc, more yaml.Node

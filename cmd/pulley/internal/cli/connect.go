@@ -48,8 +48,8 @@ func AddConnectFlags(fs *pflag.FlagSet) *ConnectFlags {
 	return c
 }
 
-// AddPasswordFlags declares the credentials that a broker and its clients share, so
-// that one configuration file serves both.
+// AddPasswordFlags declares the credentials that a broker and its clients share, so that one configuration file serves
+// both.
 func AddPasswordFlags(fs *pflag.FlagSet, user, passwordFile, tokenFile *string) {
 	fs.StringVar(user, "nats-user", "", "NATS user `name`; needs --nats-password-file")
 	fs.StringVar(passwordFile, "nats-password-file", "", "`file` with the password of --nats-user")
@@ -77,8 +77,7 @@ func ReadPassword(user, passwordFile, tokenFile string) (password, token string,
 	return password, token, nil
 }
 
-// readSecret reads a file that holds a secret, without the newline that editors
-// add.
+// readSecret reads a file that holds a secret, without the newline that editors add.
 func readSecret(path string) (string, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -91,9 +90,8 @@ func readSecret(path string) (string, error) {
 	return secret, nil
 }
 
-// Connect opens a connection for an operator's verb. It fails within seconds if no
-// server answers; once connected it reconnects forever. Events of the connection go
-// to the logger in ctx. name is the client name that the servers show.
+// Connect opens a connection for an operator's verb. It fails within seconds if no server answers; once connected it
+// reconnects forever. Events of the connection go to the logger in ctx. name is the client name that the servers show.
 func (c *ConnectFlags) Connect(ctx context.Context, name string, opts ...nats.Option) (*nats.Conn, error) {
 	nc, err := c.dial(ctx, name, opts)
 	if errors.Is(err, nats.ErrNoServers) {
@@ -102,9 +100,8 @@ func (c *ConnectFlags) Connect(ctx context.Context, name string, opts ...nats.Op
 	return nc, err
 }
 
-// ConnectPatiently opens a connection for a part that keeps running: while no server
-// answers it tries again, until ctx ends. Invalid settings and refused credentials
-// are errors at once.
+// ConnectPatiently opens a connection for a part that keeps running: while no server answers it tries again, until ctx
+// ends. Invalid settings and refused credentials are errors at once.
 func (c *ConnectFlags) ConnectPatiently(ctx context.Context, name string, opts ...nats.Option) (*nats.Conn, error) {
 	const every, warnEvery = 250 * time.Millisecond, 30 * time.Second
 	var warned time.Time
@@ -155,8 +152,8 @@ func (c *ConnectFlags) dial(ctx context.Context, name string, opts []nats.Option
 		return nil, err
 	}
 
-	// The last option sees the settings that the others have made. If it does not
-	// run, one of the others has failed, and nothing was dialled.
+	// The last option sees the settings that the others have made. If it does not run, one of the others has failed,
+	// and nothing was dialled.
 	dialled := ""
 	last := func(o *nats.Options) error {
 		if urls != "" {
@@ -183,11 +180,9 @@ func (c *ConnectFlags) dial(ctx context.Context, name string, opts []nats.Option
 	return nil, unreachableError{dialled, err}
 }
 
-// target returns the servers to dial and the NATS context for the other settings;
-// one of them may be empty. Servers that are given replace those of the context. The
-// context that 'nats context select' has chosen is not used unless it is named: a
-// gateway creates streams where it connects, and must not do so in an account that
-// happens to be selected.
+// target returns the servers to dial and the NATS context for the other settings; one of them may be empty. Servers
+// that are given replace those of the context. The context that 'nats context select' has chosen is not used unless it
+// is named: a gateway creates streams where it connects, and must not do so in an account that happens to be selected.
 func (c *ConnectFlags) target() (urls, natsContext string) {
 	urls, natsContext = cmp.Or(c.server, c.nats), c.context
 	if urls == "" && natsContext == "" {
@@ -199,8 +194,8 @@ func (c *ConnectFlags) target() (urls, natsContext string) {
 	return urls, natsContext
 }
 
-// credentials returns the options for credentials and TLS. It reads the files, so
-// that a wrong name is an error before anything is dialled.
+// credentials returns the options for credentials and TLS. It reads the files, so that a wrong name is an error before
+// anything is dialled.
 func (c *ConnectFlags) credentials() ([]nats.Option, error) {
 	password, token, err := ReadPassword(c.user, c.passwordFile, c.tokenFile)
 	if err != nil {
@@ -246,8 +241,8 @@ func (c *ConnectFlags) credentials() ([]nats.Option, error) {
 	return opts, nil
 }
 
-// ConnOptions returns the options of every connection. It reconnects forever, within
-// a fraction of a second if a server is there.
+// ConnOptions returns the options of every connection. It reconnects forever, within a fraction of a second if a server
+// is there.
 func ConnOptions(log *slog.Logger, name string) []nats.Option {
 	return []nats.Option{
 		nats.Name(name),

@@ -18,8 +18,8 @@ const (
 	ExitInterrupted = 130
 )
 
-// ErrInterrupted is the cause of a command's context after the first SIGINT or
-// SIGTERM. A second one ends the process at once.
+// ErrInterrupted is the cause of a command's context after the first SIGINT or SIGTERM. A second one ends the process
+// at once.
 var ErrInterrupted = errors.New("interrupted")
 
 // UsageError is an error in the command line or the configuration.
@@ -42,8 +42,7 @@ func (e NotFoundError) Unwrap() error { return e.Err }
 // NotFoundf makes a NotFoundError.
 func NotFoundf(format string, args ...any) error { return NotFoundError{fmt.Errorf(format, args...)} }
 
-// RefusedError says that an operation is not possible in the present state of an
-// object, or not allowed.
+// RefusedError says that an operation is not possible in the present state of an object, or not allowed.
 type RefusedError struct{ Err error }
 
 func (e RefusedError) Error() string { return e.Err.Error() }
@@ -53,8 +52,7 @@ func (e RefusedError) Unwrap() error { return e.Err }
 // Refusedf makes a RefusedError.
 func Refusedf(format string, args ...any) error { return RefusedError{fmt.Errorf(format, args...)} }
 
-// NoSuch is a NotFoundError with a suggestion: a similar name among the known
-// ones, or the command that lists them.
+// NoSuch is a NotFoundError with a suggestion: a similar name among the known ones, or the command that lists them.
 func NoSuch(kind, name string, known []string) error {
 	hint := DidYouMean(name, known)
 	if hint == "" {
@@ -68,8 +66,7 @@ func Ambiguous(kind, name string, candidates []string) error {
 	return Usagef("%s %s is ambiguous: it may be %s", kind, name, term.Shorten(OneOf(candidates), 160))
 }
 
-// DidYouMean returns a clause that suggests the known word most similar to word,
-// or "" if none is similar.
+// DidYouMean returns a clause that suggests the known word most similar to word, or "" if none is similar.
 func DidYouMean(word string, known []string) string {
 	if s := nearest(word, known); s != "" {
 		return fmt.Sprintf("; did you mean %q?", s)
@@ -77,8 +74,8 @@ func DidYouMean(word string, known []string) string {
 	return ""
 }
 
-// nearest returns the known word with the smallest edit distance to word, if that
-// is at most a third of its length, or two.
+// nearest returns the known word with the smallest edit distance to word, if that is at most a third of its length, or
+// two.
 func nearest(word string, known []string) string {
 	best, most := "", max(2, len(word)/3)
 	for _, k := range known {

@@ -1,7 +1,6 @@
-// Package cli has what all commands of pulley share: the root command, flags with
-// their environment variables and configuration file, errors with exit codes, the
-// connection to NATS, the frame of an operator's verb, output formats and shell
-// completion.
+// Package cli has what all commands of pulley share: the root command, flags with their environment variables and
+// configuration file, errors with exit codes, the connection to NATS, the frame of an operator's verb, output formats
+// and shell completion.
 package cli
 
 import (
@@ -16,9 +15,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// NewRoot makes the root command of a command line. It adds to the given commands
-// what all have in common: the flags for configuration and logs, and the name of
-// the environment variable in the help of each flag.
+// NewRoot makes the root command of a command line. It adds to the given commands what all have in common: the flags
+// for configuration and logs, and the name of the environment variable in the help of each flag.
 func NewRoot(long, version string, commands ...*cobra.Command) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "pulley",
@@ -58,9 +56,8 @@ func init() { // cobra keeps template functions in a global
 	cobra.AddTemplateFunc("wrapped", func(fs *pflag.FlagSet) string { return fs.FlagUsagesWrapped(helpWidth) })
 }
 
-// prepare runs before each command. It sets the flags that the command line does
-// not give from the environment and the configuration file, and puts a logger into
-// the command's context.
+// prepare runs before each command. It sets the flags that the command line does not give from the environment and the
+// configuration file, and puts a logger into the command's context.
 func prepare(cmd *cobra.Command) error {
 	if !TakesConfig(cmd) {
 		return nil
@@ -93,9 +90,8 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("unknown command %q%s", args[0], DidYouMean(args[0], names))
 }
 
-// Execute runs the command that args name, prints its error if there is one, and
-// returns the exit code. An error before the command's own function runs is a
-// usage error.
+// Execute runs the command that args name, prints its error if there is one, and returns the exit code. An error before
+// the command's own function runs is a usage error.
 func Execute(ctx context.Context, root *cobra.Command, args []string, stdout, stderr io.Writer) int {
 	began := false
 	ForEachCommand(root, func(cmd *cobra.Command) {
@@ -207,8 +203,8 @@ func WithLogger(ctx context.Context, log *slog.Logger) context.Context {
 	return context.WithValue(ctx, loggerKey{}, log)
 }
 
-// Logger returns the logger of a context, such as cmd.Context() within a command.
-// Without one it returns a logger that discards everything.
+// Logger returns the logger of a context, such as cmd.Context() within a command. Without one it returns a logger that
+// discards everything.
 func Logger(ctx context.Context) *slog.Logger {
 	if log, ok := ctx.Value(loggerKey{}).(*slog.Logger); ok && log != nil {
 		return log

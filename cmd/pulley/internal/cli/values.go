@@ -75,8 +75,8 @@ func ShellWord(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// DefaultStoreDir returns the directory in which a broker keeps its streams by
-// default; "" if the user has no home directory.
+// DefaultStoreDir returns the directory in which a broker keeps its streams by default; "" if the user has no home
+// directory.
 func DefaultStoreDir() string {
 	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "pulley", "broker")

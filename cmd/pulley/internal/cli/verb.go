@@ -32,8 +32,8 @@ func Noun(name, short, long string, verbs ...func(*ConnectFlags) *cobra.Command)
 	return cmd
 }
 
-// Connected makes a verb with its own flags for the connection to NATS. The verbs of
-// pulley worker need it: the flags of that command are for running a worker.
+// Connected makes a verb with its own flags for the connection to NATS. The verbs of pulley worker need it: the flags
+// of that command are for running a worker.
 func Connected(newVerb func(*ConnectFlags) *cobra.Command) *cobra.Command {
 	var fs pflag.FlagSet
 	cmd := newVerb(AddConnectFlags(&fs))
@@ -41,8 +41,8 @@ func Connected(newVerb func(*ConnectFlags) *cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// Action makes cmd a verb: it connects, and calls do. The flags that cmd has by now,
-// but for --output, can only be given on the command line.
+// Action makes cmd a verb: it connects, and calls do. The flags that cmd has by now, but for --output, can only be
+// given on the command line.
 func Action(cmd *cobra.Command, c *ConnectFlags, do func(s *Session) error) *cobra.Command {
 	cmd.Flags().SortFlags = false
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
@@ -61,8 +61,7 @@ func Action(cmd *cobra.Command, c *ConnectFlags, do func(s *Session) error) *cob
 	return cmd
 }
 
-// Destructive makes cmd a verb with the flag --force, for changes that need a
-// confirmation: do calls Session.Confirm.
+// Destructive makes cmd a verb with the flag --force, for changes that need a confirmation: do calls Session.Confirm.
 func Destructive(cmd *cobra.Command, c *ConnectFlags, do func(s *Session) error) *cobra.Command {
 	force := cmd.Flags().Bool("force", false, "skip the confirmation")
 	return Action(cmd, c, func(s *Session) error {
@@ -82,8 +81,7 @@ func Listing(cmd *cobra.Command, c *ConnectFlags, read func(s *Session) (View, e
 
 var listingFormats = []string{Table, Wide, JSON, YAML}
 
-// ShowListing prints a view as the flags --output and --watch of a Listing say. The
-// title is for --watch.
+// ShowListing prints a view as the flags --output and --watch of a Listing say. The title is for --watch.
 func ShowListing(ctx context.Context, cmd *cobra.Command, title string, read func() (View, error)) error {
 	output := Output{Format: cmd.Flag("output").Value.String(), formats: listingFormats}
 	if err := output.Check(); err != nil {
@@ -99,8 +97,8 @@ func ShowListing(ctx context.Context, cmd *cobra.Command, title string, read fun
 	return Show(cmd, v, output.Format)
 }
 
-// ExactArgs requires one argument for each name; "NAME..." is one or more. The error
-// about a missing first argument names the command that lists what there is.
+// ExactArgs requires one argument for each name; "NAME..." is one or more. The error about a missing first argument
+// names the command that lists what there is.
 func ExactArgs(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		for i, name := range names {
@@ -178,8 +176,8 @@ func (s *Session) Warnf(format string, args ...any) {
 	fmt.Fprintf(s.Cmd.ErrOrStderr(), "%s %s\n", p.Paint(term.Yellow, "warning:"), fmt.Sprintf(format, args...))
 }
 
-// Confirm asks for a confirmation of an action, such as "remove tier night", unless
-// --force was given. It is refused without a terminal.
+// Confirm asks for a confirmation of an action, such as "remove tier night", unless --force was given. It is refused
+// without a terminal.
 func (s *Session) Confirm(format string, args ...any) error {
 	action := fmt.Sprintf(format, args...)
 	if s.Force {
@@ -223,8 +221,8 @@ func (s *Session) User() string {
 	return cmp.Or(name, "unknown") + "@" + cmp.Or(host, "unknown")
 }
 
-// CommandLine returns the command as it was typed, without the flags for the
-// connection, the output and the confirmation. It is what the policy's history shows.
+// CommandLine returns the command as it was typed, without the flags for the connection, the output and the
+// confirmation. It is what the policy's history shows.
 func (s *Session) CommandLine() string {
 	var connection pflag.FlagSet
 	AddConnectFlags(&connection)

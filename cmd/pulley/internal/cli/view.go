@@ -30,8 +30,7 @@ type Output struct {
 	formats []string
 }
 
-// AddOutput declares the flag --output with the formats that cmd has; the first is the
-// default.
+// AddOutput declares the flag --output with the formats that cmd has; the first is the default.
 func AddOutput(cmd *cobra.Command, formats ...string) *Output {
 	o := &Output{formats: formats}
 	cmd.Flags().StringVarP(&o.Format, "output", "o", formats[0], "output format: "+OneOf(formats))
@@ -47,8 +46,7 @@ func (o *Output) Check() error {
 	return nil
 }
 
-// View is what a verb shows: a value for programs, and a function that prints the
-// same for people.
+// View is what a verb shows: a value for programs, and a function that prints the same for people.
 type View struct {
 	Value any
 	Print func(*term.Page)
@@ -89,8 +87,8 @@ func (v View) render(format string, t term.Terminal) ([]byte, error) {
 // WatchEvery is the interval of --watch.
 const WatchEvery = time.Second
 
-// watch reads and prints a view every second until ctx ends, which is not an error. If
-// the first read fails, watch fails; later errors are shown, and it continues.
+// watch reads and prints a view every second until ctx ends, which is not an error. If the first read fails, watch
+// fails; later errors are shown, and it continues.
 func watch(ctx context.Context, out io.Writer, title, format string, read func() (View, error)) error {
 	v, err := read()
 	if err != nil {

@@ -1,5 +1,4 @@
-// Package clitest has what the tests of pulley's commands share: a broker, a
-// gateway, buffers, and a fleet to look at.
+// Package clitest has what the tests of pulley's commands share: a broker, a gateway, buffers, and a fleet to look at.
 package clitest
 
 import (

@@ -57,8 +57,7 @@ func Hot(g *subjects.GPU) {
 	g.Throttle, g.Temperature, g.Strain = new(gpu.ThrottleHardwareHeat), new(91), policy.Hot.String()
 }
 
-// Fleet has two workers on one host that share a GPU, a fenced worker, and hosts without
-// a reported GPU.
+// Fleet has two workers on one host that share a GPU, a fenced worker, and hosts without a reported GPU.
 func Fleet() []subjects.Heartbeat {
 	bare, mac, off := BeatOn("node-3", "c", subjects.Ready), BeatOn("node-4", "d", subjects.Ready), Beat("e", subjects.Ready, 0, "llama")
 	bare.NVML.Failure = &gpu.Failure{Kind: gpu.NoLibrary, Container: true}
@@ -73,8 +72,7 @@ func Fleet() []subjects.Heartbeat {
 	}
 }
 
-// SnapshotAtNoon has two gateways and four workers, with some of everything that a screen
-// can show.
+// SnapshotAtNoon has two gateways and four workers, with some of everything that a screen can show.
 func SnapshotAtNoon() fleet.Snapshot {
 	serves := func(pools ...string) (list []subjects.PoolStatus) {
 		for i, p := range pools {

@@ -20,12 +20,10 @@ import (
 )
 
 const (
-	// minPayload is enough for the headers of a request, and for frames of a useful
-	// size.
+	// minPayload is enough for the headers of a request, and for frames of a useful size.
 	minPayload = 64 << 10
 
-	// nearlyFull is the fraction of an account's storage from which on there is a
-	// warning.
+	// nearlyFull is the fraction of an account's storage from which on there is a warning.
 	nearlyFull = 0.9
 )
 
@@ -48,8 +46,7 @@ func (e *examination) findConnection() []fleet.Finding {
 	return found
 }
 
-// atLeast compares a version such as 2.12.3-RC.1 with a minimum. An unknown version
-// passes.
+// atLeast compares a version such as 2.12.3-RC.1 with a minimum. An unknown version passes.
 func atLeast(version string, minimum []int) bool {
 	var major, minor int
 	if _, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &major, &minor); err != nil {
@@ -92,8 +89,7 @@ func (e *examination) findJetStream() []fleet.Finding {
 	return found
 }
 
-// deniedList collects the operations that NATS denies. NATS reports them
-// asynchronously.
+// deniedList collects the operations that NATS denies. NATS reports them asynchronously.
 type deniedList struct {
 	mu   sync.Mutex
 	what map[string]bool
@@ -204,8 +200,7 @@ func replicaFindings(info *jetstream.StreamInfo) []fleet.Finding {
 	return found
 }
 
-// readStreams reads Pulley's streams, the streams of its buckets, and all other streams
-// that capture its subjects.
+// readStreams reads Pulley's streams, the streams of its buckets, and all other streams that capture its subjects.
 func readStreams(ctx context.Context, js jetstream.JetStream) (map[string]*jetstream.StreamInfo, error) {
 	streams := make(map[string]*jetstream.StreamInfo)
 	list := js.ListStreams(ctx, jetstream.WithStreamListSubject(subjects.AllSubjects))
@@ -232,8 +227,8 @@ func readStreams(ctx context.Context, js jetstream.JetStream) (map[string]*jetst
 	return streams, nil
 }
 
-// streamRecorder records the streams and buckets that gateways would create on an
-// empty broker: it is a JetStream as far as subjects.EnsureStreams needs one.
+// streamRecorder records the streams and buckets that gateways would create on an empty broker: it is a JetStream as
+// far as subjects.EnsureStreams needs one.
 type streamRecorder struct {
 	jetstream.JetStream
 	streams []jetstream.StreamConfig

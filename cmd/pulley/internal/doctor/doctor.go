@@ -1,5 +1,5 @@
-// Package doctor is pulley doctor: it examines the broker and the fleet, and prints
-// a verdict for each check, with a remedy.
+// Package doctor is pulley doctor: it examines the broker and the fleet, and prints a verdict for each check, with a
+// remedy.
 package doctor
 
 import (

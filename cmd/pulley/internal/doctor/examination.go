@@ -127,8 +127,7 @@ type check struct {
 	ok   func(*examination) string          // the text if nothing is; "" if that is unknown
 }
 
-// checks are all checks, in the order in which they run and are shown: each may
-// rely on the checks before it.
+// checks are all checks, in the order in which they run and are shown: each may rely on the checks before it.
 var checks = []check{
 	{"nats", (*examination).findConnection, func(e *examination) string {
 		return fmt.Sprintf("%s, version %s, max_payload %s", e.server, e.version, term.Bytes(e.maxPayload))

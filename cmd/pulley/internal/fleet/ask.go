@@ -1,6 +1,5 @@
-// Package fleet reads the state of a running Pulley from its broker: workers,
-// requests, queues, pools, GPUs, dead letters and the policy. A Snapshot has all of
-// it at one moment, with findings about what is wrong.
+// Package fleet reads the state of a running Pulley from its broker: workers, requests, queues, pools, GPUs, dead
+// letters and the policy. A Snapshot has all of it at one moment, with findings about what is wrong.
 package fleet
 
 import (
@@ -19,8 +18,8 @@ const (
 	// AskTimeout bounds how long a verb waits for the first answer.
 	AskTimeout = 1500 * time.Millisecond
 
-	// furtherAnswers is how long AskAll waits for the other gateways after each
-	// answer: a gateway that is alive answers as quickly as the first.
+	// furtherAnswers is how long AskAll waits for the other gateways after each answer: a gateway that is alive answers
+	// as quickly as the first.
 	furtherAnswers = 200 * time.Millisecond
 
 	// commandTimeout bounds how long gateways may take to carry out a command.
@@ -33,15 +32,15 @@ var ErrNoGateway = cli.NotFoundError{Err: errors.New("no gateway on this broker:
 // ErrNoAnswer says that no part answered a Call in time.
 var ErrNoAnswer = errors.New("no answer")
 
-// AskAny asks the gateways for a list, and returns the first answer. It is for lists
-// that every gateway has. Its error is nats.ErrNoResponders if there is no gateway.
+// AskAny asks the gateways for a list, and returns the first answer. It is for lists that every gateway has. Its error
+// is nats.ErrNoResponders if there is no gateway.
 func AskAny[T any](ctx context.Context, nc *nats.Conn, subject string) ([]T, error) {
 	list, _, err := ask[T](ctx, nc, subject, false)
 	return list, err
 }
 
-// AskAll asks every gateway for a list, and returns the lists of all joined. Its error
-// is nats.ErrNoResponders if there is no gateway.
+// AskAll asks every gateway for a list, and returns the lists of all joined. Its error is nats.ErrNoResponders if there
+// is no gateway.
 func AskAll[T any](ctx context.Context, nc *nats.Conn, subject string) ([]T, error) {
 	list, _, err := ask[T](ctx, nc, subject, true)
 	return list, err
@@ -91,9 +90,8 @@ func ask[T any](ctx context.Context, nc *nats.Conn, subject string, all bool) (l
 	}
 }
 
-// Call sends a command to the one part that can carry it out, and returns its answer.
-// Other parts do not answer, so that a timeout means that there is no such part: the
-// error is then ErrNoAnswer.
+// Call sends a command to the one part that can carry it out, and returns its answer. Other parts do not answer, so
+// that a timeout means that there is no such part: the error is then ErrNoAnswer.
 func Call[T any](ctx context.Context, nc *nats.Conn, subject string, command any, timeout time.Duration) (answer T, err error) {
 	b, err := subjects.Marshal(command)
 	if err != nil {

@@ -15,8 +15,7 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// DeadLetter is a request that no worker could answer. Its JSON is what pulley dead ls
-// -o json prints.
+// DeadLetter is a request that no worker could answer. Its JSON is what pulley dead ls -o json prints.
 type DeadLetter struct {
 	Sequence    uint64      `json:"seq"`
 	At          time.Time   `json:"at"`
@@ -61,8 +60,8 @@ func DeadStream(ctx context.Context, js jetstream.JetStream) (jetstream.Stream, 
 	return stream, nil
 }
 
-// DeadLetters reads the latest dead letters that match a subject, without their
-// bodies, the oldest first, and counts all that match. last 0 means all.
+// DeadLetters reads the latest dead letters that match a subject, without their bodies, the oldest first, and counts
+// all that match. last 0 means all.
 func DeadLetters(ctx context.Context, js jetstream.JetStream, filter string, last int) (list []DeadLetter, all int, err error) {
 	stream, err := DeadStream(ctx, js)
 	if err != nil {

@@ -88,8 +88,8 @@ func (s *Snapshot) findAll() []Finding {
 	return all
 }
 
-// stuckAfter is how long a request may wait while a slot is free before that is a
-// finding: a bid gets its request within milliseconds.
+// stuckAfter is how long a request may wait while a slot is free before that is a finding: a bid gets its request
+// within milliseconds.
 const stuckAfter = 10 * time.Second
 
 // FindPolicy reports a policy that cannot be read.
@@ -143,8 +143,7 @@ func (s *Snapshot) FindWorkers() []Finding {
 	return found
 }
 
-// FindPools reports pools whose requests are not served, and routes that lead to such
-// pools.
+// FindPools reports pools whose requests are not served, and routes that lead to such pools.
 func (s *Snapshot) FindPools() []Finding {
 	var found []Finding
 	if why := s.Unread["queues"]; why != "" {

@@ -15,14 +15,13 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// GPU is a GPU of a host, as the workers that use it report it. A host without a
-// reported GPU has one entry without a device, which says why. Its JSON is what pulley
-// gpu ls -o json prints.
+// GPU is a GPU of a host, as the workers that use it report it. A host without a reported GPU has one entry without a
+// device, which says why. Its JSON is what pulley gpu ls -o json prints.
 type GPU struct {
 	Host    string   `json:"host"`
 	Workers []string `json:"workers"` // names of the workers that use it
-	// Status is ok, throttled, strained, fenced, stale or unknown, or off if NVML is
-	// off. Reason says why it is not ok, and Remedy what to do.
+	// Status is ok, throttled, strained, fenced, stale or unknown, or off if NVML is off. Reason says why it is not ok,
+	// and Remedy what to do.
 	Status  string       `json:"status"`
 	Reason  string       `json:"reason,omitempty"`
 	Remedy  string       `json:"remedy,omitempty"`
@@ -50,8 +49,8 @@ func (g *GPU) order() int {
 	return g.Index << 8
 }
 
-// merge adds another worker's report of the same GPU. The newest sample counts, but a
-// fence that any worker reports stays.
+// merge adds another worker's report of the same GPU. The newest sample counts, but a fence that any worker reports
+// stays.
 func (g *GPU) merge(report *subjects.GPU, nvml *subjects.NVML) {
 	newest := *g.GPU
 	if report.At.After(g.At) {
@@ -206,8 +205,7 @@ func AddLibraryFlag(fs *pflag.FlagSet, path *string) {
 	fs.StringVar(path, "nvml-library", "", "`path` of NVML, libnvidia-ml.so.1 (default: searched where the loader, a driver container and WSL have it)")
 }
 
-// gpuTimeout bounds how long the GPUs may take to answer: without persistence mode
-// each takes seconds to wake up.
+// gpuTimeout bounds how long the GPUs may take to answer: without persistence mode each takes seconds to wake up.
 const gpuTimeout = 45 * time.Second
 
 // ReadGPUs waits for a fresh reading of this machine's GPUs.
@@ -232,8 +230,8 @@ func ReadGPUs(ctx context.Context, sampler *gpu.Sampler) (gpu.Reading, error) {
 	}
 }
 
-// LocalGPUStatus returns the status of a GPU of this machine, with the reason: ok,
-// throttled, unhealthy, stale or unknown. It counts XIDs of the last minute.
+// LocalGPUStatus returns the status of a GPU of this machine, with the reason: ok, throttled, unhealthy, stale or
+// unknown. It counts XIDs of the last minute.
 func LocalGPUStatus(g gpu.Snapshot) (status, reason string) {
 	if g.State != gpu.Fresh && g.State != "" {
 		return string(g.State), "no answer"

@@ -17,12 +17,11 @@ import (
 )
 
 const (
-	// startupGrace is how long a new worker may take to receive its engine's metrics
-	// and its GPUs' samples before their absence is a finding.
+	// startupGrace is how long a new worker may take to receive its engine's metrics and its GPUs' samples before their
+	// absence is a finding.
 	startupGrace = 10 * time.Second
 
-	// tooManySlots is how many times the adaptive limit the slots must be to be a
-	// finding.
+	// tooManySlots is how many times the adaptive limit the slots must be to be a finding.
 	tooManySlots = 2
 )
 
@@ -37,8 +36,8 @@ func (s *Snapshot) heartbeats() []subjects.Heartbeat {
 	return list
 }
 
-// FindGPUs reports GPUs that are fenced, throttled or silent, and hosts whose GPUs
-// cannot be read. A failure that several hosts share is reported once.
+// FindGPUs reports GPUs that are fenced, throttled or silent, and hosts whose GPUs cannot be read. A failure that
+// several hosts share is reported once.
 func (s *Snapshot) FindGPUs() []Finding {
 	beats := s.heartbeats()
 	list := GPUs(beats)
@@ -138,8 +137,8 @@ func (s *Snapshot) GPUSummary() string {
 	return text
 }
 
-// FindHeadroom reports workers that lack their engine's metrics, that cannot meet their
-// objective, or that have far more slots than they can use.
+// FindHeadroom reports workers that lack their engine's metrics, that cannot meet their objective, or that have far
+// more slots than they can use.
 func (s *Snapshot) FindHeadroom() []Finding {
 	var found []Finding
 	for _, h := range s.heartbeats() {
@@ -162,8 +161,7 @@ func (s *Snapshot) FindHeadroom() []Finding {
 	return found
 }
 
-// metricsFinding reports an engine whose metrics are stale, or missing although its kind
-// has metrics.
+// metricsFinding reports an engine whose metrics are stale, or missing although its kind has metrics.
 func metricsFinding(h *subjects.Heartbeat, now time.Time) *Finding {
 	dialect := engine.Dialect(h.Engine)
 	if h.EngineStatus != nil {

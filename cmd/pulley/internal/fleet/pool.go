@@ -147,8 +147,7 @@ func ExplainDamage(err error) error {
 	return err
 }
 
-// TierOrder returns the position of a tier in the policy. Tiers that are not in the
-// policy come last.
+// TierOrder returns the position of a tier in the policy. Tiers that are not in the policy come last.
 func TierOrder(p *policy.Policy, name string) int {
 	if i := slices.IndexFunc(p.Tiers, func(t policy.Tier) bool { return t.Name == name }); i >= 0 {
 		return i

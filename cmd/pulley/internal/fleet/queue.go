@@ -15,8 +15,7 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Queue is the queue of a pool in a tier. Its JSON is what pulley queue ls -o json
-// prints.
+// Queue is the queue of a pool in a tier. Its JSON is what pulley queue ls -o json prints.
 type Queue struct {
 	Pool     string `json:"pool"`
 	Tier     string `json:"tier"`
@@ -46,9 +45,8 @@ func Queues(ctx context.Context, nc *nats.Conn, p *policy.Policy) (lanes []Lane,
 	return lanes, queuesOf(lanes, held, err == nil, p), nil
 }
 
-// queuesOf adds up the lanes of each queue and the requests that the gateways hold. If
-// the gateways have answered, their number of requests in flight counts: the broker
-// still counts a request that a worker has handed back.
+// queuesOf adds up the lanes of each queue and the requests that the gateways hold. If the gateways have answered,
+// their number of requests in flight counts: the broker still counts a request that a worker has handed back.
 func queuesOf(lanes []Lane, held []subjects.RequestInfo, answered bool, p *policy.Policy) []Queue {
 	type key struct{ pool, tier string }
 	at := make(map[key]*Queue)
@@ -93,8 +91,8 @@ func queuesOf(lanes []Lane, held []subjects.RequestInfo, answered bool, p *polic
 	return list
 }
 
-// Lane is one lane of a pool's queue in a tier, as the broker has it. Its JSON is part
-// of what pulley top -o json prints.
+// Lane is one lane of a pool's queue in a tier, as the broker has it. Its JSON is part of what pulley top -o json
+// prints.
 type Lane struct {
 	Pool           string  `json:"pool"`
 	Tier           string  `json:"tier"`

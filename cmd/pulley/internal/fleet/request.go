@@ -29,8 +29,7 @@ func Requests(ctx context.Context, nc *nats.Conn) ([]subjects.RequestInfo, error
 	return list, nil
 }
 
-// FindRequest returns the id of a request, which may be given by the beginning or the
-// end of it.
+// FindRequest returns the id of a request, which may be given by the beginning or the end of it.
 func FindRequest(ctx context.Context, nc *nats.Conn, named string) (string, error) {
 	if _, err := subjects.ParseID(named); err == nil {
 		return named, nil

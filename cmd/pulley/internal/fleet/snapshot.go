@@ -14,8 +14,7 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Snapshot is the state of a fleet at one moment. Its JSON is what pulley top -o json
-// prints.
+// Snapshot is the state of a fleet at one moment. Its JSON is what pulley top -o json prints.
 type Snapshot struct {
 	At     time.Time `json:"at"`
 	Server string    `json:"server,omitempty"` // "" without a connection
@@ -81,9 +80,8 @@ func (s *Snapshot) Complete() {
 	s.Pools, s.Tiers, s.Findings = orEmpty(s.Pools), orEmpty(s.Tiers), orEmpty(s.Findings)
 }
 
-// loads adds up the requests of each pool in each tier. The waiting requests are those
-// in the broker's queues and those that gateways hold back, or those that gateways
-// list if these are more: they were read at another moment.
+// loads adds up the requests of each pool in each tier. The waiting requests are those in the broker's queues and those
+// that gateways hold back, or those that gateways list if these are more: they were read at another moment.
 func (s *Snapshot) loads() map[PoolTier]Load {
 	loads, listed := make(map[PoolTier]Load), make(map[PoolTier]Load)
 	for i := range s.Lanes {
@@ -121,8 +119,7 @@ func (s *Snapshot) loads() map[PoolTier]Load {
 	return loads
 }
 
-// completePools lists the pools that workers serve, that have requests, or that the
-// policy names.
+// completePools lists the pools that workers serve, that have requests, or that the policy names.
 func (s *Snapshot) completePools(loads map[PoolTier]Load) {
 	pools := make(map[string]*PoolStatus)
 	pool := func(name string) *PoolStatus {
@@ -167,8 +164,8 @@ func (s *Snapshot) completePools(loads map[PoolTier]Load) {
 	}
 }
 
-// completeTiers lists the tiers of the policy in its order, then tiers that have a queue
-// or requests without being in the policy.
+// completeTiers lists the tiers of the policy in its order, then tiers that have a queue or requests without being in
+// the policy.
 func (s *Snapshot) completeTiers(loads map[PoolTier]Load) {
 	s.Tiers = nil
 	if s.Policy != nil {
@@ -249,8 +246,8 @@ func (w *WorkerStatus) Rung() (int, bool) {
 	return best, true
 }
 
-// tokensPerSecond estimates how many tokens a worker produces now, from the inter-token
-// time that it has measured; 0 if it has measured none.
+// tokensPerSecond estimates how many tokens a worker produces now, from the inter-token time that it has measured; 0 if
+// it has measured none.
 func tokensPerSecond(h *subjects.Heartbeat) float64 {
 	n := float64(h.InFlight - h.Prefills)
 	for i := range h.Pools {
@@ -284,8 +281,7 @@ func (l *Load) add(m Load) {
 	l.TakenPerSecond += m.TakenPerSecond
 }
 
-// PoolStatus is the state of a pool. Its workers are those that serve it, and those of
-// the pools that it spills to.
+// PoolStatus is the state of a pool. Its workers are those that serve it, and those of the pools that it spills to.
 type PoolStatus struct {
 	Pool    string `json:"pool"`
 	Paused  bool   `json:"paused,omitempty"`

@@ -15,8 +15,7 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// StateStyle returns the colour for the state of a worker, a pool, a request, a shift
-// or a key.
+// StateStyle returns the colour for the state of a worker, a pool, a request, a shift or a key.
 func StateStyle(s string) term.Style {
 	switch state, _, _ := strings.Cut(s, " "); state {
 	case "ready", "answering", "running", "done", "active":
@@ -102,8 +101,8 @@ func BoundsText(c *subjects.Capacity) string {
 	return strings.Join(parts, ", ")
 }
 
-// TokenTimeText lists the times between two tokens of a stream: of a request that
-// runs alone, now, and the target of the profile.
+// TokenTimeText lists the times between two tokens of a stream: of a request that runs alone, now, and the target of
+// the profile.
 func TokenTimeText(c *subjects.Capacity) string {
 	var parts []string
 	for _, t := range []struct {
@@ -117,8 +116,7 @@ func TokenTimeText(c *subjects.Capacity) string {
 	return strings.Join(parts, ", ")
 }
 
-// ShortName returns the name of a GPU without the manufacturer, and with the profile
-// of a MIG instance.
+// ShortName returns the name of a GPU without the manufacturer, and with the profile of a MIG instance.
 func ShortName(d gpu.Device) string {
 	name := strings.TrimPrefix(d.Name, "NVIDIA ")
 	if mig := MIGText(d); mig != "" {
@@ -174,8 +172,8 @@ func UtilizationText(g gpu.Snapshot) string {
 	return fmt.Sprintf("%d%%", g.Utilization.GPU)
 }
 
-// ThrottleText lists the reasons why a GPU is throttled. Being idle and running at the
-// power limit are left out: they are normal.
+// ThrottleText lists the reasons why a GPU is throttled. Being idle and running at the power limit are left out: they
+// are normal.
 func ThrottleText(g gpu.Snapshot) string {
 	if g.Throttle == nil {
 		return ""
@@ -184,8 +182,7 @@ func ThrottleText(g gpu.Snapshot) string {
 	return strings.Join(reasons, ",")
 }
 
-// MIGText returns the profile of a MIG instance, or "split" for a GPU that is divided
-// into instances.
+// MIGText returns the profile of a MIG instance, or "split" for a GPU that is divided into instances.
 func MIGText(d gpu.Device) string {
 	switch {
 	case d.Instance != nil:

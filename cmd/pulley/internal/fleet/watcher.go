@@ -17,20 +17,18 @@ import (
 )
 
 const (
-	// firstSnapshot is how soon a watcher shows its first snapshot, and
-	// snapshotEvery the interval after that.
+	// firstSnapshot is how soon a watcher shows its first snapshot, and snapshotEvery the interval after that.
 	firstSnapshot = 250 * time.Millisecond
 	snapshotEvery = time.Second
 
-	// readShare bounds the time spent reading to a fifth: a long list is read less
-	// often.
+	// readShare bounds the time spent reading to a fifth: a long list is read less often.
 	readShare = 5
 
 	// ReadTimeout bounds one read from the broker.
 	ReadTimeout = 5 * time.Second
 
-	// settledAfter is how long a watcher must listen before silence means that a part
-	// is absent: gateways publish every ReferenceEvery, workers more often.
+	// settledAfter is how long a watcher must listen before silence means that a part is absent: gateways publish every
+	// ReferenceEvery, workers more often.
 	settledAfter = 2 * subjects.ReferenceEvery
 
 	// gatewayDeadline is the silence after which a gateway counts as gone.
@@ -43,8 +41,8 @@ const (
 	eventsKept = 100
 )
 
-// Watcher collects the state of a fleet from its broker: it receives what gateways
-// and workers publish, and reads the requests and the queues once a second.
+// Watcher collects the state of a fleet from its broker: it receives what gateways and workers publish, and reads the
+// requests and the queues once a second.
 type Watcher struct {
 	nc *nats.Conn
 	js jetstream.JetStream
@@ -246,9 +244,8 @@ func (w *Watcher) readLanes(ctx context.Context) error {
 	return nil
 }
 
-// snapshot returns what is known now, to be completed. It drops parts that have been
-// silent for long. Time without a connection, or in which this process was suspended,
-// does not count as silence.
+// snapshot returns what is known now, to be completed. It drops parts that have been silent for long. Time without a
+// connection, or in which this process was suspended, does not count as silence.
 func (w *Watcher) snapshot(now time.Time) Snapshot {
 	connected, server := w.nc.IsConnected(), w.nc.ConnectedUrlRedacted()
 	w.mu.Lock()
@@ -356,8 +353,7 @@ type sample struct {
 	n  uint64
 }
 
-// add records the counter. A counter that has fallen has restarted: earlier samples are
-// dropped.
+// add records the counter. A counter that has fallen has restarted: earlier samples are dropped.
 func (r *rate) add(at time.Time, n uint64) {
 	if len(r.samples) > 0 && n < r.samples[len(r.samples)-1].n {
 		r.samples = r.samples[:0]

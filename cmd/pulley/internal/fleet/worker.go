@@ -15,8 +15,8 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// Workers returns the live workers by name: what a gateway knows of them, or what the
-// bucket of workers says while there is no gateway.
+// Workers returns the live workers by name: what a gateway knows of them, or what the bucket of workers says while
+// there is no gateway.
 func Workers(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, error) {
 	list, err := AskAny[subjects.Heartbeat](ctx, nc, subjects.AskWorkers)
 	if err != nil {
@@ -61,8 +61,7 @@ func membersInBucket(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, 
 	return list, nil
 }
 
-// FindWorker returns the worker with a name or an id, or with the only name or id that
-// begins so.
+// FindWorker returns the worker with a name or an id, or with the only name or id that begins so.
 func FindWorker(ctx context.Context, nc *nats.Conn, named string) (subjects.Heartbeat, error) {
 	list, err := Workers(ctx, nc)
 	if err != nil {
@@ -90,9 +89,8 @@ func FindWorker(ctx context.Context, nc *nats.Conn, named string) (subjects.Hear
 	return subjects.Heartbeat{}, cli.Ambiguous("worker", named, ids)
 }
 
-// FirstMatches tries conditions one after the other, and returns the elements that
-// match the first condition which any element matches. So a full name is preferred
-// to a prefix of several names.
+// FirstMatches tries conditions one after the other, and returns the elements that match the first condition which any
+// element matches. So a full name is preferred to a prefix of several names.
 func FirstMatches[T any](list []T, conditions ...func(T) bool) (found []T) {
 	for _, matches := range conditions {
 		for _, e := range list {

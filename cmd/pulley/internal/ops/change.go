@@ -24,8 +24,8 @@ type policyChange struct {
 	same bool // the policy was already so: there is no new revision
 }
 
-// changePolicy changes the policy: edit changes a copy of the current one. It refuses a
-// policy that is not valid, or that would lose requests.
+// changePolicy changes the policy: edit changes a copy of the current one. It refuses a policy that is not valid, or
+// that would lose requests.
 func changePolicy(s *cli.Session, edit func(*policy.Policy) error) (policyChange, error) {
 	store, err := fleet.OpenStore(s.Context(), s.NC)
 	if err != nil {
@@ -49,8 +49,7 @@ func changePolicy(s *cli.Session, edit func(*policy.Policy) error) (policyChange
 	return v, afterChange(s, v.Version)
 }
 
-// afterChange publishes the change of the policy as an event, and deletes streams that
-// gateways must create again.
+// afterChange publishes the change of the policy as an event, and deletes streams that gateways must create again.
 func afterChange(s *cli.Session, v policystore.Version) error {
 	publishEvent(s, subjects.Event{Kind: subjects.EventPolicy, Text: fmt.Sprintf("%s, revision %d", v.Why, v.Revision)})
 	return deleteMisplacedStreams(s, v.Policy)
@@ -98,8 +97,7 @@ func publishEvent(s *cli.Session, e subjects.Event) {
 	fleet.PublishJSON(s.NC, subjects.EventSubject(e.Kind), e)
 }
 
-// toggle describes a verb that sets or clears one state in the policy, such as
-// pause and resume of a pool.
+// toggle describes a verb that sets or clears one state in the policy, such as pause and resume of a pool.
 type toggle struct {
 	noun  string // kind of object
 	on    bool   // the verb sets the state; otherwise it clears it

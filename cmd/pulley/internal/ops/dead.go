@@ -249,8 +249,7 @@ any failed.`,
 	})
 }
 
-// retryDead runs dead letters, several at the same time, and prints the result of each
-// as it ends.
+// retryDead runs dead letters, several at the same time, and prints the result of each as it ends.
 func retryDead(s *cli.Session, chosen []uint64, timeout time.Duration, showBody bool) error {
 	type ended struct {
 		sequence uint64

@@ -157,8 +157,7 @@ func (f eventFilter) String() string {
 	return s
 }
 
-// isWorkerID says whether a worker's id belongs to a name: an id is the token of the
-// name, '-' and six hex digits.
+// isWorkerID says whether a worker's id belongs to a name: an id is the token of the name, '-' and six hex digits.
 func isWorkerID(id, name string) bool {
 	i := strings.LastIndexByte(id, '-')
 	return i > 0 && id[:i] == subjects.Token(name)

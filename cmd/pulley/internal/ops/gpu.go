@@ -57,8 +57,7 @@ func (v *gpuVerb) showLocal(cmd *cobra.Command, args []string, show func(gpu.Rea
 	})
 }
 
-// gpuListing makes cmd a verb that shows the GPUs of the fleet, or with --local those of
-// this machine.
+// gpuListing makes cmd a verb that shows the GPUs of the fleet, or with --local those of this machine.
 func gpuListing(cmd *cobra.Command, c *cli.ConnectFlags, ofFleet func(list []fleet.GPU, args []string) (cli.View, error), local func(r gpu.Reading, args []string) (cli.View, error)) *cobra.Command {
 	cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		list, err := fleet.Workers(s.Context(), s.NC)
@@ -235,8 +234,8 @@ only one GPU.`,
 	})
 }
 
-// findFleetGPU returns the GPU with a path (HOST/NUMBER) or a UUID, or with the only one
-// that begins so. Without arguments it returns the only GPU.
+// findFleetGPU returns the GPU with a path (HOST/NUMBER) or a UUID, or with the only one that begins so. Without
+// arguments it returns the only GPU.
 func findFleetGPU(list []fleet.GPU, args []string) (fleet.GPU, error) {
 	paths := func(list []fleet.GPU) (paths []string) {
 		for i := range list {
@@ -326,8 +325,8 @@ func printLocalGPUs(p *term.Page, r gpu.Reading) {
 	}
 }
 
-// findLocalGPU returns the GPU with a number or a UUID, or with the only UUID that begins
-// so. Without arguments it returns the only GPU.
+// findLocalGPU returns the GPU with a number or a UUID, or with the only UUID that begins so. Without arguments it
+// returns the only GPU.
 func findLocalGPU(r gpu.Reading, args []string) (gpu.Snapshot, error) {
 	labels := func(list []gpu.Snapshot) (labels []string) {
 		for _, g := range list {

@@ -45,8 +45,7 @@ func printNow(p *term.Page, g gpu.Snapshot) {
 	p.Fields(list...)
 }
 
-// printHealth shows the errors of a GPU. XIDs are known from the start of reader on, which
-// reads NVML.
+// printHealth shows the errors of a GPU. XIDs are known from the start of reader on, which reads NVML.
 func printHealth(p *term.Page, g gpu.Snapshot, reader string) {
 	p.Heading("health")
 	rows, recovery, xids := "", "", "not available"
@@ -90,8 +89,7 @@ func printProcesses(p *term.Page, g gpu.Snapshot) {
 	}
 }
 
-// temperatures lists the temperatures, and the distance to the one at which the GPU is
-// throttled.
+// temperatures lists the temperatures, and the distance to the one at which the GPU is throttled.
 func temperatures(g gpu.Snapshot) string {
 	var parts []string
 	for _, t := range []struct{ before, value, after string }{

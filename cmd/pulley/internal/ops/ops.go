@@ -1,5 +1,5 @@
-// Package ops has the operator's commands: pulley tier, route, pool, worker, queue,
-// request, dead, key, gpu, policy and events. Each noun has its files.
+// Package ops has the operator's commands: pulley tier, route, pool, worker, queue, request, dead, key, gpu, policy and
+// events. Each noun has its files.
 package ops
 
 import (
@@ -16,8 +16,8 @@ func Commands() []*cobra.Command {
 	}
 }
 
-// WorkerVerbs returns the verbs for running workers. They are added to the command pulley
-// worker, which itself runs one.
+// WorkerVerbs returns the verbs for running workers. They are added to the command pulley worker, which itself runs
+// one.
 func WorkerVerbs() (list []*cobra.Command) {
 	for _, newVerb := range []func(*cli.ConnectFlags) *cobra.Command{
 		newWorkerListCommand, newWorkerInfoCommand, newWorkerDrainCommand, newWorkerCordonCommand, newWorkerUncordonCommand, newWorkerWeightCommand,

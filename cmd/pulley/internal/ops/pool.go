@@ -158,8 +158,7 @@ func statusOf(h subjects.Heartbeat, pool string) subjects.PoolStatus {
 	return subjects.PoolStatus{}
 }
 
-// curveNow returns how long a worker would take now for the first token of a mean
-// request, and for each further token.
+// curveNow returns how long a worker would take now for the first token of a mean request, and for each further token.
 func curveNow(st subjects.PoolStatus, h subjects.Heartbeat) (first, each string) {
 	if st.Curve == nil {
 		return "", ""
@@ -245,8 +244,7 @@ const (
 	// hardStick is the duration of --stick hard.
 	hardStick = 30 * time.Second
 
-	// spillPenalty is the penalty of --spill POOL in rungs. A bid on another worker's home
-	// lane has a penalty of 3.
+	// spillPenalty is the penalty of --spill POOL in rungs. A bid on another worker's home lane has a penalty of 3.
 	spillPenalty = 2
 )
 

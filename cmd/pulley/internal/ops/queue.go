@@ -191,8 +191,7 @@ func deleteMessage(ctx context.Context, stream jetstream.Stream, sequence uint64
 	return false, err
 }
 
-// queuedRequest is a request that waits in the broker. Its JSON is what pulley queue
-// peek -o json prints.
+// queuedRequest is a request that waits in the broker. Its JSON is what pulley queue peek -o json prints.
 type queuedRequest struct {
 	ID          string    `json:"id"`
 	Pool        string    `json:"pool"`
@@ -341,8 +340,8 @@ func peek(s *cli.Session, tier, pool string, n int) ([]queuedRequest, error) {
 	return list, err
 }
 
-// deliveryState returns the state of each request that a gateway holds, and the last
-// sequence that each lane of a queue has delivered.
+// deliveryState returns the state of each request that a gateway holds, and the last sequence that each lane of a queue
+// has delivered.
 func deliveryState(s *cli.Session, tier, pool string) (held map[string]string, delivered map[string]uint64, err error) {
 	list, err := fleet.AskAll[subjects.RequestInfo](s.Context(), s.NC, subjects.AskRequests)
 	if err != nil && !errors.Is(err, nats.ErrNoResponders) {
@@ -369,8 +368,7 @@ func deliveryState(s *cli.Session, tier, pool string) (held map[string]string, d
 	return held, delivered, nil
 }
 
-// eachStored visits the requests of a queue in the broker, the oldest first, until visit
-// returns false.
+// eachStored visits the requests of a queue in the broker, the oldest first, until visit returns false.
 func eachStored(s *cli.Session, tier, pool string, visit func(queuedRequest) bool) error {
 	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(tier))
 	if err != nil {

@@ -254,8 +254,7 @@ func followReports(s *cli.Session, model string) (*shiftReports, error) {
 	return &shiftReports{model: model, store: store, sub: sub, last: make(map[string]subjects.ShiftReport)}, nil
 }
 
-// read returns the progress of the shift. While it is running, read first collects
-// reports for some time.
+// read returns the progress of the shift. While it is running, read first collects reports for some time.
 func (l *shiftReports) read(ctx context.Context, within time.Duration) (shiftView, error) {
 	v, err := l.store.Load(ctx)
 	if err != nil {
@@ -405,8 +404,8 @@ func quantile(s policy.Side, m policy.Metric, q float64) string {
 	return fmt.Sprintf("%.1f s", d.Seconds())
 }
 
-// followShift shows the progress of a shift until it ends: on a terminal as a page that
-// is refreshed, elsewhere as a line for each step.
+// followShift shows the progress of a shift until it ends: on a terminal as a page that is refreshed, elsewhere as a
+// line for each step.
 func followShift(s *cli.Session, model string) error {
 	l, err := followReports(s, model)
 	if err != nil {

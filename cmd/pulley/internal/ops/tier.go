@@ -202,9 +202,8 @@ func warnOfKeys(s *cli.Session, tier string) {
 	}
 }
 
-// checkTiers refuses changes that would lose requests: removing a tier that has
-// requests, unless --force was given, and moving the queue of such a tier between memory
-// and file.
+// checkTiers refuses changes that would lose requests: removing a tier that has requests, unless --force was given, and
+// moving the queue of such a tier between memory and file.
 func checkTiers(s *cli.Session, before, after *policy.Policy) error {
 	for _, t := range before.Tiers {
 		if _, stays := after.Tier(t.Name); stays || s.Force {
@@ -242,8 +241,7 @@ func tierMessages(s *cli.Session, tier string) (uint64, error) {
 	return stream.CachedInfo().State.Msgs, nil
 }
 
-// misplacedStream returns the stream of a tier if its storage is not the one that the
-// tier should have; otherwise nil.
+// misplacedStream returns the stream of a tier if its storage is not the one that the tier should have; otherwise nil.
 func misplacedStream(s *cli.Session, t policy.Tier) (*jetstream.StreamInfo, error) {
 	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(t.Name))
 	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrInvalidStreamName) {
@@ -259,8 +257,7 @@ func misplacedStream(s *cli.Session, t policy.Tier) (*jetstream.StreamInfo, erro
 	return info, nil
 }
 
-// deleteMisplacedStreams deletes the empty streams whose storage must change. Gateways
-// create them again.
+// deleteMisplacedStreams deletes the empty streams whose storage must change. Gateways create them again.
 func deleteMisplacedStreams(s *cli.Session, p *policy.Policy) error {
 	for _, t := range p.Tiers {
 		info, err := misplacedStream(s, t)

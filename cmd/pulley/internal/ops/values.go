@@ -40,8 +40,7 @@ func override[T any](given bool, value *T, flag T) {
 	}
 }
 
-// parsePart parses POOL=NUMBER. The number may have a percent sign; without one it is
-// the default.
+// parsePart parses POOL=NUMBER. The number may have a percent sign; without one it is the default.
 func parsePart(text string, defaultNumber float64) (pool string, n float64, err error) {
 	at := strings.LastIndexByte(text, '=')
 	if at < 0 {

@@ -96,8 +96,7 @@ func reasonOf(h *subjects.Heartbeat) string {
 	return h.Reason
 }
 
-// gpuLabels lists the numbers of a worker's GPUs, with the status of those that are not
-// ok.
+// gpuLabels lists the numbers of a worker's GPUs, with the status of those that are not ok.
 func gpuLabels(h *subjects.Heartbeat) string {
 	if h.NVML == nil {
 		return ""
@@ -113,8 +112,7 @@ func gpuLabels(h *subjects.Heartbeat) string {
 	return strings.Join(labels, ", ")
 }
 
-// rungsOf returns the rung of a worker's next bid, or the range of rungs if it serves
-// several pools.
+// rungsOf returns the rung of a worker's next bid, or the range of rungs if it serves several pools.
 func rungsOf(h subjects.Heartbeat) string {
 	if len(h.Pools) == 0 {
 		return ""
@@ -129,8 +127,7 @@ func rungsOf(h subjects.Heartbeat) string {
 	return fmt.Sprintf("%d-%d", low, high)
 }
 
-// setWorker changes the settings of a worker in the policy. The worker must be live, or
-// have settings already.
+// setWorker changes the settings of a worker in the policy. The worker must be live, or have settings already.
 func setWorker(s *cli.Session, named string, edit func(*policy.Worker)) (name string, v policyChange, err error) {
 	h, notFound := fleet.FindWorker(s.Context(), s.NC, named)
 	name = h.Name

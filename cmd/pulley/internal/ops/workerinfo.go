@@ -99,8 +99,7 @@ func lineText(l policy.Line, per string) string {
 	return fmt.Sprintf("%s + %s per %s", term.Seconds(l.A), term.Seconds(l.B), per)
 }
 
-// printCapacity shows how many requests a worker may have, what limits them, and how
-// fresh the signals are.
+// printCapacity shows how many requests a worker may have, what limits them, and how fresh the signals are.
 func printCapacity(p *term.Page, h *subjects.Heartbeat) {
 	r := h.Capacity
 	if r == nil {

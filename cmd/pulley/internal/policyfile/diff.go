@@ -22,8 +22,8 @@ const (
 	// diffContext is the number of lines of context around a difference.
 	diffContext = 3
 
-	// maxDiff bounds the work of a comparison, in pairs of lines: larger files count as
-	// different between their common beginning and end.
+	// maxDiff bounds the work of a comparison, in pairs of lines: larger files count as different between their common
+	// beginning and end.
 	maxDiff = 16 << 20
 )
 

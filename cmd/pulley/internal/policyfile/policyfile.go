@@ -1,5 +1,5 @@
-// Package policyfile reads and writes the policy as a YAML file. It parses strictly,
-// reports the line of each mistake, and compares two policies line by line.
+// Package policyfile reads and writes the policy as a YAML file. It parses strictly, reports the line of each mistake,
+// and compares two policies line by line.
 package policyfile
 
 import (

@@ -12,8 +12,8 @@ import (
 	"github.com/charmbracelet/x/ansi"
 )
 
-// Printable returns s with control characters escaped, so that a terminal does not
-// obey them: models, tenants and reasons come from clients and engines.
+// Printable returns s with control characters escaped, so that a terminal does not obey them: models, tenants and
+// reasons come from clients and engines.
 func Printable(s string) string {
 	if utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return s

@@ -1,6 +1,5 @@
-// Package term writes text for people: tables that fit a terminal, descriptions,
-// colour, and sizes, times and counts in a readable form. It knows nothing of
-// Pulley.
+// Package term writes text for people: tables that fit a terminal, descriptions, colour, and sizes, times and counts in
+// a readable form. It knows nothing of Pulley.
 package term
 
 import (
@@ -16,8 +15,8 @@ import (
 	"github.com/charmbracelet/x/term"
 )
 
-// Page collects text for people. The zero value is ready; without a terminal it has
-// no colour, and nothing is shortened.
+// Page collects text for people. The zero value is ready; without a terminal it has no colour, and nothing is
+// shortened.
 type Page struct {
 	Terminal
 	Wide bool // --output wide: all columns, at full width
@@ -44,8 +43,8 @@ func (p *Page) Write(line string) {
 	p.b.WriteByte('\n')
 }
 
-// Wrapped writes a prefix and a text. The text is wrapped at the width of the
-// terminal, and its further lines are indented below the first.
+// Wrapped writes a prefix and a text. The text is wrapped at the width of the terminal, and its further lines are
+// indented below the first.
 func (p *Page) Wrapped(prefix, text string, s Style) {
 	indent := ansi.StringWidth(prefix)
 	if p.Width > 0 {
@@ -107,8 +106,7 @@ type Terminal struct {
 	Color         bool
 }
 
-// Of returns the terminal behind an output. A terminal of unknown size
-// counts as 80 by 24.
+// Of returns the terminal behind an output. A terminal of unknown size counts as 80 by 24.
 func Of(w io.Writer) Terminal {
 	f, ok := w.(*os.File)
 	if !ok || !term.IsTerminal(f.Fd()) {
@@ -135,8 +133,7 @@ const (
 	Reverse  Style = "7"
 )
 
-// Frame returns text as a whole screen with a title and the time. Written to a
-// terminal it replaces the frame before.
+// Frame returns text as a whole screen with a title and the time. Written to a terminal it replaces the frame before.
 func Frame(text []byte, title string, t Terminal) []byte {
 	p := Page{Terminal: t}
 	title = fmt.Sprintf("%s  %s", title, time.Now().Format("15:04:05"))
@@ -148,7 +145,6 @@ func Frame(text []byte, title string, t Terminal) []byte {
 	for i := range lines {
 		lines[i] = ansi.Truncate(lines[i], t.Width, "…")
 	}
-	// Move home, clear each line to its end, and clear what is below: clearing the
-	// screen first would flicker.
+	// Move home, clear each line to its end, and clear what is below: clearing the screen first would flicker.
 	return []byte("\x1b[H" + strings.Join(lines, "\x1b[K\n") + "\x1b[K\n\x1b[J")
 }

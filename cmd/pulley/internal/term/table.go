@@ -121,8 +121,7 @@ func (p *Page) Table(t Table) {
 	}
 }
 
-// widths returns the widths of the columns. The widest columns are shortened
-// first, until the table fits the terminal.
+// widths returns the widths of the columns. The widest columns are shortened first, until the table fits the terminal.
 func (p *Page) widths(t Table, shown []int) []int {
 	widths := make([]int, len(t.Columns))
 	sum := -2

@@ -93,8 +93,7 @@ type sorting struct {
 	reverse bool
 }
 
-// sortRows sorts rows: numbers from high to low, texts in alphabetical order, or the
-// reverse.
+// sortRows sorts rows: numbers from high to low, texts in alphabetical order, or the reverse.
 func sortRows(rows []paneRow, columns []paneColumn, by sorting) {
 	slices.SortFunc(rows, func(a, b paneRow) int {
 		x, y := a.cells[by.column], b.cells[by.column]

@@ -204,9 +204,8 @@ func poolNames(w *fleet.WorkerStatus) []string {
 	return names
 }
 
-// gpuCell summarises the GPUs of a worker: the worst status if it is not ok, the highest
-// temperature and utilisation, and the memory of all. Failed GPUs sort first, then hot
-// ones.
+// gpuCell summarises the GPUs of a worker: the worst status if it is not ok, the highest temperature and utilisation,
+// and the memory of all. Failed GPUs sort first, then hot ones.
 func gpuCell(w *fleet.WorkerStatus) paneCell {
 	if w.NVML == nil || len(w.NVML.GPUs) == 0 || w.Lost > 0 {
 		return paneCell{text: "-", by: -1}
@@ -357,8 +356,7 @@ var requestsPane = pane{
 	},
 }
 
-// shortID returns the end of a request's id, which is random; its beginning is the
-// time.
+// shortID returns the end of a request's id, which is random; its beginning is the time.
 func shortID(id string, g glyphs) string {
 	if i := strings.LastIndexByte(id, '-'); i >= 0 {
 		return g.more + id[i+1:]

@@ -11,8 +11,7 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
-// screen is what top shows, and the state that keys change. Drawing does not change
-// it.
+// screen is what top shows, and the state that keys change. Drawing does not change it.
 type screen struct {
 	term.Terminal
 	glyphs glyphs
@@ -74,8 +73,8 @@ TOK/S      tokens per second, from the measured inter-token time
 
 Terms: docs/concepts.md`
 
-// headLines is the number of lines above the pane: three for the state, and the tabs.
-// footLines is the number below it: the keys.
+// headLines is the number of lines above the pane: three for the state, and the tabs. footLines is the number below it:
+// the keys.
 const (
 	headLines = 4
 	footLines = 1
@@ -211,8 +210,7 @@ func (m *screen) paneLines(p *term.Page) []string {
 	return m.overview(p, lines)
 }
 
-// overview adds the workers and the slowest requests below the pools, as far as they
-// fit.
+// overview adds the workers and the slowest requests below the pools, as far as they fit.
 func (m *screen) overview(p *term.Page, lines []string) []string {
 	for _, i := range []int{2, 3} {
 		left := m.rowHeight() + 1 - len(lines) - 2 // the title and the header

@@ -24,8 +24,8 @@ func cellWidth(s string) int {
 	return len(s)
 }
 
-// fitColumns returns the columns that a width has space for, and their widths. It
-// shortens columns, the widest first; if that is not enough, it leaves columns out.
+// fitColumns returns the columns that a width has space for, and their widths. It shortens columns, the widest first;
+// if that is not enough, it leaves columns out.
 func fitColumns(columns []paneColumn, rows []paneRow, sorted, width int) (visible, widths []int) {
 	if width == 0 {
 		width = math.MaxInt
@@ -147,6 +147,5 @@ func glyphsFor(env func(string) string) glyphs {
 	return asciiGlyphs
 }
 
-// barWidth is the width of a bar without its numbers. With 7 the pools of a usual fleet
-// fit 80 columns.
+// barWidth is the width of a bar without its numbers. With 7 the pools of a usual fleet fit 80 columns.
 const barWidth = 7

@@ -1,5 +1,4 @@
-// Package top is pulley top: a live view of pools, tiers, workers and requests in
-// a terminal, or the same printed once.
+// Package top is pulley top: a live view of pools, tiers, workers and requests in a terminal, or the same printed once.
 package top
 
 import (
@@ -98,9 +97,8 @@ func run(ctx context.Context, nc *nats.Conn, in io.Reader, out io.Writer, t term
 	return errors.Join(watchErr, err)
 }
 
-// environ returns the environment for Bubble Tea. It sends no queries to a terminal
-// that is reached over ssh; the Linux console, which would display them, is presented
-// as such a terminal.
+// environ returns the environment for Bubble Tea. It sends no queries to a terminal that is reached over ssh; the Linux
+// console, which would display them, is presented as such a terminal.
 func environ(environ []string, term string) []string {
 	if term == "linux" {
 		return append(environ, "SSH_TTY=/dev/console")
