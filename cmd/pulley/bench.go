@@ -68,7 +68,7 @@ type benchFlags struct {
 	traceLimit        time.Duration
 	warmup, apiKeyEnv string
 	rounds            int
-	output            *cli.Output
+	output            *string
 	plot              string
 	progress          bool
 }
@@ -114,7 +114,7 @@ func (b *benchFlags) declare(cmd *cobra.Command) {
 func (b *benchFlags) run(cmd *cobra.Command) error {
 	cfgs, err := b.configs(cmd)
 	if err != nil {
-		return cli.UsageError{Err: err}
+		return cli.Usagef("%w", err)
 	}
 	rounds := b.rounds
 	if rounds == 0 {
@@ -122,9 +122,9 @@ func (b *benchFlags) run(cmd *cobra.Command) error {
 	}
 	comparison, err := bench.Compare(cmd.Context(), rounds, cfgs...)
 	if err != nil {
-		return cli.UsageError{Err: err} // nothing was sent
+		return cli.Usagef("%w", err) // nothing was sent
 	}
-	if err := writeReport(cmd, b.output.Format, comparison); err != nil {
+	if err := writeReport(cmd, *b.output, comparison); err != nil {
 		return err
 	}
 	if b.plot != "" {
@@ -173,7 +173,7 @@ func (b *benchFlags) check() error {
 	case b.rounds < 0:
 		return fmt.Errorf("--rounds %d: must be a positive number", b.rounds)
 	}
-	return b.output.Check()
+	return nil
 }
 
 // shared returns what the runs have in common.
@@ -279,7 +279,7 @@ func writeReport(cmd *cobra.Command, output string, report interface{ WriteTable
 // newBenchSuiteCommand is pulley bench suite.
 func newBenchSuiteCommand() *cobra.Command {
 	var cfg suite.Config
-	var output *cli.Output
+	var output *string
 	var check, verbose bool
 	cmd := &cobra.Command{
 		Use:   "suite",
@@ -290,9 +290,6 @@ of them. It puts the same load on each in turn. The figures are medians of inter
 
 Scenarios: ` + strings.Join(suite.Scenarios(), ", "),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := output.Check(); err != nil {
-				return err
-			}
 			cfg.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
 			if verbose {
 				cfg.Output = cmd.ErrOrStderr()
@@ -301,7 +298,7 @@ Scenarios: ` + strings.Join(suite.Scenarios(), ", "),
 			if err != nil {
 				return err
 			}
-			if err := writeReport(cmd, output.Format, report); err != nil {
+			if err := writeReport(cmd, *output, report); err != nil {
 				return err
 			}
 			if check && !report.Met() {
@@ -333,7 +330,7 @@ func newYardstickCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			handler, err := bench.NewYardstick(engines...)
 			if err != nil {
-				return cli.UsageError{Err: err}
+				return cli.Usagef("%w", err)
 			}
 			return serveYardstick(cmd, listen, handler)
 		},

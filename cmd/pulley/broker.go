@@ -66,7 +66,7 @@ A cluster of three members survives the loss of one. Give each member the same
 func runBroker(cmd *cobra.Command, cfg broker.Config) error {
 	b, err := broker.New(cfg)
 	if err != nil {
-		return cli.UsageError{Err: err}
+		return cli.Usagef("%w", err)
 	}
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()

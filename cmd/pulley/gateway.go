@@ -113,7 +113,7 @@ at once, running requests finish, and the gateway exits with 0.`,
 		defer nc.Close()
 		gw, err := gateway.New(cfg, nc)
 		if err != nil {
-			return cli.UsageError{Err: err}
+			return cli.Usagef("%w", err)
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "gateway  http://%s\n", ingress.Addr())
 		if admin != nil {

@@ -85,7 +85,7 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 	cfg.Local = local
 	gw, err := gateway.New(cfg, nc)
 	if err != nil {
-		return cli.UsageError{Err: err}
+		return cli.Usagef("%w", err)
 	}
 	var workers []part
 	for _, cfg := range engines {
@@ -97,7 +97,7 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 		defer wnc.Close()
 		w, err := worker.New(cfg, wnc)
 		if err != nil {
-			return cli.UsageError{Err: err}
+			return cli.Usagef("%w", err)
 		}
 		workers = append(workers, part{"worker " + cfg.Name, w.Run})
 	}
@@ -117,7 +117,7 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 func (u *upFlags) startBroker(ctx context.Context) (b *broker.Broker, stop func(), err error) {
 	b, err = broker.New(broker.Config{Listen: u.natsListen, StoreDir: u.storeDir, Logger: cli.Logger(ctx)})
 	if err != nil {
-		return nil, nil, cli.UsageError{Err: err}
+		return nil, nil, cli.Usagef("%w", err)
 	}
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)

@@ -100,7 +100,7 @@ Terms: docs/concepts.md`,
 			defer nc.Close()
 			w, err := worker.New(cfg, nc)
 			if err != nil {
-				return cli.UsageError{Err: err}
+				return cli.Usagef("%w", err)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "worker   %s  %s\n", w.ID(), cfg.Engine)
 			parts = append(parts, part{"worker " + cfg.Name, w.Run})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -253,12 +254,7 @@ func flagsUnder(cmd *cobra.Command) []string {
 	}
 	cmd.InheritedFlags().VisitAll(add)
 	ForEachCommand(cmd, func(c *cobra.Command) { forEachOwnFlag(c, add) })
-	sorted := make([]string, 0, len(names))
-	for n := range names {
-		sorted = append(sorted, n)
-	}
-	slices.Sort(sorted)
-	return sorted
+	return slices.Sorted(maps.Keys(names))
 }
 
 // EnvName returns the environment variable of a flag.

@@ -22,37 +22,31 @@ const (
 // at once.
 var ErrInterrupted = errors.New("interrupted")
 
-// UsageError is an error in the command line or the configuration.
-type UsageError struct{ Err error }
+// Error is an error that decides the exit code. The code of any other error is ExitFailed.
+type Error struct {
+	Code int
+	Err  error
+}
 
-func (e UsageError) Error() string { return e.Err.Error() }
+func (e Error) Error() string { return e.Err.Error() }
 
-func (e UsageError) Unwrap() error { return e.Err }
+func (e Error) Unwrap() error { return e.Err }
 
-// Usagef makes a UsageError.
-func Usagef(format string, args ...any) error { return UsageError{fmt.Errorf(format, args...)} }
+// Usagef makes an error in the command line or the configuration.
+func Usagef(format string, args ...any) error { return Error{ExitUsage, fmt.Errorf(format, args...)} }
 
-// NotFoundError says that an object does not exist.
-type NotFoundError struct{ Err error }
+// NotFoundf makes an error that says that an object does not exist.
+func NotFoundf(format string, args ...any) error {
+	return Error{ExitNotFound, fmt.Errorf(format, args...)}
+}
 
-func (e NotFoundError) Error() string { return e.Err.Error() }
+// Refusedf makes an error that says that an operation is not possible in the present state of an object, or not allowed.
+func Refusedf(format string, args ...any) error {
+	return Error{ExitRefused, fmt.Errorf(format, args...)}
+}
 
-func (e NotFoundError) Unwrap() error { return e.Err }
-
-// NotFoundf makes a NotFoundError.
-func NotFoundf(format string, args ...any) error { return NotFoundError{fmt.Errorf(format, args...)} }
-
-// RefusedError says that an operation is not possible in the present state of an object, or not allowed.
-type RefusedError struct{ Err error }
-
-func (e RefusedError) Error() string { return e.Err.Error() }
-
-func (e RefusedError) Unwrap() error { return e.Err }
-
-// Refusedf makes a RefusedError.
-func Refusedf(format string, args ...any) error { return RefusedError{fmt.Errorf(format, args...)} }
-
-// NoSuch is a NotFoundError with a suggestion: a similar name among the known ones, or the command that lists them.
+// NoSuch says that an object does not exist, and suggests a similar name among the known ones, or the command that lists
+// them.
 func NoSuch(kind, name string, known []string) error {
 	hint := DidYouMean(name, known)
 	if hint == "" {
@@ -61,7 +55,7 @@ func NoSuch(kind, name string, known []string) error {
 	return NotFoundf("no %s %q%s", kind, name, hint)
 }
 
-// Ambiguous is a UsageError: a name could be any of several.
+// Ambiguous is a usage error: a name could be any of several.
 func Ambiguous(kind, name string, candidates []string) error {
 	return Usagef("%s %s is ambiguous: it may be %s", kind, name, term.Shorten(OneOf(candidates), 160))
 }

@@ -65,6 +65,9 @@ func prepare(cmd *cobra.Command) error {
 	if err := configure(cmd); err != nil {
 		return err
 	}
+	if err := checkOutput(cmd); err != nil {
+		return err
+	}
 	level, format := cmd.Flag("log-level").Value.String(), cmd.Flag("log-format").Value.String()
 	log, err := NewLogger(cmd.ErrOrStderr(), level, format)
 	if err != nil {
@@ -109,7 +112,7 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, stdout, st
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !began {
-		err = UsageError{explainFlag(cmd, err)}
+		err = Error{ExitUsage, explainFlag(cmd, err)}
 	}
 	return report(ctx, cmd, err, stderr)
 }
@@ -123,17 +126,14 @@ func report(ctx context.Context, cmd *cobra.Command, err error, stderr io.Writer
 		return ExitInterrupted
 	}
 	fmt.Fprintf(stderr, "pulley: %v\n", err)
-	if _, ok := errors.AsType[UsageError](err); ok {
+	code := ExitFailed
+	if e, ok := errors.AsType[Error](err); ok {
+		code = e.Code
+	}
+	if code == ExitUsage {
 		fmt.Fprintf(stderr, "run '%s --help'\n", cmd.CommandPath())
-		return ExitUsage
 	}
-	if _, ok := errors.AsType[NotFoundError](err); ok {
-		return ExitNotFound
-	}
-	if _, ok := errors.AsType[RefusedError](err); ok {
-		return ExitRefused
-	}
-	return ExitFailed
+	return code
 }
 
 // explainFlag says which values a flag accepts, and suggests a name for an unknown one.
@@ -174,19 +174,12 @@ func forEachOwnFlag(cmd *cobra.Command, visit func(*pflag.Flag)) {
 
 // NewLogger makes a logger from the values of --log-level and --log-format.
 func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
-	var options slog.HandlerOptions
-	switch level {
-	case "debug":
-		options.Level = slog.LevelDebug
-	case "info":
-		options.Level = slog.LevelInfo
-	case "warn":
-		options.Level = slog.LevelWarn
-	case "error":
-		options.Level = slog.LevelError
-	default:
+	levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
+	l, ok := levels[level]
+	if !ok {
 		return nil, Usagef("--log-level %q: must be debug, info, warn or error", level)
 	}
+	options := slog.HandlerOptions{Level: l}
 	switch format {
 	case "text":
 		return slog.New(slog.NewTextHandler(w, &options)), nil

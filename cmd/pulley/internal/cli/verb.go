@@ -45,17 +45,26 @@ func Connected(newVerb func(*ConnectFlags) *cobra.Command) *cobra.Command {
 // given on the command line.
 func Action(cmd *cobra.Command, c *ConnectFlags, do func(s *Session) error) *cobra.Command {
 	cmd.Flags().SortFlags = false
+	if cmd.Args == nil {
+		cmd.Args = requiredArgs(cmd)
+	}
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		if f.Name != "output" {
 			cmd.Flags().SetAnnotation(f.Name, CommandLineOnly, []string{})
 		}
 	})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		s, err := begin(cmd, args, c)
+		nc, err := c.Connect(cmd.Context(), cmd.CommandPath())
 		if err != nil {
 			return err
 		}
-		defer s.end()
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		if err != nil {
+			return err
+		}
+		s := &Session{Cmd: cmd, Args: args, NC: nc, JS: js}
+		defer s.flush()
 		return do(s)
 	}
 	return cmd
@@ -72,34 +81,36 @@ func Destructive(cmd *cobra.Command, c *ConnectFlags, do func(s *Session) error)
 
 // Listing makes cmd a verb that prints a view, with the flags --output and --watch.
 func Listing(cmd *cobra.Command, c *ConnectFlags, read func(s *Session) (View, error)) *cobra.Command {
-	AddOutput(cmd, listingFormats...)
+	AddOutput(cmd, Table, Wide, JSON, YAML)
 	cmd.Flags().BoolP("watch", "w", false, "refresh every second, until Ctrl-C")
 	return Action(cmd, c, func(s *Session) error {
 		return ShowListing(s.Context(), cmd, "pulley "+s.CommandLine(), func() (View, error) { return read(s) })
 	})
 }
 
-var listingFormats = []string{Table, Wide, JSON, YAML}
-
 // ShowListing prints a view as the flags --output and --watch of a Listing say. The title is for --watch.
 func ShowListing(ctx context.Context, cmd *cobra.Command, title string, read func() (View, error)) error {
-	output := Output{Format: cmd.Flag("output").Value.String(), formats: listingFormats}
-	if err := output.Check(); err != nil {
-		return err
-	}
+	format := cmd.Flag("output").Value.String()
 	if cmd.Flag("watch").Value.String() == "true" {
-		return watch(ctx, cmd.OutOrStdout(), title, output.Format, read)
+		return watch(ctx, cmd.OutOrStdout(), title, format, read)
 	}
 	v, err := read()
 	if err != nil {
 		return err
 	}
-	return Show(cmd, v, output.Format)
+	return Show(cmd, v, format)
 }
 
-// ExactArgs requires one argument for each name; "NAME..." is one or more. The error about a missing first argument
-// names the command that lists what there is.
-func ExactArgs(names ...string) cobra.PositionalArgs {
+// requiredArgs requires the arguments that the usage line of cmd names, such as "set POOL"; "NAME..." is one or more. The
+// error about a missing first argument names the command that lists what there is.
+func requiredArgs(cmd *cobra.Command) cobra.PositionalArgs {
+	var names []string
+	for _, word := range strings.Fields(cmd.Use)[1:] {
+		if strings.HasPrefix(word, "-") {
+			break
+		}
+		names = append(names, word)
+	}
 	return func(cmd *cobra.Command, args []string) error {
 		for i, name := range names {
 			if len(args) <= i {
@@ -140,26 +151,11 @@ type Session struct {
 	Force bool // --force was given
 }
 
-// begin connects. The caller ends the session.
-func begin(cmd *cobra.Command, args []string, c *ConnectFlags) (*Session, error) {
-	s := &Session{Cmd: cmd, Args: args}
-	var err error
-	if s.NC, err = c.Connect(cmd.Context(), cmd.CommandPath()); err != nil {
-		return nil, err
-	}
-	if s.JS, err = jetstream.New(s.NC); err != nil {
-		s.NC.Close()
-		return nil, err
-	}
-	return s, nil
-}
-
-// end flushes what was published, and closes the connection.
-func (s *Session) end() {
+// flush waits until the broker has what was published.
+func (s *Session) flush() {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.Context()), time.Second)
 	defer cancel()
 	s.NC.FlushWithContext(ctx)
-	s.NC.Close()
 }
 
 // Context returns the context of the command; it ends when the command is interrupted.

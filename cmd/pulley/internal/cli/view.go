@@ -24,26 +24,25 @@ const (
 	YAML  = "yaml"
 )
 
-// Output is the flag --output of a command.
-type Output struct {
-	Format  string
-	formats []string
+// outputFormats is the annotation of the flag --output with the formats that its command has.
+const outputFormats = "pulley-output-formats"
+
+// AddOutput declares the flag --output with the formats that cmd has; the first is the default. Others are refused
+// before the command runs.
+func AddOutput(cmd *cobra.Command, formats ...string) *string {
+	output := cmd.Flags().StringP("output", "o", formats[0], "output format: "+OneOf(formats))
+	cmd.Flags().SetAnnotation("output", outputFormats, formats)
+	CompleteFixed(cmd, "output", formats...)
+	return output
 }
 
-// AddOutput declares the flag --output with the formats that cmd has; the first is the default.
-func AddOutput(cmd *cobra.Command, formats ...string) *Output {
-	o := &Output{formats: formats}
-	cmd.Flags().StringVarP(&o.Format, "output", "o", formats[0], "output format: "+OneOf(formats))
-	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
-	return o
-}
-
-// Check refuses a format that the command does not have.
-func (o *Output) Check() error {
-	if !slices.Contains(o.formats, o.Format) {
-		return Usagef("--output %q: must be %s", o.Format, OneOf(o.formats))
+// checkOutput refuses a format that cmd does not have.
+func checkOutput(cmd *cobra.Command) error {
+	f := cmd.Flags().Lookup("output")
+	if f == nil || slices.Contains(f.Annotations[outputFormats], f.Value.String()) {
+		return nil
 	}
-	return nil
+	return Usagef("--output %q: must be %s", f.Value, OneOf(f.Annotations[outputFormats]))
 }
 
 // View is what a verb shows: a value for programs, and a function that prints the same for people.

@@ -39,9 +39,6 @@ The exit code is 1 if there is a problem. Warnings alone leave it 0.`,
 	fleet.AddLibraryFlag(fs, &library)
 	c := cli.AddConnectFlags(fs)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := output.Check(); err != nil {
-			return err
-		}
 		e, err := examine(cmd.Context(), c)
 		if err != nil {
 			return err
@@ -52,7 +49,7 @@ The exit code is 1 if there is a problem. Warnings alone leave it 0.`,
 			}
 		}
 		found := e.findings()
-		if err := cli.Show(cmd, findingsView(found), output.Format); err != nil {
+		if err := cli.Show(cmd, findingsView(found), *output); err != nil {
 			return err
 		}
 		if n := problems(found); n > 0 {

@@ -46,7 +46,7 @@ func examine(ctx context.Context, c *cli.ConnectFlags) (*examination, error) {
 	var denied deniedList
 	quiet := cli.WithLogger(ctx, nil) // errors of the connection become findings
 	nc, err := c.Connect(quiet, "pulley doctor", nats.ErrorHandler(denied.onError))
-	if _, ok := errors.AsType[cli.UsageError](err); ok || ctx.Err() != nil {
+	if usage, ok := errors.AsType[cli.Error](err); ok && usage.Code == cli.ExitUsage || ctx.Err() != nil {
 		return nil, err
 	}
 	if err != nil {

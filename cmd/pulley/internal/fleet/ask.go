@@ -27,7 +27,7 @@ const (
 )
 
 // ErrNoGateway says that no gateway answers on this broker.
-var ErrNoGateway = cli.NotFoundError{Err: errors.New("no gateway on this broker: start one with 'pulley gateway' or 'pulley up'")}
+var ErrNoGateway = cli.NotFoundf("no gateway on this broker: start one with 'pulley gateway' or 'pulley up'")
 
 // ErrNoAnswer says that no part answered a Call in time.
 var ErrNoAnswer = errors.New("no answer")

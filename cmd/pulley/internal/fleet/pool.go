@@ -124,7 +124,7 @@ func Pools(ctx context.Context, nc *nats.Conn) ([]Pool, *policy.Policy, error) {
 func OpenStore(ctx context.Context, nc *nats.Conn) (*policystore.Store, error) {
 	store, err := policystore.Open(ctx, nc)
 	if errors.Is(err, policystore.ErrNoBucket) {
-		return nil, cli.NotFoundError{Err: err}
+		return nil, cli.NotFoundf("%w", err)
 	}
 	return store, err
 }

@@ -75,7 +75,7 @@ func explainInvalid(s *cli.Session, err error) error {
 		}
 		lines = append(lines, line)
 	}
-	return cli.UsageError{Err: errors.New(strings.Join(lines, "; "))}
+	return cli.Usagef("%s", strings.Join(lines, "; "))
 }
 
 // printChange prints what a change has done to an object.
@@ -110,7 +110,6 @@ type toggle struct {
 
 // verb makes cmd the verb that t describes.
 func (t toggle) verb(c *cli.ConnectFlags, cmd *cobra.Command) *cobra.Command {
-	cmd.Args = cli.ExactArgs(strings.ToUpper(t.noun))
 	return cli.Action(cmd, c, func(s *cli.Session) error {
 		name, v, err := t.edit(s, s.Args[0], t.on)
 		if err != nil {

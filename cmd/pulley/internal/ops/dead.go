@@ -36,7 +36,6 @@ func newDeadListCommand(c *cli.ConnectFlags) *cobra.Command {
   pulley dead ls --pool llama-70b -n 0 -o json`,
 	}
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	fs.StringVar(&pool, "pool", "", "only this `pool`")
 	fs.StringVar(&tier, "tier", "", "only this `tier`")
 	fs.IntVarP(&last, "number", "n", 100, "show the latest n dead letters; 0: all")
@@ -73,10 +72,8 @@ func newDeadShowCommand(c *cli.ConnectFlags) *cobra.Command {
 		Use: "show SEQ", Short: "Describe a dead letter", Long: "Describe a dead letter. Its prompt is shown only with --show-body.",
 		Example: `  pulley dead show 17
   pulley dead show 17 --show-body -o json | jq -r .body`,
-		Args:              cli.ExactArgs("SEQ"),
 		ValidArgsFunction: cli.Complete(c, 1, liveDeadLetters),
 	}
-	cmd.Flags().SortFlags = false
 	cmd.Flags().BoolVar(&showBody, "show-body", false, showBodyHelp)
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		list, err := sequences(s.Args)
@@ -146,7 +143,6 @@ type deadChoice struct {
 func addDeadChoice(cmd *cobra.Command, c *cli.ConnectFlags) *deadChoice {
 	d := &deadChoice{}
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	fs.StringVar(&d.pool, "pool", "", "all dead letters of this `pool`")
 	fs.BoolVar(&d.all, "all", false, "all dead letters")
 	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))

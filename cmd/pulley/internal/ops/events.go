@@ -63,9 +63,6 @@ Kinds
 	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
 	cmd.RegisterFlagCompletionFunc("worker", cli.CompleteFlag(c, liveWorkers))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := output.Check(); err != nil {
-			return err
-		}
 		if err := only.check(); err != nil {
 			return err
 		}
@@ -74,7 +71,7 @@ Kinds
 			return err
 		}
 		defer nc.Close()
-		return followEvents(cmd, nc, only, output.Format == cli.JSON)
+		return followEvents(cmd, nc, only, *output == cli.JSON)
 	}
 	return cmd
 }

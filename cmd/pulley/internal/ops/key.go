@@ -44,7 +44,6 @@ to require keys.`,
   KEY=$(pulley key add --tenant ci --models 'llama-*' --concurrency 4 --expires 720h)`,
 	}
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	fs.StringVar(&tenant, "tenant", "", "tenant that the key belongs to (required)")
 	limits := addLimitFlags(cmd, c)
 	output := cli.AddOutput(cmd, cli.Text, cli.JSON, cli.YAML)
@@ -52,9 +51,6 @@ to require keys.`,
 	return cli.Action(cmd, c, func(s *cli.Session) error {
 		if tenant == "" {
 			return cli.Usagef("missing flag: --tenant NAME")
-		}
-		if err := output.Check(); err != nil {
-			return err
 		}
 		store, err := fleet.OpenStore(s.Context(), s.NC)
 		if err != nil {
@@ -78,7 +74,7 @@ to require keys.`,
 		if len(before) == 0 {
 			s.Warnf("this is the first key: from now on every request needs a key")
 		}
-		return printKey(s, k, text, output.Format)
+		return printKey(s, k, text, *output)
 	})
 }
 
@@ -88,11 +84,9 @@ func newKeySetCommand(c *cli.ConnectFlags) *cobra.Command {
 		Long: "Change the limits, models and tiers of a key. Settings without a flag stay unchanged.",
 		Example: `  pulley key set 4k7qz2m9xa --rpm 1200
   pulley key set 4k7qz2m9xa --models '' --expires 0`,
-		Args:              cli.ExactArgs("ID"),
 		ValidArgsFunction: cli.Complete(c, 1, liveKeys),
 	}
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	limits := addLimitFlags(cmd, c)
 	return cli.Action(cmd, c, func(s *cli.Session) error {
 		store, k, err := findKey(s, s.Args[0])
@@ -121,19 +115,14 @@ same. The old secret works for the time of --overlap; without --overlap it stops
 working at once.`,
 		Example: `  pulley key rotate 4k7qz2m9xa --overlap 24h
   pulley key rotate 4k7qz2m9xa --force      # the old secret has leaked`,
-		Args:              cli.ExactArgs("ID"),
 		ValidArgsFunction: cli.Complete(c, 1, liveKeys),
 	}
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	fs.DurationVar(&overlap, "overlap", 0, "how long the old secret keeps working")
 	output := cli.AddOutput(cmd, cli.Text, cli.JSON, cli.YAML)
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
 		if overlap < 0 {
 			return cli.Usagef("--overlap %v: must not be negative", overlap)
-		}
-		if err := output.Check(); err != nil {
-			return err
 		}
 		store, k, err := findKey(s, s.Args[0])
 		if err != nil {
@@ -154,7 +143,7 @@ working at once.`,
 		if err := putKey(s, store, k, event); err != nil {
 			return err
 		}
-		return printKey(s, k, text, output.Format)
+		return printKey(s, k, text, *output)
 	})
 }
 
@@ -164,7 +153,6 @@ func newKeyRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 		Long: `Revoke keys: within a second no gateway accepts them. Running requests continue. A
 revoked key cannot be restored.`,
 		Example:           `  pulley key rm 4k7qz2m9xa`,
-		Args:              cli.ExactArgs("ID..."),
 		ValidArgsFunction: cli.Complete(c, 0, liveKeys),
 	}
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
@@ -325,7 +313,6 @@ func newKeyListCommand(c *cli.ConnectFlags) *cobra.Command {
 		Example: `  pulley key ls
   pulley key ls --tenant acme -o wide`,
 	}
-	cmd.Flags().SortFlags = false
 	cmd.Flags().StringVar(&tenant, "tenant", "", "only this `tenant`")
 	cmd.RegisterFlagCompletionFunc("tenant", cli.CompleteFlag(c, liveTenants))
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {

@@ -42,14 +42,11 @@ func newPolicyExportCommand(c *cli.ConnectFlags) *cobra.Command {
 	}
 	output := cli.AddOutput(cmd, cli.YAML, cli.JSON)
 	return cli.Action(cmd, c, func(s *cli.Session) error {
-		if err := output.Check(); err != nil {
-			return err
-		}
 		v, err := policyVersion(s, s.Args)
 		if err != nil {
 			return err
 		}
-		if output.Format == cli.JSON {
+		if *output == cli.JSON {
 			return cli.Show(s.Cmd, cli.View{Value: v.Policy}, cli.JSON)
 		}
 		fmt.Fprintf(s.Cmd.OutOrStdout(), "# %s\n%s", term.Printable(versionText(v)), policyfile.Format(v.Policy))
@@ -155,7 +152,6 @@ revision, up to the current policy or to a second revision.`,
 }
 
 func addFileFlag(cmd *cobra.Command, file *string) {
-	cmd.Flags().SortFlags = false
 	cmd.Flags().StringVarP(file, "file", "f", "", "YAML or JSON `file`; - for standard input")
 	cmd.MarkFlagFilename("file", "yaml", "yml", "json")
 }
@@ -184,7 +180,6 @@ changed, by whom and by which command.`,
 		Example: `  pulley policy history
   pulley policy history -n 3 --diff`,
 	}
-	cmd.Flags().SortFlags = false
 	cmd.Flags().IntVarP(&n, "number", "n", 20, "show the newest n revisions; 0: all")
 	cmd.Flags().BoolVar(&diff, "diff", false, "show what each revision has changed")
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
@@ -277,7 +272,6 @@ func newPolicyRollbackCommand(c *cli.ConnectFlags) *cobra.Command {
 policy. It is refused where 'pulley policy apply' would be. Keys do not change.`,
 		Example: `  pulley policy history
   pulley policy rollback 17`,
-		Args:              cli.ExactArgs("REVISION"),
 		ValidArgsFunction: cli.Complete(c, 1, liveRevisions),
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would change, and whether it would be refused")

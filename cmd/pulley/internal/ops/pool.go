@@ -69,7 +69,6 @@ func newPoolInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "info POOL", Short: "Describe a pool", Long: "Describe a pool: its settings, workers and queues, and the routes that lead to it.",
 		Example:           `  pulley pool info llama-70b`,
-		Args:              cli.ExactArgs("POOL"),
 		ValidArgsFunction: cli.Complete(c, 1, livePools),
 	}
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
@@ -178,7 +177,6 @@ func newPoolRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 		Long: `Reset the settings of a pool to the defaults; a paused pool is resumed. Its workers
 and queues stay.`,
 		Example:           `  pulley pool rm llama-70b`,
-		Args:              cli.ExactArgs("POOL"),
 		ValidArgsFunction: cli.Complete(c, 1, livePools),
 	}
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
@@ -274,11 +272,9 @@ Terms: docs/concepts.md`,
 		Example: `  pulley pool set llama-70b --balance least-loaded
   pulley pool set agents --balance sticky --stick hard=2m
   pulley pool set llama-70b --spill llama-70b-eu=3`,
-		Args:              cli.ExactArgs("POOL"),
 		ValidArgsFunction: cli.Complete(c, 1, livePools),
 	}
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	fs.StringVar(&balance, "balance", "", "balance `method`: price, least-loaded, weighted, round-robin, sticky or sticky:METHOD")
 	fs.StringVar(&affinity, "affinity", "", "`kind` of affinity: auto, session or off")
 	fs.DurationVar(&stickFor, "stick-for", 0, "how long a session waits for its worker before another may take it, for engines that keep the state of a session; 0: not at all")

@@ -39,7 +39,6 @@ holds the follow-up requests for the worker that has their prefix cached.`,
 		Example: `  pulley queue ls
   pulley queue ls --pool llama-70b -o wide --watch`,
 	}
-	cmd.Flags().SortFlags = false
 	cmd.Flags().StringVar(&pool, "pool", "", "only this `pool`")
 	cmd.Flags().StringVar(&tier, "tier", "", "only this `tier`")
 	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
@@ -101,11 +100,9 @@ func newQueuePurgeCommand(c *cli.ConnectFlags) *cobra.Command {
 continue. To hold requests back instead, pause the pool.`,
 		Example: `  pulley queue purge llama-70b --tier batch
   pulley queue purge llama-70b --force`,
-		Args:              cli.ExactArgs("POOL"),
 		ValidArgsFunction: cli.Complete(c, 1, livePools),
 	}
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	fs.StringVar(&tier, "tier", "", "only this `tier`")
 	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
@@ -222,11 +219,9 @@ Requests that wait in a gateway are listed by 'pulley request ls'. Prompts are
 shown only with --show-body.`,
 		Example: `  pulley queue peek llama-70b
   pulley queue peek llama-70b --tier batch -n 1 --show-body`,
-		Args:              cli.ExactArgs("POOL"),
 		ValidArgsFunction: cli.Complete(c, 1, livePools),
 	}
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	fs.StringVar(&tier, "tier", "", "only this `tier`")
 	fs.IntVarP(&n, "number", "n", 10, "maximum number of requests")
 	fs.BoolVar(&showBody, "show-body", false, showBodyHelp)

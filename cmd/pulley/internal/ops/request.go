@@ -35,7 +35,6 @@ func newRequestListCommand(c *cli.ConnectFlags) *cobra.Command {
   pulley request ls --tenant acme -o json`,
 	}
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	fs.StringVar(&pool, "pool", "", "only this `pool`")
 	fs.StringVar(&tier, "tier", "", "only this `tier`")
 	fs.StringVar(&tenant, "tenant", "", "only this `tenant`")
@@ -82,10 +81,8 @@ func newRequestInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 		Use: "info ID", Short: "Describe a request", Long: "Describe a request in progress. Its prompt is shown only with --show-body.",
 		Example: `  pulley request info 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a901
   pulley request info 3f1c5be2a901 --show-body`,
-		Args:              cli.ExactArgs("ID"),
 		ValidArgsFunction: cli.Complete(c, 1, liveRequests),
 	}
-	cmd.Flags().SortFlags = false
 	cmd.Flags().BoolVar(&showBody, "show-body", false, showBodyHelp)
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		id, err := fleet.FindRequest(s.Context(), s.NC, s.Args[0])
@@ -152,7 +149,6 @@ func newRequestCancelCommand(c *cli.ConnectFlags) *cobra.Command {
 		Long: `Cancel a request: remove it from its queue, or stop it on its worker. Its client
 gets an error.`,
 		Example:           `  pulley request cancel 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a901`,
-		Args:              cli.ExactArgs("ID"),
 		ValidArgsFunction: cli.Complete(c, 1, liveRequests),
 	}
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {

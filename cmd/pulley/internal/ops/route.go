@@ -111,11 +111,9 @@ While a shift is running, --to is refused. With --force it ends the shift.`,
   pulley route set chat --to llama-70b=90 --to llama-70b-fp8=10
   pulley route set 'gpt-*' --to llama-70b --fallback llama-8b --fallback-after 20s
   pulley route set chat --mirror llama-next=5`,
-		Args:              cli.ExactArgs("MODEL"),
 		ValidArgsFunction: cli.Complete(c, 1, liveModels),
 	}
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	fs.StringArrayVar(&to, "to", nil, "`POOL[=WEIGHT]` that serves the model; requests are split in proportion to the weights (default weight 1; repeatable)")
 	fs.StringArrayVar(&mirror, "mirror", nil, "`POOL[=PERCENT]` that gets copies of requests; their answers are discarded (default 100 percent; repeatable)")
 	fs.StringArrayVar(&fallback, "fallback", nil, "`POOL` to use instead if the others cannot serve the request; pools are tried in order (repeatable)")
@@ -217,7 +215,6 @@ func newRouteRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 		Use: "rm MODEL", Aliases: []string{"remove"}, Short: "Remove a route",
 		Long:              `Remove a route. Requests for the model then go to the pool of its name.`,
 		Example:           `  pulley route rm gpt-4o`,
-		Args:              cli.ExactArgs("MODEL"),
 		ValidArgsFunction: cli.Complete(c, 1, liveRoutes),
 	}
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {

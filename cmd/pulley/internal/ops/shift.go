@@ -49,11 +49,9 @@ Exit code of --follow: 0 if the shift is completed, 1 if it is aborted.`,
   pulley route shift chat --now        # next step now
   pulley route promote chat            # all requests to the canary
   pulley route abort chat              # all requests back`,
-		Args:              cli.ExactArgs("MODEL"),
 		ValidArgsFunction: cli.Complete(c, 1, liveModels),
 	}
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	fs.StringVar(&shift.To, "to", "", "target `pool`")
 	fs.Var((*shareValue)(&shift.By), "by", "`percent` of all requests that each step moves")
 	fs.DurationVar(&every, "every", 2*time.Minute, "minimum duration of a step")
@@ -64,9 +62,6 @@ Exit code of --follow: 0 if the shift is completed, 1 if it is aborted.`,
 	output := cli.AddOutput(cmd, cli.Table, cli.Wide, cli.JSON, cli.YAML)
 	cmd.RegisterFlagCompletionFunc("to", cli.CompleteFlag(c, livePools))
 	return cli.Action(cmd, c, func(s *cli.Session) error {
-		if err := output.Check(); err != nil {
-			return err
-		}
 		model := s.Args[0]
 		start := fs.Changed("to")
 		for _, flag := range []string{"by", "every", "abort-if", "min-sample"} {
@@ -106,7 +101,7 @@ Exit code of --follow: 0 if the shift is completed, 1 if it is aborted.`,
 		if err != nil {
 			return err
 		}
-		return cli.Show(s.Cmd, v.view(), output.Format)
+		return cli.Show(s.Cmd, v.view(), *output)
 	})
 }
 
@@ -181,7 +176,6 @@ func newRoutePromoteCommand(c *cli.ConnectFlags) *cobra.Command {
 		Use: "promote MODEL", Short: "Complete a shift: send all requests to the new pool",
 		Long:              "Complete the shift of a model now: send all its requests to the new pool.",
 		Example:           `  pulley route promote chat`,
-		Args:              cli.ExactArgs("MODEL"),
 		ValidArgsFunction: cli.Complete(c, 1, liveShifts),
 	}, c, func(s *cli.Session) error { return stepShift(s, s.Args[0], policy.Route.Promote) })
 }
@@ -192,7 +186,6 @@ func newRouteAbortCommand(c *cli.ConnectFlags) *cobra.Command {
 		Use: "abort MODEL", Short: "Abort a shift: send all requests back",
 		Long:              "Abort the shift of a model: send all its requests back to the previous pools.",
 		Example:           `  pulley route abort chat --reason 'answers in Latin'`,
-		Args:              cli.ExactArgs("MODEL"),
 		ValidArgsFunction: cli.Complete(c, 1, liveShifts),
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "reason, for the history (default your user name)")

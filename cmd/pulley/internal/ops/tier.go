@@ -84,11 +84,9 @@ because its queue is created again.`,
 		Example: `  pulley tier set priority --share 16 --reserve 10
   pulley tier set night --share 1 --max-wait 8h --deadline 12h --storage file
   pulley tier set night --order 2      # before the tier that was second`,
-		Args:              cli.ExactArgs("TIER"),
 		ValidArgsFunction: cli.Complete(c, 1, liveTiers),
 	}
 	fs := cmd.Flags()
-	fs.SortFlags = false
 	fs.IntVar(&t.Share, "share", 1, "`weight` of the tier while several tiers have a backlog")
 	fs.Var((*percentValue)(&t.Reserve), "reserve", "`percent` of each worker's slots that later tiers leave free (default 0)")
 	fs.IntVar(&t.MaxQueue, "max-queue", 2000, "requests that may wait in each pool's queue")
@@ -143,7 +141,6 @@ func newTierRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 move its waiting requests to tier standard. The tier standard itself, which serves
 requests that ask for no tier, cannot be removed.`,
 		Example:           `  pulley tier rm night`,
-		Args:              cli.ExactArgs("TIER"),
 		ValidArgsFunction: cli.Complete(c, 1, liveTiers),
 	}
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {

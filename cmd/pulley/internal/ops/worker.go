@@ -182,7 +182,6 @@ func newWorkerWeightCommand(c *cli.ConnectFlags) *cobra.Command {
 requests as if it were twice as fast. 0 restores the weight it was started with.`,
 		Example: `  pulley worker weight gpu-3 0.5
   pulley worker weight gpu-3 0`,
-		Args:              cli.ExactArgs("WORKER", "WEIGHT"),
 		ValidArgsFunction: cli.Complete(c, 1, liveWorkers),
 	}, c, func(s *cli.Session) error {
 		weight, err := strconv.ParseFloat(s.Args[1], 64)
@@ -206,10 +205,8 @@ The command waits until the worker has left; Ctrl-C ends the wait, not the drain
 To use the worker again later without a restart, cordon it instead.`,
 		Example: `  pulley worker drain gpu-3
   pulley worker drain gpu-3 --force --no-wait`,
-		Args:              cli.ExactArgs("WORKER"),
 		ValidArgsFunction: cli.Complete(c, 1, liveWorkers),
 	}
-	cmd.Flags().SortFlags = false
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "do not wait until the worker has left")
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
 		h, err := fleet.FindWorker(s.Context(), s.NC, s.Args[0])

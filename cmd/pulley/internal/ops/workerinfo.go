@@ -26,7 +26,6 @@ throttled.
 
 Terms: docs/concepts.md`,
 		Example:           `  pulley worker info gpu-3`,
-		Args:              cli.ExactArgs("WORKER"),
 		ValidArgsFunction: cli.Complete(c, 1, liveWorkers),
 	}
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {

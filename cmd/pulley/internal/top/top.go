@@ -43,12 +43,9 @@ With -o json or yaml it prints one snapshot, like --once.
 	output := cli.AddOutput(cmd, cli.Table, cli.JSON, cli.YAML)
 	c := cli.AddConnectFlags(fs)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := output.Check(); err != nil {
-			return err
-		}
 		out := cmd.OutOrStdout()
 		t := term.Of(out)
-		once = once || output.Format != cli.Table
+		once = once || *output != cli.Table
 		if !once && (t.Width == 0 || cmp.Or(os.Getenv("TERM"), "dumb") == "dumb") {
 			return cli.Usagef("standard output is not a terminal: use --once or -o json")
 		}
@@ -65,7 +62,7 @@ With -o json or yaml it prints one snapshot, like --once.
 		if err != nil {
 			return err
 		}
-		return cli.Show(cmd, cli.View{Value: s, Print: func(p *term.Page) { printSnapshot(p, &s, glyphsFor(os.Getenv)) }}, output.Format)
+		return cli.Show(cmd, cli.View{Value: s, Print: func(p *term.Page) { printSnapshot(p, &s, glyphsFor(os.Getenv)) }}, *output)
 	}
 	return cmd
 }
