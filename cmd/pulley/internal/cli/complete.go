@@ -32,6 +32,12 @@ func Complete(c *ConnectFlags, n int, list Lister) cobra.CompletionFunc {
 	}
 }
 
+// NameFlag declares a flag for a name, which is completed with the names that list reads.
+func NameFlag(cmd *cobra.Command, c *ConnectFlags, p *string, flag, usage string, list Lister) {
+	cmd.Flags().StringVar(p, flag, "", usage)
+	cmd.RegisterFlagCompletionFunc(flag, CompleteFlag(c, list))
+}
+
 // CompleteFlag completes the value of a flag with the names that list reads.
 func CompleteFlag(c *ConnectFlags, list Lister) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {

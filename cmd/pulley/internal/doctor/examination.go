@@ -151,11 +151,7 @@ var checks = []check{
 		return fmt.Sprintf("%s, %s waiting", term.Count(len(e.fleet.Pools), "pool"), term.Count(e.fleet.Totals.Waiting, "request"))
 	}},
 	{"tiers", ofFleet((*fleet.Snapshot).FindTiers), func(e *examination) string {
-		var names []string
-		for _, t := range e.fleet.Tiers {
-			names = append(names, t.Name)
-		}
-		return strings.Join(names, ", ")
+		return strings.Join(fleet.NamesOf(e.fleet.Tiers, func(t fleet.TierStatus) string { return t.Name }), ", ")
 	}},
 	{"keys", (*examination).findKeys, func(e *examination) string {
 		if e.policyErr != nil && e.keys == nil {

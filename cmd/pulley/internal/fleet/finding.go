@@ -120,8 +120,7 @@ func (s *Snapshot) FindWorkers() []Finding {
 		return []Finding{NewProblem("no worker: requests wait, and are then refused", "start one with 'pulley worker --engine URL'")}
 	}
 	var found []Finding
-	for i := range s.Workers {
-		w := &s.Workers[i]
+	for _, w := range s.Workers {
 		name, quoted := "worker "+w.Name, cli.ShellWord(w.Name)
 		switch {
 		case w.Lost > 0:
@@ -150,8 +149,7 @@ func (s *Snapshot) FindPools() []Finding {
 		found = append(found, NewProblem("queues cannot be read: "+why, "see 'pulley doctor'"))
 	}
 	live := make(map[string]bool)
-	for i := range s.Pools {
-		p := &s.Pools[i]
+	for _, p := range s.Pools {
 		live[p.Pool] = p.Live > 0
 		oldest, free, waiting := Millis(p.OldestMS), p.Slots-p.Busy, term.Count(p.Waiting, "request")
 		switch {
@@ -186,8 +184,7 @@ func (s *Snapshot) FindPools() []Finding {
 // FindTiers reports full queues, and tiers that are not in the policy.
 func (s *Snapshot) FindTiers() []Finding {
 	var found []Finding
-	for i := range s.Tiers {
-		t := &s.Tiers[i]
+	for _, t := range s.Tiers {
 		if n := t.Waiting + t.InFlight; t.Unknown && n > 0 {
 			found = append(found, NewProblem(fmt.Sprintf("%s in tier %s, which is not in the policy: no worker serves it", term.Count(n, "request"), t.Name),
 				"create the tier: pulley tier set "+t.Name))

@@ -28,9 +28,9 @@ const (
 // heartbeats returns the heartbeats of the workers that are not lost.
 func (s *Snapshot) heartbeats() []subjects.Heartbeat {
 	var list []subjects.Heartbeat
-	for i := range s.Workers {
-		if s.Workers[i].Lost == 0 {
-			list = append(list, s.Workers[i].Heartbeat)
+	for _, w := range s.Workers {
+		if w.Lost == 0 {
+			list = append(list, w.Heartbeat)
 		}
 	}
 	return list
@@ -79,8 +79,7 @@ func (s *Snapshot) FindGPUs() []Finding {
 			found = append(found, NewWarning(text+"; workers rely on their engines alone", f.failure.Remedy()))
 		}
 	}
-	for i := range beats {
-		h := &beats[i]
+	for _, h := range beats {
 		if h.NVML != nil && h.NVML.Failure == nil && len(h.NVML.GPUs) == 0 && s.At.Sub(h.Started) > startupGrace {
 			found = append(found, NewWarning(fmt.Sprintf("worker %s: NVML shows none of its GPUs", h.Name),
 				fmt.Sprintf("check its gpus=, and run 'pulley gpu ls --local --all' on %s", h.Host)))

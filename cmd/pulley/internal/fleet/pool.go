@@ -18,20 +18,9 @@ import (
 
 // ServedPools returns the names of all pools that workers have ever served.
 func ServedPools(ctx context.Context, nc *nats.Conn) ([]string, error) {
-	js, err := jetstream.New(nc)
-	if err != nil {
+	_, keys, err := readBucket(ctx, nc, subjects.PoolsBucket)
+	if err != nil && !errors.Is(err, jetstream.ErrBucketNotFound) {
 		return nil, err
-	}
-	kv, err := js.KeyValue(ctx, subjects.PoolsBucket)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", subjects.PoolsBucket, err)
-	}
-	keys, err := kv.Keys(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
-		return nil, fmt.Errorf("bucket %s: %w", subjects.PoolsBucket, err)
 	}
 	var pools []string
 	for _, k := range keys {
@@ -137,6 +126,15 @@ func LoadPolicy(ctx context.Context, nc *nats.Conn) (*policy.Policy, error) {
 	}
 	v, err := store.Load(ctx)
 	return v.Policy, ExplainDamage(err)
+}
+
+// Keys returns the API keys by their ids.
+func Keys(ctx context.Context, nc *nats.Conn) (map[string]policy.Key, error) {
+	store, err := OpenStore(ctx, nc)
+	if err != nil {
+		return nil, err
+	}
+	return store.Keys(ctx)
 }
 
 // ExplainDamage adds the remedy to an error about a damaged policy.

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -26,6 +27,14 @@ type Queue struct {
 	MaxQueue int    `json:"max_queue,omitempty"`
 	OldestMS int64  `json:"oldest_ms,omitempty"` // how long the oldest has waited
 	Paused   bool   `json:"paused,omitempty"`
+}
+
+// Oldest returns how long the oldest request has waited; "" without one.
+func (q Queue) Oldest() string {
+	if q.OldestMS == 0 {
+		return ""
+	}
+	return term.Age(Millis(q.OldestMS))
 }
 
 // Queues returns all queues, and the lanes that they consist of.
@@ -136,11 +145,14 @@ func Lanes(ctx context.Context, js jetstream.JetStream) ([]Lane, error) {
 	if err := streams.Err(); err != nil && !errors.Is(err, jetstream.ErrEndOfData) {
 		return nil, fmt.Errorf("list streams: %w", err)
 	}
-	slices.SortFunc(list, func(a, b Lane) int {
-		return cmp.Or(strings.Compare(a.Pool, b.Pool), strings.Compare(a.Tier, b.Tier), strings.Compare(a.Lane, b.Lane))
-	})
+	slices.SortFunc(list, compareLanes)
 	return list, nil
 }
 
 // ReqStreamPrefix is the beginning of the name of every tier's stream.
 var ReqStreamPrefix = subjects.ReqStream("x")[:len(subjects.ReqStream("x"))-1]
+
+// compareLanes orders lanes by pool, tier and name.
+func compareLanes(a, b Lane) int {
+	return cmp.Or(strings.Compare(a.Pool, b.Pool), strings.Compare(a.Tier, b.Tier), strings.Compare(a.Lane, b.Lane))
+}

@@ -47,15 +47,29 @@ func FindRequest(ctx context.Context, nc *nats.Conn, named string) (string, erro
 	}
 	switch len(found) {
 	case 0:
-		return "", NoRequest(named)
+		return "", noRequest(named)
 	case 1:
 		return found[0], nil
 	}
 	return "", cli.Ambiguous("request", named, found)
 }
 
-// NoRequest says that a request is not in progress.
-func NoRequest(id string) error {
+// CallRequest sends a command about a request to the gateway that has it, and returns its answer.
+func CallRequest[T any](ctx context.Context, nc *nats.Conn, subject string, query subjects.RequestQuery) (T, error) {
+	answer, err := Call[T](ctx, nc, subject, query, AskTimeout)
+	switch {
+	case errors.Is(err, nats.ErrNoResponders):
+		err = ErrNoGateway
+	case errors.Is(err, ErrNoAnswer):
+		err = noRequest(query.ID)
+	case err != nil:
+		err = fmt.Errorf("request %s: %w", query.ID, err)
+	}
+	return answer, err
+}
+
+// noRequest says that a request is not in progress.
+func noRequest(id string) error {
 	return cli.NotFoundf("no request %s in progress: it has ended, or went to another broker; see 'pulley request ls' and 'pulley dead ls'", term.Printable(id))
 }
 

@@ -47,9 +47,7 @@ func (s *Snapshot) Complete() {
 	slices.SortFunc(s.Workers, func(a, b WorkerStatus) int {
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Worker, b.Worker))
 	})
-	slices.SortFunc(s.Lanes, func(a, b Lane) int {
-		return cmp.Or(strings.Compare(a.Pool, b.Pool), strings.Compare(a.Tier, b.Tier), strings.Compare(a.Lane, b.Lane))
-	})
+	slices.SortFunc(s.Lanes, compareLanes)
 	slices.SortFunc(s.Requests, func(a, b subjects.RequestInfo) int {
 		return cmp.Or(cmp.Compare(b.AgeMS, a.AgeMS), strings.Compare(a.ID, b.ID))
 	})
@@ -60,8 +58,7 @@ func (s *Snapshot) Complete() {
 	s.completePools(loads)
 	s.completeTiers(loads)
 	s.Totals = Totals{}
-	for i := range s.Workers {
-		w := &s.Workers[i]
+	for _, w := range s.Workers {
 		if w.Live() {
 			s.Totals.Live++
 			s.Totals.Slots += w.Slots
@@ -84,8 +81,7 @@ func (s *Snapshot) Complete() {
 // that gateways hold back, or those that gateways list if these are more: they were read at another moment.
 func (s *Snapshot) loads() map[PoolTier]Load {
 	loads, listed := make(map[PoolTier]Load), make(map[PoolTier]Load)
-	for i := range s.Lanes {
-		l := &s.Lanes[i]
+	for _, l := range s.Lanes {
 		sum := loads[PoolTier{l.Pool, l.Tier}]
 		sum.add(Load{Waiting: l.Waiting, InFlight: l.Delivered, TakenPerSecond: l.TakenPerSecond})
 		loads[PoolTier{l.Pool, l.Tier}] = sum
@@ -95,8 +91,7 @@ func (s *Snapshot) loads() map[PoolTier]Load {
 		sum.Waiting += n
 		loads[k] = sum
 	}
-	for i := range s.Requests {
-		r := &s.Requests[i]
+	for _, r := range s.Requests {
 		one := Load{InFlight: 1}
 		if r.State == "queued" {
 			one = Load{Waiting: 1, OldestMS: r.AgeMS}
@@ -128,9 +123,9 @@ func (s *Snapshot) completePools(loads map[PoolTier]Load) {
 		}
 		return pools[name]
 	}
-	for i := range s.Workers {
-		for j := range s.Workers[i].Pools {
-			pool(s.Workers[i].Pools[j].Pool)
+	for _, w := range s.Workers {
+		for _, p := range w.Pools {
+			pool(p.Pool)
 		}
 	}
 	for k, l := range loads {
@@ -148,8 +143,7 @@ func (s *Snapshot) completePools(loads map[PoolTier]Load) {
 	s.Pools = nil
 	for _, name := range slices.Sorted(maps.Keys(pools)) {
 		p := pools[name]
-		for i := range s.Workers {
-			w := &s.Workers[i]
+		for _, w := range s.Workers {
 			if !w.Serves(name) && !slices.ContainsFunc(spill[name].Spill, func(other policy.Spill) bool { return w.Serves(other.Pool) }) {
 				continue
 			}
@@ -196,9 +190,9 @@ func (s *Snapshot) completeTiers(loads map[PoolTier]Load) {
 
 // WorkerName returns the name of the worker with an id, or the id if it is unknown.
 func (s *Snapshot) WorkerName(id string) string {
-	for i := range s.Workers {
-		if s.Workers[i].Worker == id {
-			return s.Workers[i].Name
+	for _, w := range s.Workers {
+		if w.Worker == id {
+			return w.Name
 		}
 	}
 	return id

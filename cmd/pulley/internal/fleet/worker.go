@@ -32,20 +32,12 @@ func Workers(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, error) {
 
 // membersInBucket reads the workers from their bucket.
 func membersInBucket(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, error) {
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return nil, err
-	}
-	kv, err := js.KeyValue(ctx, subjects.WorkersBucket)
+	kv, keys, err := readBucket(ctx, nc, subjects.WorkersBucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		return nil, cli.NotFoundf("no bucket %s on this broker: start a gateway", subjects.WorkersBucket)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", subjects.WorkersBucket, err)
-	}
-	keys, err := kv.Keys(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
-		return nil, fmt.Errorf("bucket %s: %w", subjects.WorkersBucket, err)
+		return nil, err
 	}
 	list := []subjects.Heartbeat{}
 	for _, k := range keys {
@@ -61,6 +53,21 @@ func membersInBucket(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, 
 	return list, nil
 }
 
+// readBucket opens a bucket and lists its keys.
+func readBucket(ctx context.Context, nc *nats.Conn, bucket string) (kv jetstream.KeyValue, keys []string, err error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, nil, err
+	}
+	if kv, err = js.KeyValue(ctx, bucket); err == nil {
+		keys, err = kv.Keys(ctx)
+	}
+	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
+		return nil, nil, fmt.Errorf("bucket %s: %w", bucket, err)
+	}
+	return kv, keys, nil
+}
+
 // FindWorker returns the worker with a name or an id, or with the only name or id that begins so.
 func FindWorker(ctx context.Context, nc *nats.Conn, named string) (subjects.Heartbeat, error) {
 	list, err := Workers(ctx, nc)
@@ -73,20 +80,13 @@ func FindWorker(ctx context.Context, nc *nats.Conn, named string) (subjects.Hear
 		func(h subjects.Heartbeat) bool {
 			return named != "" && (strings.HasPrefix(h.Name, named) || strings.HasPrefix(h.Worker, named))
 		})
-	var names, ids []string
-	for _, h := range list {
-		names = append(names, h.Name)
-	}
-	for _, h := range found {
-		ids = append(ids, h.Worker)
-	}
 	switch len(found) {
 	case 0:
-		return subjects.Heartbeat{}, cli.NoSuch("worker", named, names)
+		return subjects.Heartbeat{}, cli.NoSuch("worker", named, NamesOf(list, func(h subjects.Heartbeat) string { return h.Name }))
 	case 1:
 		return found[0], nil
 	}
-	return subjects.Heartbeat{}, cli.Ambiguous("worker", named, ids)
+	return subjects.Heartbeat{}, cli.Ambiguous("worker", named, NamesOf(found, func(h subjects.Heartbeat) string { return h.Worker }))
 }
 
 // FirstMatches tries conditions one after the other, and returns the elements that match the first condition which any
@@ -103,4 +103,12 @@ func FirstMatches[T any](list []T, conditions ...func(T) bool) (found []T) {
 		}
 	}
 	return found
+}
+
+// NamesOf returns the name of each element of a list.
+func NamesOf[T any](list []T, name func(T) string) (names []string) {
+	for _, e := range list {
+		names = append(names, name(e))
+	}
+	return names
 }

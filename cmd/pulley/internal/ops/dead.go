@@ -36,11 +36,9 @@ func newDeadListCommand(c *cli.ConnectFlags) *cobra.Command {
   pulley dead ls --pool llama-70b -n 0 -o json`,
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&pool, "pool", "", "only this `pool`")
-	fs.StringVar(&tier, "tier", "", "only this `tier`")
+	cli.NameFlag(cmd, c, &pool, "pool", "only this `pool`", livePools)
+	cli.NameFlag(cmd, c, &tier, "tier", "only this `tier`", liveTiers)
 	fs.IntVarP(&last, "number", "n", 100, "show the latest n dead letters; 0: all")
-	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
-	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		if last < 0 {
 			return cli.View{}, cli.Usagef("--number %d: must be 0 or more", last)
@@ -143,9 +141,8 @@ type deadChoice struct {
 func addDeadChoice(cmd *cobra.Command, c *cli.ConnectFlags) *deadChoice {
 	d := &deadChoice{}
 	fs := cmd.Flags()
-	fs.StringVar(&d.pool, "pool", "", "all dead letters of this `pool`")
+	cli.NameFlag(cmd, c, &d.pool, "pool", "all dead letters of this `pool`", livePools)
 	fs.BoolVar(&d.all, "all", false, "all dead letters")
-	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
 	return d
 }
 

@@ -237,11 +237,8 @@ only one GPU.`,
 // findFleetGPU returns the GPU with a path (HOST/NUMBER) or a UUID, or with the only one that begins so. Without
 // arguments it returns the only GPU.
 func findFleetGPU(list []fleet.GPU, args []string) (fleet.GPU, error) {
-	paths := func(list []fleet.GPU) (paths []string) {
-		for i := range list {
-			paths = append(paths, list[i].Path())
-		}
-		return paths
+	paths := func(list []fleet.GPU) []string {
+		return fleet.NamesOf(list, func(g fleet.GPU) string { return g.Path() })
 	}
 	if len(args) == 0 {
 		switch len(list) {
@@ -328,11 +325,8 @@ func printLocalGPUs(p *term.Page, r gpu.Reading) {
 // findLocalGPU returns the GPU with a number or a UUID, or with the only UUID that begins so. Without arguments it
 // returns the only GPU.
 func findLocalGPU(r gpu.Reading, args []string) (gpu.Snapshot, error) {
-	labels := func(list []gpu.Snapshot) (labels []string) {
-		for _, g := range list {
-			labels = append(labels, g.Label())
-		}
-		return labels
+	labels := func(list []gpu.Snapshot) []string {
+		return fleet.NamesOf(list, func(g gpu.Snapshot) string { return g.Label() })
 	}
 	name := ""
 	if len(args) > 0 {

@@ -44,10 +44,9 @@ to require keys.`,
   KEY=$(pulley key add --tenant ci --models 'llama-*' --concurrency 4 --expires 720h)`,
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&tenant, "tenant", "", "tenant that the key belongs to (required)")
+	cli.NameFlag(cmd, c, &tenant, "tenant", "tenant that the key belongs to (required)", liveTenants)
 	limits := addLimitFlags(cmd, c)
 	output := cli.AddOutput(cmd, cli.Text, cli.JSON, cli.YAML)
-	cmd.RegisterFlagCompletionFunc("tenant", cli.CompleteFlag(c, liveTenants))
 	return cli.Action(cmd, c, func(s *cli.Session) error {
 		if tenant == "" {
 			return cli.Usagef("missing flag: --tenant NAME")
@@ -257,7 +256,7 @@ func findKey(s *cli.Session, named string) (*policystore.Store, policy.Key, erro
 		return nil, policy.Key{}, cli.Usagef("use the id of the key, the part after %s: keys must not appear on a command line", keyPrefix)
 	}
 	ids := slices.Sorted(maps.Keys(keys))
-	found := slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return named == "" || !strings.HasPrefix(id, named) })
+	found := fleet.FirstMatches(ids, func(id string) bool { return named != "" && strings.HasPrefix(id, named) })
 	switch len(found) {
 	case 0:
 		return nil, policy.Key{}, cli.NoSuch("key", named, ids)
@@ -313,14 +312,9 @@ func newKeyListCommand(c *cli.ConnectFlags) *cobra.Command {
 		Example: `  pulley key ls
   pulley key ls --tenant acme -o wide`,
 	}
-	cmd.Flags().StringVar(&tenant, "tenant", "", "only this `tenant`")
-	cmd.RegisterFlagCompletionFunc("tenant", cli.CompleteFlag(c, liveTenants))
+	cli.NameFlag(cmd, c, &tenant, "tenant", "only this `tenant`", liveTenants)
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
-		store, err := fleet.OpenStore(s.Context(), s.NC)
-		if err != nil {
-			return cli.View{}, err
-		}
-		keys, err := store.Keys(s.Context())
+		keys, err := fleet.Keys(s.Context(), s.NC)
 		if err != nil {
 			return cli.View{}, err
 		}

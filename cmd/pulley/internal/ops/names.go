@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 	"github.com/pulley-lb/pulley/policy"
@@ -21,40 +22,39 @@ func described(name, format string, args ...any) string {
 	return name + "\t" + term.Printable(fmt.Sprintf(format, args...))
 }
 
-func liveTiers(ctx context.Context, nc *nats.Conn) (names []string, err error) {
-	p, err := fleet.LoadPolicy(ctx, nc)
-	if err != nil {
-		return nil, err
+// inPolicy makes a Lister of one that needs only the policy.
+func inPolicy(list func(*policy.Policy) []string) cli.Lister {
+	return func(ctx context.Context, nc *nats.Conn) ([]string, error) {
+		p, err := fleet.LoadPolicy(ctx, nc)
+		if err != nil {
+			return nil, err
+		}
+		return list(p), nil
 	}
+}
+
+var liveTiers = inPolicy(func(p *policy.Policy) (names []string) {
 	for _, t := range p.Tiers {
 		names = append(names, described(t.Name, "share %d", t.Share))
 	}
-	return names, nil
-}
+	return names
+})
 
-func liveRoutes(ctx context.Context, nc *nats.Conn) (names []string, err error) {
-	p, err := fleet.LoadPolicy(ctx, nc)
-	if err != nil {
-		return nil, err
-	}
+var liveRoutes = inPolicy(func(p *policy.Policy) (names []string) {
 	for _, model := range slices.Sorted(maps.Keys(p.Routes)) {
 		names = append(names, described(model, "to %s", targets(p.Routes[model].To)))
 	}
-	return names, nil
-}
+	return names
+})
 
-func liveShifts(ctx context.Context, nc *nats.Conn) (names []string, err error) {
-	p, err := fleet.LoadPolicy(ctx, nc)
-	if err != nil {
-		return nil, err
-	}
+var liveShifts = inPolicy(func(p *policy.Policy) (names []string) {
 	for _, model := range slices.Sorted(maps.Keys(p.Routes)) {
 		if r := p.Routes[model]; r.Shift != nil && r.Shift.State == policy.ShiftRunning {
 			names = append(names, described(model, "%s", shiftText(r)))
 		}
 	}
-	return names, nil
-}
+	return names
+})
 
 // livePools lists the pools that workers have ever served, and those in the policy.
 func livePools(ctx context.Context, nc *nats.Conn) ([]string, error) {
@@ -75,14 +75,9 @@ func liveModels(ctx context.Context, nc *nats.Conn) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	known := make(map[string]bool)
-	for _, r := range routes {
-		name, _, _ := strings.Cut(r, "\t")
-		known[name] = true
-	}
 	pools, err := livePools(ctx, nc)
 	for _, p := range pools {
-		if !known[p] {
+		if !slices.ContainsFunc(routes, func(r string) bool { return strings.HasPrefix(r, p+"\t") }) {
 			routes = append(routes, described(p, "pool"))
 		}
 	}
@@ -91,20 +86,14 @@ func liveModels(ctx context.Context, nc *nats.Conn) ([]string, error) {
 
 func liveWorkers(ctx context.Context, nc *nats.Conn) (names []string, err error) {
 	list, err := fleet.Workers(ctx, nc)
-	if err != nil {
-		return nil, err
-	}
 	for _, h := range list {
 		names = append(names, described(h.Name, "%s, %d of %d slots in use", h.State, h.InFlight, h.Slots))
 	}
-	return names, nil
+	return names, err
 }
 
 func liveGPUs(ctx context.Context, nc *nats.Conn) (names []string, err error) {
 	list, err := fleet.Workers(ctx, nc)
-	if err != nil {
-		return nil, err
-	}
 	for _, g := range fleet.GPUs(list) {
 		description := g.Status
 		if g.GPU != nil {
@@ -112,15 +101,11 @@ func liveGPUs(ctx context.Context, nc *nats.Conn) (names []string, err error) {
 		}
 		names = append(names, described(g.Path(), "%s", description))
 	}
-	return names, nil
+	return names, err
 }
 
 func liveKeys(ctx context.Context, nc *nats.Conn) (names []string, err error) {
-	store, err := fleet.OpenStore(ctx, nc)
-	if err != nil {
-		return nil, err
-	}
-	keys, err := store.Keys(ctx)
+	keys, err := fleet.Keys(ctx, nc)
 	for _, id := range slices.Sorted(maps.Keys(keys)) {
 		names = append(names, described(id, "%s", keys[id].Tenant))
 	}
@@ -128,19 +113,13 @@ func liveKeys(ctx context.Context, nc *nats.Conn) (names []string, err error) {
 }
 
 func liveTenants(ctx context.Context, nc *nats.Conn) ([]string, error) {
-	store, err := fleet.OpenStore(ctx, nc)
-	if err != nil {
-		return nil, err
-	}
-	keys, err := store.Keys(ctx)
-	if err != nil {
-		return nil, err
-	}
-	seen := make(map[string]bool)
+	keys, err := fleet.Keys(ctx, nc)
+	var tenants []string
 	for _, k := range keys {
-		seen[k.Tenant] = true
+		tenants = append(tenants, k.Tenant)
 	}
-	return slices.Sorted(maps.Keys(seen)), nil
+	slices.Sort(tenants)
+	return slices.Compact(tenants), err
 }
 
 func liveRequests(ctx context.Context, nc *nats.Conn) (names []string, err error) {

@@ -58,11 +58,7 @@ worker that serves several pools counts in each of them, with all its slots.`,
 
 // spills lists the pools that a pool spills to, each with its penalty in rungs.
 func spills(list []policy.Spill) string {
-	var parts []string
-	for _, s := range list {
-		parts = append(parts, fmt.Sprintf("%s +%d", s.Pool, s.Penalty))
-	}
-	return term.Join(parts)
+	return term.Join(fleet.NamesOf(list, func(s policy.Spill) string { return fmt.Sprintf("%s +%d", s.Pool, s.Penalty) }))
 }
 
 func newPoolInfoCommand(c *cli.ConnectFlags) *cobra.Command {
@@ -76,10 +72,7 @@ func newPoolInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 		if err != nil {
 			return cli.View{}, err
 		}
-		var names []string
-		for _, i := range list {
-			names = append(names, i.Pool)
-		}
+		names := fleet.NamesOf(list, func(p fleet.Pool) string { return p.Pool })
 		n := slices.Index(names, s.Args[0])
 		if n < 0 {
 			return cli.View{}, cli.NoSuch("pool", s.Args[0], names)
@@ -118,11 +111,7 @@ func newPoolInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 			p.Heading("queues")
 			t = term.Table{Columns: []term.Column{term.Text("TIER"), term.Number("WAITING"), term.Number("OLDEST"), term.Number("MAX QUEUE"), term.Number("IN FLIGHT"), term.Number("BIDS")}, Empty: "none"}
 			for _, q := range i.Queues {
-				oldest := ""
-				if q.OldestMS > 0 {
-					oldest = term.Age(fleet.Millis(q.OldestMS))
-				}
-				t.Row(q.Tier, q.Waiting, oldest, q.MaxQueue, q.InFlight, q.Bids)
+				t.Row(q.Tier, q.Waiting, q.Oldest(), q.MaxQueue, q.InFlight, q.Bids)
 			}
 			p.Table(t)
 		}}, nil
@@ -324,11 +313,7 @@ Terms: docs/concepts.md`,
 		if err != nil {
 			return err
 		}
-		named := []string{name}
-		for _, sp := range spills {
-			named = append(named, sp.Pool)
-		}
-		warnUnservedPools(s, named...)
+		warnUnservedPools(s, append(fleet.NamesOf(spills, func(sp policy.Spill) string { return sp.Pool }), name)...)
 		return printChange(s, v, false, "pool", name)
 	})
 }

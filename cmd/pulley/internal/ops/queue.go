@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -39,10 +40,8 @@ holds the follow-up requests for the worker that has their prefix cached.`,
 		Example: `  pulley queue ls
   pulley queue ls --pool llama-70b -o wide --watch`,
 	}
-	cmd.Flags().StringVar(&pool, "pool", "", "only this `pool`")
-	cmd.Flags().StringVar(&tier, "tier", "", "only this `tier`")
-	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
-	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
+	cli.NameFlag(cmd, c, &pool, "pool", "only this `pool`", livePools)
+	cli.NameFlag(cmd, c, &tier, "tier", "only this `tier`", liveTiers)
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		p, err := fleet.LoadPolicy(s.Context(), s.NC)
 		if err != nil {
@@ -65,14 +64,7 @@ holds the follow-up requests for the worker that has their prefix cached.`,
 				Empty:   "no queues: they appear with the first worker",
 			}
 			for _, q := range list {
-				oldest, state := "", ""
-				if q.OldestMS > 0 {
-					oldest = term.Age(time.Duration(q.OldestMS) * time.Millisecond)
-				}
-				if q.Paused {
-					state = "paused"
-				}
-				t.Row(q.Pool, q.Tier, q.Waiting, oldest, term.NonZero(q.MaxQueue), q.InFlight, q.Bids, state)
+				t.Row(q.Pool, q.Tier, q.Waiting, q.Oldest(), term.NonZero(q.MaxQueue), q.InFlight, q.Bids, pausedText(q.Paused))
 			}
 			pg.Table(t)
 		}}, nil
@@ -83,13 +75,16 @@ func printLanes(p *term.Page, lanes []fleet.Lane, pol *policy.Policy) {
 	t := term.Table{Columns: []term.Column{term.Text("POOL"), term.Text("TIER"), term.Text("LANE"), term.Number("IN BROKER"), term.Number("IN FLIGHT"), term.Number("BIDS"), term.NonEmpty(term.Styled(term.Fixed("STATE"), fleet.StateStyle))},
 		Empty: "no queues: they appear with the first worker"}
 	for _, q := range lanes {
-		state := ""
-		if pol.Pools[q.Pool].Paused {
-			state = "paused"
-		}
-		t.Row(q.Pool, q.Tier, q.Lane, q.Waiting, q.Delivered, q.Bids, state)
+		t.Row(q.Pool, q.Tier, q.Lane, q.Waiting, q.Delivered, q.Bids, pausedText(pol.Pools[q.Pool].Paused))
 	}
 	p.Table(t)
+}
+
+func pausedText(paused bool) string {
+	if paused {
+		return "paused"
+	}
+	return ""
 }
 
 func newQueuePurgeCommand(c *cli.ConnectFlags) *cobra.Command {
@@ -102,9 +97,7 @@ continue. To hold requests back instead, pause the pool.`,
   pulley queue purge llama-70b --force`,
 		ValidArgsFunction: cli.Complete(c, 1, livePools),
 	}
-	fs := cmd.Flags()
-	fs.StringVar(&tier, "tier", "", "only this `tier`")
-	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
+	cli.NameFlag(cmd, c, &tier, "tier", "only this `tier`", liveTiers)
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
 		pool := s.Args[0]
 		tiers, err := tiersToSearch(s, pool, tier)
@@ -146,9 +139,9 @@ func dropOrphans(s *cli.Session, tier, pool string) (dropped int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(tier))
+	stream, err := tierStream(s, tier)
 	if err != nil {
-		return 0, fmt.Errorf("stream of tier %s: %w", tier, err)
+		return 0, err
 	}
 	gone := make(map[string]bool)
 	var failed error
@@ -222,10 +215,9 @@ shown only with --show-body.`,
 		ValidArgsFunction: cli.Complete(c, 1, livePools),
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&tier, "tier", "", "only this `tier`")
+	cli.NameFlag(cmd, c, &tier, "tier", "only this `tier`", liveTiers)
 	fs.IntVarP(&n, "number", "n", 10, "maximum number of requests")
 	fs.BoolVar(&showBody, "show-body", false, showBodyHelp)
-	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		if n < 1 {
 			return cli.View{}, cli.Usagef("--number %d: must be 1 or more", n)
@@ -297,11 +289,7 @@ func tiersToSearch(s *cli.Session, pool, tier string) ([]string, error) {
 	if len(tiers) == 0 {
 		return nil, cli.NoSuch("pool", pool, pools)
 	}
-	names := make([]string, 0, len(tiers))
-	for t := range tiers {
-		names = append(names, t)
-	}
-	slices.SortFunc(names, func(a, b string) int {
+	names := slices.SortedFunc(maps.Keys(tiers), func(a, b string) int {
 		return cmp.Or(fleet.TierOrder(p, a)-fleet.TierOrder(p, b), strings.Compare(a, b))
 	})
 	if tier == "" {
@@ -346,9 +334,9 @@ func deliveryState(s *cli.Session, tier, pool string) (held map[string]string, d
 	for _, r := range list {
 		held[r.ID] = r.State
 	}
-	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(tier))
+	stream, err := tierStream(s, tier)
 	if err != nil {
-		return nil, nil, fmt.Errorf("stream of tier %s: %w", tier, err)
+		return nil, nil, err
 	}
 	delivered = make(map[string]uint64)
 	consumers := stream.ListConsumers(s.Context())
@@ -365,9 +353,9 @@ func deliveryState(s *cli.Session, tier, pool string) (held map[string]string, d
 
 // eachStored visits the requests of a queue in the broker, the oldest first, until visit returns false.
 func eachStored(s *cli.Session, tier, pool string, visit func(queuedRequest) bool) error {
-	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(tier))
+	stream, err := tierStream(s, tier)
 	if err != nil {
-		return fmt.Errorf("stream of tier %s: %w", tier, err)
+		return err
 	}
 	subject := subjects.Req(tier, pool, "")
 	subject = subject[:strings.LastIndexByte(subject, '.')] + ".*"

@@ -1,12 +1,10 @@
 package ops
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
@@ -35,15 +33,12 @@ func newRequestListCommand(c *cli.ConnectFlags) *cobra.Command {
   pulley request ls --tenant acme -o json`,
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&pool, "pool", "", "only this `pool`")
-	fs.StringVar(&tier, "tier", "", "only this `tier`")
+	cli.NameFlag(cmd, c, &pool, "pool", "only this `pool`", livePools)
+	cli.NameFlag(cmd, c, &tier, "tier", "only this `tier`", liveTiers)
 	fs.StringVar(&tenant, "tenant", "", "only this `tenant`")
-	fs.StringVar(&worker, "worker", "", "only on this `worker`")
+	cli.NameFlag(cmd, c, &worker, "worker", "only on this `worker`", liveWorkers)
 	fs.StringVar(&state, "state", "", "only this `state`: queued, running or answering")
 	fs.DurationVar(&older, "older", 0, "only requests that are at least this old")
-	cmd.RegisterFlagCompletionFunc("pool", cli.CompleteFlag(c, livePools))
-	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
-	cmd.RegisterFlagCompletionFunc("worker", cli.CompleteFlag(c, liveWorkers))
 	cli.CompleteFixed(cmd, "state", requestStates...)
 	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		if state != "" && !slices.Contains(requestStates, state) {
@@ -89,14 +84,9 @@ func newRequestInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 		if err != nil {
 			return cli.View{}, err
 		}
-		r, err := fleet.Call[subjects.RequestDetail](s.Context(), s.NC, subjects.AskRequest, subjects.RequestQuery{ID: id, By: s.User(), Body: showBody}, fleet.AskTimeout)
-		switch {
-		case errors.Is(err, nats.ErrNoResponders):
-			return cli.View{}, fleet.ErrNoGateway
-		case errors.Is(err, fleet.ErrNoAnswer):
-			return cli.View{}, fleet.NoRequest(id)
-		case err != nil:
-			return cli.View{}, fmt.Errorf("read request %s: %w", id, err)
+		r, err := fleet.CallRequest[subjects.RequestDetail](s.Context(), s.NC, subjects.AskRequest, subjects.RequestQuery{ID: id, By: s.User(), Body: showBody})
+		if err != nil {
+			return cli.View{}, err
 		}
 		r.Header = fleet.WithoutSecrets(r.Header)
 		return cli.View{Value: detail{r, string(r.Body)}, Print: func(p *term.Page) { printRequest(p, r, showBody) }}, nil
@@ -159,15 +149,11 @@ gets an error.`,
 		if err := s.Confirm("cancel request %s", id); err != nil {
 			return err
 		}
-		o, err := fleet.Call[subjects.Outcome](s.Context(), s.NC, subjects.DoCancel, subjects.RequestQuery{ID: id, By: s.User()}, fleet.AskTimeout)
-		switch {
-		case errors.Is(err, nats.ErrNoResponders):
-			return fleet.ErrNoGateway
-		case errors.Is(err, fleet.ErrNoAnswer):
-			return fleet.NoRequest(id)
-		case err != nil:
-			return fmt.Errorf("cancel request %s: %w", id, err)
-		case o.Error != "":
+		o, err := fleet.CallRequest[subjects.Outcome](s.Context(), s.NC, subjects.DoCancel, subjects.RequestQuery{ID: id, By: s.User()})
+		if err != nil {
+			return err
+		}
+		if o.Error != "" {
 			return cli.Refusedf("request %s: %s", id, o.Error)
 		}
 		s.Printf("request %s cancelled", id)

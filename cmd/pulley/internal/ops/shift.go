@@ -52,7 +52,7 @@ Exit code of --follow: 0 if the shift is completed, 1 if it is aborted.`,
 		ValidArgsFunction: cli.Complete(c, 1, liveModels),
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&shift.To, "to", "", "target `pool`")
+	cli.NameFlag(cmd, c, &shift.To, "to", "target `pool`", livePools)
 	fs.Var((*shareValue)(&shift.By), "by", "`percent` of all requests that each step moves")
 	fs.DurationVar(&every, "every", 2*time.Minute, "minimum duration of a step")
 	fs.StringArrayVar(&abortIf, "abort-if", nil, "`condition` that aborts the shift, such as 'error_rate>1%' or 'p95_ttft>1.5x' (repeatable)")
@@ -60,7 +60,6 @@ Exit code of --follow: 0 if the shift is completed, 1 if it is aborted.`,
 	fs.BoolVar(&now, "now", false, "take the next step now")
 	fs.BoolVarP(&follow, "follow", "f", false, "show the progress until the shift ends")
 	output := cli.AddOutput(cmd, cli.Table, cli.Wide, cli.JSON, cli.YAML)
-	cmd.RegisterFlagCompletionFunc("to", cli.CompleteFlag(c, livePools))
 	return cli.Action(cmd, c, func(s *cli.Session) error {
 		model := s.Args[0]
 		start := fs.Changed("to")

@@ -3,6 +3,7 @@ package ops
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -171,30 +172,20 @@ requests that ask for no tier, cannot be removed.`,
 	})
 }
 
-func tierNames(p *policy.Policy) (names []string) {
-	for _, t := range p.Tiers {
-		names = append(names, t.Name)
-	}
-	return names
+func tierNames(p *policy.Policy) []string {
+	return fleet.NamesOf(p.Tiers, func(t policy.Tier) string { return t.Name })
 }
 
 // warnOfKeys warns about keys that still allow a removed tier.
 func warnOfKeys(s *cli.Session, tier string) {
-	store, err := fleet.OpenStore(s.Context(), s.NC)
-	if err != nil {
-		return
-	}
-	keys, err := store.Keys(s.Context())
-	if err != nil {
-		return
-	}
+	keys, _ := fleet.Keys(s.Context(), s.NC)
 	var ids []string
-	for id, k := range keys {
-		if slices.Contains(k.Tiers, tier) {
+	for _, id := range slices.Sorted(maps.Keys(keys)) {
+		if slices.Contains(keys[id].Tiers, tier) {
 			ids = append(ids, id)
 		}
 	}
-	if slices.Sort(ids); len(ids) > 0 {
+	if len(ids) > 0 {
 		s.Warnf("tier %s is still allowed by %s: %s", tier, term.Count(len(ids), "key"), term.Shorten(term.Join(ids), 60))
 	}
 }
@@ -226,26 +217,35 @@ func checkTiers(s *cli.Session, before, after *policy.Policy) error {
 	return nil
 }
 
+// tierStream opens the stream of a tier.
+func tierStream(s *cli.Session, tier string) (jetstream.Stream, error) {
+	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(tier))
+	if err != nil {
+		return nil, fmt.Errorf("stream of tier %s: %w", tier, err)
+	}
+	return stream, nil
+}
+
 // tierMessages counts the requests in the stream of a tier, waiting and running.
 func tierMessages(s *cli.Session, tier string) (uint64, error) {
-	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(tier))
+	stream, err := tierStream(s, tier)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return 0, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("stream of tier %s: %w", tier, err)
+		return 0, err
 	}
 	return stream.CachedInfo().State.Msgs, nil
 }
 
 // misplacedStream returns the stream of a tier if its storage is not the one that the tier should have; otherwise nil.
 func misplacedStream(s *cli.Session, t policy.Tier) (*jetstream.StreamInfo, error) {
-	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(t.Name))
+	stream, err := tierStream(s, t.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrInvalidStreamName) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("stream of tier %s: %w", t.Name, err)
+		return nil, err
 	}
 	info := stream.CachedInfo()
 	if (info.Config.Storage == jetstream.FileStorage) == (t.Storage == policy.File) {

@@ -31,8 +31,7 @@ var poolsPane = pane{
 	},
 	rows: func(s *fleet.Snapshot, g glyphs) []paneRow {
 		var rows []paneRow
-		for i := range s.Pools {
-			p := &s.Pools[i]
+		for _, p := range s.Pools {
 			state := "ready"
 			switch {
 			case p.Paused:
@@ -49,37 +48,35 @@ var poolsPane = pane{
 		return rows
 	},
 	details: func(s *fleet.Snapshot, key string) []term.Field {
-		for i := range s.Pools {
-			p := &s.Pools[i]
-			if p.Pool != key {
-				continue
-			}
-			list := []term.Field{term.KV("pool", p.Pool)}
-			if s.Policy != nil {
-				list = append(list, term.KV("balance", string(s.Policy.Policy.BalanceOf(key))),
-					term.KV("affinity", string(s.Policy.Policy.AffinityOf(key))))
-			}
-			if p.Paused {
-				list = append(list, term.KV("paused", "yes: requests wait", term.Yellow))
-			}
-			list = append(list, term.KV("slots", fmt.Sprintf("%d of %d busy", p.Busy, p.Slots)))
-			for _, tier := range slices.Sorted(maps.Keys(p.Tiers)) {
-				l := p.Tiers[tier]
-				list = append(list, term.KV(named("tier", tier), l.String()))
-			}
-			for j := range s.Lanes {
-				if l := &s.Lanes[j]; l.Pool == key && l.Lane != subjects.Shared {
-					list = append(list, term.KV(named("lane", s.WorkerName(l.Lane))+", "+l.Tier, fmt.Sprintf("%d waiting, %d delivered, %s", l.Waiting, l.Delivered, term.Count(l.Bids, "bid"))))
-				}
-			}
-			for j := range s.Workers {
-				if w := &s.Workers[j]; w.Serves(key) {
-					list = append(list, term.KV(named("worker", w.Name), fmt.Sprintf("%s, %d of %s", w.StateText(), w.InFlight, term.Count(w.Slots, "slot")), fleet.StateStyle(w.StateText())))
-				}
-			}
-			return list
+		i := slices.IndexFunc(s.Pools, func(p fleet.PoolStatus) bool { return p.Pool == key })
+		if i < 0 {
+			return nil
 		}
-		return nil
+		p := s.Pools[i]
+		list := []term.Field{term.KV("pool", p.Pool)}
+		if s.Policy != nil {
+			list = append(list, term.KV("balance", string(s.Policy.Policy.BalanceOf(key))),
+				term.KV("affinity", string(s.Policy.Policy.AffinityOf(key))))
+		}
+		if p.Paused {
+			list = append(list, term.KV("paused", "yes: requests wait", term.Yellow))
+		}
+		list = append(list, term.KV("slots", fmt.Sprintf("%d of %d busy", p.Busy, p.Slots)))
+		for _, tier := range slices.Sorted(maps.Keys(p.Tiers)) {
+			l := p.Tiers[tier]
+			list = append(list, term.KV(named("tier", tier), l.String()))
+		}
+		for j := range s.Lanes {
+			if l := &s.Lanes[j]; l.Pool == key && l.Lane != subjects.Shared {
+				list = append(list, term.KV(named("lane", s.WorkerName(l.Lane))+", "+l.Tier, fmt.Sprintf("%d waiting, %d delivered, %s", l.Waiting, l.Delivered, term.Count(l.Bids, "bid"))))
+			}
+		}
+		for j := range s.Workers {
+			if w := &s.Workers[j]; w.Serves(key) {
+				list = append(list, term.KV(named("worker", w.Name), fmt.Sprintf("%s, %d of %s", w.StateText(), w.InFlight, term.Count(w.Slots, "slot")), fleet.StateStyle(w.StateText())))
+			}
+		}
+		return list
 	},
 }
 
@@ -117,30 +114,28 @@ var tiersPane = pane{
 		return rows
 	},
 	details: func(s *fleet.Snapshot, key string) []term.Field {
-		for i := range s.Tiers {
-			t := &s.Tiers[i]
-			if t.Name != key {
-				continue
-			}
-			list := []term.Field{
-				term.KV("tier", t.Name),
-				term.KV("share", strconv.Itoa(t.Share)),
-				term.KV("reserve", fmt.Sprintf("%d%% of each worker's slots", t.Reserve)),
-				term.KV("storage", string(t.Storage)),
-				term.KV("max queue", fmt.Sprintf("%d per pool", t.MaxQueue)),
-				term.KV("deadline", t.Deadline.String()),
-				term.KV("retries", strconv.Itoa(t.Retries)),
-			}
-			if t.MaxWait > 0 {
-				list = append(list, term.KV("max wait", t.MaxWait.String()))
-			}
-			for _, pool := range slices.Sorted(maps.Keys(t.Pools)) {
-				l := t.Pools[pool]
-				list = append(list, term.KV(named("pool", pool), l.String()))
-			}
-			return list
+		i := slices.IndexFunc(s.Tiers, func(t fleet.TierStatus) bool { return t.Name == key })
+		if i < 0 {
+			return nil
 		}
-		return nil
+		t := s.Tiers[i]
+		list := []term.Field{
+			term.KV("tier", t.Name),
+			term.KV("share", strconv.Itoa(t.Share)),
+			term.KV("reserve", fmt.Sprintf("%d%% of each worker's slots", t.Reserve)),
+			term.KV("storage", string(t.Storage)),
+			term.KV("max queue", fmt.Sprintf("%d per pool", t.MaxQueue)),
+			term.KV("deadline", t.Deadline.String()),
+			term.KV("retries", strconv.Itoa(t.Retries)),
+		}
+		if t.MaxWait > 0 {
+			list = append(list, term.KV("max wait", t.MaxWait.String()))
+		}
+		for _, pool := range slices.Sorted(maps.Keys(t.Pools)) {
+			l := t.Pools[pool]
+			list = append(list, term.KV(named("pool", pool), l.String()))
+		}
+		return list
 	},
 }
 
@@ -186,22 +181,17 @@ var workersPane = pane{
 		return rows
 	},
 	details: func(s *fleet.Snapshot, key string) []term.Field {
-		for i := range s.Workers {
-			if w := &s.Workers[i]; w.Worker == key {
-				return workerFields(w, s)
-			}
+		i := slices.IndexFunc(s.Workers, func(w fleet.WorkerStatus) bool { return w.Worker == key })
+		if i < 0 {
+			return nil
 		}
-		return nil
+		return workerFields(&s.Workers[i], s)
 	},
 }
 
 // poolNames returns the names of the pools that a worker serves.
 func poolNames(w *fleet.WorkerStatus) []string {
-	var names []string
-	for i := range w.Pools {
-		names = append(names, w.Pools[i].Pool)
-	}
-	return names
+	return fleet.NamesOf(w.Pools, func(p subjects.PoolStatus) string { return p.Pool })
 }
 
 // gpuCell summarises the GPUs of a worker: the worst status if it is not ok, the highest temperature and utilisation,
@@ -284,8 +274,7 @@ func workerFields(w *fleet.WorkerStatus, s *fleet.Snapshot) []term.Field {
 	if w.TokensPerSecond > 0 {
 		list = append(list, term.KV("tokens", perSecond(w.TokensPerSecond)+"/s, from the measured inter-token time"))
 	}
-	for i := range w.Pools {
-		p := &w.Pools[i]
+	for _, p := range w.Pools {
 		text := fmt.Sprintf("rung %d", p.Rung)
 		if price, ok := p.Curve.Price(p.Mean, w.InFlight+1, float64(w.Prefills)); ok {
 			text += fmt.Sprintf(", price %s", term.Age(time.Duration(price*float64(time.Second))))
@@ -323,8 +312,7 @@ var requestsPane = pane{
 			names[s.Workers[i].Worker] = s.Workers[i].Name
 		}
 		var rows []paneRow
-		for i := range s.Requests {
-			r := &s.Requests[i]
+		for _, r := range s.Requests {
 			rows = append(rows, paneRow{r.ID, []paneCell{
 				{text: shortID(r.ID, g)}, textCell(r.Pool), textCell(r.Tier), stateCell(r.State),
 				textCell(cmp.Or(names[r.Worker], r.Worker, "-")), numberCell(r.Attempt),
@@ -334,25 +322,23 @@ var requestsPane = pane{
 		return rows
 	},
 	details: func(s *fleet.Snapshot, key string) []term.Field {
-		for i := range s.Requests {
-			r := &s.Requests[i]
-			if r.ID != key {
-				continue
-			}
-			stream := ""
-			if r.Stream {
-				stream = ", streaming"
-			}
-			return []term.Field{
-				term.KV("request", r.ID), term.KV("state", r.State, fleet.StateStyle(r.State)),
-				term.KV("model", r.Model), term.KV("pool", r.Pool), term.KV("tier", r.Tier), term.KV("tenant", r.Tenant),
-				term.KV("path", r.Path+stream), term.KV("gateway", r.Gateway), term.KV("worker", s.WorkerName(r.Worker)),
-				term.KV("attempt", strconv.Itoa(r.Attempt)),
-				term.KV("arrived", term.Clock(r.Arrived)), term.KV("age", term.Age(fleet.Millis(r.AgeMS))),
-				term.KV("queued for", term.Age(fleet.Millis(r.QueueMS))), term.KV("bytes out", term.Bytes(r.BytesOut)),
-			}
+		i := slices.IndexFunc(s.Requests, func(r subjects.RequestInfo) bool { return r.ID == key })
+		if i < 0 {
+			return nil
 		}
-		return nil
+		r := s.Requests[i]
+		stream := ""
+		if r.Stream {
+			stream = ", streaming"
+		}
+		return []term.Field{
+			term.KV("request", r.ID), term.KV("state", r.State, fleet.StateStyle(r.State)),
+			term.KV("model", r.Model), term.KV("pool", r.Pool), term.KV("tier", r.Tier), term.KV("tenant", r.Tenant),
+			term.KV("path", r.Path+stream), term.KV("gateway", r.Gateway), term.KV("worker", s.WorkerName(r.Worker)),
+			term.KV("attempt", strconv.Itoa(r.Attempt)),
+			term.KV("arrived", term.Clock(r.Arrived)), term.KV("age", term.Age(fleet.Millis(r.AgeMS))),
+			term.KV("queued for", term.Age(fleet.Millis(r.QueueMS))), term.KV("bytes out", term.Bytes(r.BytesOut)),
+		}
 	},
 }
 
