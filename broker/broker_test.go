@@ -200,7 +200,7 @@ func TestNewNamesTheSettingAtFault(t *testing.T) {
 		want string
 	}{
 		"no store dir":             {broker.Config{}, "store dir: required"},
-		"listen without a port":    {broker.Config{StoreDir: "d", Listen: "localhost"}, `listen "localhost": want host:port`},
+		"listen without a port":    {broker.Config{StoreDir: "d", Listen: "localhost"}, `listen "localhost": must be host:port`},
 		"listen with a wrong port": {broker.Config{StoreDir: "d", Listen: ":70000"}, `listen ":70000": port "70000"`},
 		"payload too large":        {broker.Config{StoreDir: "d", MaxPayload: 64 << 20}, "max payload 67108864: must be between"},
 		"payload too small":        {broker.Config{StoreDir: "d", MaxPayload: 1000}, "max payload 1000: must be between"},
@@ -209,7 +209,7 @@ func TestNewNamesTheSettingAtFault(t *testing.T) {
 		"cluster without a name":   {broker.Config{StoreDir: "d", Routes: []string{"a:1"}}, "cluster name: required"},
 		"cluster without listen":   {broker.Config{StoreDir: "d", ClusterName: "c", ClusterListen: "127.0.0.1:0", Routes: []string{"a:1"}}, `listen: required in cluster "c"`},
 		"cluster without routes":   {broker.Config{StoreDir: "d", Listen: ":0", ClusterName: "c", ClusterListen: "127.0.0.1:0"}, `routes: required in cluster "c"`},
-		"route without a port":     {broker.Config{StoreDir: "d", Listen: ":0", ClusterName: "c", ClusterListen: "127.0.0.1:0", Routes: []string{"a"}}, `route "a": want host:port`},
+		"route without a port":     {broker.Config{StoreDir: "d", Listen: ":0", ClusterName: "c", ClusterListen: "127.0.0.1:0", Routes: []string{"a"}}, `route "a": must be host:port`},
 		"config file is missing":   {broker.Config{StoreDir: "d", ConfigFile: "/nowhere.conf"}, "nats config /nowhere.conf: "},
 	}
 	for name, tt := range tests {

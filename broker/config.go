@@ -242,7 +242,7 @@ func (c *Config) route(s string) (*url.URL, error) {
 		return nil, err
 	}
 	if u.Hostname() == "" || u.Port() == "" {
-		return nil, errors.New("want host:port or nats://host:port")
+		return nil, errors.New("must be host:port or nats://host:port")
 	}
 	if u.User == nil && c.Username != "" {
 		u.User = url.UserPassword(c.Username, c.Password)
@@ -254,11 +254,11 @@ func (c *Config) route(s string) (*url.URL, error) {
 func splitListen(s string) (host string, port int, err error) {
 	host, p, err := net.SplitHostPort(s)
 	if err != nil {
-		return "", 0, errors.New("want host:port")
+		return "", 0, errors.New("must be host:port")
 	}
 	port, err = strconv.Atoi(p)
 	if err != nil || port < 0 || port > 65535 {
-		return "", 0, fmt.Errorf("port %q: want a number from 0 to 65535", p)
+		return "", 0, fmt.Errorf("port %q: must be a number from 0 to 65535", p)
 	}
 	if port == 0 {
 		port = server.RANDOM_PORT
