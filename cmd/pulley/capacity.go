@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,9 +56,6 @@ func (r *capacityFlags) check() error {
 
 // equip sets what the flags say in the configurations of workers, and creates one sampler of the GPUs for all of them.
 func (r *capacityFlags) equip(ctx context.Context, cfgs []worker.Config) error {
-	if err := r.check(); err != nil {
-		return err
-	}
 	if r.nvml != "off" {
 		var err error
 		if r.sampler, err = gpu.NewSampler(gpu.Config{Command: fleet.ProbeCommand, Library: r.library, Logger: cli.Logger(ctx)}); err != nil {
@@ -88,11 +84,7 @@ func (r *capacityFlags) during(ctx context.Context, do func() error) error {
 	if r.sampler == nil {
 		return do()
 	}
-	running, stop := context.WithCancel(context.WithoutCancel(ctx))
-	var sampling sync.WaitGroup
-	sampling.Go(func() { r.sampler.Run(running) })
-	defer sampling.Wait()
-	defer stop()
+	defer fleet.RunSampler(ctx, r.sampler)()
 	return do()
 }
 

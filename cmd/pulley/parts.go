@@ -31,15 +31,16 @@ func runParts(ctx context.Context, stages [][]part) error {
 	ended := make(chan error, 64)
 	type running struct {
 		stop  context.CancelFunc
-		count int
-		done  chan struct{}
+		parts sync.WaitGroup
 	}
-	var started []running
-	for _, stage := range stages {
+	started := make([]running, len(stages))
+	left := 0
+	for i, stage := range stages {
 		stageCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
-		r := running{stop: stop, count: len(stage), done: make(chan struct{}, len(stage))}
+		started[i].stop = stop
+		left += len(stage)
 		for _, p := range stage {
-			go func() { // waited for below
+			started[i].parts.Go(func() {
 				err := p.run(stageCtx)
 				if err == nil && stageCtx.Err() == nil {
 					err = errors.New("ended by itself")
@@ -48,14 +49,8 @@ func runParts(ctx context.Context, stages [][]part) error {
 					err = fmt.Errorf("%s: %w", p.name, err)
 				}
 				ended <- err
-				r.done <- struct{}{}
-			}()
+			})
 		}
-		started = append(started, r)
-	}
-	left := 0
-	for _, r := range started {
-		left += r.count
 	}
 	var errs []error
 	for left > 0 && len(errs) == 0 && ctx.Err() == nil {
@@ -69,9 +64,7 @@ func runParts(ctx context.Context, stages [][]part) error {
 	}
 	for i := len(started) - 1; i >= 0; i-- {
 		started[i].stop()
-		for range started[i].count {
-			<-started[i].done
-		}
+		started[i].parts.Wait()
 	}
 	for len(ended) > 0 {
 		if err := <-ended; !errors.Is(err, worker.ErrDrained) {

@@ -57,21 +57,6 @@ func Hot(g *subjects.GPU) {
 	g.Throttle, g.Temperature, g.Strain = new(gpu.ThrottleHardwareHeat), new(91), policy.Hot.String()
 }
 
-// Fleet has two workers on one host that share a GPU, a fenced worker, and hosts without a reported GPU.
-func Fleet() []subjects.Heartbeat {
-	bare, mac, off := BeatOn("node-3", "c", subjects.Ready), BeatOn("node-4", "d", subjects.Ready), Beat("e", subjects.Ready, 0, "llama")
-	bare.NVML.Failure = &gpu.Failure{Kind: gpu.NoLibrary, Container: true}
-	mac.NVML.Failure = &gpu.Failure{Kind: gpu.NoGPU}
-	off.Host = "node-5"
-	fenced := BeatOn("node-2", "b", subjects.Fenced, GPU(2, Lost))
-	fenced.Reason = "GPU 2: XID 79 (fallen off the bus)"
-	stale := GPU(3, func(g *subjects.GPU) { g.State, g.At = gpu.Stale, g.At.Add(-10*time.Second) })
-	return []subjects.Heartbeat{
-		BeatOn("node-1", "a1", subjects.Ready, GPU(0), GPU(1, Hot)), BeatOn("node-1", "a2", subjects.Ready, GPU(1, Hot), stale),
-		fenced, bare, mac, off,
-	}
-}
-
 // SnapshotAtNoon has two gateways and four workers, with some of everything that a screen can show.
 func SnapshotAtNoon() fleet.Snapshot {
 	serves := func(pools ...string) (list []subjects.PoolStatus) {

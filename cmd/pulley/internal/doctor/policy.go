@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
@@ -88,11 +87,7 @@ func (e *examination) readLocalGPUs(ctx context.Context, library string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, localTimeout)
 	defer cancel()
-	running, stop := context.WithCancel(context.WithoutCancel(ctx))
-	var sampling sync.WaitGroup
-	sampling.Go(func() { sampler.Run(running) })
-	defer sampling.Wait()
-	defer stop()
+	defer fleet.RunSampler(ctx, sampler)()
 	e.local = &localGPUs{}
 	e.local.reading, err = fleet.ReadGPUs(ctx, sampler)
 	e.local.failure = e.local.reading.Failure

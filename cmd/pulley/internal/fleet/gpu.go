@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -207,6 +208,17 @@ func AddLibraryFlag(fs *pflag.FlagSet, path *string) {
 
 // gpuTimeout bounds how long the GPUs may take to answer: without persistence mode each takes seconds to wake up.
 const gpuTimeout = 45 * time.Second
+
+// RunSampler runs a sampler until the returned function is called, which waits for its end. It does not end with ctx.
+func RunSampler(ctx context.Context, sampler *gpu.Sampler) (stop func()) {
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var sampling sync.WaitGroup
+	sampling.Go(func() { sampler.Run(running) })
+	return func() {
+		cancel()
+		sampling.Wait()
+	}
+}
 
 // ReadGPUs waits for a fresh reading of this machine's GPUs.
 func ReadGPUs(ctx context.Context, sampler *gpu.Sampler) (gpu.Reading, error) {

@@ -79,43 +79,42 @@ func (s *Snapshot) Complete() {
 
 // loads adds up the requests of each pool in each tier. The waiting requests are those in the broker's queues and those
 // that gateways hold back, or those that gateways list if these are more: they were read at another moment.
-func (s *Snapshot) loads() map[PoolTier]Load {
-	loads, listed := make(map[PoolTier]Load), make(map[PoolTier]Load)
+func (s *Snapshot) loads() map[PoolTier]*Load {
+	loads, listed := make(map[PoolTier]*Load), make(map[PoolTier]*Load)
+	of := func(loads map[PoolTier]*Load, pool, tier string) *Load {
+		k := PoolTier{pool, tier}
+		if loads[k] == nil {
+			loads[k] = &Load{}
+		}
+		return loads[k]
+	}
 	for _, l := range s.Lanes {
-		sum := loads[PoolTier{l.Pool, l.Tier}]
-		sum.add(Load{Waiting: l.Waiting, InFlight: l.Delivered, TakenPerSecond: l.TakenPerSecond})
-		loads[PoolTier{l.Pool, l.Tier}] = sum
+		of(loads, l.Pool, l.Tier).add(Load{Waiting: l.Waiting, InFlight: l.Delivered, TakenPerSecond: l.TakenPerSecond})
 	}
 	for k, n := range s.Held {
-		sum := loads[k]
-		sum.Waiting += n
-		loads[k] = sum
+		of(loads, k.Pool, k.Tier).Waiting += n
 	}
 	for _, r := range s.Requests {
 		one := Load{InFlight: 1}
 		if r.State == "queued" {
 			one = Load{Waiting: 1, OldestMS: r.AgeMS}
 		}
-		sum := listed[PoolTier{r.Pool, r.Tier}]
-		sum.add(one)
-		listed[PoolTier{r.Pool, r.Tier}] = sum
+		of(listed, r.Pool, r.Tier).add(one)
 	}
 	for k, l := range listed {
-		sum := loads[k]
+		sum := of(loads, k.Pool, k.Tier)
 		sum.Waiting, sum.OldestMS = max(sum.Waiting, l.Waiting), l.OldestMS
-		loads[k] = sum
 	}
 	if len(s.Gateways) > 0 { // a delivered message may be on its way back to the queue
 		for k, sum := range loads {
-			sum.InFlight = listed[k].InFlight
-			loads[k] = sum
+			sum.InFlight = of(listed, k.Pool, k.Tier).InFlight
 		}
 	}
 	return loads
 }
 
 // completePools lists the pools that workers serve, that have requests, or that the policy names.
-func (s *Snapshot) completePools(loads map[PoolTier]Load) {
+func (s *Snapshot) completePools(loads map[PoolTier]*Load) {
 	pools := make(map[string]*PoolStatus)
 	pool := func(name string) *PoolStatus {
 		if pools[name] == nil {
@@ -130,8 +129,8 @@ func (s *Snapshot) completePools(loads map[PoolTier]Load) {
 	}
 	for k, l := range loads {
 		p := pool(k.Pool)
-		p.Tiers[k.Tier] = l
-		p.add(l)
+		p.Tiers[k.Tier] = *l
+		p.add(*l)
 	}
 	var spill map[string]policy.Pool
 	if s.Policy != nil {
@@ -160,7 +159,7 @@ func (s *Snapshot) completePools(loads map[PoolTier]Load) {
 
 // completeTiers lists the tiers of the policy in its order, then tiers that have a queue or requests without being in
 // the policy.
-func (s *Snapshot) completeTiers(loads map[PoolTier]Load) {
+func (s *Snapshot) completeTiers(loads map[PoolTier]*Load) {
 	s.Tiers = nil
 	if s.Policy != nil {
 		for _, t := range s.Policy.Policy.Tiers {
@@ -181,8 +180,8 @@ func (s *Snapshot) completeTiers(loads map[PoolTier]Load) {
 		t.Pools = make(map[string]Load)
 		for k, l := range loads {
 			if k.Tier == t.Name {
-				t.Pools[k.Pool] = l
-				t.add(l)
+				t.Pools[k.Pool] = *l
+				t.add(*l)
 			}
 		}
 	}
@@ -226,18 +225,6 @@ func (w *WorkerStatus) StateText() string {
 		return "lost"
 	}
 	return string(w.State)
-}
-
-// Rung returns the lowest rung of the worker's next bids; false if it serves no pool.
-func (w *WorkerStatus) Rung() (int, bool) {
-	if len(w.Pools) == 0 {
-		return 0, false
-	}
-	best := w.Pools[0].Rung
-	for i := range w.Pools {
-		best = min(best, w.Pools[i].Rung)
-	}
-	return best, true
 }
 
 // tokensPerSecond estimates how many tokens a worker produces now, from the inter-token time that it has measured; 0 if

@@ -89,6 +89,18 @@ func FindWorker(ctx context.Context, nc *nats.Conn, named string) (subjects.Hear
 	return subjects.Heartbeat{}, cli.Ambiguous("worker", named, NamesOf(found, func(h subjects.Heartbeat) string { return h.Worker }))
 }
 
+// Rungs returns the lowest and the highest rung of a worker's next bids; false if it serves no pool.
+func Rungs(h *subjects.Heartbeat) (low, high int, ok bool) {
+	if len(h.Pools) == 0 {
+		return 0, 0, false
+	}
+	low, high = h.Pools[0].Rung, h.Pools[0].Rung
+	for _, p := range h.Pools {
+		low, high = min(low, p.Rung), max(high, p.Rung)
+	}
+	return low, high, true
+}
+
 // FirstMatches tries conditions one after the other, and returns the elements that match the first condition which any
 // element matches. So a full name is preferred to a prefix of several names.
 func FirstMatches[T any](list []T, conditions ...func(T) bool) (found []T) {

@@ -1,11 +1,9 @@
 package ops
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -41,15 +39,10 @@ func (v *gpuVerb) showLocal(cmd *cobra.Command, args []string, show func(gpu.Rea
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(cmd.Context())
-	var running sync.WaitGroup
-	running.Go(func() { sampler.Run(ctx) })
-	defer running.Wait()
-	defer cancel()
-
+	defer fleet.RunSampler(cmd.Context(), sampler)()
 	title := strings.Join(append([]string{cmd.CommandPath()}, args...), " ")
-	return cli.ShowListing(ctx, cmd, title, func() (cli.View, error) {
-		r, err := fleet.ReadGPUs(ctx, sampler)
+	return cli.ShowListing(cmd.Context(), cmd, title, func() (cli.View, error) {
+		r, err := fleet.ReadGPUs(cmd.Context(), sampler)
 		if err != nil {
 			return cli.View{}, err
 		}

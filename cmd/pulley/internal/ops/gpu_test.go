@@ -4,18 +4,20 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/clitest"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 	"github.com/pulley-lb/pulley/gpu"
+	"github.com/pulley-lb/pulley/subjects"
 )
 
 func TestGPUsOfTheFleet(t *testing.T) {
 	s := newSite(t)
 	s.answer()
 	s.story(step{"gpu ls", 0, "no GPUs: no worker reports one\n"}, step{"gpu info", 3, "pulley: no GPUs: no worker reports one; .*"})
-	s.workers = clitest.Fleet()
+	s.workers = gpuFleet()
 	s.story(
 		step{"gpu ls", 0, `HOST    GPU  NAME              MEM GIB  UTIL  TEMP  POWER  STATUS                               WORKERS
 node-1  0    H100 80GB HBM3  72.0/80.0   97%  64°C  655 W  ok                                   a1
@@ -68,7 +70,7 @@ node-5  NVML is off for its workers
 // All columns fit a terminal of 80 columns; what is shortened is repeated below.
 func TestGPUsFitATerminal(t *testing.T) {
 	p := term.Page{Terminal: term.Terminal{Width: 80}}
-	printFleetGPUs(&p, fleet.GPUs(clitest.Fleet()))
+	printFleetGPUs(&p, fleet.GPUs(gpuFleet()))
 	for line := range strings.Lines(p.String()) {
 		if n := len([]rune(strings.TrimSuffix(line, "\n"))); n > 80 {
 			t.Errorf("%d columns: %s", n, line)
@@ -78,5 +80,20 @@ func TestGPUsFitATerminal(t *testing.T) {
 		if !strings.Contains(p.String(), want) {
 			t.Errorf("no %q in\n%s", want, p.String())
 		}
+	}
+}
+
+// gpuFleet has two workers on one host that share a GPU, a fenced worker, and hosts without a reported GPU.
+func gpuFleet() []subjects.Heartbeat {
+	bare, mac, off := clitest.BeatOn("node-3", "c", subjects.Ready), clitest.BeatOn("node-4", "d", subjects.Ready), clitest.Beat("e", subjects.Ready, 0, "llama")
+	bare.NVML.Failure = &gpu.Failure{Kind: gpu.NoLibrary, Container: true}
+	mac.NVML.Failure = &gpu.Failure{Kind: gpu.NoGPU}
+	off.Host = "node-5"
+	fenced := clitest.BeatOn("node-2", "b", subjects.Fenced, clitest.GPU(2, clitest.Lost))
+	fenced.Reason = "GPU 2: XID 79 (fallen off the bus)"
+	stale := clitest.GPU(3, func(g *subjects.GPU) { g.State, g.At = gpu.Stale, g.At.Add(-10*time.Second) })
+	return []subjects.Heartbeat{
+		clitest.BeatOn("node-1", "a1", subjects.Ready, clitest.GPU(0), clitest.GPU(1, clitest.Hot)), clitest.BeatOn("node-1", "a2", subjects.Ready, clitest.GPU(1, clitest.Hot), stale),
+		fenced, bare, mac, off,
 	}
 }

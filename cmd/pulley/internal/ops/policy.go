@@ -318,9 +318,7 @@ func replacePolicy(s *cli.Session, next *policy.Policy, dryRun bool) error {
 		s.Printf("nothing to change: %s is current", versionName(v.Revision))
 		return nil
 	}
-	p := term.Page{Terminal: term.Of(s.Cmd.OutOrStdout())}
-	printDiff(&p, v.Policy, next)
-	s.Cmd.OutOrStdout().Write(p.Bytes())
+	cli.Show(s.Cmd, cli.View{Print: func(p *term.Page) { printDiff(p, v.Policy, next) }}, cli.Table)
 	if !isDamaged {
 		if err := cmp.Or(checkTiers(s, v.Policy, next), checkShifts(s, v.Policy, next)); err != nil {
 			return err

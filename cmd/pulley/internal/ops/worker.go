@@ -73,7 +73,7 @@ func printWorkers(p *term.Page, list []subjects.Heartbeat) {
 		if h.EngineStatus != nil && h.EngineStatus.KVUsage != nil {
 			kv = term.Share(*h.EngineStatus.KVUsage)
 		}
-		t.Row(h.Name, h.State, h.Engine, inFlightText(h), fleet.Bound(h), rungsOf(*h), h.Done, h.Failed, term.Join(pools), headroom, profile, limit, kv,
+		t.Row(h.Name, h.State, h.Engine, inFlightText(h), fleet.Bound(h), rungsOf(h), h.Done, h.Failed, term.Join(pools), headroom, profile, limit, kv,
 			gpuLabels(h), h.Slots, term.Float(h.Weight), term.Ago(h.Started), h.Host, h.URL, h.Version, h.Worker, reasonOf(h))
 	}
 	p.Table(t)
@@ -113,15 +113,12 @@ func gpuLabels(h *subjects.Heartbeat) string {
 }
 
 // rungsOf returns the rung of a worker's next bid, or the range of rungs if it serves several pools.
-func rungsOf(h subjects.Heartbeat) string {
-	if len(h.Pools) == 0 {
+func rungsOf(h *subjects.Heartbeat) string {
+	low, high, ok := fleet.Rungs(h)
+	switch {
+	case !ok:
 		return ""
-	}
-	low, high := h.Pools[0].Rung, h.Pools[0].Rung
-	for _, p := range h.Pools {
-		low, high = min(low, p.Rung), max(high, p.Rung)
-	}
-	if low == high {
+	case low == high:
 		return fmt.Sprint(low)
 	}
 	return fmt.Sprintf("%d-%d", low, high)

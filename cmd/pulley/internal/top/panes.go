@@ -166,8 +166,8 @@ var workersPane = pane{
 				state.style = term.Red
 			}
 			rung := paneCell{text: "-", by: -1}
-			if r, ok := w.Rung(); ok && w.Live() {
-				rung = numberCell(r)
+			if low, _, ok := fleet.Rungs(&w.Heartbeat); ok && w.Live() {
+				rung = numberCell(low)
 			}
 			failed := valueCell(strconv.FormatUint(w.Failed, 10), float64(w.Failed))
 			if w.FailedPerSecond > 0 {
