@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/worker"
@@ -32,8 +33,8 @@ func parseEngine(spec string) (worker.Config, error) {
 	if name, rest, ok := strings.Cut(parts[0], "="); ok && strings.Contains(rest, "://") && !strings.Contains(name, "://") {
 		cfg.Name, cfg.Engine = name, rest // name=URL
 	}
-	u, err := url.Parse(cfg.Engine)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+	var err error
+	if !isHTTP(cfg.Engine) {
 		return bad("%q is not a URL such as http://127.0.0.1:8000", cfg.Engine)
 	}
 	for _, p := range parts[1:] {
@@ -69,8 +70,8 @@ func parseEngine(spec string) (worker.Config, error) {
 				return bad("dialect %v", err)
 			}
 		case "metrics":
-			if cfg.MetricsURL, err = parseMetricsURL(v); err != nil {
-				return bad("%v", err)
+			if cfg.MetricsURL = v; !isHTTP(v) {
+				return bad("metrics=%s: must be a URL such as http://127.0.0.1:8002/metrics", v)
 			}
 		case "baseline-itl":
 			if cfg.Baseline, err = time.ParseDuration(v); err != nil || cfg.Baseline <= 0 {
@@ -112,13 +113,10 @@ func parseGPUs(text string) ([]string, error) {
 	return names, nil
 }
 
-// parseMetricsURL parses metrics=URL.
-func parseMetricsURL(text string) (string, error) {
+// isHTTP says whether text is a URL of HTTP or HTTPS.
+func isHTTP(text string) bool {
 	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return "", fmt.Errorf("metrics=%s: must be a URL such as http://127.0.0.1:8002/metrics", text)
-	}
-	return text, nil
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
 }
 
 func parseProfile(name string) (policy.Profile, error) {
@@ -129,9 +127,6 @@ func parseProfile(name string) (policy.Profile, error) {
 	return p, nil
 }
 
-func profileNames() (names []string) {
-	for _, p := range policy.Profiles {
-		names = append(names, p.Name)
-	}
-	return names
+func profileNames() []string {
+	return fleet.NamesOf(policy.Profiles, func(p policy.Profile) string { return p.Name })
 }

@@ -135,7 +135,7 @@ type configFile struct {
 // commands. If the section applies to the command that runs, below is the path from cmd to it; other sections are only
 // checked.
 func (c *configFile) read(section *yaml.Node, cmd *cobra.Command, below []*cobra.Command, applies bool) {
-	flags := flagsUnder(cmd)
+	flags, commands := flagsUnder(cmd), subcommands(cmd)
 	seen := map[string]bool{}
 	type subsection struct {
 		node *yaml.Node
@@ -145,7 +145,7 @@ func (c *configFile) read(section *yaml.Node, cmd *cobra.Command, below []*cobra
 	for i := 0; i+1 < len(section.Content); i += 2 {
 		s := setting{c.path, section.Content[i], resolveAlias(section.Content[i+1])}
 		name := s.key.Value
-		sub := subcommand(cmd, name)
+		sub := commands[name]
 		switch {
 		case seen[name]:
 			c.errs = append(c.errs, s.errorf("given twice"))
@@ -160,7 +160,7 @@ func (c *configFile) read(section *yaml.Node, cmd *cobra.Command, below []*cobra
 		case sub != nil:
 			c.errs = append(c.errs, s.errorf("is a command; its settings must be indented below it"))
 		default:
-			known := slices.Concat(flags, subcommandNames(cmd))
+			known := slices.Concat(flags, slices.Sorted(maps.Keys(commands)))
 			c.errs = append(c.errs, fmt.Errorf("%s:%d: unknown key %q%s", c.path, s.key.Line, name, DidYouMean(name, known)))
 		}
 		seen[name] = true
@@ -224,23 +224,15 @@ func commandPath(cmd *cobra.Command) []*cobra.Command {
 	return path
 }
 
-// subcommand returns the configurable command of a name below cmd, or nil.
-func subcommand(cmd *cobra.Command, name string) *cobra.Command {
-	for _, sub := range cmd.Commands() {
-		if sub.Name() == name && TakesConfig(sub) {
-			return sub
-		}
-	}
-	return nil
-}
-
-func subcommandNames(cmd *cobra.Command) (names []string) {
+// subcommands returns the configurable commands below cmd by name.
+func subcommands(cmd *cobra.Command) map[string]*cobra.Command {
+	commands := map[string]*cobra.Command{}
 	for _, sub := range cmd.Commands() {
 		if TakesConfig(sub) {
-			names = append(names, sub.Name())
+			commands[sub.Name()] = sub
 		}
 	}
-	return names
+	return commands
 }
 
 // flagsUnder returns the names of the flags of cmd and of all commands below it, but not --config, which cannot be set

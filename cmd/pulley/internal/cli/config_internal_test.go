@@ -32,10 +32,10 @@ func FuzzConfigFile(f *testing.F) {
 		other.Flags().String("listen", "default", "")
 		root := NewRoot("", "test", other)
 		c := configFile{path: "f", settings: map[string]setting{}}
-		c.read(top, root, []*cobra.Command{subcommand(root, "broker")}, true)
+		c.read(top, root, []*cobra.Command{subcommands(root)["broker"]}, true)
 		for _, s := range c.settings {
-			if f := subcommand(root, "broker").Flags().Lookup(s.key.Value); f != nil {
-				s.set(subcommand(root, "broker"), f)
+			if f := subcommands(root)["broker"].Flags().Lookup(s.key.Value); f != nil {
+				s.set(subcommands(root)["broker"], f)
 			}
 		}
 	})

@@ -104,15 +104,17 @@ func (g *GPU) StatusText() string {
 func GPUs(list []subjects.Heartbeat) []GPU {
 	type key struct{ host, device string }
 	seen := make(map[key]*GPU)
-	for i := range list {
-		h := &list[i]
+	usedBy := func(h subjects.Heartbeat, device string, report *subjects.GPU) *GPU {
+		k := key{h.Host, device}
+		if seen[k] == nil {
+			seen[k] = &GPU{Host: h.Host, GPU: report}
+		}
+		seen[k].Workers = append(seen[k].Workers, h.Name)
+		return seen[k]
+	}
+	for _, h := range list {
 		if h.NVML == nil || len(h.NVML.GPUs) == 0 {
-			k := key{host: h.Host}
-			if seen[k] == nil {
-				seen[k] = &GPU{Host: h.Host}
-			}
-			g := seen[k]
-			g.Workers = append(g.Workers, h.Name)
+			g := usedBy(h, "", nil)
 			if h.NVML != nil {
 				g.Driver, g.Failure = h.NVML.Driver, h.NVML.Failure
 				g.Status = "unknown"
@@ -121,14 +123,7 @@ func GPUs(list []subjects.Heartbeat) []GPU {
 		}
 		for j := range h.NVML.GPUs {
 			report := &h.NVML.GPUs[j]
-			k := key{h.Host, cmp.Or(report.UUID, report.Label())}
-			g := seen[k]
-			if g == nil {
-				g = &GPU{Host: h.Host, GPU: report}
-				seen[k] = g
-			}
-			g.Workers = append(g.Workers, h.Name)
-			g.merge(report, h.NVML)
+			usedBy(h, cmp.Or(report.UUID, report.Label()), report).merge(report, h.NVML)
 		}
 	}
 	var gpus []GPU

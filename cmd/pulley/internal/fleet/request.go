@@ -39,12 +39,10 @@ func FindRequest(ctx context.Context, nc *nats.Conn, named string) (string, erro
 	if err != nil {
 		return "", err
 	}
-	var found []string
-	for _, r := range list {
-		if part != "" && (strings.HasPrefix(r.ID, part) || strings.HasSuffix(r.ID, part)) {
-			found = append(found, r.ID)
-		}
-	}
+	ids := NamesOf(list, func(r subjects.RequestInfo) string { return r.ID })
+	found := FirstMatches(ids, func(id string) bool {
+		return part != "" && (strings.HasPrefix(id, part) || strings.HasSuffix(id, part))
+	})
 	switch len(found) {
 	case 0:
 		return "", noRequest(named)

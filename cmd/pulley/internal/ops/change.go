@@ -91,6 +91,18 @@ func printChange(s *cli.Session, v policyChange, created bool, kind, name string
 	return nil
 }
 
+// removeFromPolicy changes the policy after a confirmation, and prints what was done.
+func removeFromPolicy(s *cli.Session, question, done string, edit func(*policy.Policy)) error {
+	if err := s.Confirm("%s", question); err != nil {
+		return err
+	}
+	v, err := changePolicy(s, func(p *policy.Policy) error { edit(p); return nil })
+	if err == nil {
+		s.Printf("%s, policy revision %d", done, v.Revision)
+	}
+	return err
+}
+
 // publishEvent publishes an event in the name of the user.
 func publishEvent(s *cli.Session, e subjects.Event) {
 	e.At, e.From = time.Now().UTC(), "cli "+s.User()

@@ -177,15 +177,8 @@ and queues stay.`,
 		if _, ok := p.Pools[name]; !ok {
 			return cli.NotFoundf("pool %q has no settings%s", name, cli.DidYouMean(name, slices.Sorted(maps.Keys(p.Pools))))
 		}
-		if err := s.Confirm("reset pool %s to defaults", term.Printable(name)); err != nil {
-			return err
-		}
-		v, err := changePolicy(s, func(p *policy.Policy) error { delete(p.Pools, name); return nil })
-		if err != nil {
-			return err
-		}
-		s.Printf("pool %s reset to defaults, policy revision %d", term.Printable(name), v.Revision)
-		return nil
+		shown := term.Printable(name)
+		return removeFromPolicy(s, "reset pool "+shown+" to defaults", "pool "+shown+" reset to defaults", func(p *policy.Policy) { delete(p.Pools, name) })
 	})
 }
 
@@ -269,10 +262,7 @@ Terms: docs/concepts.md`,
 	fs.DurationVar(&stickFor, "stick-for", 0, "how long a session waits for its worker before another may take it, for engines that keep the state of a session; 0: not at all")
 	fs.StringVar(&stick, "stick", "", "shorthand: `hard` is --stick-for 30s, hard=2m is --stick-for 2m, off is --stick-for 0")
 	fs.StringArrayVar(&spill, "spill", nil, "`POOL[=RUNGS]` whose workers also bid on this pool's queues, RUNGS rungs higher (default 2; repeatable; '' for none)")
-	var methods []string
-	for _, b := range policy.Balances {
-		methods = append(methods, string(b))
-	}
+	methods := fleet.NamesOf(policy.Balances, func(b policy.Balance) string { return string(b) })
 	cli.CompleteFixed(cmd, "balance", append(methods, "sticky")...)
 	cli.CompleteFixed(cmd, "affinity", "auto", "session", "off")
 	cli.CompleteFixed(cmd, "stick", "hard", "off")

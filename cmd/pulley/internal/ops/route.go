@@ -88,11 +88,7 @@ func targets(to []policy.Target) string {
 
 // mirrors lists the pools that get copies, each with its percentage.
 func mirrors(list []policy.Mirror) string {
-	var parts []string
-	for _, m := range list {
-		parts = append(parts, fmt.Sprintf("%s %s", m.Pool, term.Percent(m.Percent)))
-	}
-	return term.Join(parts)
+	return term.Join(fleet.NamesOf(list, func(m policy.Mirror) string { return m.Pool + " " + term.Percent(m.Percent) }))
 }
 
 func newRouteSetCommand(c *cli.ConnectFlags) *cobra.Command {
@@ -186,13 +182,8 @@ func parseRoute(to, mirror, fallback []string) (r policy.Route, err error) {
 
 // poolsOf returns the pools that a route names.
 func poolsOf(r policy.Route) []string {
-	pools := slices.Clone(r.Fallback)
-	for _, t := range r.To {
-		pools = append(pools, t.Pool)
-	}
-	for _, m := range r.Mirror {
-		pools = append(pools, m.Pool)
-	}
+	pools := slices.Concat(r.Fallback, fleet.NamesOf(r.To, func(t policy.Target) string { return t.Pool }),
+		fleet.NamesOf(r.Mirror, func(m policy.Mirror) string { return m.Pool }))
 	slices.Sort(pools)
 	return slices.Compact(pools)
 }
@@ -222,15 +213,8 @@ func newRouteRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 		if _, err := findRoute(s, model); err != nil {
 			return err
 		}
-		if err := s.Confirm("remove route %s, so that its requests go to pool %[1]s", term.Printable(model)); err != nil {
-			return err
-		}
-		v, err := changePolicy(s, func(p *policy.Policy) error { delete(p.Routes, model); return nil })
-		if err != nil {
-			return err
-		}
-		s.Printf("route %s removed, policy revision %d", term.Printable(model), v.Revision)
-		return nil
+		question := fmt.Sprintf("remove route %s, so that its requests go to pool %[1]s", term.Printable(model))
+		return removeFromPolicy(s, question, "route "+term.Printable(model)+" removed", func(p *policy.Policy) { delete(p.Routes, model) })
 	})
 }
 

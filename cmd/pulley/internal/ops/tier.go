@@ -156,19 +156,13 @@ requests that ask for no tier, cannot be removed.`,
 		if _, ok := p.Tier(name); !ok {
 			return cli.NoSuch("tier", name, tierNames(p))
 		}
-		if err := s.Confirm("remove tier %s", name); err != nil {
-			return err
-		}
-		v, err := changePolicy(s, func(p *policy.Policy) error {
+		err = removeFromPolicy(s, "remove tier "+name, "tier "+name+" removed", func(p *policy.Policy) {
 			p.Tiers = slices.DeleteFunc(p.Tiers, func(t policy.Tier) bool { return t.Name == name })
-			return nil
 		})
-		if err != nil {
-			return err
+		if err == nil {
+			warnOfKeys(s, name)
 		}
-		warnOfKeys(s, name)
-		s.Printf("tier %s removed, policy revision %d", name, v.Revision)
-		return nil
+		return err
 	})
 }
 

@@ -59,10 +59,7 @@ func printWorkers(p *term.Page, list []subjects.Heartbeat) {
 	}
 	for i := range list {
 		h := &list[i]
-		var pools []string
-		for _, p := range h.Pools {
-			pools = append(pools, p.Pool)
-		}
+		pools := fleet.NamesOf(h.Pools, func(p subjects.PoolStatus) string { return p.Pool })
 		var headroom, profile, limit, kv string
 		if r := h.Capacity; r != nil {
 			headroom, profile = term.Share(r.Headroom), r.Profile

@@ -24,7 +24,7 @@ func TestGlyphs(t *testing.T) {
 		n, most int
 		want    string
 	}{{0, 8, ".... 0/8"}, {1, 8, "#... 1/8"}, {4, 8, "##.. 4/8"}, {8, 8, "#### 8/8"}, {9, 8, "#### 9/8"}, {0, 0, ".... 0/0"}} {
-		if got := asciiGlyphs.barOf(tt.n, tt.most, 4); got != tt.want {
+		if got := asciiGlyphs.bar(tt.n, tt.most, 4); got != tt.want {
 			t.Errorf("bar of %d/%d: %q, want %q", tt.n, tt.most, got, tt.want)
 		}
 	}

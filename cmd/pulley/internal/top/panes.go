@@ -41,7 +41,7 @@ var poolsPane = pane{
 			}
 			rows = append(rows, paneRow{p.Pool, []paneCell{
 				textCell(p.Pool), stateCell(state), valueCell(fmt.Sprintf("%d of %d", p.Live, p.Workers), float64(p.Live)),
-				valueCell(g.bar(p.Busy, p.Slots), float64(p.Busy)),
+				valueCell(g.bar(p.Busy, p.Slots, barWidth), float64(p.Busy)),
 				numberCell(p.Waiting), numberCell(p.InFlight), oldestCell(p.Load), rateCell(p.TakenPerSecond),
 			}})
 		}
@@ -174,7 +174,7 @@ var workersPane = pane{
 				failed.style = term.Red
 			}
 			rows = append(rows, paneRow{w.Worker, []paneCell{
-				textCell(w.Name), state, textCell(w.Engine), valueCell(g.bar(w.InFlight, w.Slots), float64(w.InFlight)),
+				textCell(w.Name), state, textCell(w.Engine), valueCell(g.bar(w.InFlight, w.Slots, barWidth), float64(w.InFlight)),
 				textCell(cmp.Or(fleet.Bound(&w.Heartbeat), "-")), gpuCell(w), rung, rateCell(w.DonePerSecond), rateCell(w.TokensPerSecond), failed, textCell(strings.Join(poolNames(w), " ")),
 			}})
 		}

@@ -122,10 +122,8 @@ type glyphs struct {
 	full, free, rule, more, rising, falling string
 }
 
-// bar draws n of total as a bar, followed by the numbers.
-func (g glyphs) bar(n, total int) string { return g.barOf(n, total, barWidth) }
-
-func (g glyphs) barOf(n, total, width int) string {
+// bar draws n of total as a bar of a width, followed by the numbers.
+func (g glyphs) bar(n, total, width int) string {
 	filled := 0
 	if total > 0 {
 		filled = min((n*width+total-1)/total, width)

@@ -74,8 +74,13 @@ func run(ctx context.Context, nc *nats.Conn, in io.Reader, out io.Writer, t term
 		return err
 	}
 	t.Color = true // Bubble Tea drops colours that the terminal lacks, or that NO_COLOR forbids, but keeps the selection visible
+	env := os.Environ()
+	if os.Getenv("TERM") == "linux" {
+		// Bubble Tea sends no queries to a terminal that is reached over ssh. The Linux console would display them.
+		env = append(env, "SSH_TTY=/dev/console")
+	}
 	program := tea.NewProgram(model{newScreen(t, glyphsFor(os.Getenv))}, tea.WithContext(ctx), tea.WithInput(in), tea.WithOutput(out),
-		tea.WithoutSignalHandler(), tea.WithEnvironment(environ(os.Environ(), os.Getenv("TERM"))))
+		tea.WithoutSignalHandler(), tea.WithEnvironment(env))
 	watching, stop := context.WithCancel(ctx)
 	var watchErr error
 	var loop sync.WaitGroup
@@ -92,15 +97,6 @@ func run(ctx context.Context, nc *nats.Conn, in io.Reader, out io.Writer, t term
 		return context.Cause(ctx)
 	}
 	return errors.Join(watchErr, err)
-}
-
-// environ returns the environment for Bubble Tea. It sends no queries to a terminal that is reached over ssh; the Linux
-// console, which would display them, is presented as such a terminal.
-func environ(environ []string, term string) []string {
-	if term == "linux" {
-		return append(environ, "SSH_TTY=/dev/console")
-	}
-	return environ
 }
 
 // model is a screen as Bubble Tea needs it.
