@@ -73,7 +73,7 @@ func extraFields(cfg Config) ([]byte, error) {
 	var extra map[string]json.RawMessage
 	if len(cfg.Extra) > 0 {
 		if err := json.Unmarshal(cfg.Extra, &extra); err != nil {
-			return nil, fmt.Errorf("extra: want a JSON object: %w", err)
+			return nil, fmt.Errorf("extra: must be a JSON object: %w", err)
 		}
 	}
 	ours := append(slices.Collect(maps.Keys(fields)),

@@ -17,7 +17,7 @@ import (
 // logarithmic latency axis, the tail stretched so that p99 and p99.9 can be read off. TTFT is dashed, E2E solid.
 func Plot(file string, results ...*Result) error {
 	if ext := strings.ToLower(filepath.Ext(file)); ext != ".png" && ext != ".svg" {
-		return fmt.Errorf("plot %s: want a name that ends in .png or .svg", file)
+		return fmt.Errorf("plot %s: must end in .png or .svg", file)
 	}
 	p := plot.New()
 	p.Title.Text = "latency distribution"

@@ -14,7 +14,7 @@ import (
 // maxProxied bounds a request body in the yardstick, as Pulley does.
 const maxProxied = 64 << 20
 
-// NewYardstick is what Pulley is compared with: a bare [httputil.ReverseProxy] in front of the same engines, round
+// NewYardstick is what Pulley is compared with: a plain [httputil.ReverseProxy] in front of the same engines, round
 // robin, flushing every write. It reads a request's body fully before it sends it on, as Pulley does, because a proxy
 // that does not cuts some of its streams (golang/go#40747).
 func NewYardstick(engines ...string) (http.Handler, error) {
@@ -25,7 +25,7 @@ func NewYardstick(engines ...string) (http.Handler, error) {
 	for i, engine := range engines {
 		target, err := url.Parse(engine)
 		if err != nil || target.Host == "" {
-			return nil, fmt.Errorf("engine %q: want http://host:port", engine)
+			return nil, fmt.Errorf("engine %q: must be http://host:port", engine)
 		}
 		targets[i] = target
 	}

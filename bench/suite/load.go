@@ -20,7 +20,7 @@ type load struct {
 	bar         bar
 }
 
-// loads are the scenarios of the project's performance bars.
+// loads are the scenarios of the project's performance targets.
 var loads = []load{
 	{name: "added", title: "small requests, concurrency 1", concurrency: 1, tokens: 1, engine: true,
 		bar: bar{figure: figureAdded, most: 0.7, unit: "ms"}},
