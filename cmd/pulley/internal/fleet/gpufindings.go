@@ -48,8 +48,7 @@ func (s *Snapshot) FindGPUs() []Finding {
 		required bool
 	}
 	var failures []*hostFailure
-	for i := range list {
-		g := &list[i]
+	for _, g := range list {
 		if f := g.finding(); f != nil {
 			found = append(found, *f)
 		}

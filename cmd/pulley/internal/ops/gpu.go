@@ -118,8 +118,7 @@ func printFleetGPUs(p *term.Page, list []fleet.GPU) {
 			term.Wide(term.Number("FREE")), term.Wide(term.Number("CLOCK")), term.Wide(term.Number("ECC")), term.Wide(term.Number("XIDS")), term.Wide(term.Number("WEIGHT")), term.Wide(term.Fixed("DRIVER")), term.Wide(term.Fixed("BUS")), term.Wide(term.Fixed("UUID")), term.Wide(term.Number("SAMPLE AGE"))},
 		Empty: "no GPUs: no worker reports one",
 	}
-	for i := range list {
-		g := &list[i]
+	for _, g := range list {
 		if g.GPU == nil {
 			continue
 		}
@@ -155,8 +154,7 @@ type gpuNote struct {
 func gpuNotes(list []fleet.GPU) []gpuNote {
 	var notes []gpuNote
 	names := make(map[int][]string)
-	for i := range list {
-		g := &list[i]
+	for _, g := range list {
 		n := gpuNote{text: g.Reason, remedy: g.Remedy, style: term.Yellow}
 		switch {
 		case n.text == "":

@@ -231,10 +231,9 @@ func printWorkerGPUs(p *term.Page, h *subjects.Heartbeat) {
 		}
 		list = append(list, term.KV("NVML", f.Error(), s), term.KV("remedy", f.Remedy()))
 	}
-	for i := range h.NVML.GPUs {
-		g := &h.NVML.GPUs[i]
-		_, _, remedy := fleet.GPUStatus(*g)
-		list = append(list, fleet.GPUField(g.Label(), g), term.KV("remedy", remedy))
+	for _, g := range h.NVML.GPUs {
+		_, _, remedy := fleet.GPUStatus(g)
+		list = append(list, fleet.GPUField(g.Label(), &g), term.KV("remedy", remedy))
 	}
 	if len(list) == 0 {
 		list = append(list, term.KV("NVML", "no GPU reported yet", term.Yellow))

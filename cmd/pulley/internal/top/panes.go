@@ -205,9 +205,8 @@ func gpuCell(w *fleet.WorkerStatus) paneCell {
 	var hottest, busiest *int
 	var used, total uint64
 	worst := "ok"
-	for i := range w.NVML.GPUs {
-		g := &w.NVML.GPUs[i]
-		if status, _, _ := fleet.GPUStatus(*g); gpuRank(status) > gpuRank(worst) {
+	for _, g := range w.NVML.GPUs {
+		if status, _, _ := fleet.GPUStatus(g); gpuRank(status) > gpuRank(worst) {
 			worst = status
 		}
 		if t := g.Temperature; t != nil && (hottest == nil || *t > *hottest) {
@@ -266,9 +265,8 @@ func workerFields(w *fleet.WorkerStatus, s *fleet.Snapshot) []term.Field {
 		if f := w.NVML.Failure; f != nil {
 			list = append(list, term.KV("NVML", f.Error(), term.Yellow))
 		}
-		for i := range w.NVML.GPUs {
-			g := &w.NVML.GPUs[i]
-			list = append(list, fleet.GPUField("GPU "+g.Label(), g))
+		for _, g := range w.NVML.GPUs {
+			list = append(list, fleet.GPUField("GPU "+g.Label(), &g))
 		}
 	}
 	if w.TokensPerSecond > 0 {

@@ -55,8 +55,7 @@ func printSnapshot(p *term.Page, s *fleet.Snapshot, g glyphs) {
 		p.Write(findingLine(s, p, g))
 	}
 	fleet.PrintFindings(p, s.Findings)
-	for i := range panes {
-		pn := &panes[i]
+	for _, pn := range panes {
 		p.Heading(pn.name)
 		rows := pn.rows(s, g)
 		by := sorting{column: pn.sortBy}
