@@ -24,7 +24,6 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
 )
 
-// newBenchCommand is pulley bench.
 func newBenchCommand() *cobra.Command {
 	var b benchFlags
 	cmd := &cobra.Command{
@@ -143,7 +142,6 @@ func (b *benchFlags) run(cmd *cobra.Command) error {
 	return nil
 }
 
-// configs returns a run for each URL.
 func (b *benchFlags) configs(cmd *cobra.Command) ([]bench.Config, error) {
 	if err := b.check(); err != nil {
 		return nil, err
@@ -276,7 +274,6 @@ func writeReport(cmd *cobra.Command, output string, report interface{ WriteTable
 	return encoder.Encode(report)
 }
 
-// newBenchSuiteCommand is pulley bench suite.
 func newBenchSuiteCommand() *cobra.Command {
 	var cfg suite.Config
 	var output *string

@@ -17,7 +17,6 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// engineHelp describes --engine.
 const engineHelp = "`URL[,KEY=VALUE]...` of an engine (repeatable); keys: " + engineKeys
 
 const engineKeys = "name, model, pool, slots, profile, weight, gpus, dialect, metrics, baseline-itl, swap-after, key-env"
@@ -99,7 +98,6 @@ func parseEngine(spec string) (worker.Config, error) {
 // beginning of one.
 var gpuName = regexp.MustCompile(`^([0-9]+(:[0-9]+)?|(GPU|MIG)-[-0-9A-Fa-f/]{4,})$`)
 
-// parseGPUs parses gpus=0+1.
 func parseGPUs(text string) ([]string, error) {
 	names := strings.Split(text, "+")
 	for i, n := range names {

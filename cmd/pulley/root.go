@@ -40,7 +40,6 @@ var groups = []struct {
 	{"Measure and test:", []string{"bench", "sim"}},
 }
 
-// newRootCommand makes the whole command line.
 func newRootCommand() *cobra.Command {
 	list := ops.Commands()
 	for _, newCommand := range commands {

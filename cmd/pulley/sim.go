@@ -18,7 +18,6 @@ import (
 // simGrace is how long requests in flight may continue after an interrupt. A request with the fault hang never ends.
 const simGrace = 2 * time.Second
 
-// newSimCommand is pulley sim.
 func newSimCommand() *cobra.Command {
 	var cfg sim.Config
 	var listen string
@@ -147,7 +146,6 @@ var simFlags = map[string]string{
 	"Loaded": "loaded", "LoadTime": "load-time",
 }
 
-// simDialects lists the values of --dialect.
 func simDialects() string {
 	var names []string
 	for _, d := range sim.Dialects() {

@@ -22,7 +22,6 @@ import (
 	"github.com/pulley-lb/pulley/worker"
 )
 
-// upFlags are the flags of pulley up.
 type upFlags struct {
 	gateway    *gatewayFlags
 	natsListen string
@@ -234,7 +233,6 @@ func (b *banner) run(ctx context.Context) error {
 	return nil
 }
 
-// waitForModels waits until the gateway is ready and has models.
 func (b *banner) waitForModels(ctx context.Context, within time.Duration) []string {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()

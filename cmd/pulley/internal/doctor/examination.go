@@ -85,7 +85,6 @@ func examine(ctx context.Context, c *cli.ConnectFlags) (*examination, error) {
 	return e, nil
 }
 
-// readPolicy reads the policy and the keys.
 func (e *examination) readPolicy(ctx context.Context, nc *nats.Conn) {
 	store, err := policystore.Open(ctx, nc)
 	if err != nil {
@@ -98,7 +97,6 @@ func (e *examination) readPolicy(ctx context.Context, nc *nats.Conn) {
 	e.keys, e.keysErr = store.Keys(ctx)
 }
 
-// findings runs all checks.
 func (e *examination) findings() []fleet.Finding {
 	all := e.local.findings()
 	for _, c := range checks {

@@ -20,7 +20,6 @@ type localGPUs struct {
 	failure *gpu.Failure
 }
 
-// readLocalGPUs reads the GPUs of this machine.
 func (e *examination) readLocalGPUs(ctx context.Context, library string) error {
 	sampler, err := gpu.NewSampler(gpu.Config{Command: fleet.ProbeCommand, Library: library, All: true})
 	if err != nil {
@@ -38,7 +37,6 @@ func (e *examination) readLocalGPUs(ctx context.Context, library string) error {
 	return nil
 }
 
-// findings returns what there is to report about this machine's GPUs; nothing for nil.
 func (l *localGPUs) findings() []fleet.Finding {
 	if l == nil {
 		return nil

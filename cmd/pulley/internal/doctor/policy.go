@@ -56,7 +56,6 @@ func (e *examination) findKeys() []fleet.Finding {
 	return found
 }
 
-// findDead reports dead letters.
 func (e *examination) findDead() []fleet.Finding {
 	info := e.streams[subjects.DeadStream]
 	if info == nil || info.State.Msgs == 0 {

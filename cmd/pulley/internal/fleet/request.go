@@ -66,7 +66,6 @@ func CallRequest[T any](ctx context.Context, nc *nats.Conn, subject string, quer
 	return answer, err
 }
 
-// noRequest says that a request is not in progress.
 func noRequest(id string) error {
 	return cli.NotFoundf("no request %s in progress: it has ended, or went to another broker; see 'pulley request ls' and 'pulley dead ls'", term.Printable(id))
 }

@@ -30,7 +30,6 @@ func Workers(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, error) {
 	return list, nil
 }
 
-// membersInBucket reads the workers from their bucket.
 func membersInBucket(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, error) {
 	kv, keys, err := readBucket(ctx, nc, subjects.WorkersBucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
@@ -53,7 +52,6 @@ func membersInBucket(ctx context.Context, nc *nats.Conn) ([]subjects.Heartbeat, 
 	return list, nil
 }
 
-// readBucket opens a bucket and lists its keys.
 func readBucket(ctx context.Context, nc *nats.Conn, bucket string) (kv jetstream.KeyValue, keys []string, err error) {
 	js, err := jetstream.New(nc)
 	if err != nil {

@@ -114,7 +114,6 @@ func newDeadShowCommand(c *cli.ConnectFlags) *cobra.Command {
 	})
 }
 
-// sequences parses the sequence numbers of dead letters.
 func sequences(args []string) ([]uint64, error) {
 	var list []uint64
 	for _, a := range args {
@@ -127,7 +126,6 @@ func sequences(args []string) ([]uint64, error) {
 	return list, nil
 }
 
-// noDeadLetter says that a dead letter does not exist.
 func noDeadLetter(sequence uint64) error {
 	return cli.NotFoundf("no dead letter %d; see 'pulley dead ls'", sequence)
 }

@@ -36,7 +36,6 @@ var eventKinds = []struct {
 	{subjects.EventKey, "a key was added, rotated or removed"},
 }
 
-// newEventsCommand is pulley events.
 func newEventsCommand() *cobra.Command {
 	var only eventFilter
 	cmd := &cobra.Command{

@@ -25,17 +25,10 @@ out.`,
 		newGPUListCommand, newGPUInfoCommand)
 }
 
-// gpuVerb is the flags of a verb that can also show the GPUs of this machine.
-type gpuVerb struct {
-	local bool
-	all   bool
-	cfg   gpu.Config
-}
-
 // showLocal reads the GPUs of this machine, and prints them as show says.
-func (v *gpuVerb) showLocal(cmd *cobra.Command, args []string, show func(gpu.Reading, []string) (cli.View, error)) error {
-	v.cfg.Command, v.cfg.All = fleet.ProbeCommand, v.all
-	sampler, err := gpu.NewSampler(v.cfg)
+func showLocal(cmd *cobra.Command, args []string, cfg gpu.Config, show func(gpu.Reading, []string) (cli.View, error)) error {
+	cfg.Command = fleet.ProbeCommand
+	sampler, err := gpu.NewSampler(cfg)
 	if err != nil {
 		return err
 	}
@@ -51,7 +44,7 @@ func (v *gpuVerb) showLocal(cmd *cobra.Command, args []string, show func(gpu.Rea
 }
 
 // gpuListing makes cmd a verb that shows the GPUs of the fleet, or with --local those of this machine.
-func gpuListing(cmd *cobra.Command, c *cli.ConnectFlags, ofFleet func(list []fleet.GPU, args []string) (cli.View, error), local func(r gpu.Reading, args []string) (cli.View, error)) *cobra.Command {
+func gpuListing(cmd *cobra.Command, c *cli.ConnectFlags, ofFleet func(list []fleet.GPU, args []string) (cli.View, error), ofMachine func(r gpu.Reading, args []string) (cli.View, error)) *cobra.Command {
 	cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
 		list, err := fleet.Workers(s.Context(), s.NC)
 		if err != nil {
@@ -59,20 +52,20 @@ func gpuListing(cmd *cobra.Command, c *cli.ConnectFlags, ofFleet func(list []fle
 		}
 		return ofFleet(fleet.GPUs(list), s.Args)
 	})
-	var v gpuVerb
+	var cfg gpu.Config
 	fs := cmd.Flags()
-	fs.BoolVar(&v.local, "local", false, "show the GPUs of this machine")
-	fs.BoolVar(&v.all, "all", false, "with --local: also show GPUs that the environment hides")
-	fleet.AddLibraryFlag(fs, &v.cfg.Library)
+	local := fs.Bool("local", false, "show the GPUs of this machine")
+	fs.BoolVar(&cfg.All, "all", false, "with --local: also show GPUs that the environment hides")
+	fleet.AddLibraryFlag(fs, &cfg.Library)
 	for _, name := range []string{"local", "all"} {
 		fs.SetAnnotation(name, cli.CommandLineOnly, []string{})
 	}
 	showFleet := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if v.local {
-			return v.showLocal(cmd, args, local)
+		if *local {
+			return showLocal(cmd, args, cfg, ofMachine)
 		}
-		if v.all {
+		if cfg.All {
 			return cli.Usagef("--all needs --local")
 		}
 		return showFleet(cmd, args)
@@ -261,7 +254,6 @@ func findFleetGPU(list []fleet.GPU, args []string) (fleet.GPU, error) {
 	return fleet.GPU{}, cli.Ambiguous("GPU", name, paths(found))
 }
 
-// printFleetGPU describes a GPU.
 func printFleetGPU(p *term.Page, g fleet.GPU) {
 	status := g.StatusText()
 	if g.Reason != "" && !strings.Contains(status, g.Reason) {
@@ -294,7 +286,6 @@ func printFleetGPU(p *term.Page, g fleet.GPU) {
 	printProcesses(p, g.Snapshot)
 }
 
-// printLocalGPUs lists the GPUs of this machine.
 func printLocalGPUs(p *term.Page, r gpu.Reading) {
 	t := term.Table{
 		Columns: []term.Column{term.Fixed("GPU"), term.Text("NAME"), term.Styled(term.Fixed("STATUS"), fleet.LocalGPUStyle), term.Number("MEMORY"), term.Number("UTIL"), term.Number("TEMP"), term.Number("POWER"),
@@ -337,7 +328,6 @@ func findLocalGPU(r gpu.Reading, args []string) (gpu.Snapshot, error) {
 	return gpu.Snapshot{}, cli.Ambiguous("GPU", name, labels(found))
 }
 
-// printLocalGPU describes a GPU of this machine.
 func printLocalGPU(p *term.Page, r gpu.Reading, g gpu.Snapshot) {
 	status, reason := fleet.LocalGPUStatus(g)
 	style := fleet.LocalGPUStyle(status)

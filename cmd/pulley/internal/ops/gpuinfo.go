@@ -73,7 +73,6 @@ func printHealth(p *term.Page, g gpu.Snapshot, reader string) {
 	p.Fields(append(list, term.KV("XIDs", xids))...)
 }
 
-// printProcesses lists the processes on a GPU with their memory.
 func printProcesses(p *term.Page, g gpu.Snapshot) {
 	var list []term.Field
 	for _, process := range g.Processes {

@@ -182,7 +182,6 @@ revoked key cannot be restored.`,
 	})
 }
 
-// limitFlags are the flags for the limits of a key.
 type limitFlags struct {
 	key     policy.Key
 	expires time.Duration

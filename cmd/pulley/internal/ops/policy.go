@@ -54,7 +54,6 @@ func newPolicyExportCommand(c *cli.ConnectFlags) *cobra.Command {
 	})
 }
 
-// versionText describes a version of the policy.
 func versionText(v policystore.Version) string {
 	if v.Revision == 0 {
 		return "the default policy: it has not been changed"

@@ -202,7 +202,6 @@ func newPoolResumeCommand(c *cli.ConnectFlags) *cobra.Command {
 	})
 }
 
-// setPaused pauses a pool, or resumes it.
 func setPaused(s *cli.Session, name string, paused bool) (string, policyChange, error) {
 	served, err := fleet.ServedPools(s.Context(), s.NC)
 	if err != nil {
@@ -319,7 +318,6 @@ func setPool(p *policy.Policy, name string, pool policy.Pool) {
 	}
 }
 
-// parseStick parses --stick.
 func parseStick(text string) (time.Duration, error) {
 	kind, bound, given := strings.Cut(text, "=")
 	switch {
@@ -337,7 +335,6 @@ func parseStick(text string) (time.Duration, error) {
 	return 0, cli.Usagef("--stick %q: must be hard, hard=DURATION or off", text)
 }
 
-// parseSpill parses --spill.
 func parseSpill(list []string) (spills []policy.Spill, err error) {
 	for _, text := range notEmpty(list) {
 		pool, rungs, err := parsePart(text, spillPenalty)

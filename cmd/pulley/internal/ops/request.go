@@ -19,7 +19,6 @@ A request is named by its x-request-id, or by a unique beginning or end of it.`,
 		newRequestListCommand, newRequestInfoCommand, newRequestCancelCommand)
 }
 
-// requestStates are the states of a request in progress.
 var requestStates = []string{"queued", "running", "answering"}
 
 func newRequestListCommand(c *cli.ConnectFlags) *cobra.Command {
@@ -99,7 +98,6 @@ type detail struct {
 	Body string `json:"body,omitempty"`
 }
 
-// printRequest describes a request.
 func printRequest(p *term.Page, r subjects.RequestDetail, showBody bool) {
 	kind := "complete answer"
 	if r.Stream {

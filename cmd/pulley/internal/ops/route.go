@@ -160,7 +160,6 @@ While a shift is running, --to is refused. With --force it ends the shift.`,
 	})
 }
 
-// parseRoute parses the flags that name pools.
 func parseRoute(to, mirror, fallback []string) (r policy.Route, err error) {
 	for _, text := range notEmpty(to) {
 		pool, weight, err := parsePart(text, 1)
@@ -180,7 +179,6 @@ func parseRoute(to, mirror, fallback []string) (r policy.Route, err error) {
 	return r, nil
 }
 
-// poolsOf returns the pools that a route names.
 func poolsOf(r policy.Route) []string {
 	pools := slices.Concat(r.Fallback, fleet.NamesOf(r.To, func(t policy.Target) string { return t.Pool }),
 		fleet.NamesOf(r.Mirror, func(m policy.Mirror) string { return m.Pool }))
@@ -188,7 +186,6 @@ func poolsOf(r policy.Route) []string {
 	return slices.Compact(pools)
 }
 
-// warnUnservedPools warns about pools that no worker has ever served.
 func warnUnservedPools(s *cli.Session, pools ...string) {
 	served, err := fleet.ServedPools(s.Context(), s.NC)
 	if err != nil {
@@ -218,7 +215,6 @@ func newRouteRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 	})
 }
 
-// findRoute returns the route for a model.
 func findRoute(s *cli.Session, model string) (policy.Route, error) {
 	p, err := fleet.LoadPolicy(s.Context(), s.NC)
 	if err != nil {

@@ -104,7 +104,6 @@ Exit code of --follow: 0 if the shift is completed, 1 if it is aborted.`,
 	})
 }
 
-// startShift starts a shift.
 func startShift(s *cli.Session, model string, shift policy.Shift) error {
 	v, err := changePolicy(s, func(p *policy.Policy) error {
 		r, exists := p.Routes[model]
@@ -162,7 +161,6 @@ func stepShift(s *cli.Session, model string, step func(policy.Route, time.Time) 
 	return nil
 }
 
-// noShift says that no shift of a route is running.
 func noShift(model string, r policy.Route) error {
 	if r.Shift != nil {
 		return cli.Refusedf("route %s: no shift is running; the last one, to %s, is %s", model, r.Shift.To, r.Shift.State)
@@ -292,7 +290,6 @@ func (l *shiftReports) read(ctx context.Context, within time.Duration) (shiftVie
 	return view, nil
 }
 
-// shiftView is the progress of a shift.
 type shiftView struct {
 	model          string
 	route          policy.Route

@@ -211,7 +211,6 @@ func checkTiers(s *cli.Session, before, after *policy.Policy) error {
 	return nil
 }
 
-// tierStream opens the stream of a tier.
 func tierStream(s *cli.Session, tier string) (jetstream.Stream, error) {
 	stream, err := s.JS.Stream(s.Context(), subjects.ReqStream(tier))
 	if err != nil {

@@ -64,7 +64,7 @@ func parsePercent(text string) (float64, error) {
 	return n, nil
 }
 
-// notEmpty drops empty entries: --flag ” on a command line empties a list.
+// notEmpty drops empty entries: a flag with an empty value on a command line empties a list.
 func notEmpty(list []string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return s == "" })
 }
@@ -101,7 +101,6 @@ func (v *shareValue) Type() string { return "percent" }
 // showBodyHelp describes --show-body, without which prompts are never shown.
 const showBodyHelp = "also show the prompt"
 
-// printBody writes a prompt or an answer.
 func printBody(p *term.Page, body string, size int64) {
 	if body == "" && size > 0 {
 		body = "(" + term.Bytes(size) + ", not stored in the message)"

@@ -164,7 +164,6 @@ func newWorkerUncordonCommand(c *cli.ConnectFlags) *cobra.Command {
 	})
 }
 
-// setCordoned cordons a worker, or uncordons it.
 func setCordoned(s *cli.Session, named string, cordoned bool) (string, policyChange, error) {
 	return setWorker(s, named, func(w *policy.Worker) { w.Cordoned = cordoned })
 }

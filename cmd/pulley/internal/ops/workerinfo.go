@@ -37,7 +37,6 @@ Terms: docs/concepts.md`,
 	})
 }
 
-// printWorker describes a worker.
 func printWorker(p *term.Page, h subjects.Heartbeat) {
 	p.Fields(
 		term.KV("worker", h.Name, term.Bold),
@@ -125,7 +124,6 @@ func printCapacity(p *term.Page, h *subjects.Heartbeat) {
 	p.Fields(append(list, term.KV("engine metrics", engineFreshness(h), freshStyle(r.Engine)), term.KV("GPU samples", gpuFreshness(h), freshStyle(r.GPU)))...)
 }
 
-// limitText describes the adaptive limit.
 func limitText(r *subjects.Capacity) string {
 	if r.Limit <= 0 {
 		return ""
@@ -182,7 +180,6 @@ func freshStyle(freshness string) term.Style {
 	return term.Unstyled
 }
 
-// printEngine shows the metrics of an engine.
 func printEngine(p *term.Page, h *subjects.Heartbeat) {
 	t := h.EngineStatus
 	if t == nil {
@@ -217,7 +214,6 @@ func optional[N int | int64](n *N) string {
 	return fmt.Sprint(*n)
 }
 
-// printWorkerGPUs shows the status of a worker's GPUs.
 func printWorkerGPUs(p *term.Page, h *subjects.Heartbeat) {
 	if h.NVML == nil {
 		return

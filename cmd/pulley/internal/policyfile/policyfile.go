@@ -116,7 +116,6 @@ func (f *file) check(n *yaml.Node, t reflect.Type, path []string) {
 	}
 }
 
-// checkMapping checks the keys and the values of a mapping.
 func (f *file) checkMapping(n *yaml.Node, t reflect.Type, path []string) {
 	fields := fieldTypes(t)
 	seen := make(map[string]bool)
@@ -198,7 +197,6 @@ func fieldTypes(t reflect.Type) map[string]reflect.Type {
 	return fields
 }
 
-// typeText describes the values of a type.
 func typeText(t reflect.Type) string {
 	switch {
 	case t == reflect.TypeFor[policy.Duration]():

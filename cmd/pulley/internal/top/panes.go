@@ -14,7 +14,6 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// poolsPane lists the pools.
 var poolsPane = pane{
 	name:  "pools",
 	empty: "no pools: they appear with the first worker",
@@ -80,7 +79,6 @@ var poolsPane = pane{
 	},
 }
 
-// tiersPane lists the tiers.
 var tiersPane = pane{
 	name:  "tiers",
 	empty: "no tiers: the policy is unknown",
@@ -139,7 +137,6 @@ var tiersPane = pane{
 	},
 }
 
-// workersPane lists the workers.
 var workersPane = pane{
 	name:  "workers",
 	empty: "no workers: start one with 'pulley worker --engine URL'",
@@ -169,13 +166,14 @@ var workersPane = pane{
 			if low, _, ok := fleet.Rungs(&w.Heartbeat); ok && w.Live() {
 				rung = numberCell(low)
 			}
+			pools := fleet.NamesOf(w.Pools, func(p subjects.PoolStatus) string { return p.Pool })
 			failed := valueCell(strconv.FormatUint(w.Failed, 10), float64(w.Failed))
 			if w.FailedPerSecond > 0 {
 				failed.style = term.Red
 			}
 			rows = append(rows, paneRow{w.Worker, []paneCell{
 				textCell(w.Name), state, textCell(w.Engine), valueCell(g.bar(w.InFlight, w.Slots, barWidth), float64(w.InFlight)),
-				textCell(cmp.Or(fleet.Bound(&w.Heartbeat), "-")), gpuCell(w), rung, rateCell(w.DonePerSecond), rateCell(w.TokensPerSecond), failed, textCell(strings.Join(poolNames(w), " ")),
+				textCell(cmp.Or(fleet.Bound(&w.Heartbeat), "-")), gpuCell(w), rung, rateCell(w.DonePerSecond), rateCell(w.TokensPerSecond), failed, textCell(strings.Join(pools, " ")),
 			}})
 		}
 		return rows
@@ -187,11 +185,6 @@ var workersPane = pane{
 		}
 		return workerFields(&s.Workers[i], s)
 	},
-}
-
-// poolNames returns the names of the pools that a worker serves.
-func poolNames(w *fleet.WorkerStatus) []string {
-	return fleet.NamesOf(w.Pools, func(p subjects.PoolStatus) string { return p.Pool })
 }
 
 // gpuCell summarises the GPUs of a worker: the worst status if it is not ok, the highest temperature and utilisation,
@@ -242,7 +235,6 @@ func gpuRank(status string) int {
 	return slices.Index([]string{"ok", "stale", "unknown", "strained", "throttled", "fenced"}, status)
 }
 
-// workerFields describes a worker.
 func workerFields(w *fleet.WorkerStatus, s *fleet.Snapshot) []term.Field {
 	list := []term.Field{
 		term.KV("worker", w.Name), term.KV("id", w.Worker),
@@ -288,7 +280,6 @@ func workerFields(w *fleet.WorkerStatus, s *fleet.Snapshot) []term.Field {
 	return list
 }
 
-// requestsPane lists the requests in progress.
 var requestsPane = pane{
 	name:   "requests",
 	empty:  "no requests",

@@ -248,7 +248,6 @@ func (m *screen) overlayLines() []string {
 	return strings.Split(strings.TrimSuffix(p.String(), "\n"), "\n")
 }
 
-// footer returns the line of keys.
 func (m *screen) footer(p *term.Page) string {
 	switch {
 	case m.typing:
@@ -338,7 +337,6 @@ func (m *screen) typeFilter(key, text string) {
 	}
 }
 
-// open shows a pane.
 func (m *screen) open(pane int) { m.pane, m.overlay = pane, noOverlay }
 
 // toggle shows an overlay, or closes it if it is shown.

@@ -47,7 +47,6 @@ func findingLine(s *fleet.Snapshot, p *term.Page, g glyphs) string {
 	return p.Paint(s.Findings[0].Verdict.Style(), text)
 }
 
-// printSnapshot writes a whole snapshot as text.
 func printSnapshot(p *term.Page, s *fleet.Snapshot, g glyphs) {
 	p.Write(headline(s, p))
 	p.Write(rateLine(s, p))
