@@ -63,8 +63,8 @@ type Config struct {
 	// Weight divides the price: with 2 the worker bids as if its engine were twice as fast. The policy may override it.
 	// Default 1; while nothing is measured, the bandwidth of the GPUs' memory.
 	Weight float64
-	// DrainTimeout bounds how long running requests may go on after Run was told to
-	// stop. Then they are handed over to other workers. Default 10 min.
+	// DrainTimeout is how long running requests may go on after the context of Run has ended. Then they are handed over to
+	// other workers. Default 10 min.
 	DrainTimeout time.Duration
 	// StallTimeout is how long a streaming engine may be silent before its attempt counts as failed. Default 2 min.
 	StallTimeout time.Duration
