@@ -5,27 +5,47 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/pulley-lb/pulley/subjects"
 )
 
 // Inspector observes an answer's bytes as they pass: the number of tokens, the usage that the
-// engine reports, and whether the answer ended as its API requires. It changes nothing and keeps
-// little: of a line longer than keepLine only its start and its end. Begin is called first.
+// engine reports, whether it is an answer at all (Verdict), and whether it ended as its API requires. It changes nothing
+// and keeps little: of a line or an answer longer than keepLine only its start and its end. Begin is called first.
 type Inspector struct {
-	Stream bool // server-sent events or JSON lines
+	Stream bool // server-sent events or JSON lines; known once the verdict is not Undecided
 	Events int  // events of a stream so far
-	Ended  bool // the API's last event, or its error, was seen
+	Ended  bool // the API's last event, its error, or the end of every choice was seen
 
 	sse     bool
 	api     API
+	opaque  bool // it is compressed: nothing can be seen
 	delimit bool // the answer ends when the connection closes, which does not prove that it is complete
 	json    bool
 	line    []byte // kept part of an incomplete line
 	length  int    // length of the whole line
+	cr      bool   // the last byte was a carriage return
+	event   []byte // the name of the current event
 	tail    []byte // the last bytes of an answer that is not a stream
 	output  int
 	input   int
+
+	verdict     Verdict
+	decided     bool // an event or the whole text has decided; else the verdict is for want of a better one
+	reason      string
+	errorStatus int
+	errorText   []byte
+	errored     bool
+	askedWrong  bool   // the answer is an error that names the request
+	recognized  bool   // the form of an answer that is not a stream by its content type is known
+	whole       []byte // an answer that is not a stream, while it is short
+	size        int    // bytes of the answer so far
+	closed      bool   // an event that ends the stream was seen
+	seen, done  uint64 // choices of the stream: those that were read, and those that have ended
+	doneKnown   bool   // lines of JSON say whether they are the last one
+	lastDone    bool   // the last line does
+	t           cursor
 }
 
 const (
@@ -41,22 +61,57 @@ func (in *Inspector) Begin(path string, resp *http.Response) {
 	if cap(in.line) > keepLine { // after a very long one
 		in.line = nil
 	}
-	*in = Inspector{line: in.line[:0], tail: in.tail[:0]}
+	if cap(in.whole) > keepLine {
+		in.whole = nil
+	}
+	*in = Inspector{line: in.line[:0], tail: in.tail[:0], whole: in.whole[:0], event: in.event[:0]}
 	in.sse = ct == "text/event-stream"
 	in.json = ct == "application/json"
 	in.delimit = resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && resp.ProtoMajor == 1
 	in.Stream = in.sse || ct == "application/x-ndjson" || ct == "application/jsonl"
 	in.api = Of(path)
+	enc := resp.Header.Get("Content-Encoding")
+	in.opaque = enc != "" && !strings.EqualFold(enc, "identity")
+	switch {
+	case in.opaque, !judges(resp):
+		in.verdict = Answered
+	case ct == "text/html":
+		in.fail("HTML")
+	case !in.Stream && !in.json && !in.api.hasLastEvent() && ct != "":
+		in.verdict = Answered // text, audio, an image
+	}
 }
 
 // Observe adds the next bytes of the answer.
 func (in *Inspector) Observe(b []byte) {
-	if !in.Stream {
+	in.size += len(b)
+	switch {
+	case in.opaque:
+	case in.Stream:
+		in.observeLines(b)
+	default:
 		in.seeTail(b)
-		return
+		if in.verdict == Undecided {
+			in.whole = append(in.whole, b...)
+			in.recognize()
+		}
 	}
+	if in.verdict == Undecided && in.size > keepLine {
+		in.verdict = Answered
+	}
+}
+
+// observeLines splits a stream into lines. A line ends with a line feed, a carriage return, or both.
+func (in *Inspector) observeLines(b []byte) {
 	for len(b) > 0 {
-		i := bytes.IndexByte(b, '\n')
+		if in.cr {
+			in.cr = false
+			if b[0] == '\n' {
+				b = b[1:]
+				continue
+			}
+		}
+		i := lineEnd(b)
 		if i < 0 {
 			in.gather(b)
 			return
@@ -67,6 +122,7 @@ func (in *Inspector) Observe(b []byte) {
 			in.gather(b[:i])
 			in.endLine()
 		}
+		in.cr = b[i] == '\r'
 		b = b[i+1:]
 	}
 }
@@ -86,8 +142,10 @@ func (in *Inspector) shorten() {
 }
 
 func (in *Inspector) endLine() {
-	if in.length > keepLine {
+	long := in.length > keepLine
+	if long {
 		in.shorten()
+		in.answered() // it says something, whatever that is
 	}
 	in.seeLine(in.line)
 	in.line, in.length = in.line[:0], 0
@@ -95,17 +153,18 @@ func (in *Inspector) endLine() {
 
 func (in *Inspector) seeLine(line []byte) {
 	if !in.sse {
-		if len(line) > 0 {
-			in.Events++
-			in.usage(line)
-		}
+		in.seeJSONLine(line)
+		return
+	}
+	if in.Events == 0 {
+		line = bytes.TrimPrefix(line, []byte("\ufeff"))
+	}
+	if len(line) == 0 {
+		in.event = in.event[:0]
 		return
 	}
 	if name, ok := bytes.CutPrefix(line, []byte("event:")); ok {
-		switch string(bytes.TrimSpace(name)) {
-		case "message_stop", "response.completed", "response.incomplete", "response.failed", "error":
-			in.Ended = true
-		}
+		in.seeEventName(bytes.TrimSpace(name))
 		return
 	}
 	data, ok := bytes.CutPrefix(line, []byte("data:"))
@@ -114,14 +173,42 @@ func (in *Inspector) seeLine(line []byte) {
 	}
 	data = bytes.TrimSpace(data)
 	if bytes.Equal(data, []byte("[DONE]")) {
-		in.Ended = true
+		in.closed, in.Ended = true, true
+		in.fail("the stream ended without content")
 		return
 	}
-	if bytes.HasPrefix(data, []byte(`{"error"`)) {
-		in.Ended = true
+	switch {
+	case !in.decided, in.tells(data):
+		in.judgeEvent(data)
+	case in.api.completes():
+		in.seen |= 1 // see tells
+		in.endChoices()
 	}
 	in.Events++
 	in.usage(data)
+}
+
+// seeEventName keeps the name of the current event. Of a few names nothing else is needed to know that the stream ends.
+func (in *Inspector) seeEventName(name []byte) {
+	in.event = append(in.event[:0], name...)
+	switch string(name) {
+	case "message_stop", "response.completed", "response.incomplete", "response.failed", "error":
+		in.closed, in.Ended = true, true
+	}
+}
+
+func (in *Inspector) seeJSONLine(line []byte) {
+	if line = bytes.TrimSpace(line); len(line) == 0 {
+		return
+	}
+	if !in.decided || in.tells(line) {
+		in.judgeEvent(line)
+	}
+	if _, after, ok := bytes.Cut(line, []byte(`"done":`)); ok { // Ollama's
+		in.doneKnown, in.lastDone = true, bytes.HasPrefix(after, []byte("true"))
+	}
+	in.Events++
+	in.usage(line)
 }
 
 func (in *Inspector) seeTail(b []byte) {
@@ -179,8 +266,25 @@ func (in *Inspector) Broken() string {
 		in.endLine()
 	}
 	in.usage(in.tail)
+	broken := in.broken()
 	switch {
-	case in.sse && in.api.hasLastEvent() && !in.Ended:
+	case in.verdict != Undecided:
+	case in.Stream && broken != "":
+		in.fail(broken)
+	case in.Stream && (in.api != Other || in.Events == 0 && !in.sse):
+		in.fail("the stream ended without content")
+	case in.Stream:
+		in.answered()
+	default:
+		in.judgeWhole()
+	}
+	return broken
+}
+
+func (in *Inspector) broken() string {
+	switch {
+	case in.opaque:
+	case in.sse && in.api.hasLastEvent() && !in.Ended, in.doneKnown && !in.lastDone && !in.closed:
 		return "the stream ended without its last event"
 	case in.delimit && in.json:
 		t := bytes.TrimSpace(in.tail)

@@ -24,6 +24,18 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Code + ": " + e.Message }
 
+// LongestRetry is the longest Retry-After that a client obeys, by the headers of its request. An SDK that is told to wait
+// longer comes back after a time of its own choice, within seconds.
+func LongestRetry(h http.Header) time.Duration {
+	switch h.Get("X-Stainless-Lang") {
+	case "python":
+		return 2 * time.Minute
+	case "go":
+		return 8 * time.Second
+	}
+	return time.Minute
+}
+
 // Errorf is an error without further fields.
 func Errorf(status int, code, format string, args ...any) *Error {
 	return &Error{Status: status, Code: code, Message: fmt.Sprintf(format, args...)}
