@@ -23,6 +23,10 @@ func TestAfter(t *testing.T) {
 		"refused more than it fails":  {policy.History{Refusals: 11, MaxAttempts: 3}, policy.Retry},
 		"refused too often":           {policy.History{Refusals: 12, MaxAttempts: 3}, policy.ReturnRefusal},
 		"refusals are not failures":   {policy.History{Refusals: 5, Failures: 2, MaxAttempts: 3}, policy.Retry},
+		"one engine broke off":        {policy.History{Failures: 1, Crashes: 1, MaxAttempts: 3}, policy.Retry},
+		"a misfit":                    {policy.History{Misfits: 1, MaxAttempts: 3}, policy.Retry},
+		"a misfit for all":            {policy.History{Misfits: 1, MaxAttempts: 3, AllRefused: true}, policy.ReturnRefusal},
+		"a misfit for many":           {policy.History{Misfits: 3, MaxAttempts: 3}, policy.ReturnRefusal},
 		"spent before all refused it": {policy.History{Refusals: 1, Failures: 3, MaxAttempts: 3, AllRefused: true}, policy.DeadLetter},
 	} {
 		got, reason := c.history.After()
@@ -49,6 +53,50 @@ func TestPause(t *testing.T) {
 	} {
 		if got := policy.Pause(c.n, c.asked); got != c.want {
 			t.Errorf("Pause(%d, %v) = %v, want %v", c.n, c.asked, got, c.want)
+		}
+	}
+}
+
+// Retries are a share of the first attempts within the window, and a few always.
+func TestRetryBudget(t *testing.T) {
+	start := time.Unix(1_000_000, 0)
+	for what, test := range map[string]struct {
+		first    int           // at once
+		wait     time.Duration // before the retries
+		share    float64
+		retries  int // asked for
+		want     int // allowed
+		wantNext int // of the same, a window later
+	}{
+		"no traffic":                      {0, 0, 0.2, 100, policy.FewRetries, policy.FewRetries},
+		"little traffic":                  {20, 0, 0.2, 100, policy.FewRetries, policy.FewRetries},
+		"a fifth":                         {500, 0, 0.2, 500, 100, policy.FewRetries},
+		"a half":                          {500, 0, 0.5, 500, 250, policy.FewRetries},
+		"fewer than allowed":              {500, 0, 0.2, 50, 50, policy.FewRetries},
+		"at the end of the window":        {500, policy.RetryWindow - time.Second, 0.2, 500, 100, policy.FewRetries},
+		"the traffic was before":          {500, policy.RetryWindow, 0.2, 500, policy.FewRetries, policy.FewRetries},
+		"the traffic was long before":     {500, 1000 * policy.RetryWindow, 0.2, 500, policy.FewRetries, policy.FewRetries},
+		"as many retries as requests":     {500, 0, 1, 1000, 500, policy.FewRetries},
+		"a share that allows none at all": {500, 0, 0.0001, 500, policy.FewRetries, policy.FewRetries},
+	} {
+		var b policy.RetryBudget
+		for range test.first {
+			b.First(start)
+		}
+		now := start.Add(test.wait)
+		take := func(now time.Time) (n int) {
+			for range test.retries {
+				if b.Take(test.share, now) {
+					n++
+				}
+			}
+			return n
+		}
+		if got := take(now); got != test.want {
+			t.Errorf("%s: %d retries, want %d", what, got, test.want)
+		}
+		if got := take(now.Add(policy.RetryWindow)); got != test.wantNext {
+			t.Errorf("%s: %d retries later, want %d", what, got, test.wantNext)
 		}
 	}
 }

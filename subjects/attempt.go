@@ -88,6 +88,12 @@ type Cancel struct {
 	Reason  string `json:"reason"`
 }
 
+// Blame tells a worker that a request which failed at it was answered by another worker, so that the request was not to
+// blame. It is sent on WorkerBlame.
+type Blame struct {
+	ID ID `json:"id"`
+}
+
 // WindowUpdate tells a worker how many body bytes of an attempt the client has consumed so far. It
 // is sent on WorkerWindow. A worker sends at most Window bytes beyond that.
 type WindowUpdate struct {
@@ -159,7 +165,9 @@ type FailClass string
 
 const (
 	FailRefused   FailClass = "refused"   // the engine has no slot (429, 503): try another worker, do not count a failure
-	FailEngine    FailClass = "engine"    // the engine failed (5xx, connection): try another worker
+	FailMisfit    FailClass = "misfit"    // this engine cannot serve the request, another may (unknown model or path, refused credentials, short context)
+	FailEngine    FailClass = "engine"    // the engine failed (5xx, no connection, an answer that is none): try another worker
+	FailCrashed   FailClass = "crashed"   // the connection to the engine broke while it had the request, which may have crashed it
 	FailTruncated FailClass = "truncated" // the answer broke off
 	FailStalled   FailClass = "stalled"   // the engine sent nothing for too long
 	FailDraining  FailClass = "draining"  // the worker leaves before the attempt is done: try another worker, do not count a failure
@@ -282,6 +290,9 @@ func (w *Writer) Commit(n int) {
 	w.buf[at] = byte(KindData)
 	binary.BigEndian.PutUint32(w.buf[at+1:], uint32(n))
 }
+
+// Drop removes the frames since the last Take.
+func (w *Writer) Drop() { w.buf = w.buf[:PrefixLen] }
 
 // Sent is the number of messages that Take has returned.
 func (w *Writer) Sent() uint32 { return w.seq }

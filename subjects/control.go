@@ -93,6 +93,7 @@ const (
 	EventWorkerState    EventKind = "worker-state"    // the engine's state has changed: down, ready, cordoned, …
 	EventWorkerFenced   EventKind = "worker-fenced"   // the engine or a GPU is unhealthy
 	EventWorkerUnfenced EventKind = "worker-unfenced" // the worker accepts requests again
+	EventWorkerFailing  EventKind = "worker-failing"  // requests of a pool fail at a worker, or no longer do
 	EventPolicy         EventKind = "policy"          // changed, or out of date
 	EventShift          EventKind = "shift"           // a step of a shift, or its end
 	EventDead           EventKind = "dead"            // a request became a dead letter

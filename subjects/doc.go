@@ -31,6 +31,7 @@
 //	pulley.gw.<gw>.turn                gateway → gateway   Release
 //	pulley.wk.<w>.cancel               gateway → worker    Cancel
 //	pulley.wk.<w>.credit               gateway → worker    WindowUpdate
+//	pulley.wk.<w>.blame                gateway → worker    Blame
 //	pulley.wk.<w>.drain                operator → worker   empty; the answer is an Outcome
 //	pulley.wk.<w>.bid.…, .refused.…, .gone.…               replies to the worker, see below
 //	pulley.hb.<w>                      worker → gateways   Heartbeat
@@ -169,8 +170,17 @@
 // values are encoded as in a Request; names may have any case, and hop-by-hop headers are dropped.
 //
 // A Fail has a class, which says what the failure means for the request and for the worker (see FailClass), and the
-// engine's own answer if there was one and it was short. An engine's 4xx is an answer like any other, except 429: 429
-// and 503 are class refused, other 5xx class engine. An event stream without its API's last event is class truncated.
+// engine's own answer if there was one, it was short, and it is fit for a client. A worker sends no frame of an answer
+// before a part of it shows content or an error (api.Inspector), and fails an attempt whose answer is none. An error that
+// names the request is an answer like any other (api.FaultOf). Of the other errors of an engine, 429 and 503 are class
+// refused; an unknown model or path, refused credentials and a context that is too short are class misfit; 5xx, and
+// errors with status 200, are class engine. A connection to the engine that breaks is class crashed. An event stream
+// without its API's last event is class truncated. A gateway that does not know a class treats it as engine.
+//
+// If a request that failed at a worker is then answered by another, the gateway sends the first one a Blame. A worker
+// pauses for a pool after a few failures without a success between that are not one request's own: of different
+// requests, or with a Blame. Then it runs one request of the pool at a time until one succeeds, and says why in the
+// pool's "failing".
 //
 // # Flow control
 //

@@ -183,6 +183,9 @@ type PoolStatus struct {
 	Rung  int           `json:"rung"` // rung of the next bid
 	// Cold says that a request would first have to load the model.
 	Cold bool `json:"cold,omitempty"`
+	// Failing is why requests fail here: the worker has paused for the pool, and tries one request at a time until one
+	// succeeds. It is empty otherwise.
+	Failing string `json:"failing,omitempty"`
 	// WillLoad says that the model is cold and the worker is about to load it.
 	WillLoad bool `json:"loads,omitempty"`
 }
@@ -201,6 +204,16 @@ func (h *Heartbeat) Serves(pool string) bool {
 		}
 	}
 	return false
+}
+
+// Failing returns the first of the pools whose requests fail here, and why; empty if there are none.
+func (h *Heartbeat) Failing() string {
+	for i := range h.Pools {
+		if p := &h.Pools[i]; p.Failing != "" {
+			return p.Pool + ": " + p.Failing
+		}
+	}
+	return ""
 }
 
 // Live reports whether the worker accepts new requests.

@@ -91,6 +91,7 @@ func GatewayLeft(gw, w string) string { return "pulley.gw." + gw + ".left." + w 
 func Worker(w string) string       { return "pulley.wk." + w }
 func WorkerCancel(w string) string { return "pulley.wk." + w + ".cancel" }
 func WorkerWindow(w string) string { return "pulley.wk." + w + ".credit" }
+func WorkerBlame(w string) string  { return "pulley.wk." + w + ".blame" }
 func WorkerBids(w string) string   { return "pulley.wk." + w + ".bid" }
 func Heartbeats(w string) string   { return "pulley.hb." + w }
 
