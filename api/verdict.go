@@ -402,7 +402,7 @@ func (in *Inspector) kindOf(data []byte) []byte {
 func (in *Inspector) judgeWhole() {
 	text := bytes.TrimSpace(in.whole)
 	if len(text) == 0 {
-		if in.api != Other {
+		if in.api != Other && in.api != OpenAI {
 			in.fail("an empty answer")
 		}
 		in.answered()

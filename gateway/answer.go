@@ -29,6 +29,7 @@ type answer struct {
 	opened   bool      // the status and headers of an event stream were sent, to keep the client waiting
 	begun    bool      // bytes of an attempt's answer were sent
 	whole    bool      // the worker sent all of it
+	refusal  bool      // it is the engine's answer to an attempt that failed
 	tail     [4]byte   // the last bytes written: they show whether an event is complete
 	extended time.Time // when the write deadline was last set
 
@@ -84,10 +85,24 @@ func uncompressed(h http.Header) bool {
 	return enc == "" || strings.EqualFold(enc, "identity")
 }
 
+// recognize finds out, from the first piece, whether an answer that the engine does not call a stream is one.
+func (a *answer) recognize(b []byte) {
+	if a.events || !a.r.wire.Stream || a.got.Status != http.StatusOK || a.r.api == api.Other || a.r.api == api.OpenAI || !uncompressed(a.got.Header) {
+		return
+	}
+	if is, _ := api.EventStream(b); is {
+		a.stream, a.events = true, true
+		a.edit = api.NewEditor(a.r.edits, a.r.api, false)
+	}
+}
+
 // data takes a piece of the answer; last says that no further piece has come yet.
 func (a *answer) data(b []byte, last bool) error {
 	if a.got == nil {
 		return errMalformed
+	}
+	if a.size == 0 {
+		a.recognize(b)
 	}
 	a.size += int64(len(b))
 	if a.stream {
@@ -176,6 +191,9 @@ func (a *answer) begin(length int64) {
 	}
 	if length >= 0 {
 		h.Set("Content-Length", strconv.FormatInt(length, 10))
+	}
+	if a.got.Status >= 500 && (!a.refusal || a.got.Status != http.StatusServiceUnavailable) {
+		h.Set("X-Should-Retry", "false") // it was tried as often as it makes sense
 	}
 	h.Set("Openai-Processing-Ms", strconv.FormatInt(total.Milliseconds(), 10))
 	timing := make([]byte, 0, 64)
@@ -287,19 +305,31 @@ func (a *answer) insteadOfStream() error {
 	return a.lastEvent(e.Event(a.r.api, a.r.wire.ID.String()))
 }
 
-// giveBack answers with the engine's own refusal.
+// giveBack answers with what the engine said in an attempt that failed.
 func (a *answer) giveBack(fail *subjects.Fail) error {
-	if fail.Answer == nil {
+	switch {
+	case fail.Answer != nil:
+	case fail.Class == subjects.FailMisfit:
+		return a.refuse(&api.Error{Status: http.StatusBadGateway, Code: "upstream_misconfigured", NoRetry: true,
+			Message: "no engine could serve the request: " + fail.Reason})
+	default:
 		return a.refuse(api.Unavailable("no_slot", time.Second, "no engine had a free slot: %s", fail.Reason))
 	}
+	a.refusal = true
 	if a.opened {
 		a.got, a.held = fail.Answer, [][]byte{fail.Body}
 		return a.insteadOfStream()
 	}
 	a.reset()
 	a.got, a.held, a.size = fail.Answer, [][]byte{fail.Body}, int64(len(fail.Body))
-	if a.got.Header.Get("Retry-After") == "" {
-		a.got.Header.Set("Retry-After", "1")
+	if fail.Class == subjects.FailRefused {
+		h := a.got.Header
+		if h.Get("Retry-After") == "" {
+			h.Set("Retry-After", "1")
+		}
+		if secs, err := strconv.ParseFloat(h.Get("Retry-After"), 64); err == nil && secs > api.LongestRetry(a.r.wire.Header).Seconds() {
+			h.Set("X-Should-Retry", "false")
+		}
 	}
 	a.begin(a.size)
 	return a.write(fail.Body)

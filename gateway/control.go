@@ -174,6 +174,9 @@ func (c *control) retryDead(o subjects.RetryOrder) (subjects.RetryResult, error)
 			return result, fmt.Errorf("answered, but the dead letter was not removed: %w", err)
 		}
 	}
+	if w.status >= http.StatusInternalServerError {
+		return result, fmt.Errorf("the engine answered %d", w.status)
+	}
 	return result, nil
 }
 

@@ -92,6 +92,9 @@ func (d *dispatcher) Claim(c subjects.Claim) *subjects.Refusal {
 		}
 	}
 	if verdict == subjects.Granted {
+		if r.undelay() {
+			at.queue.undelay(at.lane)
+		}
 		at.queue.claimed(at.lane, now)
 	}
 	if err == nil && at.lane == subjects.Shared {

@@ -46,7 +46,7 @@ func (c claims) by(worker string, seq int) string {
 // fails fails the attempt of a worker, after which the request waits again.
 func (c claims) fails(class subjects.FailClass) {
 	c.r.fail(c.r.current(), class, false)
-	c.r.retry()
+	c.r.retry(false)
 	c.r.target.Load().queue.requeue(subjects.Shared)
 }
 
@@ -117,7 +117,7 @@ func TestClaimOfWhatIsNotWanted(t *testing.T) {
 	if _, moves := p.leaveBehind(c.r, true); moves {
 		t.Error("a request moves that a worker has claimed")
 	}
-	c.r.retry()
+	c.r.retry(false)
 	if !c.r.cancelWaiting(errors.New("purged")) {
 		t.Error("a waiting request cannot be cancelled")
 	}

@@ -42,6 +42,7 @@
 //	keyUsage      the limits of one key
 //	affinity      conversations
 //	shifts        results of shifting routes
+//	retries       retries and first attempts of each pool
 //	idleConns     connections without a request
 //	bus           nothing but the policy in force: an atomic pointer to rules, which never change
 //

@@ -51,6 +51,8 @@ type change struct {
 	beat   *subjects.Heartbeat // its last heartbeat
 	was    *subjects.Heartbeat // the one before it; nil if the worker joined
 	silent time.Duration       // before it was lost
+	pool   string              // whose requests fail there, or no longer do; else empty
+	why    string              // they fail
 }
 
 func newFleet() *fleet {
@@ -75,7 +77,36 @@ func (f *fleet) onHeartbeat(h *subjects.Heartbeat, now time.Time) []change {
 	if was == nil || was.State != h.State || was.Slots != h.Slots || len(was.Pools) != len(h.Pools) {
 		f.countLocked(now)
 	}
-	return changesOf(was, h)
+	return append(changesOf(was, h), failingChanges(was, h)...)
+}
+
+// failingChanges compares the pools whose requests fail at a worker with those of the heartbeat before.
+func failingChanges(was, h *subjects.Heartbeat) (changes []change) {
+	for i := range h.Pools {
+		if p := &h.Pools[i]; p.Failing != "" && failingAt(was, p.Pool) == "" {
+			changes = append(changes, change{kind: subjects.EventWorkerFailing, beat: h, was: was, pool: p.Pool, why: p.Failing})
+		}
+	}
+	if was == nil {
+		return changes
+	}
+	for i := range was.Pools {
+		if p := &was.Pools[i]; p.Failing != "" && failingAt(h, p.Pool) == "" {
+			changes = append(changes, change{kind: subjects.EventWorkerFailing, beat: h, was: was, pool: p.Pool})
+		}
+	}
+	return changes
+}
+
+func failingAt(h *subjects.Heartbeat, pool string) string {
+	if h == nil {
+		return ""
+	}
+	i := slices.IndexFunc(h.Pools, func(p subjects.PoolStatus) bool { return p.Pool == pool })
+	if i < 0 {
+		return ""
+	}
+	return h.Pools[i].Failing
 }
 
 // changesOf compares a heartbeat with the one before it.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -25,6 +26,8 @@ import (
 type Config struct {
 	// Auth says whether clients need a key. Default AuthAuto.
 	Auth AuthMode
+	// RetryBudget bounds the retries of a pool, as a share of its first attempts: see policy.RetryBudget. Default 0.2.
+	RetryBudget float64
 	// Replicas of the streams that the gateway creates. Default 1.
 	Replicas int
 	// MaxBody bounds a request's body, in bytes. Default 64 MiB.
@@ -70,6 +73,10 @@ func (c Config) withDefaults() (Config, error) {
 			return c, fmt.Errorf("%s: must not be negative", b.name)
 		}
 	}
+	if c.RetryBudget < 0 {
+		return c, errors.New("retry budget: must not be negative")
+	}
+	c.RetryBudget = cmp.Or(c.RetryBudget, policy.RetryShare)
 	c.Replicas = cmp.Or(c.Replicas, 1)
 	c.MaxBody = cmp.Or(c.MaxBody, 64<<20)
 	c.InlineBody = cmp.Or(c.InlineBody, 256<<10)
@@ -141,7 +148,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	}
 	server := &server{
 		cfg: &cfg, bus: b, requests: requests, admission: admission, router: router, fleet: fleet, lanes: lanes, queues: queues,
-		exchange: exchange, publisher: publisher, keys: keys, shifts: shifts, metrics: metrics, background: background,
+		exchange: exchange, publisher: publisher, keys: keys, shifts: shifts, retries: newRetries(cfg.RetryBudget), metrics: metrics, background: background,
 	}
 	mirrors := &mirrors{
 		bus: b, router: router, admission: admission, queues: queues, server: server, bodies: bodies, metrics: metrics,

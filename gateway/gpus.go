@@ -121,6 +121,7 @@ var (
 	descHeadroom = fleetDesc("worker_headroom_ratio", "Free share of the resource that a worker has least of, 0 to 1.", workerLabels...)
 	descFactor   = fleetDesc("worker_factor_ratio", "Factor by which a strained GPU reduces a worker's capacity; 0 if the worker is fenced.", workerLabels...)
 	descFenced   = fleetDesc("worker_fenced", "1 if a worker takes no requests because its engine or a GPU is faulty.", "worker", "host", "reason")
+	descFailing  = fleetDesc("worker_failing_pools", "Pools whose requests fail at a worker, so that it tries one at a time.", workerLabels...)
 	descNVML     = fleetDesc("nvml_up", "1 if a worker can read its GPUs. Absent if NVML is off.", workerLabels...)
 
 	descAge         = fleetDesc("nvml_sample_age_seconds", "Time since a GPU was last sampled.", gpuLabels...)
@@ -201,6 +202,13 @@ func utf8Labels(labels []string) []string {
 func collectWorker(to chan<- prometheus.Metric, h *subjects.Heartbeat) {
 	labels := []string{h.Name, h.Host}
 	gauge(to, descInFlight, float64(h.InFlight), labels)
+	failing := 0
+	for i := range h.Pools {
+		if h.Pools[i].Failing != "" {
+			failing++
+		}
+	}
+	gauge(to, descFailing, float64(failing), labels)
 	if h.NVML != nil {
 		gauge(to, descNVML, truth(h.NVML.Failure == nil && len(h.NVML.GPUs) > 0), labels)
 	}

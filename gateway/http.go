@@ -56,7 +56,7 @@ func (in *ingress) handler() http.Handler {
 		AllowedMethods: []string{http.MethodGet, http.MethodPost},
 		AllowedHeaders: []string{"*"},
 		ExposedHeaders: []string{
-			"X-Request-Id", "Openai-Processing-Ms", "Server-Timing", "Retry-After", "Retry-After-Ms", "X-Service-Tier",
+			"X-Request-Id", "Openai-Processing-Ms", "Server-Timing", "Retry-After", "Retry-After-Ms", "X-Should-Retry", "X-Pulley-Attempts", "X-Service-Tier",
 			"X-Ratelimit-Limit-Requests", "X-Ratelimit-Remaining-Requests", "X-Ratelimit-Reset-Requests",
 			"X-Ratelimit-Limit-Tokens", "X-Ratelimit-Remaining-Tokens", "X-Ratelimit-Reset-Tokens",
 		},
@@ -92,6 +92,9 @@ func (in *ingress) end(w http.ResponseWriter, r *http.Request, id subjects.ID, e
 		panic(http.ErrAbortHandler)
 	default:
 		e := api.AsError(err)
+		if e.RetryAfter > api.LongestRetry(r.Header) {
+			w.Header().Set("X-Should-Retry", "false")
+		}
 		if e.Status == http.StatusInternalServerError {
 			log.Error("request", "id", id, "path", r.URL.Path, "err", err)
 		} else {

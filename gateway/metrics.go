@@ -87,7 +87,7 @@ func (m *metrics) ended(r *request, ans *answer, claimed, gone bool) {
 			window = "before_first_byte"
 		}
 		m.cancelled.WithLabelValues(pool, window).Inc()
-	case ans.begun:
+	case ans.begun && !ans.refusal:
 		outcome = "broken"
 	}
 	m.requests.WithLabelValues(pool, tier, outcome).Inc()

@@ -306,6 +306,20 @@ func (q *queue) requeue(lane string) {
 	q.depth++
 }
 
+// delay notes that a request that was requeued is due only after a while: until undelay, it takes no place in the window.
+func (q *queue) delay(lane string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.laneLocked(lane).published--
+	q.grantLocked(lane)
+}
+
+func (q *queue) undelay(lane string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.laneLocked(lane).published++
+}
+
 // delivered takes in the depth that a delivery on the shared lane leaves behind. It returns the gateways that may release
 // a request by it, and whether the others have to know that requests are held here, or are no longer.
 func (q *queue) delivered(pending uint64, now time.Time) (releases []string, changed bool) {

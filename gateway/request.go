@@ -23,11 +23,13 @@ type request struct {
 	bytesOut atomic.Int64           // written to the client
 
 	// Owned by the handler's goroutine.
-	ticket         *ticket   // its place among the held requests; nil once it may be published
-	laneSince      time.Time // when it came to its lane
-	failureCounted bool      // the results of its route's shift include a failure of it
-	firstByte      time.Time // when the first byte of an answer was written
-	taken          []event   // what take returned last; its memory is reused
+	ticket         *ticket        // its place among the held requests; nil once it may be published
+	laneSince      time.Time      // when it came to its lane
+	failureCounted bool           // the results of its route's shift include a failure of it
+	firstByte      time.Time      // when the first byte of an answer was written
+	taken          []event        // what take returned last; its memory is reused
+	said           *subjects.Fail // the last failure of an engine that came with its own answer; nil if none did
+	failedAt       []string       // ids of the workers whose attempts failed, other than for want of a slot
 
 	mu       sync.Mutex
 	message  message         // its message in the stream of its tier: see publisher.go
@@ -38,6 +40,7 @@ type request struct {
 	attempt  *attempt        // the granted one; nil while the request waits
 	attempts int             // granted so far
 	claimed  time.Time       // when the last attempt was granted
+	delayed  bool            // it waits for another attempt that is due only after a while: see queue.delay
 	begun    bool            // bytes of an answer have been written to the client
 	events   []event         // what has arrived for the handler
 	buffered int             // bytes in events
@@ -167,11 +170,25 @@ func (r *request) current() *attempt {
 	return r.attempt
 }
 
-// retry lets another attempt be granted. It returns the workers that failed or refused the request so far.
-func (r *request) retry() (avoid map[string]bool) {
+// undelay reports whether the request was delayed in its queue. It is no longer.
+func (r *request) undelay() (was bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.attempt = nil
+	was, r.delayed = r.delayed, false
+	return was
+}
+
+// retry lets another attempt be granted. delayed says that it is due only after a while.
+func (r *request) retry(delayed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.attempt, r.delayed = nil, delayed
+}
+
+// avoided returns the workers that failed or refused the request so far.
+func (r *request) avoided() map[string]bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	return maps.Clone(r.avoid)
 }
 
@@ -199,6 +216,12 @@ func (r *request) fail(a *attempt, class subjects.FailClass, crashed bool) (h po
 	case class == subjects.FailRefused:
 		r.history.Refusals++
 		r.refused[a.worker] = true
+	case class == subjects.FailMisfit:
+		r.history.Misfits++
+		r.refused[a.worker] = true
+	case class == subjects.FailCrashed:
+		r.history.Failures++
+		r.history.Crashes++
 	case class == subjects.FailDraining:
 		r.refused[a.worker] = true
 	default:

@@ -256,6 +256,20 @@ func (a *affinity) learn(key uint64, pool, worker string) {
 	}
 }
 
+// forget forgets where a conversation is, if it is at that worker.
+func (a *affinity) forget(key uint64, worker string) {
+	if key == 0 {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, g := range []*generation{&a.young, &a.old} {
+		if entry, ok := g.get(key); ok && entry.Worker == worker {
+			delete(g.entries, key)
+		}
+	}
+}
+
 func (a *affinity) putLocked(entry subjects.AffinityEntry) {
 	if now := time.Now(); len(a.young.entries) >= maxConversations || now.Sub(a.rotatedAt) > minAffinityAge {
 		a.old, a.young, a.rotatedAt = a.young, newGeneration(), now

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -40,6 +41,7 @@ type server struct {
 	publisher  *publisher
 	keys       *keyring
 	shifts     *shifts
+	retries    *retries
 	metrics    *metrics
 	background *background
 }
@@ -53,6 +55,7 @@ type background struct {
 // serve takes a request to its end: it puts it on the queue, writes its answer, tries again after a failure, and cleans up.
 func (s *server) serve(ctx context.Context, w http.ResponseWriter, r *request) error {
 	s.requests.add(r)
+	s.retries.first(r.target.Load().queue.pool, time.Now())
 	ans := s.newAnswer(w, r)
 	defer s.finish(ctx, r, ans)
 	if err := s.enqueue(r); err != nil {
@@ -211,6 +214,9 @@ func (s *server) move(ctx context.Context, r *request, pool string, tier policy.
 	from := r.target.Load()
 	if published {
 		s.publisher.takeBack(r, left.stream, left.seq)
+		if r.undelay() {
+			from.queue.undelay(from.lane)
+		}
 		from.queue.withdraw(from.lane)
 	} else {
 		from.queue.cancel(r.ticket)
@@ -259,15 +265,32 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 	s.metrics.attempts.WithLabelValues(at.queue.pool, class).Inc()
 	s.bus.log.Info("attempt failed", "id", r.wire.ID, "attempt", a.number, "worker", a.name, "class", fail.Class, "crashed", ev.crashed, "reason", fail.Reason, "after", time.Since(a.began))
 	s.shifts.failed(r, fail.Class)
+	s.router.affinity.forget(r.affinity, a.worker)
 	if ans.begun {
 		return true, ans.refuse(api.Errorf(http.StatusBadGateway, "upstream_lost", "the answer broke off: %s", fail.Reason))
 	}
 	history, refused := r.fail(a, fail.Class, ev.crashed)
-	if fail.Class == subjects.FailRefused {
+	ours := fail.Class != subjects.FailRefused && fail.Class != subjects.FailMisfit && fail.Class != subjects.FailDraining
+	if ours && !ev.crashed {
+		r.failedAt = append(r.failedAt, a.worker)
+	}
+	if ours && fail.Answer != nil {
+		r.said = fail
+	}
+	if fail.Class == subjects.FailRefused || fail.Class == subjects.FailMisfit {
 		live, _ := s.fleet.others(at.queue.pool, refused)
 		history.AllRefused = live == 0
 	}
-	switch next, why := history.After(); next {
+	next, why := history.After()
+	// A crash is bounded by itself: no request is started again after two.
+	if next == policy.Retry && ours && !ev.crashed && fail.Class != subjects.FailCrashed && !s.retries.take(at.queue.pool, time.Now()) {
+		s.metrics.refusals.WithLabelValues(at.queue.pool, at.tier.Name, "retry_budget").Inc()
+		next, why = policy.DeadLetter, "too many requests of the pool fail for another attempt"
+	}
+	if next != policy.Retry {
+		ans.w.Header().Set("X-Pulley-Attempts", strconv.Itoa(a.number))
+	}
+	switch next {
 	case policy.Retry:
 		ans.reset()
 		if err := s.retry(ctx, r, a, fail.Class, ev.crashed); err != nil {
@@ -280,21 +303,41 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 		if !r.unattended { // else it is a dead letter already, or a copy
 			s.publisher.deadLetter(r, fmt.Sprintf("%s; last error: %s", why, fail.Reason))
 		}
-		return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "dead_lettered", NoRetry: history.Crashes > 1,
+		if r.said != nil {
+			return true, ans.giveBack(r.said)
+		}
+		return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "dead_lettered", NoRetry: true,
 			Message: fmt.Sprintf("%s; attempts: %d; last error: %s", why, a.number, fail.Reason)})
+	}
+}
+
+// blame tells the workers that failed a request that another one has answered it.
+func (s *server) blame(r *request, by *attempt, ans *answer) {
+	if ans.got.Status >= http.StatusBadRequest {
+		return
+	}
+	for _, worker := range r.failedAt {
+		if worker != by.worker {
+			s.bus.publish(subjects.WorkerBlame(worker), subjects.Blame{ID: r.wire.ID})
+		}
 	}
 }
 
 // retry puts a request whose attempt a failed in front of its queue again.
 func (s *server) retry(ctx context.Context, r *request, a *attempt, class subjects.FailClass, crashed bool) error {
-	at, avoid := r.target.Load(), r.retry()
-	at.queue.requeue(at.lane)
-	if crashed || class == subjects.FailTruncated || class == subjects.FailStalled {
-		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "failed over") // should it still run
-	}
+	at := r.target.Load()
+	avoid := r.avoided()
 	var delay time.Duration
 	if live, _ := s.fleet.others(at.queue.pool, avoid); live == 0 { // give this one time to recover
 		delay = policy.Pause(a.number, 0)
+	}
+	at.queue.requeue(at.lane)
+	if delay > 0 {
+		at.queue.delay(at.lane)
+	}
+	r.retry(delay > 0)
+	if crashed || class == subjects.FailTruncated || class == subjects.FailStalled {
+		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "failed over") // should it still run
 	}
 	if err := s.publisher.handBack(ctx, r, a.ack, delay); err != nil {
 		return err
@@ -336,9 +379,13 @@ func (s *server) finish(ctx context.Context, r *request, ans *answer) {
 		at.queue.cancel(r.ticket)
 		s.publisher.forgetAck(r)
 	case a == nil:
+		if r.undelay() {
+			at.queue.undelay(at.lane)
+		}
 		at.queue.withdraw(at.lane)
 		s.background.Go(func() { s.publisher.takeBackLast(r) }) // the client need not wait for the broker
 	case ans.whole:
+		s.blame(r, a, ans)
 		s.publisher.forgetAck(r)
 		s.bus.nc.Publish(a.ack, subjects.Ack)
 		at.queue.observeService(time.Since(a.began))

@@ -126,6 +126,11 @@ func (w *watch) report(changes []change) {
 			if h.Reason != "" {
 				e.Text += " (" + h.Reason + ")"
 			}
+		case subjects.EventWorkerFailing:
+			e.Pool = c.pool
+			if e.Text = fmt.Sprintf("worker %s: requests for %s fail: %s", h.Name, c.pool, c.why); c.why == "" {
+				e.Text = fmt.Sprintf("worker %s: requests for %s no longer fail", h.Name, c.pool)
+			}
 		case subjects.EventWorkerFenced:
 			w.bus.log.Warn("worker fenced", "worker", h.Name, "reason", h.Reason)
 			e.Text = fmt.Sprintf("worker %s fenced: %s; %d in flight", h.Name, h.Reason, h.InFlight)

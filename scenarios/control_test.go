@@ -290,12 +290,12 @@ func TestRetryADeadLetter(t *testing.T) {
 			case broken.Load():
 				w.WriteHeader(500)
 			default:
-				fmt.Fprint(w, `{"answer":42}`)
+				fmt.Fprint(w, `{"choices":[{"text":"42"}]}`)
 			}
 		}))
 		env.Worker(e, worker.Config{Name: "w"})
 		g.Serves(t, "m")
-		if r := ask(t, g, chat("m", false, 1), ""); r.status != 502 {
+		if r := ask(t, g, chat("m", false, 1), ""); r.status != 500 {
 			t.Fatalf("%d %s", r.status, r.body)
 		}
 		js := env.JetStream()
@@ -305,7 +305,7 @@ func TestRetryADeadLetter(t *testing.T) {
 		}
 		nc, _ := env.Connect("operator")
 		seq := dead.CachedInfo().State.FirstSeq
-		if r := command[subjects.RetryResult](t, nc, subjects.DoRetry, subjects.RetryOrder{Sequence: seq}); r.Status != 502 || r.Error == "" {
+		if r := command[subjects.RetryResult](t, nc, subjects.DoRetry, subjects.RetryOrder{Sequence: seq}); r.Status != 500 || r.Error == "" {
 			t.Errorf("while it is broken: %+v", r)
 		}
 		if dead, err := js.Stream(t.Context(), subjects.DeadStream); err != nil || dead.CachedInfo().State.Msgs != 1 {
@@ -313,7 +313,7 @@ func TestRetryADeadLetter(t *testing.T) {
 		}
 		broken.Store(false)
 		time.Sleep(10 * time.Second)
-		if r := command[subjects.RetryResult](t, nc, subjects.DoRetry, subjects.RetryOrder{Sequence: seq}); r.Status != 200 || string(r.Body) != `{"answer":42}` {
+		if r := command[subjects.RetryResult](t, nc, subjects.DoRetry, subjects.RetryOrder{Sequence: seq}); r.Status != 200 || string(r.Body) != `{"choices":[{"text":"42"}]}` {
 			t.Errorf("retried: %+v %s", r, r.Body)
 		}
 		if _, err := dead.GetMsg(t.Context(), seq); err == nil {

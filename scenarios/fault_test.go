@@ -229,7 +229,7 @@ func TestStoppedWorkerWakes(t *testing.T) {
 func TestErrorsOfTheClientPass(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"))
-		for _, status := range []int{400, 401, 404, 408, 409, 413, 422} {
+		for _, status := range []int{400, 404, 408, 409, 413, 422, 501} {
 			r := ask(t, g, chat("m", false, 5), fmt.Sprintf("fail=%d", status))
 			if r.status != status || !strings.Contains(r.body, `"error"`) {
 				t.Errorf("engine's %d came as %d %q", status, r.status, r.body)
@@ -409,8 +409,11 @@ func TestDeadLetter(t *testing.T) {
 	runBoth(t, func(t *testing.T, env *Env) {
 		g, es, _ := pair(t, env, slow("a"), slow("b"), slow("c"), slow("d"))
 		r := ask(t, g, chat("m", false, 5), "fail")
-		if r.status != 502 || !strings.Contains(r.body, `"dead_lettered"`) {
-			t.Errorf("got %d %q", r.status, r.body)
+		if r.status != 500 || !strings.Contains(r.body, "this failure was requested") {
+			t.Errorf("got %d %q, want the engine's own answer", r.status, r.body)
+		}
+		if n, retry := r.header.Get("X-Pulley-Attempts"), r.header.Get("X-Should-Retry"); n != "3" || retry != "false" {
+			t.Errorf("%q attempts, x-should-retry %q", n, retry)
 		}
 		n := 0
 		for _, e := range es {
@@ -584,9 +587,8 @@ func TestOddStatusLine(t *testing.T) {
 			io.WriteString(c, "HTTP/1.1 500 Erreur de pr\xe9diction\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
 		})
 		r := ask(t, g, chat("m", false, 5), "")
-		if r.status != 502 {
-			t.Fatalf("got %d %q, want 502", r.status, r.body)
+		if r.status != 500 || r.body != "no" {
+			t.Fatalf("got %d %q, want the engine's answer", r.status, r.body)
 		}
-		wantErrorBody(t, r.body, "dead_lettered")
 	})
 }

@@ -118,7 +118,7 @@ func TestRename(t *testing.T) {
 			s := string(b)
 			got.Store(&s)
 			w.Header().Set("Content-Type", "application/json")
-			io.WriteString(w, `{"id":"1", "model" : "org/llama \"70b\"","x":{"model":"inner"}}`)
+			io.WriteString(w, `{"id":"1", "model" : "org/llama \"70b\"","x":{"model":"inner"},"choices":[{}]}`)
 		}))
 		env.Worker(e, worker.Config{Name: "w"})
 		time.Sleep(3 * time.Second)
@@ -132,9 +132,9 @@ func TestRename(t *testing.T) {
 			if want := strings.Replace(body, `"gpt-4o"`, `"org/llama \"70b\""`, 1); *got.Load() != want {
 				t.Errorf("the engine got\n%s, want\n%s", *got.Load(), want)
 			}
-			want := `{"id":"1", "model" : "org/llama \"70b\"","x":{"model":"inner"}}`
+			want := `{"id":"1", "model" : "org/llama \"70b\"","x":{"model":"inner"},"choices":[{}]}`
 			if restore {
-				want = `{"id":"1", "model" : "gpt-4o","x":{"model":"inner"}}`
+				want = `{"id":"1", "model" : "gpt-4o","x":{"model":"inner"},"choices":[{}]}`
 			}
 			if r.body != want || r.header.Get("Content-Length") != fmt.Sprint(len(want)) {
 				t.Errorf("the client got\n%s (%s bytes), want\n%s", r.body, r.header.Get("Content-Length"), want)

@@ -87,13 +87,16 @@ func TestPlaceInTheQueue(t *testing.T) {
 	})
 }
 
+// token is an event of a chat stream, without its end.
+const token = `data: {"choices":[{"index":0,"delta":{"content":"a"}}]}`
+
 func TestCommentsWhileSilent(t *testing.T) {
 	for about, end := range map[string]string{"LF": "\n", "CRLF": "\r\n"} {
 		t.Run(about, func(t *testing.T) {
 			run(t, func(t *testing.T, env *Env) {
 				g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
 					w.Header().Set("Content-Type", "text/event-stream")
-					for _, event := range []string{"data: {}", "data: {}", "data: [DONE]"} {
+					for _, event := range []string{token, token, "data: [DONE]"} {
 						io.WriteString(w, event+end+end)
 						http.NewResponseController(w).Flush()
 						if event != "data: [DONE]" {
@@ -102,7 +105,7 @@ func TestCommentsWhileSilent(t *testing.T) {
 					}
 				})
 				r := ask(t, g, chat("m", true, 3), "")
-				event := "data: {}" + end + end
+				event := token + end + end
 				want := event + ": working\n\n: working\n\n" + event + ": working\n\n: working\n\n" + "data: [DONE]" + end + end
 				if r.body != want {
 					t.Errorf("got %q, want %q", r.body, want)
@@ -115,7 +118,7 @@ func TestCommentsWhileSilent(t *testing.T) {
 // No comment splits an event that is partly written.
 func TestNoCommentInsideAnEvent(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
-		pieces := []string{"data: {", "}\n", "\ndata: [DONE]\n\n"}
+		pieces := []string{token + "\n\ndata: {", "}\n", "\ndata: [DONE]\n\n"}
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/event-stream")
 			for _, p := range pieces {
@@ -173,9 +176,9 @@ func TestNoStreamAfterComments(t *testing.T) {
 			time.Sleep(15 * time.Second)
 			w.Header().Set("Content-Type", "application/json")
 			size, _ := strconv.Atoi(r.Header.Get("X-Size"))
-			fmt.Fprintf(w, "{\"x\":\"%s\"}", strings.Repeat("x", size))
+			fmt.Fprintf(w, `{"choices":[{"text":"%s"}]}`, strings.Repeat("x", size))
 		})
-		if r := ask(t, g, chat("m", true, 3), "", "X-Size", "3"); r.body != ": working\n\ndata: {\"x\":\"xxx\"}\n\n" {
+		if r := ask(t, g, chat("m", true, 3), "", "X-Size", "3"); r.body != ": working\n\ndata: {\"choices\":[{\"text\":\"xxx\"}]}\n\n" {
 			t.Errorf("got %q, want the whole answer as an event", r.body)
 		}
 		r := ask(t, g, chat("m", true, 3), "", "X-Size", "20000000")
@@ -194,10 +197,10 @@ func TestSlowClient(t *testing.T) {
 		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", "text/event-stream")
 			if r.Header.Get("X-Flood") == "" {
-				io.WriteString(w, "data: [DONE]\n\n")
+				io.WriteString(w, token+"\n\ndata: [DONE]\n\n")
 				return
 			}
-			event := []byte("data: " + strings.Repeat("x", 1000) + "\n\n")
+			event := []byte(`data: {"choices":[{"index":0,"delta":{"content":"` + strings.Repeat("x", 1000) + "\"}}]}\n\n")
 			for {
 				n, err := w.Write(event)
 				if err != nil {

@@ -1,9 +1,11 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"maps"
 	"math/rand/v2"
@@ -12,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -64,6 +67,7 @@ type attempt struct {
 	// Owned by Worker.run.
 	runner   *runner // the one that runs it
 	out      responder
+	body     []byte
 	streamed bool // the engine's answer is a stream; other goroutines may read it once firstByte is set
 
 	// Shared without a lock.
@@ -77,6 +81,12 @@ type attempt struct {
 
 	timing timing // owned by the estimator
 	slot   slot   // owned by capacity
+}
+
+// fault is a failure that is remembered, and until when.
+type fault struct {
+	failure
+	until time.Time
 }
 
 // moment is a time after a start, read and written without a lock. The zero value is not set.
@@ -128,6 +138,9 @@ type attempts struct {
 	// kept has the requests that a gateway keeps for other workers, and until when they are not claimed again: when the
 	// gateway refuses a claim, the engine has been called already.
 	kept map[subjects.ID]time.Time
+	// faults has the failures of the requests in failedHere, and of those that came again since: another worker may
+	// answer them.
+	faults map[subjects.ID]fault
 
 	closed bool          // no attempt may begin any more
 	ended  chan struct{} // closed when closed is set and none runs
@@ -136,7 +149,7 @@ type attempts struct {
 func newAttempts() *attempts {
 	return &attempts{
 		running:    make(map[uint64]*attempt),
-		failedHere: make(map[subjects.ID]time.Time), kept: make(map[subjects.ID]time.Time),
+		failedHere: make(map[subjects.ID]time.Time), kept: make(map[subjects.ID]time.Time), faults: make(map[subjects.ID]fault),
 		ended: make(chan struct{}),
 	}
 }
@@ -238,6 +251,28 @@ func (as *attempts) forget(now time.Time) {
 	defer as.mu.Unlock()
 	maps.DeleteFunc(as.failedHere, func(_ subjects.ID, at time.Time) bool { return now.Sub(at) > failedHereFor })
 	maps.DeleteFunc(as.kept, func(_ subjects.ID, until time.Time) bool { return now.After(until) })
+	maps.DeleteFunc(as.faults, func(_ subjects.ID, f fault) bool { return now.After(f.until) })
+}
+
+// remember keeps a failure, in case another worker answers its request.
+func (as *attempts) remember(id subjects.ID, f failure, now time.Time) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	as.faults[id] = fault{f, now.Add(failedHereFor)}
+}
+
+// onBlame returns the failure of a request that another worker has answered.
+func (as *attempts) onBlame(m *nats.Msg) (f failure, known bool) {
+	var b subjects.Blame
+	if subjects.Unmarshal(m.Data, &b) != nil {
+		return f, false
+	}
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	kept, known := as.faults[b.ID]
+	delete(as.faults, b.ID)
+	kept.blamed = true
+	return kept.failure, known
 }
 
 func (as *attempts) onCancel(m *nats.Msg) {
@@ -306,6 +341,10 @@ func (w *Worker) receive(m *nats.Msg) {
 		w.attempts.onCancel(m)
 	case "credit":
 		w.attempts.onWindow(m)
+	case "blame":
+		if f, known := w.attempts.onBlame(m); known {
+			w.onFailure(f, time.Now())
+		}
 	case "drain":
 		w.onDrainOrder(m)
 	}
@@ -342,7 +381,7 @@ func (w *Worker) accept(m *nats.Msg, d subjects.Delivery, now time.Time) *attemp
 		w.nc.Publish(m.Reply, subjects.Term("malformed"))
 		return nil
 	}
-	if after, yes := w.attempts.refuses(req.ID, now); yes {
+	if after, yes := w.attempts.refuses(req.ID, now); yes && (after > 0 || !w.bidder.alone(d)) {
 		w.handBack(m.Reply, after)
 		return nil
 	}
@@ -369,6 +408,7 @@ func requestOf(gateways *subjects.Local, m *nats.Msg) (*subjects.Request, error)
 // begin adds an attempt to the owners that follow it.
 func (w *Worker) begin(a *attempt) {
 	w.presence.onRequestOf(a.req.Gateway, a.started)
+	w.presence.begin(a.task.source)
 	load, beside := w.capacity.begin(&a.slot, a.task.source, a.req.Stream, a.started)
 	a.timing = timing{
 		pool: w.estimates.pool(a.task.source), spilled: a.task.pool != a.task.source,
@@ -389,6 +429,7 @@ func (w *Worker) run(a *attempt) {
 	now := time.Now()
 	w.estimates.end(&a.timing, now)
 	w.capacity.end(&a.slot, now)
+	w.presence.endTrial(a.task.source)
 	w.bid()
 	// The gateway settles the delivery, since it decides whether there is another
 	// attempt. Without a gateway there is none.
@@ -457,6 +498,7 @@ func (w *Worker) handBack(ack string, after time.Duration) {
 func (w *Worker) call(a *attempt) {
 	body, err := fetchBody(w.nc, a)
 	path := a.req.Path
+	a.body = body
 	if err == nil {
 		path, body, err = api.RenameModel(a.req, body, a.task.model)
 	}
@@ -471,18 +513,19 @@ func (w *Worker) call(a *attempt) {
 	}
 	resp, err := w.cfg.Transport.RoundTrip(r) // as a proxy does: an http.Client would follow redirects
 	if err != nil {
-		if a.ctx.Err() == nil {
-			w.presence.onBroken(err, time.Now())
-		}
 		w.scraper.Look()
-		w.fail(a, subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %v", w.cfg.Name, err)})
+		class := subjects.FailEngine
+		if connectionBroke(err) {
+			class = subjects.FailCrashed
+		}
+		w.fail(a, subjects.Fail{Class: class, Reason: fmt.Sprintf("engine %s: %v", w.cfg.Name, err)})
 		return
 	}
 	defer resp.Body.Close()
 	subjects.EndToEnd(resp.Header)
 	head := &subjects.Head{Status: resp.StatusCode, Header: resp.Header, Length: resp.ContentLength}
-	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 500 {
-		w.onEngineRefusal(a, resp, head)
+	if resp.StatusCode >= 400 {
+		w.onErrorAnswer(a, resp, head)
 		return
 	}
 	w.relay(a, resp, head)
@@ -518,22 +561,78 @@ func fetchPiece(nc *nats.Conn, a *attempt, offset int64) ([]byte, error) {
 	return m.Data, nil
 }
 
-// onEngineRefusal handles an answer of the engine after which another worker should be
-// tried: 429 or 5xx. The answer goes to the gateway with the failure.
-func (w *Worker) onEngineRefusal(a *attempt, resp *http.Response, head *subjects.Head) {
+// onErrorAnswer handles an error answer of the engine. One that the request is to blame for is an answer like any other.
+// After the others another worker is tried; the answer goes to the gateway with the failure.
+func (w *Worker) onErrorAnswer(a *attempt, resp *http.Response, head *subjects.Head) {
 	most := min(maxRefusal, w.nc.MaxPayload()/4)
 	text, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
+	due := api.FaultOf(resp.StatusCode, text)
+	if due == api.FaultRequest {
+		resp.Body = rest{io.MultiReader(bytes.NewReader(text), resp.Body), resp.Body}
+		w.relay(a, resp, head)
+		return
+	}
 	f := subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, resp.Status)}
 	if err == nil && int64(len(text)) <= most {
 		f.Answer, f.Body = head, text
 	}
-	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
+	switch due {
+	case api.FaultBusy:
 		f.Class = subjects.FailRefused
 		w.capacity.onRefusal()
+		secs, _ := strconv.ParseFloat(resp.Header.Get("Retry-After"), 64)
+		w.presence.onRefusal(time.Duration(secs*float64(time.Second)), string(f.Class)+": "+resp.Status, time.Now())
+	case api.FaultSetup:
+		f.Class = subjects.FailMisfit
+		reason := fmt.Sprintf("the engine does not have the model %q: %s", a.task.model, resp.Status)
+		if resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusBadRequest {
+			f.Answer, f.Body = nil, nil // the credentials are the worker's: its client could not do anything about that
+			reason = "the engine refuses the worker's credentials: " + resp.Status
+		}
+		f.Reason = fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)
+		w.onFailure(failure{pool: a.task.source, reason: reason, setup: true}, time.Now())
+	case api.FaultMisfit:
+		f.Class = subjects.FailMisfit
 	}
-	secs, _ := strconv.ParseFloat(resp.Header.Get("Retry-After"), 64)
-	w.presence.onRefusal(time.Duration(secs*float64(time.Second)), string(f.Class)+": "+resp.Status, time.Now())
 	w.fail(a, f)
+}
+
+// connectionBroke reports whether a call failed because the engine, which had the request, closed the connection.
+func connectionBroke(err error) bool {
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// rest is a body of which a part has been read before.
+type rest struct {
+	io.Reader
+	io.Closer
+}
+
+// onNoAnswer handles an answer with a status of success that is none.
+func (w *Worker) onNoAnswer(a *attempt, in *api.Inspector, head *subjects.Head) {
+	reason, status, text := in.NoAnswer()
+	f := subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)}
+	if text != nil {
+		h := head.Header.Clone()
+		h.Del("Content-Length")
+		h.Set("Content-Type", "application/json")
+		f.Answer, f.Body = &subjects.Head{Status: status, Header: h, Length: int64(len(text))}, text
+	}
+	w.fail(a, f)
+}
+
+// onFailure notes a failure for which the engine may be to blame. If many follow each other, the worker pauses for the
+// pool.
+func (w *Worker) onFailure(f failure, now time.Time) {
+	if w.presence.onFailure(f, now) {
+		w.log.Warn("requests fail; the worker pauses, then tries one at a time", "pool", f.pool, "reason", f.reason)
+		w.presence.beat()
+	}
 }
 
 // onFirstByte passes the first byte of an answer on to the owners. answers is false if it is the answer of an error.
@@ -553,14 +652,24 @@ func (w *Worker) onFirstByte(a *attempt, answers bool, now time.Time) {
 
 func (w *Worker) finish(a *attempt, status int, in *api.Inspector, p *pace, now time.Time) {
 	end := subjects.End{OutputTokens: in.OutputTokens(), InputTokens: in.InputTokens()}
+	good := status < 300 && !in.Errored()
 	if !a.firstByte.isSet() {
-		w.onFirstByte(a, false, now)
+		w.onFirstByte(a, good, now)
 	}
-	if status < 300 { // a quick error says nothing about the engine's speed
+	if good { // a quick error says nothing about the engine's speed
 		w.estimates.learn(&a.timing, end.OutputTokens, a.streamed, w.capacity.disturbed(a.started), now)
 	}
 	w.capacity.onEnd(p, in.Stream, in.Events, in.ReportedTokens())
-	w.presence.onSuccess(now)
+	switch {
+	case in.Errored():
+		w.onFailure(failure{pool: a.task.source, request: a.content(), reason: "an error in the middle of an answer"}, now)
+	case good:
+		w.presence.onSuccess(now)
+		if w.presence.onAnswer(a.task.source) {
+			w.log.Info("requests no longer fail", "pool", a.task.source)
+			w.presence.beat()
+		}
+	}
 	w.attempts.done.Add(1)
 	a.out.End(&end)
 	a.send()
@@ -581,9 +690,30 @@ func (w *Worker) fail(a *attempt, f subjects.Fail) {
 	if f.Class != subjects.FailDraining {
 		w.attempts.fail(a.req.ID, now)
 	}
+	switch f.Class {
+	case subjects.FailEngine, subjects.FailCrashed, subjects.FailTruncated, subjects.FailStalled:
+		due := failure{pool: a.task.source, request: a.content(), reason: f.Reason}
+		w.attempts.remember(a.req.ID, due, now)
+		w.onFailure(due, now)
+	}
+	if !a.firstByte.isSet() { // what is held back of an answer must not reach the client
+		a.out.Drop()
+	}
 	a.out.Fail(&f)
 	a.send()
 }
+
+// content is a hash of what the request asks for.
+func (a *attempt) content() uint64 {
+	var h maphash.Hash
+	h.SetSeed(contentSeed)
+	h.WriteString(a.req.Path)
+	h.WriteByte(0)
+	h.Write(a.body)
+	return h.Sum64()
+}
+
+var contentSeed = maphash.MakeSeed()
 
 // signal wakes the goroutine that waits on a channel of capacity 1.
 func signal(c chan<- struct{}) {

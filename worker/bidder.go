@@ -93,6 +93,7 @@ type load struct {
 	slots    int // requests that may be in flight while none waits in the engine
 	prefills prefills
 	models   map[string]modelState // by pool; nil: every model is loaded
+	shut     map[string]bool       // pools that accept nothing now because their requests fail here; nil: none
 
 	// The price is divided by these.
 	weight  float64 // set by an operator; 1 if not
@@ -348,7 +349,7 @@ func (b *bidder) onDelivery(d subjects.Delivery, ld load, now time.Time) (t task
 // at no higher price. It may be seconds old.
 func (b *bidder) holdsLocked(l *lane, answered bid, delivered uint64, ld *load, now time.Time) bool {
 	switch {
-	case !ld.open || l.pool.paused || ld.models[l.pool.source.name].blocked || l.retired || ld.free <= 0:
+	case !ld.open || l.pool.paused || ld.models[l.pool.source.name].blocked || ld.shut[l.pool.source.name] || l.retired || ld.free <= 0:
 		return false
 	case answered.kind == dealt:
 		return ld.inFlight < answered.ceiling
@@ -363,6 +364,14 @@ func (b *bidder) holdsLocked(l *lane, answered bid, delivered uint64, ld *load, 
 	// Requests that came by other lanes may have raised the price since the bid. A request that was handed back before
 	// is accepted all the same, and so is one with others behind it: then every slot is needed.
 	return delivered > mostBounces || l.waiting > 0 || b.rungLocked(l.pool, ld.inFlight+1, 0, ld) <= answered.rung
+}
+
+// alone reports whether no other worker serves the pool of a delivery.
+func (b *bidder) alone(d subjects.Delivery) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := b.byQueue[queueName{d.Stream, d.Consumer}]
+	return l != nil && l.pool.ref.Workers == 1
 }
 
 // rest stops bids for a moment on the lane of a delivery that was handed back for another worker.
@@ -464,7 +473,7 @@ func (b *bidder) surveyLocked(ld *load, now time.Time) (first int, contended boo
 }
 
 func (l *lane) closed(ld *load, now time.Time) bool {
-	return l.pool.paused || ld.models[l.pool.source.name].blocked || l.retired || now.Before(l.restsTill)
+	return l.pool.paused || ld.models[l.pool.source.name].blocked || ld.shut[l.pool.source.name] || l.retired || now.Before(l.restsTill)
 }
 
 // opensLocked reports whether a tier may bid for the k-th next request.
@@ -717,7 +726,7 @@ func (w *Worker) publishBids() {
 func (w *Worker) load(now time.Time) load {
 	open, weight := w.presence.open(now)
 	ld := w.capacity.load()
-	ld.open = ld.open && open
+	ld.open, ld.shut = ld.open && open, w.presence.shut(now)
 	ld.prefills = w.estimates.load(now)
 	ld.weight, ld.assumed = cmp.Or(weight, 1), cmp.Or(weight, ld.assumed, 1)
 	return ld

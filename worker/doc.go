@@ -6,6 +6,7 @@
 // The queue answers a bid (bidder.go, lane.go) with a delivery (attempt.go). If the bid still holds, an attempt begins:
 // it takes a slot (capacity.go), claims the request at the gateway that holds the client, and at once calls the engine.
 // The answer of the engine goes to the gateway in frames as it comes, no faster than the client takes it (respond.go).
+// Nothing of it is sent before a part of it shows content or an error: an answer that is none fails the attempt.
 // At the end the slot is free, the measured times change the price (estimate.go), and the worker bids again. The
 // gateway settles the delivery.
 //
@@ -13,7 +14,7 @@
 //
 // Each part of the state has one owner:
 //
-//	presence   the worker's state, the engine's health, the operator's orders, the known gateways
+//	presence   the worker's state, the engine's health, the pools whose requests fail (failing.go), the operator's orders, the known gateways
 //	bidder     lanes with their open bids, tiers, what the policy and the gateways say about pools; decides what to bid on, at which price, and which deliveries to accept
 //	capacity   the adaptive limit, the engine's load, GPUs (gpus.go), loaded models (models.go), the time between tokens; decides how many requests there may be, and whether any may start
 //	estimator  how long prompts and tokens take, and which requests wait for their first token

@@ -25,10 +25,6 @@ const (
 
 	// gatewayForgotten is how long a gateway is remembered without a sign of life, if nothing runs for it.
 	gatewayForgotten = time.Minute
-
-	// manyBroken is how many answers in a row must break off before the worker stops bidding for a while. A worker
-	// whose attempts fail quickly has free slots at once, and would take every request of the queue.
-	manyBroken = 3
 )
 
 // notAsked is why the engine counts as down until its models are known.
@@ -47,7 +43,8 @@ type presence struct {
 	weight    float64              // set by the policy or the configuration; 0: not set
 	unlisted  string               // why the engine's last listing of its models was not usable; empty: it was
 	unhealthy string               // why the engine is not healthy by its own report; empty: it is
-	badInRow  int                  // refusals and broken answers of the engine since its last whole answer
+	refusals  int                  // of the engine since its last whole answer
+	failing   failing              // see failing.go
 	pausedTo  time.Time            // until when the worker is paused, in that state
 	connected time.Time            // to the broker
 	gateways  map[string]time.Time // last sign of life, by id
@@ -137,7 +134,7 @@ func (p *presence) judge(report *string, is string) (c healthChange) {
 		p.setLocked(subjects.Down, why)
 	case why == "" && was == subjects.Down:
 		c.up = true
-		p.badInRow = 0
+		p.refusals, p.failing = 0, nil
 		p.setLocked(subjects.Ready, "")
 	}
 	return c
@@ -147,23 +144,9 @@ func (p *presence) judge(report *string, is string) (c healthChange) {
 func (p *presence) onRefusal(asked time.Duration, reason string, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.badInRow++
-	p.pauseLocked(asked, reason, now)
-}
-
-// onBroken counts an answer that broke off, or a call without an answer. It pauses the worker if there were manyBroken
-// in a row.
-func (p *presence) onBroken(err error, now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.badInRow++; p.badInRow >= manyBroken {
-		p.pauseLocked(0, fmt.Sprintf("%d answers in a row broke off: %v", manyBroken, err), now)
-	}
-}
-
-func (p *presence) pauseLocked(asked time.Duration, reason string, now time.Time) {
+	p.refusals++
 	if p.state == subjects.Ready || p.state == subjects.Paused {
-		p.pausedTo = now.Add(policy.Pause(p.badInRow, asked))
+		p.pausedTo = now.Add(policy.Pause(p.refusals, asked))
 		p.setLocked(subjects.Paused, reason)
 	}
 }
@@ -172,7 +155,7 @@ func (p *presence) pauseLocked(asked time.Duration, reason string, now time.Time
 func (p *presence) onSuccess(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.badInRow = 0
+	p.refusals = 0
 	if p.state == subjects.Paused {
 		p.pausedTo = now
 	}
@@ -359,12 +342,21 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	if h.State, h.Reason = w.presence.report(fence); h.State != subjects.Fenced {
 		h.FenceClass = ""
 	}
-	measured := w.estimates.measurements(now)
+	measured, failing := w.estimates.measurements(now), w.presence.failures()
+	paused := h.State == subjects.Ready
 	for _, s := range w.bidder.statuses(ld) {
 		m := measured[s.Pool]
+		s.Failing = failing[s.Pool]
+		paused = paused && ld.shut[s.Pool]
 		s.Curve, s.Mean = m.curve, m.mean
 		s.Cold, s.WillLoad = ld.models[s.Pool].cold, ld.models[s.Pool].next
 		h.Pools = append(h.Pools, s)
+	}
+	if h.State == subjects.Ready {
+		h.Reason = firstOf(failing)
+	}
+	if paused && len(h.Pools) > 0 {
+		h.State = subjects.Paused
 	}
 	return h
 }

@@ -21,6 +21,7 @@ type responder interface {
 	Head(h *subjects.Head) // h belongs to the gateway from then on
 	Grow(n int) []byte     // returns a buffer for n bytes of data
 	Commit(n int)          // adds the first n bytes of that buffer as a frame
+	Drop()                 // removes the frames that were not sent
 	End(e *subjects.End)
 	Fail(f *subjects.Fail)
 	Sent() uint32 // number of messages so far
@@ -90,6 +91,11 @@ func (l *local) Fail(f *subjects.Fail) {
 	l.frames = append(l.frames, subjects.Frame{Kind: subjects.KindFail, Fail: f})
 }
 
+func (l *local) Drop() {
+	clear(l.frames)
+	l.frames = l.frames[:0]
+}
+
 func (l *local) Sent() uint32 { return l.prefix.Seq }
 
 // Free prepares it for the next attempt of the runner.
@@ -131,11 +137,11 @@ func (a *attempt) awaitWindow(sent int64) bool {
 	}
 }
 
-// relay passes the engine's answer on as it comes.
+// relay passes the engine's answer on as it comes, from the first part on that shows content or an error: until then
+// nothing is sent, and another worker can be tried.
 func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 	in := &a.runner.inspector
 	in.Begin(a.req.Path, resp)
-	a.streamed = in.Stream
 	a.out.Head(head)
 	size := 8 << 10
 	var sent int64
@@ -153,21 +159,30 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 			}
 			w.onRead(a, resp.StatusCode, in, &p, now)
 		}
-		switch {
-		case err == io.EOF:
-			if reason := in.Broken(); reason != "" {
-				w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)})
-				return
-			}
+		ended := err == io.EOF
+		broken := ""
+		if ended {
+			broken = in.Broken()
+		}
+		switch verdict := in.Verdict(); {
+		case verdict == api.Failed && !a.firstByte.isSet() && (err == nil || ended):
+			w.onNoAnswer(a, in, head)
+			return
+		case broken != "":
+			w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, broken)})
+			return
+		case ended:
 			w.finish(a, head.Status, in, &p, now)
 			return
 		case err != nil:
-			if a.ctx.Err() == nil {
-				w.presence.onBroken(err, now)
+			class := subjects.FailTruncated
+			if connectionBroke(err) && a.ctx.Err() == nil {
+				class = subjects.FailCrashed
+				w.scraper.Look()
 			}
-			w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: answer broke off: %v", w.cfg.Name, err)})
+			w.fail(a, subjects.Fail{Class: class, Reason: fmt.Sprintf("engine %s: answer broke off: %v", w.cfg.Name, err)})
 			return
-		case n > 0:
+		case n > 0 && verdict != api.Undecided:
 			a.send()
 		}
 		if sent-a.taken.Load() > subjects.Window {
@@ -180,10 +195,17 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 	}
 }
 
-// onRead handles a read of the engine's answer. Except for the first one, it takes one lock.
+// onRead handles a read of the engine's answer. Except for the first one with content, it takes one lock.
 func (w *Worker) onRead(a *attempt, status int, in *api.Inspector, p *pace, now time.Time) {
-	if !a.firstByte.isSet() {
+	switch {
+	case a.firstByte.isSet():
+	case in.Verdict() != api.Answered:
+		a.lastByte.set(a.started, now)
+		return
+	default:
+		a.streamed = in.Stream
 		w.onFirstByte(a, status < 300, now)
+		w.presence.endTrial(a.task.source)
 		if a.streamed {
 			w.bid() // one prompt less waits, so the price has fallen
 		}

@@ -155,6 +155,9 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	w.estimates = newEstimator()
 	w.attempts = newAttempts()
 	w.runners = newRunners(w.run)
+	if len(cfg.Models) > 0 { // known before the engine answers, so that requests for them wait
+		w.serve(cfg.Models)
+	}
 	w.scraper, err = engine.NewScraper(engine.ScraperConfig{
 		URL: w.engine.base, Dialect: cfg.Dialect, MetricsURL: cfg.MetricsURL, APIKey: cfg.APIKey,
 		Client:   &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},

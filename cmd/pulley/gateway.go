@@ -66,6 +66,7 @@ func addGatewayFlags(fs *pflag.FlagSet) *gatewayFlags {
 	fs.DurationVar(&g.cfg.KeepAlive, "keep-alive", 0, "interval of the SSE comments that a waiting stream gets (default 10s)")
 	fs.DurationVar(&g.cfg.SlowClient, "slow-client", 0, "how long a client may read nothing before its request is cancelled (default 30s)")
 	fs.DurationVar(&g.cfg.MaxDeadline, "max-deadline", 0, "maximum deadline that a client may ask for (default 24h)")
+	fs.Float64Var(&g.cfg.RetryBudget, "retry-budget", 0, "retries of a pool within 10s as a `share` of its first attempts; ten are always allowed (default 0.2)")
 	cli.SizeVar(fs, &g.cfg.MaxBody, "max-body", 0, "maximum size of a request body (default 64MiB)")
 	cli.SizeVar(fs, &g.cfg.InlineBody, "inline-body", 0, "maximum size of a body in the queue; workers fetch larger ones from the gateway (default 256KiB)")
 	cli.SizeVar(fs, &g.cfg.BodyMemory, "body-memory", 0, "maximum size of all request bodies in memory (default 1GiB)")

@@ -132,6 +132,9 @@ func (s *Snapshot) FindWorkers() []Finding {
 		case w.State == subjects.Fenced && !w.gpuFenced():
 			found = append(found, NewProblem(fmt.Sprintf("%s is fenced: %s", name, cmp.Or(w.Reason, "its engine or a GPU has failed")),
 				fmt.Sprintf("see 'pulley worker info %s'; if the engine hangs, restart it", quoted)))
+		case w.Failing() != "":
+			found = append(found, NewProblem(fmt.Sprintf("%s: requests fail: %s", name, w.Failing()),
+				fmt.Sprintf("check the engine at %s and its log; 'pulley events' says when requests succeed again", w.URL)))
 		case w.State == subjects.Paused:
 			found = append(found, NewWarning(fmt.Sprintf("%s is paused: %s", name, cmp.Or(w.Reason, "its engine refuses requests")),
 				fmt.Sprintf("if this continues, give it fewer slots (it has %d), or the engine more capacity", w.Slots)))
