@@ -447,3 +447,73 @@ func TestEndsOfStreams(t *testing.T) {
 		})
 	}
 }
+
+// A client that would come back sooner than it is told to is told not to.
+func TestRetryAdvice(t *testing.T) {
+	run(t, func(t *testing.T, env *Env) {
+		g := env.Gateway(gateway.Config{NoWorkerWait: time.Second})
+		full := env.Handler("full", engineOf(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Retry-After", r.Header.Get("X-Wait"))
+			w.WriteHeader(429)
+		}, "full"))
+		env.Worker(full, worker.Config{Name: "full"})
+		gone := env.Worker(env.Engine(slow("gone")), worker.Config{Name: "gone"})
+		g.Serves(t, "full")
+		g.Serves(t, "m")
+		gone.Stop()
+		for _, c := range []struct {
+			lang, model, wait string
+			status            int
+			final             bool
+		}{
+			{"go", "m", "", 503, true}, // to be retried after 10 s
+			{"js", "m", "", 503, false},
+			{"python", "m", "", 503, false},
+			{"", "m", "", 503, false},
+			{"go", "full", "5", 429, false},
+			{"go", "full", "9", 429, true},
+			{"js", "full", "60", 429, false},
+			{"js", "full", "61", 429, true},
+			{"python", "full", "61", 429, false},
+			{"python", "full", "3600", 429, true},
+			{"", "full", "30", 429, false},
+		} {
+			header := []string{"X-Wait", c.wait}
+			if c.lang != "" {
+				header = append(header, "X-Stainless-Lang", c.lang)
+			}
+			r := ask(t, g, chat(c.model, false, 1), "", header...)
+			if r.status != c.status || r.header.Get("Retry-After") == "" || (r.header.Get("X-Should-Retry") == "false") != c.final {
+				t.Errorf("%+v: got %d with retry-after %q, x-should-retry %q", c, r.status, r.header.Get("Retry-After"), r.header.Get("X-Should-Retry"))
+			}
+		}
+	})
+}
+
+// A conversation is not at home where it failed.
+func TestNoHomeWhereItFailed(t *testing.T) {
+	run(t, func(t *testing.T, env *Env) {
+		var calls atomic.Int64
+		g := besides(t, env, says(200, "application/json", `{"error":"dead"}`, &calls))
+		failed := ""
+		for i := 0; failed == "" && i < 20; i++ { // until a session began on the failing worker
+			before, session := calls.Load(), fmt.Sprint(i)
+			if r := ask(t, g, chat("m", false, 1), "", "X-Session-Id", session); r.status != 200 {
+				t.Fatalf("got %d %q", r.status, r.body)
+			}
+			if calls.Load() > before {
+				failed = session
+			}
+		}
+		before := calls.Load()
+		time.Sleep(10 * time.Second) // longer than a pause
+		for range 5 {
+			if r := ask(t, g, chat("m", false, 1), "", "X-Session-Id", failed); r.status != 200 || r.header.Get("X-Sim-Name") != "good" {
+				t.Errorf("got %d by %q", r.status, r.header.Get("X-Sim-Name"))
+			}
+		}
+		if n := calls.Load() - before; failed == "" || n > 0 {
+			t.Errorf("session %q: the failing engine was asked %d times after the session had a home", failed, n)
+		}
+	})
+}
