@@ -31,7 +31,7 @@ const (
 	Completions API = "completions" // /v1/completions
 	Embeddings  API = "embeddings"  // /v1/embeddings
 	Responses   API = "responses"   // /v1/responses
-	Messages    API = "messages"    // Anthropic's /v1/messages
+	Messages    API = "messages"    // Anthropic's /v1/messages, and what is below it
 	OpenAI      API = "openai"      // any other path under /v1/: audio, images, rerank
 	Other       API = "other"       // any other path; the form of its streams is unknown
 )
@@ -48,6 +48,9 @@ var suffixes = []struct {
 // Of returns the API that a path, with or without a query, belongs to.
 func Of(path string) API {
 	path, _, _ = strings.Cut(path, "?")
+	if strings.HasPrefix(path, "/v1/messages/") { // such as count_tokens
+		return Messages
+	}
 	for _, s := range suffixes {
 		if strings.HasSuffix(path, s.suffix) {
 			return s.api
@@ -74,6 +77,16 @@ func (a API) completes() bool { return a == Chat || a == Completions }
 
 // hasLastEvent reports whether every stream of the API ends with a final event.
 func (a API) hasLastEvent() bool { return a.completes() || a == Responses || a == Messages }
+
+// EventStream reports whether a client of the API that asks for a stream is always answered with server-sent events, so
+// that it can be sent comments before the answer begins. Speech, for example, streams as bytes.
+func (a API) EventStream() bool {
+	switch a {
+	case Chat, Completions, Responses, Messages:
+		return true
+	}
+	return false
+}
 
 // openAIErrors reports whether an error in a stream of the API is an event with an OpenAI error object.
 func (a API) openAIErrors() bool { return a.completes() || a == Embeddings || a == OpenAI }
@@ -201,10 +214,16 @@ var (
 
 // scanJSON reads a JSON object's top level; messages is the member that holds its conversation. Of
 // a field that is not decisive and occurs twice, the last one counts, as for engines.
+//
+// What Python's parsers accept is accepted: a byte order mark, and numbers that are none. Other engines refuse it with an
+// error of their own.
 func scanJSON(body []byte, messages string) (Call, error) {
-	t := cursor{b: body}
+	t := cursor{b: body, lax: true}
+	if bytes.HasPrefix(body, byteOrderMark) {
+		t.at = len(byteOrderMark)
+	}
 	if t.peek() != '{' {
-		return Call{}, BadRequest("", "the body is not a JSON object")
+		return Call{}, BadRequest("", "the body is not a JSON object%s", encodingOf(body))
 	}
 	var c Call
 	var talk conversation
@@ -279,14 +298,31 @@ func (c *Call) decide(field string, exact bool, t *cursor) error {
 	case field == "service_tier" && kind == '"':
 		c.Tier = unquoted(v)
 		c.tierAt = [2]int{from, t.at}
-	case field == "stream" && (kind == 't' || kind == 'f'):
-		c.Stream = kind == 't'
 	case field == "stream":
-		return BadRequest(field, `"stream" must be true or false`)
+		stream, ok := boolOf(v)
+		if !ok {
+			return BadRequest(field, `"stream" must be true or false`)
+		}
+		c.Stream = stream
 	default:
 		return BadRequest(field, "%q must be a string", field)
 	}
 	return nil
+}
+
+// boolOf reads a boolean as pydantic does, which most engines are written with: also from a word or a number.
+func boolOf(v []byte) (value, ok bool) {
+	word := string(v)
+	if v[0] == '"' {
+		word = strings.ToLower(unquoted(v))
+	}
+	switch word {
+	case "true", "1", "1.0", "t", "yes", "y", "on":
+		return true, true
+	case "false", "0", "0.0", "f", "no", "n", "off":
+		return false, true
+	}
+	return false, false
 }
 
 // fieldOf returns the field that a quoted name means, and whether the name matches exactly. A decisive field is found
@@ -317,9 +353,26 @@ func fieldOf(name []byte) (field string, exact bool) {
 	return "", false
 }
 
+// byteOrderMark precedes UTF-8 that some tools of Windows write.
+var byteOrderMark = []byte("\ufeff")
+
+// encodingOf explains a body that is not UTF-8 text; empty if it looks like it.
+func encodingOf(body []byte) string {
+	switch {
+	case bytes.HasPrefix(body, []byte{0xff, 0xfe}), bytes.HasPrefix(body, []byte{0xfe, 0xff}), len(body) > 1 && (body[0] == 0 || body[1] == 0):
+		return ": it looks like UTF-16; send UTF-8"
+	case bytes.HasPrefix(body, []byte{0x1f, 0x8b}), bytes.HasPrefix(body, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		return ": it looks compressed; send it uncompressed"
+	}
+	return ""
+}
+
 // whyNotJSON describes what is wrong with a body that the cursor refused.
 func whyNotJSON(body []byte) *Error {
-	err := jsontext.NewDecoder(bytes.NewBuffer(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)).SkipValue()
+	if why := encodingOf(body); why != "" {
+		return BadRequest("", "the body is not valid JSON%s", why)
+	}
+	err := jsontext.NewDecoder(bytes.NewBuffer(bytes.TrimPrefix(body, byteOrderMark)), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)).SkipValue()
 	if err == nil {
 		return BadRequest("", "the body is not valid JSON")
 	}
@@ -387,7 +440,9 @@ func scanForm(body []byte, boundary string) (Call, error) {
 		case "service_tier":
 			c.Tier = string(v)
 		case "stream":
-			c.Stream = string(v) == "true" || string(v) == "1" || string(v) == "True"
+			if len(v) > 0 {
+				c.Stream, _ = boolOf(bytes.ToLower(v))
+			}
 		}
 	}
 }

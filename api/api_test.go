@@ -111,6 +111,15 @@ func TestScanPasses(t *testing.T) {
 		"256 bytes":                  {`{"model":"` + strings.Repeat("x", 256) + `"}`, said{model: strings.Repeat("x", 256)}},
 		"256 escaped bytes":          {`{"model":"` + strings.Repeat(`\u0078`, 256) + `"}`, said{model: strings.Repeat("x", 256)}},
 		"9 000 deep":                 {`{"model":"m","a":` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `}`, said{model: "m"}},
+		"a byte order mark":          {"\ufeff" + `{"stream":true,"model":"m"}`, said{model: "m", stream: true}},
+		"a mark and white space":     {"\ufeff\r\n" + `{"model":"m"}`, said{model: "m"}},
+		"a word for stream":          {`{"stream":"true","model":"m"}`, said{model: "m", stream: true}},
+		"a word in another case":     {`{"stream":"True","model":"m"}`, said{model: "m", stream: true}},
+		"a word that is false":       {`{"stream":"off","model":"m"}`, said{model: "m"}},
+		"a number for stream":        {`{"stream":1,"model":"m"}`, said{model: "m", stream: true}},
+		"0 for stream":               {`{"stream":0.0,"model":"m"}`, said{model: "m"}},
+		"NaN":                        {`{"temperature":NaN,"model":"m"}`, said{model: "m"}},
+		"infinities":                 {`{"a":[Infinity,-Infinity, NaN ],"model":"m"}`, said{model: "m"}},
 		"numbers of any length":      {`{"model":"m","seed":` + strings.Repeat("9", 10_000) + `e9999}`, said{model: "m"}},
 	} {
 		t.Run(about, func(t *testing.T) {
@@ -131,7 +140,8 @@ func TestScanRefuses(t *testing.T) {
 		"a list":                       {`[{"model":"m"}]`, ""},
 		"a string":                     {`"model"`, ""},
 		"null":                         {"null", ""},
-		"byte order mark":              {"\ufeff" + `{"model":"m"}`, ""},
+		"two byte order marks":         {"\ufeff\ufeff" + `{"model":"m"}`, ""},
+		"a byte order mark further in": {"{\ufeff" + `"model":"m"}`, ""},
 		"UTF-16":                       {"{\x00\"\x00m\x00", ""},
 		"gzip without a header":        {"\x1f\x8b\x08\x00", ""},
 		"cut in a string":              {`{"model":"m`, ""},
@@ -143,7 +153,12 @@ func TestScanRefuses(t *testing.T) {
 		"a number as name":             {`{1:"m"}`, ""},
 		"single quotes":                {`{'model':'m'}`, ""},
 		"a comment":                    {`{"model":"m"/* */}`, ""},
-		"NaN":                          {`{"model":"m","temperature":NaN}`, ""},
+		"NaN cut":                      {`{"model":"m","temperature":Na}`, ""},
+		"NaN and more":                 {`{"model":"m","temperature":NaN1}`, ""},
+		"nan":                          {`{"model":"m","temperature":nan}`, ""},
+		"+Infinity":                    {`{"model":"m","temperature":+Infinity}`, ""},
+		"NaN for a name":               {`{NaN:1,"model":"m"}`, ""},
+		"NaN for a model":              {`{"model":NaN}`, "model"},
 		"a control byte":               {"{\"model\":\"a\nb\"}", ""},
 		"two objects":                  {`{"model":"m"}{"model":"n"}`, ""},
 		"a NUL at the end":             {"{\"model\":\"m\"}\x00", ""},
@@ -175,8 +190,11 @@ func TestScanRefuses(t *testing.T) {
 		"damage in the messages":       {`{"model":"m","messages":[{"a":1},{"a":]}`, ""},
 		"messages cut":                 {`{"model":"m","messages":[{"a":1},`, ""},
 		"messages 100 000 lists deep":  {`{"model":"m","messages":` + strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000) + `}`, ""},
-		"a string for stream":          {`{"model":"m","stream":"true"}`, "stream"},
-		"a number for stream":          {`{"model":"m","stream":1}`, "stream"},
+		"a word for stream":            {`{"model":"m","stream":"maybe"}`, "stream"},
+		"an empty word for stream":     {`{"model":"m","stream":""}`, "stream"},
+		"a word with space for stream": {`{"model":"m","stream":" true"}`, "stream"},
+		"a number for stream":          {`{"model":"m","stream":2}`, "stream"},
+		"NaN for stream":               {`{"model":"m","stream":NaN}`, "stream"},
 		"an object for stream":         {`{"model":"m","stream":{}}`, "stream"},
 		"a number for a tier":          {`{"model":"m","service_tier":1}`, "service_tier"},
 		"an object for a tier":         {`{"model":"m","service_tier":{"a":1}}`, "service_tier"},
@@ -373,6 +391,7 @@ func FuzzScanJSON(f *testing.F) {
 	} {
 		f.Add([]byte(s))
 	}
+	f.Add([]byte(`{"model":"m","temperature":NaN,"stream":"on"}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		was := bytes.Clone(body)
 		c, err := scanJSON(body, "messages")
@@ -384,6 +403,7 @@ func FuzzScanJSON(f *testing.F) {
 			Tier   json.RawMessage `json:"service_tier"`
 			Stream json.RawMessage `json:"stream"`
 		}
+		body = strictJSON(body)
 		jerr := json.Unmarshal(body, &v)
 		if err != nil {
 			if e, ok := err.(*Error); !ok || e.Status != 400 || e.Code == "" || e.Message == "" {
@@ -402,14 +422,42 @@ func FuzzScanJSON(f *testing.F) {
 			}
 			return s
 		}
-		stream := all["stream"] != nil && string(v.Stream) == "true"
+		var stream bool
+		if v := all["stream"]; v != nil {
+			switch strings.ToLower(strings.Trim(string(v), `"`)) {
+			case "true", "1", "1.0", "t", "yes", "y", "on":
+				stream = true
+			default:
+				stream = c.Stream && bytes.ContainsRune(v, '\\') // escapes
+			}
+		}
 		if want := (said{model: str("model", v.Model), tier: str("service_tier", v.Tier), stream: stream}); c.said() != want {
 			t.Errorf("%q: scan reads %+v, encoding/json %+v", body, c, want)
 		}
 		if c.Model != "" {
-			wantPlaces(t, c, string(body))
+			wantPlaces(t, c, string(was))
 		}
 	})
+}
+
+// strictJSON is a body as encoding/json takes it: without a byte order mark, and with zeroes for numbers that are none.
+func strictJSON(body []byte) []byte {
+	body = bytes.Clone(bytes.TrimPrefix(body, byteOrderMark))
+	for i := 0; i < len(body); i++ {
+		if body[i] == '"' {
+			if end := skipString(body, i); end > 0 {
+				i = end - 1
+			}
+			continue
+		}
+		for _, word := range []string{"-Infinity", "Infinity", "NaN"} {
+			if bytes.HasPrefix(body[i:], []byte(word)) {
+				copy(body[i:], "0"+strings.Repeat(" ", len(word)-1))
+				break
+			}
+		}
+	}
+	return body
 }
 
 // FuzzScanForm compares the scan of a form with net/http's own reading.

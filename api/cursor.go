@@ -7,7 +7,7 @@ import (
 
 // cursor walks over JSON without decoding it. It accepts exactly what jsontext accepts when
 // duplicate names and invalid UTF-8 are allowed, at about twice its speed, because most of a body
-// is strings that are not read here. At the first invalid byte it becomes bad and stops.
+// is strings that are not read here. If it is lax, it accepts more. At the first invalid byte it becomes bad and stops.
 type cursor struct {
 	b     []byte
 	at    int
@@ -15,6 +15,7 @@ type cursor struct {
 	fresh bool // directly after an opening bracket, where no comma is expected
 	depth int  // nesting depth of the current position
 	cache bool // a member "cache_control" was skipped
+	lax   bool // NaN, Infinity and -Infinity are numbers, as for Python
 	in    [maxDepth/64 + 1]uint64
 }
 
@@ -130,7 +131,7 @@ values:
 		case 'n':
 			i = skipWord(b, i, "null")
 		default:
-			i = skipNumber(b, i)
+			i = t.skipNumber(i)
 		}
 		for i >= 0 && depth > t.depth { // after a value: its array or object continues or ends
 			if i = skipSpace(b, i); i == len(b) {
@@ -241,6 +242,17 @@ func skipWord(b []byte, i int, word string) int {
 		return -1
 	}
 	return i + len(word)
+}
+
+func (t *cursor) skipNumber(i int) int {
+	if t.lax {
+		for _, word := range [...]string{"NaN", "Infinity", "-Infinity"} {
+			if end := skipWord(t.b, i, word); end >= 0 {
+				return end
+			}
+		}
+	}
+	return skipNumber(t.b, i)
 }
 
 func skipNumber(b []byte, i int) int {

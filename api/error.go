@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"regexp"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -101,9 +103,37 @@ type errorBody struct {
 	Code    string  `json:"code"`
 }
 
+// text is the message for a client. That of a failure may quote what a worker says of its engine, from which addresses
+// are left out: they are the operator's.
+func (e *Error) text() string {
+	if e.Status < 500 {
+		return e.Message
+	}
+	return withoutAddresses(e.Message)
+}
+
+// addresses finds URLs, IP addresses, and hosts with a port or as the errors of Go's network packages name them.
+var addresses = regexp.MustCompile(strings.Join([]string{
+	`[a-zA-Z][a-zA-Z0-9+.-]*://[^\s"'<>]+`,
+	`\[[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%[0-9A-Za-z._~-]+)?\](:[0-9]{1,5})?`,
+	`\b[0-9]{1,3}(\.[0-9]{1,3}){3}(:[0-9]{1,5})?\b`,
+	`\b[0-9a-fA-F]{1,4}(:[0-9a-fA-F]{1,4})*::([0-9a-fA-F]{1,4}(:[0-9a-fA-F]{1,4})*)?|::1\b`,
+	`\b([0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}\b`,
+	`\b[a-zA-Z0-9]([a-zA-Z0-9_.-]*[a-zA-Z0-9])?:[0-9]{2,5}\b`,
+	`\blookup [^\s:]+`,
+	`\bvalid for [^:;]*, not \S+`,
+}, "|"))
+
+// hostNames finds the name of a worker that is that of its engine's host.
+var hostNames = regexp.MustCompile(`\bengine [a-zA-Z0-9-]+(\.[a-zA-Z0-9-]+)+\b`)
+
+func withoutAddresses(s string) string {
+	return hostNames.ReplaceAllString(addresses.ReplaceAllString(s, "[address]"), "engine [address]")
+}
+
 // Body is the error as JSON. Anthropic's form contains OpenAI's fields, so that all four keys are always present.
 func (e *Error) Body(a API, id string) []byte {
-	inner := errorBody{Message: e.Message, Type: e.kind(), Code: e.Code}
+	inner := errorBody{Message: e.text(), Type: e.kind(), Code: e.Code}
 	if e.Param != "" {
 		inner.Param = &e.Param
 	}
@@ -130,7 +160,7 @@ func (e *Error) Event(a API, id string) []byte {
 			"sequence_number": math.MaxInt32, // above all sequence numbers before it
 			"response": map[string]any{
 				"id": "resp_" + id, "object": "response", "created_at": time.Now().Unix(), "status": "failed",
-				"error":              map[string]any{"code": "server_error", "message": e.Message + " (" + e.Code + ")"},
+				"error":              map[string]any{"code": "server_error", "message": e.text() + " (" + e.Code + ")"},
 				"incomplete_details": nil, "output": []any{},
 			},
 		})
