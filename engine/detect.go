@@ -62,6 +62,9 @@ func (p *prober) list(ctx context.Context) error {
 			p.owner = m.OwnedBy
 		}
 	}
+	if list.ServedBy != "" {
+		p.owner = list.ServedBy
+	}
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/http"
 	"time"
 )
@@ -21,7 +22,21 @@ type Listing struct {
 	Asked  time.Time // when the question was sent
 	Status int       // HTTP status of the answer; 0 if there was none
 	Models []string  // names in the order of the engine; nil with Err
+	Facts  []Facts   // what the list says of each of them
 	Err    error     // why there is no list: no answer, a status other than 200, or another body
+}
+
+// Facts are what a list of models says of one of them. Zero values are not told. Numbers below 1 or above 2⁵³ do not count.
+type Facts struct {
+	Created int64  // Unix seconds
+	OwnedBy string // at most 64 bytes
+	// The length of a prompt with its answer, in tokens, under the names that engines give it.
+	MaxModelLen      int64 // max_model_len: vLLM, SGLang
+	ContextLength    int64 // context_length
+	MaxContextLength int64 // max_context_length: LM Studio
+	ContextWindow    int64 // context_window
+	MetaContext      int64 // meta.n_ctx: llama.cpp
+	MetaTrained      int64 // meta.n_ctx_train: llama.cpp
 }
 
 // Look makes Run ask for the models now. If a question is under way, another one follows it, since the answer to the first
@@ -66,7 +81,7 @@ func (s *Scraper) list(ctx context.Context) Listing {
 		l.Status = resp.StatusCode
 	}
 	if err == nil {
-		l.Models, err = modelNames(body.Bytes())
+		l.Models, l.Facts, err = readListing(body.Bytes())
 	}
 	if l.Err = err; l.Status != 0 && l.Status != http.StatusOK {
 		l.Err = fmt.Errorf("GET /v1/models: %s", resp.Status)
@@ -74,18 +89,48 @@ func (s *Scraper) list(ctx context.Context) Listing {
 	return l
 }
 
-func modelNames(page []byte) ([]string, error) {
+// readListing reads a list of models. Only names have to be as OpenAI has them.
+func readListing(page []byte) (names []string, facts []Facts, err error) {
 	var list struct {
 		Data []struct {
-			ID string `json:"id"`
+			ID               string          `json:"id"`
+			Created          json.RawMessage `json:"created"`
+			OwnedBy          json.RawMessage `json:"owned_by"`
+			MaxModelLen      json.RawMessage `json:"max_model_len"`
+			ContextLength    json.RawMessage `json:"context_length"`
+			MaxContextLength json.RawMessage `json:"max_context_length"`
+			ContextWindow    json.RawMessage `json:"context_window"`
+			Meta             json.RawMessage `json:"meta"`
 		} `json:"data"`
 	}
 	if err := json.Unmarshal(page, &list); err != nil {
-		return nil, fmt.Errorf("GET /v1/models: %w", err)
+		return nil, nil, fmt.Errorf("GET /v1/models: %w", err)
 	}
-	names := make([]string, 0, len(list.Data))
+	names, facts = make([]string, 0, len(list.Data)), make([]Facts, 0, len(list.Data))
 	for _, m := range list.Data {
-		names = append(names, m.ID)
+		var meta struct {
+			Context json.RawMessage `json:"n_ctx"`
+			Trained json.RawMessage `json:"n_ctx_train"`
+		}
+		json.Unmarshal(m.Meta, &meta)
+		f := Facts{
+			Created: counted(m.Created), MaxModelLen: counted(m.MaxModelLen), ContextLength: counted(m.ContextLength),
+			MaxContextLength: counted(m.MaxContextLength), ContextWindow: counted(m.ContextWindow),
+			MetaContext: counted(meta.Context), MetaTrained: counted(meta.Trained),
+		}
+		if json.Unmarshal(m.OwnedBy, &f.OwnedBy) != nil || len(f.OwnedBy) > 64 {
+			f.OwnedBy = ""
+		}
+		names, facts = append(names, m.ID), append(facts, f)
 	}
-	return names, nil
+	return names, facts, nil
+}
+
+// counted is a whole number of JSON from 1 to 2⁵³, else 0.
+func counted(v json.RawMessage) int64 {
+	var n float64
+	if json.Unmarshal(v, &n) != nil || n < 1 || n > 1<<53 || n != math.Trunc(n) {
+		return 0
+	}
+	return int64(n)
 }

@@ -7,7 +7,8 @@ import (
 
 // A modelList is the answer of /v1/models, with the fields that some engines add to OpenAI's.
 type modelList struct {
-	Data []listedModel `json:"data"`
+	Data     []listedModel `json:"data"`
+	ServedBy string        `json:"served_by"` // a gateway of Pulley, which passes on what its engines say of themselves
 }
 
 type listedModel struct {

@@ -17,8 +17,9 @@ type Claim struct {
 	ID      ID     `json:"id"`
 	Attempt uint64 `json:"attempt,string"` // the worker's random mark of the attempt
 	Worker  string `json:"worker"`
-	Name    string `json:"name"` // the worker's name
-	Ack     string `json:"ack"`  // ack subject of the delivery, where the gateway settles failures
+	Name    string `json:"name"`          // the worker's name
+	Ack     string `json:"ack"`           // ack subject of the delivery, where the gateway settles failures
+	Rung    int    `json:"rung,omitzero"` // of the bid that the delivery answered
 }
 
 // Bytes is the claim as JSON.
@@ -30,6 +31,9 @@ func (c *Claim) Bytes() ([]byte, error) {
 	b.str(`","worker":`, c.Worker)
 	b.str(`,"name":`, c.Name)
 	b.str(`,"ack":`, c.Ack)
+	if c.Rung != 0 {
+		b.int(`,"rung":`, int64(c.Rung))
+	}
 	b.lit(`}`)
 	return b.buf, b.err
 }
@@ -55,6 +59,7 @@ func (c *Claim) read(data string) bool {
 		j.lit(`,"worker":`) && j.str(&c.Worker) &&
 		j.lit(`,"name":`) && j.str(&c.Name) &&
 		j.lit(`,"ack":`) && j.str(&c.Ack) &&
+		(!j.lit(`,"rung":`) || j.int(&c.Rung)) &&
 		j.rest == `}`) {
 		return false
 	}

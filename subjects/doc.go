@@ -99,7 +99,7 @@
 // A Request names the gateway that holds the client's connection, the method, the path with its query (it starts with a
 // slash), the end-to-end headers for the engine, and whether the client asked for a stream. Header values are bytes: in
 // JSON each byte is the code point of the same number, so that "é" in UTF-8 is "Ã©". Header names are canonical
-// (Content-Type). The deadline is informative: the gateway enforces it.
+// (Content-Type). The deadline, by which the first byte of the answer has to come, is informative: the gateway enforces it.
 //
 // The model is the name that the client used, which may differ from the engine's. ModelAt says where it is, in the body
 // or the path; the worker replaces it there with its engine's name and changes nothing else.
@@ -131,7 +131,7 @@
 //
 // # Claim and refusal
 //
-// For each delivery the worker draws a mark, 64 random bits, and sends a Claim with the reply
+// For each delivery the worker draws a mark, 64 random bits, and sends a Claim, with the rung of the bid (0: left out) and the reply
 // subject pulley.wk.<w>.refused.<mark in hex>. It does not wait before it calls the engine: silence
 // is a grant. Claim and frames leave on one connection and arrive in one subscription, so the
 // gateway receives the claim before its frames. A claim that is not granted is answered with a
@@ -197,7 +197,8 @@
 // # Signs of life
 //
 //	Heartbeat   every 500 ms. After 1.5 s without one, all attempts of the worker are failed over. A fenced worker says why in
-//	            reason, and in fence_class, one word from a fixed set (gpu.FenceClass)
+//	            reason, and in fence_class, one word from a fixed set (gpu.FenceClass). For each pool it has what the engine's list
+//	            says of the model (listed), and whether its name may be spelled otherwise (any_case); an older worker sends neither
 //	Alive       every second to each gateway: the attempts that run for it and how many messages each has sent. An attempt
 //	            that its gateway does not want is cancelled. One that is not listed for 3.5 s, or of which fewer messages arrived, has failed
 //	Reference   every second, and as soon as a pool's consumers exist: the lowest price of each pool and its mean request,

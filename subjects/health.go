@@ -90,6 +90,16 @@ func (p *PoolStatus) check() error {
 		return errors.New("a pool without a name")
 	}
 	err := cmp.Or(inRange("in", p.Mean.Input), inRange("out", p.Mean.Output), inRange("n", p.Mean.Samples))
+	if l := p.Listed; l != nil {
+		for _, n := range append(l.lengths(), &l.Created) {
+			if *n < 0 || *n > 1<<53 {
+				err = cmp.Or(err, fmt.Errorf("listed %d: want 0 to 2⁵³", *n))
+			}
+		}
+		if len(l.OwnedBy) > 64 {
+			err = cmp.Or(err, errors.New("an owner of more than 64 bytes"))
+		}
+	}
 	if p.Curve != nil {
 		for _, l := range []*policy.Line{p.Curve.Prefill, p.Curve.ITL} {
 			if l != nil {
@@ -188,6 +198,41 @@ type PoolStatus struct {
 	Failing string `json:"failing,omitempty"`
 	// WillLoad says that the model is cold and the worker is about to load it.
 	WillLoad bool `json:"loads,omitempty"`
+	// AnyCase says that the engine takes the name in any case, and without its tag if that is latest, as Ollama does.
+	AnyCase bool `json:"any_case,omitzero"`
+	// Listed is what the engine's list of models says of the model; nil if it does not list it.
+	Listed *ListedModel `json:"listed,omitempty"`
+}
+
+// ListedModel is what an engine's list of models says of one of them, under the names that it has there. A value of zero is
+// not told. Lengths are of a prompt with its answer, in tokens.
+type ListedModel struct {
+	Created          int64  `json:"created,omitzero"` // Unix seconds
+	OwnedBy          string `json:"owned_by,omitzero"`
+	MaxModelLen      int64  `json:"max_model_len,omitzero"`
+	ContextLength    int64  `json:"context_length,omitzero"`
+	MaxContextLength int64  `json:"max_context_length,omitzero"`
+	ContextWindow    int64  `json:"context_window,omitzero"`
+	MetaContext      int64  `json:"n_ctx,omitzero"`       // in meta
+	MetaTrained      int64  `json:"n_ctx_train,omitzero"` // in meta
+}
+
+// lengths are the numbers that bound a request.
+func (m *ListedModel) lengths() []*int64 {
+	return []*int64{&m.MaxModelLen, &m.ContextLength, &m.MaxContextLength, &m.ContextWindow, &m.MetaContext, &m.MetaTrained}
+}
+
+// Agree leaves of m what other says too: the least of each length, the earlier time of creation, and the owner if it is
+// the same.
+func (m *ListedModel) Agree(other *ListedModel) {
+	theirs := other.lengths()
+	for i, n := range m.lengths() {
+		*n = min(*n, *theirs[i])
+	}
+	m.Created = min(m.Created, other.Created)
+	if m.OwnedBy != other.OwnedBy {
+		m.OwnedBy = ""
+	}
 }
 
 // Classes of reasons for which a worker is fenced, besides those of its GPUs.

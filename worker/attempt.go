@@ -441,7 +441,7 @@ func (w *Worker) run(a *attempt) {
 // claim claims the request at its gateway. It reports false if the gateway has refused,
 // which only one in this process does at once.
 func (w *Worker) claim(a *attempt) (granted bool) {
-	claim := subjects.Claim{ID: a.req.ID, Attempt: a.mark, Worker: w.id, Name: w.cfg.Name, Ack: a.msg.Reply}
+	claim := subjects.Claim{ID: a.req.ID, Attempt: a.mark, Worker: w.id, Name: w.cfg.Name, Ack: a.msg.Reply, Rung: a.task.rung}
 	if gw, ok := w.cfg.Local.Gateway(a.req.Gateway); ok {
 		if r := gw.Claim(claim); r != nil {
 			a.stop(errRefused)

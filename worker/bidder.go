@@ -319,6 +319,7 @@ type task struct {
 	source string // the served pool whose model answers it
 	model  string // as the engine calls it
 	tier   string
+	rung   int // of the bid that was answered
 }
 
 // onDelivery handles a request that answered a bid. It reports whether the worker
@@ -342,7 +343,7 @@ func (b *bidder) onDelivery(d subjects.Delivery, ld load, now time.Time) (t task
 	l.again = l.away && l.waiting > 0
 	tr := &b.tiers[l.tier]
 	tr.seen = now
-	return task{pool: l.pool.name, source: l.pool.source.name, model: l.pool.source.model, tier: tr.Name}, true
+	return task{pool: l.pool.name, source: l.pool.source.name, model: l.pool.source.model, tier: tr.Name, rung: answered.rung}, true
 }
 
 // holdsLocked reports whether the bid that a delivery answered would be placed now,

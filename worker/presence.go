@@ -40,14 +40,16 @@ type presence struct {
 	state     subjects.State // never cordoned or fenced: report adds these
 	reason    string
 	cordoned  bool
-	weight    float64              // set by the policy or the configuration; 0: not set
-	unlisted  string               // why the engine's last listing of its models was not usable; empty: it was
-	unhealthy string               // why the engine is not healthy by its own report; empty: it is
-	refusals  int                  // of the engine since its last whole answer
-	failing   failing              // see failing.go
-	pausedTo  time.Time            // until when the worker is paused, in that state
-	connected time.Time            // to the broker
-	gateways  map[string]time.Time // last sign of life, by id
+	weight    float64                          // set by the policy or the configuration; 0: not set
+	unlisted  string                           // why the engine's last listing of its models was not usable; empty: it was
+	unhealthy string                           // why the engine is not healthy by its own report; empty: it is
+	refusals  int                              // of the engine since its last whole answer
+	failing   failing                          // see failing.go
+	pausedTo  time.Time                        // until when the worker is paused, in that state
+	connected time.Time                        // to the broker
+	gateways  map[string]time.Time             // last sign of life, by id
+	listed    map[string]*subjects.ListedModel // what the engine's list says of its models, by name; the values are never changed
+	dialect   engine.Dialect                   // as last detected
 }
 
 func newPresence(weight float64) *presence {
@@ -112,6 +114,42 @@ func (p *presence) onListing(err error) healthChange {
 		why = err.Error()
 	}
 	return p.judge(&p.unlisted, why)
+}
+
+// onDialect reports whether the dialect of the engine is another than before.
+func (p *presence) onDialect(d engine.Dialect) (changed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	changed = d != p.dialect
+	p.dialect = d
+	return changed
+}
+
+// onFacts stores what the engine's list says of its models. The time of creation that is told first stays: some engines tell
+// the time of the question.
+func (p *presence) onFacts(l engine.Listing) {
+	listed := make(map[string]*subjects.ListedModel, len(l.Models))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, name := range l.Models[:min(len(l.Models), len(l.Facts))] {
+		f := l.Facts[i]
+		m := subjects.ListedModel{
+			Created: f.Created, OwnedBy: f.OwnedBy, MaxModelLen: f.MaxModelLen, ContextLength: f.ContextLength,
+			MaxContextLength: f.MaxContextLength, ContextWindow: f.ContextWindow, MetaContext: f.MetaContext, MetaTrained: f.MetaTrained,
+		}
+		if was := p.listed[name]; was != nil && was.Created > 0 {
+			m.Created = min(m.Created, was.Created)
+		}
+		listed[name] = &m
+	}
+	p.listed = listed
+}
+
+// facts returns what the engine's list says of its models. It must not be changed.
+func (p *presence) facts() map[string]*subjects.ListedModel {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.listed
 }
 
 // onStatus stores why the engine is not healthy by its own report; empty if it is.
@@ -219,6 +257,7 @@ func (p *presence) forgetGateways(inUse map[string]*subjects.Alive, now time.Tim
 func (w *Worker) onListing(l engine.Listing) (good bool) {
 	models, err := modelsOf(w.cfg, l)
 	if err == nil {
+		w.presence.onFacts(l)
 		w.serve(models)
 	}
 	now := time.Now()
@@ -285,6 +324,7 @@ func (w *Worker) onStatus(st engine.Status) {
 		unhealthy = st.Reason
 	}
 	changed := w.onHealth(w.presence.onStatus(unhealthy), now)
+	changed = w.presence.onDialect(st.Dialect) || changed
 	w.capacity.onStatus(st, w.estimates.workload(now), now)
 	w.bid()
 	if changed {
@@ -342,7 +382,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	if h.State, h.Reason = w.presence.report(fence); h.State != subjects.Fenced {
 		h.FenceClass = ""
 	}
-	measured, failing := w.estimates.measurements(now), w.presence.failures()
+	measured, facts, failing := w.estimates.measurements(now), w.presence.facts(), w.presence.failures()
 	paused := h.State == subjects.Ready
 	for _, s := range w.bidder.statuses(ld) {
 		m := measured[s.Pool]
@@ -350,6 +390,8 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		paused = paused && ld.shut[s.Pool]
 		s.Curve, s.Mean = m.curve, m.mean
 		s.Cold, s.WillLoad = ld.models[s.Pool].cold, ld.models[s.Pool].next
+		s.Listed = facts[cmp.Or(s.Model, s.Pool)]
+		s.AnyCase = dialect == engine.DialectOllama && s.Model == ""
 		h.Pools = append(h.Pools, s)
 	}
 	if h.State == subjects.Ready {

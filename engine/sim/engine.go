@@ -338,11 +338,28 @@ func (s *Engine) listModels(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]any{"object": "list", "data": cards})
 }
 
+// modelNamed finds the model that a client names. Ollama takes a name in any case, and without its tag if that is latest.
+func (s *Engine) modelNamed(name string) (model string, ok bool) {
+	if s.cfg.Dialect != engine.DialectOllama {
+		return name, slices.Contains(s.cfg.Models, name)
+	}
+	plain := func(name string) string { return strings.TrimSuffix(strings.ToLower(name), ":latest") }
+	i := slices.Index(s.cfg.Models, name)
+	if i < 0 {
+		i = slices.IndexFunc(s.cfg.Models, func(m string) bool { return plain(m) == plain(name) })
+	}
+	if i < 0 {
+		return "", false
+	}
+	return s.cfg.Models[i], true
+}
+
 func (s *Engine) showModel(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
-	if !slices.Contains(s.cfg.Models, id) {
+	model, ok := s.modelNamed(id)
+	if !ok {
 		s.unknownModel(id).write(w, false)
 		return
 	}
-	writeJSON(w, http.StatusOK, modelCard{id, "model", s.born, engine.SimOwner})
+	writeJSON(w, http.StatusOK, modelCard{model, "model", s.born, engine.SimOwner})
 }

@@ -168,7 +168,8 @@ func (b *body) readPart(p *multipart.Part) error {
 type work struct {
 	id      string
 	engine  string
-	model   string
+	model   string // as the client named it
+	served  string // as the engine lists it
 	created int64
 	in, out int      // tokens
 	cached  int      // part of in; known after the prefill
@@ -182,13 +183,15 @@ type work struct {
 }
 
 func (s *Engine) newWork(r *http.Request, e endpoint, b *body) (*work, error) {
-	if !slices.Contains(s.cfg.Models, b.Model) {
+	model, ok := s.modelNamed(b.Model)
+	if !ok {
 		return nil, s.unknownModel(b.Model)
 	}
 	wk := &work{
 		id:      e.idPrefix + s.cfg.Name + "-" + strconv.FormatUint(s.lastID.Add(1), 10),
 		engine:  s.cfg.Name,
 		model:   b.Model,
+		served:  model,
 		created: time.Now().Unix(),
 		stream:  b.Stream,
 		usage:   b.StreamOptions.IncludeUsage,

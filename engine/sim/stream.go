@@ -74,7 +74,7 @@ func (s *Engine) run(w http.ResponseWriter, r *http.Request, wk *work, a answer,
 	if streamed {
 		q.step = s.cfg.TokensPerEvent
 	}
-	leave, err := s.loader.enter(r.Context(), wk.model)
+	leave, err := s.loader.enter(r.Context(), wk.served)
 	if err != nil {
 		s.aborted.Add(1)
 		return err
