@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -55,28 +54,27 @@ func (a *admission) admit(in arrival) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	if key := in.caller.key; key != nil && !key.AllowsModel(call.Model) {
+	model := a.router.find(rules, call.Model)
+	if key := in.caller.key; key != nil && !allowsModel(key, call.Model, model.names) {
 		return nil, &api.Error{Status: http.StatusForbidden, Code: "model_not_allowed", Param: "model",
 			Message: fmt.Sprintf("the key does not allow the model %s", api.Quote(call.Model))}
 	}
-	timeout, err := timeoutOf(header, time.Duration(tier.Deadline), a.cfg.MaxDeadline)
+	patience, err := patienceOf(header, call.Stream, time.Duration(tier.Deadline), a.cfg.MaxDeadline)
 	if err != nil {
 		return nil, err
 	}
-	to := a.router.route(rules, &call, in.caller.tenant, header, in.at)
-	if to.route == nil {
-		if _, known := a.fleet.pool(call.Model); !known {
-			return nil, unknownModel(call.Model, a.router.models())
-		}
+	if model.route == nil && !model.known {
+		return nil, unknownModel(call.Model, a.router.models())
 	}
+	to := a.router.route(rules, model, &call, in.caller.tenant, header, in.at)
 	edits := api.Edits{Tier: servedTier(call.Tier, tier.Name)}
-	if to.route != nil && to.route.RestoreModel {
+	if to.route == nil && to.pool != call.Model || to.route != nil && to.route.RestoreModel {
 		edits.Model = call.Model
 	}
-	body := call.WithEngineTier(in.body)
+	body, deadline := call.WithEngineTier(in.body), in.at.Add(patience.silence)
 	wire := &subjects.Request{
 		ID: in.id, Gateway: a.bus.id, Tenant: in.caller.tenant, Tier: tier.Name, Model: call.Model, ModelAt: call.ModelAt, Pool: to.pool,
-		Deadline: in.at.Add(timeout).UnixMilli(), Method: in.http.Method, Path: api.RequestURI(in.http.URL),
+		Deadline: deadline.UnixMilli(), Method: in.http.Method, Path: api.RequestURI(in.http.URL),
 		Header: forEngine(header, in.header["X-Request-Id"]), Stream: call.Stream, InputTokens: max(len(body)/4, 1),
 		BodySize: int64(len(body)),
 	}
@@ -87,9 +85,9 @@ func (a *admission) admit(in arrival) (*request, error) {
 		return nil, err
 	}
 	r, err := a.enter(&spec{
-		wire: wire, api: api.Of(in.http.URL.Path), caller: in.caller, routeName: to.routeName, route: to.route, affinity: to.affinity, edits: edits,
+		wire: wire, api: api.Of(in.http.URL.Path), caller: in.caller, routeName: to.routeName, route: to.route, affinity: to.affinity, home: to.home, edits: edits,
 		cost:    wire.InputTokens + min(cmp.Or(call.MaxTokens, defaultOutput), maxOutput),
-		arrived: in.at, deadline: in.at.Add(timeout),
+		arrived: in.at, deadline: deadline, patience: patience, explain: a.cfg.Explain.wanted(header, in.caller),
 		admitted: target{queue: a.queues.get(to.pool, tier.Name), tier: tier, lane: to.lane},
 	}, body)
 	if err != nil {
@@ -138,6 +136,11 @@ func (a *admission) full(at *target, why string) *api.Error {
 	}
 	return &api.Error{Status: http.StatusTooManyRequests, Code: "queue_full", RetryAfter: retry,
 		Message: fmt.Sprintf("the queue of %s (tier %s) is full: %s", api.Quote(pool), tier, why)}
+}
+
+// allowsModel says whether a key allows a model, under the client's name for it or another one.
+func allowsModel(key *activeKey, name string, others []string) bool {
+	return key.AllowsModel(name) || slices.ContainsFunc(others, key.AllowsModel)
 }
 
 // fit decides whether the body travels in the message.
@@ -194,33 +197,14 @@ func servedTier(asked, tier string) string {
 	switch {
 	case asked == "":
 		return ""
+	case asked == "fast": // as OpenAI answers
+		return "priority"
 	case asked != "auto" && asked != "default":
 		return asked
 	case tier == policy.DefaultTier:
 		return "default"
 	}
 	return tier
-}
-
-// timeoutOf is the time that a client gives its call: x-request-timeout in seconds or as 1m30s, else the read timeout that
-// the OpenAI SDKs send, else the tier's.
-func timeoutOf(h http.Header, fallback, limit time.Duration) (time.Duration, error) {
-	if v := h.Get("X-Request-Timeout"); v != "" {
-		d, err := time.ParseDuration(v)
-		if secs, ferr := strconv.ParseFloat(v, 64); ferr == nil {
-			d, err = time.Duration(min(secs, 1e9)*float64(time.Second)), nil
-		}
-		if err != nil || d <= 0 {
-			return 0, api.BadRequest("x-request-timeout", "x-request-timeout %s: want seconds, such as 30, or a duration, such as 1m30s", api.Quote(v))
-		}
-		return min(d, limit), nil
-	}
-	if v := h.Get("X-Stainless-Read-Timeout"); v != "" { // without one ParseFloat would allocate an error
-		if secs, err := strconv.ParseFloat(v, 64); err == nil && secs > 0 && secs < 1e9 {
-			return min(time.Duration(secs*float64(time.Second)), limit), nil
-		}
-	}
-	return min(fallback, limit), nil
 }
 
 func unknownModel(model string, models []string) *api.Error {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -174,8 +175,9 @@ func (a *answer) begin(length int64) {
 		return
 	}
 	h := a.w.Header()
+	cors := len(a.server.cfg.CORSOrigins) > 0
 	for k, v := range a.got.Header {
-		if k != "X-Request-Id" && k != "Openai-Processing-Ms" {
+		if !ofGateway(k, cors) {
 			had := h[k]
 			if had != nil && strings.HasPrefix(k, "X-Ratelimit-") { // the limits are the key's, not the engine's
 				continue
@@ -184,6 +186,15 @@ func (a *answer) begin(length int64) {
 				v = slices.Concat(had, v)
 			}
 			h[k] = v
+		}
+	}
+	for _, name := range [...]string{"Location", "Content-Location"} {
+		if to := h.Get(name); to != "" {
+			if to = withoutHost(to); to == "" {
+				h.Del(name)
+			} else {
+				h.Set(name, to)
+			}
 		}
 	}
 	if a.stream && (a.events || a.edit != nil) {
@@ -204,11 +215,41 @@ func (a *answer) begin(length int64) {
 	a.header(a.got.Status)
 }
 
+// ofGateway says that a header of an answer is the gateway's, and an engine's does not pass. cors says that the gateway
+// decides which web pages may read an answer.
+func ofGateway(name string, cors bool) bool {
+	switch {
+	case name == "X-Request-Id", name == "Openai-Processing-Ms", strings.HasPrefix(name, "X-Pulley-"):
+		return true
+	}
+	return cors && strings.HasPrefix(name, "Access-Control-")
+}
+
+// withoutHost is the reference to another page of an engine, as one to the same page of the gateway: clients cannot reach
+// the engine, and need not know where it is.
+func withoutHost(location string) string {
+	u, err := url.Parse(location)
+	if err != nil {
+		return ""
+	}
+	if u.Host == "" && u.Scheme == "" {
+		return location
+	}
+	here := url.URL{Path: "/" + strings.TrimLeft(u.Path, "/"), RawQuery: u.RawQuery, Fragment: u.Fragment}
+	if u.RawPath != "" {
+		here.RawPath = "/" + strings.TrimLeft(u.RawPath, "/")
+	}
+	return here.String()
+}
+
 func appendMillis(b []byte, d time.Duration) []byte {
 	return strconv.AppendFloat(b, float64(d.Nanoseconds())/1e6, 'f', 3, 64)
 }
 
 func (a *answer) header(status int) {
+	if a.r.explain && !a.opened {
+		a.r.receipt(a.w.Header())
+	}
 	a.w.Header().Set("X-Service-Tier", a.r.target.Load().tier.Name)
 	a.extend(time.Now())
 	a.w.WriteHeader(status)
@@ -290,19 +331,27 @@ func (a *answer) end(usage *subjects.End) error {
 	return nil
 }
 
+// requestID is the id that the client knows: its own, or else the gateway's.
+func (a *answer) requestID() string {
+	if ids := a.r.wire.Header["X-Request-Id"]; len(ids) > 0 {
+		return ids[0]
+	}
+	return a.r.wire.ID.String()
+}
+
 // insteadOfStream sends an answer that is no stream, most likely the engine's error, as an event of a stream on which only
 // comments were sent.
 func (a *answer) insteadOfStream() error {
 	body := bytes.Join(a.held, nil)
 	if a.got.Status >= 400 {
-		return a.lastEvent(api.EngineError(a.got.Status, body, a.r.api, a.r.wire.ID.String()))
+		return a.lastEvent(api.EngineError(a.got.Status, body, a.r.api, a.requestID()))
 	}
 	var line bytes.Buffer
 	if json.Compact(&line, body) == nil && line.Len() > 0 {
 		return a.lastEvent(fmt.Appendf(nil, "data: %s\n\n", &line))
 	}
 	e := api.Errorf(http.StatusBadGateway, "upstream_error", "the engine did not answer with a stream")
-	return a.lastEvent(e.Event(a.r.api, a.r.wire.ID.String()))
+	return a.lastEvent(e.Event(a.r.api, a.requestID()))
 }
 
 // giveBack answers with what the engine said in an attempt that failed.
@@ -338,7 +387,7 @@ func (a *answer) giveBack(fail *subjects.Fail) error {
 // keepAlive sends a comment, if the client waits for a stream and no event is half written.
 func (a *answer) keepAlive(now time.Time) error {
 	switch {
-	case !a.r.wire.Stream || a.r.api == api.Other || a.begun && !a.events:
+	case !a.r.wire.Stream || !a.r.api.EventStream() || a.begun && !a.events:
 		return nil
 	case !a.between():
 		return nil
@@ -370,9 +419,12 @@ func (a *answer) refuse(err error) error {
 	e := api.AsError(err)
 	switch {
 	case !a.begun && !a.opened:
+		if a.r.explain {
+			a.r.receipt(a.w.Header())
+		}
 		return e
 	case a.opened && !a.begun, a.events && a.r.api != api.Other:
-		return a.lastEvent(e.Event(a.r.api, a.r.wire.ID.String()))
+		return a.lastEvent(e.Event(a.r.api, a.requestID()))
 	}
 	return errBreakOff
 }

@@ -188,14 +188,18 @@ func (c *control) enterAgain(wire *subjects.Request, body []byte) (*request, err
 		tier = rules.Policy.Lowest()
 	}
 	now := time.Now()
-	deadline := now.Add(time.Duration(tier.Deadline))
+	patience, err := patienceOf(nil, wire.Stream, time.Duration(tier.Deadline), c.admission.cfg.MaxDeadline)
+	if err != nil {
+		return nil, err
+	}
+	deadline := now.Add(patience.silence)
 	wire.ID, wire.Gateway, wire.Deadline, wire.ByReference = subjects.NewID(), c.bus.id, deadline.UnixMilli(), false
 	if err := c.admission.fit(wire, body); err != nil {
 		return nil, err
 	}
 	return c.admission.enter(&spec{
 		wire: wire, api: api.Of(wire.Path), caller: &caller{tenant: wire.Tenant}, cost: wire.InputTokens, unattended: true,
-		arrived: now, deadline: deadline,
+		arrived: now, deadline: deadline, patience: patience,
 		admitted: target{queue: c.queues.get(wire.Pool, tier.Name), tier: tier, lane: subjects.Shared},
 	}, body)
 }

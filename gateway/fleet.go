@@ -42,7 +42,8 @@ type member struct {
 type poolState struct {
 	emptySince time.Time // since when the pool has no live worker; zero while it has one
 	slots      int
-	free       int // slots without a request
+	free       int  // slots without a request
+	anyCase    bool // an engine takes the pool's name in any case, and without its tag if that is latest
 }
 
 // change is something that happened to a worker.
@@ -72,7 +73,8 @@ func (f *fleet) onHeartbeat(h *subjects.Heartbeat, now time.Time) []change {
 	}
 	f.workers[h.Worker] = &member{beat: h, seen: now}
 	for i := range h.Pools {
-		f.addPoolLocked(h.Pools[i].Pool, now)
+		p := f.addPoolLocked(h.Pools[i].Pool, now)
+		p.anyCase = p.anyCase || h.Pools[i].AnyCase || strings.HasSuffix(h.Pools[i].Pool, latest) // a worker may not know its engine yet
 	}
 	if was == nil || was.State != h.State || was.Slots != h.Slots || len(was.Pools) != len(h.Pools) {
 		f.countLocked(now)
@@ -180,10 +182,13 @@ func (f *fleet) addPools(names []string, now time.Time) {
 	}
 }
 
-func (f *fleet) addPoolLocked(name string, now time.Time) {
-	if f.pools[name] == nil {
-		f.pools[name] = &poolState{emptySince: now}
+func (f *fleet) addPoolLocked(name string, now time.Time) *poolState {
+	p := f.pools[name]
+	if p == nil {
+		p = &poolState{emptySince: now}
+		f.pools[name] = p
 	}
+	return p
 }
 
 // sweep removes the workers that stopped sending heartbeats, and those that left long ago. slept says that the gateway
@@ -247,6 +252,58 @@ func (f *fleet) pool(name string) (p poolState, known bool) {
 		return *p, true
 	}
 	return poolState{}, false
+}
+
+// find returns the pool that a name means, and whether it has ever had a worker: the pool of that name, or else one whose
+// name differs in what its engine does not distinguish. If there is none, it returns the name itself.
+func (f *fleet) find(name string) (pool string, p poolState, known bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if p := f.pools[name]; p != nil {
+		return name, *p, true
+	}
+	plain := plainName(name)
+	for other, state := range f.pools {
+		if state.anyCase && plainName(other) == plain && (!known || other < pool) {
+			pool, p, known = other, *state, true
+		}
+	}
+	if !known {
+		pool = name
+	}
+	return pool, p, known
+}
+
+// latest is the tag that Ollama adds to a name without one.
+const latest = ":latest"
+
+// plainName is the same for all names that an engine like Ollama takes for one model.
+func plainName(name string) string { return strings.TrimSuffix(strings.ToLower(name), latest) }
+
+// listed returns, for each pool, what the lists of all engines that serve it now say of its model.
+func (f *fleet) listed() map[string]*subjects.ListedModel {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := make(map[string]*subjects.ListedModel)
+	for _, m := range f.workers {
+		if !m.beat.Live() {
+			continue
+		}
+		for i := range m.beat.Pools {
+			p := &m.beat.Pools[i]
+			said := p.Listed
+			if said == nil {
+				said = new(subjects.ListedModel)
+			}
+			if so := all[p.Pool]; so != nil {
+				so.Agree(said)
+			} else {
+				first := *said
+				all[p.Pool] = &first
+			}
+		}
+	}
+	return all
 }
 
 // worker returns a worker's last heartbeat; nil if it is unknown.

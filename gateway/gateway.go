@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
@@ -49,8 +50,12 @@ type Config struct {
 	DrainTimeout time.Duration
 	// DrainDelay is how long the listener stays open after /readyz began to fail, for balancers to notice. Default 0.
 	DrainDelay time.Duration
+	// AllowPaths are paths of engines that clients may use beside those of inference: see api.NewDoors. Default: none.
+	AllowPaths []string
 	// CORSOrigins may call from a browser; "*" is any. Default: none.
 	CORSOrigins []string
+	// Explain says which answers tell the client who served it, and why. Default ExplainKeys.
+	Explain ExplainMode
 	// Local, if not nil, lets workers of this process reach the gateway directly.
 	Local *subjects.Local
 	// Version is reported in the metrics. Default "dev".
@@ -86,11 +91,12 @@ func (c Config) withDefaults() (Config, error) {
 	c.SlowClient = cmp.Or(c.SlowClient, 30*time.Second)
 	c.MaxDeadline = cmp.Or(c.MaxDeadline, 24*time.Hour)
 	c.DrainTimeout = cmp.Or(c.DrainTimeout, 10*time.Minute)
+	c.Explain = cmp.Or(c.Explain, ExplainKeys)
 	c.Version = cmp.Or(c.Version, "dev")
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return c, nil
+	return c, c.Explain.check()
 }
 
 // Gateway is one ingress. Any number of them share a broker. Create it with New, then Run it once.
@@ -122,6 +128,10 @@ type Gateway struct {
 // New checks the configuration. It starts nothing.
 func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	doors, err := api.NewDoors(cfg.AllowPaths)
 	if err != nil {
 		return nil, err
 	}
@@ -169,6 +179,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		},
 		ingress: &ingress{
 			cfg: &cfg, bus: b, keys: keys, router: router, admission: admission, mirrors: mirrors, server: server, metrics: metrics, bodies: bodies,
+			doors: doors,
 		},
 		watch:  watch,
 		policy: &policyFollower{bus: b, keys: keys, streams: streams, requests: requests},

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -39,6 +40,7 @@ type ingress struct {
 	server    *server
 	metrics   *metrics
 	bodies    *budget
+	doors     *api.Doors
 }
 
 func (in *ingress) handler() http.Handler {
@@ -46,35 +48,70 @@ func (in *ingress) handler() http.Handler {
 	mux.Handle("GET /v1/models", in.answering(in.listModels))
 	mux.Handle("GET /v1/models/{id...}", in.answering(in.showModel))
 	mux.Handle("GET /healthz", http.HandlerFunc(healthz))
-	mux.Handle("POST /", in.answering(in.infer))
 	mux.Handle("/", in.answering(notHere))
+	infer := in.answering(in.infer)
+	all := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r, err := normal(r)
+		switch {
+		case err != nil:
+			in.answering(func(http.ResponseWriter, *http.Request, subjects.ID) error { return unreadError{err} }).ServeHTTP(w, r)
+		case r.Method == http.MethodPost: // not through the mux, whose frame would be on the stack of each stream
+			infer.ServeHTTP(w, r)
+		default:
+			mux.ServeHTTP(w, r)
+		}
+	})
 	if len(in.cfg.CORSOrigins) == 0 {
-		return mux
+		return all
 	}
 	return cors.New(cors.Options{
 		AllowedOrigins: in.cfg.CORSOrigins,
 		AllowedMethods: []string{http.MethodGet, http.MethodPost},
 		AllowedHeaders: []string{"*"},
 		ExposedHeaders: []string{
-			"X-Request-Id", "Openai-Processing-Ms", "Server-Timing", "Retry-After", "Retry-After-Ms", "X-Should-Retry", "X-Pulley-Attempts", "X-Service-Tier",
+			"X-Pulley-Pool", "X-Pulley-Worker", "X-Pulley-Attempts", "X-Pulley-Queue-Ms", "X-Pulley-Rung", "X-Pulley-Affinity",
+			"X-Request-Id", "X-Pulley-Request-Id", "Openai-Processing-Ms", "Server-Timing", "Retry-After", "Retry-After-Ms", "X-Should-Retry", "X-Service-Tier",
 			"X-Ratelimit-Limit-Requests", "X-Ratelimit-Remaining-Requests", "X-Ratelimit-Reset-Requests",
 			"X-Ratelimit-Limit-Tokens", "X-Ratelimit-Remaining-Tokens", "X-Ratelimit-Reset-Tokens",
 		},
 		MaxAge: 600,
-	}).Handler(mux)
+	}).Handler(all)
 }
 
-// answering gives a request its id, and answers with the error that a handler returns.
+// normal gives a request the one spelling of its path, before anything is decided by it.
+func normal(r *http.Request) (*http.Request, error) {
+	u, err := api.NormalURL(r.URL)
+	if err != nil || u == r.URL {
+		return r, err
+	}
+	r = r.WithContext(r.Context()) // a copy
+	r.URL = u
+	return r, nil
+}
+
+// answering gives a request its id, and answers with the error that a handler returns. The answer has the client's own id
+// if it sent one, and beside it always the gateway's.
 func (in *ingress) answering(serve func(http.ResponseWriter, *http.Request, subjects.ID) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
 		id := subjects.NewID()
-		w.Header()["X-Request-Id"] = []string{id.String()}
+		ids := []string{id.String()}
+		w.Header()["X-Pulley-Request-Id"] = ids
+		if own := r.Header["X-Request-Id"]; len(own) == 1 && isRequestID(own[0]) {
+			ids = own
+		}
+		w.Header()["X-Request-Id"] = ids
 		if v := r.Header.Get("X-Client-Request-Id"); v != "" && len(v) <= 128 {
 			w.Header().Set("X-Client-Request-Id", v)
 		}
 		in.end(w, r, id, serve(w, r, id), began)
 	})
+}
+
+// isRequestID says whether a client's own id of its request is passed on: 1 to 128 printable characters of ASCII, without
+// spaces.
+func isRequestID(s string) bool {
+	return len(s) > 0 && len(s) <= 128 && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f })
 }
 
 // end logs the end of a request, and answers with the error, if there is one.
@@ -101,12 +138,17 @@ func (in *ingress) end(w http.ResponseWriter, r *http.Request, id subjects.ID, e
 			log.Info("request", "id", id, "path", r.URL.Path, "status", e.Status, "code", e.Code, "took", time.Since(began))
 		}
 		in.metrics.errors.WithLabelValues(strings.ToLower(e.Code)).Inc()
-		if e.Status == http.StatusRequestEntityTooLarge || e.Status == http.StatusRequestTimeout {
-			w.Header().Set("Connection", "close") // the rest of the body is not read
+		_, unread := errors.AsType[unreadError](err)
+		lingers := unread && e.Status != http.StatusRequestTimeout && mustLinger(r)
+		if lingers || e.Status == http.StatusRequestTimeout {
+			w.Header().Set("Connection", "close")
 		}
 		w.Header().Set("Openai-Processing-Ms", strconv.FormatInt(time.Since(began).Milliseconds(), 10))
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(in.cfg.SlowClient))
-		e.Write(w, api.Of(r.URL.Path), id.String())
+		e.Write(w, api.Of(r.URL.Path), w.Header().Get("X-Request-Id"))
+		if lingers {
+			linger(w, r)
+		}
 	}
 }
 
@@ -129,11 +171,16 @@ func (in *ingress) infer(w http.ResponseWriter, r *http.Request, id subjects.ID)
 func (in *ingress) admit(w http.ResponseWriter, r *http.Request, id subjects.ID) (req *request, hold int64, err error) {
 	arrived := time.Now()
 	who, err := in.keys.authenticate(r.Header, arrived)
+	if err == nil {
+		err = in.enterDoor(w, r)
+	}
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, unreadError{err}
 	}
 	body, hold, err := in.readBody(w, r)
-	if err == nil {
+	if err != nil {
+		err = unreadError{err}
+	} else {
 		req, err = in.admission.admit(arrival{id: id, http: r, header: w.Header(), caller: who, body: body, at: arrived})
 	}
 	if err != nil {
@@ -141,6 +188,27 @@ func (in *ingress) admit(w http.ResponseWriter, r *http.Request, id subjects.ID)
 		return nil, 0, err
 	}
 	return req, hold, nil
+}
+
+// enterDoor returns an error if clients may not use the path of a call.
+func (in *ingress) enterDoor(w http.ResponseWriter, r *http.Request) error {
+	u := r.URL
+	if len(u.Path) > 1 && strings.HasSuffix(u.Path, "/") {
+		u.Path, u.RawPath = u.Path[:len(u.Path)-1], strings.TrimSuffix(u.RawPath, "/")
+	}
+	switch {
+	case in.doors.Allows(u):
+		return nil
+	case ownPath(u.Path):
+		return notHere(w, r, subjects.ID{})
+	}
+	return api.Errorf(http.StatusNotFound, "path_not_allowed",
+		"POST %s is not served: it is not among the engine paths that clients may use; the operator of the gateway can add it with --allow-path", api.Quote(u.Path))
+}
+
+// ownPath says that the gateway itself serves a path.
+func ownPath(path string) bool {
+	return path == "/healthz" || path == "/v1/models" || strings.HasPrefix(path, "/v1/models/")
 }
 
 // readBody reads a whole body within bounds. A request is published only when all of its body is here, since a transport
@@ -221,27 +289,50 @@ func (b *budget) take(n int64) bool {
 
 func (b *budget) give(n int64) { b.held.Add(-n) }
 
+// model is an entry of a list of models, with what the engines' own lists say.
 type model struct {
-	ID      string `json:"id"`
-	Object  string `json:"object"`
-	Created int64  `json:"created"`
-	OwnedBy string `json:"owned_by"`
+	ID               string     `json:"id"`
+	Object           string     `json:"object"`
+	Created          int64      `json:"created"`
+	OwnedBy          string     `json:"owned_by"`
+	MaxModelLen      int64      `json:"max_model_len,omitempty"`
+	ContextLength    int64      `json:"context_length,omitempty"`
+	MaxContextLength int64      `json:"max_context_length,omitempty"`
+	ContextWindow    int64      `json:"context_window,omitempty"`
+	Meta             *modelMeta `json:"meta,omitempty"`
 }
 
-func asModel(name string) model { return model{ID: name, Object: "model", OwnedBy: "pulley"} }
+// modelMeta is where llama.cpp has these.
+type modelMeta struct {
+	Context int64 `json:"n_ctx,omitempty"`
+	Trained int64 `json:"n_ctx_train,omitempty"`
+}
+
+func asModel(name string, said subjects.ListedModel) model {
+	m := model{
+		ID: name, Object: "model", Created: said.Created, OwnedBy: cmp.Or(said.OwnedBy, "pulley"), MaxModelLen: said.MaxModelLen,
+		ContextLength: said.ContextLength, MaxContextLength: said.MaxContextLength, ContextWindow: said.ContextWindow,
+	}
+	if meta := (modelMeta{said.MetaContext, said.MetaTrained}); meta != (modelMeta{}) {
+		m.Meta = &meta
+	}
+	return m
+}
 
 // listModels lists the models that the caller may ask for.
 func (in *ingress) listModels(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
 	list := struct {
-		Object string  `json:"object"`
-		Data   []model `json:"data"`
-	}{"list", []model{}}
+		Object   string  `json:"object"`
+		Data     []model `json:"data"`
+		ServedBy string  `json:"served_by"` // for a worker whose engine this gateway is
+	}{"list", []model{}, "pulley"}
 	models, err := in.modelsFor(r)
 	if err != nil {
 		return err
 	}
+	said := in.router.listed(models)
 	for _, name := range models {
-		list.Data = append(list.Data, asModel(name))
+		list.Data = append(list.Data, asModel(name, said[name]))
 	}
 	return writeJSON(w, http.StatusOK, list)
 }
@@ -252,8 +343,11 @@ func (in *ingress) showModel(w http.ResponseWriter, r *http.Request, _ subjects.
 	if err != nil {
 		return err
 	}
-	if slices.Contains(models, id) {
-		return writeJSON(w, http.StatusOK, asModel(id))
+	named := in.router.find(in.bus.rules.Load(), id)
+	for _, name := range append([]string{id}, named.names...) {
+		if slices.Contains(models, name) {
+			return writeJSON(w, http.StatusOK, asModel(name, in.router.listed([]string{name})[name]))
+		}
 	}
 	return unknownModel(id, in.router.models())
 }
@@ -266,21 +360,27 @@ func (in *ingress) modelsFor(r *http.Request) ([]string, error) {
 	}
 	models := in.router.models()
 	if who.key != nil {
-		models = slices.DeleteFunc(models, func(m string) bool { return !who.key.AllowsModel(m) })
+		rules := in.bus.rules.Load()
+		models = slices.DeleteFunc(models, func(m string) bool { return !allowsModel(who.key, m, in.router.find(rules, m).names) })
 	}
 	return models, nil
 }
 
 func notHere(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
 	read := r.Method == http.MethodGet || r.Method == http.MethodHead
+	if read && strings.EqualFold(r.Header.Get("Upgrade"), "websocket") { // clients that try it first then use HTTP
+		w.Header().Set("Upgrade", "HTTP/1.1")
+		w.Header().Set("Connection", "Upgrade")
+		return api.Errorf(http.StatusUpgradeRequired, "websocket_not_supported", "WebSocket is not served here; use HTTP: inference calls are POST")
+	}
 	if !read || strings.HasPrefix(r.URL.Path, "/v1/") {
 		allow := http.MethodPost
-		if r.URL.Path == "/healthz" || r.URL.Path == "/v1/models" || strings.HasPrefix(r.URL.Path, "/v1/models/") {
+		if ownPath(r.URL.Path) {
 			allow = "GET, HEAD"
 		}
 		w.Header().Set("Allow", allow)
-		return api.Errorf(http.StatusMethodNotAllowed, "method_not_allowed",
-			"%s is not served on %s: inference calls are POST, and GET is for /v1/models", r.Method, api.Quote(r.URL.Path))
+		return unreadError{api.Errorf(http.StatusMethodNotAllowed, "method_not_allowed",
+			"%s is not served on %s: inference calls are POST, and GET is for /v1/models", r.Method, api.Quote(r.URL.Path))}
 	}
 	return api.Errorf(http.StatusNotFound, "not_found", "nothing is served at %s; the API is under /v1/", api.Quote(r.URL.Path))
 }

@@ -27,9 +27,10 @@ type mirrors struct {
 // send sends the copies of a request that its route wants.
 func (m *mirrors) send(r *request) {
 	for _, to := range r.route.Mirror {
+		pool := m.router.poolOf(to.Pool)
 		if m.router.spread("mirror "+r.routeName+" "+to.Pool).Next()*100 < to.Percent {
 			outcome := "dropped"
-			if m.sendTo(r, to.Pool) {
+			if m.sendTo(r, pool) {
 				outcome = "sent"
 			}
 			m.metrics.mirrors.WithLabelValues(to.Pool, outcome).Inc()
@@ -74,7 +75,7 @@ func (m *mirrors) copyOf(r *request, pool string) (*request, error) {
 	wire.Header.Set("X-Request-Id", wire.ID.String())
 	return m.admission.enter(&spec{
 		wire: &wire, api: r.api, caller: &caller{tenant: r.caller.tenant}, cost: r.cost, unattended: true,
-		arrived: now, deadline: now.Add(r.deadline.Sub(r.arrived)),
+		arrived: now, deadline: now.Add(r.deadline.Sub(r.arrived)), patience: r.patience,
 		admitted: target{queue: m.queues.get(pool, tier.Name), tier: tier, lane: subjects.Shared},
 	}, r.body)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync/atomic"
 
 	"github.com/pulley-lb/pulley/policy"
@@ -14,14 +15,22 @@ import (
 // rules are a policy in force, prepared for lookups. They never change: a new policy makes new rules.
 type rules struct {
 	policystore.Version
-	router *policy.Router
-	tiers  map[string]policy.Tier
+	router   *policy.Router
+	tiers    map[string]policy.Tier
+	sessions []string // headers that name a session, in canonical form
 }
 
 func newRules(v policystore.Version) *rules {
 	r := &rules{Version: v, router: policy.NewRouter(v.Policy), tiers: make(map[string]policy.Tier, len(v.Policy.Tiers))}
 	for _, t := range v.Policy.Tiers {
 		r.tiers[t.Name] = t
+	}
+	names := v.Policy.SessionHeaders
+	if names == nil {
+		names = policy.DefaultSessionHeaders
+	}
+	for _, n := range names {
+		r.sessions = append(r.sessions, http.CanonicalHeaderKey(n))
 	}
 	return r
 }

@@ -59,10 +59,13 @@ type spec struct {
 	affinity   uint64        // the key under which its worker is remembered; 0: it is not
 	edits      api.Edits     // how its answer is edited
 	cost       int           // tokens that it counts for its tenant in the queue
+	home       string        // the id of the live worker that has its conversation cached; empty if none is known
+	explain    bool          // its answer explains itself: see receipt
 	unattended bool          // no client waits for it: a mirror's copy, or a dead letter that runs again
 	arrived    time.Time
-	deadline   time.Time
-	admitted   target // its first target
+	deadline   time.Time // until when the first byte of an answer must have come
+	patience   patience  // what ends an answer that has begun, and why
+	admitted   target    // its first target
 }
 
 // target is the lane of a queue that a request is put on.
@@ -81,6 +84,7 @@ type attempt struct {
 	name   string // the worker's name
 	ack    string // the subject on which the delivery is settled
 	number int    // counts the attempts of a request from 1
+	rung   int    // of the worker's bid
 	began  time.Time
 
 	// Guarded by request.mu.
@@ -258,7 +262,7 @@ func (r *request) claim(c *subjects.Claim, d subjects.Delivery, again bool, now 
 	}
 	r.message.err = nil // the message is there after all
 	r.attempts++
-	r.attempt = &attempt{mark: c.Attempt, worker: c.Worker, name: c.Name, ack: c.Ack, number: r.attempts, began: now, listed: now}
+	r.attempt = &attempt{mark: c.Attempt, worker: c.Worker, name: c.Name, ack: c.Ack, number: r.attempts, rung: c.Rung, began: now, listed: now}
 	r.claimed = now
 	return subjects.Granted, at, nil
 }

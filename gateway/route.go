@@ -32,27 +32,65 @@ type destination struct {
 	route     *policy.Route // nil if the model has no route
 	pool      string
 	lane      string
+	home      string // the id of the live worker that has the conversation cached; empty if none is known
 	affinity  uint64 // the key under which the worker that takes the request is remembered; 0: it is not
+}
+
+// named is what a model's name means now.
+type named struct {
+	routeName string        // empty if the model has no route
+	route     *policy.Route // nil if the model has no route
+	pool      string        // without a route: the pool that serves it
+	known     bool          // that pool has ever had a worker
+	names     []string      // other names of the model, as its engine sees it
+}
+
+// find finds out what a model's name means: a route, or a pool.
+func (ro *router) find(r *rules, model string) (n named) {
+	n.routeName, n.route = r.router.Find(model)
+	if n.route != nil {
+		return n
+	}
+	pool, state, known := ro.fleet.find(model)
+	n.pool, n.known = pool, known
+	if !state.anyCase {
+		return n
+	}
+	n.names = []string{pool, strings.TrimSuffix(pool, latest)}
+	for _, name := range n.names {
+		if n.routeName, n.route = r.router.Find(name); n.route != nil {
+			break
+		}
+	}
+	return n
+}
+
+// poolOf is the pool that a name in a route means.
+func (ro *router) poolOf(name string) string {
+	pool, _, _ := ro.fleet.find(name)
+	return pool
 }
 
 // route follows the route of a call's model. A call of a session, or one that continues a conversation, stays where that
 // was; the others are spread by the weights.
-func (ro *router) route(r *rules, call *api.Call, tenant string, h http.Header, now time.Time) destination {
-	var to destination
-	to.routeName, to.route = r.router.Find(call.Model)
+func (ro *router) route(r *rules, model named, call *api.Call, tenant string, h http.Header, now time.Time) destination {
+	to := destination{routeName: model.routeName, route: model.route}
 	session := call.CacheKey
 	if session == "" {
-		session = sessionOf(h, r.Policy)
+		session = sessionOf(h, r.sessions)
 	}
 	home, key := ro.affinity.find(call, tenant, session)
 	to.affinity = key
 	if to.route == nil {
-		to.pool = call.Model
+		to.pool = model.pool
 	} else {
 		to.pool = ro.side(to.routeName, to.route, tenant, session, home)
-		to.pool = ro.withFallback(to.route, to.pool, now)
+		to.pool = ro.poolOf(ro.withFallback(to.route, to.pool, now))
 	}
 	to.lane = ro.lane(r.Policy, to.pool, session != "", home)
+	if to.lane != subjects.Shared {
+		to.home = to.lane
+	}
 	return to
 }
 
@@ -67,7 +105,7 @@ func (ro *router) side(name string, r *policy.Route, tenant, session string, hom
 	case r.StickyBy == policy.StickyTenant, r.StickyBy == policy.StickyNone:
 	default:
 		for _, t := range r.To {
-			if t.Weight > 0 && home.Pool == t.Pool {
+			if t.Weight > 0 && home.Pool != "" && home.Pool == ro.poolOf(t.Pool) {
 				return t.Pool
 			}
 		}
@@ -102,7 +140,7 @@ func (ro *router) withFallback(r *policy.Route, pool string, now time.Time) stri
 
 // serves says whether a pool has a live worker, and no longer an expected wait than its route allows.
 func (ro *router) serves(r *policy.Route, pool string, now time.Time) bool {
-	p, _ := ro.fleet.pool(pool)
+	pool, p, _ := ro.fleet.find(pool)
 	if p.slots == 0 {
 		return false
 	}
@@ -124,7 +162,7 @@ func (ro *router) fallback(r *request, now time.Time) string {
 		return ""
 	}
 	for _, pool := range r.route.Fallback {
-		if pool == at {
+		if pool = ro.poolOf(pool); pool == at {
 			return "" // the others come after it
 		}
 		if ro.serves(r.route, pool, now) {
@@ -153,18 +191,45 @@ func (ro *router) lane(p *policy.Policy, pool string, session bool, home subject
 	return home.Worker
 }
 
-// sessionOf is the session that a request's headers name; empty if they name none.
-func sessionOf(h http.Header, p *policy.Policy) string {
-	names := p.SessionHeaders
-	if names == nil {
-		names = policy.DefaultSessionHeaders
-	}
+// sessionOf is the session that a request's headers of these names tell; empty if there is none.
+func sessionOf(h http.Header, names []string) string {
 	for _, n := range names {
-		if v := h.Get(n); v != "" && len(v) <= api.MaxField {
-			return v
+		if vs := h[n]; len(vs) > 0 && vs[0] != "" && len(vs[0]) <= api.MaxField {
+			return vs[0]
 		}
 	}
 	return ""
+}
+
+// listed is what the lists of engines say of the models of these names: for a route, of all pools that it may lead to.
+func (ro *router) listed(models []string) map[string]subjects.ListedModel {
+	byPool, rules := ro.fleet.listed(), ro.bus.rules.Load()
+	all := make(map[string]subjects.ListedModel, len(models))
+	for _, name := range models {
+		pools := []string{name}
+		if _, route := rules.router.Find(name); route != nil {
+			pools = pools[:0]
+			for _, t := range route.To {
+				if t.Weight > 0 {
+					pools = append(pools, ro.poolOf(t.Pool))
+				}
+			}
+		}
+		first := true
+		var so subjects.ListedModel
+		for _, pool := range pools {
+			said := byPool[pool]
+			switch {
+			case said == nil: // no worker serves it now
+			case first:
+				so, first = *said, false
+			default:
+				so.Agree(said)
+			}
+		}
+		all[name] = so
+	}
+	return all
 }
 
 // models are the names that calls may ask for now: the pools that live workers serve, and the routes that lead there.
@@ -176,7 +241,7 @@ func (ro *router) models() []string {
 			continue
 		}
 		for _, t := range r.To {
-			if _, there := slices.BinarySearch(live, t.Pool); there && t.Weight > 0 {
+			if _, there := slices.BinarySearch(live, ro.poolOf(t.Pool)); there && t.Weight > 0 {
 				names = append(names, name)
 			}
 		}

@@ -80,7 +80,8 @@ func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 	progress := time.Now()                     // when something last came
 	keepAlive := progress.Add(s.cfg.KeepAlive) // when a keep-alive may be due
 	check := progress.Add(checkIn(r))          // when to check on the queue
-	timer := time.NewTimer(time.Until(earliest(r.deadline, keepAlive, check)))
+	due, size := r.deadline, int64(0)          // when the client's patience ends, and what had come of the answer
+	timer := time.NewTimer(time.Until(earliest(due, keepAlive, check)))
 	defer timer.Stop()
 	for {
 		var granted <-chan struct{}
@@ -102,15 +103,18 @@ func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 				return err
 			}
 			progress = time.Now()
-			if ans.got == nil { // it waits for a worker, perhaps again
-				check = progress.Add(checkIn(r))
-				timer.Reset(earliest(r.deadline, keepAlive, check).Sub(progress))
+			switch {
+			case ans.size > size:
+				due, size = r.patience.until(r.arrived, progress), ans.size
+			case ans.got == nil: // it waits for a worker, perhaps again
+				check, due, size = progress.Add(checkIn(r)), r.deadline, 0
+				timer.Reset(earliest(due, keepAlive, check).Sub(progress))
 			}
 		case <-ctx.Done():
 			return ans.refuse(s.clientError(ctx, r, ctx.Err()))
 		case <-timer.C:
 			now := time.Now()
-			if !now.Before(r.deadline) {
+			if !now.Before(due) {
 				return ans.refuse(s.clientError(ctx, r, errDeadline))
 			}
 			if !now.Before(keepAlive) {
@@ -129,10 +133,10 @@ func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 					}
 					check = time.Now().Add(checkIn(r))
 				} else { // if the attempt fails, the handler is woken
-					check = r.deadline
+					check = now.Add(s.cfg.MaxDeadline)
 				}
 			}
-			timer.Reset(time.Until(earliest(r.deadline, keepAlive, check)))
+			timer.Reset(time.Until(earliest(due, keepAlive, check)))
 		}
 	}
 }
@@ -361,7 +365,7 @@ func (s *server) clientError(ctx context.Context, r *request, err error) error {
 		if _, waits := r.waiting(); waits {
 			where = "it waited for a worker"
 		}
-		return api.Errorf(http.StatusGatewayTimeout, "deadline_exceeded", "the request's deadline of %v passed while %s", r.deadline.Sub(r.arrived).Round(time.Millisecond), where)
+		return r.patience.late(r.arrived, time.Now(), where)
 	case ctx.Err() == nil:
 		return err
 	case errors.Is(context.Cause(ctx), errStopping):

@@ -60,6 +60,8 @@ type Key struct {
 	Concurrency int `json:"concurrency,omitempty"` // concurrent requests; 0: no limit
 	// MaxQueueShare is the percentage of a queue that the tenant's requests may occupy. Default 0: all of it.
 	MaxQueueShare int `json:"max_queue_share,omitempty"`
+	// Explain lets clients ask who served a request, and why, with x-pulley-explain. Default false.
+	Explain bool `json:"explain,omitempty"`
 
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires,omitzero"`

@@ -26,6 +26,8 @@ func Default() *Policy { return &Policy{Tiers: DefaultTiers()} }
 // DefaultSessionHeaders are those that common clients and similar gateways use.
 var DefaultSessionHeaders = []string{
 	"X-Session-Id", "X-Claude-Code-Session-Id", "X-Dynamo-Session-Id", "X-Multi-Turn-Session-Id", "X-Smg-Routing-Key",
+	"X-Litellm-Session-Id", "X-Session-Token", "X-Session-Affinity", "X-Openwebui-Chat-Id", "Helicone-Session-Id", "X-Grok-Conv-Id",
+	"Session_id", "Session-Id", "Conversation_id", "X-Conversation-Id",
 }
 
 // Duration is a time.Duration whose text form is like 1m30s.

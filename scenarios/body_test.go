@@ -171,7 +171,7 @@ func TestSmallMaxPayload(t *testing.T) {
 		if got := nc.MaxPayload(); got != 64<<10 {
 			t.Fatalf("max_payload %d", got)
 		}
-		gw, err := gateway.New(gateway.Config{}, nc)
+		gw, err := gateway.New(gateway.Config{AllowPaths: []string{"/v1/x"}}, nc)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,6 +19,7 @@ import (
 type gatewayFlags struct {
 	listen, admin string
 	auth          string
+	explain       string
 	cfg           gateway.Config
 }
 
@@ -27,6 +28,7 @@ type gatewayFlags struct {
 func (g *gatewayFlags) config(ctx context.Context) (gateway.Config, error) {
 	cfg := g.cfg
 	cfg.Logger, cfg.Version = cli.Logger(ctx), buildVersion()
+	cfg.Explain = gateway.ExplainMode(g.explain)
 	host, _, err := net.SplitHostPort(g.listen)
 	if err != nil {
 		return cfg, cli.Usagef("--listen %q: must be host:port, such as 127.0.0.1:8080", g.listen)
@@ -61,6 +63,8 @@ func addGatewayFlags(fs *pflag.FlagSet) *gatewayFlags {
 	fs.StringVar(&g.listen, "listen", "127.0.0.1:8080", "`host:port` of the API; port 0 chooses a free one")
 	fs.StringVar(&g.admin, "admin", "127.0.0.1:8081", "`host:port` for health checks, metrics and profiles; port 0 chooses a free one, \"\" turns it off")
 	fs.StringVar(&g.auth, "auth", "auto", "whether clients need a key: required, off, or auto (once a key exists, and always if --listen is not loopback)")
+	fs.StringVar(&g.explain, "explain", "keys", "which answers tell in x-pulley-* headers who served them and why: keys (on x-pulley-explain: 1, with a key that has --explain), asked (on x-pulley-explain: 1), or always")
+	fs.StringArrayVar(&g.cfg.AllowPaths, "allow-path", nil, "`path` of engines that clients may use besides those of inference, such as /api/show; * is any one segment, ** at the end any rest (repeatable)")
 	fs.StringArrayVar(&g.cfg.CORSOrigins, "cors-origin", nil, "`origin` of web pages that may call the API, such as https://chat.example.com; * for any (repeatable)")
 	fs.DurationVar(&g.cfg.NoWorkerWait, "no-worker-wait", 0, "how long a request waits while no worker serves its model (default 30s)")
 	fs.DurationVar(&g.cfg.KeepAlive, "keep-alive", 0, "interval of the SSE comments that a waiting stream gets (default 10s)")

@@ -195,6 +195,7 @@ func (l *limitFlags) set(k *policy.Key, fs *pflag.FlagSet) {
 	override(fs.Changed("tpm"), &k.TPM, l.key.TPM)
 	override(fs.Changed("concurrency"), &k.Concurrency, l.key.Concurrency)
 	override(fs.Changed("max-queue-share"), &k.MaxQueueShare, l.key.MaxQueueShare)
+	override(fs.Changed("explain"), &k.Explain, l.key.Explain)
 	if fs.Changed("expires") {
 		k.Expires = time.Time{}
 		if l.expires != 0 {
@@ -212,6 +213,7 @@ func addLimitFlags(cmd *cobra.Command, c *cli.ConnectFlags) *limitFlags {
 	fs.IntVar(&l.key.TPM, "tpm", 0, "tokens per minute, input and output; 0: no limit")
 	fs.IntVar(&l.key.Concurrency, "concurrency", 0, "requests in flight at the same time; 0: no limit")
 	fs.Var((*percentValue)(&l.key.MaxQueueShare), "max-queue-share", "`percent` of a queue that the tenant's requests may fill; 0: all of it")
+	fs.BoolVar(&l.key.Explain, "explain", false, "clients may ask with x-pulley-explain: 1 which worker served a request, and why")
 	fs.DurationVar(&l.expires, "expires", 0, "how long from now the key works; 0: forever")
 	cmd.RegisterFlagCompletionFunc("tier", cli.CompleteFlag(c, liveTiers))
 	cmd.RegisterFlagCompletionFunc("models", cli.CompleteFlag(c, livePools))
@@ -286,6 +288,7 @@ type keyLine struct {
 	TPM           int       `json:"tpm,omitempty"`
 	Concurrency   int       `json:"concurrency,omitempty"`
 	MaxQueueShare int       `json:"max_queue_share,omitempty"`
+	Explain       bool      `json:"explain,omitempty"`
 	Created       time.Time `json:"created"`
 	Expires       time.Time `json:"expires,omitzero"`
 	OldUntil      time.Time `json:"old_until,omitzero"`
@@ -293,7 +296,7 @@ type keyLine struct {
 
 func keyLineOf(k policy.Key, now time.Time) keyLine {
 	l := keyLine{ID: k.ID, Tenant: k.Tenant, State: "active", Tiers: k.Tiers, Models: k.Models, RPM: k.RPM, TPM: k.TPM,
-		Concurrency: k.Concurrency, MaxQueueShare: k.MaxQueueShare, Created: k.Created, Expires: k.Expires}
+		Concurrency: k.Concurrency, MaxQueueShare: k.MaxQueueShare, Explain: k.Explain, Created: k.Created, Expires: k.Expires}
 	if k.OldHash != "" && k.OldUntil.After(now) {
 		l.State, l.OldUntil = "rotating", k.OldUntil
 	}
