@@ -106,6 +106,7 @@ type Call struct {
 	Stream    bool
 	Tier      string // requested tier
 	CacheKey  string // prompt_cache_key, the client's own name for a conversation
+	Previous  string // previous_response_id, the response that a request of the Responses API continues
 	MaxTokens int    // bound on the answer; 0: not set
 
 	tierAt [2]int   // where the body has the tier, as a JSON string; zero: nowhere
@@ -262,7 +263,11 @@ func scanJSON(body []byte, messages string) (Call, error) {
 			}
 			limits[slices.Index(tokenLimits, field)] = n
 		default:
+			from := skipSpace(body, t.at)
 			talk.precede(field, &t)
+			if field == "previous_response_id" {
+				c.Previous = shortString(body[min(from, t.at):t.at])
+			}
 		}
 	}
 	if t.bad {

@@ -85,7 +85,7 @@ func (a *admission) admit(in arrival) (*request, error) {
 		return nil, err
 	}
 	r, err := a.enter(&spec{
-		wire: wire, api: api.Of(in.http.URL.Path), caller: in.caller, routeName: to.routeName, route: to.route, affinity: to.affinity, home: to.home, edits: edits,
+		wire: wire, api: api.Of(in.http.URL.Path), caller: in.caller, routeName: to.routeName, route: to.route, affinity: to.affinity, home: to.home, pin: to.pin, edits: edits,
 		cost:    wire.InputTokens + min(cmp.Or(call.MaxTokens, defaultOutput), maxOutput),
 		arrived: in.at, deadline: deadline, patience: patience, explain: a.cfg.Explain.wanted(header, in.caller),
 		admitted: target{queue: a.queues.get(to.pool, tier.Name), tier: tier, lane: to.lane},

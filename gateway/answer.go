@@ -41,6 +41,8 @@ type answer struct {
 	held   [][]byte       // the pieces of an answer that is not passed on yet
 	edit   *api.Editor    // nil if the answer is not edited
 	size   int64          // bytes that came from the worker
+	start  []byte         // the beginning of an answer of the Responses API, until its id is found
+	named  bool           // the id was found, or is not looked for any more
 	taken  int64          // the size in the last WindowUpdate
 	usage  subjects.End   // tokens, as the engine reports them
 }
@@ -51,7 +53,7 @@ func (s *server) newAnswer(w http.ResponseWriter, r *request) *answer {
 
 // reset forgets an attempt's answer of which nothing was written.
 func (a *answer) reset() {
-	a.got, a.held, a.edit, a.stream, a.events, a.size, a.taken = nil, nil, nil, false, false, 0, 0
+	a.got, a.held, a.edit, a.stream, a.events, a.size, a.taken, a.start, a.named = nil, nil, nil, false, false, 0, 0, nil, false
 }
 
 // errMalformed is a bug of a worker.
@@ -106,6 +108,9 @@ func (a *answer) data(b []byte, last bool) error {
 		a.recognize(b)
 	}
 	a.size += int64(len(b))
+	if a.r.api == api.Responses && !a.named {
+		a.learnResponse(b)
+	}
 	if a.stream {
 		if err := a.pass(b, last); err != nil {
 			return err
@@ -117,6 +122,24 @@ func (a *answer) data(b []byte, last bool) error {
 		a.updateWindow()
 	}
 	return nil
+}
+
+// maxStart bounds the beginning of an answer in which the id of a response is looked for.
+const maxStart = 64 << 10
+
+// learnResponse looks for the id of a response in a piece of an answer, and remembers which worker's engine has that
+// response: a later request may continue it.
+func (a *answer) learnResponse(b []byte) {
+	a.start = append(a.start, b...)
+	id := api.ResponseID(a.start, a.events)
+	if id == "" && len(a.start) <= maxStart {
+		return
+	}
+	a.start, a.named = nil, true
+	if id != "" && a.server.router != nil && !a.r.unattended {
+		at, by := a.r.target.Load(), a.r.current()
+		a.server.router.affinity.learn(responseKey(a.r.wire.Tenant, id), at.queue.pool, by.worker)
+	}
 }
 
 // hold keeps a piece of an answer that does not stream. When that becomes too large it is passed on from there.

@@ -78,6 +78,9 @@ func (d *dispatcher) Claim(c subjects.Claim) *subjects.Refusal {
 	if r == nil {
 		return &subjects.Refusal{Verdict: subjects.Gone, Ack: c.Ack}
 	}
+	if pin := r.pinned(); pin != "" && pin != c.Worker && d.fleet.live(pin) {
+		return &subjects.Refusal{Verdict: subjects.OtherWorker, Ack: c.Ack, DelayMS: 100}
+	}
 	now := time.Now()
 	delivery, err := subjects.ParseAck(c.Ack)
 	verdict, at, avoid := r.claim(&c, delivery, false, now)

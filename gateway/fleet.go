@@ -316,6 +316,12 @@ func (f *fleet) worker(id string) *subjects.Heartbeat {
 	return nil
 }
 
+// live says whether a worker is known and accepts new requests.
+func (f *fleet) live(id string) bool {
+	w := f.worker(id)
+	return w != nil && w.Live()
+}
+
 // others counts the live workers of a pool that are not to be avoided, and those of them with a free slot.
 func (f *fleet) others(pool string, avoid map[string]bool) (live, free int) {
 	f.mu.Lock()

@@ -45,6 +45,7 @@ type request struct {
 	events   []event         // what has arrived for the handler
 	buffered int             // bytes in events
 	history  policy.History  // failures so far
+	unpinned bool            // the worker of pin has failed it, so that any may take it
 	avoid    map[string]bool // ids of the workers that failed it or had no slot for it
 	refused  map[string]bool // ids of those that had no slot
 }
@@ -60,6 +61,7 @@ type spec struct {
 	edits      api.Edits     // how its answer is edited
 	cost       int           // tokens that it counts for its tenant in the queue
 	home       string        // the id of the live worker that has its conversation cached; empty if none is known
+	pin        string        // the id of the only worker that should take it; empty: any may
 	explain    bool          // its answer explains itself: see receipt
 	unattended bool          // no client waits for it: a mirror's copy, or a dead letter that runs again
 	arrived    time.Time
@@ -213,6 +215,7 @@ func (r *request) fail(a *attempt, class subjects.FailClass, crashed bool) (h po
 		r.avoid, r.refused = make(map[string]bool), make(map[string]bool)
 	}
 	r.avoid[a.worker] = true
+	r.unpinned = true
 	switch {
 	case crashed:
 		r.history.Failures++
@@ -232,6 +235,19 @@ func (r *request) fail(a *attempt, class subjects.FailClass, crashed bool) (h po
 		r.history.Failures++
 	}
 	return r.history, maps.Clone(r.refused)
+}
+
+// pinned is the id of the only worker that should take the request while it waits; empty if any may.
+func (r *request) pinned() string {
+	if r.pin == "" {
+		return ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.unpinned || r.order != nil || !r.waitsLocked() {
+		return ""
+	}
+	return r.pin
 }
 
 func (r *request) wake() {

@@ -32,6 +32,7 @@ type destination struct {
 	route     *policy.Route // nil if the model has no route
 	pool      string
 	lane      string
+	pin       string // the id of the live worker whose engine has the response that the call continues; empty if there is none
 	home      string // the id of the live worker that has the conversation cached; empty if none is known
 	affinity  uint64 // the key under which the worker that takes the request is remembered; 0: it is not
 }
@@ -81,6 +82,14 @@ func (ro *router) route(r *rules, model named, call *api.Call, tenant string, h 
 	}
 	home, key := ro.affinity.find(call, tenant, session)
 	to.affinity = key
+	if call.Previous != "" {
+		if made, ok := ro.affinity.get(responseKey(tenant, call.Previous)); ok {
+			home = made
+			if ro.fleet.live(made.Worker) {
+				to.pin = made.Worker
+			}
+		}
+	}
 	if to.route == nil {
 		to.pool = model.pool
 	} else {
@@ -88,11 +97,17 @@ func (ro *router) route(r *rules, model named, call *api.Call, tenant string, h 
 		to.pool = ro.poolOf(ro.withFallback(to.route, to.pool, now))
 	}
 	to.lane = ro.lane(r.Policy, to.pool, session != "", home)
+	if ro.laneOfPin(r.Policy, to.pool, to.pin) {
+		to.lane = to.pin
+	}
 	if to.lane != subjects.Shared {
 		to.home = to.lane
 	}
 	return to
 }
+
+// responseKey is the key under which the worker is remembered whose engine has a response of a tenant.
+func responseKey(tenant, id string) uint64 { return mix(hashOf("response", tenant), hashOf(id)) }
 
 // side picks one of a route's pools.
 func (ro *router) side(name string, r *policy.Route, tenant, session string, home subjects.AffinityEntry) string {
@@ -189,6 +204,11 @@ func (ro *router) lane(p *policy.Policy, pool string, session bool, home subject
 		return subjects.Shared
 	}
 	return home.Worker
+}
+
+// laneOfPin says whether a request that only one worker should take can wait on the home lane of that.
+func (ro *router) laneOfPin(p *policy.Policy, pool, pin string) bool {
+	return pin != "" && p.AffinityOf(pool) != policy.AffinityOff && ro.fleet.live(pin) && ro.lanes.exists(pool, pin)
 }
 
 // sessionOf is the session that a request's headers of these names tell; empty if there is none.

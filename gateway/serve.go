@@ -172,7 +172,7 @@ func (s *server) check(ctx context.Context, r *request) error {
 	if p, _ := s.fleet.pool(at.queue.pool); !p.emptySince.IsZero() && now.Sub(p.emptySince) > s.cfg.NoWorkerWait && waited > s.cfg.NoWorkerWait {
 		return api.Unavailable("no_worker", 10*time.Second, "no worker serves %s", api.Quote(r.wire.Model))
 	}
-	if at.lane != subjects.Shared && now.Sub(r.laneSince) >= max(time.Duration(s.bus.rules.Load().Policy.Pools[at.queue.pool].StickFor), checkEvery) {
+	if at.lane != subjects.Shared && !(r.pin == at.lane && s.router.laneOfPin(s.bus.rules.Load().Policy, at.queue.pool, r.pin)) && now.Sub(r.laneSince) >= max(time.Duration(s.bus.rules.Load().Policy.Pools[at.queue.pool].StickFor), checkEvery) {
 		return s.move(ctx, r, at.queue.pool, at.tier)
 	}
 	return s.publisher.publishIfLost(ctx, r)
