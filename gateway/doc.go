@@ -6,9 +6,9 @@
 // Each step is a call from the one before it. The handler's own goroutine goes all the way; only claims, frames and
 // acks arrive on others, which note them on the request and wake its handler.
 //
-//	http.go       ingress.infer: id, caller, body
+//	http.go       normal: the one spelling of the path; ingress.infer: id, caller, whether the path is open, body
 //	keys.go         keyring.authenticate: whose key it is
-//	admit.go      admission.admit: model, tier, deadline → where to → limits → queue; makes the request
+//	admit.go      admission.admit: model, tier, patience → where to → limits → queue; makes the request
 //	route.go        router.route: the pool and the lane
 //	route.go        affinity.find: which worker has the conversation cached
 //	fleet.go        fleet.pool: the slots of the pool
@@ -23,7 +23,8 @@
 // The other files are for what not every request meets: fairness.go for what several gateways decide together about a
 // queue, usage.go for what they exchange about keys, mirror.go for copies, control.go for operators, lanes.go for the
 // consumers in the broker, streams.go for its streams, watch.go for what follows from a change in the fleet, policy.go for
-// the policy, shifts.go for routes that shift, metrics.go and gpus.go for Prometheus, admin.go for health. gateway.go
+// the policy, patience.go for how long clients wait, linger.go for bodies that are refused early, explain.go for receipts,
+// shifts.go for routes that shift, metrics.go and gpus.go for Prometheus, admin.go for health. gateway.go
 // makes the parts, starts them and stops them; no part knows it.
 //
 // # Owners and locks
