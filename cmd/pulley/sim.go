@@ -51,6 +51,9 @@ The header x-sim of a request orders faults, as a comma-separated list of
   # as Ollama with three models, of which the GPU can hold one
   pulley sim --model a --model b --model c --loaded 1 --load-time 8s --dialect ollama
 
+  # as Ollama that has loaded nothing yet, and unloads a model after 5 minutes without a request
+  pulley sim --model llama --slots 1 --dialect ollama --cold --load-time 8s --keep-alive 5m
+
   # one of ten requests loses its connection after 20 tokens, one of fifty is refused
   pulley sim --model llama --cut-after 20 --cut 0.1 --refuse 0.02
 
@@ -99,7 +102,9 @@ The header x-sim of a request orders faults, as a comma-separated list of
 	f.StringVar((*string)(&cfg.Dialect), "dialect", string(engine.DialectVLLM), "engine whose metrics, health and model pages to serve: "+simDialects())
 	f.IntVar(&cfg.KVTokens, "kv-tokens", 0, "size of the KV cache in tokens; 0: 65536 per slot")
 	f.IntVar(&cfg.Loaded, "loaded", 0, "number of models that are loaded at the same time; 0: all")
+	f.BoolVar(&cfg.Cold, "cold", false, "start without any model loaded")
 	f.DurationVar(&cfg.LoadTime, "load-time", 0, "time to load a model, if not all of them are loaded")
+	f.DurationVar(&cfg.KeepAlive, "keep-alive", 0, "time without a request after which a model is unloaded; 0: never")
 	f.Uint64Var(&cfg.Seed, "seed", 1, "seed for the random faults")
 	return cmd
 }
@@ -143,7 +148,7 @@ var simFlags = map[string]string{
 	"PrefixCache": "prefix-cache", "ITLBase": "itl", "ITLPerRequest": "itl", "TTFT": "ttft", "TokensPerEvent": "tokens-per-event",
 	"Fail": "fail", "Hang": "hang", "Cut": "cut", "CutAfter": "cut-after", "Refuse": "refuse",
 	"RefuseStatus": "refuse-status", "Dialect": "dialect", "KVTokens": "kv-tokens",
-	"Loaded": "loaded", "LoadTime": "load-time",
+	"Loaded": "loaded", "LoadTime": "load-time", "KeepAlive": "keep-alive",
 }
 
 func simDialects() string {

@@ -68,7 +68,11 @@
 // With Loaded, an engine holds that many of its models at once, none at first, as Ollama and llama-swap do. A request
 // for another model waits until no request of the evicted model runs any more (idle models are evicted first, otherwise
 // the least recently used), and then LoadTime for the load. Requests for loaded models overtake it meanwhile, except
-// for the evicted one; with engine.DialectOllama no request overtakes a waiting one.
+// for the evicted one; with engine.DialectOllama no request overtakes a waiting one. With Cold, no model is loaded at first
+// even if all fit; with KeepAlive, a model that has had no request for that long is unloaded.
+//
+// A model is also loaded by POST /api/generate without a prompt (engine.DialectOllama; with keep_alive 0 it is unloaded), or
+// by GET /upstream/<model>/health (engine.DialectLlamaSwap). Both answer when it is loaded, and count as no request.
 //
 // # Misbehaviour on request
 //

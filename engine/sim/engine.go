@@ -63,8 +63,12 @@ type Config struct {
 	// Loaded is how many of the models it holds at once: a request for another one waits for its load, and for the
 	// running requests of the model that is evicted for it. Default 0, all of them.
 	Loaded int
+	// Cold says that no model is loaded at first, even if all of them can be at once. Default false.
+	Cold bool
 	// LoadTime is the duration of a load. Default 0.
 	LoadTime time.Duration
+	// KeepAlive is after how long without a request a model is unloaded, as Ollama's OLLAMA_KEEP_ALIVE. Default 0, never.
+	KeepAlive time.Duration
 	// Dialect selects the pages on which it reports its state: any dialect except engine.DialectLMStudio. Inference
 	// requests are answered as OpenAI's specification says with every dialect, except that engine.DialectOllama ignores
 	// max_completion_tokens, repeats the role in every chunk, and answers an unknown model with type api_error and code
@@ -122,6 +126,7 @@ func (c Config) check() error {
 		{"KVTokens", float64(c.KVTokens), 1},
 		{"Loaded", float64(c.Loaded), 0},
 		{"LoadTime", float64(c.LoadTime), 0},
+		{"KeepAlive", float64(c.KeepAlive), 0},
 		{"ITLBase", float64(c.ITLBase), 0},
 		{"ITLPerRequest", float64(c.ITLPerRequest), 0},
 		{"TTFT", float64(c.TTFT), 0},
@@ -162,7 +167,7 @@ type Engine struct {
 	cfg        Config
 	mux        *http.ServeMux
 	batch      *batch
-	loader     *loader // nil: all models are loaded
+	loader     *loader // nil: all models are always loaded
 	born       int64   // Unix seconds; "created" of the models
 	nameHeader []string
 

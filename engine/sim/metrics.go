@@ -42,9 +42,11 @@ func (s *Engine) pages() map[string]http.HandlerFunc {
 		pages["GET /api/version"] = showJSON(func(state) any { return object{"version": version} }, s)
 		pages["GET /api/tags"] = showJSON(s.ollamaModels, s)
 		pages["GET /api/ps"] = showJSON(s.ollamaLoaded, s)
+		pages["POST /api/generate"] = s.ollamaGenerate
 	case engine.DialectLlamaSwap:
 		pages["GET /health"] = llamaSwapHealth
 		pages["GET /running"] = showJSON(s.llamaSwapRunning, s)
+		pages["GET /upstream/{path...}"] = s.llamaSwapUpstream
 	case engine.DialectTriton:
 		delete(pages, "GET /health")
 		pages["GET /v2"] = showJSON(func(state) any {

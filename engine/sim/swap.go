@@ -2,8 +2,11 @@ package sim
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,11 +15,12 @@ import (
 
 // A loader holds fewer models at once than an Engine serves. It loads what is requested, and evicts
 // the least recently used model once none of its requests run any more. One model is loaded at a
-// time. It is nil in an Engine that holds all of its models.
+// time. It is nil in an Engine that always holds all of its models.
 type loader struct {
 	// Fixed after newLoader.
 	most   int
 	took   time.Duration // time of a load
+	keep   time.Duration // after which a model without requests is unloaded; 0: never
 	inLine bool          // no request overtakes one that waits for a load
 
 	mu      sync.Mutex   // guards all fields below
@@ -32,6 +36,7 @@ type heldModel struct {
 	ready   bool
 	leaving bool
 	running int // its running requests
+	used    time.Time
 }
 
 // visit is a request that waits for its model or uses it.
@@ -42,11 +47,53 @@ type visit struct {
 }
 
 func newLoader(cfg Config) *loader {
-	if cfg.Loaded == 0 || cfg.Loaded >= len(cfg.Models) {
+	all := cfg.Loaded == 0 || cfg.Loaded >= len(cfg.Models)
+	if all && !cfg.Cold && cfg.KeepAlive == 0 {
 		return nil
 	}
 	// Ollama works through its queue in order; llama-swap lets requests for loaded models overtake.
-	return &loader{most: cfg.Loaded, took: cfg.LoadTime, inLine: cfg.Dialect == engine.DialectOllama}
+	l := &loader{most: cfg.Loaded, took: cfg.LoadTime, keep: cfg.KeepAlive, inLine: cfg.Dialect == engine.DialectOllama}
+	if all {
+		l.most = len(cfg.Models)
+	}
+	if all && !cfg.Cold {
+		for _, m := range cfg.Models {
+			h := &heldModel{name: m, ready: true}
+			l.held = append(l.held, h)
+			l.expireLocked(h)
+		}
+	}
+	return l
+}
+
+// expireLocked unloads a model if it has no request for KeepAlive from now on.
+func (l *loader) expireLocked(h *heldModel) {
+	h.used = time.Now()
+	if l.keep == 0 || h.running > 0 {
+		return
+	}
+	used := h.used
+	time.AfterFunc(l.keep, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if h.used.Equal(used) && h.running == 0 && !h.leaving {
+			drop(&l.held, h)
+			l.goOnLocked()
+		}
+	})
+}
+
+// unload evicts a model that has no running requests, as Ollama does with keep_alive 0.
+func (l *loader) unload(model string) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h := l.find(model); h != nil && h.ready && h.running == 0 && !h.leaving {
+		drop(&l.held, h)
+		l.goOnLocked()
+	}
 }
 
 // enter returns when a model is ready; then leave must be called. It returns an error if ctx ends before.
@@ -83,6 +130,7 @@ func (l *loader) leave(v *visit) {
 
 func (l *loader) leaveLocked(v *visit) {
 	v.of.running--
+	l.expireLocked(v.of)
 	l.goOnLocked()
 }
 
@@ -129,6 +177,7 @@ func (l *loader) letInLocked(v *visit) bool {
 		return false
 	}
 	h.running++
+	h.used = time.Now()
 	drop(&l.held, h)
 	l.held = append(l.held, h)
 	v.of = h
@@ -154,6 +203,9 @@ func (l *loader) loadLocked(model string) *heldModel {
 			defer l.mu.Unlock()
 			h.ready = true
 			l.goOnLocked()
+			if h.running == 0 { // the request that it was loaded for is gone
+				l.expireLocked(h)
+			}
 		})
 	}
 	return h
@@ -221,6 +273,45 @@ func (s *Engine) ollamaLoaded(state) any {
 	return object{"models": models}
 }
 
+// ollamaGenerate loads a model, or unloads it with keep_alive 0: Ollama's answer to a request without a prompt.
+func (s *Engine) ollamaGenerate(w http.ResponseWriter, r *http.Request) {
+	var b struct {
+		Model     string `json:"model"`
+		Prompt    string `json:"prompt"`
+		KeepAlive any    `json:"keep_alive"`
+	}
+	refuse := func(status int, text string) { writeJSON(w, status, object{"error": text}) }
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxField)).Decode(&b); err != nil {
+		refuse(http.StatusBadRequest, err.Error())
+		return
+	}
+	at := slices.IndexFunc(s.cfg.Models, func(m string) bool {
+		return strings.TrimSuffix(m, ":latest") == strings.TrimSuffix(b.Model, ":latest")
+	})
+	switch {
+	case b.Model == "" || at < 0:
+		refuse(http.StatusNotFound, fmt.Sprintf("model '%s' not found", b.Model))
+		return
+	case b.Prompt != "":
+		refuse(http.StatusNotImplemented, "a simulated engine generates text only for the paths below /v1")
+		return
+	}
+	reason := "load"
+	if k := b.KeepAlive; k == 0.0 || k == "0" || k == "0s" {
+		reason = "unload"
+		s.loader.unload(s.cfg.Models[at])
+	} else {
+		leave, err := s.loader.enter(r.Context(), s.cfg.Models[at])
+		if err != nil {
+			return // the client is gone
+		}
+		leave()
+	}
+	writeJSON(w, http.StatusOK, object{
+		"model": b.Model, "created_at": time.Now().UTC().Format(time.RFC3339Nano), "response": "", "done": true, "done_reason": reason,
+	})
+}
+
 func ollamaModel(name string) object {
 	return object{"name": name, "model": name, "size": 1 << 30, "size_vram": 1 << 30, "context_length": 4096}
 }
@@ -234,6 +325,25 @@ func (s *Engine) llamaSwapRunning(state) any {
 		}
 	}
 	return object{"running": running}
+}
+
+// llamaSwapUpstream passes a request on to the server of a model, which is loaded for it. That server has only a health page.
+func (s *Engine) llamaSwapUpstream(w http.ResponseWriter, r *http.Request) {
+	model, found := strings.CutSuffix(r.PathValue("path"), "/health")
+	if !slices.Contains(s.cfg.Models, model) {
+		http.Error(w, "model not found", http.StatusNotFound)
+		return
+	}
+	leave, err := s.loader.enter(r.Context(), model)
+	if err != nil {
+		return // the client is gone
+	}
+	leave()
+	if !found {
+		http.NotFound(w, r)
+		return
+	}
+	writeJSON(w, http.StatusOK, object{"status": "ok"})
 }
 
 func llamaSwapHealth(w http.ResponseWriter, _ *http.Request) {

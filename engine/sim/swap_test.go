@@ -3,7 +3,9 @@ package sim_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -116,4 +118,77 @@ func TestSimTellsWhatIsLoaded(t *testing.T) {
 			wg.Wait()
 		})
 	}
+}
+
+// An engine loads a model without a request, starts cold, and unloads what is not used.
+func TestSimLoadsWithoutARequest(t *testing.T) {
+	const s = time.Second
+	for what, test := range map[string]struct {
+		cfg  sim.Config
+		load func(r *rig) int // the status
+	}{
+		"ollama": {sim.Config{Dialect: engine.DialectOllama}, func(r *rig) int { return r.status("POST", "/api/generate", `{"model":"a"}`) }},
+		"ollama, with its tag": {sim.Config{Dialect: engine.DialectOllama},
+			func(r *rig) int { return r.status("POST", "/api/generate", `{"model":"a:latest","stream":false}`) }},
+		"llama-swap": {sim.Config{Dialect: engine.DialectLlamaSwap}, func(r *rig) int { return r.status("GET", "/upstream/a/health", "") }},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg := test.cfg
+				cfg.Models, cfg.Cold, cfg.LoadTime, cfg.KeepAlive = []string{"a", "b"}, true, 5*s, 60*s
+				r := newRig(t, cfg)
+				took := func(do func()) time.Duration { begun := time.Now(); do(); return time.Since(begun) }
+				ask := func() { r.answer("/v1/chat/completions", "", modelBody("a", 1)) }
+				for range 2 {
+					if d := took(func() { test.load(r) }); d != 5*s {
+						t.Errorf("the load took %v", d)
+					}
+					if d := took(func() { test.load(r); ask() }); d != 0 {
+						t.Errorf("it is loaded, and took %v", d)
+					}
+					time.Sleep(59 * s)
+					if d := took(ask); d != 0 {
+						t.Errorf("in use, and took %v", d)
+					}
+					time.Sleep(61 * s)
+				}
+				if d := took(ask); d != 5*s {
+					t.Errorf("not used for long, and took %v", d)
+				}
+				if st := r.sim.Stats(); st.Loads != 3 || st.Received != 5 {
+					t.Errorf("%d loads, %d requests", st.Loads, st.Received)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, sim.Config{Dialect: engine.DialectOllama, Models: []string{"a"}, Cold: true, LoadTime: s})
+		for _, order := range []struct {
+			body   string
+			status int
+			loads  int64
+		}{
+			{`{"model":"nosuch"}`, 404, 0}, {`{}`, 404, 0}, {`[]`, 400, 0}, {`{"model":"a","prompt":"hello"}`, 501, 0},
+			{`{"model":"a"}`, 200, 1}, {`{"model":"a"}`, 200, 1}, {`{"model":"a","keep_alive":0}`, 200, 1}, {`{"model":"a"}`, 200, 2},
+		} {
+			if status := r.status("POST", "/api/generate", order.body); status != order.status || r.sim.Stats().Loads != order.loads {
+				t.Errorf("%s: %d and %d loads, want %d and %d", order.body, status, r.sim.Stats().Loads, order.status, order.loads)
+			}
+		}
+	})
+}
+
+// status sends a request and returns the status of its answer.
+func (r *rig) status(method, path, body string) int {
+	r.t.Helper()
+	req, err := http.NewRequestWithContext(r.t.Context(), method, "http://sim"+path, strings.NewReader(body))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	resp, err := r.client.Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
 }
