@@ -34,7 +34,8 @@ const (
 //   - A tier below an active one waits longer by the ratio of their shares: it would have waited
 //     for its share of the slots, too.
 //   - A model that another worker has loaded is left to that worker until a request has waited for
-//     a load time: only then would loading it here have been quicker.
+//     a load time: only then would loading it here have been quicker. Swap.WarmUp loads it sooner
+//     where nothing is in use.
 //   - Where several workers would have to load a model, they consider it one after the other, so
 //     that not all of them load it at once.
 //   - Models that were seen loaded together do not push each other out, and may be loaded beside
@@ -61,6 +62,7 @@ type SwapModel struct {
 	InFlight  int             // its requests at the engine, including those that wait for its load
 	Used      time.Time       // when its last request ended
 	Waits     []time.Duration // by tier, how long the oldest request has waited; 0: none waits
+	Shortage  Shortage        // of slots where it is loaded; see Swap.WarmUp
 }
 
 // Swapping is the state of a worker's current swap. The zero value is the initial state.
