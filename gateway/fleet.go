@@ -1,12 +1,15 @@
 package gateway
 
 import (
+	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -49,11 +52,12 @@ type poolState struct {
 // change is something that happened to a worker.
 type change struct {
 	kind   subjects.EventKind
-	beat   *subjects.Heartbeat // its last heartbeat
-	was    *subjects.Heartbeat // the one before it; nil if the worker joined
-	silent time.Duration       // before it was lost
-	pool   string              // whose requests fail there, or no longer do; else empty
-	why    string              // they fail
+	beat   *subjects.Heartbeat  // its last heartbeat
+	was    *subjects.Heartbeat  // the one before it; nil if the worker joined
+	silent time.Duration        // before it was lost
+	pool   string               // whose requests fail there, or no longer do; else empty
+	why    string               // they fail
+	model  *subjects.PoolStatus // the pool whose model was loaded, is being loaded, or was evicted
 }
 
 func newFleet() *fleet {
@@ -79,7 +83,7 @@ func (f *fleet) onHeartbeat(h *subjects.Heartbeat, now time.Time) []change {
 	if was == nil || was.State != h.State || was.Slots != h.Slots || len(was.Pools) != len(h.Pools) {
 		f.countLocked(now)
 	}
-	return append(changesOf(was, h), failingChanges(was, h)...)
+	return slices.Concat(changesOf(was, h), failingChanges(was, h), modelChanges(was, h))
 }
 
 // failingChanges compares the pools whose requests fail at a worker with those of the heartbeat before.
@@ -131,6 +135,50 @@ func changesOf(was, h *subjects.Heartbeat) []change {
 		return nil
 	}
 	return []change{c}
+}
+
+// modelChanges compares the models that an engine has loaded, by a heartbeat and the one before it.
+func modelChanges(was, h *subjects.Heartbeat) (list []change) {
+	if was == nil {
+		return nil
+	}
+	for i := range h.Pools {
+		p := &h.Pools[i]
+		at := slices.IndexFunc(was.Pools, func(o subjects.PoolStatus) bool { return o.Pool == p.Pool })
+		if at < 0 {
+			continue
+		}
+		c, before := change{beat: h, was: was, model: p}, &was.Pools[at]
+		switch {
+		case !p.Loading.IsZero() && before.Loading.IsZero():
+			c.kind = subjects.EventModelLoading
+		case p.Loaded() && !before.Loaded():
+			c.kind = subjects.EventModelLoaded
+		case before.Loaded() && !p.Loaded():
+			c.kind = subjects.EventModelEvicted
+		default:
+			continue
+		}
+		list = append(list, c)
+	}
+	return list
+}
+
+// modelText says what happened to a model.
+func (c *change) modelText() string {
+	text := fmt.Sprintf("worker %s: model %s ", c.beat.Name, api.Quote(cmp.Or(c.model.Model, c.model.Pool)))
+	switch c.kind {
+	case subjects.EventModelLoading:
+		text += "is being loaded"
+	case subjects.EventModelLoaded:
+		text += "is loaded"
+	default:
+		return text + "is no longer loaded"
+	}
+	if took := time.Duration(c.model.LoadMS) * time.Millisecond; took > 0 {
+		text += fmt.Sprintf("; a load takes %v", took.Round(10*time.Millisecond))
+	}
+	return text
 }
 
 // onLastHeartbeat records that a worker has left, and reports whether it is known. The worker stays until onLeft: its last

@@ -168,7 +168,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		bus: b, replicas: cfg.Replicas, fleet: fleet, lanes: lanes, requests: requests, changed: make(chan struct{}, 1),
 	}
 	watch := &watch{
-		bus: b, fleet: fleet, gpus: gpus, lanes: lanes, queues: queues, exchange: exchange, requests: requests,
+		bus: b, fleet: fleet, gpus: gpus, lanes: lanes, queues: queues, exchange: exchange, requests: requests, short: newShortages(),
 		gone: make(chan goneWorker, 1024),
 	}
 	g := &Gateway{

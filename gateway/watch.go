@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -32,6 +33,7 @@ type watch struct {
 	queues   *queues
 	exchange *exchange
 	requests *requests
+	short    *shortages
 
 	gone chan goneWorker // workers whose requests run has to fail over
 }
@@ -107,8 +109,23 @@ func (w *watch) sweep(now time.Time) {
 	}
 	w.exchange.publish(now, queues...)
 	w.report(lost)
+	free := w.fleet.coldFree()
+	var waiting map[string]int
+	if len(free) > 0 {
+		waiting = make(map[string]int)
+	}
 	for _, r := range w.requests.all() {
 		r.checkListed(now, slept)
+		pool := r.target.Load().queue.pool
+		if _, cold := free[pool]; !cold {
+			continue
+		}
+		if _, waits := r.waiting(); waits {
+			waiting[pool]++
+		}
+	}
+	if w.short.observe(waiting, free, now) {
+		w.publishReferences()
 	}
 }
 
@@ -137,6 +154,10 @@ func (w *watch) report(changes []change) {
 		case subjects.EventWorkerUnfenced:
 			w.bus.log.Info("worker unfenced", "worker", h.Name)
 			e.Text = fmt.Sprintf("worker %s accepts requests again; it was fenced: %s", h.Name, c.was.Reason)
+		case subjects.EventModelLoading, subjects.EventModelLoaded, subjects.EventModelEvicted:
+			e.Pool, e.Model = c.model.Pool, cmp.Or(c.model.Model, c.model.Pool)
+			e.Text = c.modelText()
+			w.bus.log.Info(e.Text)
 		case subjects.EventWorkerLeft:
 			w.forget(h, "worker "+h.Name+" left")
 			w.bus.log.Info("worker left", "worker", h.Name)
@@ -253,6 +274,15 @@ func (w *watch) addWaits(pools map[string]subjects.PoolReference, cold map[strin
 	if len(cold) == 0 {
 		return
 	}
+	free := w.fleet.coldFree()
+	for name, ref := range pools {
+		if cold[name] {
+			ref.Shortage = &subjects.Shortage{
+				Free: free[name], ForMS: w.short.of(name, now).Milliseconds(), Loaders: w.fleet.loaders(name, ref.Mean),
+			}
+			pools[name] = ref
+		}
+	}
 	for _, r := range w.requests.all() {
 		at := r.target.Load()
 		ref, ok := pools[at.queue.pool]
@@ -262,6 +292,7 @@ func (w *watch) addWaits(pools map[string]subjects.PoolReference, cold map[strin
 		if _, waits := r.waiting(); !waits {
 			continue
 		}
+		ref.Shortage.Waiting++
 		if ref.WaitsMS == nil {
 			ref.WaitsMS = make(map[string]int64)
 			pools[at.queue.pool] = ref

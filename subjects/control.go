@@ -94,6 +94,9 @@ const (
 	EventWorkerFenced   EventKind = "worker-fenced"   // the engine or a GPU is unhealthy
 	EventWorkerUnfenced EventKind = "worker-unfenced" // the worker accepts requests again
 	EventWorkerFailing  EventKind = "worker-failing"  // requests of a pool fail at a worker, or no longer do
+	EventModelLoading   EventKind = "model-loading"   // an engine has begun to load a model
+	EventModelLoaded    EventKind = "model-loaded"    // it has loaded one
+	EventModelEvicted   EventKind = "model-evicted"   // it no longer has one loaded
 	EventPolicy         EventKind = "policy"          // changed, or out of date
 	EventShift          EventKind = "shift"           // a step of a shift, or its end
 	EventDead           EventKind = "dead"            // a request became a dead letter

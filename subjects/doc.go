@@ -80,7 +80,8 @@
 //
 // PULLEY_DEAD holds pulley.dead.> on file for 7 days, 10 000 messages, 1 GiB. The bucket
 // PULLEY_WORKERS (memory, TTL 10 s) has each worker's Heartbeat under its id. The bucket
-// PULLEY_POOLS (file) has each pool that was ever served, under its token.
+// PULLEY_POOLS (file) has each pool that was ever served, under its token. The bucket PULLEY_LEARNED (file, TTL 90 days) has
+// what a worker has measured of its engine, a Learned under LearnedKey: the worker reads it when it starts.
 //
 // The bucket PULLEY_POLICY (file, 64 versions) has the policy under "policy", as a policystore.Version, and each API
 // key under "key." and its id, as a policy.Key. A writer replaces the revision that it read, then publishes a
@@ -204,7 +205,10 @@
 //	Reference   every second, and as soon as a pool's consumers exist: the lowest price of each pool and its mean request,
 //	            so that workers, which do not receive each other's messages, price alike. After 10 s without one, and with a connection
 //	            to the broker as old, a worker drops what it runs for that gateway. For a pool whose model some worker would have
-//	            to load (PoolStatus.Cold), it also says how many workers have it loaded and how long requests have waited for it
+//	            to load (PoolStatus.Cold), it also says how many workers have it loaded and how long requests have waited for it;
+//	            and with a Shortage, which older gateways do not send, how many wait, how many these workers could start, for
+//	            how long that has not sufficed, and which workers could load it without pushing out what is in use. When that
+//	            has lasted for a second, a Reference is published at once. See policy.Shortage
 //
 // A worker renews the lease of its attempts (+WPI) every 10 s while its engine makes progress.
 //
@@ -250,5 +254,7 @@
 // A worker publishes to $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>, to $JS.ACK.>, to claim, rsp, alive and
 // body of pulley.gw.*, and to pulley.hb.<w>; for the membership bucket to $JS.API.STREAM.INFO.KV_PULLEY_WORKERS and
 // $KV.PULLEY_WORKERS.<w>, and for the policy to $JS.API.DIRECT.GET.KV_PULLEY_POLICY. It subscribes to pulley.wk.<w>.>,
-// pulley.gw.*.ref, pulley.policy and an inbox. It creates nothing.
+// pulley.gw.*.ref, pulley.policy and an inbox. It creates nothing. To keep what it has measured of its engine, it publishes to
+// $JS.API.STREAM.INFO.KV_PULLEY_LEARNED, $JS.API.DIRECT.GET.KV_PULLEY_LEARNED.> and $KV.PULLEY_LEARNED.>; without that right
+// it measures again after a restart.
 package subjects

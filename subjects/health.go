@@ -89,7 +89,8 @@ func (p *PoolStatus) check() error {
 	if p.Pool == "" {
 		return errors.New("a pool without a name")
 	}
-	err := cmp.Or(inRange("in", p.Mean.Input), inRange("out", p.Mean.Output), inRange("n", p.Mean.Samples))
+	err := cmp.Or(inRange("in", p.Mean.Input), inRange("out", p.Mean.Output), inRange("n", p.Mean.Samples),
+		inRange("load_ms", float64(p.LoadMS)))
 	if l := p.Listed; l != nil {
 		for _, n := range append(l.lengths(), &l.Created) {
 			if *n < 0 || *n > 1<<53 {
@@ -198,10 +199,24 @@ type PoolStatus struct {
 	Failing string `json:"failing,omitempty"`
 	// WillLoad says that the model is cold and the worker is about to load it.
 	WillLoad bool `json:"loads,omitempty"`
+	// Spare says that the model is cold, and that loading it would take nothing that is in use.
+	Spare bool `json:"spare,omitempty"`
+	// Loading is since when the engine has been loading the model; zero: it is not.
+	Loading time.Time `json:"loading,omitzero"`
+	// LoadMS is how long a load of the model takes, as measured; 0: no load was seen. Only for engines that load on demand.
+	LoadMS int64 `json:"load_ms,omitempty"`
 	// AnyCase says that the engine takes the name in any case, and without its tag if that is latest, as Ollama does.
 	AnyCase bool `json:"any_case,omitzero"`
 	// Listed is what the engine's list of models says of the model; nil if it does not list it.
 	Listed *ListedModel `json:"listed,omitempty"`
+}
+
+// Loaded reports whether requests for the pool's model are answered without a load.
+func (p *PoolStatus) Loaded() bool { return !p.Cold && p.Loading.IsZero() }
+
+// Learned is what a worker has measured of its engine and keeps in the LearnedBucket, for the next time that it starts.
+type Learned struct {
+	Loads map[string]int64 `json:"loads,omitempty"` // mean load times in milliseconds, by the engine's name of the model
 }
 
 // ListedModel is what an engine's list of models says of one of them, under the names that it has there. A value of zero is

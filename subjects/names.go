@@ -161,7 +161,11 @@ const (
 	PolicyBucket  = "PULLEY_POLICY"
 	WorkersBucket = "PULLEY_WORKERS"
 	PoolsBucket   = "PULLEY_POOLS"
+	LearnedBucket = "PULLEY_LEARNED"
 )
+
+// LearnedKey is the key of LearnedBucket for the worker of a name on a host.
+func LearnedKey(host, name string) string { return Token(host) + "." + Token(name) }
 
 // ReqConsumer is the durable consumer of one lane of a pool in its tier's stream. A name that is too long for a
 // consumer is replaced by a hash. Names are never parsed from a consumer's name; its metadata has them.

@@ -25,4 +25,24 @@ type PoolReference struct {
 	// it loaded or will load it; WaitsMS is how long the oldest request of this gateway has waited, by tier.
 	Loaded  int              `json:"loaded,omitempty"`
 	WaitsMS map[string]int64 `json:"waits_ms,omitempty"`
+	// Shortage is set as well if a worker would have to load the pool's model, but not by an older gateway.
+	Shortage *Shortage `json:"short,omitempty"`
+}
+
+// Shortage says how far requests exceed what the workers do that have a pool's model loaded, and who could load it.
+type Shortage struct {
+	Waiting int   `json:"waiting,omitempty"` // requests of this gateway that wait
+	Free    int   `json:"free,omitempty"`    // slots without a request, of workers that have the model loaded or are loading it
+	ForMS   int64 `json:"for_ms,omitempty"`  // for how long more requests of this gateway than these have waited, without a break
+	// Loaders are workers that could load the model without taking anything that is in use, the fastest first; at most MaxLoaders.
+	Loaders []Loader `json:"loaders,omitempty"`
+}
+
+// MaxLoaders bounds Shortage.Loaders.
+const MaxLoaders = 32
+
+// Loader is a worker that could load a model, and how many requests it would run.
+type Loader struct {
+	Worker string `json:"w"` // id
+	Slots  int    `json:"n"`
 }

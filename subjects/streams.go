@@ -32,6 +32,7 @@ const (
 
 	deadMaxAge = 7 * 24 * time.Hour
 	workersTTL = 10 * time.Second
+	learnedTTL = 90 * 24 * time.Hour
 )
 
 // StreamFull is the broker's error code for a message that exceeds a stream's bound (the server's
@@ -84,6 +85,7 @@ func EnsureStreams(ctx context.Context, js jetstream.JetStream, tiers []policy.T
 		{Bucket: WorkersBucket, Description: "Pulley: the latest heartbeat of each worker", TTL: workersTTL, Storage: jetstream.MemoryStorage, Replicas: replicas},
 		{Bucket: PolicyBucket, Description: "Pulley: the operator's policy and keys", History: policyHistory, Storage: jetstream.FileStorage, Replicas: replicas},
 		{Bucket: PoolsBucket, Description: "Pulley: pools that workers have served", Storage: jetstream.FileStorage, Replicas: replicas},
+		{Bucket: LearnedBucket, Description: "Pulley: what workers have measured of their engines", TTL: learnedTTL, Storage: jetstream.FileStorage, Replicas: replicas},
 	} {
 		_, err := js.CreateKeyValue(ctx, b)
 		if err != nil && !errors.Is(err, jetstream.ErrBucketExists) {

@@ -108,6 +108,8 @@ type modelState struct {
 	load    time.Duration // expected time of a load
 	evicts  bool          // a load would evict another model
 	next    bool          // it is to be loaded next
+	spare   bool          // a load would push out nothing that is in use
+	loading time.Time     // since when it is being loaded; zero: it is not
 }
 
 type plannedBid struct {
@@ -403,13 +405,19 @@ func (b *bidder) statuses(ld load) []subjects.PoolStatus {
 // demand is the demand for the models of all served pools, which decides what the engine should have loaded.
 type demand struct {
 	tiers []policy.SwapTier
-	pools map[string]policy.SwapModel // by name, with what does not depend on the engine: Elsewhere, Delay and Waits
+	pools map[string]policy.SwapModel // by name, with what does not depend on the engine: Elsewhere, Delay, Waits and Shortage
+	open  bool                        // the worker accepts new requests
+
+	informed map[string]bool // pools of which the gateways report how short of slots they are
 }
 
 func (b *bidder) demand(now time.Time) demand {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	d := demand{tiers: make([]policy.SwapTier, len(b.tiers)), pools: make(map[string]policy.SwapModel, len(b.serves))}
+	d := demand{
+		tiers: make([]policy.SwapTier, len(b.tiers)), pools: make(map[string]policy.SwapModel, len(b.serves)),
+		informed: make(map[string]bool, len(b.serves)),
+	}
 	for i := range b.tiers {
 		t := &b.tiers[i]
 		d.tiers[i] = policy.SwapTier{Share: t.Share, Active: now.Sub(t.seen) < activeFor}
@@ -422,7 +430,11 @@ func (b *bidder) demand(now time.Time) demand {
 				waits[i] = p.longestWait(b.tiers[i].Name, now)
 			}
 		}
-		d.pools[s.pool] = policy.SwapModel{Elsewhere: p.ref.Loaded > 0, Delay: p.later(b.worker), Waits: waits}
+		m := policy.SwapModel{Elsewhere: p.ref.Loaded > 0, Delay: p.later(b.worker), Waits: waits}
+		if !p.paused {
+			m.Shortage = p.shortage(b.worker, now)
+		}
+		d.pools[s.pool], d.informed[s.pool] = m, p.ref.Shortage != nil
 	}
 	return d
 }
@@ -707,7 +719,9 @@ func (w *Worker) publishBids() {
 	now := time.Now()
 	ld := w.load(now)
 	if ld.models != nil {
-		ld.models = w.capacity.chooseModels(w.bidder.demand(now), now)
+		demand := w.bidder.demand(now)
+		demand.open = ld.open
+		ld.models = w.capacity.chooseModels(demand, now)
 	}
 	bids, gate := w.bidder.plan(ld, now)
 	var failed []plannedBid

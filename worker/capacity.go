@@ -3,6 +3,7 @@ package worker
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -42,7 +43,8 @@ const (
 // capacity decides how many requests the engine may have, and whether any may start: by the configured slots, by what
 // the engine and NVML report, by the time between tokens, and by the models that are loaded.
 type capacity struct {
-	cfg Config
+	cfg     Config
+	warmUps chan struct{} // signals that a model is to be loaded without a request: see warmingUp; capacity 1
 
 	mu       sync.Mutex
 	inFlight int
@@ -95,9 +97,10 @@ func newCapacity(cfg Config) *capacity {
 	if cfg.Slots > 0 {
 		weight = float64(cfg.Slots) / policy.SlotsPerWeight
 	}
-	c := &capacity{cfg: cfg, limit: policy.NewAdaptiveLimit(cfg.Profile, weight, cfg.Baseline)}
+	c := &capacity{cfg: cfg, warmUps: make(chan struct{}, 1), limit: policy.NewAdaptiveLimit(cfg.Profile, weight, cfg.Baseline)}
 	c.signals = policy.Signals{Fixed: cfg.Profile.Fixed, NVMLRequired: cfg.NVMLRequired, Limit: c.limit.Value()}
 	c.signals.Slots = slotsOf(cfg, c.status)
+	c.models.preload.names = cfg.Preload
 	c.current = c.signals.Capacity()
 	c.slots = c.current.Total
 	return c
@@ -152,10 +155,54 @@ func (c *capacity) chooseModels(d demand, now time.Time) map[string]modelState {
 	if !c.models.swaps { // all have been loaded meanwhile
 		return nil
 	}
+	warming := c.models.warming
 	if text := c.models.choose(d, c.cfg.SwapAfter, now); text != "" {
 		c.decisions.add(now, text)
 	}
+	if c.models.warming != warming {
+		signal(c.warmUps)
+	}
 	return c.models.states()
+}
+
+// warmingUp returns the model that is to be loaded without a request, as the engine calls it; false if there is none.
+func (c *capacity) warmingUp() (model string, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.models.warming == nil {
+		return "", false
+	}
+	return c.models.warming.name, true
+}
+
+// onWarmedUp handles the end of a load without a request; err is why it failed. took is 0 if the load time is unknown.
+func (c *capacity) onWarmedUp(err error, now time.Time) (took time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m, took := c.models.onWarmedUp(err != nil, now)
+	if err != nil {
+		c.decisions.add(now, fmt.Sprintf("%v; trying again in %v at the earliest", err, m.rests.Sub(now)))
+	}
+	return took
+}
+
+// loadTimes returns the measured load times of the served models, by pool, and those of all models that were ever seen,
+// by the engine's names.
+func (c *capacity) loadTimes() (byPool, byModel map[string]time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	byPool = make(map[string]time.Duration, len(c.models.served))
+	for _, m := range c.models.served {
+		byPool[m.pool] = m.load
+	}
+	return byPool, maps.Clone(c.models.learned)
+}
+
+// recall takes in load times that were measured before the worker started.
+func (c *capacity) recall(loads map[string]time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.models.recall(loads)
 }
 
 // begin adds a request in flight for the model of a pool. beside is how many others are in flight.
@@ -363,6 +410,11 @@ func (c *capacity) onStatus(st engine.Status, work workload, now time.Time) {
 	}
 	c.ageLocked(work, now)
 	c.models.onStatus(st, now)
+	if m := c.models.nextPreload(st, c.inFlight); m != nil {
+		c.models.warmUp(m, now)
+		c.decisions.add(now, fmt.Sprintf("load model %q at the start", m.name))
+		signal(c.warmUps)
+	}
 }
 
 // ageLocked updates the signals that change without a report.

@@ -47,6 +47,8 @@
 //	publishHeartbeat  twice a second, and after a change of the worker's state
 //	updateMembership  every 3 s, and when the engine goes down or up: writes the worker's entry in the membership bucket
 //	publishAlive      every second: lists to each gateway what runs for it, renews leases, stops what is silent
+//	loader.run        loads the models that capacity chooses, one after the other, without a request
+//	loader.remember   every 3 s: reads the load times that were measured before the start, and writes new ones
 //	lookAtCapacity    four times a second: GPUs, adaptive limit, fence
 //
 // Attempts run on the goroutines of runners, which end with Run. To stop, the worker accepts nothing new and waits for

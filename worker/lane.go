@@ -427,6 +427,30 @@ func (p *pool) longestWait(tier string, now time.Time) time.Duration {
 	return longest
 }
 
+// shortage returns how far the pool's requests exceed what the workers do that have its model loaded, by the references of
+// all gateways, and which other workers come first to load it.
+func (p *pool) shortage(worker string, now time.Time) (s policy.Shortage) {
+	last := p.ref.Shortage
+	if last == nil {
+		return s
+	}
+	for _, r := range p.refs {
+		if of := r.Shortage; of != nil && now.Sub(r.at) <= referenceHolds {
+			s.Requests += of.Waiting
+			s.For = max(s.For, time.Duration(of.ForMS)*time.Millisecond)
+		}
+	}
+	s.Requests -= last.Free
+	for _, l := range last.Loaders {
+		if l.Worker == worker {
+			break
+		}
+		s.Rank++
+		s.Before += l.Slots
+	}
+	return s
+}
+
 // later returns how long this worker leaves it to other workers of the pool to load its model. Each waits for a
 // different time, and the order differs from pool to pool. In a pool without home lanes two workers may wait for the
 // same time, since they do not know of each other.

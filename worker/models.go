@@ -3,6 +3,7 @@ package worker
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -21,6 +22,10 @@ type models struct {
 	load     time.Duration // mean time of the last loads; 0: none was measured
 	loaded   []string      // names of the loaded models, by the engine's last report
 	together [][]string    // sets of models that were seen loaded at the same time
+
+	warming *model                   // is being loaded without a request; nil: none
+	preload preload                  // models to be loaded at the start
+	learned map[string]time.Duration // load times by the engine's name of the model, also of models that are not served now
 }
 
 // model is a model that the worker serves in a pool.
@@ -37,6 +42,9 @@ type model struct {
 	answered time.Time     // when an answer last showed that it is loaded
 	left     time.Time     // when it was evicted
 	load     time.Duration // mean time of its loads; 0: none was measured
+	spare    bool          // it could be loaded without pushing out anything that is in use
+	rests    time.Time     // it is not warmed up before
+	failures int           // warm-ups in a row that failed
 }
 
 // cold reports whether a request for it would start a load.
@@ -49,6 +57,11 @@ const (
 	// listLate is how old llama.cpp's list of loaded models may be: it is read less
 	// often than the metrics, whose time the status has.
 	listLate = 12 * time.Second
+
+	// warmUpAgain is after how long a model that could not be loaded is tried again. It doubles with each failure, up to
+	// warmUpAgainMost.
+	warmUpAgain     = 5 * time.Second
+	warmUpAgainMost = 5 * time.Minute
 )
 
 // serve sets the models that the worker serves. What is known of those that stay is kept.
@@ -60,7 +73,9 @@ func (ms *models) serve(pools []servedPool) {
 		if m == nil {
 			m = &model{pool: s.pool}
 		}
-		m.name = s.model
+		if m.name != s.model {
+			m.name, m.load = s.model, ms.learned[s.model]
+		}
 		ms.byPool[s.pool] = m
 		ms.served = append(ms.served, m)
 	}
@@ -80,6 +95,8 @@ func (ms *models) onStatus(st engine.Status, now time.Time) {
 	for _, m := range ms.served {
 		loaded := listsLoaded(st, m.name)
 		switch {
+		case m == ms.warming: // Ollama lists it as soon as it begins to load it
+			loaded = loaded && !m.missing
 		case loaded && m.left.After(at), !loaded && m.answered.After(at): // the report is older than what an answer showed
 			loaded = !loaded
 		case loaded && m.missing && m.inFlight > 0 && st.Dialect == engine.DialectOllama:
@@ -155,8 +172,8 @@ func (ms *models) fits(name string) bool {
 	})
 }
 
-// choose decides for which models requests may be accepted now. If it decides to load
-// another model, it returns that as a text for people.
+// choose decides for which models requests may be accepted now, and which model is to be loaded without a request. If it
+// decides to load another model, it returns that as a text for people.
 func (ms *models) choose(d demand, after time.Duration, now time.Time) (decision string) {
 	rule := policy.Swap{After: after, Load: cmp.Or(ms.load, policy.FirstLoad), Tiers: d.tiers}
 	asked := make([]policy.SwapModel, len(ms.served))
@@ -167,23 +184,136 @@ func (ms *models) choose(d demand, after time.Duration, now time.Time) (decision
 		if !m.missing {
 			a.Waits = nil
 		}
+		if m == ms.warming {
+			a.InFlight++
+		}
+		if now.Before(m.rests) {
+			a.Shortage = policy.Shortage{}
+		}
 		asked[i] = a
 		m.evicts = m.missing && len(ms.loaded) > 0 && !a.Fits
 	}
 	was := ms.swap
-	var open []bool
-	ms.swap, open = rule.Next(was, asked, now)
+	var may []bool
+	ms.swap, may = rule.Next(was, asked, now)
 	for i, m := range ms.served {
-		m.blocked = !open[i]
+		// A request does not pay for the load of a model that other workers have loaded: see policy.Swap.WarmUp.
+		pays := m.cold() && asked[i].Elsewhere && d.informed[m.pool]
+		m.blocked = !may[i] || pays || m == ms.warming
+		m.spare = m.cold() && ms.warming == nil && rule.Spare(ms.swap, asked, i, now)
+	}
+	if i := rule.WarmUp(ms.swap, asked, now); i >= 0 && d.open && ms.warming == nil {
+		m := ms.served[i]
+		ms.warmUp(m, now)
+		s := asked[i].Shortage
+		return fmt.Sprintf("load model %q: %d more requests than the workers that have it loaded can start have waited for %v",
+			m.name, s.Requests, s.For.Round(100*time.Millisecond))
 	}
 	to := ms.swap.To
 	switch {
-	case to == "" || to == was.To:
+	case to == "" || to == was.To || ms.warming != nil:
 		return ""
 	case ms.swap.From != "":
 		return fmt.Sprintf("load model %q in place of %q", to, ms.swap.From)
 	}
 	return fmt.Sprintf("load model %q", to)
+}
+
+// warmUp begins to load a model without a request. onWarmedUp ends it.
+func (ms *models) warmUp(m *model, now time.Time) {
+	ms.warming, m.began, m.blocked = m, now, m.missing
+}
+
+// onWarmedUp ends a load without a request, and returns how long it took; 0 if that says nothing about its load.
+func (ms *models) onWarmedUp(failed bool, now time.Time) (m *model, took time.Duration) {
+	m, ms.warming = ms.warming, nil
+	ms.preload.loaded, ms.preload.at = append(ms.preload.loaded, m), now
+	took = max(now.Sub(m.began), 10*time.Millisecond)
+	m.began = time.Time{}
+	if failed {
+		m.failures++
+		m.rests = now.Add(min(warmUpAgain<<min(m.failures-1, 10), warmUpAgainMost))
+		if ms.swap.To == m.pool {
+			ms.swap = policy.Swapping{Last: now}
+		}
+		return m, took
+	}
+	m.failures = 0
+	if !m.missing { // the engine does not report what is loaded, or it was loaded meanwhile
+		return m, 0
+	}
+	if from := ms.byPool[ms.swap.From]; from != nil && ms.swap.To == m.pool { // the engine reports it later
+		from.missing, from.left = true, now
+	}
+	m.missing, m.blocked, m.answered = false, false, now
+	m.rests = now.Add(2 * took) // should the engine evict it again for other clients
+	ms.learn(m, took)
+	return m, took
+}
+
+// preload is what remains to be loaded at the start, one model after the other.
+type preload struct {
+	names  []string  // as configured; nil: nothing remains
+	tried  []string  // engine's names of the models that were loaded, or that were loaded already
+	loaded []*model  // those that were loaded
+	at     time.Time // when the last load ended
+}
+
+// AllModels in Config.Preload stands for every model that the worker serves.
+const AllModels = "all"
+
+// nextPreload returns the next model to be loaded at the start; nil: none now. inFlight is how many requests the engine has.
+// It ends with the last one, or when one that was loaded is gone: then no more of them fit beside each other.
+func (ms *models) nextPreload(st engine.Status, inFlight int) *model {
+	p, onDemand := &ms.preload, loadsOnDemand(st.Dialect)
+	switch {
+	case p.names == nil || ms.warming != nil || ms.swap.To != "" || inFlight > 0 || len(ms.served) == 0:
+		return nil
+	case !st.Healthy || onDemand && (st.Models == nil || !st.At.After(p.at)):
+		return nil
+	case slices.ContainsFunc(p.loaded, func(m *model) bool { return m.missing && m.failures == 0 }):
+		p.names = nil
+		return nil
+	}
+	for _, m := range ms.served {
+		wanted := slices.ContainsFunc(p.names, func(name string) bool {
+			return name == AllModels || name == m.pool || withoutTag(name) == withoutTag(m.name)
+		})
+		if !wanted || slices.Contains(p.tried, m.name) {
+			continue
+		}
+		p.tried = append(p.tried, m.name)
+		if m.missing || !onDemand {
+			return m
+		}
+	}
+	p.names = nil
+	return nil
+}
+
+// learn adds a measured load time of a model.
+func (ms *models) learn(m *model, took time.Duration) {
+	m.load, ms.load = meanOf(m.load, took), meanOf(ms.load, took)
+	if ms.learned == nil {
+		ms.learned = make(map[string]time.Duration)
+	}
+	ms.learned[m.name] = m.load
+}
+
+// recall takes in load times that were measured before the worker started. What was measured since counts more.
+func (ms *models) recall(loads map[string]time.Duration) {
+	merged, sum := maps.Clone(loads), time.Duration(0)
+	maps.Copy(merged, ms.learned)
+	ms.learned = merged
+	for _, m := range ms.served {
+		m.load = merged[m.name]
+	}
+	for _, took := range merged {
+		sum += took
+	}
+	if ms.load == 0 && len(merged) > 0 {
+		ms.load = sum / time.Duration(len(merged))
+	}
 }
 
 // states returns the state of each model by pool; nil if all are loaded.
@@ -193,13 +323,22 @@ func (ms *models) states() map[string]modelState {
 	}
 	states := make(map[string]modelState, len(ms.served))
 	for _, m := range ms.served {
-		states[m.pool] = modelState{blocked: m.blocked, cold: m.cold(), load: ms.loadTime(m), evicts: m.evicts, next: ms.swap.To == m.pool}
+		states[m.pool] = modelState{blocked: m.blocked, cold: m.cold(), load: ms.loadTime(m), evicts: m.evicts,
+			next: ms.swap.To == m.pool || m == ms.warming, spare: m.spare, loading: ms.loadingSince(m)}
 	}
 	return states
 }
 
 // loadTime returns how long a load of a model is expected to take.
 func (ms *models) loadTime(m *model) time.Duration { return cmp.Or(m.load, ms.load, policy.FirstLoad) }
+
+// loadingSince returns since when a model is being loaded; zero: it is not.
+func (ms *models) loadingSince(m *model) time.Time {
+	if m.missing && (m == ms.warming || m.inFlight > 0) {
+		return m.began
+	}
+	return time.Time{}
+}
 
 func (ms *models) begin(pool string, now time.Time) (m *model, load coldLoad) {
 	if m = ms.byPool[pool]; m == nil { // it was served when the bid was placed
@@ -237,7 +376,7 @@ func (ms *models) onAnswer(m *model, answer time.Duration, exact bool, now time.
 	if !exact && took >= ms.loadTime(m) {
 		return true, 0
 	}
-	m.load, ms.load = meanOf(m.load, took), meanOf(ms.load, took)
+	ms.learn(m, took)
 	return true, took
 }
 
@@ -249,7 +388,7 @@ func meanOf(was, is time.Duration) time.Duration {
 	return (was + is) / 2
 }
 
-// loading reports whether a request waits for the load of its model.
+// loading reports whether the engine loads a model, as far as the worker knows.
 func (ms *models) loading() bool {
-	return ms.swaps && slices.ContainsFunc(ms.served, func(m *model) bool { return m.missing && m.inFlight > 0 })
+	return ms.warming != nil || ms.swaps && slices.ContainsFunc(ms.served, func(m *model) bool { return m.missing && m.inFlight > 0 })
 }

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -157,5 +158,113 @@ func TestAModelIsLoaded(t *testing.T) {
 	}
 	if s := c.load().models; s["b"].cold || !s["a"].cold || s["a"].load != 5*time.Second {
 		t.Errorf("b is loaded: %+v", s)
+	}
+}
+
+// A model that others have loaded and that is short of slots is loaded without a request, and takes none before it is.
+func TestAModelIsWarmedUp(t *testing.T) {
+	now := time.Now()
+	c := newCapacity(Config{Slots: 4, Profile: policy.GivenSlots, SwapAfter: policy.SwapAfter})
+	c.serve([]servedPool{{"a", "a"}, {"b", "b"}}, now)
+	c.onStatus(ollama(now, "a", "b"), workload{}, now)
+	short := demand{tiers: []policy.SwapTier{{Share: 1}}, informed: map[string]bool{"b": true}, pools: map[string]policy.SwapModel{
+		"b": {Elsewhere: true, Shortage: policy.Shortage{Requests: 2, For: policy.ShortAfter}}}}
+
+	c.chooseModels(short, now)
+	if s := c.load().models["b"]; !s.blocked || !s.spare {
+		t.Errorf("a cordoned worker: %+v", s)
+	}
+	if _, ok := c.warmingUp(); ok {
+		t.Error("a cordoned worker loads a model")
+	}
+	short.open = true
+	c.chooseModels(short, now)
+	if model, ok := c.warmingUp(); !ok || model != "b" || len(c.warmUps) != 1 {
+		t.Fatalf("loads %q", model)
+	}
+	now = now.Add(3 * time.Second)
+	c.onStatus(ollama(now, "a", "b+"), workload{}, now) // listed from the start of its load
+	c.chooseModels(short, now)
+	if s := c.load().models["b"]; !s.blocked || !s.cold || !s.next || !now.Add(-3*time.Second).Equal(s.loading) {
+		t.Errorf("during the load: %+v", s)
+	}
+	if took := c.onWarmedUp(nil, now); took != 3*time.Second {
+		t.Errorf("took %v", took)
+	}
+	c.chooseModels(short, now)
+	if s := c.load().models["b"]; s.blocked || s.cold || s.next || !s.loading.IsZero() || s.load != 3*time.Second {
+		t.Errorf("after the load: %+v", s)
+	}
+	if byPool, byModel := c.loadTimes(); byPool["b"] != 3*time.Second || byModel["b"] != 3*time.Second || byPool["a"] != 0 {
+		t.Errorf("load times %v, %v", byPool, byModel)
+	}
+}
+
+func TestAWarmUpFails(t *testing.T) {
+	now := time.Now()
+	c := newCapacity(Config{Slots: 4, Profile: policy.GivenSlots, SwapAfter: policy.SwapAfter})
+	c.serve([]servedPool{{"b", "b"}}, now)
+	c.onStatus(ollama(now, "b"), workload{}, now)
+	short := demand{tiers: []policy.SwapTier{{Share: 1}}, open: true, informed: map[string]bool{"b": true}, pools: map[string]policy.SwapModel{
+		"b": {Elsewhere: true, Shortage: policy.Shortage{Requests: 2, For: time.Hour}}}}
+	for _, pause := range []time.Duration{5 * time.Second, 10 * time.Second, 20 * time.Second} {
+		c.chooseModels(short, now)
+		if _, ok := c.warmingUp(); !ok {
+			t.Fatal("not tried again")
+		}
+		c.onWarmedUp(errors.New("no memory"), now)
+		now = now.Add(pause - 1)
+		c.chooseModels(short, now)
+		if _, ok := c.warmingUp(); ok || !c.load().models["b"].blocked {
+			t.Errorf("tried again before %v, or open for requests: %+v", pause, c.load().models)
+		}
+		now = now.Add(1)
+	}
+	elsewhere := short.pools["b"]
+	elsewhere.Elsewhere = false // nobody else has it: a request comes, and its client gets the engine's words
+	short.pools["b"] = elsewhere
+	now = now.Add(time.Minute)
+	c.chooseModels(short, now)
+	if c.load().models["b"].blocked {
+		t.Error("no request may come")
+	}
+}
+
+func TestLoadTimesAreRecalled(t *testing.T) {
+	now := time.Now()
+	c := newCapacity(Config{Slots: 1})
+	c.serve([]servedPool{{"a", "a"}, {"b", "b"}}, now)
+	c.onStatus(ollama(now, "a", "b"), workload{}, now)
+	c.recall(map[string]time.Duration{"a": 4 * time.Second, "c": 6 * time.Second})
+	if s := c.load().models; s["a"].load != 4*time.Second || s["b"].load != 5*time.Second {
+		t.Errorf("%+v, want its own load time for a and the mean for b", s)
+	}
+	c.serve([]servedPool{{"a", "a"}, {"c", "c"}}, now)
+	c.onStatus(ollama(now, "a", "c"), workload{}, now)
+	if s := c.load().models; s["a"].load != 4*time.Second || s["c"].load != 6*time.Second {
+		t.Errorf("%+v, after c has come", s)
+	}
+}
+
+// Who is to load a model, by the reports of several gateways.
+func TestShortageOfAPool(t *testing.T) {
+	now := time.Now()
+	p := &pool{name: "m"}
+	if s := p.shortage("w2", now); s != (policy.Shortage{}) {
+		t.Errorf("%+v, and no gateway has reported one", s)
+	}
+	loaders := []subjects.Loader{{Worker: "w1", Slots: 4}, {Worker: "w2", Slots: 2}, {Worker: "w3", Slots: 1}}
+	p.onReference("old", subjects.PoolReference{Loaded: 1}, now)
+	p.onReference("gone", subjects.PoolReference{Shortage: &subjects.Shortage{Waiting: 100, ForMS: 9000}}, now.Add(-time.Minute))
+	p.onReference("g1", subjects.PoolReference{Shortage: &subjects.Shortage{Waiting: 5, Free: 9, ForMS: 700}}, now)
+	p.onReference("g2", subjects.PoolReference{Shortage: &subjects.Shortage{Waiting: 3, Free: 1, ForMS: 1300, Loaders: loaders}}, now)
+	for worker, want := range map[string]policy.Shortage{
+		"w1": {Requests: 7, For: 1300 * time.Millisecond},
+		"w2": {Requests: 7, For: 1300 * time.Millisecond, Rank: 1, Before: 4},
+		"w9": {Requests: 7, For: 1300 * time.Millisecond, Rank: 3, Before: 7},
+	} {
+		if got := p.shortage(worker, now); got != want {
+			t.Errorf("%s: %+v, want %+v", worker, got, want)
+		}
 	}
 }

@@ -383,13 +383,15 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		h.FenceClass = ""
 	}
 	measured, facts, failing := w.estimates.measurements(now), w.presence.facts(), w.presence.failures()
+	loads, _ := w.capacity.loadTimes()
 	paused := h.State == subjects.Ready
 	for _, s := range w.bidder.statuses(ld) {
-		m := measured[s.Pool]
+		m, model := measured[s.Pool], ld.models[s.Pool]
 		s.Failing = failing[s.Pool]
 		paused = paused && ld.shut[s.Pool]
 		s.Curve, s.Mean = m.curve, m.mean
-		s.Cold, s.WillLoad = ld.models[s.Pool].cold, ld.models[s.Pool].next
+		s.Cold, s.WillLoad, s.Spare, s.Loading = model.cold, model.next, model.spare, model.loading
+		s.LoadMS = loads[s.Pool].Milliseconds()
 		s.Listed = facts[cmp.Or(s.Model, s.Pool)]
 		s.AnyCase = dialect == engine.DialectOllama && s.Model == ""
 		h.Pools = append(h.Pools, s)

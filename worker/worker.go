@@ -71,6 +71,10 @@ type Config struct {
 	// SwapAfter is how long a request waits at most for a model that the engine would have to load, while those that
 	// are loaded have work: see policy.Swap. Default policy.SwapAfter, 10 s.
 	SwapAfter time.Duration
+	// Preload are models that the engine should load when the worker starts, by the engine's name or the pool; AllModels is
+	// every one, until no other fits beside those. Of an engine that does not report which models are loaded, each one
+	// generates a token. Default: none.
+	Preload []string
 	// Ungated lets tiers bid while prompts wait for their first token, whatever tier is active above them: to measure
 	// what the prefill gate does. Default false.
 	Ungated bool
@@ -111,6 +115,7 @@ type Worker struct {
 	estimates *estimator
 	attempts  *attempts
 	runners   *runners
+	loader    loader
 
 	started time.Time     // when Run began
 	gate    *time.Timer   // fires when time alone opens the prefill gate
@@ -165,6 +170,10 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("engine %s: %w", cfg.Engine, err)
+	}
+	w.loader = loader{
+		capacity: w.capacity, engine: w.scraper, nc: nc, log: w.log, key: subjects.LearnedKey(host, cfg.Name),
+		changed: func() { w.presence.beat(); w.bid() },
 	}
 	return w, nil
 }
@@ -255,6 +264,11 @@ func (w *Worker) Run(ctx context.Context) error {
 	var loops sync.WaitGroup
 	loops.Go(func() { every(life, subjects.HeartbeatEvery, w.presence.due, w.publishHeartbeat) })
 	loops.Go(func() { every(life, memberEvery, w.presence.members, func(time.Time) { w.updateMembership(life) }) })
+	loops.Go(func() {
+		w.loader.remember(life)
+		every(life, memberEvery, nil, func(time.Time) { w.loader.remember(life) })
+	})
+	loops.Go(func() { w.loader.run(life) })
 	loops.Go(func() { w.bidLoop(life) })
 	loops.Go(func() { w.policyLoop(life) })
 	loops.Go(func() { w.scraper.Run(life) })
