@@ -22,6 +22,7 @@ type capacityFlags struct {
 	nvml      string
 	library   string
 	swapAfter time.Duration
+	preload   []string
 
 	sampler *gpu.Sampler // set by equip; nil if NVML is off
 }
@@ -72,11 +73,29 @@ func (r *capacityFlags) equip(ctx context.Context, cfgs []worker.Config) error {
 		}
 		c.NVMLRequired = r.nvml == "required"
 		c.SwapAfter = cmp.Or(c.SwapAfter, r.swapAfter)
+		if c.Preload == nil {
+			c.Preload = preloadModels(r.preload)
+		}
 		if r.sampler != nil {
 			c.NVML = r.sampler
 		}
 	}
 	return nil
+}
+
+// preloadModels returns the models that --preload names. In a configuration file and in the environment it may be true.
+func preloadModels(names []string) []string {
+	var models []string
+	for _, n := range names {
+		switch n {
+		case "", "false":
+		case "true":
+			models = append(models, worker.AllModels)
+		default:
+			models = append(models, n)
+		}
+	}
+	return models
 }
 
 // during runs do while the GPUs are sampled. It returns when the probe process has ended.
@@ -112,6 +131,8 @@ func addCapacityFlags(cmd *cobra.Command) *capacityFlags {
 	fs.DurationVar(&r.itl, "slo-itl", 0, "target for the mean `time` between two tokens (default that of the profile)")
 	fs.DurationVar(&r.ttft, "slo-ttft", 0, "target for the `time` to the first token, for nine of ten requests (default none)")
 	fs.DurationVar(&r.swapAfter, "swap-after", policy.SwapAfter, "maximum time that a request waits for a model that is not loaded, while loaded models are in use")
+	fs.StringSliceVar(&r.preload, "preload", nil, "load these models at the start: `MODEL[,MODEL]...`; without a value all that fit beside each other")
+	fs.Lookup("preload").NoOptDefVal = worker.AllModels
 	fs.StringVar(&r.nvml, "nvml", "auto", "whether to read the GPUs with NVML: auto, required or off")
 	fleet.AddLibraryFlag(fs, &r.library)
 	cli.CompleteFixed(cmd, "profile", profileNames()...)

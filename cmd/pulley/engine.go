@@ -19,7 +19,7 @@ import (
 
 const engineHelp = "`URL[,KEY=VALUE]...` of an engine (repeatable); keys: " + engineKeys
 
-const engineKeys = "name, model, pool, slots, profile, weight, gpus, dialect, metrics, baseline-itl, swap-after, key-env"
+const engineKeys = "name, model, pool, slots, profile, weight, gpus, dialect, metrics, baseline-itl, swap-after, preload, key-env"
 
 // parseEngine parses a value of --engine. The key model may be given several times.
 func parseEngine(spec string) (worker.Config, error) {
@@ -80,6 +80,8 @@ func parseEngine(spec string) (worker.Config, error) {
 			if cfg.SwapAfter, err = time.ParseDuration(v); err != nil || cfg.SwapAfter <= 0 {
 				return bad("swap-after=%s: must be a duration such as 10s", v)
 			}
+		case "preload":
+			cfg.Preload = append(cfg.Preload, preloadModels([]string{v})...)
 		case "key-env":
 			if cfg.APIKey = os.Getenv(v); cfg.APIKey == "" {
 				return bad("environment variable %s is empty or not set", v)

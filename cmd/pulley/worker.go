@@ -47,6 +47,11 @@ loaded one has no requests, or when one of them has waited for --swap-after
 (swap-after= for one engine). A model then stays loaded at least for that time, and
 for twice the time that loading takes.
 
+When the workers that have a model loaded cannot start all the requests for it for a
+second, another one loads it too, if that pushes out nothing that is in use. No
+request waits for that load. With --preload, or preload=MODEL for one engine, models
+are loaded when the worker starts.
+
 With NVML the worker detects GPUs that are lost, failing, hot or short of memory, and
 accepts fewer requests, or none. Without an NVIDIA driver it works without GPU data.
 With --nvml required it accepts no requests until all its GPUs have been read.

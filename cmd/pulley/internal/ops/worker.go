@@ -59,7 +59,7 @@ func printWorkers(p *term.Page, list []subjects.Heartbeat) {
 	}
 	for i := range list {
 		h := &list[i]
-		pools := fleet.NamesOf(h.Pools, func(p subjects.PoolStatus) string { return p.Pool })
+		pools := fleet.NamesOf(h.Pools, poolLabel)
 		var headroom, profile, limit, kv string
 		if r := h.Capacity; r != nil {
 			headroom, profile = term.Share(r.Headroom), r.Profile
@@ -74,6 +74,14 @@ func printWorkers(p *term.Page, list []subjects.Heartbeat) {
 			gpuLabels(h), h.Slots, term.Float(h.Weight), term.Ago(h.Started), h.Host, h.URL, h.Version, h.Worker, reasonOf(h))
 	}
 	p.Table(t)
+}
+
+// poolLabel returns the name of a pool, with a note while the engine loads its model.
+func poolLabel(p subjects.PoolStatus) string {
+	if p.Loading.IsZero() {
+		return p.Pool
+	}
+	return p.Pool + " (loading)"
 }
 
 // inFlightText returns the requests in flight and the capacity, such as 12/16.

@@ -59,9 +59,29 @@ func printWorker(p *term.Page, h subjects.Heartbeat) {
 		if st.Model != "" && st.Model != st.Pool {
 			model = st.Model
 		}
-		p.Fields(append([]term.Field{term.KV("engine's model", model)}, priceFields(st, h)...)...)
+		p.Fields(append([]term.Field{term.KV("engine's model", model), term.KV("loaded", loadText(&st))}, priceFields(st, h)...)...)
 	}
 	printDecisions(p, &h)
+}
+
+// loadText says whether the model of a pool is loaded, and how long a load takes; "" for an engine that does not load on
+// demand, as far as the worker has seen.
+func loadText(st *subjects.PoolStatus) string {
+	text := ""
+	switch {
+	case !st.Loading.IsZero():
+		text = "loading for " + term.Ago(st.Loading)
+	case st.Cold:
+		text = "no"
+	case st.LoadMS > 0:
+		text = "yes"
+	default:
+		return ""
+	}
+	if st.LoadMS > 0 {
+		text += "; a load takes " + term.Seconds(float64(st.LoadMS)/1000)
+	}
+	return text
 }
 
 // priceFields explains the price of a worker's next bid.
