@@ -19,22 +19,29 @@ type shortages struct {
 
 func newShortages() *shortages { return &shortages{since: make(map[string]time.Time)} }
 
-// observe takes in how many requests wait for each such pool, and what its workers could start. It reports whether a
-// shortage has now lasted for so long that workers should know: see policy.Shortage.
-func (s *shortages) observe(waiting, free map[string]int, now time.Time) (due bool) {
+// coldPool is a pool whose model some worker would have to load.
+type coldPool struct {
+	warm bool // some worker has it loaded or is loading it
+	free int  // slots without a request, of such workers
+}
+
+// observe takes in the pools whose model some worker would have to load, with how many requests wait for each. It reports
+// whether workers should know of a shortage now: it has lasted for policy.ShortAfter, or has begun while none has the model.
+func (s *shortages) observe(waiting map[string]int, cold map[string]coldPool, now time.Time) (due bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for pool := range s.since {
-		if waiting[pool] <= free[pool] {
+		if waiting[pool] <= cold[pool].free {
 			delete(s.since, pool)
 		}
 	}
 	for pool, n := range waiting {
-		if n <= free[pool] {
+		if n <= cold[pool].free {
 			continue
 		}
 		if s.since[pool].IsZero() {
 			s.since[pool] = now
+			due = due || !cold[pool].warm
 		}
 		lasted := now.Sub(s.since[pool])
 		due = due || lasted >= policy.ShortAfter && lasted < policy.ShortAfter+sweepEvery
@@ -52,34 +59,34 @@ func (s *shortages) of(pool string, now time.Time) time.Duration {
 	return 0
 }
 
-// coldFree returns the pools whose model some worker would have to load, each with the free slots of the workers that have
-// it loaded or are loading it.
-func (f *fleet) coldFree() map[string]int {
+// coldPools returns the pools whose model some worker would have to load; nil if there are none.
+func (f *fleet) coldPools() map[string]coldPool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var free map[string]int
+	var cold map[string]coldPool
 	for _, m := range f.workers {
 		for i := range m.beat.Pools {
-			if m.beat.Live() && m.beat.Pools[i].Cold {
-				if free == nil {
-					free = make(map[string]int)
-				}
-				free[m.beat.Pools[i].Pool] += 0
+			if !m.beat.Live() || !m.beat.Pools[i].Cold {
+				continue
 			}
+			if cold == nil {
+				cold = make(map[string]coldPool)
+			}
+			cold[m.beat.Pools[i].Pool] = coldPool{}
 		}
 	}
-	if free == nil {
+	if cold == nil {
 		return nil
 	}
 	for _, m := range f.workers {
 		for i := range m.beat.Pools {
 			p := &m.beat.Pools[i]
-			if _, cold := free[p.Pool]; cold && m.warm(p) {
-				free[p.Pool] += m.free()
+			if c, ok := cold[p.Pool]; ok && m.warm(p) {
+				cold[p.Pool] = coldPool{warm: true, free: c.free + m.free()}
 			}
 		}
 	}
-	return free
+	return cold
 }
 
 // warm reports whether the worker runs requests of a pool without a load, or is loading its model.
@@ -93,10 +100,12 @@ func (m *member) free() int { return max(m.beat.Slots-m.beat.InFlight-m.taken, 0
 // loader is a worker that could load a pool's model.
 type loader struct {
 	subjects.Loader
-	takes time.Duration // until it has answered a mean request, as far as it is known
+	evicts bool          // it may push out another model
+	takes  time.Duration // until it has answered a mean request, as far as it is known
 }
 
-// loaders returns the workers that could load a pool's model without taking anything that is in use, the fastest first.
+// loaders returns the workers that could load a pool's model without pushing out anything that is in use: see
+// subjects.Shortage.
 func (f *fleet) loaders(pool string, mean policy.Mean) []subjects.Loader {
 	f.mu.Lock()
 	var list []loader
@@ -110,11 +119,19 @@ func (f *fleet) loaders(pool string, mean policy.Mean) []subjects.Loader {
 			if price, ok := p.Curve.Price(mean, 1, 0); ok {
 				takes += time.Duration(price * float64(time.Second))
 			}
-			list = append(list, loader{subjects.Loader{Worker: id, Slots: max(m.beat.Slots, 1)}, takes})
+			list = append(list, loader{subjects.Loader{Worker: id, Slots: max(m.beat.Slots, 1)}, p.Evicts, takes})
 		}
 	}
 	f.mu.Unlock()
-	slices.SortFunc(list, func(a, b loader) int { return cmp.Or(cmp.Compare(a.takes, b.takes), cmp.Compare(a.Worker, b.Worker)) })
+	slices.SortFunc(list, func(a, b loader) int {
+		if a.evicts != b.evicts {
+			if b.evicts {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(a.takes, b.takes), cmp.Compare(a.Worker, b.Worker))
+	})
 	loaders := make([]subjects.Loader, 0, min(len(list), subjects.MaxLoaders))
 	for _, l := range list[:min(len(list), subjects.MaxLoaders)] {
 		loaders = append(loaders, l.Loader)

@@ -14,7 +14,7 @@ func TestShortagesLast(t *testing.T) {
 	look := func(after time.Duration, waiting, free int, due bool, lasted time.Duration) {
 		t.Helper()
 		now = now.Add(after)
-		if got := s.observe(map[string]int{"m": waiting}, map[string]int{"m": free}, now); got != due || s.of("m", now) != lasted {
+		if got := s.observe(map[string]int{"m": waiting}, map[string]coldPool{"m": {warm: true, free: free}}, now); got != due || s.of("m", now) != lasted {
 			t.Errorf("%d wait, %d free: due %v after %v, want %v after %v", waiting, free, got, s.of("m", now), due, lasted)
 		}
 	}
@@ -29,6 +29,11 @@ func TestShortagesLast(t *testing.T) {
 	if s.of("m", now) != 0 {
 		t.Error("a pool that no worker would have to load is short")
 	}
+	for i, due := range []bool{true, false, false} { // while none has the model, workers should know at once
+		if s.observe(map[string]int{"m": 1}, map[string]coldPool{"m": {}}, now.Add(time.Duration(i)*sweepEvery)) != due {
+			t.Errorf("loaded nowhere, look %d: due %v, want %v", i, !due, due)
+		}
+	}
 }
 
 func TestWhoCouldLoad(t *testing.T) {
@@ -38,8 +43,8 @@ func TestWhoCouldLoad(t *testing.T) {
 		f.onHeartbeat(&subjects.Heartbeat{Worker: id, Name: id, State: state, Slots: slots, InFlight: inFlight, Pools: []subjects.PoolStatus{p}}, now)
 	}
 	beat("warm", subjects.Ready, 4, 3, subjects.PoolStatus{})
-	if free := f.coldFree(); free != nil {
-		t.Errorf("%v, and no worker would have to load a model", free)
+	if cold := f.coldPools(); cold != nil {
+		t.Errorf("%v, and no worker would have to load a model", cold)
 	}
 	beat("slow", subjects.Ready, 8, 0, subjects.PoolStatus{Cold: true, Spare: true, LoadMS: 30_000})
 	beat("unknown", subjects.Ready, 2, 0, subjects.PoolStatus{Cold: true, Spare: true})
@@ -48,14 +53,15 @@ func TestWhoCouldLoad(t *testing.T) {
 	beat("loading", subjects.Ready, 6, 1, subjects.PoolStatus{Cold: true, WillLoad: true, Loading: now})
 	beat("down", subjects.Down, 1, 0, subjects.PoolStatus{Cold: true, Spare: true, LoadMS: 1_000})
 	beat("paused", subjects.Paused, 9, 0, subjects.PoolStatus{})
-	if free := f.coldFree(); free["m"] != 1+5 {
-		t.Errorf("free %v, want the warm one's and those of the one that loads it", free)
+	if cold := f.coldPools(); cold["m"] != (coldPool{warm: true, free: 1 + 5}) {
+		t.Errorf("%+v, want the warm one's and those of the one that loads it", cold)
 	}
 	f.onClaim("warm")
-	if free := f.coldFree(); free["m"] != 5 {
-		t.Errorf("free %v after a claim", free)
+	if cold := f.coldPools(); cold["m"].free != 5 {
+		t.Errorf("%+v after a claim", cold)
 	}
-	want := []subjects.Loader{{Worker: "fast", Slots: 1}, {Worker: "unknown", Slots: 2}, {Worker: "slow", Slots: 8}}
+	beat("evicts", subjects.Ready, 3, 0, subjects.PoolStatus{Cold: true, Spare: true, Evicts: true, LoadMS: 500})
+	want := []subjects.Loader{{Worker: "fast", Slots: 1}, {Worker: "unknown", Slots: 2}, {Worker: "slow", Slots: 8}, {Worker: "evicts", Slots: 3}}
 	if got := f.loaders("m", policy.Mean{}); !slices.Equal(got, want) {
 		t.Errorf("%+v, want %+v", got, want)
 	}

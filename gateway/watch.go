@@ -109,22 +109,22 @@ func (w *watch) sweep(now time.Time) {
 	}
 	w.exchange.publish(now, queues...)
 	w.report(lost)
-	free := w.fleet.coldFree()
+	cold := w.fleet.coldPools()
 	var waiting map[string]int
-	if len(free) > 0 {
+	if len(cold) > 0 {
 		waiting = make(map[string]int)
 	}
 	for _, r := range w.requests.all() {
 		r.checkListed(now, slept)
 		pool := r.target.Load().queue.pool
-		if _, cold := free[pool]; !cold {
+		if _, ok := cold[pool]; !ok {
 			continue
 		}
 		if _, waits := r.waiting(); waits {
 			waiting[pool]++
 		}
 	}
-	if w.short.observe(waiting, free, now) {
+	if w.short.observe(waiting, cold, now) {
 		w.publishReferences()
 	}
 }
@@ -274,11 +274,11 @@ func (w *watch) addWaits(pools map[string]subjects.PoolReference, cold map[strin
 	if len(cold) == 0 {
 		return
 	}
-	free := w.fleet.coldFree()
+	known := w.fleet.coldPools()
 	for name, ref := range pools {
 		if cold[name] {
 			ref.Shortage = &subjects.Shortage{
-				Free: free[name], ForMS: w.short.of(name, now).Milliseconds(), Loaders: w.fleet.loaders(name, ref.Mean),
+				Free: known[name].free, ForMS: w.short.of(name, now).Milliseconds(), Loaders: w.fleet.loaders(name, ref.Mean),
 			}
 			pools[name] = ref
 		}

@@ -19,25 +19,34 @@ type Shortage struct {
 	Requests int
 	// For is for how long there has been a shortage, without a break.
 	For time.Duration
-	// Rank is how many other workers should rather load the model, and Before how many slots these have.
+	// Rank is how many other workers should rather load the model, and Before how many slots these have. Listed says that
+	// this worker is one of those that may load it.
 	Rank, Before int
+	Listed       bool
 }
 
-// Loads reports whether the worker should load the model. The workers before it come first, as far as the shortage is
-// larger than what these will do. If they do not load it, each one after them follows by NextLoader.
-func (s Shortage) Loads() bool {
-	if s.Requests <= 0 || s.For < ShortAfter {
+// Loads reports whether the worker should load the model, which other workers have loaded (elsewhere) or none has. The
+// workers before it come first, as far as the shortage is larger than what these will do. If they do not load it, each one
+// after them follows by NextLoader. A model that no worker has is loaded without delay.
+func (s Shortage) Loads(elsewhere bool) bool {
+	after := ShortAfter
+	if !elsewhere {
+		after = 0
+	}
+	if s.Requests <= 0 || s.For < after || !elsewhere && !s.Listed {
 		return false
 	}
-	return s.Requests > s.Before || s.For >= ShortAfter+time.Duration(s.Rank)*NextLoader
+	return s.Requests > s.Before || s.For >= after+time.Duration(s.Rank)*NextLoader
 }
 
 // WarmUp returns the index of the model that the engine should load now although no request for it has come to this
-// worker; -1: none. It is for models that other workers have loaded and that are short of slots there:
+// worker; -1: none. It is for models that are short of slots where they are loaded, and for those that several workers
+// serve and none has loaded:
 //
 //   - If it fits beside the loaded models, or none is loaded, it is loaded at once.
 //   - A loaded model that would be pushed out must have had no requests for as long as it would stay after its load.
-//   - If a request has waited for longer than the load takes, it is enough that the loaded models are idle at the moment.
+//   - If no worker has it loaded, or a request has waited for longer than the load takes, it is enough that the loaded
+//     models are idle at the moment, as for a request that brings in its model: see Swap.
 //
 // The model with the largest shortage comes first.
 func (s Swap) WarmUp(st Swapping, models []SwapModel, now time.Time) int {
@@ -47,7 +56,7 @@ func (s Swap) WarmUp(st Swapping, models []SwapModel, now time.Time) int {
 	best := -1
 	for i := range models {
 		m := &models[i]
-		if m.Loaded || m.InFlight > 0 || !m.Elsewhere || !m.Shortage.Loads() || !s.Spare(st, models, i, now) {
+		if m.Loaded || m.InFlight > 0 || !m.Elsewhere && !m.Shared || !m.Shortage.Loads(m.Elsewhere) || !s.Spare(st, models, i, now) {
 			continue
 		}
 		if best < 0 || m.Shortage.Requests > models[best].Shortage.Requests {
@@ -66,7 +75,7 @@ func (s Swap) Spare(st Swapping, models []SwapModel, i int, now time.Time) bool 
 	if out == nil || m.Fits {
 		return true
 	}
-	if idle, first := s.idle(st, models, now); idle && m.longestWait() >= s.Load && (first == nil || first == m) {
+	if idle, first := s.idle(st, models, now); idle && s.mayLoad(m) && (first == nil || first == m) {
 		return true
 	}
 	return out.InFlight == 0 && out.longestWait() == 0 && now.Sub(out.Used) >= s.minStay() && now.Sub(st.Last) >= s.minStay()

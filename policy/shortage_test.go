@@ -9,7 +9,7 @@ func TestShortageLoads(t *testing.T) {
 	const s = time.Second
 	for what, test := range map[string]struct {
 		short Shortage
-		want  bool
+		want  bool // if other workers have it loaded
 	}{
 		"nothing is short":                       {Shortage{}, false},
 		"more slots are free than requests wait": {Shortage{Requests: -2, For: 10 * s}, false},
@@ -20,8 +20,23 @@ func TestShortageLoads(t *testing.T) {
 		"others have not done it yet":            {Shortage{Requests: 1, For: 5*s - 1, Rank: 2, Before: 8}, false},
 		"others have not done it":                {Shortage{Requests: 1, For: 5 * s, Rank: 2, Before: 8}, true},
 	} {
-		if got := test.short.Loads(); got != test.want {
+		if got := test.short.Loads(true); got != test.want {
 			t.Errorf("%s: %v, want %v", what, got, test.want)
+		}
+	}
+	for what, test := range map[string]struct {
+		short Shortage
+		want  bool // if none has it loaded
+	}{
+		"at once":                {Shortage{Requests: 1, Listed: true}, true},
+		"no request waits":       {Shortage{Listed: true}, false},
+		"it is not one of those": {Shortage{Requests: 9, For: time.Hour}, false},
+		"another one is faster":  {Shortage{Requests: 1, Rank: 1, Before: 1, Listed: true}, false},
+		"and has not loaded it":  {Shortage{Requests: 1, For: 2 * s, Rank: 1, Before: 1, Listed: true}, true},
+		"both are needed":        {Shortage{Requests: 2, Rank: 1, Before: 1, Listed: true}, true},
+	} {
+		if got := test.short.Loads(false); got != test.want {
+			t.Errorf("loaded nowhere, %s: %v, want %v", what, got, test.want)
 		}
 	}
 }
@@ -39,6 +54,7 @@ func TestSwapWarmUp(t *testing.T) {
 	more := SwapModel{Name: "c", Elsewhere: true, Shortage: Shortage{Requests: 7, For: s}}
 	nowhere := wanted
 	nowhere.Elsewhere = false
+	first := SwapModel{Name: "b", Shared: true, Shortage: Shortage{Requests: 1, Listed: true}}
 	runs := wanted
 	runs.InFlight = 1
 	for what, test := range map[string]struct {
@@ -46,22 +62,26 @@ func TestSwapWarmUp(t *testing.T) {
 		models []SwapModel
 		want   string
 	}{
-		"nothing is loaded":                          {settled, []SwapModel{{Name: "a"}, wanted}, "b"},
-		"nothing is loaded, something was until now": {Swapping{Last: now}, []SwapModel{{Name: "a"}, wanted}, "b"},
-		"the larger shortage first":                  {settled, []SwapModel{wanted, more}, "c"},
-		"nobody is short of it":                      {settled, []SwapModel{{Name: "a", Elsewhere: true}}, ""},
-		"nobody has it: a request may come":          {settled, []SwapModel{nowhere}, ""},
-		"it is being loaded":                         {settled, []SwapModel{runs}, ""},
-		"another one is being loaded":                {Swapping{To: "c", Last: ago(time.Minute)}, []SwapModel{wanted, {Name: "c", InFlight: 1}}, ""},
-		"what is loaded has work":                    {settled, []SwapModel{{Name: "a", Loaded: true, InFlight: 1}, wanted}, ""},
-		"and both fit":                               {settled, []SwapModel{{Name: "a", Loaded: true, InFlight: 1}, fits}, "b"},
-		"what is loaded had work just now":           {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(15 * s)}, wanted}, ""},
-		"what is loaded has had none for long":       {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(16 * s)}, wanted}, "b"},
-		"what is loaded never had any":               {settled, []SwapModel{{Name: "a", Loaded: true}, wanted}, "b"},
-		"what is loaded came just now":               {Swapping{Last: ago(15 * s)}, []SwapModel{{Name: "a", Loaded: true}, wanted}, ""},
-		"it would be served sooner here":             {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(s)}, waits(wanted, 8*s)}, "b"},
-		"it would be served sooner there":            {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(s)}, waits(wanted, 7*s)}, ""},
-		"sooner here, but here is work":              {settled, []SwapModel{{Name: "a", Loaded: true, InFlight: 1}, waits(wanted, 80*s)}, ""},
+		"nothing is loaded":                                                 {settled, []SwapModel{{Name: "a"}, wanted}, "b"},
+		"nothing is loaded, something was until now":                        {Swapping{Last: now}, []SwapModel{{Name: "a"}, wanted}, "b"},
+		"the larger shortage first":                                         {settled, []SwapModel{wanted, more}, "c"},
+		"nobody is short of it":                                             {settled, []SwapModel{{Name: "a", Elsewhere: true}}, ""},
+		"nobody has it: a request may come":                                 {settled, []SwapModel{nowhere}, ""},
+		"nobody has it of several":                                          {settled, []SwapModel{first}, "b"},
+		"nobody has it, and the loaded one is idle":                         {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(s)}, first}, "b"},
+		"nobody has it, and the loaded one was idle for less than a moment": {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(s / 2)}, first}, ""},
+		"nobody has it, and here is work":                                   {settled, []SwapModel{{Name: "a", Loaded: true, InFlight: 1}, first}, ""},
+		"it is being loaded":                                                {settled, []SwapModel{runs}, ""},
+		"another one is being loaded":                                       {Swapping{To: "c", Last: ago(time.Minute)}, []SwapModel{wanted, {Name: "c", InFlight: 1}}, ""},
+		"what is loaded has work":                                           {settled, []SwapModel{{Name: "a", Loaded: true, InFlight: 1}, wanted}, ""},
+		"and both fit":                                                      {settled, []SwapModel{{Name: "a", Loaded: true, InFlight: 1}, fits}, "b"},
+		"what is loaded had work just now":                                  {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(15 * s)}, wanted}, ""},
+		"what is loaded has had none for long":                              {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(16 * s)}, wanted}, "b"},
+		"what is loaded never had any":                                      {settled, []SwapModel{{Name: "a", Loaded: true}, wanted}, "b"},
+		"what is loaded came just now":                                      {Swapping{Last: ago(15 * s)}, []SwapModel{{Name: "a", Loaded: true}, wanted}, ""},
+		"it would be served sooner here":                                    {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(s)}, waits(wanted, 8*s)}, "b"},
+		"it would be served sooner there":                                   {settled, []SwapModel{{Name: "a", Loaded: true, Used: ago(s)}, waits(wanted, 7*s)}, ""},
+		"sooner here, but here is work":                                     {settled, []SwapModel{{Name: "a", Loaded: true, InFlight: 1}, waits(wanted, 80*s)}, ""},
 	} {
 		got := ""
 		if i := rule.WarmUp(test.was, test.models, now); i >= 0 {

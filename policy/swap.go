@@ -58,6 +58,7 @@ type SwapModel struct {
 	Loaded    bool            // answers without a load
 	Fits      bool            // was seen loaded together with all models that are loaded now
 	Elsewhere bool            // another worker has it loaded or is about to load it
+	Shared    bool            // other workers serve it too, and the gateways say which of them comes first to load it
 	Delay     time.Duration   // extra wait, during which other workers that would have to load it go first
 	InFlight  int             // its requests at the engine, including those that wait for its load
 	Used      time.Time       // when its last request ended

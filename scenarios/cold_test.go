@@ -420,3 +420,70 @@ func TestColdWorkerEvents(t *testing.T) {
 		}
 	})
 }
+
+// While no worker has the model loaded, as many load it as there are requests for, those with the shortest load first. The
+// requests wait for none of the loads in particular: they go to the worker that is ready first.
+func TestColdWorkersAllAtFirst(t *testing.T) {
+	for what, test := range map[string]struct {
+		loads   []time.Duration
+		clients int
+		loaded  []int64       // loads of each engine
+		worst   time.Duration // of a first token
+	}{
+		"one request":                     {[]time.Duration{8 * time.Second, 8 * time.Second}, 1, []int64{1, 0}, 8 * time.Second},
+		"two requests, and unlike loads":  {[]time.Duration{25 * time.Second, 3 * time.Second, 40 * time.Second}, 2, nil, 4 * time.Second},
+		"many requests, and unlike loads": {[]time.Duration{25 * time.Second, 3 * time.Second}, 6, []int64{1, 1}, 4 * time.Second},
+	} {
+		t.Run(what, func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				var engines []sim.Config
+				for i, load := range test.loads {
+					engines = append(engines, cold(fmt.Sprintf("e%d", i), engine.DialectOllama, 1, load, "m"))
+				}
+				g, es, _ := coldEnv(t, env, engines...)
+				tr := newTraffic(t)
+				tr.clients(t, g, test.clients, "m", 5, 0)
+				time.Sleep(50 * time.Second)
+				tr.end()
+				var loads []int64
+				for _, e := range es {
+					loads = append(loads, e.Stats().Loads)
+				}
+				slices.Sort(loads)
+				slices.Reverse(loads)
+				if test.loaded != nil && !slices.Equal(loads, test.loaded) {
+					t.Errorf("loads %v, want %v", loads, test.loaded)
+				}
+				if n, worst := tr.look("m"); n < 300 || worst > test.worst+300*time.Millisecond {
+					t.Errorf("%d answers, one after %v, want at most %v", n, worst, test.worst)
+				}
+			})
+		})
+	}
+}
+
+// If no worker can load the model, the clients get the engine's own words.
+func TestColdWorkersCannotLoad(t *testing.T) {
+	run(t, func(t *testing.T, env *Env) {
+		g := env.Gateway(gateway.Config{})
+		for _, name := range []string{"e0", "e1"} {
+			eng, err := sim.New(cold(name, engine.DialectOllama, 1, 8*time.Second, "m"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			e := env.Handler(name, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Method != http.MethodPost {
+					eng.ServeHTTP(w, r)
+					return
+				}
+				http.Error(w, `{"error":"model requires more system memory"}`, http.StatusInternalServerError)
+			}))
+			env.Worker(e, worker.Config{Name: name, Slots: 1})
+		}
+		g.Serves(t, "m")
+		r := ask(t, g, chat("m", true, 5), "")
+		if r.status < 500 || r.took > 20*time.Second {
+			t.Errorf("%d after %v: %s", r.status, r.took, r.body)
+		}
+	})
+}

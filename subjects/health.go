@@ -199,8 +199,10 @@ type PoolStatus struct {
 	Failing string `json:"failing,omitempty"`
 	// WillLoad says that the model is cold and the worker is about to load it.
 	WillLoad bool `json:"loads,omitempty"`
-	// Spare says that the model is cold, and that loading it would take nothing that is in use.
-	Spare bool `json:"spare,omitempty"`
+	// Spare says that the model is cold, and that loading it would push out nothing that is in use; Evicts that it may push
+	// out another model.
+	Spare  bool `json:"spare,omitempty"`
+	Evicts bool `json:"evicts,omitempty"`
 	// Loading is since when the engine has been loading the model; zero: it is not.
 	Loading time.Time `json:"loading,omitzero"`
 	// LoadMS is how long a load of the model takes, as measured; 0: no load was seen. Only for engines that load on demand.

@@ -434,7 +434,9 @@ func (b *bidder) demand(now time.Time) demand {
 		if !p.paused {
 			m.Shortage = p.shortage(b.worker, now)
 		}
-		d.pools[s.pool], d.informed[s.pool] = m, p.ref.Shortage != nil
+		d.informed[s.pool] = p.ref.Shortage != nil
+		m.Shared = d.informed[s.pool] && p.ref.Workers > 1
+		d.pools[s.pool] = m
 	}
 	return d
 }

@@ -442,7 +442,7 @@ func (p *pool) shortage(worker string, now time.Time) (s policy.Shortage) {
 	}
 	s.Requests -= last.Free
 	for _, l := range last.Loaders {
-		if l.Worker == worker {
+		if s.Listed = l.Worker == worker; s.Listed {
 			break
 		}
 		s.Rank++

@@ -197,15 +197,20 @@ func (ms *models) choose(d demand, after time.Duration, now time.Time) (decision
 	var may []bool
 	ms.swap, may = rule.Next(was, asked, now)
 	for i, m := range ms.served {
-		// A request does not pay for the load of a model that other workers have loaded: see policy.Swap.WarmUp.
-		pays := m.cold() && asked[i].Elsewhere && d.informed[m.pool]
-		m.blocked = !may[i] || pays || m == ms.warming
+		// A request does not pay for the load of a model that is loaded without one: see policy.Swap.WarmUp. If no worker
+		// has it and it cannot be loaded like that, a request comes, and its client gets the engine's own words.
+		pays := d.informed[m.pool] && asked[i].Elsewhere ||
+			asked[i].Shared && ms.swap.To != m.pool && m.failures == 0 && d.pools[m.pool].Shortage.For < after
+		m.blocked = !may[i] || m.cold() && pays || m == ms.warming
 		m.spare = m.cold() && ms.warming == nil && rule.Spare(ms.swap, asked, i, now)
 	}
 	if i := rule.WarmUp(ms.swap, asked, now); i >= 0 && d.open && ms.warming == nil {
 		m := ms.served[i]
 		ms.warmUp(m, now)
 		s := asked[i].Shortage
+		if !asked[i].Elsewhere {
+			return fmt.Sprintf("load model %q: no worker has it loaded, and requests wait for it", m.name)
+		}
 		return fmt.Sprintf("load model %q: %d more requests than the workers that have it loaded can start have waited for %v",
 			m.name, s.Requests, s.For.Round(100*time.Millisecond))
 	}

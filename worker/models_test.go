@@ -259,8 +259,8 @@ func TestShortageOfAPool(t *testing.T) {
 	p.onReference("g1", subjects.PoolReference{Shortage: &subjects.Shortage{Waiting: 5, Free: 9, ForMS: 700}}, now)
 	p.onReference("g2", subjects.PoolReference{Shortage: &subjects.Shortage{Waiting: 3, Free: 1, ForMS: 1300, Loaders: loaders}}, now)
 	for worker, want := range map[string]policy.Shortage{
-		"w1": {Requests: 7, For: 1300 * time.Millisecond},
-		"w2": {Requests: 7, For: 1300 * time.Millisecond, Rank: 1, Before: 4},
+		"w1": {Requests: 7, For: 1300 * time.Millisecond, Listed: true},
+		"w2": {Requests: 7, For: 1300 * time.Millisecond, Rank: 1, Before: 4, Listed: true},
 		"w9": {Requests: 7, For: 1300 * time.Millisecond, Rank: 3, Before: 7},
 	} {
 		if got := p.shortage(worker, now); got != want {

@@ -391,6 +391,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		paused = paused && ld.shut[s.Pool]
 		s.Curve, s.Mean = m.curve, m.mean
 		s.Cold, s.WillLoad, s.Spare, s.Loading = model.cold, model.next, model.spare, model.loading
+		s.Evicts = model.cold && model.evicts
 		s.LoadMS = loads[s.Pool].Milliseconds()
 		s.Listed = facts[cmp.Or(s.Model, s.Pool)]
 		s.AnyCase = dialect == engine.DialectOllama && s.Model == ""
