@@ -20,24 +20,25 @@ import (
 //     without input.
 //   - llama-swap: GET /upstream/<model>/health, which starts the model's server and waits for it.
 //   - llama.cpp as a router: POST /models/load, and then GET /models until it is loaded.
-//   - Any other engine, and an older one that does not have these: a chat of one token; for a model that does not chat, an
-//     embedding of one token.
+//   - Any other engine, and one that does not have these or hides them: a chat of one token; for a model that does not chat,
+//     an embedding of one token.
 //
 // It is safe to call while Run runs. An engine may stop loading when ctx ends. The error has the engine's own words.
 func (s *Scraper) WarmUp(ctx context.Context, model string) error {
 	var err error
+	own := true
 	switch s.Latest().Dialect {
 	case DialectOllama:
 		err = s.warmUpOllama(ctx, model)
-	case DialectLlamaSwap:
+	case DialectLlamaSwap: // the model's own server need not have this page
 		_, err = s.call(ctx, http.MethodGet, "/upstream/"+escapePath(model)+"/health", nil)
-		if e, ok := errors.AsType[*statusError](err); ok && e.code == http.StatusNotFound {
-			err = nil // of the model's own server, which need not have this page; of an old llama-swap, nothing is loaded then
-		}
 	case DialectLlamaCpp:
 		err = s.warmUpLlamaCpp(ctx, model)
 	default:
-		err = s.generateOne(ctx, model)
+		own, err = false, s.generateOne(ctx, model)
+	}
+	if own && hidden(err) && s.generateOne(ctx, model) == nil {
+		return nil
 	}
 	if e, ok := errors.AsType[*statusError](err); ok {
 		if said := strings.TrimSpace(string(e.body[:min(len(e.body), 200)])); said != "" {
@@ -48,6 +49,12 @@ func (s *Scraper) WarmUp(ctx context.Context, model string) error {
 		return fmt.Errorf("load model %q: %w", model, err)
 	}
 	return nil
+}
+
+// hidden reports whether the engine does not have a page, or something in front of it does not let it be used.
+func hidden(err error) bool {
+	e, ok := errors.AsType[*statusError](err)
+	return ok && (e.code == http.StatusForbidden || e.code == http.StatusNotFound || e.code == http.StatusMethodNotAllowed || e.code == http.StatusNotImplemented)
 }
 
 func (s *Scraper) warmUpOllama(ctx context.Context, model string) error {
@@ -67,10 +74,7 @@ const loadPoll = 250 * time.Millisecond
 func (s *Scraper) warmUpLlamaCpp(ctx context.Context, model string) error {
 	_, err := s.call(ctx, http.MethodPost, "/models/load", map[string]any{"model": model})
 	if e, ok := errors.AsType[*statusError](err); ok {
-		switch {
-		case e.absent() && e.code != http.StatusBadRequest:
-			return s.generateOne(ctx, model)
-		case e.code != http.StatusBadRequest: // which means that it is loaded or being loaded
+		if e.code != http.StatusBadRequest { // which means that it is loaded or being loaded
 			return err
 		}
 	} else if err != nil {

@@ -74,7 +74,11 @@ func TestWarmUp(t *testing.T) {
 			"POST /api/generate": says(404, `{"error":"model 'm' not found"}`)}, "POST /api/generate", "not found"},
 		"llama-swap": {engine.DialectLlamaSwap, answers{"GET /upstream/org/m:7b%20q4/health": ok}, "GET /upstream/org/m:7b%20q4/health", ""},
 		"llama-swap, a server without a health page": {engine.DialectLlamaSwap, answers{
-			"GET /upstream/org/m:7b%20q4/health": says(404, "not found")}, "GET /upstream/org/m:7b%20q4/health", ""},
+			"GET /upstream/org/m:7b%20q4/health": says(404, "not found"), "POST /v1/chat/completions": ok,
+		}, "GET /upstream/org/m:7b%20q4/health, POST /v1/chat/completions", ""},
+		"ollama behind a proxy that lets only the API pass": {engine.DialectOllama, answers{
+			"POST /api/generate": says(403, "forbidden"), "POST /v1/chat/completions": ok,
+		}, "POST /api/generate, POST /v1/chat/completions", ""},
 		"llama-swap, the server does not start": {engine.DialectLlamaSwap, answers{
 			"GET /upstream/org/m:7b%20q4/health": says(502, "exit status 1")}, "GET /upstream/org/m:7b%20q4/health", "exit status 1"},
 		"llama.cpp with one model": {engine.DialectLlamaCpp, answers{"POST /v1/chat/completions": ok}, "POST /v1/chat/completions", ""},

@@ -116,6 +116,9 @@ func (w *watch) sweep(now time.Time) {
 	}
 	for _, r := range w.requests.all() {
 		r.checkListed(now, slept)
+		if cold == nil {
+			continue
+		}
 		pool := r.target.Load().queue.pool
 		if _, ok := cold[pool]; !ok {
 			continue
@@ -277,9 +280,7 @@ func (w *watch) addWaits(pools map[string]subjects.PoolReference, cold map[strin
 	known := w.fleet.coldPools()
 	for name, ref := range pools {
 		if cold[name] {
-			ref.Shortage = &subjects.Shortage{
-				Free: known[name].free, ForMS: w.short.of(name, now).Milliseconds(), Loaders: w.fleet.loaders(name, ref.Mean),
-			}
+			ref.Shortage = &subjects.Shortage{Free: known[name].free, ForMS: w.short.of(name, now).Milliseconds()}
 			pools[name] = ref
 		}
 	}
@@ -298,5 +299,10 @@ func (w *watch) addWaits(pools map[string]subjects.PoolReference, cold map[strin
 			pools[at.queue.pool] = ref
 		}
 		ref.WaitsMS[at.tier.Name] = max(ref.WaitsMS[at.tier.Name], now.Sub(r.arrived).Milliseconds(), 1)
+	}
+	for name, ref := range pools {
+		if ref.Shortage != nil && ref.Shortage.Waiting > 0 {
+			ref.Shortage.Loaders = w.fleet.loaders(name, ref.Mean)
+		}
 	}
 }

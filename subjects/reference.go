@@ -35,7 +35,7 @@ type Shortage struct {
 	Free    int   `json:"free,omitempty"`    // slots without a request, of workers that have the model loaded or are loading it
 	ForMS   int64 `json:"for_ms,omitempty"`  // for how long more requests of this gateway than these have waited, without a break
 	// Loaders are workers that could load the model without pushing out anything that is in use: first those that need not
-	// push out any model, the fastest first; at most MaxLoaders.
+	// push out any model, the fastest first; at most MaxLoaders, and none if Waiting is 0.
 	Loaders []Loader `json:"loaders,omitempty"`
 }
 

@@ -434,14 +434,21 @@ func (p *pool) shortage(worker string, now time.Time) (s policy.Shortage) {
 	if last == nil {
 		return s
 	}
+	var loaders []subjects.Loader
+	var listedAt time.Time
 	for _, r := range p.refs {
-		if of := r.Shortage; of != nil && now.Sub(r.at) <= referenceHolds {
-			s.Requests += of.Waiting
-			s.For = max(s.For, time.Duration(of.ForMS)*time.Millisecond)
+		of := r.Shortage
+		if of == nil || now.Sub(r.at) > referenceHolds {
+			continue
+		}
+		s.Requests += of.Waiting
+		s.For = max(s.For, time.Duration(of.ForMS)*time.Millisecond)
+		if len(of.Loaders) > 0 && r.at.After(listedAt) {
+			loaders, listedAt = of.Loaders, r.at
 		}
 	}
 	s.Requests -= last.Free
-	for _, l := range last.Loaders {
+	for _, l := range loaders {
 		if s.Listed = l.Worker == worker; s.Listed {
 			break
 		}

@@ -45,6 +45,7 @@ type model struct {
 	spare    bool          // it could be loaded without pushing out anything that is in use
 	rests    time.Time     // it is not warmed up before
 	failures int           // warm-ups in a row that failed
+	warmed   time.Time     // when the last warm-up ended that did not
 }
 
 // cold reports whether a request for it would start a load.
@@ -62,6 +63,9 @@ const (
 	// warmUpAgainMost.
 	warmUpAgain     = 5 * time.Second
 	warmUpAgainMost = 5 * time.Minute
+
+	// fleeting is for how long a model must stay loaded without a request for a warm-up to be of use.
+	fleeting = 30 * time.Second
 )
 
 // serve sets the models that the worker serves. What is known of those that stay is kept.
@@ -103,6 +107,10 @@ func (ms *models) onStatus(st engine.Status, now time.Time) {
 			// Ollama lists a model as soon as it begins to load it. If the answer that waits
 			// for it does not stream, nothing shows when the load has ended.
 			loaded = !m.began.IsZero() && now.Sub(m.began) > 2*ms.loadTime(m)
+		}
+		if !loaded && !m.missing && m.warmed.After(m.used) && now.Sub(m.warmed) < fleeting && len(st.Loaded()) == 0 { // nothing pushed it out
+			m.failures++
+			m.rests = now.Add(warmUpAgainMost)
 		}
 		m.missing = !loaded
 		ms.swaps = ms.swaps || m.missing
@@ -232,7 +240,7 @@ func (ms *models) warmUp(m *model, now time.Time) {
 // onWarmedUp ends a load without a request, and returns how long it took; 0 if that says nothing about its load.
 func (ms *models) onWarmedUp(failed bool, now time.Time) (m *model, took time.Duration) {
 	m, ms.warming = ms.warming, nil
-	ms.preload.loaded, ms.preload.at = append(ms.preload.loaded, m), now
+	ms.preload.at = now
 	took = max(now.Sub(m.began), 10*time.Millisecond)
 	m.began = time.Time{}
 	if failed {
@@ -243,7 +251,10 @@ func (ms *models) onWarmedUp(failed bool, now time.Time) (m *model, took time.Du
 		}
 		return m, took
 	}
-	m.failures = 0
+	m.failures, m.warmed = 0, now
+	if ms.preload.names != nil {
+		ms.preload.loaded = append(ms.preload.loaded, m)
+	}
 	if !m.missing { // the engine does not report what is loaded, or it was loaded meanwhile
 		return m, 0
 	}
@@ -276,7 +287,7 @@ func (ms *models) nextPreload(st engine.Status, inFlight int) *model {
 		return nil
 	case !st.Healthy || onDemand && (st.Models == nil || !st.At.After(p.at)):
 		return nil
-	case slices.ContainsFunc(p.loaded, func(m *model) bool { return m.missing && m.failures == 0 }):
+	case slices.ContainsFunc(p.loaded, func(m *model) bool { return m.missing }):
 		p.names = nil
 		return nil
 	}

@@ -246,6 +246,28 @@ func TestLoadTimesAreRecalled(t *testing.T) {
 	}
 }
 
+// An engine that unloads a model at once, such as Ollama with OLLAMA_KEEP_ALIVE=0, gets requests for it as before.
+func TestAModelDoesNotStay(t *testing.T) {
+	now := time.Now()
+	c := newCapacity(Config{Slots: 4, Profile: policy.GivenSlots, SwapAfter: policy.SwapAfter})
+	c.serve([]servedPool{{"b", "b"}}, now)
+	c.onStatus(ollama(now, "b"), workload{}, now)
+	waits := demand{tiers: []policy.SwapTier{{Share: 1}}, open: true, informed: map[string]bool{"b": true}, pools: map[string]policy.SwapModel{
+		"b": {Shared: true, Shortage: policy.Shortage{Requests: 1, Listed: true}}}}
+	c.chooseModels(waits, now)
+	if _, ok := c.warmingUp(); !ok || !c.load().models["b"].blocked {
+		t.Fatalf("no worker has it, and it is not loaded: %+v", c.load().models)
+	}
+	now = now.Add(3 * time.Second)
+	c.onWarmedUp(nil, now)
+	now = now.Add(time.Second)
+	c.onStatus(ollama(now, "b"), workload{}, now)
+	c.chooseModels(waits, now)
+	if _, ok := c.warmingUp(); ok || c.load().models["b"].blocked {
+		t.Errorf("loaded again, or closed for requests: %+v", c.load().models)
+	}
+}
+
 // Who is to load a model, by the reports of several gateways.
 func TestShortageOfAPool(t *testing.T) {
 	now := time.Now()
@@ -257,7 +279,9 @@ func TestShortageOfAPool(t *testing.T) {
 	p.onReference("old", subjects.PoolReference{Loaded: 1}, now)
 	p.onReference("gone", subjects.PoolReference{Shortage: &subjects.Shortage{Waiting: 100, ForMS: 9000}}, now.Add(-time.Minute))
 	p.onReference("g1", subjects.PoolReference{Shortage: &subjects.Shortage{Waiting: 5, Free: 9, ForMS: 700}}, now)
-	p.onReference("g2", subjects.PoolReference{Shortage: &subjects.Shortage{Waiting: 3, Free: 1, ForMS: 1300, Loaders: loaders}}, now)
+	p.onReference("g2", subjects.PoolReference{Shortage: &subjects.Shortage{Waiting: 3, Free: 9, ForMS: 1300, Loaders: loaders}}, now)
+	p.onReference("g3", subjects.PoolReference{Shortage: &subjects.Shortage{Free: 1}}, now.Add(time.Millisecond))
+	now = now.Add(time.Second)
 	for worker, want := range map[string]policy.Shortage{
 		"w1": {Requests: 7, For: 1300 * time.Millisecond, Listed: true},
 		"w2": {Requests: 7, For: 1300 * time.Millisecond, Rank: 1, Before: 4, Listed: true},
