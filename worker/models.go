@@ -21,6 +21,7 @@ type models struct {
 	swap     policy.Swapping
 	load     time.Duration // mean time of the last loads; 0: none was measured
 	loaded   []string      // names of the loaded models, by the engine's last report
+	reported time.Time     // when that was made
 	together [][]string    // sets of models that were seen loaded at the same time
 
 	warming *model                   // is being loaded without a request; nil: none
@@ -95,7 +96,7 @@ func (ms *models) onStatus(st engine.Status, now time.Time) {
 	if st.Dialect == engine.DialectLlamaCpp {
 		at = at.Add(-listLate)
 	}
-	ms.swaps = false
+	ms.swaps, ms.reported = false, at
 	for _, m := range ms.served {
 		loaded := listsLoaded(st, m.name)
 		switch {
@@ -242,6 +243,7 @@ func (ms *models) onWarmedUp(failed bool, now time.Time) (m *model, took time.Du
 	m, ms.warming = ms.warming, nil
 	ms.preload.at = now
 	took = max(now.Sub(m.began), 10*time.Millisecond)
+	began := m.began
 	m.began = time.Time{}
 	if failed {
 		m.failures++
@@ -258,8 +260,11 @@ func (ms *models) onWarmedUp(failed bool, now time.Time) (m *model, took time.Du
 	if !m.missing { // the engine does not report what is loaded, or it was loaded meanwhile
 		return m, 0
 	}
-	if from := ms.byPool[ms.swap.From]; from != nil && ms.swap.To == m.pool { // the engine reports it later
-		from.missing, from.left = true, now
+	if from := ms.byPool[ms.swap.From]; from != nil && ms.swap.To == m.pool {
+		stayed := ms.reported.After(began) && slices.Contains(ms.loaded, withoutTag(from.name))
+		if !stayed { // the engine reports it later
+			from.missing, from.left = true, now
+		}
 	}
 	m.missing, m.blocked, m.answered = false, false, now
 	m.rests = now.Add(2 * took) // should the engine evict it again for other clients
