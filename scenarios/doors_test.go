@@ -23,6 +23,8 @@ func TestDoorsOfEngines(t *testing.T) {
 		var seen atomic.Pointer[string]
 		g := with(t, env, gateway.Config{AllowPaths: []string{"/api/show", "/custom/**"}}, func(w http.ResponseWriter, r *http.Request) {
 			seen.Store(&r.RequestURI)
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, `{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}],"data":[{}],"type":"message","content":[{"type":"text","text":"a"}],"input_tokens":1}`)
 		})
 		const body = `{"model":"m","name":"m","messages":[]}`
 		for path, want := range map[string]string{

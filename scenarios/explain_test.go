@@ -113,6 +113,6 @@ func TestReceipt(t *testing.T) {
 		if got := receipt(failed); got["Worker"] != "b" || got["Attempts"] == "" || got["Attempts"] == "0" {
 			t.Errorf("a failure, %d: %v", failed.status, got)
 		}
-		wantError(t, ask(t, g, chat("m", false, 1), "", "X-Request-Timeout", "0.01"), 504, "deadline_exceeded")
+		wantError(t, ask(t, g, chat("m", false, 50), "", "X-Request-Timeout", "0.01"), 504, "deadline_exceeded")
 	})
 }

@@ -613,17 +613,17 @@ type rest struct {
 	io.Closer
 }
 
-// onNoAnswer handles an answer with a status of success that is none.
-func (w *Worker) onNoAnswer(a *attempt, in *api.Inspector, head *subjects.Head) {
+// noAnswer is the failure of an answer with a status of success that is none.
+func noAnswer(engine string, in *api.Inspector, head *subjects.Head) subjects.Fail {
 	reason, status, text := in.NoAnswer()
-	f := subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)}
+	f := subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %s", engine, reason)}
 	if text != nil {
 		h := head.Header.Clone()
 		h.Del("Content-Length")
 		h.Set("Content-Type", "application/json")
 		f.Answer, f.Body = &subjects.Head{Status: status, Header: h, Length: int64(len(text))}, text
 	}
-	w.fail(a, f)
+	return f
 }
 
 // onFailure notes a failure for which the engine may be to blame. If many follow each other, the worker pauses for the
@@ -692,7 +692,8 @@ func (w *Worker) fail(a *attempt, f subjects.Fail) {
 	}
 	switch f.Class {
 	case subjects.FailEngine, subjects.FailCrashed, subjects.FailTruncated, subjects.FailStalled:
-		due := failure{pool: a.task.source, request: a.content(), reason: f.Reason}
+		// An engine that could not load the model for this request will not for the next one.
+		due := failure{pool: a.task.source, request: a.content(), reason: f.Reason, setup: a.timing.load.first && !a.firstByte.isSet()}
 		w.attempts.remember(a.req.ID, due, now)
 		w.onFailure(due, now)
 	}

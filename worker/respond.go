@@ -166,7 +166,7 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 		}
 		switch verdict := in.Verdict(); {
 		case verdict == api.Failed && !a.firstByte.isSet() && (err == nil || ended):
-			w.onNoAnswer(a, in, head)
+			w.fail(a, noAnswer(w.cfg.Name, in, head))
 			return
 		case broken != "":
 			w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, broken)})
