@@ -18,7 +18,8 @@ const (
 // An Inspector decides about an answer as soon as a part of it shows content or an error: for a stream with one of its
 // first events, otherwise at its end. The beginning of a stream that carries no content (a role, "response.created",
 // "message_start", a ping) decides nothing. An answer of which keepLine bytes decide nothing counts as Answered, and so
-// does one whose form is not known: compressed, binary, or of an API that Pulley does not know, unless it is an error.
+// does one whose form is not known: compressed, binary, of an API that Pulley does not know, or an object with other members
+// than those of an answer or an error, unless it is an error.
 
 // Verdict returns what is known so far. It is final once it is not Undecided; after Broken it never is Undecided.
 func (in *Inspector) Verdict() Verdict { return in.verdict }
@@ -78,6 +79,7 @@ type finding struct {
 	failed  bool // it is an error
 	choices int  // -1: the member is absent
 	data    bool // it has a member that carries the result, in an API without choices
+	known   bool // it is an object that is empty, or has members of an answer or of an error
 	content bool // that member, or some choice, is not empty
 	stopped bool // something has ended normally
 	aborted bool // every choice that ended was given up by the engine
@@ -94,12 +96,18 @@ func (in *Inspector) read(text []byte) finding {
 		return f
 	}
 	t.open()
+	members := 0
 	for name := t.name(); name != nil; name = t.name() {
+		members++
 		switch string(memberName(name)) {
 		case "error":
 			f.failed = !isEmpty(t.value()) || f.failed
 		case "object":
+			f.known = true
 			f.failed = string(t.value()) == `"error"` || f.failed
+		case "id", "usage", "detail", "details", "message", "msg":
+			f.known = true
+			t.value()
 		case "type":
 			f.kind = inQuotes(t.value())
 		case "status":
@@ -129,6 +137,7 @@ func (in *Inspector) read(text []byte) finding {
 	}
 	t.peek()
 	f.object = !t.bad && t.at == len(text)
+	f.known = f.known || members == 0
 	return f
 }
 
@@ -418,7 +427,7 @@ func (in *Inspector) judgeWhole() {
 		switch {
 		case !f.object:
 			in.fail("an answer that is not JSON")
-		case f.choices <= 0 && !f.data:
+		case f.choices == 0 && !f.data, f.choices < 0 && !f.data && f.known:
 			in.fail("an answer without choices")
 		case f.aborted && !f.content:
 			in.fail("the engine gave up without an answer")
@@ -427,7 +436,7 @@ func (in *Inspector) judgeWhole() {
 		switch {
 		case !f.object:
 			in.fail("an answer that is not JSON")
-		case !f.data:
+		case !f.data && f.known:
 			in.fail("an answer without content")
 		}
 	case Embeddings:
