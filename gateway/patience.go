@@ -22,6 +22,11 @@ type patience struct {
 // languages.
 var timeoutHeaders = [...]string{"X-Stainless-Read-Timeout", "X-Stainless-Timeout"}
 
+// sdkGrace is how much longer than an SDK's timeout the gateway waits. The SDK ends its call by itself, and reports that as a
+// timeout of its own, as it does without a gateway; an error of the gateway at the same moment would overtake that. So the
+// gateway's own end is for clients that do not close their connection.
+const sdkGrace = time.Second
+
 // patienceOf is the patience of a call. x-request-timeout, in seconds or as 1m30s, is a total. The timeout of an SDK is
 // one for an answer that does not stream, and else bounds silence. Without an SDK's, the deadline of the tier does. No
 // time is above limit.
@@ -47,7 +52,7 @@ func patienceOf(h http.Header, stream bool, deadline, limit time.Duration) (pati
 		if err != nil || !(secs > 0 && secs < 1e9) {
 			continue
 		}
-		d := min(time.Duration(secs*float64(time.Second)), limit)
+		d := min(time.Duration(secs*float64(time.Second))+sdkGrace, limit)
 		if stream {
 			p.silence, p.source = d, "the client's "+name
 		} else {

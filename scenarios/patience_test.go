@@ -57,11 +57,11 @@ func TestPatience(t *testing.T) {
 		"the tier's deadline, 40 minutes of reasoning": {
 			nil, "0s", "30s", 80, false, "", 40 * time.Minute, 41 * time.Minute},
 		"silence after some tokens": {
-			[]string{"X-Stainless-Read-Timeout", "5"}, "0s", "1s", 4, true, "deadline_exceeded", 8 * time.Second, 8200 * time.Millisecond},
+			[]string{"X-Stainless-Read-Timeout", "5"}, "0s", "1s", 4, true, "deadline_exceeded", 9 * time.Second, 9200 * time.Millisecond},
 		"silence between tokens": {
-			[]string{"X-Stainless-Timeout", "5"}, "0s", "6s", 4, false, "deadline_exceeded", 5 * time.Second, 5200 * time.Millisecond},
+			[]string{"X-Stainless-Timeout", "5"}, "0s", "7s", 4, false, "deadline_exceeded", 6 * time.Second, 6200 * time.Millisecond},
 		"silence before the first": {
-			[]string{"X-Stainless-Read-Timeout", "5"}, "6s", "1s", 4, false, "deadline_exceeded", 5 * time.Second, 5200 * time.Millisecond},
+			[]string{"X-Stainless-Read-Timeout", "5"}, "7s", "1s", 4, false, "deadline_exceeded", 6 * time.Second, 6200 * time.Millisecond},
 		"a total": {
 			[]string{"X-Request-Timeout", "10"}, "1s", "1s", 30, false, "deadline_exceeded", 10 * time.Second, 10200 * time.Millisecond},
 		"a total and a read timeout": {
