@@ -61,7 +61,7 @@ endif
 # vet has run on its own.
 .PHONY: race
 race:
-	go test -race -vet=off -timeout 20m ./...
+	go test -race -vet=off -timeout 40m ./...
 
 .PHONY: bench
 bench: build ## measure this machine, side by side with a plain reverse proxy
