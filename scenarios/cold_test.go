@@ -481,7 +481,7 @@ func TestColdWorkersCannotLoad(t *testing.T) {
 			env.Worker(e, worker.Config{Name: name, Slots: 1})
 		}
 		g.Serves(t, "m")
-		r := ask(t, g, chat("m", true, 5), "")
+		r := ask(t, g, chat("m", false, 5), "")
 		if r.status < 500 || r.took > 20*time.Second {
 			t.Errorf("%d after %v: %s", r.status, r.took, r.body)
 		}
