@@ -105,12 +105,13 @@ func (in *Inspector) read(text []byte) finding {
 		case "object":
 			f.known = true
 			f.failed = string(t.value()) == `"error"` || f.failed
-		case "id", "usage", "detail", "details", "message", "msg":
+		case "id", "usage", "ok", "detail", "details", "message", "msg":
 			f.known = true
 			t.value()
 		case "type":
 			f.kind = inQuotes(t.value())
 		case "status":
+			f.known = true
 			f.status = inQuotes(t.value())
 		case "stop_reason":
 			f.stopped = !isEmpty(t.value()) || f.stopped

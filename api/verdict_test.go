@@ -54,6 +54,7 @@ func TestVerdict(t *testing.T) {
 		"a completion without choices":   {chatPath, jsonType, `{"object":"chat.completion"}`, Failed},
 		"an error without an error":      {chatPath, jsonType, `{"detail":"model is loading"}`, Failed},
 		"an empty object":                {chatPath, jsonType, `{}`, Failed},
+		"a status":                       {chatPath, jsonType, `{"status":"ok"}`, Failed},
 		"speech":                         {"/v1/audio/speech", "audio/mpeg", "\xff\xfb", Answered},
 		"speech that is an error":        {"/v1/audio/speech", jsonType, `{"error":{"message":"x"}}`, Failed},
 		"a transcription":                {"/v1/audio/transcriptions", "text/plain", "data: it begins so", Answered},
