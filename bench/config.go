@@ -112,7 +112,7 @@ func (c Config) validate() error {
 		return err
 	}
 	if !slices.Contains(Endpoints, c.Endpoint) {
-		return fmt.Errorf("endpoint %q: want one of %v", c.Endpoint, Endpoints)
+		return fmt.Errorf("endpoint %q: must be one of %v", c.Endpoint, Endpoints)
 	}
 	if c.Stream && c.Endpoint == api.Embeddings {
 		return fmt.Errorf("stream: endpoint %s does not stream", c.Endpoint)
@@ -121,10 +121,10 @@ func (c Config) validate() error {
 		return err
 	}
 	if c.InputTokens < 1 || c.InputTokens > maxPrompt {
-		return fmt.Errorf("input-tokens %d: want 1 to %d", c.InputTokens, maxPrompt)
+		return fmt.Errorf("input-tokens %d: must be 1 to %d", c.InputTokens, maxPrompt)
 	}
 	if c.OutputTokens < 1 {
-		return fmt.Errorf("output-tokens %d: want at least 1", c.OutputTokens)
+		return fmt.Errorf("output-tokens %d: must be at least 1", c.OutputTokens)
 	}
 	return nil
 }
@@ -140,9 +140,9 @@ func (c Config) validateLoad() error {
 	case kinds > 1:
 		return errors.New("concurrency, rate and trace exclude each other: set one")
 	case c.Concurrency < 0 || c.Rate < 0 || c.Speedup < 0 || c.MaxInFlight < 0:
-		return errors.New("concurrency, rate, speedup and max-in-flight: want positive numbers")
+		return errors.New("concurrency, rate, speedup and max-in-flight: must be positive numbers")
 	case c.Requests < 0 || c.Duration < 0 || c.Timeout < 0 || c.Warmup.Requests < 0 || c.Warmup.Duration < 0:
-		return errors.New("requests, duration, timeout and warmup: want positive values")
+		return errors.New("requests, duration, timeout and warmup: must be positive")
 	}
 	return nil
 }
@@ -154,7 +154,7 @@ func (c Config) target() (*url.URL, error) {
 		return nil, fmt.Errorf("url %q: %w", c.URL, err)
 	}
 	if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return nil, fmt.Errorf("url %q: want http://host:port or https://host", c.URL)
+		return nil, fmt.Errorf("url %q: must be http://host:port or https://host", c.URL)
 	}
 	u.Path = resolve(c.Endpoint, u.Path)
 	return u, nil

@@ -86,7 +86,7 @@ func traceColumns(header []string) (columns [3]int, err error) {
 func parseArrival(at, input, output string) (Arrival, error) {
 	seconds, err := strconv.ParseFloat(at, 64)
 	if err != nil || !(seconds >= 0) || seconds > 1e9 {
-		return Arrival{}, fmt.Errorf("arrival_seconds %q: want 0 to 1e9", at)
+		return Arrival{}, fmt.Errorf("arrival_seconds %q: must be 0 to 1e9", at)
 	}
 	in, err := parseTokens(input)
 	if err != nil {
@@ -103,7 +103,7 @@ func parseArrival(at, input, output string) (Arrival, error) {
 func parseTokens(s string) (int, error) {
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 0 || n > maxPrompt {
-		return 0, fmt.Errorf("%q: want 0 to %d", s, maxPrompt)
+		return 0, fmt.Errorf("%q: must be 0 to %d", s, maxPrompt)
 	}
 	return max(n, 1), nil
 }

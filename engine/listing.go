@@ -26,7 +26,7 @@ type Listing struct {
 	Err    error     // why there is no list: no answer, a status other than 200, or another body
 }
 
-// Facts are what a list of models says of one of them. Zero values are not told. Numbers below 1 or above 2⁵³ do not count.
+// Facts are what a list of models says of one of them. A value of zero was not given. Numbers below 1 or above 2⁵³ do not count.
 type Facts struct {
 	Created int64  // Unix seconds
 	OwnedBy string // at most 64 bytes

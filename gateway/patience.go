@@ -38,7 +38,7 @@ func patienceOf(h http.Header, stream bool, deadline, limit time.Duration) (pati
 			d, err = time.Duration(min(secs, 1e9)*float64(time.Second)), nil
 		}
 		if err != nil || d <= 0 {
-			return p, api.BadRequest("x-request-timeout", "x-request-timeout %s: want seconds, such as 30, or a duration, such as 1m30s", api.Quote(v))
+			return p, api.BadRequest("x-request-timeout", "x-request-timeout %s: must be seconds, such as 30, or a duration, such as 1m30s", api.Quote(v))
 		}
 		p.total = min(d, limit)
 		p.silence = p.total
@@ -67,9 +67,9 @@ func patienceOf(h http.Header, stream bool, deadline, limit time.Duration) (pati
 	return p, nil
 }
 
-// until is when the client's patience ends with an answer of which a byte came last at heard.
-func (p patience) until(arrived, heard time.Time) time.Time {
-	end := heard.Add(p.silence)
+// until is when the client's patience ends with an answer whose last byte came at last.
+func (p patience) until(arrived, last time.Time) time.Time {
+	end := last.Add(p.silence)
 	if p.total > 0 {
 		if whole := arrived.Add(p.total); whole.Before(end) {
 			return whole

@@ -94,7 +94,7 @@ func (p *PoolStatus) check() error {
 	if l := p.Listed; l != nil {
 		for _, n := range append(l.lengths(), &l.Created) {
 			if *n < 0 || *n > 1<<53 {
-				err = cmp.Or(err, fmt.Errorf("listed %d: want 0 to 2⁵³", *n))
+				err = cmp.Or(err, fmt.Errorf("listed %d: must be 0 to 2⁵³", *n))
 			}
 		}
 		if len(l.OwnedBy) > 64 {
@@ -118,7 +118,7 @@ func inRange(name string, n float64) error {
 	if n >= 0 && n <= maxCount {
 		return nil
 	}
-	return fmt.Errorf("%s %v: want 0 to %d", name, n, maxCount)
+	return fmt.Errorf("%s %v: must be 0 to %d", name, n, maxCount)
 }
 
 // Capacity says how many requests a worker may have, and what limits it.
@@ -221,8 +221,8 @@ type Learned struct {
 	Loads map[string]int64 `json:"loads,omitempty"` // mean load times in milliseconds, by the engine's name of the model
 }
 
-// ListedModel is what an engine's list of models says of one of them, under the names that it has there. A value of zero is
-// not told. Lengths are of a prompt with its answer, in tokens.
+// ListedModel is what an engine's list of models says of one of them, under the names that it has there. A value of zero was
+// not given. Lengths are of a prompt with its answer, in tokens.
 type ListedModel struct {
 	Created          int64  `json:"created,omitzero"` // Unix seconds
 	OwnedBy          string `json:"owned_by,omitzero"`

@@ -215,7 +215,7 @@ func NewID() ID { return uuid.Must(uuid.NewV7()) }
 // ParseID parses an id in its canonical form only.
 func ParseID(s string) (ID, error) {
 	if len(s) != 36 {
-		return ID{}, fmt.Errorf("request id %q: want a UUID", s)
+		return ID{}, fmt.Errorf("request id %q: must be a UUID", s)
 	}
 	id, err := uuid.Parse(s)
 	if err != nil {

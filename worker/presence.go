@@ -125,8 +125,8 @@ func (p *presence) onDialect(d engine.Dialect) (changed bool) {
 	return changed
 }
 
-// onFacts stores what the engine's list says of its models. The time of creation that is told first stays: some engines tell
-// the time of the question.
+// onFacts stores what the engine's list says of its models. The first time of creation stays, since some engines
+// give the time of the question.
 func (p *presence) onFacts(l engine.Listing) {
 	listed := make(map[string]*subjects.ListedModel, len(l.Models))
 	p.mu.Lock()

@@ -44,7 +44,7 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	for _, name := range c.Scenarios {
 		if !slices.Contains(Scenarios(), name) {
-			return c, fmt.Errorf("scenario %q: want one of %q", name, Scenarios())
+			return c, fmt.Errorf("scenario %q: must be one of %q", name, Scenarios())
 		}
 	}
 	if c.Progress == nil {
