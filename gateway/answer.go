@@ -164,6 +164,7 @@ func (a *answer) hold(b []byte) error {
 func (a *answer) updateWindow() {
 	a.taken = a.size
 	att := a.r.current()
+	att.taken.Store(a.taken)
 	a.server.bus.publish(subjects.WorkerWindow(att.worker), subjects.WindowUpdate{ID: a.r.wire.ID, Attempt: att.mark, Taken: a.taken})
 }
 

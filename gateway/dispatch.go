@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -20,19 +21,17 @@ type dispatcher struct {
 	exchange  *exchange
 	metrics   *metrics
 	watch     *watch
+	links     *links
 }
 
-// onMessage handles the messages to this gateway in their order. That claims and frames come through one subscription is
-// what makes a claim known before the frames that follow it.
+// onMessage handles the messages to this gateway in their order.
 func (d *dispatcher) onMessage(m *nats.Msg) {
 	what, arg, _ := strings.Cut(strings.TrimPrefix(m.Subject, subjects.Gateway(d.bus.id)+"."), ".")
 	switch what {
 	case "stored":
 		d.publisher.onAck(arg, m)
-	case "rsp":
-		d.onFrames(m)
-	case "claim":
-		d.onClaim(m)
+	case "link":
+		d.onLink(arg, m)
 	case "alive":
 		d.onAlive(m)
 	case "body":
@@ -44,15 +43,36 @@ func (d *dispatcher) onMessage(m *nats.Msg) {
 	}
 }
 
-func (d *dispatcher) onFrames(m *nats.Msg) {
-	p, frames, err := subjects.ParsePrefix(m.Data)
+// onLink handles the claims and frames of a worker, which come in one message, in their order: a claim is known before the
+// frames that follow it.
+func (d *dispatcher) onLink(worker string, m *nats.Msg) {
+	for items := d.links.onMessage(worker, m.Data, time.Now()); len(items) > 0; {
+		kind, payload, rest, err := subjects.NextItem(items)
+		if err == nil {
+			items = rest
+			switch kind {
+			case subjects.ItemClaim:
+				err = d.onClaim(worker, payload)
+			case subjects.ItemFrames:
+				err = d.onFrames(payload)
+			}
+		}
+		if err != nil {
+			d.bus.log.Warn("frames dropped", "worker", worker, "err", err)
+			return
+		}
+	}
+}
+
+func (d *dispatcher) onFrames(payload []byte) error {
+	p, frames, err := subjects.ParsePrefix(payload)
 	if err != nil {
-		d.bus.log.Warn("frames dropped", "err", err)
-		return
+		return err
 	}
 	if r := d.requests.find(p.ID); r != nil {
 		r.onMessage(p, frames)
 	}
+	return nil
 }
 
 func (d *dispatcher) Frames(p subjects.Prefix, frames []subjects.Frame) {
@@ -61,15 +81,18 @@ func (d *dispatcher) Frames(p subjects.Prefix, frames []subjects.Frame) {
 	}
 }
 
-func (d *dispatcher) onClaim(m *nats.Msg) {
-	c, err := subjects.ParseClaim(m.Data)
+func (d *dispatcher) onClaim(worker string, payload []byte) error {
+	c, err := subjects.ParseClaim(payload)
 	if err != nil {
-		d.bus.log.Warn("claim dropped", "err", err)
-		return
+		return err
+	}
+	if c.Worker != worker {
+		return fmt.Errorf("claim: of worker %.40q", c.Worker)
 	}
 	if refusal := d.Claim(*c); refusal != nil {
-		m.Respond(subjects.MustMarshal(refusal))
+		d.bus.publish(subjects.WorkerRefused(worker, c.Attempt), refusal)
 	}
+	return nil
 }
 
 // Claim grants a claim and returns nil, or returns the refusal.
@@ -134,8 +157,17 @@ func (d *dispatcher) onAlive(m *nats.Msg) {
 	}
 	now := time.Now()
 	for _, a := range alive.Attempts {
-		if r := d.requests.find(a.ID); r == nil || !r.onListed(a, now) {
+		var taken int64
+		r := d.requests.find(a.ID)
+		wanted := r != nil
+		if wanted {
+			taken, wanted = r.onListed(a, now)
+		}
+		switch {
+		case !wanted:
 			d.bus.cancelAttempt(alive.Worker, a.ID, a.Attempt, "unknown attempt")
+		case taken > a.Taken: // the last update may have been lost
+			d.bus.publish(subjects.WorkerWindow(alive.Worker), subjects.WindowUpdate{ID: a.ID, Attempt: a.Attempt, Taken: taken})
 		}
 	}
 }

@@ -137,11 +137,14 @@ func TestAttemptFails(t *testing.T) {
 		reason  string
 		crashed bool
 	}{
-		"a gap":           {func(r *request) { r.onFrames(subjects.Prefix{Attempt: 1, Seq: 2}, data(1)) }, "frames lost between 0 and 2", false},
-		"too many bytes":  {func(r *request) { r.onFrames(subjects.Prefix{Attempt: 1, Seq: 1}, data(maxBuffered+1)) }, "exceeded its flow-control window", false},
-		"unlisted":        {func(r *request) { r.checkListed(now.Add(listDeadline+time.Second), false) }, "lost the request", false},
-		"lost at the end": {func(r *request) { r.onListed(subjects.AliveAttempt{Attempt: 1, Sent: 3}, now) }, "frames lost after 0", false},
-		"worker gone":     {func(r *request) { r.onWorkerGone("a", "worker a left") }, "worker a left", true},
+		"a gap":          {func(r *request) { r.onFrames(subjects.Prefix{Attempt: 1, Seq: 2}, data(1)) }, "frames lost between 0 and 2", false},
+		"too many bytes": {func(r *request) { r.onFrames(subjects.Prefix{Attempt: 1, Seq: 1}, data(maxBuffered+1)) }, "exceeded its flow-control window", false},
+		"unlisted":       {func(r *request) { r.checkListed(now.Add(listDeadline+time.Second), false) }, "lost the request", false},
+		"lost at the end": {func(r *request) {
+			r.onListed(subjects.AliveAttempt{Attempt: 1, Sent: 3}, now)
+			r.onListed(subjects.AliveAttempt{Attempt: 1, Sent: 3}, now.Add(lostAfter+1))
+		}, "frames lost after 0", false},
+		"worker gone": {func(r *request) { r.onWorkerGone("a", "worker a left") }, "worker a left", true},
 	} {
 		cl := newClaims()
 		cl.by("a", 1)
@@ -157,6 +160,8 @@ func TestAttemptFails(t *testing.T) {
 	cl := newClaims()
 	cl.by("a", 1)
 	cl.r.checkListed(now.Add(time.Hour), true) // the gateway was stopped
+	cl.r.onListed(subjects.AliveAttempt{Attempt: 1, Sent: 1}, now.Add(time.Hour))
+	cl.r.onListed(subjects.AliveAttempt{Attempt: 1, Sent: 1}, now.Add(time.Hour+lostAfter)) // the link sends it again
 	cl.r.onFrames(subjects.Prefix{Attempt: 2, Seq: 1}, data(1))
 	cl.r.onWorkerGone("b", "worker b left")
 	if events := cl.r.take(); len(events) != 0 {

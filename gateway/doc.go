@@ -17,6 +17,7 @@
 //	queue.go        queue.enqueue: publish now, or hold the request and give it a ticket
 //	publisher.go    publisher.publish: the message in the tier's stream
 //	dispatch.go   dispatcher: a worker's claim, then its frames, and the broker's ack
+//	link.go         links.onMessage: what a worker of another process sends, once and in order
 //	request.go      request.claim, request.onFrames: arbitrates, and keeps the frames for the handler
 //	answer.go     answer: head, data, end; error, last event or broken connection
 //
@@ -36,6 +37,7 @@
 //	queue         one queue with its lanes, tickets and what other gateways report of it
 //	queues        which queues there are
 //	publisher     which acks of the broker are outstanding
+//	links         what has come of each worker, and is to be acknowledged
 //	fleet         heartbeats, what pools have, other gateways
 //	lanes         which consumers exist
 //	gpuHistory    samples and XIDs of GPUs

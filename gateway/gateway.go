@@ -151,6 +151,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	metrics := newMetrics(b.id, cfg.Version, fleetMetrics{fleet, gpus}, keys.refused, keys.limited,
 		gaugeFunc("requests_in_flight", "Requests that the gateway holds now.", func() float64 { return float64(requests.count()) }),
 		gaugeFunc("request_body_bytes", "Bytes of request bodies that the gateway holds now.", func() float64 { return float64(bodies.held.Load()) }))
+	links := newLinks(b)
 	publisher, exchange := newPublisher(b), &exchange{bus: b, queues: queues, fleet: fleet}
 	router := &router{bus: b, affinity: affinity, fleet: fleet, lanes: lanes, queues: queues}
 	admission := &admission{
@@ -168,7 +169,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		bus: b, replicas: cfg.Replicas, fleet: fleet, lanes: lanes, requests: requests, changed: make(chan struct{}, 1),
 	}
 	watch := &watch{
-		bus: b, fleet: fleet, gpus: gpus, lanes: lanes, queues: queues, exchange: exchange, requests: requests, short: newShortages(),
+		bus: b, fleet: fleet, gpus: gpus, lanes: lanes, queues: queues, exchange: exchange, requests: requests, short: newShortages(), links: links,
 		gone: make(chan goneWorker, 1024),
 	}
 	g := &Gateway{
@@ -176,6 +177,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		router: router, admission: admission, exchange: exchange, streams: streams, shifts: shifts, background: background,
 		dispatcher: &dispatcher{
 			bus: b, requests: requests, publisher: publisher, fleet: fleet, affinity: affinity, exchange: exchange, metrics: metrics, watch: watch,
+			links: links,
 		},
 		ingress: &ingress{
 			cfg: &cfg, bus: b, keys: keys, router: router, admission: admission, mirrors: mirrors, server: server, metrics: metrics, bodies: bodies,

@@ -89,9 +89,12 @@ type attempt struct {
 	rung   int    // of the worker's bid
 	began  time.Time
 
+	taken atomic.Int64 // body bytes in the last WindowUpdate
+
 	// Guarded by request.mu.
 	seq    uint32    // sequence of the last message of frames
 	listed time.Time // when the worker last listed it as running
+	behind time.Time // since when the worker lists more messages than have come; zero: it does not
 	over   bool      // it has ended or failed: none of its frames counts any more
 }
 
@@ -340,7 +343,7 @@ func (r *request) expectedLocked(p subjects.Prefix) bool {
 		r.failAttemptLocked(subjects.FailTruncated, fmt.Sprintf("worker %s: frames lost between %d and %d", a.name, a.seq, p.Seq), false)
 		return false
 	}
-	a.seq = p.Seq
+	a.seq, a.behind = p.Seq, time.Time{}
 	return true
 }
 
@@ -407,23 +410,32 @@ func (r *request) onStreamLost(tier string) {
 	}
 }
 
-// onListed takes in that a worker lists an attempt as running, and how many messages it has sent. It returns false if that
-// is not the request's attempt.
-func (r *request) onListed(l subjects.AliveAttempt, now time.Time) bool {
+// lostAfter is how long a worker may list more messages than have come: its link sends them again.
+const lostAfter = 10 * time.Second
+
+// onListed takes in that a worker lists an attempt as running, and how many messages it has sent. It returns how many bytes
+// the client has taken, as the worker was last told, and false if that is not the request's attempt.
+func (r *request) onListed(l subjects.AliveAttempt, now time.Time) (taken int64, wanted bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a := r.attempt
 	if r.ended || a == nil || a.mark != l.Attempt || a.over {
-		return false
+		return 0, false
 	}
 	a.listed = now
-	if l.Sent > a.seq { // the worker sent them before the list, on the same connection
+	switch {
+	case l.Sent <= a.seq:
+		a.behind = time.Time{}
+	case a.behind.IsZero():
+		a.behind = now
+	case now.Sub(a.behind) > lostAfter:
 		r.failAttemptLocked(subjects.FailTruncated, fmt.Sprintf("worker %s: frames lost after %d", a.name, a.seq), false)
 	}
-	return true
+	return a.taken.Load(), true
 }
 
-// checkListed fails an attempt that its live worker no longer lists. slept says that the gateway was stopped meanwhile.
+// checkListed fails an attempt that its live worker no longer lists. slept says that the gateway was stopped meanwhile, or
+// had no connection.
 func (r *request) checkListed(now time.Time, slept bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

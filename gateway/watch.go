@@ -34,6 +34,7 @@ type watch struct {
 	exchange *exchange
 	requests *requests
 	short    *shortages
+	links    *links
 
 	gone chan goneWorker // workers whose requests run has to fail over
 }
@@ -84,6 +85,10 @@ func (w *watch) run(ctx context.Context) {
 	defer sweep.Stop()
 	refs := time.NewTicker(subjects.ReferenceEvery)
 	defer refs.Stop()
+	acks := time.NewTicker(ackEvery)
+	defer acks.Stop()
+	status := w.bus.nc.StatusChanged(nats.CONNECTED)
+	defer w.bus.nc.RemoveStatusListener(status)
 	for {
 		select {
 		case <-ctx.Done():
@@ -92,6 +97,10 @@ func (w *watch) run(ctx context.Context) {
 			w.sweep(time.Now())
 		case <-refs.C:
 			w.publishReferences()
+		case <-status: // connected again: the workers were told that this gateway is not there
+			w.publishReferences()
+		case <-acks.C:
+			w.links.acknowledge(time.Now())
 		case gone := <-w.gone:
 			failingOver.Go(func() { w.failOver(ctx, gone) })
 		}
@@ -100,7 +109,8 @@ func (w *watch) run(ctx context.Context) {
 
 // sweep finds workers that stopped sending heartbeats and attempts that their worker no longer lists, and sizes the queues.
 func (w *watch) sweep(now time.Time) {
-	lost, slept := w.fleet.sweep(now, w.bus.nc.IsConnected())
+	connected := w.bus.nc.IsConnected()
+	lost, slept := w.fleet.sweep(now, connected)
 	gateways := w.fleet.gateways(now)
 	queues := w.queues.all()
 	for _, q := range queues {
@@ -115,7 +125,7 @@ func (w *watch) sweep(now time.Time) {
 		waiting = make(map[string]int)
 	}
 	for _, r := range w.requests.all() {
-		r.checkListed(now, slept)
+		r.checkListed(now, slept || !connected)
 		if cold == nil {
 			continue
 		}

@@ -256,3 +256,72 @@ func TestDeadlineWithASilentBroker(t *testing.T) {
 		emptyQueues(t, env)
 	})
 }
+
+// A running stream outlives the broker: what was lost on the way is sent again, and no request is run twice. For an engine
+// that goes on, it makes no difference which of the three loses its connection, or whether the broker has restarted.
+func TestStreamsOutliveTheBroker(t *testing.T) {
+	const streams, tokens = 6, 120 // 12 s
+	for about, away := range map[string]func(env *Env, g *Gateway, w *Worker){
+		"restart at once":   func(env *Env, _ *Gateway, _ *Worker) { env.StopBroker(); env.StartBroker() },
+		"restart after 1 s": func(env *Env, _ *Gateway, _ *Worker) { env.StopBroker(); time.Sleep(time.Second); env.StartBroker() },
+		"restart after 5 s": func(env *Env, _ *Gateway, _ *Worker) {
+			env.StopBroker()
+			time.Sleep(5 * time.Second)
+			env.StartBroker()
+		},
+		"restart after 30 s": func(env *Env, _ *Gateway, _ *Worker) {
+			env.StopBroker()
+			time.Sleep(30 * time.Second)
+			env.StartBroker()
+		},
+		"three restarts": func(env *Env, _ *Gateway, _ *Worker) {
+			for range 3 {
+				env.StopBroker()
+				time.Sleep(300 * time.Millisecond)
+				env.StartBroker()
+				time.Sleep(1700 * time.Millisecond)
+			}
+		},
+		"the worker's node fails":         func(_ *Env, _ *Gateway, w *Worker) { w.Link.Cut(false) },
+		"the gateway's node fails":        func(_ *Env, g *Gateway, _ *Worker) { g.Link.Cut(false) },
+		"the worker reconnects after 1 s": func(_ *Env, _ *Gateway, w *Worker) { w.Link.Cut(true); time.Sleep(time.Second); w.Link.Mend() },
+		"the gateway reconnects after 0.4 s": func(_ *Env, g *Gateway, _ *Worker) {
+			g.Link.Cut(true)
+			time.Sleep(400 * time.Millisecond)
+			g.Link.Mend()
+		},
+		"both lose their connections, twice": func(_ *Env, g *Gateway, w *Worker) {
+			w.Link.Cut(false)
+			g.Link.Cut(false)
+			time.Sleep(time.Second)
+			g.Link.Cut(false)
+			w.Link.Cut(false)
+		},
+	} {
+		t.Run(about, func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				cfg := slow("a")
+				cfg.Slots = streams
+				g, es, ws := pair(t, env, cfg)
+				replies := make([]reply, streams)
+				var wg sync.WaitGroup
+				for i := range replies {
+					wg.Go(func() { replies[i] = ask(t, g, chat("m", true, tokens), "") })
+					time.Sleep(7 * time.Millisecond)
+				}
+				time.Sleep(time.Second)
+				away(env, g, ws[0])
+				wg.Wait()
+				for i, r := range replies {
+					if r.status != 200 || words(content(t, r.body)) != tokens || !strings.Contains(r.body, "[DONE]") {
+						t.Errorf("stream %d: %d, %d words, ends with %q", i, r.status, words(content(t, r.body)), r.body[max(0, len(r.body)-200):])
+					}
+				}
+				if s := es[0].Stats(); s.Received != streams || s.Aborted != 0 {
+					t.Errorf("the engine was asked %d times for %d streams, and %d were aborted", s.Received, streams, s.Aborted)
+				}
+				emptyQueues(t, env)
+			})
+		})
+	}
+}

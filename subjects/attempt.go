@@ -121,7 +121,8 @@ type Alive struct {
 type AliveAttempt struct {
 	ID      ID     `json:"id"`
 	Attempt uint64 `json:"attempt,string"`
-	Sent    uint32 `json:"sent"` // messages sent so far
+	Sent    uint32 `json:"sent"`           // messages sent so far
+	Taken   int64  `json:"taken,omitzero"` // as in the last WindowUpdate
 }
 
 // Kind is the kind of a frame.

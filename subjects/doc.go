@@ -4,8 +4,9 @@
 //
 // The path of a request: a gateway publishes it to a stream → a worker's bid pulls it → the worker
 // claims it at the gateway and calls its engine → the answer goes to the gateway in frames → the
-// delivery is settled. Everything except the queue itself is core NATS: delivery is at most once,
-// and losses are detected by sequence numbers, heartbeats and lists.
+// delivery is settled. Everything except the queue itself is core NATS: delivery is at most once.
+// What a worker sends to a gateway is numbered, and sent again until it is acknowledged; other
+// losses are detected by heartbeats and lists.
 //
 // # Names
 //
@@ -20,8 +21,7 @@
 //	subject                            from → to           message
 //	pulley.req.<tier>.<pool>.<lane>    gateway → stream    Request and body
 //	pulley.dead.<tier>.<pool>          gateway → stream    the same, with Pulley-Reason
-//	pulley.gw.<gw>.claim               worker → gateway    Claim; the answer, if any, is a Refusal
-//	pulley.gw.<gw>.rsp                 worker → gateway    frames
+//	pulley.gw.<gw>.link.<w>            worker → gateway    claims and frames
 //	pulley.gw.<gw>.alive               worker → gateway    Alive
 //	pulley.gw.<gw>.body                worker → gateway    BodyRequest; the answer is bytes
 //	pulley.gw.<gw>.stored.<n>          broker → gateway    the broker's ack of a Request (ParsePublishAck)
@@ -33,7 +33,9 @@
 //	pulley.wk.<w>.credit               gateway → worker    WindowUpdate
 //	pulley.wk.<w>.blame                gateway → worker    Blame
 //	pulley.wk.<w>.drain                operator → worker   empty; the answer is an Outcome
-//	pulley.wk.<w>.bid.…, .refused.…, .gone.…               replies to the worker, see below
+//	pulley.wk.<w>.got.<gw>             gateway → worker    LinkAck
+//	pulley.wk.<w>.refused.<mark>       gateway → worker    Refusal
+//	pulley.wk.<w>.bid.…, .gone.…                           replies to the worker, see below
 //	pulley.hb.<w>                      worker → gateways   Heartbeat
 //	pulley.homes, .usage, .sides       gateway → gateways  AffinityReport, UsageReport, ShiftReport
 //	pulley.policy                      writer → all        PolicyChanged
@@ -132,27 +134,56 @@
 //
 // # Claim and refusal
 //
-// For each delivery the worker draws a mark, 64 random bits, and sends a Claim, with the rung of the bid (0: left out) and the reply
-// subject pulley.wk.<w>.refused.<mark in hex>. It does not wait before it calls the engine: silence
-// is a grant. Claim and frames leave on one connection and arrive in one subscription, so the
-// gateway receives the claim before its frames. A claim that is not granted is answered with a
-// Refusal, which repeats the ack subject because the attempt may already be over:
+// For each delivery the worker draws a mark, 64 random bits, and sends a Claim, with the rung of the bid (0: left out). It
+// does not wait before it calls the engine: silence is a grant. Claim and frames travel on one link, so the gateway
+// receives the claim before its frames. A claim that is not granted is answered on pulley.wk.<w>.refused.<mark in hex> with
+// a Refusal, which repeats the ack subject because the attempt may already be over:
 //
 //	gone        the request is over
 //	elsewhere   another attempt is running
 //	not-you     this worker failed the request before, and there are others; delay_ms says when to hand it back
 //
-// On each of them the worker aborts its engine call. No responders (status 503) means the same as
-// gone. A gateway grants one attempt of a request at a time. A lost refusal costs no more than the
-// engine's time: the frames are ignored, and the next Alive is answered with a Cancel.
+// On each of them the worker aborts its engine call. A gateway grants one attempt of a request at a time, and none to a
+// worker in whose name another one claims. A lost refusal costs no more than the engine's time: the frames are ignored, and
+// the next Alive is answered with a Cancel.
+//
+// # Links
+//
+// Each worker has a link to each gateway for which it runs something. A message to pulley.gw.<gw>.link.<w> is a header and
+// one or more items. All numbers are big-endian.
+//
+//	 0  8  number of the message: 1, 2, 3, … without a gap for each link
+//	 8  8  number of the oldest message that the worker still keeps
+//	16  1  kind      ┐
+//	17  4  length n  ├ an item, repeated until the message ends
+//	21  n  payload   ┘
+//
+//	kind       payload
+//	c  claim   a Claim
+//	f  frames  a prefix, and one or more frames of one attempt
+//
+// Of a batching engine, the tokens of one step travel together: an item waits at most 0.5 ms for those of other attempts.
+// The first of an attempt, a failure, and those of a stream alone do not wait. A message is at most half as long as the
+// broker's max_payload.
+//
+// The worker keeps each message until a LinkAck says that the gateway has it. The gateway acknowledges all that has come
+// within 250 ms, or 256 KiB. A message whose number is not the one that it expects is ignored: an older one has come
+// before; a newer one shows that some are missing, and a LinkAck with again asks for these and all that follow. A gateway
+// that does not know the worker expects the oldest one that it keeps. The worker also sends everything again that it keeps
+// when it has connected to the broker again, and when nothing was acknowledged for a second. So a broker that restarts
+// breaks no stream.
+//
+// The reply subject is pulley.wk.<w>.gone.<gw>: status 503 there means that the broker knows no such gateway. If that lasts
+// for 0.7 s, and no Reference of it comes, the gateway is gone. For 10 s after the worker itself has connected again, it is
+// only if it is silent.
 //
 // # Frames
 //
-// A message to pulley.gw.<gw>.rsp is a prefix and one or more frames. All numbers are big-endian.
+// An item of frames is a prefix and one or more frames.
 //
 //	 0  16  request id
 //	16   8  mark of the attempt
-//	24   4  sequence: 1, 2, 3, … without a gap for each attempt
+//	24   4  sequence of the item: 1, 2, 3, … without a gap for each attempt
 //	28   1  kind      ┐
 //	29   4  length n  ├ a frame, repeated until the message ends
 //	33   n  payload   ┘
@@ -164,8 +195,7 @@
 //	f  fail   a Fail: the attempt failed before or during the answer; no frame follows
 //
 // So the body "hi" is 64 00000002 6869 after the prefix. Frames that are ready together travel
-// together; none waits for another. A message is at most half as long as the broker's max_payload.
-// Its reply subject is pulley.wk.<w>.gone.<gw>: status 503 there means that the gateway is gone.
+// together.
 //
 // A gap in the sequence, a malformed frame, or bytes beyond the window fail the attempt. Header
 // values are encoded as in a Request; names may have any case, and hop-by-hop headers are dropped.
@@ -200,8 +230,9 @@
 //	Heartbeat   every 500 ms. After 1.5 s without one, all attempts of the worker are failed over. A fenced worker says why in
 //	            reason, and in fence_class, one word from a fixed set (gpu.FenceClass). For each pool it has what the engine's list
 //	            says of the model (listed), and whether its name may be spelled otherwise (any_case); an older worker sends neither
-//	Alive       every second to each gateway: the attempts that run for it and how many messages each has sent. An attempt
-//	            that its gateway does not want is cancelled. One that is not listed for 3.5 s, or of which fewer messages arrived, has failed
+//	Alive       every second to each gateway: the attempts that run for it, how many items of frames each has sent, and what
+//	            the last WindowUpdate said. An attempt that its gateway does not want is cancelled, and a WindowUpdate that was lost
+//	            is sent again. An attempt that is not listed for 3.5 s has failed, and so has one of which fewer items have come for 10 s
 //	Reference   every second, and as soon as a pool's consumers exist: the lowest price of each pool and its mean request,
 //	            so that workers, which do not receive each other's messages, price alike. After 10 s without one, and with a connection
 //	            to the broker as old, a worker drops what it runs for that gateway. For a pool whose model some worker would have
@@ -251,8 +282,8 @@
 //
 // # Permissions of a worker
 //
-// A worker publishes to $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>, to $JS.ACK.>, to claim, rsp, alive and
-// body of pulley.gw.*, and to pulley.hb.<w>; for the membership bucket to $JS.API.STREAM.INFO.KV_PULLEY_WORKERS and
+// A worker publishes to $JS.API.CONSUMER.MSG.NEXT.PULLEY_REQ_<TIER>.<consumer>, to $JS.ACK.>, to link.<w>, alive and body
+// of pulley.gw.*, and to pulley.hb.<w>; for the membership bucket to $JS.API.STREAM.INFO.KV_PULLEY_WORKERS and
 // $KV.PULLEY_WORKERS.<w>, and for the policy to $JS.API.DIRECT.GET.KV_PULLEY_POLICY. It subscribes to pulley.wk.<w>.>,
 // pulley.gw.*.ref, pulley.policy and an inbox. It creates nothing. To keep what it has measured of its engine, it publishes to
 // $JS.API.STREAM.INFO.KV_PULLEY_LEARNED, $JS.API.DIRECT.GET.KV_PULLEY_LEARNED.> and $KV.PULLEY_LEARNED.>; without that right

@@ -71,13 +71,14 @@ const (
 )
 
 func Gateway(gw string) string        { return "pulley.gw." + gw }
-func GatewayClaim(gw string) string   { return "pulley.gw." + gw + ".claim" }
-func GatewayFrames(gw string) string  { return "pulley.gw." + gw + ".rsp" }
 func GatewayAlive(gw string) string   { return "pulley.gw." + gw + ".alive" }
 func GatewayBody(gw string) string    { return "pulley.gw." + gw + ".body" }
 func GatewayRef(gw string) string     { return "pulley.gw." + gw + ".ref" }
 func GatewayHeld(gw string) string    { return "pulley.gw." + gw + ".told" }
 func GatewayRelease(gw string) string { return "pulley.gw." + gw + ".turn" }
+
+// GatewayLink is where a worker sends claims and frames to a gateway.
+func GatewayLink(gw, w string) string { return "pulley.gw." + gw + ".link." + w }
 
 // GatewayAck is where the broker acknowledges the n-th message of a gateway.
 func GatewayAck(gw string, n uint64) string {
@@ -102,6 +103,9 @@ func WorkerRefused(w string, attempt uint64) string {
 
 // WorkerGone is where the broker reports that no gateway received a message to gw.
 func WorkerGone(w, gw string) string { return "pulley.wk." + w + ".gone." + gw }
+
+// WorkerGot is where gateway gw acknowledges messages of a worker's link.
+func WorkerGot(w, gw string) string { return "pulley.wk." + w + ".got." + gw }
 
 // GatewayOf is the gateway that a subject belongs to.
 func GatewayOf(subject string) (gw string, ok bool) {

@@ -307,7 +307,7 @@ func (as *attempts) onGatewayGone(gateway string) {
 }
 
 // onRefusal stops an attempt whose claim was refused. kept says that the gateway keeps the request for other workers.
-func (as *attempts) onRefusal(mark uint64, cause error, kept bool, now time.Time) {
+func (as *attempts) onRefusal(mark uint64, kept bool, now time.Time) {
 	as.mu.Lock()
 	a := as.running[mark]
 	if a != nil && kept {
@@ -315,7 +315,7 @@ func (as *attempts) onRefusal(mark uint64, cause error, kept bool, now time.Time
 	}
 	as.mu.Unlock()
 	if a != nil {
-		a.stop(cause)
+		a.stop(errRefused)
 	}
 }
 
@@ -335,8 +335,10 @@ func (w *Worker) receive(m *nats.Msg) {
 		w.onRefusal(arg, m)
 	case "gone":
 		if m.Header.Get("Status") == "503" {
-			w.attempts.onGatewayGone(arg)
+			w.presence.onNoGateway(arg, time.Now())
 		}
+	case "got":
+		w.links.onAck(arg, m)
 	case "cancel":
 		w.attempts.onCancel(m)
 	case "credit":
@@ -421,7 +423,7 @@ func (w *Worker) begin(a *attempt) {
 func (w *Worker) run(a *attempt) {
 	defer w.attempts.end(a)
 	defer a.stop(nil)
-	a.out = a.newResponder(w.cfg.Local, w.nc, w.id)
+	a.out = a.newResponder(w.cfg.Local, w.links)
 	if w.claim(a) {
 		w.call(a)
 	}
@@ -453,23 +455,19 @@ func (w *Worker) claim(a *attempt) (granted bool) {
 		if err != nil {
 			panic(err) // names are UTF-8
 		}
-		w.nc.PublishRequest(subjects.GatewayClaim(a.req.Gateway), subjects.WorkerRefused(w.id, a.mark), body)
+		w.links.get(a.req.Gateway).add(subjects.ItemClaim, body, only)
 	}
 	a.claimed.Store(true) // after the claim: a gateway cancels an attempt that is listed before its claim
 	return true
 }
 
-// onRefusal handles the answer that a claim is refused, or that there is no gateway. A granted claim has no answer. The
-// refusal repeats the ack subject, since the attempt may have ended by now.
+// onRefusal handles the answer that a claim is refused. A granted claim has no answer. The refusal repeats the ack
+// subject, since the attempt may have ended by now.
 func (w *Worker) onRefusal(mark string, m *nats.Msg) {
 	var r subjects.Refusal
 	refused := len(m.Data) > 0 && subjects.Unmarshal(m.Data, &r) == nil
 	if n, err := strconv.ParseUint(mark, 16, 64); err == nil {
-		cause := errRefused
-		if m.Header.Get("Status") == "503" {
-			cause = errGatewayGone
-		}
-		w.attempts.onRefusal(n, cause, r.Verdict == subjects.OtherWorker, time.Now())
+		w.attempts.onRefusal(n, r.Verdict == subjects.OtherWorker, time.Now())
 	}
 	if refused {
 		w.settle(&r)

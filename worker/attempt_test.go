@@ -152,7 +152,7 @@ func TestRequestsForOtherWorkers(t *testing.T) {
 	as.fail(id, now)
 	refuses("it failed here", id, 0, 0, true)
 	refuses("it comes again", id, 0, 0, false)
-	as.onRefusal(a.mark, errRefused, true, now)
+	as.onRefusal(a.mark, true, now)
 	if !errors.Is(context.Cause(a.ctx), errRefused) {
 		t.Errorf("the attempt goes on: %v", context.Cause(a.ctx))
 	}

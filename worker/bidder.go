@@ -692,6 +692,8 @@ func (w *Worker) bidLoop(ctx context.Context) {
 			return
 		case <-status: // connected again: the broker may have lost the parked bids
 			w.presence.onReconnect(time.Now())
+			w.presence.beat()
+			w.links.resend(true, time.Now())
 			w.bidder.onReconnect()
 		case <-w.gate.C:
 		case <-tick.C:

@@ -19,6 +19,7 @@
 //	capacity   the adaptive limit, the engine's load, GPUs (gpus.go), loaded models (models.go), the time between tokens; decides how many requests there may be, and whether any may start
 //	estimator  how long prompts and tokens take, and which requests wait for their first token
 //	attempts   what runs, and which requests should not be attempted here again for now
+//	link       what was sent to one gateway and is not acknowledged (link.go)
 //
 // An owner knows neither the Worker nor another owner. It takes values and returns values; it does not publish, log, or
 // call anything else. So each is tested without a connection. The Worker asks the owners one after the other, and then
@@ -29,11 +30,13 @@
 // Each owner has one mutex. None is taken while another is held, so there is no lock
 // order. None is held while the worker publishes, logs, or calls back.
 //
-// Two things are in sequence without a lock. Bids reach the broker in the order in which the bidder recorded them,
+// Three things are in sequence without a lock. Bids reach the broker in the order in which the bidder recorded them,
 // because one goroutine at a time plans and publishes: see Worker.bid. And no two deliveries take the same slot,
-// because the goroutine of the subscription handles them one after the other.
+// because the goroutine of the subscription handles them one after the other. And the messages of a link are published in
+// the order of their numbers, by one goroutine at a time: see link.send.
 //
-// A read of a stream takes one lock, that of capacity, for the time between tokens.
+// A read of a stream takes one lock, that of capacity, for the time between tokens; if the gateway is in another process,
+// also that of its link.
 // Everything else that other goroutines read of a stream is atomic: bytes taken by the
 // client, messages sent, first and last byte. So are the curves that price bids.
 //
@@ -50,6 +53,7 @@
 //	loader.run        loads the models that capacity chooses, one after the other, without a request
 //	loader.remember   every 3 s: reads the load times that were measured before the start, and writes new ones
 //	lookAtCapacity    four times a second: GPUs, adaptive limit, fence
+//	tendLinks         four times a second: sends again what gateways have not acknowledged, stops what runs for those that are gone
 //
 // Attempts run on the goroutines of runners, which end with Run. To stop, the worker accepts nothing new and waits for
 // the attempts; then it ends the loops; and at last it publishes the heartbeat that it has left. This one follows the

@@ -23,6 +23,10 @@ const (
 	memberEvery = 3 * time.Second
 	leaseEvery  = subjects.AckWait / 3
 
+	// noGatewayFor is how long the broker may know no gateway of an id before that is gone: one that has lost its node of
+	// the broker is back sooner, and publishes a Reference then.
+	noGatewayFor = 700 * time.Millisecond
+
 	// gatewayForgotten is how long a gateway is remembered without a sign of life, if nothing runs for it.
 	gatewayForgotten = time.Minute
 )
@@ -47,7 +51,9 @@ type presence struct {
 	failing   failing                          // see failing.go
 	pausedTo  time.Time                        // until when the worker is paused, in that state
 	connected time.Time                        // to the broker
+	again     time.Time                        // when that was not the first time; else zero
 	gateways  map[string]time.Time             // last sign of life, by id
+	missing   map[string]time.Time             // since when the broker knows no gateway of an id
 	listed    map[string]*subjects.ListedModel // what the engine's list says of its models, by name; the values are never changed
 	dialect   engine.Dialect                   // as last detected
 }
@@ -56,7 +62,7 @@ func newPresence(weight float64) *presence {
 	return &presence{
 		due: make(chan struct{}, 1), members: make(chan struct{}, 1),
 		state: subjects.Down, reason: notAsked, unlisted: notAsked,
-		weight: weight, gateways: make(map[string]time.Time),
+		weight: weight, gateways: make(map[string]time.Time), missing: make(map[string]time.Time),
 	}
 }
 
@@ -218,6 +224,9 @@ func (p *presence) follow(cordoned bool, weight float64) (changed bool) {
 func (p *presence) onReconnect(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !p.connected.IsZero() {
+		p.again = now
+	}
 	p.connected = now
 }
 
@@ -225,6 +234,17 @@ func (p *presence) onGateway(id string, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gateways[id] = now
+	delete(p.missing, id)
+}
+
+// onNoGateway records that the broker knows no gateway of that id. It may be about to connect again, as the broker may
+// have restarted.
+func (p *presence) onNoGateway(id string, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, known := p.missing[id]; !known {
+		p.missing[id] = now
+	}
 }
 
 // onRequestOf records the gateway of a request. If it was not known, its silence counts from now on.
@@ -236,12 +256,21 @@ func (p *presence) onRequestOf(gateway string, now time.Time) {
 	}
 }
 
-// gatewayLives reports whether a gateway has sent a sign of life lately, or the
-// connection to the broker is too new to tell.
-func (p *presence) gatewayLives(id string, now time.Time) bool {
+// gone returns the gateways that are gone: the broker does not know them, or they are silent. When this worker has lost
+// its connection to the broker, they may have too, and are given time to come back.
+func (p *presence) gone(now time.Time) (gateways []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return now.Sub(p.gateways[id]) < subjects.GatewayGone || now.Sub(p.connected) < subjects.GatewayGone
+	for id, at := range p.gateways {
+		since, missing := p.missing[id]
+		switch {
+		case missing && now.Sub(since) >= noGatewayFor && now.Sub(p.again) >= subjects.GatewayGone:
+			gateways = append(gateways, id)
+		case now.Sub(at) >= subjects.GatewayGone && now.Sub(p.connected) >= subjects.GatewayGone:
+			gateways = append(gateways, id)
+		}
+	}
+	return gateways
 }
 
 // forgetGateways forgets gateways that have been silent for long, except those in use.
@@ -251,6 +280,7 @@ func (p *presence) forgetGateways(inUse map[string]*subjects.Alive, now time.Tim
 	maps.DeleteFunc(p.gateways, func(id string, at time.Time) bool {
 		return inUse[id] == nil && now.Sub(at) > gatewayForgotten
 	})
+	maps.DeleteFunc(p.missing, func(id string, _ time.Time) bool { return p.gateways[id].IsZero() })
 }
 
 // onListing handles the engine's list of its models. It reports whether the worker can serve with it.
@@ -444,7 +474,7 @@ func inMembership(ctx context.Context, nc *nats.Conn, do func(context.Context, j
 }
 
 // publishAlive sends every gateway the list of its attempts that run here, renews the leases of their deliveries, and
-// stops attempts whose gateway is gone or whose engine is silent. It runs every subjects.AliveEvery.
+// stops attempts whose engine is silent. It runs every subjects.AliveEvery.
 func (w *Worker) publishAlive(now time.Time) {
 	ill := w.capacity.illSince(w.presence.down())
 	lists := make(map[string]*subjects.Alive)
@@ -452,9 +482,6 @@ func (w *Worker) publishAlive(now time.Time) {
 		gateway := a.req.Gateway
 		switch {
 		case !a.claimed.Load():
-			continue
-		case !w.presence.gatewayLives(gateway, now) && w.nc.IsConnected():
-			a.stop(errGatewayGone)
 			continue
 		case a.silent(ill, w.cfg.StallTimeout, now):
 			a.stop(errStalled)
@@ -467,7 +494,7 @@ func (w *Worker) publishAlive(now time.Time) {
 			l = &subjects.Alive{Worker: w.id}
 			lists[gateway] = l
 		}
-		l.Attempts = append(l.Attempts, subjects.AliveAttempt{ID: a.req.ID, Attempt: a.mark, Sent: a.sent.Load()})
+		l.Attempts = append(l.Attempts, subjects.AliveAttempt{ID: a.req.ID, Attempt: a.mark, Sent: a.sent.Load(), Taken: a.taken.Load()})
 	}
 	for gateway, l := range lists {
 		w.nc.PublishRequest(subjects.GatewayAlive(gateway), subjects.WorkerGone(w.id, gateway), subjects.MustMarshal(l))

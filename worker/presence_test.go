@@ -3,6 +3,7 @@ package worker
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -86,24 +87,38 @@ func TestPresenceOfGateways(t *testing.T) {
 	now := time.Now()
 	at := func(d time.Duration) time.Time { return now.Add(d) }
 	p := newPresence(0)
+	lives := func(t time.Time) bool { return !slices.Contains(p.gone(t), "g") }
 	p.onReconnect(now.Add(-time.Hour))
-	if p.gatewayLives("g", now) {
-		t.Error("one that was never heard of lives")
-	}
 	p.onRequestOf("g", now)
 	p.onRequestOf("g", at(subjects.GatewayGone)) // its request is no sign of life
-	if !p.gatewayLives("g", at(subjects.GatewayGone-1)) || p.gatewayLives("g", at(subjects.GatewayGone)) {
+	if !lives(at(subjects.GatewayGone-1)) || lives(at(subjects.GatewayGone)) {
 		t.Error("its silence does not count from its first request")
 	}
 	p.onGateway("g", at(subjects.GatewayGone))
-	if !p.gatewayLives("g", at(2*subjects.GatewayGone-1)) {
+	if !lives(at(2*subjects.GatewayGone - 1)) {
 		t.Error("a sign of life does not count")
 	}
-	p.onReconnect(at(2 * subjects.GatewayGone))
-	if !p.gatewayLives("g", at(2*subjects.GatewayGone)) {
+	p.onNoGateway("g", at(subjects.GatewayGone))
+	p.onNoGateway("g", at(subjects.GatewayGone+noGatewayFor-1))
+	if !lives(at(subjects.GatewayGone+noGatewayFor-1)) || lives(at(subjects.GatewayGone+noGatewayFor)) {
+		t.Error("it is not gone when the broker has not known it for a while")
+	}
+	p.onGateway("g", at(subjects.GatewayGone+noGatewayFor))
+	if !lives(at(subjects.GatewayGone + 2*noGatewayFor)) {
+		t.Error("it is gone though it has come back")
+	}
+	p.onReconnect(at(3 * subjects.GatewayGone))
+	p.onNoGateway("g", at(3*subjects.GatewayGone))
+	if !lives(at(4*subjects.GatewayGone - 1)) {
 		t.Error("it is gone at once after a reconnect")
 	}
-	late := at(subjects.GatewayGone + gatewayForgotten + 1)
+	p.onGateway("g", at(4*subjects.GatewayGone))
+	p.onNoGateway("g", at(4*subjects.GatewayGone))
+	if lives(at(4*subjects.GatewayGone + noGatewayFor)) {
+		t.Error("long after a reconnect it is not gone when the broker does not know it")
+	}
+	p.onGateway("g", at(subjects.GatewayGone+noGatewayFor))
+	late := at(subjects.GatewayGone + noGatewayFor + gatewayForgotten + 1)
 	if p.forgetGateways(map[string]*subjects.Alive{"g": nil}, late); len(p.gateways) != 0 {
 		t.Error("it is remembered, and nothing runs for it")
 	}

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -32,30 +30,52 @@ type responder interface {
 }
 
 // newResponder returns a local responder if the gateway is in this process, and else a remote one.
-func (a *attempt) newResponder(gateways *subjects.Local, nc *nats.Conn, worker string) responder {
+func (a *attempt) newResponder(gateways *subjects.Local, links *links) responder {
 	gateway := a.req.Gateway
 	if _, ok := gateways.Gateway(gateway); ok {
 		l := &a.runner.local
 		l.gateways, l.gateway, l.prefix = gateways, gateway, subjects.Prefix{ID: a.req.ID, Attempt: a.mark}
 		return l
 	}
-	return &remote{
-		Writer: subjects.NewWriter(a.req.ID, a.mark), nc: nc,
-		to: subjects.GatewayFrames(gateway), gone: subjects.WorkerGone(worker, gateway),
-	}
+	return &remote{Writer: subjects.NewWriter(a.req.ID, a.mark), link: links.get(gateway)}
 }
 
 // remote responds through the broker.
 type remote struct {
 	*subjects.Writer
-	nc   *nats.Conn
-	to   string
-	gone string // where the broker answers if the gateway does not listen
+	link  *link
+	ended bool
+}
+
+func (r *remote) End(e *subjects.End) {
+	r.Writer.End(e)
+	r.ended = true
+}
+
+func (r *remote) Fail(f *subjects.Fail) {
+	r.Writer.Fail(f)
+	r.ended = true
 }
 
 func (r *remote) send() bool {
-	r.nc.PublishRequest(r.to, r.gone, r.Take())
-	return true
+	w := during
+	switch begins := r.Sent() == 0; {
+	case begins && r.ended:
+		w = only
+	case begins:
+		w = first
+	case r.ended:
+		w = last
+	}
+	return r.link.add(subjects.ItemFrames, r.Take(), w)
+}
+
+// Free may come without an end, if the gateway no longer wants the answer.
+func (r *remote) Free() {
+	if r.Sent() > 0 && !r.ended {
+		r.link.abandon()
+	}
+	r.Writer.Free()
 }
 
 // local responds to a gateway of this process. A runner owns it and uses it again for each attempt.
@@ -182,7 +202,7 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 			}
 			w.fail(a, subjects.Fail{Class: class, Reason: fmt.Sprintf("engine %s: answer broke off: %v", w.cfg.Name, err)})
 			return
-		case n > 0 && verdict != api.Undecided:
+		case n > 0 && verdict != api.Undecided && sent != head.Length: // with its last byte, the end goes along
 			a.send()
 		}
 		if sent-a.taken.Load() > subjects.Window {

@@ -115,6 +115,7 @@ type Worker struct {
 	estimates *estimator
 	attempts  *attempts
 	runners   *runners
+	links     *links
 	loader    loader
 
 	started time.Time     // when Run began
@@ -160,6 +161,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	w.estimates = newEstimator()
 	w.attempts = newAttempts()
 	w.runners = newRunners(w.run)
+	w.links = newLinks(nc, w.id)
 	if len(cfg.Models) > 0 { // known before the engine answers, so that requests for them wait
 		w.serve(cfg.Models)
 	}
@@ -274,6 +276,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	loops.Go(func() { w.scraper.Run(life) })
 	loops.Go(func() { every(life, subjects.AliveEvery, nil, w.publishAlive) })
 	loops.Go(func() { every(life, capacityTick, nil, w.lookAtCapacity) })
+	loops.Go(func() { every(life, resendAfter/4, nil, w.tendLinks) })
 
 	var left error
 	select {
@@ -292,6 +295,18 @@ func (w *Worker) Run(ctx context.Context) error {
 	w.runners.close()
 	w.log.Info("worker stopped", "done", w.attempts.done.Load(), "failed", w.attempts.failed.Load())
 	return left
+}
+
+// tendLinks sends again what gateways have not acknowledged, and stops the attempts of those that are gone.
+func (w *Worker) tendLinks(now time.Time) {
+	if !w.nc.IsConnected() {
+		return
+	}
+	w.links.resend(false, now)
+	for _, gateway := range w.presence.gone(now) {
+		w.attempts.onGatewayGone(gateway)
+		w.links.drop(gateway)
+	}
 }
 
 // every calls do at an interval, and whenever due signals, until ctx is done.
@@ -332,6 +347,7 @@ func (w *Worker) drain(why string) {
 // leave publishes the last heartbeat, after the last frames and on the same connection.
 // No other heartbeat follows, since the loops have ended.
 func (w *Worker) leave() {
+	w.links.await()
 	w.presence.set(subjects.Left, "")
 	w.publishHeartbeat(time.Now())
 	err := inMembership(context.Background(), w.nc, func(ctx context.Context, kv jetstream.KeyValue) error {

@@ -1,0 +1,304 @@
+package worker
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/pulley-lb/pulley/subjects"
+)
+
+const (
+	// bundleTime is how long a part of an answer may wait for those of other attempts, to travel with them.
+	bundleTime = 500 * time.Microsecond
+
+	// resendAfter is how long the worker waits for a gateway to acknowledge its messages. A gateway does after a quarter of
+	// this time.
+	resendAfter = time.Second
+
+	// maxKept bounds, in bytes, what is kept for one gateway until it acknowledges it.
+	maxKept = 256 << 20
+
+	// leaveTime bounds how long a worker that leaves waits for gateways to acknowledge its last messages. They do after
+	// half of that time; it is shorter than subjects.WorkerDeadline.
+	leaveTime = resendAfter / 2
+)
+
+// links are the worker's ways to the gateways of other processes.
+type links struct {
+	nc     *nats.Conn
+	worker string
+
+	mu        sync.Mutex
+	byGateway map[string]*link
+}
+
+func newLinks(nc *nats.Conn, worker string) *links {
+	return &links{nc: nc, worker: worker, byGateway: make(map[string]*link)}
+}
+
+// get returns the link to a gateway. The first call makes it.
+func (ls *links) get(gateway string) *link {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	l := ls.byGateway[gateway]
+	if l == nil {
+		l = newLink(ls.nc, subjects.GatewayLink(gateway, ls.worker), subjects.WorkerGone(ls.worker, gateway))
+		ls.byGateway[gateway] = l
+	}
+	return l
+}
+
+func (ls *links) all() []*link {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	all := make([]*link, 0, len(ls.byGateway))
+	for _, l := range ls.byGateway {
+		all = append(all, l)
+	}
+	return all
+}
+
+// drop forgets the link to a gateway that is gone.
+func (ls *links) drop(gateway string) {
+	ls.mu.Lock()
+	l := ls.byGateway[gateway]
+	delete(ls.byGateway, gateway)
+	ls.mu.Unlock()
+	if l != nil {
+		l.close()
+	}
+}
+
+func (ls *links) onAck(gateway string, m *nats.Msg) {
+	var ack subjects.LinkAck
+	if subjects.Unmarshal(m.Data, &ack) != nil {
+		return
+	}
+	ls.mu.Lock()
+	l := ls.byGateway[gateway]
+	ls.mu.Unlock()
+	if l != nil {
+		l.onAck(ack)
+	}
+}
+
+// resend sends again what gateways have not acknowledged for long; if lost is set, all that they have not acknowledged.
+func (ls *links) resend(lost bool, now time.Time) {
+	for _, l := range ls.all() {
+		l.resend(lost, now)
+	}
+}
+
+// await returns when gateways have acknowledged everything, or when that takes too long.
+func (ls *links) await() {
+	end := time.Now().Add(leaveTime)
+	for _, l := range ls.all() {
+		for !l.settled() && time.Now().Before(end) {
+			time.Sleep(resendAfter / 50)
+		}
+	}
+}
+
+// link is the way to one gateway. What attempts add to it travels in as few messages as possible: an engine that serves
+// many requests at once has a token for each of them at nearly the same time, and one message has them all. Each message
+// is kept until the gateway has acknowledged it. So a message that the broker loses, when it restarts or a node of it
+// fails, breaks no stream.
+type link struct {
+	// Fixed.
+	nc       *nats.Conn
+	to, gone string
+	most     int         // size of a message, in bytes
+	timer    *time.Timer // calls onTimer when a message has waited for bundleTime
+
+	mu      sync.Mutex
+	open    []byte    // the message that is filled; empty if there is none
+	items   int       // how many items it has
+	due     bool      // it is to be sent
+	kept    [][]byte  // the messages that are not acknowledged, oldest first
+	next    int       // which of them is to be published next
+	last    uint64    // the number of the newest
+	size    int       // bytes kept
+	sentAt  time.Time // when a message was last published
+	sending bool      // a goroutine publishes
+	streams int       // attempts that have begun to answer, and go on
+	expect  int       // how many of these are expected to have something at nearly the same time
+	full    time.Time // when a message was last sent because it had all that was expected
+	closed  bool
+}
+
+func newLink(nc *nats.Conn, to, gone string) *link {
+	l := &link{nc: nc, to: to, gone: gone, most: int(min(nc.MaxPayload()/2, subjects.MaxFrame))}
+	l.timer = time.AfterFunc(time.Hour, l.onTimer)
+	l.timer.Stop()
+	return l
+}
+
+// when says what an item means for the attempt that it is of.
+type when int
+
+const (
+	during when = iota // others of its kind follow
+	first              // it is the first of a stream; it does not wait for other attempts
+	last               // it is the last of a stream
+	only               // it is the only one; it does not wait for other attempts
+)
+
+// add adds an item to the next message. It reports false if the gateway is gone.
+func (l *link) add(kind subjects.ItemKind, payload []byte, w when) bool {
+	l.mu.Lock()
+	if l.closed || l.size > maxKept {
+		l.mu.Unlock()
+		return false
+	}
+	if len(l.open) > 0 && len(l.open)+subjects.ItemSize(len(payload)) > l.most {
+		l.closeLocked()
+	}
+	if l.items == 0 {
+		l.open = append(make([]byte, 0, max(subjects.LinkHeader+2*subjects.ItemSize(len(payload)), 256)), make([]byte, subjects.LinkHeader)...)
+	}
+	l.open = subjects.AppendItem(l.open, kind, payload)
+	l.items++
+	switch w {
+	case first:
+		l.streams++
+		l.expect++
+	case last:
+		l.streams--
+	}
+	now := time.Now()
+	if l.items == 1 && w == during && now.Sub(l.full) < bundleTime { // one more than was expected
+		l.expect++
+	}
+	l.expect = min(max(l.expect, 1), max(l.streams, 1))
+	switch {
+	case w == first, w == only:
+		l.due = true
+	case l.items >= l.expect:
+		l.due, l.full = true, now
+	case l.items == 1:
+		l.timer.Reset(bundleTime)
+	}
+	send := l.sendLocked()
+	l.mu.Unlock()
+	if send {
+		l.send()
+	}
+	return true
+}
+
+// abandon notes that a stream does not go on.
+func (l *link) abandon() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.streams--
+}
+
+// onTimer sends the message that waits: nothing more comes now.
+func (l *link) onTimer() {
+	l.mu.Lock()
+	if l.items > 0 {
+		l.due = true
+		l.expect = l.items
+	}
+	send := l.sendLocked()
+	l.mu.Unlock()
+	if send {
+		l.send()
+	}
+}
+
+// closeLocked completes the message that is filled.
+func (l *link) closeLocked() {
+	l.last++
+	l.kept = append(l.kept, l.open)
+	l.size += len(l.open)
+	l.open, l.items, l.due = nil, 0, false
+}
+
+// sendLocked reports whether the caller is to call send.
+func (l *link) sendLocked() bool {
+	if l.sending || l.closed || !l.due && l.next == len(l.kept) {
+		return false
+	}
+	l.sending = true
+	return true
+}
+
+// send publishes what is due. One goroutine does at a time, so that the messages keep their order; no lock is held
+// meanwhile.
+func (l *link) send() {
+	for {
+		l.mu.Lock()
+		if l.next >= len(l.kept) && l.due {
+			l.closeLocked()
+		}
+		if l.next >= len(l.kept) || l.closed {
+			l.sending = false
+			l.mu.Unlock()
+			return
+		}
+		msg := l.kept[l.next]
+		oldest := l.oldestLocked()
+		subjects.PutLinkHeader(msg, oldest+uint64(l.next), oldest)
+		l.next++
+		l.sentAt = time.Now()
+		l.mu.Unlock()
+		l.nc.PublishRequest(l.to, l.gone, msg)
+	}
+}
+
+// oldestLocked is the number of the oldest message that is kept; if there is none, of the next one.
+func (l *link) oldestLocked() uint64 { return l.last - uint64(len(l.kept)) + 1 }
+
+// onAck forgets what the gateway has, and sends again what it misses.
+func (l *link) onAck(ack subjects.LinkAck) {
+	l.mu.Lock()
+	oldest := l.oldestLocked()
+	if ack.Next < oldest || ack.Next > l.last+1 {
+		l.mu.Unlock()
+		return
+	}
+	n := int(ack.Next - oldest)
+	for _, msg := range l.kept[:n] {
+		l.size -= len(msg)
+	}
+	l.kept = slices.Delete(l.kept, 0, n)
+	l.next = max(l.next-n, 0)
+	if ack.Again {
+		l.next = 0
+	}
+	send := l.sendLocked()
+	l.mu.Unlock()
+	if send {
+		l.send()
+	}
+}
+
+func (l *link) resend(lost bool, now time.Time) {
+	l.mu.Lock()
+	if lost || now.Sub(l.sentAt) >= resendAfter {
+		l.next = 0
+	}
+	send := l.sendLocked()
+	l.mu.Unlock()
+	if send {
+		l.send()
+	}
+}
+
+// settled reports whether the gateway has all that was added.
+func (l *link) settled() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed || len(l.kept) == 0 && l.items == 0
+}
+
+func (l *link) close() {
+	l.timer.Stop()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed, l.open, l.kept, l.items, l.next, l.size = true, nil, nil, 0, 0, 0
+}
