@@ -23,7 +23,7 @@
 //
 // The other files are for what not every request meets: fairness.go for what several gateways decide together about a
 // queue, usage.go for what they exchange about keys, mirror.go for copies, control.go for operators, lanes.go for the
-// consumers in the broker, streams.go for its streams, watch.go for what follows from a change in the fleet, policy.go for
+// consumers in the broker, streams.go for its streams, stall.go for what a lost message holds up, watch.go for what follows from a change in the fleet, policy.go for
 // the policy, patience.go for how long clients wait, linger.go for bodies that are refused early, explain.go for receipts,
 // shifts.go for routes that shift, metrics.go and gpus.go for Prometheus, admin.go for health. gateway.go
 // makes the parts, starts them and stops them; no part knows it.
@@ -55,8 +55,8 @@
 //
 // # Goroutines
 //
-// Gateway.Run starts one for each part that has a run method (watch, lanes, streams, policyFollower, affinity, shifts,
-// keyring) and for each HTTP server, and waits for all of them. The HTTP server has one for each connection. background
+// Gateway.Run starts one for each part that has a run method (watch, stalls, lanes, streams, policyFollower, affinity,
+// shifts, keyring) and for each HTTP server, and waits for all of them. The HTTP server has one for each connection. background
 // holds those of work that no client waits for: copies, dead letters that run again, messages to take back. watch waits
 // for those that fail over. The NATS client calls each subscription's handler on a goroutine of its own; the handlers
 // never block.

@@ -120,6 +120,23 @@ func (q *queue) unblockLocked() {
 	}
 }
 
+// stands says that requests are held here for a delivery that does not come.
+func (q *queue) stands(now time.Time) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.gateways > 1 && q.laneLocked(subjects.Shared).tickets.Len() > 0 && now.Sub(q.depthAt) > stalled
+}
+
+// onPending takes in how many requests the broker still has to deliver, and releases some if these are too few.
+func (q *queue) onPending(pending uint64, now time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.depth, q.depthAt = int(min(pending, 1<<30)), now
+	l := q.laneLocked(subjects.Shared)
+	for q.depth < max(q.window, minWindow) && q.grantNextLocked(l) {
+	}
+}
+
 // publishedLocked is how many requests of this gateway, and of those that report, the broker has.
 func (q *queue) publishedLocked() int {
 	n := q.laneLocked(subjects.Shared).published

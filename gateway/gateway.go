@@ -116,6 +116,7 @@ type Gateway struct {
 	dispatcher *dispatcher
 	ingress    *ingress
 	watch      *watch
+	stalls     *stalls
 	streams    *streams
 	policy     *policyFollower
 	shifts     *shifts
@@ -184,6 +185,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 			doors: doors,
 		},
 		watch:  watch,
+		stalls: &stalls{bus: b, requests: requests, queues: queues, fleet: fleet},
 		policy: &policyFollower{bus: b, keys: keys, streams: streams, requests: requests},
 	}
 	g.control = &control{
@@ -241,6 +243,7 @@ func (g *Gateway) Run(ctx context.Context, ingress, admin net.Listener) error {
 
 	var loops sync.WaitGroup
 	loops.Go(func() { g.watch.run(life) })
+	loops.Go(func() { g.stalls.run(life) })
 	loops.Go(func() { g.lanes.run(life, g.watch.publishReferences) })
 	loops.Go(func() { g.streams.run(life) })
 	loops.Go(func() { g.policy.run(life) })

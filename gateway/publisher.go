@@ -50,6 +50,7 @@ type message struct {
 	acked   chan struct{} // made by awaitAck; closed when the ack or a claim arrives
 	left    leftover      // an earlier message, which may still be delivered
 	lost    bool          // its stream was lost
+	passed  time.Time     // since when its consumer has delivered it, and no worker has claimed it: see unclaimed
 }
 
 // leftover is the message that a request left in a stream when it moved to another queue. That message, and all before it,

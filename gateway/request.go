@@ -191,7 +191,7 @@ func (r *request) undelay() (was bool) {
 func (r *request) retry(delayed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.attempt, r.delayed = nil, delayed
+	r.attempt, r.delayed, r.message.passed = nil, delayed, time.Time{}
 }
 
 // avoided returns the workers that failed or refused the request so far.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -233,27 +234,16 @@ func (w *watch) failOver(ctx context.Context, gone goneWorker) {
 func (w *watch) handBackUnclaimed(ctx context.Context, waiting []*request) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	last := make(map[string]uint64) // the last delivery of each consumer
+	ask := consumers{bus: w.bus, known: make(map[string]*jetstream.ConsumerInfo)}
 	for _, r := range waiting {
 		seq, waits := r.waiting()
 		if !waits || seq == 0 {
 			continue
 		}
 		at := r.target.Load()
-		stream, consumer := subjects.ReqStream(at.tier.Name), subjects.ReqConsumer(at.queue.pool, at.lane)
-		key := stream + " " + consumer
-		if _, ok := last[key]; !ok {
-			last[key] = 0
-			c, err := w.bus.js.Consumer(ctx, stream, consumer)
-			if err != nil {
-				continue
-			}
-			if info := c.CachedInfo(); info.NumAckPending > 0 {
-				last[key] = info.Delivered.Consumer
-			}
-		}
-		if last[key] > 0 { // without effect on a message that was not delivered
-			w.bus.nc.Publish(subjects.AckSubject(stream, consumer, seq, last[key]), subjects.Nak)
+		info := ask.info(ctx, at.tier.Name, at.queue.pool, at.lane)
+		if info != nil && info.NumAckPending > 0 { // without effect on a message that was not delivered
+			w.bus.nc.Publish(subjects.AckSubject(info.Stream, info.Name, seq, info.Delivered.Consumer), subjects.Nak)
 		}
 	}
 }

@@ -40,7 +40,7 @@ func TestBrokerRestarts(t *testing.T) {
 
 func TestBrokerAwayIsReported(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
-		g, _, _ := pair(t, env, slow("a"))
+		g, es, _ := pair(t, env, slow("a"))
 		env.StopBroker()
 		time.Sleep(time.Second)
 		if r := get(t, g, "http://admin/readyz"); r.status != 503 || !strings.Contains(r.body, "no connection to the broker") {
@@ -55,6 +55,9 @@ func TestBrokerAwayIsReported(t *testing.T) {
 		}
 		env.StartBroker()
 		time.Sleep(2 * time.Second)
+		if n := es[0].Stats().Received; n != 0 {
+			t.Errorf("the engine was asked %d times for a request that was refused", n)
+		}
 		if r := ask(t, g, chat("m", false, 5), ""); r.status != 200 {
 			t.Errorf("afterwards: %d %q", r.status, r.body)
 		}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/testenv"
@@ -591,4 +592,80 @@ func TestOddStatusLine(t *testing.T) {
 			t.Fatalf("got %d %q, want the engine's answer", r.status, r.body)
 		}
 	})
+}
+
+// A delivery that never arrives, as when the connection of the worker breaks under it, holds up neither its own request for
+// long nor any other: with several gateways these are released by deliveries, and none comes.
+func TestLostDelivery(t *testing.T) {
+	for _, gateways := range []int{1, 2, 3} {
+		for _, lost := range []int{1, 4} {
+			t.Run(fmt.Sprintf("%d gateways, %d lost", gateways, lost), func(t *testing.T) {
+				run(t, func(t *testing.T, env *Env) {
+					var gs []*Gateway
+					for range gateways {
+						gs = append(gs, env.Gateway(gateway.Config{}))
+					}
+					e := env.Engine(sim.Config{Name: "e", Models: []string{"m"}, Slots: 8, PrefillRate: 1e6, ITLBase: 10 * time.Millisecond})
+					env.Worker(e, worker.Config{Name: "w", Slots: 8})
+					for _, g := range gs {
+						g.Serves(t, "m")
+					}
+					nc, _ := env.Connect("a connection that breaks")
+					sub, err := nc.SubscribeSync("hole")
+					if err != nil {
+						t.Fatal(err)
+					}
+					nc.Flush()
+
+					var mu sync.Mutex
+					var ended []time.Time
+					var slowest time.Duration
+					stop := make(chan struct{})
+					var wg sync.WaitGroup
+					for i := range 8 + 4 {
+						wg.Go(func() {
+							for {
+								select {
+								case <-stop:
+									return
+								default:
+								}
+								r := ask(t, gs[i%gateways], chat("m", false, 20), "")
+								if r.status != 200 {
+									t.Errorf("%d %q", r.status, r.body)
+								}
+								mu.Lock()
+								ended, slowest = append(ended, time.Now()), max(slowest, r.took)
+								mu.Unlock()
+							}
+						})
+					}
+					time.Sleep(time.Second)
+					for range lost {
+						nc.PublishRequest(subjects.BidSubject("standard", "m", subjects.Shared), "hole",
+							subjects.MustMarshal(subjects.Bid{Batch: 1, Expires: int64(time.Minute), Group: subjects.PriorityGroup}))
+					}
+					for range lost {
+						if _, err := sub.NextMsg(10 * time.Second); err != nil {
+							t.Fatal(err)
+						}
+					}
+					time.Sleep(6 * time.Second)
+					close(stop)
+					wg.Wait()
+					gap := time.Duration(0)
+					for i := range ended[1:] {
+						gap = max(gap, ended[i+1].Sub(ended[i]))
+					}
+					t.Logf("%d answers, the slowest after %v, %v at most without one", len(ended), slowest, gap)
+					if gap > time.Second {
+						t.Errorf("no answer for %v, though slots are free", gap)
+					}
+					if slowest > 4500*time.Millisecond {
+						t.Errorf("an answer took %v", slowest)
+					}
+				})
+			})
+		}
+	}
 }

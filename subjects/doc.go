@@ -265,6 +265,7 @@
 //	cannot be parsed                         worker       +TERM
 //	its gateway is gone                      worker       +TERM
 //	its worker is gone before the claim      gateway      -NAK, on a constructed ack subject (AckSubject)
+//	no claim of it arrives for 2 s           gateway      the same
 //	not delivered yet, and no longer wanted  gateway      deletes the message
 //	none of these arrived                    the queue    delivers it again after 30 s without +WPI; removes it at its TTL
 //

@@ -121,7 +121,7 @@ func (e *Env) Connect(name string) (*nats.Conn, *Link) {
 	e.t.Helper()
 	link := &Link{dial: e.dial}
 	nc, err := nats.Connect("", nats.InProcessServer(link), nats.Name(name), nats.MaxReconnects(-1),
-		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(0, 0), nats.PingInterval(time.Hour))
+		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(0, 0), nats.PingInterval(time.Hour), nats.ReconnectBufSize(-1))
 	if err != nil {
 		e.t.Fatal(err)
 	}

@@ -251,6 +251,7 @@ func ConnOptions(log *slog.Logger, name string) []nats.Option {
 		nats.ReconnectWait(250 * time.Millisecond),
 		nats.ReconnectJitter(100*time.Millisecond, 250*time.Millisecond),
 		nats.PingInterval(10 * time.Second),
+		nats.ReconnectBufSize(-1), // what was refused meanwhile must not be sent later
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				log.Warn("disconnected from NATS", "err", err)
