@@ -121,11 +121,10 @@ type link struct {
 	next    int       // which of them is to be published next
 	last    uint64    // the number of the newest
 	size    int       // bytes kept
+	free    [][]byte  // memory of messages that were acknowledged, to be used again
 	sentAt  time.Time // when a message was last published
 	sending bool      // a goroutine publishes
 	streams int       // attempts that have begun to answer, and go on
-	expect  int       // how many of these are expected to have something at nearly the same time
-	full    time.Time // when a message was last sent because it had all that was expected
 	closed  bool
 }
 
@@ -157,27 +156,22 @@ func (l *link) add(kind subjects.ItemKind, payload []byte, w when) bool {
 		l.closeLocked()
 	}
 	if l.items == 0 {
-		l.open = append(make([]byte, 0, max(subjects.LinkHeader+2*subjects.ItemSize(len(payload)), 256)), make([]byte, subjects.LinkHeader)...)
+		l.beginLocked()
 	}
 	l.open = subjects.AppendItem(l.open, kind, payload)
 	l.items++
 	switch w {
 	case first:
 		l.streams++
-		l.expect++
 	case last:
 		l.streams--
 	}
-	now := time.Now()
-	if l.items == 1 && w == during && now.Sub(l.full) < bundleTime { // one more than was expected
-		l.expect++
-	}
-	l.expect = min(max(l.expect, 1), max(l.streams, 1))
 	switch {
-	case w == first, w == only:
+	case w == first, w == only, l.items >= l.streams:
 		l.due = true
-	case l.items >= l.expect:
-		l.due, l.full = true, now
+		if l.items > 1 {
+			l.timer.Stop()
+		}
 	case l.items == 1:
 		l.timer.Reset(bundleTime)
 	}
@@ -199,15 +193,28 @@ func (l *link) abandon() {
 // onTimer sends the message that waits: nothing more comes now.
 func (l *link) onTimer() {
 	l.mu.Lock()
-	if l.items > 0 {
-		l.due = true
-		l.expect = l.items
-	}
+	l.due = l.due || l.items > 0
 	send := l.sendLocked()
 	l.mu.Unlock()
 	if send {
 		l.send()
 	}
+}
+
+// Memory of messages that were acknowledged is kept for mostFree messages of at most largeMessage bytes. For a single
+// stream that saves an allocation for each token.
+const (
+	mostFree     = 64
+	largeMessage = 64 << 10
+)
+
+// beginLocked begins a message.
+func (l *link) beginLocked() {
+	l.open = make([]byte, 0, 512)
+	if n := len(l.free); n > 0 {
+		l.open, l.free = l.free[n-1], l.free[:n-1]
+	}
+	l.open = l.open[:subjects.LinkHeader]
 }
 
 // closeLocked completes the message that is filled.
@@ -264,6 +271,9 @@ func (l *link) onAck(ack subjects.LinkAck) {
 	n := int(ack.Next - oldest)
 	for _, msg := range l.kept[:n] {
 		l.size -= len(msg)
+		if !l.sending && len(l.free) < mostFree && cap(msg) <= largeMessage { // else it may be published again right now
+			l.free = append(l.free, msg)
+		}
 	}
 	l.kept = slices.Delete(l.kept, 0, n)
 	l.next = max(l.next-n, 0)
@@ -300,5 +310,5 @@ func (l *link) close() {
 	l.timer.Stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.closed, l.open, l.kept, l.items, l.next, l.size = true, nil, nil, 0, 0, 0
+	l.closed, l.open, l.kept, l.free, l.items, l.next, l.size = true, nil, nil, nil, 0, 0, 0
 }
