@@ -64,7 +64,7 @@ func (a *admission) admit(in arrival) (*request, error) {
 		return nil, err
 	}
 	if model.route == nil && !model.known {
-		return nil, unknownModel(call.Model, a.router.models())
+		return nil, a.router.unknown(call.Model)
 	}
 	to := a.router.route(rules, model, &call, in.caller.tenant, header, in.at)
 	edits := api.Edits{Tier: servedTier(call.Tier, tier.Name)}
@@ -205,19 +205,6 @@ func servedTier(asked, tier string) string {
 		return "default"
 	}
 	return tier
-}
-
-func unknownModel(model string, models []string) *api.Error {
-	e := &api.Error{Status: http.StatusNotFound, Code: "model_not_found", Param: "model"}
-	switch {
-	case len(models) == 0:
-		e.Message = fmt.Sprintf("The model %s does not exist; no worker serves any model now.", api.Quote(model))
-	case len(models) > 20:
-		e.Message = fmt.Sprintf("The model %s does not exist; there are %s and %d more.", api.Quote(model), strings.Join(models[:20], ", "), len(models)-20)
-	default:
-		e.Message = fmt.Sprintf("The model %s does not exist; there are: %s.", api.Quote(model), strings.Join(models, ", "))
-	}
-	return e
 }
 
 // notForEngine are request headers that do not go to the engine, beside those of one connection: they are secrets, or are

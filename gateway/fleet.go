@@ -33,6 +33,7 @@ type fleet struct {
 	pools   map[string]*poolState // those that have ever had a worker
 	peers   map[string]time.Time  // other gateways, and when each last published a reference
 	swept   time.Time
+	primed  bool // addPools was called
 }
 
 type member struct {
@@ -225,9 +226,17 @@ func (f *fleet) onClaim(worker string) {
 func (f *fleet) addPools(names []string, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.primed = true
 	for _, name := range names {
 		f.addPoolLocked(name, now)
 	}
+}
+
+// starting says that it is not known yet which pools there are.
+func (f *fleet) starting() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.primed
 }
 
 func (f *fleet) addPoolLocked(name string, now time.Time) *poolState {

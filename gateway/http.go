@@ -349,7 +349,7 @@ func (in *ingress) showModel(w http.ResponseWriter, r *http.Request, _ subjects.
 			return writeJSON(w, http.StatusOK, asModel(name, in.router.listed([]string{name})[name]))
 		}
 	}
-	return unknownModel(id, in.router.models())
+	return in.router.unknown(id)
 }
 
 // modelsFor are the models that the caller may ask for.

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -104,6 +105,24 @@ func (ro *router) route(r *rules, model named, call *api.Call, tenant string, h 
 		to.home = to.lane
 	}
 	return to
+}
+
+// unknown is the error of a request for a model that nothing leads to. A gateway that has just started does not know.
+func (ro *router) unknown(model string) *api.Error {
+	if ro.fleet.starting() {
+		return api.Unavailable("starting", time.Second, "the gateway is starting and does not know yet which models there are")
+	}
+	models := ro.models()
+	e := &api.Error{Status: http.StatusNotFound, Code: "model_not_found", Param: "model"}
+	switch {
+	case len(models) == 0:
+		e.Message = fmt.Sprintf("The model %s does not exist; no worker serves any model now.", api.Quote(model))
+	case len(models) > 20:
+		e.Message = fmt.Sprintf("The model %s does not exist; there are %s and %d more.", api.Quote(model), strings.Join(models[:20], ", "), len(models)-20)
+	default:
+		e.Message = fmt.Sprintf("The model %s does not exist; there are: %s.", api.Quote(model), strings.Join(models, ", "))
+	}
+	return e
 }
 
 // responseKey is the key under which the worker is remembered whose engine has a response of a tenant.

@@ -65,6 +65,10 @@ type Key struct {
 
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires,omitzero"`
+
+	// Damage is why the stored record cannot be read; such a key has nothing else but its id, and no client can use it. It is
+	// not stored.
+	Damage string `json:"-"`
 }
 
 // Check validates a key. The error is an Invalid that lists every problem.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -170,7 +171,7 @@ func (s *Store) History(ctx context.Context) ([]Version, error) {
 	return list, nil
 }
 
-// Keys reads all API keys, by id.
+// Keys reads all API keys, by id. A record that cannot be read is a key with the reason as its Damage.
 func (s *Store) Keys(ctx context.Context) (map[string]policy.Key, error) {
 	keys := make(map[string]policy.Key)
 	w, err := s.kv.Watch(ctx, subjects.AllAPIKeys, jetstream.IgnoreDeletes())
@@ -184,15 +185,29 @@ func (s *Store) Keys(ctx context.Context) (map[string]policy.Key, error) {
 			if e == nil { // all current values have been delivered
 				return keys, nil
 			}
-			var k policy.Key
-			if err := subjects.Unmarshal(e.Value(), &k); err != nil {
-				return nil, fmt.Errorf("key %s is damaged: %w", e.Key(), err)
-			}
+			k := parseKey(e)
 			keys[k.ID] = k
 		case <-ctx.Done():
 			return nil, fmt.Errorf("read keys: %w", ctx.Err())
 		}
 	}
+}
+
+func parseKey(e jetstream.KeyValueEntry) policy.Key {
+	var k policy.Key
+	id := strings.TrimPrefix(e.Key(), subjects.APIKey(""))
+	err := subjects.Unmarshal(e.Value(), &k)
+	switch {
+	case err != nil:
+	case k.ID != id:
+		err = fmt.Errorf("it is the record of key %.20q", k.ID)
+	default:
+		err = k.Check()
+	}
+	if err != nil {
+		return policy.Key{ID: id, Created: e.Created(), Damage: err.Error()}
+	}
+	return k
 }
 
 // PutKey stores an API key.

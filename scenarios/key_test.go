@@ -12,6 +12,7 @@ import (
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/policystore"
+	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
 )
@@ -120,6 +121,53 @@ func TestKeysAreRequiredAsSoonAsOneExists(t *testing.T) {
 		late := env.Gateway(gateway.Config{})
 		wantError(t, ask(t, late, body, ""), 401, "invalid_api_key")
 	})
+}
+
+// A record that cannot be read costs the key that it is of, and nothing else: other keys work, can be revoked and added, and
+// gateways that start accept them. It does not open the gateway to everybody.
+func TestDamagedKey(t *testing.T) {
+	for about, record := range map[string]string{
+		"no JSON": "{", "nothing": "", "another type": "[]", "the record of another key": `{"id":"bbbbbbbbbb","tenant":"t"}`, "no hash": `{"id":"aaaaaaaaaa","tenant":"t"}`,
+	} {
+		t.Run(about, func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				g := with(t, env, gateway.Config{}, using(1, 1, nil))
+				k, body := keysOf(t, env), chat("m", false, 1)
+				damaged, other := k.put(policy.Key{ID: "aaaaaaaaaa"}), k.put(policy.Key{ID: "cccccccccc"})
+				kv, err := env.JetStream().KeyValue(t.Context(), subjects.PolicyBucket)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := kv.Put(t.Context(), subjects.APIKey("aaaaaaaaaa"), []byte(record)); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(inForce)
+				late := env.Gateway(gateway.Config{})
+				time.Sleep(2 * time.Second) // until the worker knows it
+				added := k.put(policy.Key{ID: "dddddddddd"})
+				time.Sleep(inForce)
+				for _, g := range []*Gateway{g, late} {
+					wantError(t, ask(t, g, body, "", damaged...), 401, "invalid_api_key")
+					for _, header := range [][]string{other, added} {
+						if r := ask(t, g, body, "", header...); r.status != 200 {
+							t.Errorf("another key: %d %s", r.status, r.body)
+						}
+					}
+				}
+				k.remove("cccccccccc")
+				k.remove("dddddddddd")
+				time.Sleep(inForce)
+				for _, g := range []*Gateway{g, late, env.Gateway(gateway.Config{})} {
+					wantError(t, ask(t, g, body, "", other...), 401, "invalid_api_key")
+					wantError(t, ask(t, g, body, ""), 401, "invalid_api_key")
+				}
+				keys, err := k.store.Keys(k.ctx)
+				if err != nil || len(keys) != 1 || keys["aaaaaaaaaa"].Damage == "" {
+					t.Errorf("keys %+v, %v", keys, err)
+				}
+			})
+		})
+	}
 }
 
 func TestAKeyIsCheckedHoweverItIsSent(t *testing.T) {

@@ -114,6 +114,9 @@ func TestFindings(t *testing.T) {
 			e.policyErr = policystore.DamagedError{Revision: 9, Err: errors.New("it is empty")}
 			e.history = []policystore.Version{{Revision: 9}, {Revision: 8}, {Revision: 7, Policy: policy.Default()}, {Revision: 6, Policy: policy.Default()}}
 		}, fleet.Problem, "policy", "revision 9 is damaged: it is empty", "pulley policy rollback 7"},
+		"a key is damaged": {func(e *examination) {
+			e.keys = map[string]policy.Key{"aaaaaaaaaa": {ID: "aaaaaaaaaa", Damage: "unexpected end"}}
+		}, fleet.Problem, "keys", "key aaaaaaaaaa is damaged, and no client can use it: unexpected end", "pulley key rm aaaaaaaaaa"},
 		"all policies are damaged": {func(e *examination) {
 			e.policyErr = policystore.DamagedError{Revision: 9, Err: errors.New("it is empty")}
 		}, fleet.Problem, "policy", "damaged", "policy apply -f"},

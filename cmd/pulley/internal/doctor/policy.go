@@ -38,11 +38,16 @@ func (e *examination) findPolicy() []fleet.Finding {
 // findKeys reports keys that are damaged, expired, or name tiers that do not exist.
 func (e *examination) findKeys() []fleet.Finding {
 	if e.keysErr != nil {
-		return []fleet.Finding{fleet.NewProblem(e.keysErr.Error(), "replace the key: pulley key rm ID; pulley key add --tenant NAME")}
+		return []fleet.Finding{fleet.NewProblem(e.keysErr.Error(), "see permissions and jetstream above; gateways keep the keys that they have read")}
 	}
 	var found []fleet.Finding
 	for _, id := range slices.Sorted(maps.Keys(e.keys)) {
 		k := e.keys[id]
+		if k.Damage != "" {
+			found = append(found, fleet.NewProblem(fmt.Sprintf("key %s is damaged, and no client can use it: %s", id, k.Damage),
+				fmt.Sprintf("pulley key rm %s; pulley key add --tenant NAME", id)))
+			continue
+		}
 		if !k.Expires.IsZero() && k.Expires.Before(e.fleet.At) {
 			found = append(found, fleet.NewWarning(fmt.Sprintf("key %s of tenant %s expired %s ago", id, k.Tenant, term.Age(e.fleet.At.Sub(k.Expires))),
 				fmt.Sprintf("pulley key rm %[1]s, or pulley key set %[1]s --expires 720h", id)))

@@ -22,7 +22,7 @@ func StateStyle(s string) term.Style {
 		return term.Green
 	case "paused", "draining", "cordoned", "queued", "rotating":
 		return term.Yellow
-	case "down", "left", "fenced", "aborted", "expired", "no":
+	case "down", "left", "fenced", "aborted", "expired", "damaged", "no":
 		return term.Red
 	}
 	return term.Unstyled

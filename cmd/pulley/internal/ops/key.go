@@ -88,7 +88,7 @@ func newKeySetCommand(c *cli.ConnectFlags) *cobra.Command {
 	fs := cmd.Flags()
 	limits := addLimitFlags(cmd, c)
 	return cli.Action(cmd, c, func(s *cli.Session) error {
-		store, k, err := findKey(s, s.Args[0])
+		store, k, err := findUsableKey(s, s.Args[0])
 		if err != nil {
 			return err
 		}
@@ -123,7 +123,7 @@ working at once.`,
 		if overlap < 0 {
 			return cli.Usagef("--overlap %v: must not be negative", overlap)
 		}
-		store, k, err := findKey(s, s.Args[0])
+		store, k, err := findUsableKey(s, s.Args[0])
 		if err != nil {
 			return err
 		}
@@ -165,14 +165,18 @@ revoked key cannot be restored.`,
 			store, found = st, append(found, k)
 		}
 		for _, k := range found {
-			if err := s.Confirm("revoke key %s of tenant %s", k.ID, term.Printable(k.Tenant)); err != nil {
+			what := fmt.Sprintf("key %s of tenant %s", k.ID, term.Printable(k.Tenant))
+			if k.Damage != "" {
+				what = "damaged key " + k.ID
+			}
+			if err := s.Confirm("revoke %s", what); err != nil {
 				return err
 			}
 			if err := store.RemoveKey(s.Context(), k.ID); err != nil {
 				return err
 			}
 			publishEvent(s, subjects.Event{Kind: subjects.EventKey, Tenant: k.Tenant, Text: "key " + k.ID + " removed"})
-			s.Printf("key %s of tenant %s revoked", k.ID, term.Printable(k.Tenant))
+			s.Printf("%s revoked", what)
 		}
 		left, err := store.Keys(s.Context())
 		if err == nil && len(left) == 0 {
@@ -267,6 +271,15 @@ func findKey(s *cli.Session, named string) (*policystore.Store, policy.Key, erro
 	return nil, policy.Key{}, cli.Ambiguous("key", named, found)
 }
 
+// findUsableKey is findKey for keys that are to be changed.
+func findUsableKey(s *cli.Session, named string) (*policystore.Store, policy.Key, error) {
+	store, k, err := findKey(s, named)
+	if err == nil && k.Damage != "" {
+		err = cli.Refusedf("key %s is damaged: %s; remove it with 'pulley key rm %s'", k.ID, k.Damage, k.ID)
+	}
+	return store, k, err
+}
+
 // putKey stores a key, and publishes and prints what has happened to it.
 func putKey(s *cli.Session, store *policystore.Store, k policy.Key, event string) error {
 	if err := store.PutKey(s.Context(), k); err != nil {
@@ -281,7 +294,7 @@ func putKey(s *cli.Session, store *policystore.Store, k policy.Key, event string
 type keyLine struct {
 	ID            string    `json:"id"`
 	Tenant        string    `json:"tenant"`
-	State         string    `json:"state"` // active, rotating or expired
+	State         string    `json:"state"` // active, rotating, expired or damaged
 	Tiers         []string  `json:"tiers,omitempty"`
 	Models        []string  `json:"models,omitempty"`
 	RPM           int       `json:"rpm,omitempty"`
@@ -302,6 +315,9 @@ func keyLineOf(k policy.Key, now time.Time) keyLine {
 	}
 	if !k.Expires.IsZero() && !k.Expires.After(now) {
 		l.State = "expired"
+	}
+	if k.Damage != "" {
+		l.State = "damaged"
 	}
 	return l
 }

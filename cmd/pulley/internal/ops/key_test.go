@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
 )
 
 func hashOf(key string) string {
@@ -67,6 +68,25 @@ func TestKeysAreUnlike(t *testing.T) {
 		}
 		seen[id], seen[text] = true, true
 	}
+}
+
+func TestDamagedKeyIsListedAndRemoved(t *testing.T) {
+	s := newSite(t)
+	s.ok("key add --tenant acme")
+	kv, err := s.js.KeyValue(t.Context(), subjects.PolicyBucket)
+	if err == nil {
+		_, err = kv.PutString(t.Context(), subjects.APIKey("aaaaaaaaaa"), "{")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.story(
+		step{"key ls", 0, `(?s)ID .*aaaaaaaaaa +- +damaged .* acme +active .*`},
+		step{"key set aaaaaaaaaa --rpm 20", 4, `pulley: key aaaaaaaaaa is damaged: .*; remove it with 'pulley key rm aaaaaaaaaa'\n`},
+		step{"key rotate aaaaaaaaaa --force", 4, `pulley: key aaaaaaaaaa is damaged: .*`},
+		step{"key rm aaaaaaaaaa --force", 0, `damaged key aaaaaaaaaa revoked\n`},
+		step{"key ls", 0, `ID [^\n]*\n[^\n]* acme +active [^\n]*\n`},
+	)
 }
 
 func TestKeyLife(t *testing.T) {
