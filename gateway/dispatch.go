@@ -89,7 +89,11 @@ func (d *dispatcher) onClaim(worker string, payload []byte) error {
 	if c.Worker != worker {
 		return fmt.Errorf("claim: of worker %.40q", c.Worker)
 	}
-	if refusal := d.Claim(*c); refusal != nil {
+	refusal := d.Claim(*c)
+	if refusal == nil && c.Confirm {
+		refusal = &subjects.Refusal{Verdict: subjects.Granted, Ack: c.Ack}
+	}
+	if refusal != nil {
 		d.bus.publish(subjects.WorkerRefused(worker, c.Attempt), refusal)
 	}
 	return nil

@@ -12,14 +12,15 @@ import (
 )
 
 // Claim tells a gateway that a worker starts an attempt of a request. The worker does not wait for
-// an answer before it calls the engine.
+// an answer before it calls the engine, unless the claim asks for one in any case.
 type Claim struct {
 	ID      ID     `json:"id"`
 	Attempt uint64 `json:"attempt,string"` // the worker's random mark of the attempt
 	Worker  string `json:"worker"`
-	Name    string `json:"name"`          // the worker's name
-	Ack     string `json:"ack"`           // ack subject of the delivery, where the gateway settles failures
-	Rung    int    `json:"rung,omitzero"` // of the bid that the delivery answered
+	Name    string `json:"name"`             // the worker's name
+	Ack     string `json:"ack"`              // ack subject of the delivery, where the gateway settles failures
+	Rung    int    `json:"rung,omitzero"`    // of the bid that the delivery answered
+	Confirm bool   `json:"confirm,omitzero"` // a grant is to be answered too: the worker failed the request before, and waits
 }
 
 // Bytes is the claim as JSON.
@@ -33,6 +34,9 @@ func (c *Claim) Bytes() ([]byte, error) {
 	b.str(`,"ack":`, c.Ack)
 	if c.Rung != 0 {
 		b.int(`,"rung":`, int64(c.Rung))
+	}
+	if c.Confirm {
+		b.lit(`,"confirm":true`)
 	}
 	b.lit(`}`)
 	return b.buf, b.err
@@ -60,6 +64,7 @@ func (c *Claim) read(data string) bool {
 		j.lit(`,"name":`) && j.str(&c.Name) &&
 		j.lit(`,"ack":`) && j.str(&c.Ack) &&
 		(!j.lit(`,"rung":`) || j.int(&c.Rung)) &&
+		(!j.lit(`,"confirm":true`) || c.confirm()) &&
 		j.rest == `}`) {
 		return false
 	}
@@ -68,18 +73,23 @@ func (c *Claim) read(data string) bool {
 	return err == nil
 }
 
+func (c *Claim) confirm() bool {
+	c.Confirm = true
+	return true
+}
+
 // Verdict is a gateway's answer to a claim.
 type Verdict string
 
 const (
-	Granted     Verdict = "go"        // only this attempt's frames reach the client. Never sent
+	Granted     Verdict = "go"        // only this attempt's frames reach the client. Sent only for a Claim with Confirm
 	Gone        Verdict = "gone"      // the request is over: remove the message
 	Elsewhere   Verdict = "elsewhere" // another attempt is running: leave the message to it
 	OtherWorker Verdict = "not-you"   // this worker failed it before: hand the message back for another
 )
 
-// Refusal is the answer to a Claim that is not granted. A granted claim gets no answer: it would
-// cost every request a message that no worker waits for.
+// Refusal is the answer to a Claim that is not granted, or that asks for one. Otherwise a granted claim gets no answer: it
+// would cost every request a message that no worker waits for.
 type Refusal struct {
 	Verdict Verdict `json:"verdict"`
 	Ack     string  `json:"ack"`                // as in the Claim

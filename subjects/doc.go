@@ -143,7 +143,10 @@
 //	elsewhere   another attempt is running
 //	not-you     this worker failed the request before, and there are others; delay_ms says when to hand it back
 //
-// On each of them the worker aborts its engine call. A gateway grants one attempt of a request at a time, and none to a
+// A worker that has failed the request before is likely to be refused. It sets confirm in its Claim, and calls the engine
+// only when the answer "go" has come, or none within a second.
+//
+// On each refusal the worker aborts its engine call. A gateway grants one attempt of a request at a time, and none to a
 // worker in whose name another one claims. A lost refusal costs no more than the engine's time: the frames are ignored, and
 // the next Alive is answered with a Cancel.
 //

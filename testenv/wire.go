@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -61,9 +62,10 @@ func (l *Listener) Cut() {
 	clear(l.open)
 }
 
-// Link is the broker connections of one part, which can be frozen and cut.
+// Link is the broker connections of one part, which can be delayed, frozen and cut.
 type Link struct {
 	dial func() (net.Conn, error)
+	lag  atomic.Int64 // nanoseconds
 
 	mu     sync.Mutex
 	frozen bool
@@ -83,13 +85,16 @@ func (l *Link) InProcessConn() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &linkConn{Conn: inner, frozen: frozen, in: make(chan struct{}, 1)}
+	c := &linkConn{Conn: inner, lag: &l.lag, frozen: frozen, in: make(chan struct{}, 1)}
 	go c.pump() // ends with the connection
 	l.mu.Lock()
 	l.conns = append(l.conns, c)
 	l.mu.Unlock()
 	return c, nil
 }
+
+// Delay lets what the broker sends arrive so much later, as over a network.
+func (l *Link) Delay(by time.Duration) { l.lag.Store(int64(by)) }
 
 // Freeze holds all traffic, as if the process were stopped (SIGSTOP): its connections stay open,
 // data sent to it is buffered as a kernel would do, and nothing passes.
@@ -129,7 +134,8 @@ func (l *Link) Mend() {
 // writer that waits while it holds a lock stops the clock.
 type linkConn struct {
 	net.Conn
-	in chan struct{} // signals that there may be something to read
+	lag *atomic.Int64
+	in  chan struct{} // signals that there may be something to read
 
 	mu     sync.Mutex
 	frozen bool
@@ -142,6 +148,7 @@ func (c *linkConn) pump() {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := c.Conn.Read(buf)
+		time.Sleep(time.Duration(c.lag.Load()))
 		c.mu.Lock()
 		c.got = append(c.got, buf[:n]...)
 		c.err = err

@@ -32,6 +32,9 @@ const (
 	keptFor   = 500 * time.Millisecond
 	keptAgain = 100 * time.Millisecond
 
+	// grantTimeout bounds the wait for a grant. A gateway that does not know Claim.Confirm does not answer.
+	grantTimeout = time.Second
+
 	bodyTimeout = 5 * time.Second // for one piece of a body
 
 	// maxBodyAtOnce bounds the memory that is allocated for a body before its bytes
@@ -63,6 +66,7 @@ type attempt struct {
 	stop    context.CancelCauseFunc
 	started time.Time
 	grown   chan struct{} // signals that taken grew; capacity 1
+	granted chan struct{} // signals that the gateway has granted a claim that asked for confirmation; capacity 1
 
 	// Owned by Worker.run.
 	runner   *runner // the one that runs it
@@ -81,6 +85,12 @@ type attempt struct {
 
 	timing timing // owned by the estimator
 	slot   slot   // owned by capacity
+}
+
+// failedRequest is a request that failed here.
+type failedRequest struct {
+	at         time.Time
+	handedBack bool // since it failed
 }
 
 // fault is a failure that is remembered, and until when.
@@ -107,7 +117,7 @@ func newAttempt(m *nats.Msg, req *subjects.Request, t task, now time.Time) *atte
 	ctx, stop := context.WithCancelCause(context.Background())
 	a := &attempt{
 		mark: rand.Uint64(), msg: m, req: req, task: t, ctx: ctx, stop: stop,
-		started: now, grown: make(chan struct{}, 1), renewed: now,
+		started: now, grown: make(chan struct{}, 1), granted: make(chan struct{}, 1), renewed: now,
 	}
 	a.lastByte.set(now, now)
 	return a
@@ -134,7 +144,7 @@ type attempts struct {
 
 	// failedHere has the requests that failed here lately. The queue gives such a request to the cheapest bid, which is
 	// likely to be of this worker again; other workers should have it first.
-	failedHere map[subjects.ID]time.Time
+	failedHere map[subjects.ID]failedRequest
 	// kept has the requests that a gateway keeps for other workers, and until when they are not claimed again: when the
 	// gateway refuses a claim, the engine has been called already.
 	kept map[subjects.ID]time.Time
@@ -149,7 +159,7 @@ type attempts struct {
 func newAttempts() *attempts {
 	return &attempts{
 		running:    make(map[uint64]*attempt),
-		failedHere: make(map[subjects.ID]time.Time), kept: make(map[subjects.ID]time.Time), faults: make(map[subjects.ID]fault),
+		failedHere: make(map[subjects.ID]failedRequest), kept: make(map[subjects.ID]time.Time), faults: make(map[subjects.ID]fault),
 		ended: make(chan struct{}),
 	}
 }
@@ -159,12 +169,23 @@ func newAttempts() *attempts {
 func (as *attempts) refuses(id subjects.ID, now time.Time) (after time.Duration, yes bool) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
-	_, failed := as.failedHere[id]
-	delete(as.failedHere, id)
+	f, failed := as.failedHere[id]
+	if failed {
+		as.failedHere[id] = failedRequest{at: f.at, handedBack: true}
+	}
 	if now.Before(as.kept[id]) {
 		return keptAgain, true
 	}
-	return 0, failed
+	return 0, failed && !f.handedBack
+}
+
+// again reports whether a request failed here before. Its gateway may want another worker, so that the engine must not be
+// called before the claim is granted.
+func (as *attempts) again(id subjects.ID) bool {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	_, failed := as.failedHere[id]
+	return failed
 }
 
 // begin adds an attempt. It reports false if none may begin any more.
@@ -203,7 +224,7 @@ func (as *attempts) fail(id subjects.ID, now time.Time) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
 	as.failed.Add(1)
-	as.failedHere[id] = now
+	as.failedHere[id] = failedRequest{at: now}
 }
 
 func (as *attempts) all() []*attempt {
@@ -249,7 +270,7 @@ func (as *attempts) find(id subjects.ID, mark uint64) *attempt {
 func (as *attempts) forget(now time.Time) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
-	maps.DeleteFunc(as.failedHere, func(_ subjects.ID, at time.Time) bool { return now.Sub(at) > failedHereFor })
+	maps.DeleteFunc(as.failedHere, func(_ subjects.ID, f failedRequest) bool { return now.Sub(f.at) > failedHereFor })
 	maps.DeleteFunc(as.kept, func(_ subjects.ID, until time.Time) bool { return now.After(until) })
 	maps.DeleteFunc(as.faults, func(_ subjects.ID, f fault) bool { return now.After(f.until) })
 }
@@ -316,6 +337,15 @@ func (as *attempts) onRefusal(mark uint64, kept bool, now time.Time) {
 	as.mu.Unlock()
 	if a != nil {
 		a.stop(errRefused)
+	}
+}
+
+// onGrant lets an attempt call its engine that waits for its grant.
+func (as *attempts) onGrant(mark uint64) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if a := as.running[mark]; a != nil {
+		signal(a.granted)
 	}
 }
 
@@ -440,8 +470,8 @@ func (w *Worker) run(a *attempt) {
 	}
 }
 
-// claim claims the request at its gateway. It reports false if the gateway has refused,
-// which only one in this process does at once.
+// claim claims the request at its gateway. It reports false if the gateway has refused. Of a gateway in another process
+// that is known only for a request that failed here before: for others the engine is called meanwhile.
 func (w *Worker) claim(a *attempt) (granted bool) {
 	claim := subjects.Claim{ID: a.req.ID, Attempt: a.mark, Worker: w.id, Name: w.cfg.Name, Ack: a.msg.Reply, Rung: a.task.rung}
 	if gw, ok := w.cfg.Local.Gateway(a.req.Gateway); ok {
@@ -451,6 +481,7 @@ func (w *Worker) claim(a *attempt) (granted bool) {
 			return false
 		}
 	} else {
+		claim.Confirm = w.attempts.again(a.req.ID)
 		body, err := claim.Bytes()
 		if err != nil {
 			panic(err) // names are UTF-8
@@ -458,15 +489,34 @@ func (w *Worker) claim(a *attempt) (granted bool) {
 		w.links.get(a.req.Gateway).add(subjects.ItemClaim, body, only)
 	}
 	a.claimed.Store(true) // after the claim: a gateway cancels an attempt that is listed before its claim
+	return !claim.Confirm || a.awaitGrant()
+}
+
+// awaitGrant waits for the answer to a claim. It reports false if there is nothing more to do, because the gateway has
+// refused, has cancelled the request, or is gone.
+func (a *attempt) awaitGrant() bool {
+	timer := time.NewTimer(grantTimeout)
+	defer timer.Stop()
+	select {
+	case <-a.granted:
+	case <-timer.C:
+	case <-a.ctx.Done():
+		cause := context.Cause(a.ctx)
+		return !errors.Is(cause, errRefused) && !errors.Is(cause, errGatewayGone) && !errors.Is(cause, errCancelled)
+	}
 	return true
 }
 
-// onRefusal handles the answer that a claim is refused. A granted claim has no answer. The refusal repeats the ack
-// subject, since the attempt may have ended by now.
+// onRefusal handles the answer that a claim is refused. A claim that is granted has an answer only if it asked for one. The
+// refusal repeats the ack subject, since the attempt may have ended by now.
 func (w *Worker) onRefusal(mark string, m *nats.Msg) {
 	var r subjects.Refusal
 	refused := len(m.Data) > 0 && subjects.Unmarshal(m.Data, &r) == nil
 	if n, err := strconv.ParseUint(mark, 16, 64); err == nil {
+		if refused && r.Verdict == subjects.Granted {
+			w.attempts.onGrant(n)
+			return
+		}
 		w.attempts.onRefusal(n, r.Verdict == subjects.OtherWorker, time.Now())
 	}
 	if refused {

@@ -1,0 +1,66 @@
+package scenarios
+
+import (
+	"io"
+	"net/http"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/worker"
+)
+
+// An engine is called once for each attempt that the gateway grants, however fast engines fail: a worker that failed a
+// request before does not call its engine until the gateway wants that.
+func TestOneCallForEachAttempt(t *testing.T) {
+	for about, fails := range map[string]http.HandlerFunc{
+		"500":             func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"error":{"message":"broken"}}`, http.StatusInternalServerError) },
+		"an empty answer": func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Type", "application/json") },
+		"HTML": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/html")
+			io.WriteString(w, "<html>")
+		},
+		"a full engine": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"error":{"message":"full"}}`, http.StatusServiceUnavailable) },
+		"no such path":  func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"detail":"Not Found"}`, http.StatusNotFound) },
+		"a closed connection": func(http.ResponseWriter, *http.Request) {
+			panic(http.ErrAbortHandler)
+		},
+	} {
+		for _, workers := range []int{1, 2, 3} {
+			t.Run(about+", workers "+strconv.Itoa(workers), func(t *testing.T) {
+				runBoth(t, func(t *testing.T, env *Env) {
+					var calls atomic.Int64
+					g := env.Gateway(gateway.Config{RetryBudget: 100})
+					env.Worker(env.Handler("full", engineOf(func(w http.ResponseWriter, r *http.Request) {
+						calls.Add(1)
+						w.Header().Set("Retry-After", "4") // its worker has free slots, and does not bid
+						http.Error(w, "full", http.StatusTooManyRequests)
+					}, "m")), worker.Config{Name: "full", Slots: 2})
+					for i := range workers {
+						name := "bad-" + strconv.Itoa(i)
+						w := env.Worker(env.Handler(name, engineOf(func(w http.ResponseWriter, r *http.Request) {
+							io.Copy(io.Discard, r.Body)
+							calls.Add(1)
+							fails(w, r)
+						}, "m")), worker.Config{Name: name, Slots: 2})
+						w.Link.Delay(2 * time.Millisecond) // engines fail sooner than an answer of the gateway can come
+					}
+					g.Serves(t, "m")
+					for i := range 6 {
+						calls.Store(0)
+						r := ask(t, g, chat("m", false, 3+i), "")
+						attempts, err := strconv.ParseInt(r.header.Get("X-Pulley-Attempts"), 10, 64)
+						if err != nil || r.status < 400 {
+							t.Fatalf("request %d: got %d %q, attempts %q", i, r.status, r.body, r.header.Get("X-Pulley-Attempts"))
+						}
+						if n := calls.Load(); n != attempts {
+							t.Errorf("request %d: %d calls in %d attempts", i, n, attempts)
+						}
+					}
+				})
+			})
+		}
+	}
+}
