@@ -64,3 +64,44 @@ func TestOneCallForEachAttempt(t *testing.T) {
 		}
 	}
 }
+
+// An engine that tells not to retry its error is believed.
+func TestErrorNotToBeRetried(t *testing.T) {
+	for about, c := range map[string]struct {
+		status int
+		told   string
+		calls  int64
+	}{
+		"500, not to be retried": {http.StatusInternalServerError, "false", 1},
+		"504, not to be retried": {http.StatusGatewayTimeout, "false", 1},
+		"500, to be retried":     {http.StatusInternalServerError, "true", 3},
+		"500":                    {http.StatusInternalServerError, "", 3},
+		"529, not to be retried": {529, "false", 1},
+		"400":                    {http.StatusBadRequest, "", 1},
+	} {
+		t.Run(about, func(t *testing.T) {
+			runBoth(t, func(t *testing.T, env *Env) {
+				var calls atomic.Int64
+				g := env.Gateway(gateway.Config{})
+				for _, name := range []string{"a", "b"} {
+					env.Worker(env.Handler(name, engineOf(func(w http.ResponseWriter, r *http.Request) {
+						io.Copy(io.Discard, r.Body)
+						calls.Add(1)
+						if c.told != "" {
+							w.Header().Set("X-Should-Retry", c.told)
+						}
+						http.Error(w, `{"error":{"message":"broken"}}`, c.status)
+					}, "m")), worker.Config{Name: name, Slots: 2})
+				}
+				g.Serves(t, "m")
+				r := ask(t, g, chat("m", false, 3), "")
+				if n := calls.Load(); r.status != c.status || n != c.calls {
+					t.Errorf("got %d after %d calls, want %d after %d", r.status, n, c.status, c.calls)
+				}
+				if c.status >= 500 && r.header.Get("X-Should-Retry") != "false" {
+					t.Errorf("x-should-retry is %q", r.header.Get("X-Should-Retry"))
+				}
+			})
+		})
+	}
+}

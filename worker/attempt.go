@@ -615,6 +615,9 @@ func (w *Worker) onErrorAnswer(a *attempt, resp *http.Response, head *subjects.H
 	most := min(maxRefusal, w.nc.MaxPayload()/4)
 	text, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
 	due := api.FaultOf(resp.StatusCode, text)
+	if due == api.FaultEngine && resp.Header.Get("X-Should-Retry") == "false" { // the engine knows that it would fail again
+		due = api.FaultRequest
+	}
 	if due == api.FaultRequest {
 		resp.Body = rest{io.MultiReader(bytes.NewReader(text), resp.Body), resp.Body}
 		w.relay(a, resp, head)
