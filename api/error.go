@@ -22,6 +22,7 @@ type Error struct {
 	Param      string        // the field at fault; "" is sent as null
 	RetryAfter time.Duration // 0: not sent
 	NoRetry    bool          // tells the SDKs not to retry
+	Response   string        // for Event: the id of the response that the stream has begun; "" if there is none
 }
 
 func (e *Error) Error() string { return e.Code + ": " + e.Message }
@@ -159,7 +160,7 @@ func (e *Error) Event(a API, id string) []byte {
 			"type":            "response.failed",
 			"sequence_number": math.MaxInt32, // above all sequence numbers before it
 			"response": map[string]any{
-				"id": "resp_" + id, "object": "response", "created_at": time.Now().Unix(), "status": "failed",
+				"id": cmp.Or(e.Response, "resp_"+id), "object": "response", "created_at": time.Now().Unix(), "status": "failed",
 				"error":              map[string]any{"code": "server_error", "message": e.text() + " (" + e.Code + ")"},
 				"incomplete_details": nil, "output": []any{},
 			},

@@ -43,6 +43,7 @@ type answer struct {
 	size   int64          // bytes that came from the worker
 	start  []byte         // the beginning of an answer of the Responses API, until its id is found
 	named  bool           // the id was found, or is not looked for any more
+	id     string         // of the response; empty until it is found
 	taken  int64          // the size in the last WindowUpdate
 	usage  subjects.End   // tokens, as the engine reports them
 }
@@ -53,7 +54,7 @@ func (s *server) newAnswer(w http.ResponseWriter, r *request) *answer {
 
 // reset forgets an attempt's answer of which nothing was written.
 func (a *answer) reset() {
-	a.got, a.held, a.edit, a.stream, a.events, a.size, a.taken, a.start, a.named = nil, nil, nil, false, false, 0, 0, nil, false
+	a.got, a.held, a.edit, a.stream, a.events, a.size, a.taken, a.start, a.named, a.id = nil, nil, nil, false, false, 0, 0, nil, false, ""
 }
 
 // errMalformed is a bug of a worker.
@@ -135,7 +136,7 @@ func (a *answer) learnResponse(b []byte) {
 	if id == "" && len(a.start) <= maxStart {
 		return
 	}
-	a.start, a.named = nil, true
+	a.start, a.named, a.id = nil, true, id
 	if id != "" && a.server.router != nil && !a.r.unattended {
 		at, by := a.r.target.Load(), a.r.current()
 		a.server.router.affinity.learn(responseKey(a.r.wire.Tenant, id), at.queue.pool, by.worker)
@@ -448,7 +449,11 @@ func (a *answer) refuse(err error) error {
 		}
 		return e
 	case a.opened && !a.begun, a.events && a.r.api != api.Other:
-		return a.lastEvent(e.Event(a.r.api, a.requestID()))
+		last := *e
+		if a.begun {
+			last.Response = a.id // SDKs refuse an event of another response
+		}
+		return a.lastEvent(last.Event(a.r.api, a.requestID()))
 	}
 	return errBreakOff
 }

@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -16,14 +17,20 @@ import (
 // request before does not call its engine until the gateway wants that.
 func TestOneCallForEachAttempt(t *testing.T) {
 	for about, fails := range map[string]http.HandlerFunc{
-		"500":             func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"error":{"message":"broken"}}`, http.StatusInternalServerError) },
+		"500": func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, `{"error":{"message":"broken"}}`, http.StatusInternalServerError)
+		},
 		"an empty answer": func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Type", "application/json") },
 		"HTML": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html")
 			io.WriteString(w, "<html>")
 		},
-		"a full engine": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"error":{"message":"full"}}`, http.StatusServiceUnavailable) },
-		"no such path":  func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"detail":"Not Found"}`, http.StatusNotFound) },
+		"a full engine": func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, `{"error":{"message":"full"}}`, http.StatusServiceUnavailable)
+		},
+		"no such path": func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, `{"detail":"Not Found"}`, http.StatusNotFound)
+		},
 		"a closed connection": func(http.ResponseWriter, *http.Request) {
 			panic(http.ErrAbortHandler)
 		},
@@ -100,6 +107,49 @@ func TestErrorNotToBeRetried(t *testing.T) {
 				}
 				if c.status >= 500 && r.header.Get("X-Should-Retry") != "false" {
 					t.Errorf("x-should-retry is %q", r.header.Get("X-Should-Retry"))
+				}
+			})
+		})
+	}
+}
+
+// A request that a cheap worker has failed reaches the one that is free, though that one is dear.
+func TestFailedRequestReachesTheDearWorker(t *testing.T) {
+	for _, latency := range []time.Duration{0, time.Millisecond, 5 * time.Millisecond} {
+		t.Run(latency.String(), func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				var fails atomic.Bool
+				g := env.Gateway(gateway.Config{RetryBudget: 100})
+				answers := func(takes time.Duration, broken *atomic.Bool) http.HandlerFunc {
+					return func(w http.ResponseWriter, r *http.Request) {
+						io.Copy(io.Discard, r.Body)
+						if broken != nil && broken.Load() {
+							http.Error(w, `{"error":{"message":"broken"}}`, http.StatusInternalServerError)
+							return
+						}
+						time.Sleep(takes)
+						w.Header().Set("Content-Type", "application/json")
+						io.WriteString(w, `{"choices":[{"index":0,"message":{"role":"assistant","content":"a"},"finish_reason":"stop"}],"usage":{"prompt_tokens":4,"completion_tokens":4}}`)
+					}
+				}
+				cheap := env.Worker(env.Handler("cheap", engineOf(answers(10*time.Millisecond, &fails), "m")), worker.Config{Name: "cheap", Slots: 8})
+				dear := env.Worker(env.Handler("dear", engineOf(answers(4*time.Second, nil), "m")), worker.Config{Name: "dear", Slots: 8})
+				cheap.Link.Delay(latency)
+				dear.Link.Delay(latency)
+				g.Serves(t, "m")
+				for range 3 { // so that prices are known
+					var all sync.WaitGroup
+					for i := range 12 {
+						all.Go(func() { ask(t, g, chat("m", false, 3+i), "") })
+					}
+					all.Wait()
+				}
+				fails.Store(true)
+				for i := range 5 {
+					r := ask(t, g, chat("m", false, 20), "")
+					if r.status != http.StatusOK || r.took > 5*time.Second {
+						t.Errorf("request %d: got %d after %v", i, r.status, r.took)
+					}
 				}
 			})
 		})

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/subjects"
@@ -334,6 +335,9 @@ func TestBrokenAfterTheFirstByte(t *testing.T) {
 				last := events[len(events)-1]
 				if !strings.HasPrefix(last, want) || !strings.Contains(last, "upstream_lost") {
 					t.Errorf("last event %q, want an error that starts with %q", last, want)
+				}
+				if path == "/v1/responses" && (api.ResponseID([]byte(last), true) == "" || api.ResponseID([]byte(last), true) != api.ResponseID([]byte(r.body), true)) {
+					t.Errorf("the last event is of the response %q, the first of %q", api.ResponseID([]byte(last), true), api.ResponseID([]byte(r.body), true))
 				}
 				for _, end := range []string{"[DONE]", "message_stop", "response.completed"} {
 					if strings.Contains(r.body, end) {

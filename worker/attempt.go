@@ -27,7 +27,7 @@ const (
 	// failedHereFor is how long a request is remembered that failed here.
 	failedHereFor = time.Minute
 
-	// keptFor is how long a request that a gateway keeps for other workers is not
+	// keptFor is how long a request that a gateway keeps for other workers, none of which has a free slot, is not
 	// claimed again. Handed back meanwhile, it is delivered again after keptAgain.
 	keptFor   = 500 * time.Millisecond
 	keptAgain = 100 * time.Millisecond
@@ -517,7 +517,7 @@ func (w *Worker) onRefusal(mark string, m *nats.Msg) {
 			w.attempts.onGrant(n)
 			return
 		}
-		w.attempts.onRefusal(n, r.Verdict == subjects.OtherWorker, time.Now())
+		w.attempts.onRefusal(n, r.Verdict == subjects.OtherWorker && r.DelayMS > 0, time.Now())
 	}
 	if refused {
 		w.settle(&r)
