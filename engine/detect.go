@@ -38,13 +38,15 @@ type prober struct {
 	models []string // as /v1/models lists them
 	owner  string   // the owner of one of them
 	server string   // the Server header
+
+	simulated bool // one of package sim's engines
 }
 
 func (p *prober) list(ctx context.Context) error {
 	var buf bytes.Buffer
 	resp, err := p.ask(ctx, http.MethodGet, p.base+"/v1/models", &buf)
 	if resp != nil {
-		p.server = resp.Header.Get("Server")
+		p.server, p.simulated = resp.Header.Get("Server"), resp.Header.Get(simHeader) != ""
 	}
 	if err != nil {
 		return err

@@ -69,6 +69,8 @@ type page struct {
 	port   string // if it is not the engine's own
 	method string // "": GET
 	every  time.Duration
+	// notReady is the status below 500 with which a page about the health says that the engine is not ready; 0: none.
+	notReady int
 	// needless reports whether the pages before this one suffice; nil: never.
 	needless func(Status) bool
 	// scrape says that this is the Prometheus page, which may be elsewhere.
@@ -126,7 +128,7 @@ func (d Dialect) pages() (health page, rest []page) {
 		return page{path: "/api/version"}, []page{
 			{path: "/api/ps", read: fromJSON(readOllamaLoaded)}, {path: "/api/tags", every: slowly, read: fromJSON(readOllamaModels)}}
 	case DialectTriton:
-		return page{path: "/v2/health/ready"}, []page{
+		return page{path: "/v2/health/ready", notReady: http.StatusBadRequest}, []page{
 			{path: "/metrics", scrape: true, read: fromMetrics(tritonMetrics, readTriton)}, // of its OpenAI front end
 			{path: "/metrics", port: "8002", scrape: true, needless: knowsLoad, read: fromMetrics(tritonMetrics, readTriton)},
 			{path: "/v2/repository/index", method: http.MethodPost, every: slowly, read: fromJSON(readTritonModels)},

@@ -15,8 +15,8 @@ const (
 	localTimeout = time.Second
 )
 
-// SimOwner is the "owned_by" of the models of package sim's engines, by which Probe recognises them.
-const SimOwner = "pulley-sim"
+// simHeader is in every answer of package sim's engines, by which Probe recognises them.
+const simHeader = "X-Sim-Name"
 
 // Info is what an engine reports about itself.
 type Info struct {
@@ -47,7 +47,7 @@ func Probe(ctx context.Context, client *http.Client, baseURL, key string) (Info,
 	}
 	info := Info{URL: p.base, Models: p.models}
 	info.Dialect, _ = p.identify(ctx)
-	if p.owner == SimOwner {
+	if p.simulated {
 		info.Simulated = true
 		var stats struct {
 			Slots int `json:"slots"`

@@ -240,7 +240,7 @@ func (s *Scraper) judge(err error, was Status) (healthy bool, reason string) {
 			return was.Healthy, was.Reason
 		}
 		return false, fmt.Sprintf("no answer to %s within %v", s.health.path, s.timeout)
-	case answered && status.absent() && status.code != http.StatusUnauthorized && status.code != http.StatusForbidden:
+	case answered && status.absent() && status.code != s.health.notReady && status.code != http.StatusUnauthorized && status.code != http.StatusForbidden:
 		s.health.failures = 0 // the engine has no health page, but it answers
 		return true, ""
 	}

@@ -40,6 +40,11 @@ speed; 0.000001 is practically a standstill.
 The API has chat, completions, embeddings, responses, messages, rerank, images, audio, /v2/models/M/infer, /v1/models,
 /sim/stats, and the health and metrics pages of an engine of its --dialect, such as vLLM's /health and /metrics.
 
+It behaves as the engine of its --dialect does: which names of models it takes (Ollama's in any case and without :latest,
+llama.cpp's any), what it tells about itself and what not (Ollama and LM Studio have no metrics), and the status and the
+words with which it refuses an unknown model, a prompt longer than --context, a request beyond --max-queue, a wrong
+--api-key, or anything while it starts (--start-time). docs/engines.md describes the engines.
+
 The header x-sim of a request orders faults, as a comma-separated list of
   fail[=STATUS]  refuse[=429|503]  close  hang  hang-after=N  cut-after=N  ttft=DURATION  early-header  on=NAME`,
 		Example: `  # 16 slots of a mid-range GPU
@@ -50,6 +55,9 @@ The header x-sim of a request orders faults, as a comma-separated list of
 
   # as Ollama with three models, of which the GPU can hold one
   pulley sim --model a --model b --model c --loaded 1 --load-time 8s --dialect ollama
+
+  # as a llama.cpp with a context of 8192 tokens that answers 503 for 20 seconds, until its model is loaded
+  pulley sim --model llama --dialect llama.cpp --slots 4 --context 8192 --start-time 20s
 
   # as Ollama that has loaded nothing yet, and unloads a model after 5 minutes without a request
   pulley sim --model llama --slots 1 --dialect ollama --cold --load-time 8s --keep-alive 5m
@@ -99,12 +107,16 @@ The header x-sim of a request orders faults, as a comma-separated list of
 	f.Float64Var(&cfg.Cut, "cut", 0, "probability of a cut connection (default 1 with --cut-after, otherwise 0)")
 	f.Float64Var(&cfg.Refuse, "refuse", 0, "probability of a refusal with a retry-after header")
 	f.IntVar(&cfg.RefuseStatus, "refuse-status", http.StatusTooManyRequests, "status of a refusal, 429 or 503")
-	f.StringVar((*string)(&cfg.Dialect), "dialect", string(engine.DialectVLLM), "engine whose metrics, health and model pages to serve: "+simDialects())
+	f.StringVar((*string)(&cfg.Dialect), "dialect", string(engine.DialectVLLM), "engine to behave like: "+simDialects())
+	cmd.RegisterFlagCompletionFunc("dialect", cobra.FixedCompletions(strings.Split(simDialects(), ", "), cobra.ShellCompDirectiveNoFileComp))
 	f.IntVar(&cfg.KVTokens, "kv-tokens", 0, "size of the KV cache in tokens; 0: 65536 per slot")
 	f.IntVar(&cfg.Loaded, "loaded", 0, "number of models that are loaded at the same time; 0: all")
 	f.BoolVar(&cfg.Cold, "cold", false, "start without any model loaded")
 	f.DurationVar(&cfg.LoadTime, "load-time", 0, "time to load a model, if not all of them are loaded")
 	f.DurationVar(&cfg.KeepAlive, "keep-alive", 0, "time without a request after which a model is unloaded; 0: never")
+	f.IntVar(&cfg.Context, "context", 0, "length of a prompt with its answer in tokens; what is longer is refused or cut, as the dialect does; 0: no limit")
+	f.StringVar(&cfg.APIKey, "api-key", "", "key that requests need, in the way of the dialect")
+	f.DurationVar(&cfg.StartTime, "start-time", 0, "time until the engine has started; before, it answers as the dialect does")
 	f.Uint64Var(&cfg.Seed, "seed", 1, "seed for the random faults")
 	return cmd
 }
@@ -149,6 +161,7 @@ var simFlags = map[string]string{
 	"Fail": "fail", "Hang": "hang", "Cut": "cut", "CutAfter": "cut-after", "Refuse": "refuse",
 	"RefuseStatus": "refuse-status", "Dialect": "dialect", "KVTokens": "kv-tokens",
 	"Loaded": "loaded", "LoadTime": "load-time", "KeepAlive": "keep-alive",
+	"Context": "context", "APIKey": "api-key", "StartTime": "start-time",
 }
 
 func simDialects() string {

@@ -74,6 +74,16 @@
 // A model is also loaded by POST /api/generate without a prompt (engine.DialectOllama; with keep_alive 0 it is unloaded), or
 // by GET /upstream/<model>/health (engine.DialectLlamaSwap). Both answer when it is loaded, and count as no request.
 //
+// # Dialects
+//
+// An engine behaves like the one of its Dialect. The pages on which it reports its state have the names and the form of that
+// engine's, and it reports no more than that engine does. It takes the names of models that that engine takes, and refuses in
+// its words, with its status: a model that it does not have, a prompt longer than Context (Ollama cuts it instead), a request
+// for which the queue has no room (if that engine's queue has a bound), a missing field, a missing or wrong APIKey, a path that
+// it does not have (LM Studio answers 200), and anything until StartTime has passed: llama.cpp answers 503, SGLang only for
+// its health, Triton is not ready, and the others close the connection, since they do not listen yet.
+// The tests compare all of this with recorded answers in engine/testdata/answers.
+//
 // # Misbehaviour on request
 //
 // A request may ask for misbehaviour in the header x-sim, as a comma-separated list:

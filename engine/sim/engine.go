@@ -69,10 +69,18 @@ type Config struct {
 	LoadTime time.Duration
 	// KeepAlive is after how long without a request a model is unloaded, as Ollama's OLLAMA_KEEP_ALIVE. Default 0, never.
 	KeepAlive time.Duration
-	// Dialect selects the pages on which it reports its state: any dialect except engine.DialectLMStudio. Inference
-	// requests are answered as OpenAI's specification says with every dialect, except that engine.DialectOllama ignores
-	// max_completion_tokens, repeats the role in every chunk, and answers an unknown model with type api_error and code
-	// null. Default engine.DialectVLLM.
+	// Context is the length of a prompt with its answer, in tokens. What does not fit is refused, or cut, as the dialect's
+	// engine does. Default 0, no limit.
+	Context int
+	// APIKey is the key that the engine asks for, in its dialect's way and on its dialect's paths. Default "", none.
+	APIKey string
+	// StartTime is how long after New the engine is still starting, and behaves as its dialect's engine does meanwhile.
+	// Default 0, not at all.
+	StartTime time.Duration
+	// Dialect is the engine that it behaves like: in the pages on which it reports its state, in the names of models that it
+	// takes, and in its words for what it refuses. What it generates is answered as OpenAI's specification says with every
+	// dialect, except that engine.DialectOllama ignores max_completion_tokens and repeats the role in every chunk.
+	// Default engine.DialectVLLM.
 	Dialect engine.Dialect
 	// Seed seeds the draws of misbehaviours. Default 1.
 	Seed uint64
@@ -127,6 +135,8 @@ func (c Config) check() error {
 		{"Loaded", float64(c.Loaded), 0},
 		{"LoadTime", float64(c.LoadTime), 0},
 		{"KeepAlive", float64(c.KeepAlive), 0},
+		{"Context", float64(c.Context), 0},
+		{"StartTime", float64(c.StartTime), 0},
 		{"ITLBase", float64(c.ITLBase), 0},
 		{"ITLPerRequest", float64(c.ITLPerRequest), 0},
 		{"TTFT", float64(c.TTFT), 0},
@@ -156,6 +166,9 @@ func (c Config) check() error {
 	if !slices.Contains(Dialects(), c.Dialect) {
 		return bad("Dialect", "%q: must be %s", c.Dialect, engine.SpellDialects(Dialects()))
 	}
+	if c.APIKey != "" && keyless[c.Dialect] {
+		return bad("APIKey", "%s has no keys of its own", c.Dialect)
+	}
 	return nil
 }
 
@@ -168,7 +181,8 @@ type Engine struct {
 	mux        *http.ServeMux
 	batch      *batch
 	loader     *loader // nil: all models are always loaded
-	born       int64   // Unix seconds; "created" of the models
+	begun      time.Time
+	methods    map[string]bool // paths that some method has
 	nameHeader []string
 
 	lastID   atomic.Uint64
@@ -194,7 +208,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg:        cfg,
 		batch:      newBatch(cfg),
 		loader:     newLoader(cfg),
-		born:       time.Now().Unix(),
+		begun:      time.Now(),
 		nameHeader: []string{cfg.Name},
 		draws:      rand.New(rand.NewPCG(cfg.Seed, 0)),
 	}
@@ -204,6 +218,8 @@ func New(cfg Config) (*Engine, error) {
 
 func (s *Engine) routes() *http.ServeMux {
 	mux := http.NewServeMux()
+	s.methods = make(map[string]bool)
+	mux.HandleFunc("/", s.nothingThere)
 	mux.Handle("POST /v1/chat/completions", s.handle(chatEndpoint))
 	mux.Handle("POST /v1/completions", s.handle(completionEndpoint))
 	mux.Handle("POST /v1/responses", s.handle(responsesEndpoint))
@@ -214,12 +230,21 @@ func (s *Engine) routes() *http.ServeMux {
 	mux.Handle("POST /v1/audio/transcriptions", s.handle(transcriptionEndpoint))
 	mux.Handle("POST /v1/audio/speech", s.handle(speechEndpoint))
 	mux.Handle("POST /v2/models/{model}/infer", s.handle(inferEndpoint))
+	for _, path := range []string{
+		"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/rerank", "/v1/images/generations",
+		"/v1/audio/transcriptions", "/v1/audio/speech", "/v1/models",
+	} {
+		s.methods[path] = true
+	}
 	mux.HandleFunc("GET /v1/models", s.listModels)
 	mux.HandleFunc("GET /v1/models/{id...}", s.showModel)
 	mux.HandleFunc("GET /sim/stats", s.showStats)
 	mux.HandleFunc("POST /sim/clock", s.orderClock)
 	for path, show := range s.pages() {
 		mux.HandleFunc(path, show)
+		if _, path, ok := strings.Cut(path, " "); ok {
+			s.methods[path] = true
+		}
 	}
 	return mux
 }
@@ -227,8 +252,15 @@ func (s *Engine) routes() *http.ServeMux {
 // ServeHTTP answers one request; see the package documentation.
 func (s *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header()["X-Sim-Name"] = s.nameHeader
-	s.mux.ServeHTTP(w, r)
+	if s.cfg.Dialect == engine.DialectLlamaCpp {
+		w.Header()["Server"] = serverHeader
+	}
+	if !s.turnedAway(w, r) {
+		s.mux.ServeHTTP(w, r)
+	}
 }
+
+var serverHeader = []string{"llama.cpp"}
 
 // handle serves an inference request: read, check, apply orders, run, answer.
 func (s *Engine) handle(e endpoint) http.Handler {
@@ -243,8 +275,14 @@ func (s *Engine) handle(e endpoint) http.Handler {
 func (s *Engine) infer(w http.ResponseWriter, r *http.Request, e endpoint) error {
 	s.received.Add(1)
 	b, err := e.read(w, r)
+	if refusal, ok := errors.AsType[*apiError](err); ok {
+		return s.unreadable(refusal)
+	}
 	if err != nil {
 		return err
+	}
+	if e.needed != nil && !e.needed(b) {
+		return s.missing(e.needs, b.Model)
 	}
 	wk, err := s.newWork(r, e, b)
 	if err != nil {
@@ -268,7 +306,7 @@ func (s *Engine) infer(w http.ResponseWriter, r *http.Request, e endpoint) error
 }
 
 // refusal counts a refusal and returns it.
-func (s *Engine) refusal(status int) error {
+func (s *Engine) refusal(status int) *apiError {
 	s.refused.Add(1)
 	err := errorOf(status, "the engine has no capacity for another request")
 	err.retryAfter = strconv.Itoa(int(math.Ceil(s.cfg.RetryAfter.Seconds())))
@@ -326,45 +364,4 @@ func (s *Engine) orderClock(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.showStats(w, r)
-}
-
-type modelCard struct {
-	ID      string `json:"id"`
-	Object  string `json:"object"`
-	Created int64  `json:"created"`
-	OwnedBy string `json:"owned_by"`
-}
-
-func (s *Engine) listModels(w http.ResponseWriter, _ *http.Request) {
-	cards := []modelCard{}
-	for _, m := range s.cfg.Models {
-		cards = append(cards, modelCard{m, "model", s.born, engine.SimOwner})
-	}
-	writeJSON(w, http.StatusOK, map[string]any{"object": "list", "data": cards})
-}
-
-// modelNamed finds the model that a client names. Ollama takes a name in any case, and without its tag if that is latest.
-func (s *Engine) modelNamed(name string) (model string, ok bool) {
-	if s.cfg.Dialect != engine.DialectOllama {
-		return name, slices.Contains(s.cfg.Models, name)
-	}
-	plain := func(name string) string { return strings.TrimSuffix(strings.ToLower(name), ":latest") }
-	i := slices.Index(s.cfg.Models, name)
-	if i < 0 {
-		i = slices.IndexFunc(s.cfg.Models, func(m string) bool { return plain(m) == plain(name) })
-	}
-	if i < 0 {
-		return "", false
-	}
-	return s.cfg.Models[i], true
-}
-
-func (s *Engine) showModel(w http.ResponseWriter, r *http.Request) {
-	id := r.PathValue("id")
-	model, ok := s.modelNamed(id)
-	if !ok {
-		s.unknownModel(id).write(w, false)
-		return
-	}
-	writeJSON(w, http.StatusOK, modelCard{model, "model", s.born, engine.SimOwner})
 }

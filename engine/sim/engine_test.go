@@ -226,7 +226,7 @@ func TestAudio(t *testing.T) {
 	if got := transcribe(map[string]string{"model": "m", "stream": "true"}); strings.Count(got, "transcript.text.delta") != 64 {
 		t.Errorf("transcript %q", got)
 	}
-	if got := transcribe(map[string]string{"model": "nope"}); !strings.Contains(got, `"code":"model_not_found"`) {
+	if got := transcribe(map[string]string{"model": "nope"}); !strings.Contains(got, `"type":"NotFoundError"`) {
 		t.Errorf("transcript %q", got)
 	}
 
@@ -248,11 +248,11 @@ func TestErrorsHaveTheShapeOfTheAPI(t *testing.T) {
 		status             int
 		want               string
 	}{
-		"unknown model": {path: "/v1/chat/completions", body: `{"model":"x","messages":[]}`, status: 404,
+		"unknown model": {dialect: "openai", path: "/v1/chat/completions", body: `{"model":"x","messages":[]}`, status: 404,
 			want: "{\"error\":{\"code\":\"model_not_found\",\"message\":\"The model `x` does not exist. There is: m\",\"param\":\"model\",\"type\":\"invalid_request_error\"}}"},
 		"unknown model, Ollama": {dialect: "ollama", path: "/v1/chat/completions", body: `{"model":"x","messages":[]}`, status: 404,
-			want: "{\"error\":{\"code\":null,\"message\":\"The model `x` does not exist. There is: m\",\"param\":null,\"type\":\"api_error\"}}"},
-		"unknown model, Anthropic": {path: "/v1/messages", body: `{"model":"x","messages":[]}`, status: 404,
+			want: `{"error":{"code":null,"message":"model 'x' not found","param":null,"type":"not_found_error"}}`},
+		"unknown model, Anthropic": {dialect: "openai", path: "/v1/messages", body: `{"model":"x","messages":[]}`, status: 404,
 			want: "{\"error\":{\"message\":\"The model `x` does not exist. There is: m\",\"type\":\"not_found_error\"},\"type\":\"error\"}"},
 		"no JSON":     {path: "/v1/chat/completions", body: `{"model":`, status: 400},
 		"no object":   {path: "/v1/completions", body: `[1]`, status: 400},
@@ -373,9 +373,9 @@ func TestModelsHealthMetricsAndStats(t *testing.T) {
 		}
 		synctest.Wait()
 		for path, want := range map[string]string{
-			"/v1/models":       `{"id":"org/m","object":"model","created":`,
-			"/v1/models/org/m": `{"id":"org/m","object":"model","created":`,
-			"/v1/models/x":     `"code":"model_not_found"`,
+			"/v1/models":       `"id":"org/m","object":"model","owned_by":"vllm"`,
+			"/v1/models/org/m": `"id":"org/m","object":"model","owned_by":"vllm"`,
+			"/v1/models/x":     "The model `x` does not exist.",
 			"/health":          "",
 			"/metrics":         "vllm:num_requests_running{engine=\"0\",model_name=\"m\"} 2\n",
 			"/sim/stats":       `"running":2,"waiting":1,"max_running":2,`,

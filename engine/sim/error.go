@@ -5,9 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"strings"
-
-	"github.com/pulley-lb/pulley/engine"
 )
 
 // An apiError is an error answer in the shape of OpenAI's API or of Anthropic's.
@@ -18,6 +15,9 @@ type apiError struct {
 	param      *string
 	message    string
 	retryAfter string
+	body       object   // the answer in the engine's own form; nil: OpenAI's
+	text       bool     // the answer is the message, as text
+	events     []string // the answer is a stream of these
 }
 
 func (e *apiError) Error() string { return strconv.Itoa(e.status) + ": " + e.message }
@@ -46,20 +46,26 @@ func badRequest(param, format string, args ...any) *apiError {
 	return e
 }
 
-func (s *Engine) unknownModel(model string) *apiError {
-	e := errorOf(http.StatusNotFound, fmt.Sprintf("The model `%s` does not exist. There is: %s",
-		model, strings.Join(s.cfg.Models, ", ")))
-	if s.cfg.Dialect == engine.DialectOllama {
-		e.kind = "api_error"
-		return e
-	}
-	e.code, e.param = new("model_not_found"), new("model")
-	return e
-}
-
 func (e *apiError) write(w http.ResponseWriter, anthropic bool) {
 	if e.retryAfter != "" {
 		w.Header().Set("Retry-After", e.retryAfter)
+	}
+	switch {
+	case e.events != nil:
+		st := newStream(w, "text/event-stream; charset=utf-8")
+		for _, event := range e.events {
+			st.write([]byte(event))
+		}
+		return
+	case e.text && e.message == "":
+		w.WriteHeader(e.status)
+		return
+	case e.text:
+		writeBody(w, e.status, "text/plain; charset=utf-8", []byte(e.message))
+		return
+	case e.body != nil && !anthropic:
+		writeJSON(w, e.status, e.body)
+		return
 	}
 	if anthropic {
 		writeJSON(w, e.status, map[string]any{
@@ -75,6 +81,8 @@ func (e *apiError) write(w http.ResponseWriter, anthropic bool) {
 
 func anthropicKind(status int) string {
 	switch status {
+	case http.StatusUnauthorized:
+		return "authentication_error"
 	case http.StatusNotFound:
 		return "not_found_error"
 	case http.StatusRequestEntityTooLarge:

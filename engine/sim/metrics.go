@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/pulley-lb/pulley/engine"
 )
@@ -13,7 +14,7 @@ import (
 // Dialects lists the dialects that an Engine can speak.
 func Dialects() []engine.Dialect {
 	return []engine.Dialect{engine.DialectVLLM, engine.DialectSGLang, engine.DialectTGI, engine.DialectLlamaCpp, engine.DialectOllama, engine.DialectTriton, engine.DialectTRTLLM,
-		engine.DialectLlamaSwap, engine.DialectOpenAI}
+		engine.DialectLlamaSwap, engine.DialectLMStudio, engine.DialectOpenAI}
 }
 
 // pages are the pages on which an engine of this dialect reports. Triton's metrics are on the same
@@ -29,6 +30,9 @@ func (s *Engine) pages() map[string]http.HandlerFunc {
 		pages["GET /metrics"] = s.showMetrics(s.sglangMetrics)
 		pages["GET /v1/loads"] = showJSON(s.sglangLoads, s)
 		pages["GET /get_model_info"] = showJSON(s.sglangModel, s)
+		pages["GET /model_info"] = showJSON(s.sglangModel, s)
+		pages["GET /get_server_info"] = showJSON(s.sglangServer, s)
+		pages["GET /server_info"] = showJSON(s.sglangServer, s)
 	case engine.DialectTGI:
 		pages["GET /metrics"] = s.showMetrics(s.tgiMetrics)
 		pages["GET /info"] = showJSON(s.tgiInfo, s)
@@ -59,6 +63,9 @@ func (s *Engine) pages() map[string]http.HandlerFunc {
 		pages["GET /version"] = showJSON(func(state) any { return object{"version": version} }, s)
 		pages["GET /prometheus/metrics"] = s.showMetrics(s.trtllmMetrics)
 		pages["GET /metrics"] = showJSON(func(state) any { return []any{} }, s)
+	case engine.DialectLMStudio:
+		delete(pages, "GET /health")
+		pages["GET /api/v0/models"] = showJSON(s.lmStudioModels, s)
 	case engine.DialectOpenAI:
 		delete(pages, "GET /health")
 	}
@@ -157,10 +164,16 @@ func (s *Engine) sglangMetrics(st state) []metric {
 }
 
 func (s *Engine) sglangLoads(st state) any {
-	return object{"version": version, "dp_rank_count": 1, "loads": []object{{
+	return object{"timestamp": time.Now().UTC().Format(time.RFC3339), "version": version, "accelerator": nil, "num_accelerators": 1, "loads": []object{{
 		"dp_rank": 0, "num_running_reqs": st.Running, "num_waiting_reqs": st.Waiting, "num_total_reqs": st.Running + st.Waiting,
 		"num_used_tokens": st.held, "max_total_num_tokens": st.kvTokens, "token_usage": st.usage(), "max_running_requests": st.Slots,
 	}}}
+}
+
+// sglangServer says, as SGLang does, what was asked for and what each scheduler allows itself.
+func (s *Engine) sglangServer(st state) any {
+	return object{"model_path": st.model, "served_model_name": st.model, "version": version, "max_running_requests": nil,
+		"internal_states": []object{{"effective_max_running_requests_per_dp": st.Slots}}}
 }
 
 func (s *Engine) sglangModel(st state) any {
@@ -179,8 +192,12 @@ func (s *Engine) tgiMetrics(st state) []metric {
 }
 
 func (s *Engine) tgiInfo(st state) any {
-	return object{"model_id": st.model, "max_concurrent_requests": st.Slots, "max_best_of": 1, "max_stop_sequences": 4,
+	info := object{"model_id": st.model, "max_concurrent_requests": st.Slots + s.cfg.MaxQueue, "max_best_of": 1, "max_stop_sequences": 4,
 		"router": "text-generation-router", "version": version}
+	if s.cfg.Context > 0 {
+		info["max_input_tokens"], info["max_total_tokens"] = s.cfg.Context-1, s.cfg.Context
+	}
+	return info
 }
 
 func (s *Engine) llamacppMetrics(st state) []metric {
@@ -193,7 +210,12 @@ func (s *Engine) llamacppMetrics(st state) []metric {
 }
 
 func (s *Engine) llamacppProps(st state) any {
-	return object{"total_slots": st.Slots, "model_path": st.model, "build_info": version}
+	settings := object{}
+	if s.cfg.Context > 0 {
+		settings["n_ctx"] = s.cfg.Context
+	}
+	return object{"total_slots": st.Slots, "model_path": st.model, "model_alias": st.model, "build_info": version, "default_generation_settings": settings,
+		"endpoint_slots": true, "endpoint_metrics": true}
 }
 
 func (s *Engine) llamacppSlots(st state) any {
@@ -202,14 +224,6 @@ func (s *Engine) llamacppSlots(st state) any {
 		slots[i] = object{"id": i, "is_processing": i < st.Running}
 	}
 	return slots
-}
-
-func (s *Engine) ollamaModels(state) any {
-	var models []object
-	for _, m := range s.cfg.Models {
-		models = append(models, object{"name": m, "model": m, "size": 1 << 30})
-	}
-	return object{"models": models}
 }
 
 func (s *Engine) tritonMetrics(st state) []metric {

@@ -98,9 +98,6 @@ func (e endpoint) read(w http.ResponseWriter, r *http.Request) (*body, error) {
 	if b.Model == "" {
 		return nil, badRequest("model", "you must provide a model")
 	}
-	if e.needed != nil && !e.needed(b) {
-		return nil, badRequest(e.needs, "missing required parameter: '%s'", e.needs)
-	}
 	return b, nil
 }
 
@@ -185,7 +182,7 @@ type work struct {
 func (s *Engine) newWork(r *http.Request, e endpoint, b *body) (*work, error) {
 	model, ok := s.modelNamed(b.Model)
 	if !ok {
-		return nil, s.unknownModel(b.Model)
+		return nil, s.unknownModel(b.Model, r.URL.Path)
 	}
 	wk := &work{
 		id:      e.idPrefix + s.cfg.Name + "-" + strconv.FormatUint(s.lastID.Add(1), 10),
@@ -203,14 +200,19 @@ func (s *Engine) newWork(r *http.Request, e endpoint, b *body) (*work, error) {
 		block = cacheBlock
 	}
 	wk.hash, wk.in, wk.blocks = hashWords(b.prompt(), block)
-	err := wk.setOutput(b)
-	if !e.decodes {
-		wk.out = 1 // it ends with the prefill
+	if s.cfg.Dialect == engine.DialectLlamaCpp {
+		wk.model = model // it answers with its own name
 	}
-	return wk, err
+	if err := wk.setOutput(b); err != nil {
+		return nil, s.unreadable(err)
+	}
+	if !e.decodes {
+		wk.out, wk.capped = 1, true // it ends with the prefill
+	}
+	return wk, s.fit(wk)
 }
 
-func (wk *work) setOutput(b *body) error {
+func (wk *work) setOutput(b *body) *apiError {
 	wk.out = defaultOutput
 	for _, limit := range []struct {
 		param string

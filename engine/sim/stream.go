@@ -81,7 +81,7 @@ func (s *Engine) run(w http.ResponseWriter, r *http.Request, wk *work, a answer,
 	}
 	defer leave()
 	if !s.batch.submit(q) {
-		return s.refusal(s.cfg.RefuseStatus)
+		return s.full(wk)
 	}
 	defer s.batch.leave(q)
 

@@ -261,18 +261,6 @@ func (l *loader) states(models []string) map[string]string {
 	return states
 }
 
-// ollamaLoaded lists the models in memory. Ollama lists a model from the start of its load.
-func (s *Engine) ollamaLoaded(state) any {
-	states := s.loader.states(s.cfg.Models)
-	models := []object{}
-	for _, m := range s.cfg.Models {
-		if states[m] != "" {
-			models = append(models, ollamaModel(m))
-		}
-	}
-	return object{"models": models}
-}
-
 // ollamaGenerate loads a model, or unloads it with keep_alive 0: Ollama's answer to a request without a prompt.
 func (s *Engine) ollamaGenerate(w http.ResponseWriter, r *http.Request) {
 	var b struct {
@@ -310,10 +298,6 @@ func (s *Engine) ollamaGenerate(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, object{
 		"model": b.Model, "created_at": time.Now().UTC().Format(time.RFC3339Nano), "response": "", "done": true, "done_reason": reason,
 	})
-}
-
-func ollamaModel(name string) object {
-	return object{"name": name, "model": name, "size": 1 << 30, "size_vram": 1 << 30, "context_length": 4096}
 }
 
 func (s *Engine) llamaSwapRunning(state) any {
