@@ -44,7 +44,7 @@ func FaultOf(status int, body []byte) Fault {
 		return FaultMisfit
 	case status == http.StatusNotFound && (e.message == "" || e.message == "Not Found"): // FastAPI's answer for an unknown path
 		return FaultMisfit
-	case status >= 500 && !e.namesRequest():
+	case (status >= 500 || status == http.StatusFailedDependency) && !e.namesRequest(): // 424: TGI's generation failed
 		return FaultEngine
 	}
 	return FaultRequest
@@ -136,19 +136,32 @@ func (e *engineError) namesRequest() bool {
 
 // missesModel reports whether the error says that the engine does not have the model.
 func (e *engineError) missesModel(status int) bool {
-	if strings.EqualFold(e.code, "model_not_found") {
+	if strings.EqualFold(e.code, "model_not_found") || e.lacksModel() {
 		return true
 	}
 	if status != http.StatusNotFound && e.param != "model" {
 		return false
 	}
-	return containsAny(e.message, "model") && containsAny(e.message, "not found", "not exist", "unknown", "no such", "could not find", "invalid model", "not loaded")
+	return containsAny(e.message, "model") && containsAny(e.message, "not found", "not exist", "unknown", "no such", "could not find", "invalid model", "not loaded", "no router", "no local server")
+}
+
+// lacksModel reports whether the error begins with the words in which engines say, with any status, that they do not have
+// or cannot load the model: a llama.cpp that is a router, Triton, LM Studio.
+func (e *engineError) lacksModel() bool {
+	text := strings.ToLower(e.message)
+	for _, begin := range []string{"unknown model: ", "no models loaded", "failed to load model", "model is not loaded"} {
+		if strings.HasPrefix(text, begin) {
+			return true
+		}
+	}
+	quoted, ok := strings.CutPrefix(text, "model '")
+	return ok && strings.HasSuffix(quoted, "' not found")
 }
 
 // tooLong reports whether the error says that the prompt, with the answer, does not fit into the engine's context.
 func (e *engineError) tooLong() bool {
 	return containsAny(e.code+" "+e.kind, "context_length_exceeded", "exceed_context_size") ||
-		containsAny(e.message, "context length", "context window", "context size", "max_model_len", "max_seq_len", "maximum input length",
+		containsAny(e.message, "context length", "context window", "context size", "max_model_len", "max_seq_len", "max_num_tokens", "maximum input length",
 			"max_input_length", "max_total_tokens", "`max_new_tokens` must be <=", "`inputs` must have less than", "prompt is too long")
 }
 
