@@ -67,8 +67,13 @@ func (in *Inspector) onError(text []byte) {
 	}
 	in.fail("an error with status 200: " + firstOf(e.message, e.code, e.kind, "no message"))
 	in.errorStatus = http.StatusBadGateway
-	if e.status != 0 {
+	switch {
+	case e.status != 0:
 		in.errorStatus = e.status
+	case e.tooLong():
+		in.errorStatus = http.StatusBadRequest
+	case e.missesModel(http.StatusNotFound):
+		in.errorStatus = http.StatusNotFound
 	}
 	in.errorText = bytes.Clone(text)
 }

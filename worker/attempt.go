@@ -627,18 +627,24 @@ func (w *Worker) onErrorAnswer(a *attempt, resp *http.Response, head *subjects.H
 	if err == nil && int64(len(text)) <= most {
 		f.Answer, f.Body = head, text
 	}
+	secs, _ := strconv.ParseFloat(resp.Header.Get("Retry-After"), 64)
+	failAs(w, a, due, resp.StatusCode, time.Duration(secs*float64(time.Second)), f)
+}
+
+// failAs fails an attempt by what an error of the engine with this status is due to.
+func failAs(w *Worker, a *attempt, due api.Fault, status int, retryAfter time.Duration, f subjects.Fail) {
+	said := fmt.Sprintf("%d %s", status, http.StatusText(status))
 	switch due {
 	case api.FaultBusy:
 		f.Class = subjects.FailRefused
 		w.capacity.onRefusal()
-		secs, _ := strconv.ParseFloat(resp.Header.Get("Retry-After"), 64)
-		w.presence.onRefusal(time.Duration(secs*float64(time.Second)), string(f.Class)+": "+resp.Status, time.Now())
+		w.presence.onRefusal(retryAfter, string(f.Class)+": "+said, time.Now())
 	case api.FaultSetup:
 		f.Class = subjects.FailMisfit
-		reason := fmt.Sprintf("the engine does not have the model %q: %s", a.task.model, resp.Status)
-		if resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusBadRequest {
+		reason := fmt.Sprintf("the engine does not have the model %q: %s", a.task.model, said)
+		if status != http.StatusNotFound && status != http.StatusBadRequest {
 			f.Answer, f.Body = nil, nil // the credentials are the worker's: its client could not do anything about that
-			reason = "the engine refuses the worker's credentials: " + resp.Status
+			reason = "the engine refuses the worker's credentials: " + said
 		}
 		f.Reason = fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)
 		w.onFailure(failure{pool: a.task.source, reason: reason, setup: true}, time.Now())
@@ -664,17 +670,20 @@ type rest struct {
 	io.Closer
 }
 
-// noAnswer is the failure of an answer with a status of success that is none.
-func noAnswer(engine string, in *api.Inspector, head *subjects.Head) subjects.Fail {
+// noAnswer is the failure of an answer with a status of success that is none, and what it is due to. If the engine says
+// why, that is as with another status: streams have begun when some engines refuse them.
+func noAnswer(engine string, in *api.Inspector, head *subjects.Head) (f subjects.Fail, due api.Fault, status int) {
 	reason, status, text := in.NoAnswer()
-	f := subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %s", engine, reason)}
+	f = subjects.Fail{Class: subjects.FailEngine, Reason: fmt.Sprintf("engine %s: %s", engine, reason)}
+	due = api.FaultEngine
 	if text != nil {
+		due = api.FaultOf(status, text)
 		h := head.Header.Clone()
 		h.Del("Content-Length")
 		h.Set("Content-Type", "application/json")
 		f.Answer, f.Body = &subjects.Head{Status: status, Header: h, Length: int64(len(text))}, text
 	}
-	return f
+	return f, due, status
 }
 
 // onFailure notes a failure for which the engine may be to blame. If many follow each other, the worker pauses for the

@@ -186,7 +186,8 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 		}
 		switch verdict := in.Verdict(); {
 		case verdict == api.Failed && !a.firstByte.isSet() && (err == nil || ended):
-			w.fail(a, noAnswer(w.cfg.Name, in, head))
+			f, due, status := noAnswer(w.cfg.Name, in, head)
+			failAs(w, a, due, status, 0, f)
 			return
 		case broken != "":
 			w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, broken)})
