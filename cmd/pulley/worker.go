@@ -36,7 +36,8 @@ has metrics. Ollama has none: without slots= it gets one request at a time, beca
 its OLLAMA_NUM_PARALLEL is 1 by default. profile= sets the profile of one engine.
 gpus=0+1 names its GPUs, by NVML's index or UUID, on a machine with several engines
 (default all visible GPUs). dialect= and metrics=URL say how and where the engine
-publishes its load, if Pulley does not find out. baseline-itl= is the time per token
+publishes its load, if Pulley does not find out; docs/engines.md says for each engine
+what it tells and which settings help. baseline-itl= is the time per token
 of a request that runs alone, for an engine that always shares its GPU. weight=
 prefers an engine; without it the memory bandwidth of its GPUs is the initial
 estimate of its speed.
