@@ -2,6 +2,10 @@
 // engine with real slots, tokens and aborts for the end-to-end tests.
 //
 //   node server.mjs --model tiny.gguf [--name tiny] [--listen 127.0.0.1:0] [--slots 4] [--itl 0] [--context 1024]
+//                   [--cold] [--load-time 0]
+//
+// With --cold it has loaded nothing at first, and says so as Ollama does: /api/tags, /api/ps. A request loads the model, and
+// POST /api/generate without a prompt does too. Loading takes at least --load-time milliseconds.
 //
 // One line on standard output, "listening on http://HOST:PORT", says that it is ready.
 // GET /stats counts generations, in the simulator's words; a request that was given up by its
@@ -22,12 +26,16 @@ const { values: flags } = parseArgs({
     slots: { type: "string", default: "4" },
     itl: { type: "string", default: "0" }, // least milliseconds between two tokens
     context: { type: "string", default: "1024" }, // tokens per slot
+    cold: { type: "boolean", default: false },
+    "load-time": { type: "string", default: "0" }, // milliseconds
   },
 });
 
-const engine = await Engine.load(flags.model, { slots: Number(flags.slots), contextSize: Number(flags.context) });
-const stats = { slots: Number(flags.slots), running: 0, waiting: 0, started: 0, finished: 0, aborted: 0 };
-const card = { id: flags.name, object: "model", created: 1700000000, owned_by: "realengine" };
+const stats = { slots: Number(flags.slots), running: 0, waiting: 0, started: 0, finished: 0, aborted: 0, loads: 0 };
+const card = { id: flags.name, object: "model", created: 1700000000, owned_by: flags.cold ? "library" : "realengine" };
+let engine; // undefined until the model is loaded
+let loading; // a promise while it is
+if (!flags.cold) await load();
 const minGap = Number(flags.itl);
 const bodyLimit = 8 << 20;
 
@@ -37,6 +45,12 @@ const get = {
   "/v1/models": () => ({ object: "list", data: [card] }),
   [`/v1/models/${flags.name}`]: () => card,
 };
+const ollama = { name: flags.name, model: flags.name, size: 1 << 20, size_vram: 1 << 20 };
+if (flags.cold) {
+  get["/api/version"] = () => ({ version: "0.33.0" });
+  get["/api/tags"] = () => ({ models: [ollama] });
+  get["/api/ps"] = () => ({ models: engine ? [ollama] : [] });
+}
 const post = {
   "/v1/chat/completions": (call) => generate(call, chatShape),
   "/v1/completions": (call) => generate(call, textShape),
@@ -57,13 +71,31 @@ for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exi
 async function route(req, res) {
   const path = new URL(req.url, "http://engine").pathname;
   if (req.method === "GET" && get[path]) return sendJSON(res, 200, get[path]());
+  if (req.method === "POST" && path === "/api/generate" && flags.cold) {
+    const body = await readJSON(req);
+    await load();
+    return sendJSON(res, 200, { model: body.model, created_at: new Date().toISOString(), response: "", done: true, done_reason: "load" });
+  }
   if (req.method !== "POST" || !post[path]) throw new APIError(404, `no such path: ${req.method} ${path}`, "not_found");
   const body = await readJSON(req);
   if (body.model !== flags.name) throw new APIError(404, `The model \`${body.model}\` does not exist`, "model_not_found");
 
+  await load();
   const gone = new AbortController();
   res.on("close", () => res.writableFinished || gone.abort());
   await post[path]({ body, res, signal: gone.signal, fault: parseFault(req.headers["x-sim"]) });
+}
+
+/** Loads the model, unless it is loaded or being loaded. */
+async function load() {
+  if (engine) return;
+  loading ??= (async () => {
+    await sleep(Number(flags["load-time"]));
+    const loaded = await Engine.load(flags.model, { slots: Number(flags.slots), contextSize: Number(flags.context) });
+    stats.loads++;
+    engine = loaded;
+  })();
+  await loading;
 }
 
 // How a chat completion and a text completion differ.
