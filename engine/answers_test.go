@@ -104,6 +104,36 @@ func TestRecordedEnginesThatAreNotReady(t *testing.T) {
 	}
 }
 
+// What an engine says of a list that it does not give, or of its health, is a part of the reason.
+func TestReasonsHaveTheEnginesWords(t *testing.T) {
+	for _, r := range testenv.Recordings(t, "testdata/answers") {
+		a, ok := r.Find("loading health")
+		if !ok || a.Body == "" {
+			continue
+		}
+		h := replay(r, "loading health", "loading models")
+		if st := scrapeOnce(t, r.Dialect, h); !strings.HasSuffix(st.Reason, "503 Service Unavailable: Loading model") {
+			t.Errorf("%s: %q", r.Engine, st.Reason)
+		}
+		if l := listOnce(t, h); l.Status != 503 || l.Err == nil || l.Err.Error() != "GET /v1/models: 503 Service Unavailable: Loading model" {
+			t.Errorf("%s: %d, %v", r.Engine, l.Status, l.Err)
+		}
+	}
+	for body, want := range map[string]string{
+		`{"error":"Unauthorized"}`: ": Unauthorized", `{"detail":"Unknown model: m"}`: ": Unknown model: m", `{"error":{"message":"Invalid API Key"}}`: ": Invalid API Key",
+		"": "", "<html>": "", `{"error":{}}`: "", `{"error":7}`: "", `{"detail":[]}`: "", `{"error":"` + strings.Repeat("x", 101) + `"}`: "", `{"error":"a
+b"}`: "",
+	} {
+		h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			fmt.Fprint(w, body)
+		})
+		if l := listOnce(t, h); l.Err == nil || l.Err.Error() != "GET /v1/models: 503 Service Unavailable"+want {
+			t.Errorf("%s: %v", body, l.Err)
+		}
+	}
+}
+
 // signals is which values a Status has, and not what they are.
 func signals(st engine.Status) string {
 	return fmt.Sprint("slots ", st.Slots != nil, ", running ", st.Running != nil, ", waiting ", st.Waiting != nil, ", kv ", st.KVTotal != nil, st.KVUsed != nil, st.KVUsage != nil,

@@ -34,8 +34,35 @@ type statusError struct {
 	body        []byte // the first bytes
 }
 
-func (e *statusError) Error() string {
+func (e *statusError) Error() string { return e.status() + afterStatus(e.body) }
+
+// status is the error without the engine's words.
+func (e *statusError) status() string {
 	return fmt.Sprintf("%s %s: %d %s", strings.ToLower(e.method), e.url, e.code, http.StatusText(e.code))
+}
+
+// afterStatus is the text of an error in JSON, to be put after a status; "" if there is none, or it is long.
+func afterStatus(body []byte) string {
+	var outer struct {
+		Error  json.RawMessage `json:"error"`
+		Detail string          `json:"detail"`
+	}
+	if json.Unmarshal(body, &outer) != nil {
+		return ""
+	}
+	text := outer.Detail
+	var inner struct {
+		Message string `json:"message"`
+	}
+	if json.Unmarshal(outer.Error, &inner) == nil {
+		text = inner.Message
+	} else {
+		json.Unmarshal(outer.Error, &text)
+	}
+	if text == "" || len(text) > 100 || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' }) {
+		return ""
+	}
+	return ": " + text
 }
 
 // absent reports whether the engine answered that it has no such page.

@@ -84,7 +84,7 @@ func (s *Scraper) list(ctx context.Context) Listing {
 		l.Models, l.Facts, err = readListing(body.Bytes())
 	}
 	if l.Err = err; l.Status != 0 && l.Status != http.StatusOK {
-		l.Err = fmt.Errorf("GET /v1/models: %s", resp.Status)
+		l.Err = fmt.Errorf("GET /v1/models: %s%s", resp.Status, afterStatus(body.Bytes()))
 	}
 	return l
 }

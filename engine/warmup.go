@@ -42,7 +42,7 @@ func (s *Scraper) WarmUp(ctx context.Context, model string) error {
 	}
 	if e, ok := errors.AsType[*statusError](err); ok {
 		if said := strings.TrimSpace(string(e.body[:min(len(e.body), 200)])); said != "" {
-			return fmt.Errorf("load model %q: %w: %s", model, err, strings.ToValidUTF8(said, "\ufffd"))
+			return fmt.Errorf("load model %q: %s: %s", model, e.status(), strings.ToValidUTF8(said, "\ufffd"))
 		}
 	}
 	if err != nil {

@@ -311,7 +311,9 @@ func modelsOf(cfg Config, l engine.Listing) ([]string, error) {
 		return cfg.Models, nil
 	}
 	switch {
-	case l.Err != nil && l.Status != 0 && l.Status != http.StatusOK:
+	case l.Status == http.StatusUnauthorized, l.Status == http.StatusForbidden:
+		return nil, fmt.Errorf("%w; name the variable that has the engine's key with key-env=", l.Err)
+	case l.Err != nil && l.Status >= 400 && l.Status < 500:
 		return nil, fmt.Errorf("%w; if the engine has no such list, specify the models with model=NAME", l.Err)
 	case l.Err != nil:
 		return nil, l.Err

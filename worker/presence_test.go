@@ -137,6 +137,8 @@ func TestModelsOfAListing(t *testing.T) {
 	}{
 		"its list":                  {Config{}, engine.Listing{Status: 200, Models: []string{"b", "", "a", "b"}}, "[a b]", ""},
 		"an empty list":             {Config{}, engine.Listing{Status: 200}, "[]", "GET /v1/models: no models"},
+		"loading":                   {Config{}, engine.Listing{Status: 503, Err: errors.New("GET /v1/models: 503 Service Unavailable: Loading model")}, "[]", "GET /v1/models: 503 Service Unavailable: Loading model"},
+		"a wrong key":               {Config{}, engine.Listing{Status: 401, Err: errors.New("GET /v1/models: 401 Unauthorized")}, "[]", "GET /v1/models: 401 Unauthorized; name the variable that has the engine's key with key-env="},
 		"no list":                   {Config{}, engine.Listing{Status: 404, Err: errors.New("GET /v1/models: 404 Not Found")}, "[]", "GET /v1/models: 404 Not Found; if the engine has no such list, specify the models with model=NAME"},
 		"no answer":                 {Config{}, engine.Listing{Err: errors.New("connection refused")}, "[]", "connection refused"},
 		"something else":            {Config{}, engine.Listing{Status: 200, Err: errors.New("GET /v1/models: invalid character")}, "[]", "GET /v1/models: invalid character"},
