@@ -14,7 +14,7 @@ func (s *Engine) turnedAway(w http.ResponseWriter, r *http.Request) bool {
 	if strings.HasPrefix(path, "/sim/") {
 		return false
 	}
-	if s.cfg.StartTime > 0 && time.Since(s.begun) < s.cfg.StartTime && s.starting(w, path) {
+	if s.cfg.StartTime > 0 && time.Since(s.begun) < s.cfg.StartTime && s.starting(w, r) {
 		return true
 	}
 	if s.cfg.APIKey == "" || s.open(r) || s.hasKey(r.Header) {
@@ -26,7 +26,8 @@ func (s *Engine) turnedAway(w http.ResponseWriter, r *http.Request) bool {
 
 // starting answers as an engine does that has not loaded its model yet. Engines that listen only when they have loaded it
 // close the connection.
-func (s *Engine) starting(w http.ResponseWriter, path string) bool {
+func (s *Engine) starting(w http.ResponseWriter, r *http.Request) bool {
+	path := r.URL.Path
 	switch s.cfg.Dialect {
 	case engine.DialectLlamaCpp:
 		llamacppSaid(http.StatusServiceUnavailable, "unavailable_error", "Loading model", nil).write(w, false)
@@ -40,6 +41,10 @@ func (s *Engine) starting(w http.ResponseWriter, path string) bool {
 	case engine.DialectTriton:
 		if path == "/v2/health/ready" {
 			w.WriteHeader(http.StatusBadRequest)
+			return true
+		}
+		if path == "/v1/models" {
+			writeJSON(w, http.StatusOK, object{"object": "list", "data": []object{}})
 			return true
 		}
 		if strings.HasPrefix(path, "/v1/") {
