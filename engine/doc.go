@@ -1,6 +1,9 @@
 // Package engine knows model servers: which kind of engine answers at a URL ([Probe], [Local]), what it reports
 // about itself while it runs ([Scraper]), and how to call one ([Transport]). Package engine/sim is a simulated one.
 //
+// testdata/answers has what real engines answer, with their versions and sources; the tests of this package, of api, of sim
+// and of the scenarios read it. docs/engines.md tells the same for people.
+//
 // # What engines report
 //
 // A [Scraper] asks an engine for its health and its load twice a second, for its models and slots every ten seconds, and
@@ -51,5 +54,5 @@
 // largest is taken.
 //
 // TGI's slots are the requests that it accepts, waiting ones included. SGLang's /health generates a token, queued behind
-// all other requests, so it is not used. An engine whose vllm:engine_sleep_state is asleep is not healthy.
+// all other requests, so it is not used. Triton answers 400 while it is not ready. An engine whose vllm:engine_sleep_state is asleep is not healthy.
 package engine
