@@ -1,5 +1,13 @@
 // Package engine knows model servers: which kind of engine answers at a URL ([Probe], [Local]), what it reports
-// about itself while it runs ([Scraper]), and how to call one ([Transport]). Package engine/sim is a simulated one.
+// about itself while it runs ([Scraper]), and how to call one ([Client], [Transport]). Package engine/sim is a simulated one.
+//
+// # Credentials
+//
+// A [Client] adds the credentials to all calls of an engine's own address: requests, health, metrics, models, warm-up and
+// detection. It reads the files that have them again. An engine may answer /v1/models and /health to everybody, as
+// llama.cpp does: so a 401 anywhere makes the [Scraper] try a chat without content, which costs an engine nothing, until that
+// is not refused with 401 any more ([Scraper.Doubt]). A [Trouble] says what someone has to remove: refused credentials, a
+// certificate that is not trusted, a web page in the engine's place. Nothing that this package returns or logs has a secret.
 //
 // # What engines report
 //

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -23,13 +24,16 @@ type Listing struct {
 	Status int       // HTTP status of the answer; 0 if there was none
 	Models []string  // names in the order of the engine; nil with Err
 	Facts  []Facts   // what the list says of each of them
-	Err    error     // why there is no list: no answer, a status other than 200, or another body
+	Err    error     // why there is no list, or why the engine cannot be called although it has one
+	// Trouble is the kind of obstacle that Err is, if someone has to remove it.
+	Trouble Trouble
 }
 
 // Facts are what a list of models says of one of them. A value of zero was not given. Numbers below 1 or above 2⁵³ do not count.
 type Facts struct {
 	Created int64  // Unix seconds
 	OwnedBy string // at most 64 bytes
+	Parent  string // the model that it is an adapter of: vLLM, SGLang
 	// The length of a prompt with its answer, in tokens, under the names that engines give it.
 	MaxModelLen      int64 // max_model_len: vLLM, SGLang
 	ContextLength    int64 // context_length
@@ -46,6 +50,13 @@ func (s *Scraper) Look() {
 	case s.look <- struct{}{}:
 	default:
 	}
+}
+
+// Doubt makes Run ask for the models now, and find out whether the engine accepts the credentials: some engines answer
+// GET /v1/models to everybody. Until the engine has accepted them, each Listing has an Err of TroubleCredentials.
+func (s *Scraper) Doubt() {
+	s.doubted.Store(true)
+	s.Look()
 }
 
 // listLoop asks for the models until ctx ends. It runs beside the scrapes: neither waits for the other's answers.
@@ -83,10 +94,31 @@ func (s *Scraper) list(ctx context.Context) Listing {
 	if err == nil {
 		l.Models, l.Facts, err = readListing(body.Bytes())
 	}
-	if l.Err = err; l.Status != 0 && l.Status != http.StatusOK {
+	if err == nil && s.doubted.Load() {
+		err = s.tryCredentials(ctx)
+	}
+	l.Err, l.Trouble = err, TroubleOf(err)
+	if l.Status != 0 && l.Status != http.StatusOK {
 		l.Err = fmt.Errorf("GET /v1/models: %s", resp.Status)
+		if e, ok := errors.AsType[*statusError](err); ok && e.location != "" {
+			l.Err = fmt.Errorf("%w, to %s", l.Err, e.location)
+		}
 	}
 	return l
+}
+
+// tryCredentials makes a call that only the right credentials are let in for, and that the engine refuses then because it
+// asks for nothing.
+func (s *Scraper) tryCredentials(ctx context.Context) error {
+	_, err := s.call(ctx, http.MethodPost, "/v1/chat/completions", struct{}{})
+	e, answered := errors.AsType[*statusError](err)
+	switch {
+	case answered && e.code == http.StatusUnauthorized:
+		return err
+	case err == nil || answered:
+		s.doubted.Store(false)
+	}
+	return nil // an engine that does not answer this may answer other calls
 }
 
 // readListing reads a list of models. Only names have to be as OpenAI has them.
@@ -96,6 +128,7 @@ func readListing(page []byte) (names []string, facts []Facts, err error) {
 			ID               string          `json:"id"`
 			Created          json.RawMessage `json:"created"`
 			OwnedBy          json.RawMessage `json:"owned_by"`
+			Parent           json.RawMessage `json:"parent"`
 			MaxModelLen      json.RawMessage `json:"max_model_len"`
 			ContextLength    json.RawMessage `json:"context_length"`
 			MaxContextLength json.RawMessage `json:"max_context_length"`
@@ -104,7 +137,7 @@ func readListing(page []byte) (names []string, facts []Facts, err error) {
 		} `json:"data"`
 	}
 	if err := json.Unmarshal(page, &list); err != nil {
-		return nil, nil, fmt.Errorf("GET /v1/models: %w", err)
+		return nil, nil, notJSON("GET /v1/models", page, err)
 	}
 	names, facts = make([]string, 0, len(list.Data)), make([]Facts, 0, len(list.Data))
 	for _, m := range list.Data {
@@ -121,6 +154,7 @@ func readListing(page []byte) (names []string, facts []Facts, err error) {
 		if json.Unmarshal(m.OwnedBy, &f.OwnedBy) != nil || len(f.OwnedBy) > 64 {
 			f.OwnedBy = ""
 		}
+		json.Unmarshal(m.Parent, &f.Parent) // it may be null
 		names, facts = append(names, m.ID), append(facts, f)
 	}
 	return names, facts, nil

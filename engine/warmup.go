@@ -41,7 +41,8 @@ func (s *Scraper) WarmUp(ctx context.Context, model string) error {
 		return nil
 	}
 	if e, ok := errors.AsType[*statusError](err); ok {
-		if said := strings.TrimSpace(string(e.body[:min(len(e.body), 200)])); said != "" {
+		said := s.conceal(string(e.body)) // some engines repeat the key that they refuse
+		if said = strings.TrimSpace(said[:min(len(said), 200)]); said != "" {
 			return fmt.Errorf("load model %q: %w: %s", model, err, strings.ToValidUTF8(said, "\ufffd"))
 		}
 	}
@@ -145,12 +146,9 @@ func (a asker) call(ctx context.Context, method, path string, body any) ([]byte,
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	if a.key != "" {
-		req.Header.Set("Authorization", "Bearer "+a.key)
-	}
 	resp, err := a.client.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, shownError(err)
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxPage))
@@ -158,7 +156,7 @@ func (a asker) call(ctx context.Context, method, path string, body any) ([]byte,
 		return nil, err
 	}
 	if resp.StatusCode/100 != 2 {
-		return nil, &statusError{method, a.base + path, resp.StatusCode, answer[:min(len(answer), 1024)]}
+		return nil, newStatusError(resp, method, a.base+path, answer)
 	}
 	return answer, nil
 }

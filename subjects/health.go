@@ -46,6 +46,7 @@ type Heartbeat struct {
 	State        State          `json:"state"`
 	Reason       string         `json:"reason,omitempty"`
 	FenceClass   gpu.FenceClass `json:"fence_class,omitempty"` // class of Reason, if State is Fenced
+	DownClass    DownClass      `json:"down_class,omitempty"`  // class of Reason, if State is Down and someone has to remove an obstacle
 	Slots        int            `json:"slots"`                 // requests that it may have now
 	InFlight     int            `json:"in_flight"`
 	Prefills     int            `json:"prefills"` // requests in flight without a first token
@@ -256,6 +257,15 @@ func (m *ListedModel) Agree(other *ListedModel) {
 const (
 	FenceStalled gpu.FenceClass = "stalled" // the engine has stalled
 	FenceNVML    gpu.FenceClass = "nvml"    // NVML is required but reports nothing
+)
+
+// DownClass is the kind of obstacle between a worker and its engine. Others may be added.
+type DownClass string
+
+const (
+	DownCredentials DownClass = "credentials" // the engine refuses the worker's API key or password, or wants one
+	DownCertificate DownClass = "certificate" // the engine's certificate is not trusted, or it refuses the worker's
+	DownPage        DownClass = "page"        // what answers at the URL is no engine: a web page, a redirection, no such path
 )
 
 // Serves reports whether the worker serves a pool.

@@ -587,7 +587,13 @@ func (w *Worker) onErrorAnswer(a *attempt, resp *http.Response, head *subjects.H
 		reason := fmt.Sprintf("the engine does not have the model %q: %s", a.task.model, resp.Status)
 		if resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusBadRequest {
 			f.Answer, f.Body = nil, nil // the credentials are the worker's: its client could not do anything about that
-			reason = "the engine refuses the worker's credentials: " + resp.Status
+			reason = fmt.Sprintf("%s: %s", w.cfg.Credentials.Refused(), resp.Status)
+		}
+		if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusProxyAuthRequired {
+			if w.cfg.Credentials.InFile() {
+				f.Class = subjects.FailCredentials
+			}
+			w.scraper.Doubt()
 		}
 		f.Reason = fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)
 		w.onFailure(failure{pool: a.task.source, reason: reason, setup: true}, time.Now())

@@ -42,6 +42,7 @@ type presence struct {
 	cordoned  bool
 	weight    float64                          // set by the policy or the configuration; 0: not set
 	unlisted  string                           // why the engine's last listing of its models was not usable; empty: it was
+	trouble   engine.Trouble                   // the kind of obstacle that unlisted is
 	unhealthy string                           // why the engine is not healthy by its own report; empty: it is
 	refusals  int                              // of the engine since its last whole answer
 	failing   failing                          // see failing.go
@@ -123,6 +124,23 @@ func (p *presence) onDialect(d engine.Dialect) (changed bool) {
 	changed = d != p.dialect
 	p.dialect = d
 	return changed
+}
+
+// onTrouble stores the kind of obstacle of the engine's last listing.
+func (p *presence) onTrouble(t engine.Trouble) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.trouble = t
+}
+
+// downClass returns what keeps the worker from its engine, if that is why it is down and someone has to remove it.
+func (p *presence) downClass() subjects.DownClass {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state != subjects.Down || p.unlisted == "" {
+		return ""
+	}
+	return subjects.DownClass(p.trouble)
 }
 
 // onFacts stores what the engine's list says of its models. The first time of creation stays, since some engines
@@ -256,6 +274,7 @@ func (p *presence) forgetGateways(inUse map[string]*subjects.Alive, now time.Tim
 // onListing handles the engine's list of its models. It reports whether the worker can serve with it.
 func (w *Worker) onListing(l engine.Listing) (good bool) {
 	models, err := modelsOf(w.cfg, l)
+	w.presence.onTrouble(l.Trouble)
 	if err == nil {
 		w.presence.onFacts(l)
 		w.serve(models)
@@ -274,6 +293,9 @@ func (w *Worker) onListing(l engine.Listing) (good bool) {
 // modelsOf returns the models that the worker serves. Configured models are served if
 // the engine answers at all, whatever it lists.
 func modelsOf(cfg Config, l engine.Listing) ([]string, error) {
+	if l.Trouble == engine.TroubleCredentials && l.Status != http.StatusForbidden { // which may be of this page alone
+		return nil, fmt.Errorf("%w: %s", l.Err, cfg.Credentials.Refused())
+	}
 	if len(cfg.Models) > 0 {
 		if l.Status == 0 || l.Status >= 500 {
 			return nil, l.Err
@@ -377,6 +399,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		Slots: ld.slots, InFlight: ld.inFlight, Prefills: ld.prefills.n, Weight: ld.assumed,
 		Done: w.attempts.done.Load(), Failed: w.attempts.failed.Load(),
 	}
+	h.DownClass = w.presence.downClass()
 	fence, dialect := w.capacity.report(&h)
 	h.Engine = engineName(w.cfg, dialect)
 	if h.State, h.Reason = w.presence.report(fence); h.State != subjects.Fenced {

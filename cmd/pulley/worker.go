@@ -1,10 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,8 +27,7 @@ a price that is the latency it expects, and streams the answers back. The verbs
 below are for workers that are running.
 
 Each --engine gets its own worker. Its models are those of the engine's /v1/models,
-unless model= names them. key-env= names the environment variable with the API key of
-the engine.
+unless model= names them. The URL may have a base path, which comes before /v1.
 
 ` + capacityHelp + `
 
@@ -40,6 +40,13 @@ publishes its load, if Pulley does not find out. baseline-itl= is the time per t
 of a request that runs alone, for an engine that always shares its GPU. weight=
 prefers an engine; without it the memory bandwidth of its GPUs is the initial
 estimate of its speed.
+
+key-env= names the environment variable with the API key of the engine; key-file= names
+a file with it, which is read again when it changes or the engine refuses the key.
+username= with password-env= or password-file=, or the user in the URL, is for engines
+with basic authentication; what is in the URL shows in the process list. tls-ca= names a
+PEM file with the certificate authorities of an engine with https, tls-cert= and tls-key=
+a client certificate. With tls-verify=off any certificate is accepted.
 
 For an engine that swaps models, such as Ollama and llama-swap, the worker first
 accepts requests for loaded models. It accepts requests for another model when a
@@ -135,10 +142,24 @@ func workerConfigs(ctx context.Context, specs []string) ([]worker.Config, error)
 	return cfgs, nil
 }
 
+// engineName returns a name for the engine at a URL, such as vllm-8000, of what people call such an engine.
+func engineName(kind string, u *url.URL) string {
+	name := kind + "-" + cmp.Or(u.Port(), u.Hostname())
+	if path := strings.Trim(u.Path, "/"); path != "" {
+		name += "-" + path
+	}
+	return strings.ToValidUTF8(name[:min(len(name), 64)], "")
+}
+
 // learnEngine asks an engine for what its flag leaves open. An engine that does not answer yet is not an error: its
 // worker waits for it.
 func learnEngine(ctx context.Context, cfg *worker.Config) {
-	info, err := engine.Probe(ctx, http.DefaultClient, cfg.Engine, cfg.APIKey)
+	client, err := engineClient(*cfg)
+	if err != nil {
+		return // worker.New says so
+	}
+	defer client.CloseIdleConnections()
+	info, err := engine.Probe(ctx, client, cfg.Engine, "")
 	if err != nil {
 		cli.Logger(ctx).Warn("engine does not answer yet", "engine", cfg.Engine, "err", err)
 		return
@@ -149,7 +170,7 @@ func learnEngine(ctx context.Context, cfg *worker.Config) {
 	}
 	if cfg.Name == "" {
 		if u, err := url.Parse(cfg.Engine); err == nil {
-			cfg.Name = info.Name() + "-" + u.Port()
+			cfg.Name = engineName(info.Name(), u)
 		}
 	}
 }
