@@ -25,6 +25,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/pulley-lb/pulley/engine"
@@ -98,7 +99,10 @@ func (g *gate) take() []string {
 }
 
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body, _ := io.ReadAll(r.Body)
+	var body []byte
+	if r.Body != nil {
+		body, _ = io.ReadAll(r.Body)
+	}
 	auth := r.Header.Get("Authorization")
 	g.mu.Lock()
 	in := slices.Contains(g.keys, strings.TrimPrefix(auth, "Bearer ")) || slices.Contains(g.public, r.URL.Path)
@@ -152,68 +156,68 @@ func post(t testing.TB, c *engine.Client, url, body string) (status int, answer 
 
 // A key in a file may be changed before or after the engine begins to want the new one: no call fails that could succeed.
 func TestKeyInAFileChanges(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "key")
-	g := &gate{keys: []string{"one"}}
-	srv := httptest.NewServer(g)
-	defer srv.Close()
-	write(t, file, "one\n")
-	c := client(t, engine.ClientConfig{URL: srv.URL, Credentials: engine.Credentials{KeyFile: file}})
-	want := func(about string, status int, answer string, calls ...string) {
-		t.Helper()
-		s, a := post(t, c, srv.URL+"/v1/x", "body")
-		if asked := g.take(); s != status || a != answer || !slices.Equal(asked, calls) {
-			t.Errorf("%s: %d %q after %q, want %d %q after %q", about, s, a, asked, status, answer, calls)
+	synctest.Test(t, func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "key")
+		g := &gate{keys: []string{"one"}}
+		write(t, file, "one\n")
+		c := client(t, engine.ClientConfig{URL: "http://engine", Credentials: engine.Credentials{KeyFile: file}, RoundTripper: clientOf(g).Transport})
+		want := func(about string, status int, answer string, calls ...string) {
+			t.Helper()
+			s, a := post(t, c, "http://engine"+"/v1/x", "body")
+			if asked := g.take(); s != status || a != answer || !slices.Equal(asked, calls) {
+				t.Errorf("%s: %d %q after %q, want %d %q after %q", about, s, a, asked, status, answer, calls)
+			}
 		}
-	}
-	want("at first", 200, "Bearer one body", "POST Bearer one")
+		want("at first", 200, "Bearer one body", "POST Bearer one")
 
-	g.set("two")
-	want("the engine first", 401, "{\"error\":\"Unauthorized\"}\n", "POST Bearer one")
-	write(t, file, "  two  \n\n")
-	want("then the file", 200, "Bearer two body", "POST Bearer one", "POST Bearer two")
-	want("from then on", 200, "Bearer two body", "POST Bearer two")
+		g.set("two")
+		want("the engine first", 401, "{\"error\":\"Unauthorized\"}\n", "POST Bearer one")
+		write(t, file, "  two  \n\n")
+		want("then the file", 200, "Bearer two body", "POST Bearer one", "POST Bearer two")
+		want("from then on", 200, "Bearer two body", "POST Bearer two")
 
-	write(t, file, "three")
-	time.Sleep(1100 * time.Millisecond) // the file is read again once a second
-	want("the file first", 200, "Bearer two body", "POST Bearer three", "POST Bearer two")
-	want("meanwhile", 200, "Bearer two body", "POST Bearer two")
-	g.set("three")
-	want("then the engine", 200, "Bearer three body", "POST Bearer two", "POST Bearer three")
-	want("from then on", 200, "Bearer three body", "POST Bearer three")
+		write(t, file, "three")
+		time.Sleep(1100 * time.Millisecond) // the file is read again once a second
+		want("the file first", 200, "Bearer two body", "POST Bearer three", "POST Bearer two")
+		want("meanwhile", 200, "Bearer two body", "POST Bearer two")
+		g.set("three")
+		want("then the engine", 200, "Bearer three body", "POST Bearer two", "POST Bearer three")
+		want("from then on", 200, "Bearer three body", "POST Bearer three")
 
-	write(t, file, "four")
-	write(t, file, "five")
-	g.set("four", "three")
-	if err := os.Remove(file); err != nil { // a file that is gone for a moment
-		t.Fatal(err)
-	}
-	time.Sleep(1100 * time.Millisecond)
-	want("without a file", 200, "Bearer three body", "POST Bearer three")
-	g.set()
-	want("nothing fits", 401, "{\"error\":\"Unauthorized\"}\n", "POST Bearer three")
+		write(t, file, "four")
+		write(t, file, "five")
+		g.set("four", "three")
+		if err := os.Remove(file); err != nil { // a file that is gone for a moment
+			t.Fatal(err)
+		}
+		time.Sleep(1100 * time.Millisecond)
+		want("without a file", 200, "Bearer three body", "POST Bearer three")
+		g.set()
+		want("nothing fits", 401, "{\"error\":\"Unauthorized\"}\n", "POST Bearer three")
+	})
 }
 
 // A page for everybody does not show that the engine accepts a new key: the old one is kept.
 func TestPublicPageProvesNoKey(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "key")
-	g := &gate{keys: []string{"one"}, public: []string{"/health"}}
-	srv := httptest.NewServer(g)
-	defer srv.Close()
-	write(t, file, "one")
-	c := client(t, engine.ClientConfig{URL: srv.URL, Credentials: engine.Credentials{KeyFile: file}})
-	post(t, c, srv.URL+"/v1/x", "")
-	write(t, file, "two")
-	time.Sleep(1100 * time.Millisecond)
-	for range 3 {
-		resp, err := (&http.Client{Transport: c}).Get(srv.URL + "/health")
-		if err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "key")
+		g := &gate{keys: []string{"one"}, public: []string{"/health"}}
+		write(t, file, "one")
+		c := client(t, engine.ClientConfig{URL: "http://engine", Credentials: engine.Credentials{KeyFile: file}, RoundTripper: clientOf(g).Transport})
+		post(t, c, "http://engine"+"/v1/x", "")
+		write(t, file, "two")
+		time.Sleep(1100 * time.Millisecond)
+		for range 3 {
+			resp, err := (&http.Client{Transport: c}).Get("http://engine" + "/health")
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
 		}
-		resp.Body.Close()
-	}
-	if status, _ := post(t, c, srv.URL+"/v1/x", ""); status != 200 {
-		t.Errorf("status %d", status)
-	}
+		if status, _ := post(t, c, "http://engine"+"/v1/x", ""); status != 200 {
+			t.Errorf("status %d", status)
+		}
+	})
 }
 
 // Under load no call fails, whichever changes first, and whatever the key becomes.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -33,7 +34,8 @@ type Listing struct {
 type Facts struct {
 	Created int64  // Unix seconds
 	OwnedBy string // at most 64 bytes
-	Parent  string // the model that it is an adapter of: vLLM, SGLang
+	Root    string // what the engine loaded for it; several names of one model have the same: vLLM
+	Parent  string // the model that it is an adapter (LoRA) of: vLLM
 	// The length of a prompt with its answer, in tokens, under the names that engines give it.
 	MaxModelLen      int64 // max_model_len: vLLM, SGLang
 	ContextLength    int64 // context_length
@@ -41,6 +43,49 @@ type Facts struct {
 	ContextWindow    int64 // context_window
 	MetaContext      int64 // meta.n_ctx: llama.cpp
 	MetaTrained      int64 // meta.n_ctx_train: llama.cpp
+}
+
+// Adapters returns the names of the adapters that the list has beside their parent, by the name of that.
+func (l *Listing) Adapters() map[string][]string {
+	var all map[string][]string
+	for i, name := range l.Models[:min(len(l.Models), len(l.Facts))] {
+		if parent := l.Facts[i].Parent; parent != "" && parent != name && slices.Contains(l.Models, parent) {
+			if all == nil {
+				all = make(map[string][]string)
+			}
+			all[parent] = append(all[parent], name)
+		}
+	}
+	return all
+}
+
+// Bases returns the models of the list that are no adapters, in its order, each under one of its names: preferred if that is
+// one, or else the first.
+func (l *Listing) Bases(preferred string) []string {
+	adapters := make(map[string]bool)
+	for _, names := range l.Adapters() {
+		for _, name := range names {
+			adapters[name] = true
+		}
+	}
+	var bases []string
+	at := make(map[string]int) // by root
+	for i, name := range l.Models {
+		root := ""
+		if i < len(l.Facts) {
+			root = l.Facts[i].Root
+		}
+		first, again := at[root]
+		switch {
+		case adapters[name], slices.Contains(bases, name):
+		case root == "" || !again:
+			at[root] = len(bases)
+			bases = append(bases, name)
+		case name == preferred:
+			bases[first] = name
+		}
+	}
+	return bases
 }
 
 // Look makes Run ask for the models now. If a question is under way, another one follows it, since the answer to the first
@@ -128,6 +173,7 @@ func readListing(page []byte) (names []string, facts []Facts, err error) {
 			ID               string          `json:"id"`
 			Created          json.RawMessage `json:"created"`
 			OwnedBy          json.RawMessage `json:"owned_by"`
+			Root             json.RawMessage `json:"root"`
 			Parent           json.RawMessage `json:"parent"`
 			MaxModelLen      json.RawMessage `json:"max_model_len"`
 			ContextLength    json.RawMessage `json:"context_length"`
@@ -154,7 +200,8 @@ func readListing(page []byte) (names []string, facts []Facts, err error) {
 		if json.Unmarshal(m.OwnedBy, &f.OwnedBy) != nil || len(f.OwnedBy) > 64 {
 			f.OwnedBy = ""
 		}
-		json.Unmarshal(m.Parent, &f.Parent) // it may be null
+		json.Unmarshal(m.Root, &f.Root) // they may be null
+		json.Unmarshal(m.Parent, &f.Parent)
 		names, facts = append(names, m.ID), append(facts, f)
 	}
 	return names, facts, nil

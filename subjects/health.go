@@ -101,6 +101,9 @@ func (p *PoolStatus) check() error {
 		if len(l.OwnedBy) > 64 {
 			err = cmp.Or(err, errors.New("an owner of more than 64 bytes"))
 		}
+		if len(l.Parent) > MaxName {
+			err = cmp.Or(err, fmt.Errorf("a parent of more than %d bytes", MaxName))
+		}
 	}
 	if p.Curve != nil {
 		for _, l := range []*policy.Line{p.Curve.Prefill, p.Curve.ITL} {
@@ -210,9 +213,14 @@ type PoolStatus struct {
 	LoadMS int64 `json:"load_ms,omitempty"`
 	// AnyCase says that the engine takes the name in any case, and without its tag if that is latest, as Ollama does.
 	AnyCase bool `json:"any_case,omitzero"`
+	// Adapters are the names of the adapters (LoRA) of the model that the engine has loaded beside it.
+	Adapters []string `json:"adapters,omitempty"`
 	// Listed is what the engine's list of models says of the model; nil if it does not list it.
 	Listed *ListedModel `json:"listed,omitempty"`
 }
+
+// MaxAdapters is how many names of adapters a heartbeat has for each pool at most.
+const MaxAdapters = 1024
 
 // Loaded reports whether requests for the pool's model are answered without a load.
 func (p *PoolStatus) Loaded() bool { return !p.Cold && p.Loading.IsZero() }
@@ -227,6 +235,7 @@ type Learned struct {
 type ListedModel struct {
 	Created          int64  `json:"created,omitzero"` // Unix seconds
 	OwnedBy          string `json:"owned_by,omitzero"`
+	Parent           string `json:"parent,omitzero"` // of an adapter: the model that it belongs to
 	MaxModelLen      int64  `json:"max_model_len,omitzero"`
 	ContextLength    int64  `json:"context_length,omitzero"`
 	MaxContextLength int64  `json:"max_context_length,omitzero"`
@@ -250,6 +259,9 @@ func (m *ListedModel) Agree(other *ListedModel) {
 	m.Created = min(m.Created, other.Created)
 	if m.OwnedBy != other.OwnedBy {
 		m.OwnedBy = ""
+	}
+	if m.Parent != other.Parent {
+		m.Parent = ""
 	}
 }
 

@@ -32,6 +32,11 @@ const (
 	keptFor   = 500 * time.Millisecond
 	keptAgain = 100 * time.Millisecond
 
+	// A request for an adapter that the engine does not list is handed back this often, the first time for this long and
+	// then longer: another worker may have it. That takes 16 s.
+	adapterBounces = 20
+	adapterFirst   = 20 * time.Millisecond
+
 	bodyTimeout = 5 * time.Second // for one piece of a body
 
 	// maxBodyAtOnce bounds the memory that is allocated for a body before its bytes
@@ -69,6 +74,7 @@ type attempt struct {
 	out      responder
 	body     []byte
 	streamed bool // the engine's answer is a stream; other goroutines may read it once firstByte is set
+	adapter  bool // the engine is asked for an adapter, by the client's name
 
 	// Shared without a lock.
 	claimed   atomic.Bool   // the claim has been published
@@ -385,6 +391,12 @@ func (w *Worker) accept(m *nats.Msg, d subjects.Delivery, now time.Time) *attemp
 		w.handBack(m.Reply, after)
 		return nil
 	}
+	if req.AdapterOf == t.model && req.AdapterOf != "" && !w.bidder.alone(d) {
+		if listed, _ := w.presence.facts(); listed[req.Model] == nil && d.Delivered <= adapterBounces {
+			w.handBack(m.Reply, min(adapterFirst<<(d.Delivered-1), time.Second))
+			return nil
+		}
+	}
 	a := newAttempt(m, req, t, now)
 	if !w.attempts.begin(a) { // the worker has begun to drain
 		w.nc.Publish(m.Reply, subjects.Nak)
@@ -499,7 +511,11 @@ func (w *Worker) call(a *attempt) {
 	body, err := fetchBody(w.nc, a)
 	path := a.req.Path
 	a.body = body
-	if err == nil {
+	if a.req.Model != a.task.model {
+		listed, _ := w.presence.facts()
+		a.adapter = keepsName(a.req, a.task.model, listed)
+	}
+	if err == nil && !a.adapter {
 		path, body, err = api.RenameModel(a.req, body, a.task.model)
 	}
 	if err != nil {
@@ -596,6 +612,10 @@ func (w *Worker) onErrorAnswer(a *attempt, resp *http.Response, head *subjects.H
 			w.scraper.Doubt()
 		}
 		f.Reason = fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)
+		if a.adapter && (resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusBadRequest) { // which says nothing about its parent
+			f.Reason = fmt.Sprintf("engine %s: it does not have the adapter %q: %s", w.cfg.Name, a.req.Model, resp.Status)
+			break
+		}
 		w.onFailure(failure{pool: a.task.source, reason: reason, setup: true}, time.Now())
 	case api.FaultMisfit:
 		f.Class = subjects.FailMisfit

@@ -50,6 +50,8 @@ type presence struct {
 	connected time.Time                        // to the broker
 	gateways  map[string]time.Time             // last sign of life, by id
 	listed    map[string]*subjects.ListedModel // what the engine's list says of its models, by name; the values are never changed
+	adapters  map[string][]string              // names of the adapters in that list, by their parent; the values are never changed
+	unserved  []string                         // models of the engine beside the one that a configured pool serves
 	dialect   engine.Dialect                   // as last detected
 }
 
@@ -126,6 +128,15 @@ func (p *presence) onDialect(d engine.Dialect) (changed bool) {
 	return changed
 }
 
+// onUnserved stores which of the engine's models a pool does not serve. It reports whether there are others than before.
+func (p *presence) onUnserved(models []string) (news bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	news = len(models) > 0 && !slices.Equal(models, p.unserved)
+	p.unserved = models
+	return news
+}
+
 // onTrouble stores the kind of obstacle of the engine's last listing.
 func (p *presence) onTrouble(t engine.Trouble) {
 	p.mu.Lock()
@@ -146,7 +157,11 @@ func (p *presence) downClass() subjects.DownClass {
 // onFacts stores what the engine's list says of its models. The first time of creation stays, since some engines
 // give the time of the question.
 func (p *presence) onFacts(l engine.Listing) {
-	listed := make(map[string]*subjects.ListedModel, len(l.Models))
+	listed, adapters := make(map[string]*subjects.ListedModel, len(l.Models)), l.Adapters()
+	for parent, names := range adapters {
+		slices.Sort(names)
+		adapters[parent] = names[:min(len(names), subjects.MaxAdapters)]
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i, name := range l.Models[:min(len(l.Models), len(l.Facts))] {
@@ -155,19 +170,22 @@ func (p *presence) onFacts(l engine.Listing) {
 			Created: f.Created, OwnedBy: f.OwnedBy, MaxModelLen: f.MaxModelLen, ContextLength: f.ContextLength,
 			MaxContextLength: f.MaxContextLength, ContextWindow: f.ContextWindow, MetaContext: f.MetaContext, MetaTrained: f.MetaTrained,
 		}
+		if len(f.Parent) <= subjects.MaxName {
+			m.Parent = f.Parent
+		}
 		if was := p.listed[name]; was != nil && was.Created > 0 {
 			m.Created = min(m.Created, was.Created)
 		}
 		listed[name] = &m
 	}
-	p.listed = listed
+	p.listed, p.adapters = listed, adapters
 }
 
-// facts returns what the engine's list says of its models. It must not be changed.
-func (p *presence) facts() map[string]*subjects.ListedModel {
+// facts returns what the engine's list says of its models, and the names of adapters by their parent. It must not be changed.
+func (p *presence) facts() (listed map[string]*subjects.ListedModel, adapters map[string][]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.listed
+	return p.listed, p.adapters
 }
 
 // onStatus stores why the engine is not healthy by its own report; empty if it is.
@@ -273,11 +291,21 @@ func (p *presence) forgetGateways(inUse map[string]*subjects.Alive, now time.Tim
 
 // onListing handles the engine's list of its models. It reports whether the worker can serve with it.
 func (w *Worker) onListing(l engine.Listing) (good bool) {
-	models, err := modelsOf(w.cfg, l)
+	had := ""
+	if serving := w.bidder.serving(); w.cfg.Pool != "" && len(serving) == 1 {
+		had = serving[0].model
+	}
+	models, err := modelsOf(w.cfg, l, had)
 	w.presence.onTrouble(l.Trouble)
 	if err == nil {
 		w.presence.onFacts(l)
 		w.serve(models)
+		if w.cfg.Pool != "" && len(w.cfg.Models) == 0 {
+			others := slices.DeleteFunc(l.Bases(models[0]), func(m string) bool { return m == models[0] })
+			if w.presence.onUnserved(others) {
+				w.log.Warn("the engine has other models too; its pool keeps the one that it had", "pool", w.cfg.Pool, "model", models[0], "others", others)
+			}
+		}
 	}
 	now := time.Now()
 	changed := w.onHealth(w.presence.onListing(err), now)
@@ -290,9 +318,10 @@ func (w *Worker) onListing(l engine.Listing) (good bool) {
 	return err == nil
 }
 
-// modelsOf returns the models that the worker serves. Configured models are served if
-// the engine answers at all, whatever it lists.
-func modelsOf(cfg Config, l engine.Listing) ([]string, error) {
+// modelsOf returns the models that the worker serves. Configured models are served if the engine answers at all, whatever
+// it lists. A configured pool serves the engine's one model, not counting adapters and further names of it; if the engine
+// has more, the one that it had before (empty: none).
+func modelsOf(cfg Config, l engine.Listing, had string) ([]string, error) {
 	if l.Trouble == engine.TroubleCredentials && l.Status != http.StatusForbidden { // which may be of this page alone
 		return nil, fmt.Errorf("%w: %s", l.Err, cfg.Credentials.Refused())
 	}
@@ -308,21 +337,36 @@ func modelsOf(cfg Config, l engine.Listing) ([]string, error) {
 	case l.Err != nil:
 		return nil, l.Err
 	}
+	listed := l.Models
+	if cfg.Pool != "" {
+		listed = l.Bases(had)
+	}
 	var models []string
-	for _, m := range l.Models {
+	for _, m := range listed {
 		if m != "" && len(m) <= subjects.MaxName {
 			models = append(models, m)
 		}
 	}
-	if len(models) == 0 {
+	switch {
+	case len(models) == 0:
 		return nil, errors.New("GET /v1/models: no models")
-	}
-	slices.Sort(models)
-	models = slices.Compact(models)
-	if cfg.Pool != "" && len(models) > 1 {
+	case cfg.Pool != "" && slices.Contains(models, had):
+		return []string{had}, nil
+	case cfg.Pool != "" && len(models) > 1:
 		return nil, fmt.Errorf("GET /v1/models: %d models, but pool %q takes one: specify it with model=NAME", len(models), cfg.Pool)
 	}
-	return models, nil
+	slices.Sort(models)
+	return slices.Compact(models), nil
+}
+
+// keepsName reports whether the model that a request names is an adapter of the engine's model that serves it, by what its
+// gateway or the engine's list says: then the engine is asked for the adapter.
+func keepsName(req *subjects.Request, model string, listed map[string]*subjects.ListedModel) bool {
+	if req.Model == model {
+		return false
+	}
+	is := listed[req.Model]
+	return req.AdapterOf == model || is != nil && is.Parent == model
 }
 
 func (w *Worker) serve(models []string) {
@@ -405,7 +449,8 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	if h.State, h.Reason = w.presence.report(fence); h.State != subjects.Fenced {
 		h.FenceClass = ""
 	}
-	measured, facts, failing := w.estimates.measurements(now), w.presence.facts(), w.presence.failures()
+	measured, failing := w.estimates.measurements(now), w.presence.failures()
+	facts, adapters := w.presence.facts()
 	loads, _ := w.capacity.loadTimes()
 	paused := h.State == subjects.Ready
 	for _, s := range w.bidder.statuses(ld) {
@@ -416,7 +461,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		s.Cold, s.WillLoad, s.Spare, s.Loading = model.cold, model.next, model.spare, model.loading
 		s.Evicts = model.cold && model.evicts
 		s.LoadMS = loads[s.Pool].Milliseconds()
-		s.Listed = facts[cmp.Or(s.Model, s.Pool)]
+		s.Listed, s.Adapters = facts[cmp.Or(s.Model, s.Pool)], adapters[cmp.Or(s.Model, s.Pool)]
 		s.AnyCase = dialect == engine.DialectOllama && s.Model == ""
 		h.Pools = append(h.Pools, s)
 	}

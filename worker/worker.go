@@ -167,8 +167,11 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	w.estimates = newEstimator()
 	w.attempts = newAttempts()
 	w.runners = newRunners(w.run)
-	if len(cfg.Models) > 0 { // known before the engine answers, so that requests for them wait
+	switch { // known before the engine answers, so that requests for them wait
+	case len(cfg.Models) > 0:
 		w.serve(cfg.Models)
+	case cfg.Pool != "":
+		w.serve([]string{cfg.Pool}) // until the engine says what its model is called
 	}
 	w.scraper, err = engine.NewScraper(engine.ScraperConfig{
 		URL: w.engine.base, Dialect: cfg.Dialect, MetricsURL: cfg.MetricsURL,

@@ -66,7 +66,9 @@ With --nvml required it accepts no requests until all its GPUs have been read.
 The requests for a model are in the pool of the same name. With pool= the worker
 joins another pool, whatever the name of its model is: two pools can then serve the
 same model, and a route can split requests between them. Such an engine must have
-only that model, or name it with model=.
+only that model when the worker starts, or name it with model=. Adapters (LoRA) that
+vLLM lists with their parent do not count; a route may send them to the same pool, and
+the engine is asked for the adapter.
 
 Stop a worker with SIGTERM, or from anywhere with 'pulley worker drain': it accepts
 no new requests, finishes the running ones, and leaves. Requests that still run

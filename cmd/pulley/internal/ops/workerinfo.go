@@ -59,7 +59,7 @@ func printWorker(p *term.Page, h subjects.Heartbeat) {
 		if st.Model != "" && st.Model != st.Pool {
 			model = st.Model
 		}
-		p.Fields(append([]term.Field{term.KV("engine's model", model), term.KV("loaded", loadText(&st))}, priceFields(st, h)...)...)
+		p.Fields(append([]term.Field{term.KV("engine's model", model), term.KV("loaded", loadText(&st)), term.KV("adapters", strings.Join(st.Adapters, ", "))}, priceFields(st, h)...)...)
 	}
 	printDecisions(p, &h)
 }
