@@ -55,7 +55,7 @@
 // reports no slots, SGLang has no /metrics without --enable-metrics, and llama.cpp none without --metrics.
 //
 // The values of several engines behind one server (vLLM's label engine, SGLang's dp_rank) are added up; the use of their
-// caches is averaged. A value that every rank or process of one engine repeats (tp_rank, pp_rank, pid) counts once; the
+// caches is averaged; those of vLLM are also reported apart (Status.Ranks). A value that every rank or process of one engine repeats (tp_rank, pp_rank, pid) counts once; the
 // largest is taken.
 //
 // TGI's slots are the requests that it accepts, waiting ones included. SGLang's /health generates a token, queued behind

@@ -199,7 +199,7 @@
 //
 //	Heartbeat   every 500 ms. After 1.5 s without one, all attempts of the worker are failed over. A fenced worker says why in
 //	            reason, and in fence_class, one word from a fixed set (gpu.FenceClass). One that is down because its engine refuses
-//	            its credentials, has a certificate that is not trusted, or is a web page, says which in down_class (DownClass). For each pool it has what the engine's list
+//	            its credentials, has a certificate that is not trusted, or is a web page, says which in down_class (DownClass). One that chooses among data-parallel ranks has the load of each in ranks. For each pool it has what the engine's list
 //	            says of the model (listed), and whether its name may be spelled otherwise (any_case); an older worker sends neither
 //	Alive       every second to each gateway: the attempts that run for it and how many messages each has sent. An attempt
 //	            that its gateway does not want is cancelled. One that is not listed for 3.5 s, or of which fewer messages arrived, has failed

@@ -56,6 +56,7 @@ type Heartbeat struct {
 	Pools        []PoolStatus   `json:"pools"`
 	Capacity     *Capacity      `json:"room,omitempty"`
 	EngineStatus *EngineStatus  `json:"tells,omitempty"` // nil until the engine was read
+	Ranks        []Rank         `json:"ranks,omitempty"` // data-parallel ranks, if the worker chooses among them
 	NVML         *NVML          `json:"nvml,omitempty"`  // nil if NVML is off
 }
 
@@ -167,6 +168,14 @@ type EngineStatus struct {
 	Preemptions *int64    `json:"preemptions,omitempty"`
 	// Loaded lists the models that answer without a load, for an engine that swaps models.
 	Loaded []string `json:"loaded,omitempty"`
+}
+
+// Rank is a data-parallel rank of an engine. A nil field is a signal that the engine does not give.
+type Rank struct {
+	InFlight int      `json:"in_flight"` // the worker's own requests
+	Running  *int     `json:"running,omitempty"`
+	Waiting  *int     `json:"waiting,omitempty"`
+	KVUsage  *float64 `json:"kv_usage,omitempty"`
 }
 
 // NVML is what NVML reports about the GPUs of a worker's engine.

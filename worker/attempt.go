@@ -74,6 +74,7 @@ type attempt struct {
 	out      responder
 	body     []byte
 	streamed bool // the engine's answer is a stream; other goroutines may read it once firstByte is set
+	rank     int  // data-parallel rank of the engine that runs it; -1: the engine chooses
 	adapter  bool // the engine is asked for an adapter, by the client's name
 
 	// Shared without a lock.
@@ -427,6 +428,7 @@ func (w *Worker) begin(a *attempt) {
 		input: float64(a.req.InputTokens), streams: a.req.Stream, started: a.started, beside: beside, load: load,
 	}
 	w.estimates.begin(&a.timing)
+	a.rank = w.capacity.takeRank()
 }
 
 // run carries out an attempt. Its slot is free as soon as the engine is done.
@@ -441,6 +443,7 @@ func (w *Worker) run(a *attempt) {
 	now := time.Now()
 	w.estimates.end(&a.timing, now)
 	w.capacity.end(&a.slot, now)
+	w.capacity.freeRank(a.rank)
 	w.presence.endTrial(a.task.source)
 	w.bid()
 	// The gateway settles the delivery, since it decides whether there is another

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -241,6 +242,10 @@ func (e *engineCalls) request(a *attempt, path string, body []byte) (*http.Reque
 	}
 	if r.Header = a.req.Header; r.Header == nil {
 		r.Header = make(http.Header)
+	}
+	if a.rank >= 0 {
+		r.Header = r.Header.Clone()
+		r.Header.Set(headerRank, strconv.Itoa(a.rank))
 	}
 	return r, nil
 }

@@ -45,6 +45,9 @@ type Config struct {
 	// Slots is how many requests run at once at most. Default: as many as the
 	// engine reports that it runs; where it reports nothing of its load, 8.
 	Slots int
+	// Ranks is how many data-parallel ranks a vLLM at Engine has, if the worker is to choose one for each request: the least
+	// loaded. Slots are those of each rank then. Default 0: the engine chooses.
+	Ranks int
 	// Profile is how far requests may slow each other down for the sake of more of them: a name, and objectives if
 	// there are any. Default policy.Balanced, and policy.GivenSlots with Slots.
 	Profile policy.Profile
@@ -191,7 +194,10 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	return w, nil
 }
 
-const maxWorkerName = 64 // bytes
+const (
+	maxWorkerName = 64 // bytes
+	maxRanks      = 256
+)
 
 // complete checks the configuration and fills in the defaults.
 func (cfg Config) complete() (Config, error) {
@@ -215,6 +221,7 @@ func (cfg Config) complete() (Config, error) {
 	if err := cfg.check(); err != nil {
 		return cfg, fmt.Errorf("engine %s: %w", cfg.Engine, err)
 	}
+	cfg.Slots *= max(cfg.Ranks, 1)
 	if cfg.Profile.Name == "" {
 		cfg.Profile.Name = policy.Balanced.Name
 		if cfg.Slots > 0 {
@@ -253,6 +260,8 @@ func (cfg *Config) check() error {
 		return fmt.Errorf("name %.40q: a name has at most %d bytes of UTF-8", cfg.Name, maxWorkerName)
 	case cfg.Slots < 0:
 		return fmt.Errorf("slots %d: must not be negative", cfg.Slots)
+	case cfg.Ranks < 0 || cfg.Ranks > maxRanks:
+		return fmt.Errorf("ranks %d: must be 0 to %d", cfg.Ranks, maxRanks)
 	case cfg.Weight < 0:
 		return fmt.Errorf("weight %g: must not be negative", cfg.Weight)
 	case cfg.SwapAfter < 0:

@@ -20,7 +20,7 @@ import (
 
 const engineHelp = "`URL[,KEY=VALUE]...` of an engine (repeatable); keys: " + engineKeys
 
-const engineKeys = "name, model, pool, slots, profile, weight, gpus, dialect, metrics, baseline-itl, swap-after, preload, " +
+const engineKeys = "name, model, pool, slots, dp, profile, weight, gpus, dialect, metrics, baseline-itl, swap-after, preload, " +
 	"key-env, key-file, username, password-env, password-file, tls-ca, tls-cert, tls-key, tls-verify"
 
 // parseEngine parses a value of --engine. The key model may be given several times.
@@ -52,6 +52,10 @@ func parseEngine(spec string) (worker.Config, error) {
 		case "slots":
 			if cfg.Slots, err = strconv.Atoi(v); err != nil || cfg.Slots < 1 {
 				return bad("slots=%s: must be 1 or more", v)
+			}
+		case "dp":
+			if cfg.Ranks, err = strconv.Atoi(v); err != nil || cfg.Ranks < 1 || cfg.Ranks > 256 {
+				return bad("dp=%s: must be the number of data-parallel ranks, 1 to 256", v)
 			}
 		case "name":
 			cfg.Name = v

@@ -23,6 +23,7 @@ func TestParseEngine(t *testing.T) {
 	for spec, want := range map[string]worker.Config{
 		"http://h:1":                                         {Engine: "http://h:1"},
 		"big=http://h:1,slots=64":                            {Engine: "http://h:1", Name: "big", Slots: 64},
+		"http://h:1,dp=4,slots=8":                            {Engine: "http://h:1", Ranks: 4, Slots: 8},
 		"http://h:1,model=a,model=b":                         {Engine: "http://h:1", Models: []string{"a", "b"}},
 		"http://h:1,pool=canary":                             {Engine: "http://h:1", Pool: "canary"},
 		"http://h:1,pool=canary,model=m":                     {Engine: "http://h:1", Pool: "canary", Models: []string{"m"}},
@@ -43,10 +44,11 @@ func TestParseEngine(t *testing.T) {
 	for spec, want := range map[string]string{
 		"h:1":                                        "not a URL",
 		"http://h:1,slots=0":                         "slots=0",
+		"http://h:1,dp=0":                            "dp=0: must be the number",
 		"http://h:1,weight=-1":                       "weight=-1",
 		"http://h:1,pool=":                           `"pool=" has no value`,
 		"http://h:1,pool=p,model=a,model=b":          "pool= allows one model=, not 2",
-		"http://h:1,tier=x":                          `unknown key "tier"; keys: name, model, pool, slots, profile, weight, gpus, `,
+		"http://h:1,tier=x":                          `unknown key "tier"; keys: name, model, pool, slots, dp, profile, weight, gpus, `,
 		"http://h:1,gpu=0":                           `unknown key "gpu"; did you mean "gpus"?`,
 		"http://h:1,gpus=0,1":                        `"1" has no value`,
 		"http://h:1,gpus=0+":                         `gpus=0+: "" is neither an index nor a UUID; examples: 0+1`,

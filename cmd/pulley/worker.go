@@ -31,6 +31,10 @@ unless model= names them. The URL may have a base path, which comes before /v1.
 
 ` + capacityHelp + `
 
+dp=N is the number of data-parallel ranks of a vLLM at one address: the worker sends each
+request to the least loaded rank, with the header X-data-parallel-rank, and slots= are
+those of each rank.
+
 slots= is the maximum number of requests in flight. It can be omitted if the engine
 has metrics. Ollama has none: without slots= it gets one request at a time, because
 its OLLAMA_NUM_PARALLEL is 1 by default. profile= sets the profile of one engine.
