@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/engine"
@@ -22,6 +24,36 @@ const engineHelp = "`URL[,KEY=VALUE]...` of an engine (repeatable); keys: " + en
 
 const engineKeys = "name, model, pool, slots, dp, profile, weight, gpus, dialect, metrics, baseline-itl, swap-after, preload, " +
 	"key-env, key-file, username, password-env, password-file, tls-ca, tls-cert, tls-key, tls-verify"
+
+// completeEngine completes the keys of --engine after its URL, and the values of those that have fixed ones.
+func completeEngine(_ *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	i := strings.LastIndexByte(toComplete, ',') + 1
+	if i == 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	done, part := toComplete[:i], toComplete[i:]
+	var list []string
+	add := func(words ...string) {
+		for _, w := range words {
+			if strings.HasPrefix(w, part) {
+				list = append(list, done+w)
+			}
+		}
+	}
+	switch k, _, hasValue := strings.Cut(part, "="); {
+	case !hasValue:
+		for key := range strings.SplitSeq(engineKeys, ", ") {
+			add(key + "=")
+		}
+	case k == "profile":
+		for _, name := range profileNames() {
+			add("profile=" + name)
+		}
+	case k == "tls-verify":
+		add("tls-verify=on", "tls-verify=off")
+	}
+	return list, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+}
 
 // parseEngine parses a value of --engine. The key model may be given several times.
 func parseEngine(spec string) (worker.Config, error) {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/clitest"
 	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/worker"
@@ -106,6 +107,25 @@ func TestEngineName(t *testing.T) {
 		}
 		if got := engineName("vllm", u); got != want {
 			t.Errorf("%s: %q, want %q", at, got, want)
+		}
+	}
+}
+
+func TestCompleteEngine(t *testing.T) {
+	for typed, want := range map[string]string{
+		"http://h:1,key":        "http://h:1,key-env= http://h:1,key-file=",
+		"http://h:1,slots=4,pr": "http://h:1,slots=4,profile= http://h:1,slots=4,preload=",
+		"http://h:1,profile=b":  "http://h:1,profile=balanced",
+		"https://h,tls-verify=": "https://h,tls-verify=on https://h,tls-verify=off",
+		"http://h:1,key-file=x": "",
+		"http://h:1":            "",
+	} {
+		for _, verb := range []string{"worker", "up"} {
+			_, stdout, _ := clitest.Run(newRootCommand(), "__complete", verb, "--engine", typed)
+			lines := strings.Fields(stdout)
+			if got := strings.Join(lines[:len(lines)-1], " "); got != want {
+				t.Errorf("%s --engine %s: %q, want %q", verb, typed, got, want)
+			}
 		}
 	}
 }

@@ -88,6 +88,7 @@ Terms: docs/concepts.md`,
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringArrayVar(&engines, "engine", nil, engineHelp)
+	cmd.RegisterFlagCompletionFunc("engine", completeEngine)
 	capacity := addCapacityFlags(cmd)
 	fs.DurationVar(&drain, "drain-timeout", 10*time.Minute, "how long running requests may continue after SIGTERM")
 	fs.DurationVar(&stall, "stall-timeout", 2*time.Minute, "how long a streaming engine may send nothing before the attempt fails")
@@ -167,7 +168,11 @@ func learnEngine(ctx context.Context, cfg *worker.Config) {
 	defer client.CloseIdleConnections()
 	info, err := engine.Probe(ctx, client, cfg.Engine, "")
 	if err != nil {
-		cli.Logger(ctx).Warn("engine does not answer yet", "engine", cfg.Engine, "err", err)
+		text := "engine does not answer yet"
+		if engine.TroubleOf(err) != "" {
+			text = "engine cannot be used yet"
+		}
+		cli.Logger(ctx).Warn(text, "engine", cfg.Engine, "err", err)
 		return
 	}
 	cfg.EngineName = info.Name()
