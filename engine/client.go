@@ -25,9 +25,9 @@ type ClientConfig struct {
 }
 
 // A Client calls one engine as an [http.RoundTripper]. It adds the credentials to calls of the engine's own address, and
-// to no others. Files with keys and certificates are read again when they have changed. If the engine refuses a key (401)
-// that came from a file, the file is read again at once, and the call is made again with the key that it has now, and then
-// with the one that it had before: so neither order of changing the file and the engine fails a call.
+// to no others. Files with keys and certificates are read again when they have changed. If the engine refuses a key (401 or
+// 403) that came from a file, the file is read again at once, and the call is made again with the key that it has now, and
+// then with the one that it had before: so neither order of changing the file and the engine fails a call.
 type Client struct {
 	// Fixed after NewClient.
 	scheme, host string            // of the engine
@@ -95,7 +95,7 @@ func (c *Client) RoundTrip(r *http.Request) (*http.Response, error) {
 		if err != nil {
 			return resp, err
 		}
-		if resp.StatusCode != http.StatusUnauthorized {
+		if resp.StatusCode != http.StatusUnauthorized && resp.StatusCode != http.StatusForbidden {
 			certain := resp.StatusCode < 300 && r.Method == http.MethodPost
 			if certain || len(tried) > 0 {
 				c.keys.onAccepted(header, certain, len(tried) > 0, now)

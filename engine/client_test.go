@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -81,6 +82,7 @@ type gate struct {
 	mu     sync.Mutex
 	keys   []string
 	public []string // paths that everybody may ask for
+	status int      // of a refusal; 0: 401
 	asked  []string // "POST /path" and the header, of each call
 }
 
@@ -109,7 +111,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.asked = append(g.asked, r.Method+" "+auth)
 	g.mu.Unlock()
 	if !in {
-		http.Error(w, `{"error":"Unauthorized"}`, http.StatusUnauthorized)
+		http.Error(w, `{"error":"Unauthorized"}`, cmp.Or(g.status, http.StatusUnauthorized))
 		return
 	}
 	fmt.Fprintf(w, "%s %s", auth, body)
@@ -156,45 +158,49 @@ func post(t testing.TB, c *engine.Client, url, body string) (status int, answer 
 
 // A key in a file may be changed before or after the engine begins to want the new one: no call fails that could succeed.
 func TestKeyInAFileChanges(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		file := filepath.Join(t.TempDir(), "key")
-		g := &gate{keys: []string{"one"}}
-		write(t, file, "one\n")
-		c := client(t, engine.ClientConfig{URL: "http://engine", Credentials: engine.Credentials{KeyFile: file}, RoundTripper: clientOf(g).Transport})
-		want := func(about string, status int, answer string, calls ...string) {
-			t.Helper()
-			s, a := post(t, c, "http://engine"+"/v1/x", "body")
-			if asked := g.take(); s != status || a != answer || !slices.Equal(asked, calls) {
-				t.Errorf("%s: %d %q after %q, want %d %q after %q", about, s, a, asked, status, answer, calls)
-			}
+	for _, refusal := range []int{http.StatusUnauthorized, http.StatusForbidden} {
+		synctest.Test(t, func(t *testing.T) { keyInAFileChanges(t, refusal) })
+	}
+}
+
+func keyInAFileChanges(t *testing.T, refusal int) {
+	file := filepath.Join(t.TempDir(), "key")
+	g := &gate{keys: []string{"one"}, status: refusal}
+	write(t, file, "one\n")
+	c := client(t, engine.ClientConfig{URL: "http://engine", Credentials: engine.Credentials{KeyFile: file}, RoundTripper: clientOf(g).Transport})
+	want := func(about string, status int, answer string, calls ...string) {
+		t.Helper()
+		s, a := post(t, c, "http://engine"+"/v1/x", "body")
+		if asked := g.take(); s != status || a != answer || !slices.Equal(asked, calls) {
+			t.Errorf("%s: %d %q after %q, want %d %q after %q", about, s, a, asked, status, answer, calls)
 		}
-		want("at first", 200, "Bearer one body", "POST Bearer one")
+	}
+	want("at first", 200, "Bearer one body", "POST Bearer one")
 
-		g.set("two")
-		want("the engine first", 401, "{\"error\":\"Unauthorized\"}\n", "POST Bearer one")
-		write(t, file, "  two  \n\n")
-		want("then the file", 200, "Bearer two body", "POST Bearer one", "POST Bearer two")
-		want("from then on", 200, "Bearer two body", "POST Bearer two")
+	g.set("two")
+	want("the engine first", refusal, "{\"error\":\"Unauthorized\"}\n", "POST Bearer one")
+	write(t, file, "  two  \n\n")
+	want("then the file", 200, "Bearer two body", "POST Bearer one", "POST Bearer two")
+	want("from then on", 200, "Bearer two body", "POST Bearer two")
 
-		write(t, file, "three")
-		time.Sleep(1100 * time.Millisecond) // the file is read again once a second
-		want("the file first", 200, "Bearer two body", "POST Bearer three", "POST Bearer two")
-		want("meanwhile", 200, "Bearer two body", "POST Bearer two")
-		g.set("three")
-		want("then the engine", 200, "Bearer three body", "POST Bearer two", "POST Bearer three")
-		want("from then on", 200, "Bearer three body", "POST Bearer three")
+	write(t, file, "three")
+	time.Sleep(1100 * time.Millisecond) // the file is read again once a second
+	want("the file first", 200, "Bearer two body", "POST Bearer three", "POST Bearer two")
+	want("meanwhile", 200, "Bearer two body", "POST Bearer two")
+	g.set("three")
+	want("then the engine", 200, "Bearer three body", "POST Bearer two", "POST Bearer three")
+	want("from then on", 200, "Bearer three body", "POST Bearer three")
 
-		write(t, file, "four")
-		write(t, file, "five")
-		g.set("four", "three")
-		if err := os.Remove(file); err != nil { // a file that is gone for a moment
-			t.Fatal(err)
-		}
-		time.Sleep(1100 * time.Millisecond)
-		want("without a file", 200, "Bearer three body", "POST Bearer three")
-		g.set()
-		want("nothing fits", 401, "{\"error\":\"Unauthorized\"}\n", "POST Bearer three")
-	})
+	write(t, file, "four")
+	write(t, file, "five")
+	g.set("four", "three")
+	if err := os.Remove(file); err != nil { // a file that is gone for a moment
+		t.Fatal(err)
+	}
+	time.Sleep(1100 * time.Millisecond)
+	want("without a file", 200, "Bearer three body", "POST Bearer three")
+	g.set()
+	want("nothing fits", refusal, "{\"error\":\"Unauthorized\"}\n", "POST Bearer three")
 }
 
 // A page for everybody does not show that the engine accepts a new key: the old one is kept.

@@ -332,6 +332,8 @@ func modelsOf(cfg Config, l engine.Listing, had string) ([]string, error) {
 		return cfg.Models, nil
 	}
 	switch {
+	case l.Trouble == engine.TroubleCredentials:
+		return nil, fmt.Errorf("%w: %s; if that holds for this list alone, specify the models with model=NAME", l.Err, cfg.Credentials.Refused())
 	case l.Err != nil && l.Status != 0 && l.Status != http.StatusOK:
 		return nil, fmt.Errorf("%w; if the engine has no such list, specify the models with model=NAME", l.Err)
 	case l.Err != nil:
