@@ -53,7 +53,7 @@ type statusError struct {
 	method, url string // the URL as it may be shown
 	code        int
 	location    string // where a redirection leads to, as it may be shown
-	body        []byte // the first bytes
+	body        []byte // the first bytes, without credentials
 }
 
 func (e *statusError) Error() string {
@@ -170,7 +170,7 @@ func (a asker) ask(ctx context.Context, method, url string, buf *bytes.Buffer) (
 		return resp, fmt.Errorf("get %s: %w", ShowURL(url), err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return resp, newStatusError(resp, method, url, buf.Bytes())
+		return resp, a.statusError(resp, method, url, buf.Bytes())
 	}
 	if buf.Len() > maxPage {
 		return resp, fmt.Errorf("get %s: more than %d MiB", ShowURL(url), maxPage>>20)
@@ -178,8 +178,10 @@ func (a asker) ask(ctx context.Context, method, url string, buf *bytes.Buffer) (
 	return resp, nil
 }
 
-func newStatusError(resp *http.Response, method, url string, body []byte) *statusError {
-	return &statusError{method, ShowURL(url), resp.StatusCode, ShowURL(resp.Header.Get("Location")), bytes.Clone(body[:min(len(body), 1024)])}
+// statusError returns the error of an answer. Some engines repeat the key that they refuse: it is left out.
+func (a asker) statusError(resp *http.Response, method, url string, body []byte) *statusError {
+	said := a.conceal(string(body[:min(len(body), 4<<10)]))
+	return &statusError{method, ShowURL(url), resp.StatusCode, ShowURL(resp.Header.Get("Location")), []byte(said[:min(len(said), 1024)])}
 }
 
 // shownError returns the error of a call without what must not be shown of its URL.

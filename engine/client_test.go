@@ -605,7 +605,8 @@ func TestTroubles(t *testing.T) {
 // An engine that repeats the key that it refuses does not get it into a log.
 func TestErrorsShowNoKey(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.Error(w, "bad key: "+r.Header.Get("Authorization")+" for "+r.URL.String(), http.StatusUnauthorized)
+		w.WriteHeader(http.StatusUnauthorized)
+		fmt.Fprintf(w, `{"error":{"message":%q}}`, "bad key: "+r.Header.Get("Authorization")+" for "+r.URL.String())
 	}))
 	defer srv.Close()
 	at := "http://ann:s3cret@" + strings.TrimPrefix(srv.URL, "http://")
@@ -623,6 +624,14 @@ func TestErrorsShowNoKey(t *testing.T) {
 			default:
 			}
 		}
+		listings := make(chan engine.Listing, 1)
+		cfg.OnListing = func(l engine.Listing) bool {
+			select {
+			case listings <- l:
+			default:
+			}
+			return true
+		}
 		s, err := engine.NewScraper(cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -630,11 +639,11 @@ func TestErrorsShowNoKey(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() { s.Run(ctx) })
-		st := <-statuses
+		st, l := <-statuses, <-listings
 		cancel()
 		running.Wait()
 		err = s.WarmUp(t.Context(), "m")
-		for _, text := range []string{st.Reason, fmt.Sprint(err)} {
+		for _, text := range []string{st.Reason, fmt.Sprint(err), fmt.Sprint(l.Err)} {
 			if text == "" || strings.Contains(text, "s3cret") || strings.Contains(text, "YW5uOnMzY3JldA") {
 				t.Errorf("%s: %q", about, text)
 			}

@@ -41,8 +41,7 @@ func (s *Scraper) WarmUp(ctx context.Context, model string) error {
 		return nil
 	}
 	if e, ok := errors.AsType[*statusError](err); ok {
-		said := s.conceal(string(e.body)) // some engines repeat the key that they refuse
-		if said = strings.TrimSpace(said[:min(len(said), 200)]); said != "" {
+		if said := strings.TrimSpace(string(e.body[:min(len(e.body), 200)])); said != "" {
 			return fmt.Errorf("load model %q: %w: %s", model, err, strings.ToValidUTF8(said, "\ufffd"))
 		}
 	}
@@ -156,7 +155,7 @@ func (a asker) call(ctx context.Context, method, path string, body any) ([]byte,
 		return nil, err
 	}
 	if resp.StatusCode/100 != 2 {
-		return nil, newStatusError(resp, method, a.base+path, answer)
+		return nil, a.statusError(resp, method, a.base+path, answer)
 	}
 	return answer, nil
 }

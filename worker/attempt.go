@@ -606,7 +606,7 @@ func (w *Worker) onErrorAnswer(a *attempt, resp *http.Response, head *subjects.H
 		reason := fmt.Sprintf("the engine does not have the model %q: %s", a.task.model, resp.Status)
 		if resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusBadRequest {
 			f.Answer, f.Body = nil, nil // the credentials are the worker's: its client could not do anything about that
-			reason = fmt.Sprintf("%s: %s", w.cfg.Credentials.Refused(), resp.Status)
+			reason = "the engine refuses the worker's credentials: " + resp.Status
 		}
 		if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusProxyAuthRequired {
 			if w.cfg.Credentials.InFile() {
