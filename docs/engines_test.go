@@ -43,7 +43,8 @@ func TestEngines(t *testing.T) {
 			t.Errorf("the version of the recording, %s, is not there", r.Engine)
 		}
 	}
-	keys := strings.Split(regexp.MustCompile(`engineKeys = "([^"]+)"`).FindStringSubmatch(read(t, "../cmd/pulley/engine.go"))[1], ", ")
+	list := regexp.MustCompile(`engineKeys = "([^"]+)" \+\s+"([^"]+)"`).FindStringSubmatch(read(t, "../cmd/pulley/engine.go"))
+	keys := strings.Split(list[1]+list[2], ", ")
 	flags := flagsOf(t)
 	for line := range strings.Lines(page) {
 		settings, ok := strings.CutPrefix(line, "| Pulley settings |")

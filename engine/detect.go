@@ -53,7 +53,7 @@ func (p *prober) list(ctx context.Context) error {
 	}
 	var list modelList
 	if err := json.Unmarshal(buf.Bytes(), &list); err != nil {
-		return fmt.Errorf("get %s/v1/models: %w", p.base, err)
+		return notJSON("get "+p.base+"/v1/models", buf.Bytes(), err)
 	}
 	if list.Data == nil {
 		return fmt.Errorf("%s/v1/models is not a list of models", p.base)

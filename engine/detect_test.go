@@ -129,7 +129,7 @@ func TestDetectEndsInTwoSeconds(t *testing.T) {
 
 func TestDetectSaysWhatIsWrong(t *testing.T) {
 	for body, want := range map[string]string{
-		"<html>": "invalid character", `{"error":1}`: "is not a list of models", "401": "/v1/models: 401 Unauthorized",
+		"<html>": "an HTML page, not JSON", "{": "unexpected end of JSON", `{"error":1}`: "is not a list of models", "401": "/v1/models: 401 Unauthorized",
 	} {
 		_, err := engine.Detect(t.Context(), clientOf(pages{"/v1/models": body}), "http://engine")
 		if err == nil || !strings.HasPrefix(err.Error(), "detect engine: ") || !strings.Contains(err.Error(), want) {

@@ -1,5 +1,13 @@
 // Package engine knows model servers: which kind of engine answers at a URL ([Probe], [Local]), what it reports
-// about itself while it runs ([Scraper]), and how to call one ([Transport]). Package engine/sim is a simulated one.
+// about itself while it runs ([Scraper]), and how to call one ([Client], [Transport]). Package engine/sim is a simulated one.
+//
+// # Credentials
+//
+// A [Client] adds the credentials to all calls of an engine's own address: requests, health, metrics, models, warm-up and
+// detection. It reads the files that have them again. An engine may answer /v1/models and /health to everybody, as
+// llama.cpp does: so a 401 anywhere makes the [Scraper] try a chat without content, which costs an engine nothing, until that
+// is not refused with 401 any more ([Scraper.Doubt]). A [Trouble] says what someone has to remove: refused credentials, a
+// certificate that is not trusted, a web page in the engine's place. Nothing that this package returns or logs has a secret.
 //
 // testdata/answers has what real engines answer, with their versions and sources; the tests of this package, of api, of sim
 // and of the scenarios read it. docs/engines.md tells the same for people.
@@ -50,7 +58,7 @@
 // reports no slots, SGLang has no /metrics without --enable-metrics, and llama.cpp none without --metrics.
 //
 // The values of several engines behind one server (vLLM's label engine, SGLang's dp_rank) are added up; the use of their
-// caches is averaged. A value that every rank or process of one engine repeats (tp_rank, pp_rank, pid) counts once; the
+// caches is averaged; those of vLLM are also reported apart (Status.Ranks). A value that every rank or process of one engine repeats (tp_rank, pp_rank, pid) counts once; the
 // largest is taken.
 //
 // TGI's slots are the requests that it accepts, waiting ones included. SGLang's /health generates a token, queued behind

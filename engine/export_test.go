@@ -11,7 +11,11 @@ var Dialects = dialects
 
 // Detect returns the dialect of the engine at a URL, which may end in /v1.
 func Detect(ctx context.Context, client *http.Client, baseURL string) (Dialect, error) {
-	d, _, err := detect(ctx, newAsker(client, baseURL, ""))
+	a, err := newAsker(client, baseURL, "")
+	if err != nil {
+		return "", err
+	}
+	d, _, err := detect(ctx, a)
 	return d, err
 }
 

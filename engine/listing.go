@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -23,13 +25,17 @@ type Listing struct {
 	Status int       // HTTP status of the answer; 0 if there was none
 	Models []string  // names in the order of the engine; nil with Err
 	Facts  []Facts   // what the list says of each of them
-	Err    error     // why there is no list: no answer, a status other than 200, or another body
+	Err    error     // why there is no list, or why the engine cannot be called although it has one
+	// Trouble is the kind of obstacle that Err is, if someone has to remove it.
+	Trouble Trouble
 }
 
 // Facts are what a list of models says of one of them. A value of zero was not given. Numbers below 1 or above 2⁵³ do not count.
 type Facts struct {
 	Created int64  // Unix seconds
 	OwnedBy string // at most 64 bytes
+	Root    string // what the engine loaded for it; several names of one model have the same: vLLM
+	Parent  string // the model that it is an adapter (LoRA) of: vLLM
 	// The length of a prompt with its answer, in tokens, under the names that engines give it.
 	MaxModelLen      int64 // max_model_len: vLLM, SGLang
 	ContextLength    int64 // context_length
@@ -39,6 +45,49 @@ type Facts struct {
 	MetaTrained      int64 // meta.n_ctx_train: llama.cpp
 }
 
+// Adapters returns the names of the adapters that the list has beside their parent, by the name of that.
+func (l *Listing) Adapters() map[string][]string {
+	var all map[string][]string
+	for i, name := range l.Models[:min(len(l.Models), len(l.Facts))] {
+		if parent := l.Facts[i].Parent; parent != "" && parent != name && slices.Contains(l.Models, parent) {
+			if all == nil {
+				all = make(map[string][]string)
+			}
+			all[parent] = append(all[parent], name)
+		}
+	}
+	return all
+}
+
+// Bases returns the models of the list that are no adapters, in its order, each under one of its names: preferred if that is
+// one, or else the first.
+func (l *Listing) Bases(preferred string) []string {
+	adapters := make(map[string]bool)
+	for _, names := range l.Adapters() {
+		for _, name := range names {
+			adapters[name] = true
+		}
+	}
+	var bases []string
+	at := make(map[string]int) // by root
+	for i, name := range l.Models {
+		root := ""
+		if i < len(l.Facts) {
+			root = l.Facts[i].Root
+		}
+		first, again := at[root]
+		switch {
+		case adapters[name], slices.Contains(bases, name):
+		case root == "" || !again:
+			at[root] = len(bases)
+			bases = append(bases, name)
+		case name == preferred:
+			bases[first] = name
+		}
+	}
+	return bases
+}
+
 // Look makes Run ask for the models now. If a question is under way, another one follows it, since the answer to the first
 // may be older than what made the caller look.
 func (s *Scraper) Look() {
@@ -46,6 +95,13 @@ func (s *Scraper) Look() {
 	case s.look <- struct{}{}:
 	default:
 	}
+}
+
+// Doubt makes Run ask for the models now, and find out whether the engine accepts the credentials: some engines answer
+// GET /v1/models to everybody. Until the engine has accepted them, each Listing has an Err of TroubleCredentials.
+func (s *Scraper) Doubt() {
+	s.doubted.Store(true)
+	s.Look()
 }
 
 // listLoop asks for the models until ctx ends. It runs beside the scrapes: neither waits for the other's answers.
@@ -83,10 +139,34 @@ func (s *Scraper) list(ctx context.Context) Listing {
 	if err == nil {
 		l.Models, l.Facts, err = readListing(body.Bytes())
 	}
-	if l.Err = err; l.Status != 0 && l.Status != http.StatusOK {
-		l.Err = fmt.Errorf("GET /v1/models: %s%s", resp.Status, afterStatus(body.Bytes()))
+	if err == nil && s.doubted.Load() {
+		err = s.tryCredentials(ctx)
+	}
+	l.Err, l.Trouble = err, TroubleOf(err)
+	if l.Status != 0 && l.Status != http.StatusOK {
+		l.Err = fmt.Errorf("GET /v1/models: %s", resp.Status)
+		if e, ok := errors.AsType[*statusError](err); ok {
+			if e.location != "" {
+				l.Err = fmt.Errorf("%w, to %s", l.Err, e.location)
+			}
+			l.Err = fmt.Errorf("%w%s", l.Err, afterStatus(e.body))
+		}
 	}
 	return l
+}
+
+// tryCredentials makes a call that only the right credentials are let in for, and that the engine refuses then because it
+// asks for nothing.
+func (s *Scraper) tryCredentials(ctx context.Context) error {
+	_, err := s.call(ctx, http.MethodPost, "/v1/chat/completions", struct{}{})
+	e, answered := errors.AsType[*statusError](err)
+	switch {
+	case answered && e.code == http.StatusUnauthorized:
+		return err
+	case err == nil || answered:
+		s.doubted.Store(false)
+	}
+	return nil // an engine that does not answer this may answer other calls
 }
 
 // readListing reads a list of models. Only names have to be as OpenAI has them.
@@ -96,6 +176,8 @@ func readListing(page []byte) (names []string, facts []Facts, err error) {
 			ID               string          `json:"id"`
 			Created          json.RawMessage `json:"created"`
 			OwnedBy          json.RawMessage `json:"owned_by"`
+			Root             json.RawMessage `json:"root"`
+			Parent           json.RawMessage `json:"parent"`
 			MaxModelLen      json.RawMessage `json:"max_model_len"`
 			ContextLength    json.RawMessage `json:"context_length"`
 			MaxContextLength json.RawMessage `json:"max_context_length"`
@@ -104,7 +186,7 @@ func readListing(page []byte) (names []string, facts []Facts, err error) {
 		} `json:"data"`
 	}
 	if err := json.Unmarshal(page, &list); err != nil {
-		return nil, nil, fmt.Errorf("GET /v1/models: %w", err)
+		return nil, nil, notJSON("GET /v1/models", page, err)
 	}
 	names, facts = make([]string, 0, len(list.Data)), make([]Facts, 0, len(list.Data))
 	for _, m := range list.Data {
@@ -121,6 +203,8 @@ func readListing(page []byte) (names []string, facts []Facts, err error) {
 		if json.Unmarshal(m.OwnedBy, &f.OwnedBy) != nil || len(f.OwnedBy) > 64 {
 			f.OwnedBy = ""
 		}
+		json.Unmarshal(m.Root, &f.Root) // they may be null
+		json.Unmarshal(m.Parent, &f.Parent)
 		names, facts = append(names, m.ID), append(facts, f)
 	}
 	return names, facts, nil

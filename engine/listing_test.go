@@ -52,7 +52,8 @@ func TestListing(t *testing.T) {
 		"two models":           {`{"data":[{"id":"b"},{"id":"a"}]}`, "b a", 200, ""},
 		"none":                 {`{"data":[]}`, "", 200, ""},
 		"one without a name":   {`{"data":[{"id":""},{"id":"a"}]}`, " a", 200, ""},
-		"not JSON":             {"<html>", "", 200, "GET /v1/models: invalid character '<' looking for beginning of value"},
+		"not JSON":             {"loading", "", 200, "GET /v1/models: invalid character 'l' looking for beginning of value"},
+		"a web page":           {"<!doctype html><html><head><title>Open\n WebUI</title>", "", 200, `GET /v1/models: an HTML page ("Open WebUI"), not JSON`},
 		"no such page":         {"404", "", 404, "GET /v1/models: 404 Not Found"},
 		"the engine is broken": {"500", "", 500, "GET /v1/models: 500 Internal Server Error"},
 	} {

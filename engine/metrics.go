@@ -183,6 +183,24 @@ func (m metrics) values(ranks []string, names ...string) []float64 {
 	return nil
 }
 
+// byLabel returns a metric, the first of these names that is present, by the value of a label. Of several samples with the same
+// value the largest counts. It returns nil if the metric is missing.
+func (m metrics) byLabel(label string, names ...string) map[string]*float64 {
+	for _, name := range names {
+		if len(m[name]) == 0 {
+			continue
+		}
+		by := make(map[string]*float64)
+		for _, s := range m[name] {
+			if at := by[s.label(label)]; at == nil || *at < s.value {
+				by[s.label(label)] = new(s.value)
+			}
+		}
+		return by
+	}
+	return nil
+}
+
 func (s sample) key(ranks []string) string {
 	var b strings.Builder
 	for _, r := range ranks {

@@ -37,11 +37,15 @@ func (i Info) Name() string {
 
 // Probe asks the engine at baseURL, which may end in /v1, what it is and what it serves. It takes at most two seconds.
 // An engine that lists its models in that time is found; if there is no time left to identify its dialect, that is
-// DialectOpenAI. key, if not empty, is sent as a bearer token.
-func Probe(ctx context.Context, client *http.Client, baseURL, key string) (Info, error) {
+// DialectOpenAI. key, if not empty, is sent as a bearer token; client may be one with a Client, which sends credentials.
+func Probe(ctx context.Context, client *http.Client, baseURL string, key Secret) (Info, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	p := &prober{asker: newAsker(client, baseURL, key)}
+	a, err := newAsker(client, baseURL, key)
+	if err != nil {
+		return Info{}, fmt.Errorf("probe engine: %w", err)
+	}
+	p := &prober{asker: a}
 	if err := p.list(ctx); err != nil {
 		return Info{}, fmt.Errorf("probe engine: %w", err)
 	}
@@ -56,7 +60,7 @@ func Probe(ctx context.Context, client *http.Client, baseURL, key string) (Info,
 		info.Slots = stats.Slots
 		return info, nil
 	}
-	s, err := NewScraper(ScraperConfig{URL: p.base, Dialect: info.Dialect, APIKey: key, Client: client})
+	s, err := NewScraper(ScraperConfig{URL: p.base, Dialect: info.Dialect, Client: a.client})
 	if err != nil {
 		return info, nil // the URL has answered, so it is valid
 	}

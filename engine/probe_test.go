@@ -82,7 +82,7 @@ func TestProbeKnowsSims(t *testing.T) {
 
 func TestProbeSaysWhatIsWrong(t *testing.T) {
 	for body, want := range map[string]string{
-		"<html>":      "invalid character",
+		"<html>":      "an HTML page, not JSON",
 		`{"error":1}`: "is not a list of models",
 	} {
 		_, err := engine.Probe(t.Context(), http.DefaultClient, fakeEngine(t, false, map[string]string{"/v1/models": body}), "")

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,14 +24,14 @@ const (
 
 // ScraperConfig says what to scrape, and how often.
 type ScraperConfig struct {
-	// URL of the engine, with or without /v1. Required.
+	// URL of the engine, with or without /v1: see ParseAddress. Required.
 	URL string
 	// Dialect of the engine. Default: detected, and detected again after the engine was away.
 	Dialect Dialect
 	// MetricsURL is where its metrics are, if not where the dialect has them. Default "".
 	MetricsURL string
-	// APIKey is sent to the engine as a bearer token. Default "", none.
-	APIKey string
+	// APIKey is sent to the engine as a bearer token. Default "", none: Client may have a Client that sends credentials.
+	APIKey Secret
 	// Client makes the requests. Default http.DefaultClient.
 	Client *http.Client
 	// OnStatus, if not nil, receives the result of every scrape, from within Run.
@@ -49,6 +50,7 @@ type Scraper struct {
 	asker
 	timeout time.Duration // of each request of a scrape
 	look    chan struct{} // wakes listLoop; holds one
+	doubted atomic.Bool   // see Doubt
 
 	// Owned by Run.
 	dialect  Dialect
@@ -64,12 +66,9 @@ type Scraper struct {
 
 // NewScraper checks cfg and starts nothing.
 func NewScraper(cfg ScraperConfig) (*Scraper, error) {
-	for name, u := range map[string]string{"URL": cfg.URL, "MetricsURL": cfg.MetricsURL} {
-		if u == "" && name == "MetricsURL" {
-			continue
-		}
+	if u := cfg.MetricsURL; u != "" {
 		if parsed, err := url.Parse(u); err != nil || parsed.Scheme != "http" && parsed.Scheme != "https" || parsed.Host == "" {
-			return nil, fmt.Errorf("%s: %q is not a URL such as http://127.0.0.1:8000", name, u)
+			return nil, fmt.Errorf("MetricsURL: %q is not a URL such as http://127.0.0.1:8000/metrics", ShowURL(u))
 		}
 	}
 	if cfg.Dialect != "" {
@@ -80,8 +79,12 @@ func NewScraper(cfg ScraperConfig) (*Scraper, error) {
 		cfg.Dialect = d
 	}
 	cfg.Client = cmp.Or(cfg.Client, http.DefaultClient)
+	a, err := newAsker(cfg.Client, cfg.URL, cfg.APIKey)
+	if err != nil {
+		return nil, fmt.Errorf("URL: %w", err)
+	}
 	return &Scraper{
-		cfg: cfg, asker: newAsker(cfg.Client, cfg.URL, cfg.APIKey), timeout: time.Second, look: make(chan struct{}, 1),
+		cfg: cfg, asker: a, timeout: time.Second, look: make(chan struct{}, 1),
 		latest: Status{Reason: "not asked yet"},
 	}, nil
 }

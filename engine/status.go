@@ -37,10 +37,20 @@ type Status struct {
 	KVUsed  *int64   // used part of KVTotal
 	KVUsage *float64 // used fraction, 0 to 1
 
+	// Ranks are the data-parallel engines behind one address, in the order of their numbers; nil: not reported.
+	Ranks []RankStatus
+
 	Preemptions   *int64 // counter: running requests that were preempted for lack of KV cache
 	Generated     *int64 // counter: tokens generated
 	PrefixHits    *int64 // counter: tokens, or blocks of tokens, found in the prefix cache
 	PrefixQueries *int64 // counter: tokens or blocks looked up there
+}
+
+// A RankStatus is what one data-parallel engine of several reports. A nil pointer is a signal that it does not report.
+type RankStatus struct {
+	Running *int
+	Waiting *int
+	KVUsage *float64
 }
 
 // Age is how old the load signals are; the longest possible duration if there are none.
@@ -75,6 +85,9 @@ func (s *Status) fill(o Status) {
 	take(&s.Generated, o.Generated)
 	take(&s.PrefixHits, o.PrefixHits)
 	take(&s.PrefixQueries, o.PrefixQueries)
+	if s.Ranks == nil {
+		s.Ranks = o.Ranks
+	}
 	if s.Reason == "" {
 		s.Reason = o.Reason
 	}

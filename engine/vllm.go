@@ -22,6 +22,7 @@ func readVLLM(m metrics, st *Status) {
 	if swapped := number(m.sum(vllmRanks, "num_requests_swapped")); st.Waiting != nil && swapped != nil {
 		st.Waiting = new(*st.Waiting + *swapped)
 	}
+	st.Ranks = vllmRankStatuses(m)
 	st.KVTotal = vllmCapacity(m)
 	st.KVUsage = fraction(m.mean(vllmRanks, "kv_cache_usage_perc", "gpu_cache_usage_perc"))
 	st.Preemptions = whole(m.sum(vllmRanks, "num_preemptions_total"))
@@ -31,6 +32,22 @@ func readVLLM(m metrics, st *Status) {
 	if awake := m.where("engine_sleep_state", "sleep_state", "awake").sum(nil, "engine_sleep_state"); awake != nil && *awake == 0 {
 		st.Reason = "the engine is asleep"
 	}
+}
+
+// vllmRankStatuses returns the load of each data-parallel engine. They are numbered from 0; if some number is missing, nothing
+// is known.
+func vllmRankStatuses(m metrics) []RankStatus {
+	running, waiting := m.byLabel("engine", "num_requests_running"), m.byLabel("engine", "num_requests_waiting")
+	usage := m.byLabel("engine", "kv_cache_usage_perc", "gpu_cache_usage_perc")
+	var list []RankStatus
+	for i := range len(running) {
+		id := strconv.Itoa(i)
+		if running[id] == nil {
+			return nil
+		}
+		list = append(list, RankStatus{Running: number(running[id]), Waiting: number(waiting[id]), KVUsage: fraction(usage[id])})
+	}
+	return list
 }
 
 // vllmCapacity is the size of the engines' KV caches in tokens. Older versions report only one of

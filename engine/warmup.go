@@ -145,12 +145,9 @@ func (a asker) call(ctx context.Context, method, path string, body any) ([]byte,
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	if a.key != "" {
-		req.Header.Set("Authorization", "Bearer "+a.key)
-	}
 	resp, err := a.client.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, shownError(err)
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxPage))
@@ -158,7 +155,7 @@ func (a asker) call(ctx context.Context, method, path string, body any) ([]byte,
 		return nil, err
 	}
 	if resp.StatusCode/100 != 2 {
-		return nil, &statusError{method, a.base + path, resp.StatusCode, answer[:min(len(answer), 1024)]}
+		return nil, a.statusError(resp, method, a.base+path, answer)
 	}
 	return answer, nil
 }

@@ -73,7 +73,7 @@ func (a *admission) admit(in arrival) (*request, error) {
 	}
 	body, deadline := call.WithEngineTier(in.body), in.at.Add(patience.silence)
 	wire := &subjects.Request{
-		ID: in.id, Gateway: a.bus.id, Tenant: in.caller.tenant, Tier: tier.Name, Model: call.Model, ModelAt: call.ModelAt, Pool: to.pool,
+		ID: in.id, Gateway: a.bus.id, Tenant: in.caller.tenant, Tier: tier.Name, Model: call.Model, ModelAt: call.ModelAt, AdapterOf: to.adapterOf, Pool: to.pool,
 		Deadline: deadline.UnixMilli(), Method: in.http.Method, Path: api.RequestURI(in.http.URL),
 		Header: forEngine(header, in.header["X-Request-Id"]), Stream: call.Stream, InputTokens: max(len(body)/4, 1),
 		BodySize: int64(len(body)),

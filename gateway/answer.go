@@ -383,7 +383,7 @@ func (a *answer) insteadOfStream() error {
 func (a *answer) giveBack(fail *subjects.Fail) error {
 	switch {
 	case fail.Answer != nil:
-	case fail.Class == subjects.FailMisfit:
+	case fail.Class == subjects.FailMisfit, fail.Class == subjects.FailCredentials:
 		return a.refuse(&api.Error{Status: http.StatusBadGateway, Code: "upstream_misconfigured", NoRetry: true,
 			Message: "no engine could serve the request: " + fail.Reason})
 	default:

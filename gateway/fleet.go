@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -28,12 +29,13 @@ const (
 // fleet is what this gateway knows of workers, pools and other gateways. It records what they publish, answers questions
 // and returns what has changed; it starts nothing and publishes nothing.
 type fleet struct {
-	mu      sync.Mutex
-	workers map[string]*member    // by id
-	pools   map[string]*poolState // those that have ever had a worker
-	peers   map[string]time.Time  // other gateways, and when each last published a reference
-	swept   time.Time
-	primed  bool // addPools was called
+	mu       sync.Mutex
+	workers  map[string]*member           // by id
+	pools    map[string]*poolState        // those that have ever had a worker
+	adapters map[string]map[string]string // names of the adapters that engines have had beside a pool's model, by pool, and that model
+	peers    map[string]time.Time         // other gateways, and when each last published a reference
+	swept    time.Time
+	primed   bool // addPools was called
 }
 
 type member struct {
@@ -62,7 +64,7 @@ type change struct {
 }
 
 func newFleet() *fleet {
-	return &fleet{workers: make(map[string]*member), pools: make(map[string]*poolState), peers: make(map[string]time.Time)}
+	return &fleet{workers: make(map[string]*member), pools: make(map[string]*poolState), peers: make(map[string]time.Time), adapters: make(map[string]map[string]string)}
 }
 
 // onHeartbeat records the heartbeat of a worker. One that has left does not come back.
@@ -79,12 +81,60 @@ func (f *fleet) onHeartbeat(h *subjects.Heartbeat, now time.Time) []change {
 	f.workers[h.Worker] = &member{beat: h, seen: now}
 	for i := range h.Pools {
 		p := f.addPoolLocked(h.Pools[i].Pool, now)
+		f.addAdaptersLocked(&h.Pools[i])
 		p.anyCase = p.anyCase || h.Pools[i].AnyCase || strings.HasSuffix(h.Pools[i].Pool, latest) // a worker may not know its engine yet
 	}
 	if was == nil || was.State != h.State || was.Slots != h.Slots || len(was.Pools) != len(h.Pools) {
 		f.countLocked(now)
 	}
 	return slices.Concat(changesOf(was, h), failingChanges(was, h), modelChanges(was, h))
+}
+
+// addAdaptersLocked adds the adapters that an engine has. They are not forgotten when the engine unloads them: a request for
+// one must not be answered by the model itself.
+func (f *fleet) addAdaptersLocked(at *subjects.PoolStatus) {
+	if len(at.Adapters) == 0 {
+		return
+	}
+	known := f.adapters[at.Pool]
+	if known == nil {
+		known = make(map[string]string)
+		f.adapters[at.Pool] = known
+	}
+	for _, name := range at.Adapters {
+		if parent := cmp.Or(at.Model, at.Pool); known[name] != parent && len(known) < 4*subjects.MaxAdapters {
+			known[name] = parent
+		}
+	}
+}
+
+// adapterOf returns the model that a name is an adapter of, as an engine of the pool calls it; empty if it is none. If only
+// some live workers of the pool have the adapter, at is the id of the one of them with the most free slots.
+func (f *fleet) adapterOf(pool, name string) (parent, at string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if parent = f.adapters[pool][name]; parent == "" {
+		return "", ""
+	}
+	most, all := math.MinInt, true
+	for id, m := range f.workers {
+		if !m.beat.Live() {
+			continue
+		}
+		for i := range m.beat.Pools {
+			if p := &m.beat.Pools[i]; p.Pool != pool {
+				continue
+			} else if !slices.Contains(p.Adapters, name) {
+				all = false
+			} else if free := m.beat.Slots - m.beat.InFlight - m.taken; free > most {
+				most, at = free, id
+			}
+		}
+	}
+	if all {
+		at = ""
+	}
+	return parent, at
 }
 
 // failingChanges compares the pools whose requests fail at a worker with those of the heartbeat before.

@@ -299,6 +299,7 @@ type model struct {
 	ContextLength    int64      `json:"context_length,omitempty"`
 	MaxContextLength int64      `json:"max_context_length,omitempty"`
 	ContextWindow    int64      `json:"context_window,omitempty"`
+	Parent           string     `json:"parent,omitempty"`
 	Meta             *modelMeta `json:"meta,omitempty"`
 }
 
@@ -311,7 +312,7 @@ type modelMeta struct {
 func asModel(name string, said subjects.ListedModel) model {
 	m := model{
 		ID: name, Object: "model", Created: said.Created, OwnedBy: cmp.Or(said.OwnedBy, "pulley"), MaxModelLen: said.MaxModelLen,
-		ContextLength: said.ContextLength, MaxContextLength: said.MaxContextLength, ContextWindow: said.ContextWindow,
+		ContextLength: said.ContextLength, MaxContextLength: said.MaxContextLength, ContextWindow: said.ContextWindow, Parent: said.Parent,
 	}
 	if meta := (modelMeta{said.MetaContext, said.MetaTrained}); meta != (modelMeta{}) {
 		m.Meta = &meta

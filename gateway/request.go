@@ -229,6 +229,8 @@ func (r *request) fail(a *attempt, class subjects.FailClass, crashed bool) (h po
 	case class == subjects.FailMisfit:
 		r.history.Misfits++
 		r.refused[a.worker] = true
+	case class == subjects.FailCredentials: // there is time to wait: the worker is down until the engine accepts them
+		r.history.Refusals++
 	case class == subjects.FailCrashed:
 		r.history.Failures++
 		r.history.Crashes++

@@ -35,6 +35,7 @@ type destination struct {
 	lane      string
 	pin       string // the id of the live worker whose engine has the response that the call continues; empty if there is none
 	home      string // the id of the live worker that has the conversation cached; empty if none is known
+	adapterOf string // the model of which the call's is an adapter; empty if it is none
 	affinity  uint64 // the key under which the worker that takes the request is remembered; 0: it is not
 }
 
@@ -96,6 +97,10 @@ func (ro *router) route(r *rules, model named, call *api.Call, tenant string, h 
 	} else {
 		to.pool = ro.side(to.routeName, to.route, tenant, session, home)
 		to.pool = ro.poolOf(ro.withFallback(to.route, to.pool, now))
+		at := ""
+		if to.adapterOf, at = ro.fleet.adapterOf(to.pool, call.Model); at != "" && to.pin == "" {
+			to.pin = at
+		}
 	}
 	to.lane = ro.lane(r.Policy, to.pool, session != "", home)
 	if ro.laneOfPin(r.Policy, to.pool, to.pin) {

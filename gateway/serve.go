@@ -274,7 +274,7 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 		return true, ans.refuse(api.Errorf(http.StatusBadGateway, "upstream_lost", "the answer broke off: %s", fail.Reason))
 	}
 	history, refused := r.fail(a, fail.Class, ev.crashed)
-	ours := fail.Class != subjects.FailRefused && fail.Class != subjects.FailMisfit && fail.Class != subjects.FailDraining
+	ours := fail.Class != subjects.FailRefused && fail.Class != subjects.FailMisfit && fail.Class != subjects.FailCredentials && fail.Class != subjects.FailDraining
 	if ours && !ev.crashed {
 		r.failedAt = append(r.failedAt, a.worker)
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/broker"
+	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
@@ -572,7 +573,7 @@ func TestWorkerKey(t *testing.T) {
 		e := env.Handler("e", engineOf(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, "%q", r.Header["Authorization"])
 		}, "m"))
-		env.Worker(e, worker.Config{Name: "e", APIKey: "the-engine's"})
+		env.Worker(e, worker.Config{Name: "e", Credentials: engine.Credentials{Key: "the-engine's"}})
 		g.Serves(t, "m")
 		r := do(t, g, "POST", "/v1/x", `{"model":"m"}`, "Authorization", "Bearer the-client's")
 		if want := `["Bearer the-engine's"]`; r.body != want {

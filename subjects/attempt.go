@@ -180,14 +180,17 @@ type End struct {
 type FailClass string
 
 const (
-	FailRefused   FailClass = "refused"   // the engine has no slot (429, 503): try another worker, do not count a failure
-	FailMisfit    FailClass = "misfit"    // this engine cannot serve the request, another may (unknown model or path, refused credentials, short context)
-	FailEngine    FailClass = "engine"    // the engine failed (5xx, no connection, an answer that is none): try another worker
-	FailCrashed   FailClass = "crashed"   // the connection to the engine broke while it had the request, which may have crashed it
-	FailTruncated FailClass = "truncated" // the answer broke off
-	FailStalled   FailClass = "stalled"   // the engine sent nothing for too long
-	FailDraining  FailClass = "draining"  // the worker leaves before the attempt is done: try another worker, do not count a failure
-	FailBody      FailClass = "body"      // the request's body could not be fetched
+	FailRefused FailClass = "refused" // the engine has no slot (429, 503): try another worker, do not count a failure
+	FailMisfit  FailClass = "misfit"  // this engine cannot serve the request, another may (unknown model or path, refused credentials, short context)
+	// FailCredentials: the engine refuses the worker's credentials, which are about to change. Try another worker, do not
+	// count a failure; without one the request waits.
+	FailCredentials FailClass = "credentials"
+	FailEngine      FailClass = "engine"    // the engine failed (5xx, no connection, an answer that is none): try another worker
+	FailCrashed     FailClass = "crashed"   // the connection to the engine broke while it had the request, which may have crashed it
+	FailTruncated   FailClass = "truncated" // the answer broke off
+	FailStalled     FailClass = "stalled"   // the engine sent nothing for too long
+	FailDraining    FailClass = "draining"  // the worker leaves before the attempt is done: try another worker, do not count a failure
+	FailBody        FailClass = "body"      // the request's body could not be fetched
 )
 
 // Fail ends an attempt that failed. Answer and Body hold the engine's own answer if it gave one.

@@ -207,7 +207,7 @@
 // engine's own answer if there was one, it was short, and it is fit for a client. A worker sends no frame of an answer
 // before a part of it shows content or an error (api.Inspector), and fails an attempt whose answer is none. An error that
 // names the request is an answer like any other (api.FaultOf). Of the other errors of an engine, 429 and 503 are class
-// refused; an unknown model or path, refused credentials and a context that is too short are class misfit; 5xx, and
+// refused; an unknown model or path, refused credentials and a context that is too short are class misfit, but class credentials if these may change; 5xx, and
 // errors with status 200, are class engine. A connection to the engine that breaks is class crashed. An event stream
 // without its API's last event is class truncated. A gateway that does not know a class treats it as engine.
 //
@@ -231,7 +231,8 @@
 // # Signs of life
 //
 //	Heartbeat   every 500 ms. After 1.5 s without one, all attempts of the worker are failed over. A fenced worker says why in
-//	            reason, and in fence_class, one word from a fixed set (gpu.FenceClass). For each pool it has what the engine's list
+//	            reason, and in fence_class, one word from a fixed set (gpu.FenceClass). One that is down because its engine refuses
+//	            its credentials, has a certificate that is not trusted, or is a web page, says which in down_class (DownClass). One that chooses among data-parallel ranks has the load of each in ranks. For each pool it has what the engine's list
 //	            says of the model (listed), and whether its name may be spelled otherwise (any_case); an older worker sends neither
 //	Alive       every second to each gateway: the attempts that run for it, how many items of frames each has sent, and what
 //	            the last WindowUpdate said. An attempt that its gateway does not want is cancelled, and a WindowUpdate that was lost

@@ -46,6 +46,7 @@ type Heartbeat struct {
 	State        State          `json:"state"`
 	Reason       string         `json:"reason,omitempty"`
 	FenceClass   gpu.FenceClass `json:"fence_class,omitempty"` // class of Reason, if State is Fenced
+	DownClass    DownClass      `json:"down_class,omitempty"`  // class of Reason, if State is Down and someone has to remove an obstacle
 	Slots        int            `json:"slots"`                 // requests that it may have now
 	InFlight     int            `json:"in_flight"`
 	Prefills     int            `json:"prefills"` // requests in flight without a first token
@@ -55,6 +56,7 @@ type Heartbeat struct {
 	Pools        []PoolStatus   `json:"pools"`
 	Capacity     *Capacity      `json:"room,omitempty"`
 	EngineStatus *EngineStatus  `json:"tells,omitempty"` // nil until the engine was read
+	Ranks        []Rank         `json:"ranks,omitempty"` // data-parallel ranks, if the worker chooses among them
 	NVML         *NVML          `json:"nvml,omitempty"`  // nil if NVML is off
 }
 
@@ -99,6 +101,9 @@ func (p *PoolStatus) check() error {
 		}
 		if len(l.OwnedBy) > 64 {
 			err = cmp.Or(err, errors.New("an owner of more than 64 bytes"))
+		}
+		if len(l.Parent) > MaxName {
+			err = cmp.Or(err, fmt.Errorf("a parent of more than %d bytes", MaxName))
 		}
 	}
 	if p.Curve != nil {
@@ -165,6 +170,14 @@ type EngineStatus struct {
 	Loaded []string `json:"loaded,omitempty"`
 }
 
+// Rank is a data-parallel rank of an engine. A nil field is a signal that the engine does not give.
+type Rank struct {
+	InFlight int      `json:"in_flight"` // the worker's own requests
+	Running  *int     `json:"running,omitempty"`
+	Waiting  *int     `json:"waiting,omitempty"`
+	KVUsage  *float64 `json:"kv_usage,omitempty"`
+}
+
 // NVML is what NVML reports about the GPUs of a worker's engine.
 type NVML struct {
 	Mode   string `json:"mode"` // auto or required
@@ -209,9 +222,14 @@ type PoolStatus struct {
 	LoadMS int64 `json:"load_ms,omitempty"`
 	// AnyCase says that the engine takes the name in any case, and without its tag if that is latest, as Ollama does.
 	AnyCase bool `json:"any_case,omitzero"`
+	// Adapters are the names of the adapters (LoRA) of the model that the engine has loaded beside it.
+	Adapters []string `json:"adapters,omitempty"`
 	// Listed is what the engine's list of models says of the model; nil if it does not list it.
 	Listed *ListedModel `json:"listed,omitempty"`
 }
+
+// MaxAdapters is how many names of adapters a heartbeat has for each pool at most.
+const MaxAdapters = 1024
 
 // Loaded reports whether requests for the pool's model are answered without a load.
 func (p *PoolStatus) Loaded() bool { return !p.Cold && p.Loading.IsZero() }
@@ -226,6 +244,7 @@ type Learned struct {
 type ListedModel struct {
 	Created          int64  `json:"created,omitzero"` // Unix seconds
 	OwnedBy          string `json:"owned_by,omitzero"`
+	Parent           string `json:"parent,omitzero"` // of an adapter: the model that it belongs to
 	MaxModelLen      int64  `json:"max_model_len,omitzero"`
 	ContextLength    int64  `json:"context_length,omitzero"`
 	MaxContextLength int64  `json:"max_context_length,omitzero"`
@@ -250,12 +269,24 @@ func (m *ListedModel) Agree(other *ListedModel) {
 	if m.OwnedBy != other.OwnedBy {
 		m.OwnedBy = ""
 	}
+	if m.Parent != other.Parent {
+		m.Parent = ""
+	}
 }
 
 // Classes of reasons for which a worker is fenced, besides those of its GPUs.
 const (
 	FenceStalled gpu.FenceClass = "stalled" // the engine has stalled
 	FenceNVML    gpu.FenceClass = "nvml"    // NVML is required but reports nothing
+)
+
+// DownClass is the kind of obstacle between a worker and its engine. Others may be added.
+type DownClass string
+
+const (
+	DownCredentials DownClass = "credentials" // the engine refuses the worker's API key or password, or wants one
+	DownCertificate DownClass = "certificate" // the engine's certificate is not trusted, or it refuses the worker's
+	DownPage        DownClass = "page"        // what answers at the URL is no engine: a web page, a redirection, no such path
 )
 
 // Serves reports whether the worker serves a pool.

@@ -32,6 +32,7 @@ type Request struct {
 	Tier        string      `json:"tier"`
 	Model       string      `json:"model"` // as the client named it
 	ModelAt     ModelAt     `json:"model_at,omitzero"`
+	AdapterOf   string      `json:"adapter_of,omitempty"` // Model is an adapter of this model, as engines call it: where that is served, the name stays
 	Pool        string      `json:"pool"`
 	Deadline    int64       `json:"deadline"` // Unix milliseconds; informative, the gateway enforces it
 	Method      string      `json:"method"`
@@ -101,6 +102,9 @@ func (r *Request) build(b *builder) {
 		b.int(`,"to":`, int64(r.ModelAt.To))
 		b.lit(`}`)
 	}
+	if r.AdapterOf != "" {
+		b.str(`,"adapter_of":`, r.AdapterOf)
+	}
 	b.str(`,"pool":`, r.Pool)
 	b.int(`,"deadline":`, r.Deadline)
 	b.str(`,"method":`, r.Method)
@@ -125,6 +129,7 @@ func (r *Request) read(meta string) bool {
 		j.lit(`,"model":`) && j.str(&r.Model) &&
 		(!j.lit(`,"model_at":{"in":`) || j.str((*string)(&r.ModelAt.In)) &&
 			j.lit(`,"from":`) && j.int(&r.ModelAt.From) && j.lit(`,"to":`) && j.int(&r.ModelAt.To) && j.lit(`}`)) &&
+		(!j.lit(`,"adapter_of":`) || j.str(&r.AdapterOf)) &&
 		j.lit(`,"pool":`) && j.str(&r.Pool) &&
 		j.lit(`,"deadline":`) && j.int64(&r.Deadline) &&
 		j.lit(`,"method":`) && j.str(&r.Method) &&

@@ -34,6 +34,10 @@ const (
 
 	// grantTimeout bounds the wait for a grant. A gateway that does not know Claim.Confirm does not answer.
 	grantTimeout = time.Second
+	// A request for an adapter that the engine does not list is handed back this often, the first time for this long and
+	// then longer: another worker may have it. That takes 16 s.
+	adapterBounces = 20
+	adapterFirst   = 20 * time.Millisecond
 
 	bodyTimeout = 5 * time.Second // for one piece of a body
 
@@ -73,6 +77,8 @@ type attempt struct {
 	out      responder
 	body     []byte
 	streamed bool // the engine's answer is a stream; other goroutines may read it once firstByte is set
+	rank     int  // data-parallel rank of the engine that runs it; -1: the engine chooses
+	adapter  bool // the engine is asked for an adapter, by the client's name
 
 	// Shared without a lock.
 	claimed   atomic.Bool   // the claim has been published
@@ -417,6 +423,12 @@ func (w *Worker) accept(m *nats.Msg, d subjects.Delivery, now time.Time) *attemp
 		w.handBack(m.Reply, after)
 		return nil
 	}
+	if req.AdapterOf == t.model && req.AdapterOf != "" && !w.bidder.alone(d) {
+		if listed, _ := w.presence.facts(); listed[req.Model] == nil && d.Delivered <= adapterBounces {
+			w.handBack(m.Reply, min(adapterFirst<<(d.Delivered-1), time.Second))
+			return nil
+		}
+	}
 	a := newAttempt(m, req, t, now)
 	if !w.attempts.begin(a) { // the worker has begun to drain
 		w.nc.Publish(m.Reply, subjects.Nak)
@@ -447,6 +459,7 @@ func (w *Worker) begin(a *attempt) {
 		input: float64(a.req.InputTokens), streams: a.req.Stream, started: a.started, beside: beside, load: load,
 	}
 	w.estimates.begin(&a.timing)
+	a.rank = w.capacity.takeRank()
 }
 
 // run carries out an attempt. Its slot is free as soon as the engine is done.
@@ -461,6 +474,7 @@ func (w *Worker) run(a *attempt) {
 	now := time.Now()
 	w.estimates.end(&a.timing, now)
 	w.capacity.end(&a.slot, now)
+	w.capacity.freeRank(a.rank)
 	w.presence.endTrial(a.task.source)
 	w.bid()
 	// The gateway settles the delivery, since it decides whether there is another
@@ -547,7 +561,11 @@ func (w *Worker) call(a *attempt) {
 	body, err := fetchBody(w.nc, a)
 	path := a.req.Path
 	a.body = body
-	if err == nil {
+	if a.req.Model != a.task.model {
+		listed, _ := w.presence.facts()
+		a.adapter = keepsName(a.req, a.task.model, listed)
+	}
+	if err == nil && !a.adapter {
 		path, body, err = api.RenameModel(a.req, body, a.task.model)
 	}
 	if err != nil {
@@ -646,7 +664,17 @@ func failAs(w *Worker, a *attempt, due api.Fault, status int, retryAfter time.Du
 			f.Answer, f.Body = nil, nil // the credentials are the worker's: its client could not do anything about that
 			reason = "the engine refuses the worker's credentials: " + said
 		}
+		if status == http.StatusUnauthorized || status == http.StatusProxyAuthRequired {
+			if w.cfg.Credentials.InFile() {
+				f.Class = subjects.FailCredentials
+			}
+			w.scraper.Doubt()
+		}
 		f.Reason = fmt.Sprintf("engine %s: %s", w.cfg.Name, reason)
+		if a.adapter && (status == http.StatusNotFound || status == http.StatusBadRequest) { // which says nothing about its parent
+			f.Reason = fmt.Sprintf("engine %s: it does not have the adapter %q: %s", w.cfg.Name, a.req.Model, said)
+			break
+		}
 		w.onFailure(failure{pool: a.task.source, reason: reason, setup: true}, time.Now())
 	case api.FaultMisfit:
 		f.Class = subjects.FailMisfit

@@ -63,6 +63,7 @@ type capacity struct {
 
 	gpus      gpuWatch
 	models    models
+	ranks     ranks
 	fence     fence
 	decisions decisions
 }
@@ -101,6 +102,7 @@ func newCapacity(cfg Config) *capacity {
 	c.signals = policy.Signals{Fixed: cfg.Profile.Fixed, NVMLRequired: cfg.NVMLRequired, Limit: c.limit.Value()}
 	c.signals.Slots = slotsOf(cfg, c.status)
 	c.models.preload.names = cfg.Preload
+	c.ranks = newRanks(cfg.Ranks)
 	c.current = c.signals.Capacity()
 	c.slots = c.current.Total
 	return c
@@ -384,6 +386,7 @@ func (c *capacity) onStatus(st engine.Status, work workload, now time.Time) {
 	defer c.mu.Unlock()
 	was := c.status
 	c.status = st
+	c.ranks.onStatus(st)
 	if fell(was.Preemptions, st.Preemptions) || fell(was.Generated, st.Generated) { // it has restarted
 		c.restartLocked(now)
 	}
@@ -402,7 +405,7 @@ func (c *capacity) onStatus(st engine.Status, work workload, now time.Time) {
 	if st.At.After(was.At) {
 		s.Scrape = policy.Scrape{
 			Taken: true, InFlight: c.inFlight,
-			Running: maybe(st.Running), Waiting: maybe(st.Waiting),
+			Running: maybe(st.Running), Waiting: maybe(c.ranks.waiting(st)),
 			KVUsed: maybe(st.KVUsage), Preempted: maybe(st.Preemptions),
 			Prefilling: work.prefills, Prefill: work.prompt,
 		}
@@ -615,6 +618,7 @@ func (c *capacity) report(h *subjects.Heartbeat) (fence string, dialect engine.D
 		}
 	}
 	h.EngineStatus, h.FenceClass = engineReport(c.status), c.fence.class
+	h.Ranks = c.ranks.report()
 	if c.cfg.NVML != nil {
 		h.NVML = c.gpus.report(c.cfg.NVMLRequired)
 	}

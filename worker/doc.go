@@ -16,7 +16,7 @@
 //
 //	presence   the worker's state, the engine's health, the pools whose requests fail (failing.go), the operator's orders, the known gateways
 //	bidder     lanes with their open bids, tiers, what the policy and the gateways say about pools; decides what to bid on, at which price, and which deliveries to accept
-//	capacity   the adaptive limit, the engine's load, GPUs (gpus.go), loaded models (models.go), the time between tokens; decides how many requests there may be, and whether any may start
+//	capacity   the adaptive limit, the engine's load, GPUs (gpus.go), loaded models (models.go), data-parallel ranks (ranks.go), the time between tokens; decides how many requests there may be, and whether any may start
 //	estimator  how long prompts and tokens take, and which requests wait for their first token
 //	attempts   what runs, and which requests should not be attempted here again for now
 //	link       what was sent to one gateway and is not acknowledged (link.go)

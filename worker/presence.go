@@ -46,6 +46,7 @@ type presence struct {
 	cordoned  bool
 	weight    float64                          // set by the policy or the configuration; 0: not set
 	unlisted  string                           // why the engine's last listing of its models was not usable; empty: it was
+	trouble   engine.Trouble                   // the kind of obstacle that unlisted is
 	unhealthy string                           // why the engine is not healthy by its own report; empty: it is
 	refusals  int                              // of the engine since its last whole answer
 	failing   failing                          // see failing.go
@@ -55,6 +56,8 @@ type presence struct {
 	gateways  map[string]time.Time             // last sign of life, by id
 	missing   map[string]time.Time             // since when the broker knows no gateway of an id
 	listed    map[string]*subjects.ListedModel // what the engine's list says of its models, by name; the values are never changed
+	adapters  map[string][]string              // names of the adapters in that list, by their parent; the values are never changed
+	unserved  []string                         // models of the engine beside the one that a configured pool serves
 	dialect   engine.Dialect                   // as last detected
 }
 
@@ -131,10 +134,40 @@ func (p *presence) onDialect(d engine.Dialect) (changed bool) {
 	return changed
 }
 
+// onUnserved stores which of the engine's models a pool does not serve. It reports whether there are others than before.
+func (p *presence) onUnserved(models []string) (news bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	news = len(models) > 0 && !slices.Equal(models, p.unserved)
+	p.unserved = models
+	return news
+}
+
+// onTrouble stores the kind of obstacle of the engine's last listing.
+func (p *presence) onTrouble(t engine.Trouble) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.trouble = t
+}
+
+// downClass returns what keeps the worker from its engine, if that is why it is down and someone has to remove it.
+func (p *presence) downClass() subjects.DownClass {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state != subjects.Down || p.unlisted == "" {
+		return ""
+	}
+	return subjects.DownClass(p.trouble)
+}
+
 // onFacts stores what the engine's list says of its models. The first time of creation stays, since some engines
 // give the time of the question.
 func (p *presence) onFacts(l engine.Listing) {
-	listed := make(map[string]*subjects.ListedModel, len(l.Models))
+	listed, adapters := make(map[string]*subjects.ListedModel, len(l.Models)), l.Adapters()
+	for parent, names := range adapters {
+		slices.Sort(names)
+		adapters[parent] = names[:min(len(names), subjects.MaxAdapters)]
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i, name := range l.Models[:min(len(l.Models), len(l.Facts))] {
@@ -143,19 +176,22 @@ func (p *presence) onFacts(l engine.Listing) {
 			Created: f.Created, OwnedBy: f.OwnedBy, MaxModelLen: f.MaxModelLen, ContextLength: f.ContextLength,
 			MaxContextLength: f.MaxContextLength, ContextWindow: f.ContextWindow, MetaContext: f.MetaContext, MetaTrained: f.MetaTrained,
 		}
+		if len(f.Parent) <= subjects.MaxName {
+			m.Parent = f.Parent
+		}
 		if was := p.listed[name]; was != nil && was.Created > 0 {
 			m.Created = min(m.Created, was.Created)
 		}
 		listed[name] = &m
 	}
-	p.listed = listed
+	p.listed, p.adapters = listed, adapters
 }
 
-// facts returns what the engine's list says of its models. It must not be changed.
-func (p *presence) facts() map[string]*subjects.ListedModel {
+// facts returns what the engine's list says of its models, and the names of adapters by their parent. It must not be changed.
+func (p *presence) facts() (listed map[string]*subjects.ListedModel, adapters map[string][]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.listed
+	return p.listed, p.adapters
 }
 
 // onStatus stores why the engine is not healthy by its own report; empty if it is.
@@ -285,10 +321,21 @@ func (p *presence) forgetGateways(inUse map[string]*subjects.Alive, now time.Tim
 
 // onListing handles the engine's list of its models. It reports whether the worker can serve with it.
 func (w *Worker) onListing(l engine.Listing) (good bool) {
-	models, err := modelsOf(w.cfg, l)
+	had := ""
+	if serving := w.bidder.serving(); w.cfg.Pool != "" && len(serving) == 1 {
+		had = serving[0].model
+	}
+	models, err := modelsOf(w.cfg, l, had)
+	w.presence.onTrouble(l.Trouble)
 	if err == nil {
 		w.presence.onFacts(l)
 		w.serve(models)
+		if w.cfg.Pool != "" && len(w.cfg.Models) == 0 {
+			others := slices.DeleteFunc(l.Bases(models[0]), func(m string) bool { return m == models[0] })
+			if w.presence.onUnserved(others) {
+				w.log.Warn("the engine has other models too; its pool keeps the one that it had", "pool", w.cfg.Pool, "model", models[0], "others", others)
+			}
+		}
 	}
 	now := time.Now()
 	changed := w.onHealth(w.presence.onListing(err), now)
@@ -301,9 +348,13 @@ func (w *Worker) onListing(l engine.Listing) (good bool) {
 	return err == nil
 }
 
-// modelsOf returns the models that the worker serves. Configured models are served if
-// the engine answers at all, whatever it lists.
-func modelsOf(cfg Config, l engine.Listing) ([]string, error) {
+// modelsOf returns the models that the worker serves. Configured models are served if the engine answers at all, whatever
+// it lists. A configured pool serves the engine's one model, not counting adapters and further names of it; if the engine
+// has more, the one that it had before (empty: none).
+func modelsOf(cfg Config, l engine.Listing, had string) ([]string, error) {
+	if l.Trouble == engine.TroubleCredentials && l.Status != http.StatusForbidden { // which may be of this page alone
+		return nil, fmt.Errorf("%w: %s", l.Err, cfg.Credentials.Refused())
+	}
 	if len(cfg.Models) > 0 {
 		if l.Status == 0 || l.Status >= 500 {
 			return nil, l.Err
@@ -311,28 +362,43 @@ func modelsOf(cfg Config, l engine.Listing) ([]string, error) {
 		return cfg.Models, nil
 	}
 	switch {
-	case l.Status == http.StatusUnauthorized, l.Status == http.StatusForbidden:
-		return nil, fmt.Errorf("%w; name the variable that has the engine's key with key-env=", l.Err)
+	case l.Trouble == engine.TroubleCredentials:
+		return nil, fmt.Errorf("%w: %s; if that holds for this list alone, specify the models with model=NAME", l.Err, cfg.Credentials.Refused())
 	case l.Err != nil && l.Status >= 400 && l.Status < 500:
 		return nil, fmt.Errorf("%w; if the engine has no such list, specify the models with model=NAME", l.Err)
 	case l.Err != nil:
 		return nil, l.Err
 	}
+	listed := l.Models
+	if cfg.Pool != "" {
+		listed = l.Bases(had)
+	}
 	var models []string
-	for _, m := range l.Models {
+	for _, m := range listed {
 		if m != "" && len(m) <= subjects.MaxName {
 			models = append(models, m)
 		}
 	}
-	if len(models) == 0 {
+	switch {
+	case len(models) == 0:
 		return nil, errors.New("GET /v1/models: no models")
-	}
-	slices.Sort(models)
-	models = slices.Compact(models)
-	if cfg.Pool != "" && len(models) > 1 {
+	case cfg.Pool != "" && slices.Contains(models, had):
+		return []string{had}, nil
+	case cfg.Pool != "" && len(models) > 1:
 		return nil, fmt.Errorf("GET /v1/models: %d models, but pool %q takes one: specify it with model=NAME", len(models), cfg.Pool)
 	}
-	return models, nil
+	slices.Sort(models)
+	return slices.Compact(models), nil
+}
+
+// keepsName reports whether the model that a request names is an adapter of the engine's model that serves it, by what its
+// gateway or the engine's list says: then the engine is asked for the adapter.
+func keepsName(req *subjects.Request, model string, listed map[string]*subjects.ListedModel) bool {
+	if req.Model == model {
+		return false
+	}
+	is := listed[req.Model]
+	return req.AdapterOf == model || is != nil && is.Parent == model
 }
 
 func (w *Worker) serve(models []string) {
@@ -409,12 +475,14 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		Slots: ld.slots, InFlight: ld.inFlight, Prefills: ld.prefills.n, Weight: ld.assumed,
 		Done: w.attempts.done.Load(), Failed: w.attempts.failed.Load(),
 	}
+	h.DownClass = w.presence.downClass()
 	fence, dialect := w.capacity.report(&h)
 	h.Engine = engineName(w.cfg, dialect)
 	if h.State, h.Reason = w.presence.report(fence); h.State != subjects.Fenced {
 		h.FenceClass = ""
 	}
-	measured, facts, failing := w.estimates.measurements(now), w.presence.facts(), w.presence.failures()
+	measured, failing := w.estimates.measurements(now), w.presence.failures()
+	facts, adapters := w.presence.facts()
 	loads, _ := w.capacity.loadTimes()
 	paused := h.State == subjects.Ready
 	for _, s := range w.bidder.statuses(ld) {
@@ -425,7 +493,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		s.Cold, s.WillLoad, s.Spare, s.Loading = model.cold, model.next, model.spare, model.loading
 		s.Evicts = model.cold && model.evicts
 		s.LoadMS = loads[s.Pool].Milliseconds()
-		s.Listed = facts[cmp.Or(s.Model, s.Pool)]
+		s.Listed, s.Adapters = facts[cmp.Or(s.Model, s.Pool)], adapters[cmp.Or(s.Model, s.Pool)]
 		s.AnyCase = dialect == engine.DialectOllama && s.Model == ""
 		h.Pools = append(h.Pools, s)
 	}

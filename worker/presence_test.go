@@ -135,21 +135,31 @@ func TestModelsOfAListing(t *testing.T) {
 		models string
 		err    string
 	}{
-		"its list":                  {Config{}, engine.Listing{Status: 200, Models: []string{"b", "", "a", "b"}}, "[a b]", ""},
-		"an empty list":             {Config{}, engine.Listing{Status: 200}, "[]", "GET /v1/models: no models"},
-		"loading":                   {Config{}, engine.Listing{Status: 503, Err: errors.New("GET /v1/models: 503 Service Unavailable: Loading model")}, "[]", "GET /v1/models: 503 Service Unavailable: Loading model"},
-		"a wrong key":               {Config{}, engine.Listing{Status: 401, Err: errors.New("GET /v1/models: 401 Unauthorized")}, "[]", "GET /v1/models: 401 Unauthorized; name the variable that has the engine's key with key-env="},
-		"no list":                   {Config{}, engine.Listing{Status: 404, Err: errors.New("GET /v1/models: 404 Not Found")}, "[]", "GET /v1/models: 404 Not Found; if the engine has no such list, specify the models with model=NAME"},
-		"no answer":                 {Config{}, engine.Listing{Err: errors.New("connection refused")}, "[]", "connection refused"},
-		"something else":            {Config{}, engine.Listing{Status: 200, Err: errors.New("GET /v1/models: invalid character")}, "[]", "GET /v1/models: invalid character"},
-		"one pool for two":          {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"a", "b"}}, "[]", `GET /v1/models: 2 models, but pool "p" takes one: specify it with model=NAME`},
-		"one pool for one":          {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"a"}}, "[a]", ""},
-		"configured, and it lists":  {Config{Models: []string{"m"}}, engine.Listing{Status: 200, Models: []string{"a"}}, "[m]", ""},
-		"configured, and no list":   {Config{Models: []string{"m"}}, engine.Listing{Status: 404, Err: errors.New("404")}, "[m]", ""},
-		"configured, and broken":    {Config{Models: []string{"m"}}, engine.Listing{Status: 500, Err: errors.New("500")}, "[]", "500"},
-		"configured, and no answer": {Config{Models: []string{"m"}}, engine.Listing{Err: errors.New("refused")}, "[]", "refused"},
+		"its list":                         {Config{}, engine.Listing{Status: 200, Models: []string{"b", "", "a", "b"}}, "[a b]", ""},
+		"an empty list":                    {Config{}, engine.Listing{Status: 200}, "[]", "GET /v1/models: no models"},
+		"no list":                          {Config{}, engine.Listing{Status: 404, Err: errors.New("GET /v1/models: 404 Not Found")}, "[]", "GET /v1/models: 404 Not Found; if the engine has no such list, specify the models with model=NAME"},
+		"no answer":                        {Config{}, engine.Listing{Err: errors.New("connection refused")}, "[]", "connection refused"},
+		"something else":                   {Config{}, engine.Listing{Status: 200, Err: errors.New("GET /v1/models: invalid character")}, "[]", "GET /v1/models: invalid character"},
+		"one pool for two":                 {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"a", "b"}}, "[]", `GET /v1/models: 2 models, but pool "p" takes one: specify it with model=NAME`},
+		"one pool for one":                 {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"a"}}, "[a]", ""},
+		"one pool, and adapters":           {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"lora", "a", "other"}, Facts: []engine.Facts{{Parent: "a"}, {}, {Parent: "a"}}}, "[a]", ""},
+		"one pool, and names of one model": {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"b", "a", "c"}, Facts: []engine.Facts{{Root: "/m"}, {Root: "/m"}, {Root: "/l", Parent: "b"}}}, "[b]", ""},
+		"one pool, and an adapter without its parent": {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"lora", "a"}, Facts: []engine.Facts{{Parent: "z"}, {}}}, "[]",
+			`GET /v1/models: 2 models, but pool "p" takes one: specify it with model=NAME`},
+		"one pool that had one of two": {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"had", "a"}}, "[had]", ""},
+		"one pool that had another":    {Config{Pool: "p"}, engine.Listing{Status: 200, Models: []string{"a"}}, "[a]", ""},
+		"no pool, and adapters":        {Config{}, engine.Listing{Status: 200, Models: []string{"a", "lora"}, Facts: []engine.Facts{{}, {Parent: "a"}}}, "[a lora]", ""},
+		"a wrong key":                  {Config{Credentials: engine.Credentials{Key: "x"}, Models: []string{"m"}}, engine.Listing{Status: 401, Trouble: engine.TroubleCredentials, Err: errors.New("GET /v1/models: 401 Unauthorized")}, "[]", "GET /v1/models: 401 Unauthorized: the engine refuses the API key"},
+		"a key without rights": {Config{Credentials: engine.Credentials{KeyFile: "/k"}}, engine.Listing{Status: 403, Trouble: engine.TroubleCredentials, Err: errors.New("GET /v1/models: 403 Forbidden")}, "[]",
+			"GET /v1/models: 403 Forbidden: the engine refuses the API key in /k; if that holds for this list alone, specify the models with model=NAME"},
+		"configured, and a list that nobody may read": {Config{Models: []string{"m"}}, engine.Listing{Status: 403, Trouble: engine.TroubleCredentials, Err: errors.New("403")}, "[m]", ""},
+		"configured, and it lists":                    {Config{Models: []string{"m"}}, engine.Listing{Status: 200, Models: []string{"a"}}, "[m]", ""},
+		"configured, and no list":                     {Config{Models: []string{"m"}}, engine.Listing{Status: 404, Err: errors.New("404")}, "[m]", ""},
+		"configured, and broken":                      {Config{Models: []string{"m"}}, engine.Listing{Status: 500, Err: errors.New("500")}, "[]", "500"},
+		"configured, and no answer":                   {Config{Models: []string{"m"}}, engine.Listing{Err: errors.New("refused")}, "[]", "refused"},
+		"loading":                                     {Config{}, engine.Listing{Status: 503, Err: errors.New("GET /v1/models: 503 Service Unavailable: Loading model")}, "[]", "GET /v1/models: 503 Service Unavailable: Loading model"},
 	} {
-		models, err := modelsOf(test.cfg, test.l)
+		models, err := modelsOf(test.cfg, test.l, "had")
 		text := ""
 		if err != nil {
 			text = err.Error()

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -239,10 +239,9 @@ func (w *Worker) onRead(a *attempt, status int, in *api.Inspector, p *pace, now 
 	a.lastByte.set(a.started, now)
 }
 
-// engineCalls makes the calls of the engine.
+// engineCalls makes the calls of the engine. Its transport adds the credentials.
 type engineCalls struct {
 	base string // of its URLs
-	key  string // API key; empty: none
 }
 
 // request returns the call for an attempt. Most calls have the same path as the one before, so that its URL need not be
@@ -262,23 +261,12 @@ func (e *engineCalls) request(a *attempt, path string, body []byte) (*http.Reque
 		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 		r.Body, _ = r.GetBody()
 	}
-	r.Header = e.header(r.URL.User, a.req.Header)
+	if r.Header = a.req.Header; r.Header == nil {
+		r.Header = make(http.Header)
+	}
+	if a.rank >= 0 {
+		r.Header = r.Header.Clone()
+		r.Header.Set(headerRank, strconv.Itoa(a.rank))
+	}
 	return r, nil
-}
-
-// header returns a request's header with the worker's credentials for the engine.
-func (e *engineCalls) header(user *url.Userinfo, h http.Header) http.Header {
-	if h == nil {
-		h = make(http.Header)
-	}
-	switch {
-	case e.key != "":
-		h = h.Clone()
-		h.Set("Authorization", "Bearer "+e.key)
-	case user != nil:
-		h = h.Clone()
-		password, _ := user.Password()
-		(&http.Request{Header: h}).SetBasicAuth(user.Username(), password)
-	}
-	return h
 }

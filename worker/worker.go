@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,14 +27,17 @@ import (
 
 // Config says which engine a worker serves, and how.
 type Config struct {
-	// Engine is the base URL of the engine, with or without a trailing /v1.
+	// Engine is the base URL of the engine, with or without a trailing /v1: see engine.ParseAddress. A user and a password in
+	// it are used if there are no Credentials. They are not shown.
 	Engine string
 	// Name is for people. Default: host and port of Engine.
 	Name string
 	// EngineName is what people call such an engine, as in "vllm". Default: the dialect that is detected.
 	EngineName string
-	// APIKey is sent to the engine as a bearer token. Default: none.
-	APIKey string
+	// Credentials are sent to the engine. Default: none.
+	Credentials engine.Credentials
+	// TLS says how to call an engine with https. Default: the system's certificate authorities are trusted.
+	TLS engine.TLS
 	// Models are the models to serve. Default: what the engine's /v1/models lists, asked again every few seconds.
 	Models []string
 	// Pool is the pool to join, with the engine's one model. Default: for each model the pool of its name.
@@ -43,6 +45,9 @@ type Config struct {
 	// Slots is how many requests run at once at most. Default: as many as the
 	// engine reports that it runs; where it reports nothing of its load, 8.
 	Slots int
+	// Ranks is how many data-parallel ranks a vLLM at Engine has, if the worker is to choose one for each request: the least
+	// loaded. Slots are those of each rank then. Default 0: the engine chooses.
+	Ranks int
 	// Profile is how far requests may slow each other down for the sake of more of them: a name, and objectives if
 	// there are any. Default policy.Balanced, and policy.GivenSlots with Slots.
 	Profile policy.Profile
@@ -80,7 +85,7 @@ type Config struct {
 	Ungated bool
 	// Local has the gateways of this process. Default nil: there are none.
 	Local *subjects.Local
-	// Transport calls the engine. Default: one of its own, without compression.
+	// Transport calls the engine, with the Credentials added. Default: one of its own, without compression and by TLS.
 	Transport http.RoundTripper
 	// Version is published in heartbeats. Default "dev".
 	Version string
@@ -131,8 +136,9 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Transport == nil {
-		cfg.Transport = engine.NewTransport(cfg.Engine, &http.Transport{
+	client, err := engine.NewClient(engine.ClientConfig{
+		URL: cfg.Engine, Credentials: cfg.Credentials, TLS: cfg.TLS, RoundTripper: cfg.Transport, Logger: cfg.Logger.With("worker", cfg.Name),
+		Transport: &http.Transport{
 			Proxy:               http.ProxyFromEnvironment,
 			MaxIdleConnsPerHost: max(cfg.Slots, 256) + 8,
 			IdleConnTimeout:     90 * time.Second,
@@ -141,15 +147,19 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 			WriteBufferSize:     16 << 10,
 			// An answer's header must fit into a message.
 			MaxResponseHeaderBytes: min(64<<10, nc.MaxPayload()/4),
-		})
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("engine %s: %w", cfg.Engine, err)
 	}
+	cfg.Transport = client
 	var mark [3]byte
 	rand.Read(mark[:])
 	host, _ := os.Hostname()
 	w := &Worker{
 		cfg:     cfg,
 		id:      subjects.Token(cfg.Name) + "-" + hex.EncodeToString(mark[:]),
-		engine:  engineCalls{base: strings.TrimSuffix(strings.TrimRight(cfg.Engine, "/"), "/v1"), key: cfg.APIKey},
+		engine:  engineCalls{base: cfg.Engine},
 		host:    host,
 		nc:      nc,
 		log:     cfg.Logger.With("worker", cfg.Name),
@@ -162,16 +172,22 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	w.attempts = newAttempts()
 	w.runners = newRunners(w.run)
 	w.links = newLinks(nc, w.id)
-	if len(cfg.Models) > 0 { // known before the engine answers, so that requests for them wait
+	switch { // known before the engine answers, so that requests for them wait
+	case len(cfg.Models) > 0:
 		w.serve(cfg.Models)
+	case cfg.Pool != "":
+		w.serve([]string{cfg.Pool}) // until the engine says what its model is called
 	}
 	w.scraper, err = engine.NewScraper(engine.ScraperConfig{
-		URL: w.engine.base, Dialect: cfg.Dialect, MetricsURL: cfg.MetricsURL, APIKey: cfg.APIKey,
+		URL: w.engine.base, Dialect: cfg.Dialect, MetricsURL: cfg.MetricsURL,
 		Client:   &http.Client{Transport: cfg.Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		OnStatus: w.onStatus, OnListing: w.onListing,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("engine %s: %w", cfg.Engine, err)
+	}
+	if cfg.Credentials.Given() {
+		w.scraper.Doubt()
 	}
 	w.loader = loader{
 		capacity: w.capacity, engine: w.scraper, nc: nc, log: w.log, key: subjects.LearnedKey(host, cfg.Name),
@@ -180,16 +196,34 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	return w, nil
 }
 
+const (
+	maxWorkerName = 64 // bytes
+	maxRanks      = 256
+)
+
 // complete checks the configuration and fills in the defaults.
 func (cfg Config) complete() (Config, error) {
-	u, err := url.Parse(cfg.Engine)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return cfg, fmt.Errorf("engine %q: must be a URL such as http://127.0.0.1:8000", cfg.Engine)
+	at, err := engine.ParseAddress(cfg.Engine)
+	if err != nil {
+		return cfg, fmt.Errorf("engine %s: %w", engine.ShowURL(cfg.Engine), err)
 	}
-	cfg.Name = cmp.Or(cfg.Name, u.Host)
+	cfg.Engine = at.URL
+	if cfg.Credentials, err = cfg.Credentials.With(at); err != nil {
+		return cfg, fmt.Errorf("engine %s: %w", cfg.Engine, err)
+	}
+	u, err := url.Parse(cfg.Engine)
+	if err != nil {
+		return cfg, err
+	}
+	if cfg.Name == "" {
+		if cfg.Name = u.Host + u.Path; len(cfg.Name) > maxWorkerName {
+			cfg.Name = u.Host
+		}
+	}
 	if err := cfg.check(); err != nil {
 		return cfg, fmt.Errorf("engine %s: %w", cfg.Engine, err)
 	}
+	cfg.Slots *= max(cfg.Ranks, 1)
 	if cfg.Profile.Name == "" {
 		cfg.Profile.Name = policy.Balanced.Name
 		if cfg.Slots > 0 {
@@ -224,10 +258,12 @@ func (cfg *Config) check() error {
 		return fmt.Errorf("pool %q takes one model, but %d are configured", cfg.Pool, len(cfg.Models))
 	case !named(cfg.Pool, subjects.MaxName):
 		return fmt.Errorf("pool %.40q: a name has 1 to %d bytes of UTF-8", cfg.Pool, subjects.MaxName)
-	case !named(cfg.Name, 64):
-		return fmt.Errorf("name %.40q: a name has at most 64 bytes of UTF-8", cfg.Name)
+	case !named(cfg.Name, maxWorkerName):
+		return fmt.Errorf("name %.40q: a name has at most %d bytes of UTF-8", cfg.Name, maxWorkerName)
 	case cfg.Slots < 0:
 		return fmt.Errorf("slots %d: must not be negative", cfg.Slots)
+	case cfg.Ranks < 0 || cfg.Ranks > maxRanks:
+		return fmt.Errorf("ranks %d: must be 0 to %d", cfg.Ranks, maxRanks)
 	case cfg.Weight < 0:
 		return fmt.Errorf("weight %g: must not be negative", cfg.Weight)
 	case cfg.SwapAfter < 0:

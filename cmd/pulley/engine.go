@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/http"
 	"net/url"
 	"os"
 	"regexp"
@@ -9,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
@@ -19,27 +22,59 @@ import (
 
 const engineHelp = "`URL[,KEY=VALUE]...` of an engine (repeatable); keys: " + engineKeys
 
-const engineKeys = "name, model, pool, slots, profile, weight, gpus, dialect, metrics, baseline-itl, swap-after, preload, key-env"
+const engineKeys = "name, model, pool, slots, dp, profile, weight, gpus, dialect, metrics, baseline-itl, swap-after, preload, " +
+	"key-env, key-file, username, password-env, password-file, tls-ca, tls-cert, tls-key, tls-verify"
+
+// completeEngine completes the keys of --engine after its URL, and the values of those that have fixed ones.
+func completeEngine(_ *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	i := strings.LastIndexByte(toComplete, ',') + 1
+	if i == 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	done, part := toComplete[:i], toComplete[i:]
+	var list []string
+	add := func(words ...string) {
+		for _, w := range words {
+			if strings.HasPrefix(w, part) {
+				list = append(list, done+w)
+			}
+		}
+	}
+	switch k, _, hasValue := strings.Cut(part, "="); {
+	case !hasValue:
+		for key := range strings.SplitSeq(engineKeys, ", ") {
+			add(key + "=")
+		}
+	case k == "profile":
+		for _, name := range profileNames() {
+			add("profile=" + name)
+		}
+	case k == "tls-verify":
+		add("tls-verify=on", "tls-verify=off")
+	}
+	return list, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+}
 
 // parseEngine parses a value of --engine. The key model may be given several times.
 func parseEngine(spec string) (worker.Config, error) {
 	var cfg worker.Config
 	bad := func(format string, args ...any) (worker.Config, error) {
-		return cfg, cli.Usagef("--engine %q: %s", spec, fmt.Sprintf(format, args...))
+		return cfg, cli.Usagef("--engine %q: %s", shownSpec(spec), fmt.Sprintf(format, args...))
 	}
 	parts := strings.Split(spec, ",")
 	cfg.Engine = parts[0]
 	if name, rest, ok := strings.Cut(parts[0], "="); ok && strings.Contains(rest, "://") && !strings.Contains(name, "://") {
 		cfg.Name, cfg.Engine = name, rest // name=URL
 	}
-	var err error
-	if !isHTTP(cfg.Engine) {
-		return bad("%q is not a URL such as http://127.0.0.1:8000", cfg.Engine)
+	at, err := engine.ParseAddress(cfg.Engine)
+	if err != nil {
+		return bad("%v", err)
 	}
+	cfg.Engine = at.URL
 	for _, p := range parts[1:] {
 		k, v, _ := strings.Cut(p, "=")
 		if v == "" {
-			return bad("%q has no value; must be URL[,KEY=VALUE]..., such as http://127.0.0.1:8000,slots=64", p)
+			return bad("%q has no value; must be URL[,KEY=VALUE]..., such as http://127.0.0.1:8000,slots=64", shownPart(p))
 		}
 		switch k {
 		case "model":
@@ -49,6 +84,10 @@ func parseEngine(spec string) (worker.Config, error) {
 		case "slots":
 			if cfg.Slots, err = strconv.Atoi(v); err != nil || cfg.Slots < 1 {
 				return bad("slots=%s: must be 1 or more", v)
+			}
+		case "dp":
+			if cfg.Ranks, err = strconv.Atoi(v); err != nil || cfg.Ranks < 1 || cfg.Ranks > 256 {
+				return bad("dp=%s: must be the number of data-parallel ranks, 1 to 256", v)
 			}
 		case "name":
 			cfg.Name = v
@@ -70,7 +109,7 @@ func parseEngine(spec string) (worker.Config, error) {
 			}
 		case "metrics":
 			if cfg.MetricsURL = v; !isHTTP(v) {
-				return bad("metrics=%s: must be a URL such as http://127.0.0.1:8002/metrics", v)
+				return bad("metrics=%s: must be a URL such as http://127.0.0.1:8002/metrics", engine.ShowURL(v))
 			}
 		case "baseline-itl":
 			if cfg.Baseline, err = time.ParseDuration(v); err != nil || cfg.Baseline <= 0 {
@@ -83,9 +122,30 @@ func parseEngine(spec string) (worker.Config, error) {
 		case "preload":
 			cfg.Preload = append(cfg.Preload, preloadModels([]string{v})...)
 		case "key-env":
-			if cfg.APIKey = os.Getenv(v); cfg.APIKey == "" {
+			if cfg.Credentials.Key = secretIn(v); cfg.Credentials.Key == "" {
 				return bad("environment variable %s is empty or not set", v)
 			}
+		case "key-file":
+			cfg.Credentials.KeyFile = v
+		case "username":
+			cfg.Credentials.User = v
+		case "password-env":
+			if cfg.Credentials.Password = secretIn(v); cfg.Credentials.Password == "" {
+				return bad("environment variable %s is empty or not set", v)
+			}
+		case "password-file":
+			cfg.Credentials.PasswordFile = v
+		case "tls-ca":
+			cfg.TLS.CA = v
+		case "tls-cert":
+			cfg.TLS.Cert = v
+		case "tls-key":
+			cfg.TLS.Key = v
+		case "tls-verify":
+			if v != "on" && v != "off" {
+				return bad("tls-verify=%s: must be on or off", v)
+			}
+			cfg.TLS.Insecure = v == "off"
 		default:
 			return bad("unknown key %q%s; keys: %s", k, cli.DidYouMean(k, strings.Split(engineKeys, ", ")), engineKeys)
 		}
@@ -93,7 +153,50 @@ func parseEngine(spec string) (worker.Config, error) {
 	if cfg.Pool != "" && len(cfg.Models) > 1 {
 		return bad("pool= allows one model=, not %d", len(cfg.Models))
 	}
+	if cfg.Credentials, err = cfg.Credentials.With(at); err != nil {
+		return bad("%v", err)
+	}
+	if _, err := engineClient(cfg); err != nil { // files that cannot be read are an error at the start only
+		return bad("%v", err)
+	}
 	return cfg, nil
+}
+
+// secretIn returns an environment variable with a secret, without white space around it.
+func secretIn(variable string) engine.Secret {
+	return engine.Secret(strings.TrimSpace(os.Getenv(variable)))
+}
+
+// engineClient returns a client that calls an engine before its worker does.
+func engineClient(cfg worker.Config) (*http.Client, error) {
+	c, err := engine.NewClient(engine.ClientConfig{
+		URL: cfg.Engine, Credentials: cfg.Credentials, TLS: cfg.TLS, Transport: &http.Transport{Proxy: http.ProxyFromEnvironment},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{Transport: c, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, nil
+}
+
+// shownSpec returns a value of --engine as it may be shown: without the password of its URL, and without values that it
+// should not have, such as a key in place of the name of its file.
+func shownSpec(spec string) string {
+	parts := strings.Split(spec, ",")
+	for i, p := range parts {
+		parts[i] = shownPart(p)
+	}
+	return strings.Join(parts, ",")
+}
+
+func shownPart(p string) string {
+	if strings.Contains(p, "://") || strings.Contains(p, "@") {
+		return engine.ShowURL(p)
+	}
+	k, v, ok := strings.Cut(p, "=")
+	if !ok || v == "" || slices.Contains(strings.Split(engineKeys, ", "), k) {
+		return p
+	}
+	return k + "=…"
 }
 
 // gpuName matches the name of a GPU in gpus=: NVML's index, index:number for a MIG instance, or a UUID or a unique

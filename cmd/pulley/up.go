@@ -170,6 +170,7 @@ second Ctrl-C exits at once.`,
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringArrayVar(&u.engines, "engine", nil, engineHelp)
+	cmd.RegisterFlagCompletionFunc("engine", completeEngine)
 	u.capacity = addCapacityFlags(cmd)
 	u.gateway = addGatewayFlags(fs)
 	fs.StringVar(&u.natsListen, "nats-listen", "127.0.0.1:4222", "`host:port` of the broker; port 0 chooses a free one")

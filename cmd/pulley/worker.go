@@ -1,10 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,10 +27,13 @@ a price that is the latency it expects, and streams the answers back. The verbs
 below are for workers that are running.
 
 Each --engine gets its own worker. Its models are those of the engine's /v1/models,
-unless model= names them. key-env= names the environment variable with the API key of
-the engine.
+unless model= names them. The URL may have a base path, which comes before /v1.
 
 ` + capacityHelp + `
+
+dp=N is the number of data-parallel ranks of a vLLM at one address: the worker sends each
+request to the least loaded rank, with the header X-data-parallel-rank, and slots= are
+those of each rank.
 
 slots= is the maximum number of requests in flight. It can be omitted if the engine
 has metrics. Ollama has none: without slots= it gets one request at a time, because
@@ -41,6 +45,13 @@ what it tells and which settings help. baseline-itl= is the time per token
 of a request that runs alone, for an engine that always shares its GPU. weight=
 prefers an engine; without it the memory bandwidth of its GPUs is the initial
 estimate of its speed.
+
+key-env= names the environment variable with the API key of the engine; key-file= names
+a file with it, which is read again when it changes or the engine refuses the key.
+username= with password-env= or password-file=, or the user in the URL, is for engines
+with basic authentication; what is in the URL shows in the process list. tls-ca= names a
+PEM file with the certificate authorities of an engine with https, tls-cert= and tls-key=
+a client certificate. With tls-verify=off any certificate is accepted.
 
 For an engine that swaps models, such as Ollama and llama-swap, the worker first
 accepts requests for loaded models. It accepts requests for another model when a
@@ -60,7 +71,9 @@ With --nvml required it accepts no requests until all its GPUs have been read.
 The requests for a model are in the pool of the same name. With pool= the worker
 joins another pool, whatever the name of its model is: two pools can then serve the
 same model, and a route can split requests between them. Such an engine must have
-only that model, or name it with model=.
+only that model when the worker starts, or name it with model=. Adapters (LoRA) that
+vLLM lists with their parent do not count; a route may send them to the same pool, and
+the engine is asked for the adapter.
 
 Stop a worker with SIGTERM, or from anywhere with 'pulley worker drain': it accepts
 no new requests, finishes the running ones, and leaves. Requests that still run
@@ -76,6 +89,7 @@ Terms: docs/concepts.md`,
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringArrayVar(&engines, "engine", nil, engineHelp)
+	cmd.RegisterFlagCompletionFunc("engine", completeEngine)
 	capacity := addCapacityFlags(cmd)
 	fs.DurationVar(&drain, "drain-timeout", 10*time.Minute, "how long running requests may continue after SIGTERM")
 	fs.DurationVar(&stall, "stall-timeout", 2*time.Minute, "how long a streaming engine may send nothing before the attempt fails")
@@ -136,12 +150,30 @@ func workerConfigs(ctx context.Context, specs []string) ([]worker.Config, error)
 	return cfgs, nil
 }
 
+// engineName returns a name for the engine at a URL, such as vllm-8000, of what people call such an engine.
+func engineName(kind string, u *url.URL) string {
+	name := kind + "-" + cmp.Or(u.Port(), u.Hostname())
+	if path := strings.Trim(u.Path, "/"); path != "" {
+		name += "-" + path
+	}
+	return strings.ToValidUTF8(name[:min(len(name), 64)], "")
+}
+
 // learnEngine asks an engine for what its flag leaves open. An engine that does not answer yet is not an error: its
 // worker waits for it.
 func learnEngine(ctx context.Context, cfg *worker.Config) {
-	info, err := engine.Probe(ctx, http.DefaultClient, cfg.Engine, cfg.APIKey)
+	client, err := engineClient(*cfg)
 	if err != nil {
-		cli.Logger(ctx).Warn("engine does not answer yet", "engine", cfg.Engine, "err", err)
+		return // worker.New says so
+	}
+	defer client.CloseIdleConnections()
+	info, err := engine.Probe(ctx, client, cfg.Engine, "")
+	if err != nil {
+		text := "engine does not answer yet"
+		if engine.TroubleOf(err) != "" {
+			text = "engine cannot be used yet"
+		}
+		cli.Logger(ctx).Warn(text, "engine", cfg.Engine, "err", err)
 		return
 	}
 	cfg.EngineName = info.Name()
@@ -150,7 +182,7 @@ func learnEngine(ctx context.Context, cfg *worker.Config) {
 	}
 	if cfg.Name == "" {
 		if u, err := url.Parse(cfg.Engine); err == nil {
-			cfg.Name = info.Name() + "-" + u.Port()
+			cfg.Name = engineName(info.Name(), u)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -90,6 +91,26 @@ func readSecret(path string) (string, error) {
 	return secret, nil
 }
 
+// reread returns a function that reads a file with a secret again. While that fails it returns the last secret.
+func reread(path, last string, log *slog.Logger) func() string {
+	var mu sync.Mutex
+	failing := ""
+	return func() string {
+		secret, err := readSecret(path)
+		mu.Lock()
+		news := err != nil && err.Error() != failing
+		if failing = ""; err != nil {
+			failing, secret = err.Error(), last
+		}
+		last = secret
+		mu.Unlock()
+		if news {
+			log.Warn("credentials for NATS not read; the last ones are used", "err", err)
+		}
+		return secret
+	}
+}
+
 // Connect opens a connection for an operator's verb. It fails within seconds if no server answers; once connected it
 // reconnects forever. Events of the connection go to the logger in ctx. name is the client name that the servers show.
 func (c *ConnectFlags) Connect(ctx context.Context, name string, opts ...nats.Option) (*nats.Conn, error) {
@@ -143,7 +164,7 @@ func (c *ConnectFlags) dial(ctx context.Context, name string, opts []nats.Option
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	credentials, err := c.credentials()
+	credentials, err := c.credentials(Logger(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -195,8 +216,8 @@ func (c *ConnectFlags) target() (urls, natsContext string) {
 }
 
 // credentials returns the options for credentials and TLS. It reads the files, so that a wrong name is an error before
-// anything is dialled.
-func (c *ConnectFlags) credentials() ([]nats.Option, error) {
+// anything is dialled. They are read again for each connection, except for an nkey, which is the user's identity.
+func (c *ConnectFlags) credentials(log *slog.Logger) ([]nats.Option, error) {
 	password, token, err := ReadPassword(c.user, c.passwordFile, c.tokenFile)
 	if err != nil {
 		return nil, err
@@ -225,9 +246,17 @@ func (c *ConnectFlags) credentials() ([]nats.Option, error) {
 		}
 		opts = append(opts, opt)
 	case c.user != "":
-		opts = append(opts, nats.UserInfo(c.user, password))
+		read := reread(c.passwordFile, password, log)
+		opts = append(opts, func(o *nats.Options) error {
+			o.User, o.Password, o.UserInfo = "", "", func() (string, string) { return c.user, read() }
+			return nil
+		})
 	case token != "":
-		opts = append(opts, nats.Token(token))
+		read := reread(c.tokenFile, token, log)
+		opts = append(opts, func(o *nats.Options) error {
+			o.Token, o.TokenHandler = "", read
+			return nil
+		})
 	}
 	if (c.tlsCert == "") != (c.tlsKey == "") {
 		return nil, Usagef("--tls-cert and --tls-key must be used together")
@@ -244,6 +273,7 @@ func (c *ConnectFlags) credentials() ([]nats.Option, error) {
 // ConnOptions returns the options of every connection. It reconnects forever, within a fraction of a second if a server
 // is there.
 func ConnOptions(log *slog.Logger, name string) []nats.Option {
+	problems := &repeats{log: log}
 	return []nats.Option{
 		nats.Name(name),
 		nats.MaxReconnects(-1),
@@ -254,7 +284,7 @@ func ConnOptions(log *slog.Logger, name string) []nats.Option {
 		nats.ReconnectBufSize(-1), // what was refused meanwhile must not be sent later
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
-				log.Warn("disconnected from NATS", "err", err)
+				problems.warn("disconnected from NATS", "err", err)
 			}
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
@@ -262,12 +292,51 @@ func ConnOptions(log *slog.Logger, name string) []nats.Option {
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			if sub == nil {
-				log.Warn("NATS reports an error", "err", err)
+				problems.warn("NATS reports an error", "err", err)
 				return
 			}
 			dropped, _ := sub.Dropped()
 			log.Warn("NATS reports an error", "err", err, "subject", sub.Subject, "dropped", dropped)
 		}),
+	}
+}
+
+// repeatAfter is how long the same warning about a connection is not logged again.
+const repeatAfter = 30 * time.Second
+
+// repeats logs warnings that may come several times a second, such as that the credentials are refused, once in a while.
+type repeats struct {
+	log *slog.Logger
+
+	mu   sync.Mutex
+	last map[string]repeat // by text
+}
+
+// repeat is when a warning was logged, and how often it came since.
+type repeat struct {
+	at time.Time
+	n  int
+}
+
+func (r *repeats) warn(text, key string, err error) {
+	now, what := time.Now(), fmt.Sprint(text, err)
+	r.mu.Lock()
+	if r.last == nil || len(r.last) > 100 { // texts with ports or the like
+		r.last = make(map[string]repeat)
+	}
+	was := r.last[what]
+	due := now.Sub(was.at) >= repeatAfter
+	if due {
+		r.last[what] = repeat{at: now}
+	} else {
+		r.last[what] = repeat{was.at, was.n + 1}
+	}
+	r.mu.Unlock()
+	switch {
+	case due && was.n > 0:
+		r.log.Warn(text, key, err, "repeated", was.n)
+	case due:
+		r.log.Warn(text, key, err)
 	}
 }
 

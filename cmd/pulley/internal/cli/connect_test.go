@@ -123,6 +123,46 @@ func TestConnectPatientlyWaitsForTheBroker(t *testing.T) {
 	log.WaitFor(t, "reconnected to NATS")
 }
 
+// A secret that changes in its file, and at the broker, is used for the next connection. What the broker refuses meanwhile is
+// logged once.
+func TestCredentialsChange(t *testing.T) {
+	for about, c := range map[string]struct {
+		flags  func(file string) []string
+		broker func(secret string) broker.Config
+	}{
+		"a token":    {func(file string) []string { return []string{"--nats-token-file", file} }, func(s string) broker.Config { return broker.Config{Token: s} }},
+		"a password": {func(file string) []string { return []string{"--nats-user", "ann", "--nats-password-file", file} }, func(s string) broker.Config { return broker.Config{Username: "ann", Password: s} }},
+	} {
+		t.Run(about, func(t *testing.T) {
+			file := clitest.WriteFile(t, "secret", "one\n")
+			url, stop := clitest.Broker(t, c.broker("one"))
+			cfg := c.broker("two")
+			cfg.Listen = strings.TrimPrefix(url, "nats://")
+			var log clitest.Buffer
+			ctx := cli.WithLogger(t.Context(), slog.New(slog.NewTextHandler(&log, nil)))
+			nc, err := parseConnect(t, append(c.flags(file), "--nats", url)...).ConnectPatiently(ctx, "test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			stop()
+			clitest.Broker(t, cfg)
+			log.WaitFor(t, "authorization violation")
+			if err := os.Remove(file); err != nil { // it is replaced in two steps
+				t.Fatal(err)
+			}
+			log.WaitFor(t, "credentials for NATS not read")
+			if err := os.WriteFile(file, []byte("two"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			log.WaitFor(t, "reconnected to NATS")
+			if n := strings.Count(strings.ToLower(log.String()), "authorization violation"); n > 4 {
+				t.Errorf("the refusal was logged %d times:\n%s", n, log.String())
+			}
+		})
+	}
+}
+
 func TestConnectPatientlyEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	time.AfterFunc(20*time.Millisecond, func() { cancel(cli.ErrInterrupted) })

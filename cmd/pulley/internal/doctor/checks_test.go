@@ -157,6 +157,18 @@ func TestFindings(t *testing.T) {
 			w.Capacity.Bound, w.Capacity.Limit, w.Capacity.PaceMS, w.Capacity.TargetMS = policy.BoundLimit, 40, 30, 30
 			w.Capacity.Terms = map[policy.Bound]float64{policy.BoundSlots: 256, policy.BoundLimit: 40}
 		}), fleet.Warning, "headroom", "worker fast has 256 slots, but can use only about 40", "remove slots="},
+		"a wrong key": {worker(func(w *fleet.WorkerStatus) {
+			w.State, w.DownClass, w.Reason = subjects.Down, subjects.DownCredentials, "GET /v1/models: 401 Unauthorized: the engine refuses the API key in /etc/key"
+		}), fleet.Problem, "workers", "worker fast: engine down: GET /v1/models: 401 Unauthorized: the engine refuses the API key in /etc/key", "key-file="},
+		"a wrong authority": {worker(func(w *fleet.WorkerStatus) {
+			w.State, w.DownClass, w.Reason = subjects.Down, subjects.DownCertificate, "x509: certificate signed by unknown authority"
+		}), fleet.Problem, "workers", "certificate signed by unknown authority", "tls-ca="},
+		"a web page": {worker(func(w *fleet.WorkerStatus) {
+			w.State, w.DownClass, w.Reason = subjects.Down, subjects.DownPage, `GET /v1/models: an HTML page ("Open WebUI"), not JSON`
+		}), fleet.Problem, "workers", `an HTML page ("Open WebUI"), not JSON`, "http://fast/v1/models must list the models"},
+		"an engine that does not run": {worker(func(w *fleet.WorkerStatus) {
+			w.State, w.Reason = subjects.Down, "connection refused"
+		}), fleet.Problem, "workers", "connection refused", "start the engine at http://fast"},
 		"cordoned": {worker(func(w *fleet.WorkerStatus) { w.State, w.Name = subjects.Cordoned, "my gpu" }), fleet.Warning, "workers", "my gpu is cordoned", "uncordon 'my gpu'"},
 		"no worker for a pool": {snapshot(func(s *fleet.Snapshot) {
 			s.Lanes = append(s.Lanes, fleet.Lane{Pool: "mistral", Tier: "batch", Waiting: 3})

@@ -127,8 +127,7 @@ func (s *Snapshot) FindWorkers() []Finding {
 			found = append(found, NewProblem(fmt.Sprintf("%s is lost: no heartbeat for %s", name, term.Age(w.Lost)),
 				fmt.Sprintf("check its process on %s, and its connection to NATS", cmp.Or(w.Host, "its host"))))
 		case w.State == subjects.Down:
-			found = append(found, NewProblem(fmt.Sprintf("%s: engine down: %s", name, cmp.Or(w.Reason, "no answer")),
-				fmt.Sprintf("start the engine at %s, or see its log", w.URL)))
+			found = append(found, NewProblem(fmt.Sprintf("%s: engine down: %s", name, cmp.Or(w.Reason, "no answer")), downRemedy(w.DownClass, w.URL)))
 		case w.State == subjects.Fenced && !w.gpuFenced():
 			found = append(found, NewProblem(fmt.Sprintf("%s is fenced: %s", name, cmp.Or(w.Reason, "its engine or a GPU has failed")),
 				fmt.Sprintf("see 'pulley worker info %s'; if the engine hangs, restart it", quoted)))
@@ -143,6 +142,22 @@ func (s *Snapshot) FindWorkers() []Finding {
 		}
 	}
 	return found
+}
+
+// downRemedy says what to do about an engine that is down.
+func downRemedy(class subjects.DownClass, url string) string {
+	switch class {
+	case subjects.DownCredentials:
+		return "set the key that the engine at " + url + " wants: in the file of key-file= (or password-file=) of its --engine, which is read again by itself, " +
+			"or in the variable of key-env= (or password-env=), and restart the worker"
+	case subjects.DownCertificate:
+		return "name the PEM file with the authority that signed the engine's certificate with tls-ca=, and its URL by a name that the certificate has; " +
+			"if the engine wants a certificate, set tls-cert= and tls-key="
+	case subjects.DownPage:
+		return "correct the URL of its --engine: " + url + " is not where the engine's API is; it ends before /v1, and may have a base path, " +
+			"such as http://host:8000/prefix; " + url + "/v1/models must list the models"
+	}
+	return fmt.Sprintf("start the engine at %s, or see its log", url)
 }
 
 // FindPools reports pools whose requests are not served, and routes that lead to such pools.

@@ -25,6 +25,8 @@ func newWorkerListCommand(c *cli.ConnectFlags) *cobra.Command {
 		Long: `List live workers: engine, requests in flight out of the current capacity, price of
 the next bid (RUNG, from 0, the lowest, to 9), and pools.
 
+RANKS has the requests in flight on each data-parallel rank of an engine with dp=.
+
 BOUND names what limits the capacity:
 
   slots     the configured slots (slots=)
@@ -52,7 +54,7 @@ BOUND names what limits the capacity:
 
 func printWorkers(p *term.Page, list []subjects.Heartbeat) {
 	t := term.Table{
-		Columns: []term.Column{term.Text("NAME"), term.Styled(term.Fixed("STATE"), fleet.StateStyle), term.Fixed("ENGINE"), term.Number("IN FLIGHT"), term.NonEmpty(term.Fixed("BOUND")), term.Number("RUNG"),
+		Columns: []term.Column{term.Text("NAME"), term.Styled(term.Fixed("STATE"), fleet.StateStyle), term.Fixed("ENGINE"), term.Number("IN FLIGHT"), term.NonEmpty(term.Fixed("RANKS")), term.NonEmpty(term.Fixed("BOUND")), term.Number("RUNG"),
 			term.Number("DONE"), term.Number("FAILED"), term.Text("POOLS"), term.Wide(term.NonEmpty(term.Number("HEADROOM"))), term.Wide(term.NonEmpty(term.Fixed("PROFILE"))), term.Wide(term.NonEmpty(term.Number("LIMIT"))), term.Wide(term.NonEmpty(term.Fixed("KV"))),
 			term.Wide(term.NonEmpty(term.Fixed("GPUS"))), term.Wide(term.Number("SLOTS")), term.Wide(term.Number("WEIGHT")), term.Wide(term.Number("UPTIME")), term.Wide(term.Text("HOST")), term.Wide(term.Text("URL")), term.Wide(term.Text("VERSION")), term.Wide(term.Fixed("ID")), term.NonEmpty(term.Column{Name: "REASON", MinWidth: 12})},
 		Empty: "no workers; start one with 'pulley worker --engine URL'",
@@ -70,7 +72,7 @@ func printWorkers(p *term.Page, list []subjects.Heartbeat) {
 		if h.EngineStatus != nil && h.EngineStatus.KVUsage != nil {
 			kv = term.Share(*h.EngineStatus.KVUsage)
 		}
-		t.Row(h.Name, h.State, h.Engine, inFlightText(h), fleet.Bound(h), rungsOf(h), h.Done, h.Failed, term.Join(pools), headroom, profile, limit, kv,
+		t.Row(h.Name, h.State, h.Engine, inFlightText(h), ranksText(h), fleet.Bound(h), rungsOf(h), h.Done, h.Failed, term.Join(pools), headroom, profile, limit, kv,
 			gpuLabels(h), h.Slots, term.Float(h.Weight), term.Ago(h.Started), h.Host, h.URL, h.Version, h.Worker, reasonOf(h))
 	}
 	p.Table(t)
@@ -91,6 +93,21 @@ func inFlightText(h *subjects.Heartbeat) string {
 		capacity = h.Capacity.Total
 	}
 	return fmt.Sprintf("%d/%d", h.InFlight, capacity)
+}
+
+// ranksText returns the requests in flight on each data-parallel rank, such as 3+4+3+3; "" if the worker does not choose
+// among ranks. Of many ranks it returns the number, the least and the most, such as 16: 3-5.
+func ranksText(h *subjects.Heartbeat) string {
+	var each []string
+	least, most := math.MaxInt, 0
+	for _, r := range h.Ranks {
+		each = append(each, strconv.Itoa(r.InFlight))
+		least, most = min(least, r.InFlight), max(most, r.InFlight)
+	}
+	if len(each) > 8 {
+		return fmt.Sprintf("%d: %d-%d", len(each), least, most)
+	}
+	return strings.Join(each, "+")
 }
 
 // reasonOf says why a worker accepts fewer requests than it could.

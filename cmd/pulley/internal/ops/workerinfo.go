@@ -52,6 +52,7 @@ func printWorker(p *term.Page, h subjects.Heartbeat) {
 	)
 	printCapacity(p, &h)
 	printEngine(p, &h)
+	printRanks(p, &h)
 	printWorkerGPUs(p, &h)
 	for _, st := range h.Pools {
 		p.Heading("pool " + term.Printable(st.Pool))
@@ -59,7 +60,7 @@ func printWorker(p *term.Page, h subjects.Heartbeat) {
 		if st.Model != "" && st.Model != st.Pool {
 			model = st.Model
 		}
-		p.Fields(append([]term.Field{term.KV("engine's model", model), term.KV("loaded", loadText(&st))}, priceFields(st, h)...)...)
+		p.Fields(append([]term.Field{term.KV("engine's model", model), term.KV("loaded", loadText(&st)), term.KV("adapters", strings.Join(st.Adapters, ", "))}, priceFields(st, h)...)...)
 	}
 	printDecisions(p, &h)
 }
@@ -224,6 +225,26 @@ func printEngine(p *term.Page, h *subjects.Heartbeat) {
 		term.KV("preemptions", optional(t.Preemptions)),
 		term.KV("loaded models", strings.Join(t.Loaded, ", ")),
 	)
+}
+
+// printRanks shows the data-parallel ranks of an engine, if the worker chooses among them.
+func printRanks(p *term.Page, h *subjects.Heartbeat) {
+	if len(h.Ranks) == 0 {
+		return
+	}
+	p.Heading("data-parallel ranks")
+	var list []term.Field
+	for i, r := range h.Ranks {
+		text := fmt.Sprintf("%d in flight", r.InFlight)
+		if r.Running != nil && r.Waiting != nil {
+			text += fmt.Sprintf("; %d running, %d waiting in the engine", *r.Running, *r.Waiting)
+		}
+		if r.KVUsage != nil {
+			text += "; KV cache " + term.Share(*r.KVUsage) + " in use"
+		}
+		list = append(list, term.KV(fmt.Sprintf("rank %d", i), text))
+	}
+	p.Fields(list...)
 }
 
 // optional formats a number; it returns "" for nil.
