@@ -31,6 +31,7 @@ type admission struct {
 	fleet   *fleet
 	queues  *queues
 	metrics *metrics
+	cheap   func(path, pool string) bool // whether a call is served without a queue now: see cheapCalls
 }
 
 // arrival is a call whose caller is known and whose body is read.
@@ -59,6 +60,9 @@ func (a *admission) admit(in arrival) (*request, error) {
 		return nil, &api.Error{Status: http.StatusForbidden, Code: "model_not_allowed", Param: "model",
 			Message: fmt.Sprintf("the key does not allow the model %s", api.Quote(call.Model))}
 	}
+	if api.Cheap(in.http.URL.Path) { // whatever the client has left in a body that it copied
+		call.Stream = false
+	}
 	patience, err := patienceOf(header, call.Stream, time.Duration(tier.Deadline), a.cfg.MaxDeadline)
 	if err != nil {
 		return nil, err
@@ -81,15 +85,23 @@ func (a *admission) admit(in arrival) (*request, error) {
 	if err := a.fit(wire, body); err != nil {
 		return nil, err
 	}
-	if err := a.keys.begin(in.caller, wire.InputTokens, in.header, in.at); err != nil {
+	cheap, tokens := a.cheap(in.http.URL.Path, to.pool), wire.InputTokens
+	if cheap { // no model reads it
+		to.affinity, to.home, to.pin, to.lane, tokens = 0, "", "", subjects.Shared, 0
+	}
+	if err := a.keys.begin(in.caller, tokens, in.header, in.at); err != nil {
 		return nil, err
 	}
-	r, err := a.enter(&spec{
+	s := &spec{
 		wire: wire, api: api.Of(in.http.URL.Path), caller: in.caller, routeName: to.routeName, route: to.route, affinity: to.affinity, home: to.home, pin: to.pin, edits: edits,
 		cost:    wire.InputTokens + min(cmp.Or(call.MaxTokens, defaultOutput), maxOutput),
-		arrived: in.at, deadline: deadline, patience: patience, explain: a.cfg.Explain.wanted(header, in.caller),
+		arrived: in.at, deadline: deadline, patience: patience, explain: a.cfg.Explain.wanted(header, in.caller), cheap: cheap,
 		admitted: target{queue: a.queues.get(to.pool, tier.Name), tier: tier, lane: to.lane},
-	}, body)
+	}
+	if cheap {
+		return newRequest(s, body), nil
+	}
+	r, err := a.enter(s, body)
 	if err != nil {
 		a.keys.end(in.caller, wire.InputTokens, 0, in.at)
 		return nil, err

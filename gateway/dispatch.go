@@ -39,6 +39,8 @@ func (d *dispatcher) onMessage(m *nats.Msg) {
 		d.onBodyRequest(m)
 	case "left":
 		d.watch.onLeft(arg)
+	case "uncalled":
+		d.onUncalled(arg, m)
 	case "turn":
 		d.exchange.onRelease(m)
 	}
@@ -137,6 +139,17 @@ func (d *dispatcher) onAlive(m *nats.Msg) {
 		if r := d.requests.find(a.ID); r == nil || !r.onListed(a, now) {
 			d.bus.cancelAttempt(alive.Worker, a.ID, a.Attempt, "unknown attempt")
 		}
+	}
+}
+
+// onUncalled takes in that no worker received a call: the one that it was sent to is gone.
+func (d *dispatcher) onUncalled(arg string, m *nats.Msg) {
+	id, mark, err := subjects.ParseUncalled(arg)
+	if err != nil || m.Header.Get("Status") != "503" {
+		return
+	}
+	if r := d.requests.find(id); r != nil {
+		r.onUncalled(mark)
 	}
 }
 

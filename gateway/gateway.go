@@ -160,6 +160,8 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		cfg: &cfg, bus: b, requests: requests, admission: admission, router: router, fleet: fleet, lanes: lanes, queues: queues,
 		exchange: exchange, publisher: publisher, keys: keys, shifts: shifts, retries: newRetries(cfg.RetryBudget), metrics: metrics, background: background,
 	}
+	cheap := newCheapCalls(server)
+	admission.cheap = cheap.takes
 	mirrors := &mirrors{
 		bus: b, router: router, admission: admission, queues: queues, server: server, bodies: bodies, metrics: metrics,
 		slots: make(chan struct{}, maxMirrored),
@@ -178,7 +180,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 			bus: b, requests: requests, publisher: publisher, fleet: fleet, affinity: affinity, exchange: exchange, metrics: metrics, watch: watch,
 		},
 		ingress: &ingress{
-			cfg: &cfg, bus: b, keys: keys, router: router, admission: admission, mirrors: mirrors, server: server, metrics: metrics, bodies: bodies,
+			cfg: &cfg, bus: b, keys: keys, router: router, admission: admission, mirrors: mirrors, server: server, cheap: cheap, metrics: metrics, bodies: bodies,
 			doors: doors,
 		},
 		watch:  watch,

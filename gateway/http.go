@@ -38,6 +38,7 @@ type ingress struct {
 	admission *admission
 	mirrors   *mirrors
 	server    *server
+	cheap     *cheapCalls
 	metrics   *metrics
 	bodies    *budget
 	doors     *api.Doors
@@ -158,6 +159,9 @@ func (in *ingress) infer(w http.ResponseWriter, r *http.Request, id subjects.ID)
 		return err
 	}
 	defer in.bodies.give(hold)
+	if req.cheap {
+		return in.cheap.serve(r.Context(), w, req)
+	}
 	if req.route != nil {
 		in.mirrors.send(req)
 	}

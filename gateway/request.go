@@ -63,6 +63,7 @@ type spec struct {
 	home       string        // the id of the live worker that has its conversation cached; empty if none is known
 	pin        string        // the id of the only worker that should take it; empty: any may
 	explain    bool          // its answer explains itself: see receipt
+	cheap      bool          // it needs no slot, and waits in no queue: see cheapCalls
 	unattended bool          // no client waits for it: a mirror's copy, or a dead letter that runs again
 	arrived    time.Time
 	deadline   time.Time // until when the first byte of an answer must have come
@@ -150,7 +151,7 @@ func (r *request) takeOrders() orders {
 	return o
 }
 
-// waiting says whether the request waits for a worker, and the sequence of its message: 0 while the message is not
+// waiting says whether the request waits in a queue for a worker, and the sequence of its message: 0 while the message is not
 // published or not confirmed.
 func (r *request) waiting() (seq uint64, waits bool) {
 	r.mu.Lock()
@@ -158,7 +159,7 @@ func (r *request) waiting() (seq uint64, waits bool) {
 	return r.message.seq, r.waitsLocked()
 }
 
-func (r *request) waitsLocked() bool { return !r.ended && r.attempt == nil }
+func (r *request) waitsLocked() bool { return !r.ended && r.attempt == nil && !r.cheap }
 
 // begin notes that an answer begins to reach the client. It returns when the attempt was granted.
 func (r *request) begin(now time.Time) (claimed time.Time) {

@@ -116,6 +116,7 @@ type Worker struct {
 	attempts  *attempts
 	runners   *runners
 	loader    loader
+	cheap     cheapCalls
 
 	started time.Time     // when Run began
 	gate    *time.Timer   // fires when time alone opens the prefill gate
@@ -160,6 +161,23 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	w.estimates = newEstimator()
 	w.attempts = newAttempts()
 	w.runners = newRunners(w.run)
+	w.cheap = cheapCalls{
+		cfg: &w.cfg, id: w.id, engine: &w.engine, nc: nc, log: w.log, attempts: w.attempts, look: func() { w.scraper.Look() },
+		accepts: func(pool string) (model string, state subjects.State) {
+			fence := ""
+			if !w.capacity.load().open {
+				fence = "fenced"
+			}
+			state, _ = w.presence.report(fence)
+			for _, s := range w.bidder.serving() {
+				if s.pool == pool {
+					model = s.model
+				}
+			}
+			return model, state
+		},
+	}
+	w.cheap.runners = newRunners(w.cheap.run)
 	if len(cfg.Models) > 0 { // known before the engine answers, so that requests for them wait
 		w.serve(cfg.Models)
 	}
@@ -290,6 +308,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		sub.Unsubscribe()
 	}
 	w.runners.close()
+	w.cheap.runners.close()
 	w.log.Info("worker stopped", "done", w.attempts.done.Load(), "failed", w.attempts.failed.Load())
 	return left
 }
