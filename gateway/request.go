@@ -477,6 +477,9 @@ func (r *request) info(gateway string, now time.Time) subjects.RequestInfo {
 		Path: r.wire.Path, Stream: r.wire.Stream, State: "queued", Attempt: r.attempts, Arrived: r.arrived,
 		AgeMS: now.Sub(r.arrived).Milliseconds(), QueueMS: now.Sub(r.arrived).Milliseconds(), BytesOut: r.bytesOut.Load(),
 	}
+	if own := r.wire.Header.Get("X-Request-Id"); own != i.ID {
+		i.ClientID = own
+	}
 	if r.attempt != nil {
 		i.State, i.Worker = "running", r.attempt.name
 		i.QueueMS = r.claimed.Sub(r.arrived).Milliseconds()
