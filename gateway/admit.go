@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -47,6 +48,9 @@ type arrival struct {
 // admit lets a call into a queue, or returns why not.
 func (a *admission) admit(in arrival) (*request, error) {
 	call, err := api.Scan(in.http, in.body)
+	if errors.Is(err, api.ErrNoModel) {
+		in.body, err = a.withDefaultModel(&call, &in)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -107,6 +111,54 @@ func (a *admission) admit(in arrival) (*request, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// DefaultOnly as the default model means the only one that the fleet serves.
+const DefaultOnly = "only"
+
+// withDefaultModel returns the body of a call without a model, with the default in it.
+func (a *admission) withDefaultModel(call *api.Call, in *arrival) ([]byte, error) {
+	model := a.cfg.DefaultModel
+	switch model {
+	case "":
+		return nil, api.BadRequest("model", "you must provide a model: the gateway has no default for it (--default-model)")
+	case DefaultOnly:
+		names := a.mayAskFor(in.caller, a.router.models())
+		if len(names) != 1 { // those of routes aside
+			if pools := a.mayAskFor(in.caller, a.fleet.models()); len(pools) == 1 {
+				names = pools
+			}
+		}
+		switch {
+		case len(names) == 0:
+			return nil, api.Unavailable("no_worker", 10*time.Second, "the call names no model, and no worker serves one now (--default-model only)")
+		case len(names) > 1:
+			return nil, api.BadRequest("model", "you must provide a model: the gateway chooses it only where there is one (--default-model only), and there are %s", listed(names))
+		}
+		model = names[0]
+	}
+	body, err := call.WithModel(in.http.Header, in.body, model)
+	if err != nil {
+		return nil, api.BadRequest("model", "you must provide a model: the gateway cannot write its default into this body")
+	}
+	return body, nil
+}
+
+// mayAskFor returns those of the models that a caller's key allows.
+func (a *admission) mayAskFor(who *caller, models []string) []string {
+	if who.key == nil {
+		return models
+	}
+	rules := a.bus.rules.Load()
+	return slices.DeleteFunc(models, func(m string) bool { return !allowsModel(who.key, m, a.router.find(rules, m).names) })
+}
+
+// listed is a list of models for a message.
+func listed(models []string) string {
+	if len(models) > 20 {
+		return fmt.Sprintf("%s and %d more", strings.Join(models[:20], ", "), len(models)-20)
+	}
+	return strings.Join(models, ", ")
 }
 
 // enter lets a request into the queue of its spec, or returns why not.
@@ -225,9 +277,9 @@ func unknownModel(model string, models []string) *api.Error {
 	case len(models) == 0:
 		e.Message = fmt.Sprintf("The model %s does not exist; no worker serves any model now.", api.Quote(model))
 	case len(models) > 20:
-		e.Message = fmt.Sprintf("The model %s does not exist; there are %s and %d more.", api.Quote(model), strings.Join(models[:20], ", "), len(models)-20)
+		e.Message = fmt.Sprintf("The model %s does not exist; there are %s.", api.Quote(model), listed(models))
 	default:
-		e.Message = fmt.Sprintf("The model %s does not exist; there are: %s.", api.Quote(model), strings.Join(models, ", "))
+		e.Message = fmt.Sprintf("The model %s does not exist; there are: %s.", api.Quote(model), listed(models))
 	}
 	return e
 }

@@ -50,6 +50,9 @@ type Config struct {
 	DrainTimeout time.Duration
 	// DrainDelay is how long the listener stays open after /readyz began to fail, for balancers to notice. Default 0.
 	DrainDelay time.Duration
+	// DefaultModel is the model of calls that name none; DefaultOnly means the one that the fleet serves. Default: such calls are
+	// refused.
+	DefaultModel string
 	// AllowPaths are paths of engines that clients may use beside those of inference: see api.NewDoors. Default: none.
 	AllowPaths []string
 	// CORSOrigins may call from a browser; "*" is any. Default: none.

@@ -362,12 +362,7 @@ func (in *ingress) modelsFor(r *http.Request) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	models := in.router.models()
-	if who.key != nil {
-		rules := in.bus.rules.Load()
-		models = slices.DeleteFunc(models, func(m string) bool { return !allowsModel(who.key, m, in.router.find(rules, m).names) })
-	}
-	return models, nil
+	return in.admission.mayAskFor(who, in.router.models()), nil
 }
 
 func notHere(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
