@@ -48,7 +48,7 @@ var suffixes = []struct {
 // Of returns the API that a path, with or without a query, belongs to.
 func Of(path string) API {
 	path, _, _ = strings.Cut(path, "?")
-	if strings.HasPrefix(path, "/v1/messages/") { // such as count_tokens
+	if below, ok := strings.CutPrefix(path, "/v1/messages"); ok && (below == "" || !isWord(below[0])) { // such as /count_tokens, or a path that is refused
 		return Messages
 	}
 	for _, s := range suffixes {
@@ -60,6 +60,10 @@ func Of(path string) API {
 		return OpenAI
 	}
 	return Other
+}
+
+func isWord(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_'
 }
 
 // Suffix is the end of the API's path, after /v1; "" for OpenAI and Other.
