@@ -118,7 +118,7 @@ func (c *cheapCalls) serve(ctx context.Context, w http.ResponseWriter, r *reques
 		}
 		ans.reset()
 	}
-	if r.said != nil || r.crashes() > 1 {
+	if r.said != nil || r.failures().Failures >= cheapAttempts {
 		defer c.finish(ctx, r, ans)
 		return c.giveUp(r, ans)
 	}
@@ -299,6 +299,7 @@ func (c *cheapCalls) callAt(ctx context.Context, r *request, ans *answer, worker
 		return false, ans.refuse(api.Errorf(http.StatusBadGateway, "upstream_lost", "the answer broke off: %s", fail.Reason))
 	}
 	r.fail(a, fail.Class, crashed)
+	r.reason = fail.Reason
 	if fail.Answer != nil || fail.Class == subjects.FailRefused {
 		r.said = fail
 	}
@@ -320,7 +321,8 @@ func (c *cheapCalls) giveUp(r *request, ans *answer) error {
 	default: // only workers refuse without an answer of their engine
 		return ans.refuse(c.full(r, r.said.Reason))
 	}
-	return ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "upstream_error", NoRetry: true, Message: "the engines failed while they ran the call"})
+	return ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "upstream_error", NoRetry: true,
+		Message: fmt.Sprintf("every attempt failed; attempts: %d; last error: %s", r.made(), r.reason)})
 }
 
 // follow writes what comes of an attempt to the client, until its answer has ended or it has failed.
@@ -417,5 +419,3 @@ func (r *request) failures() policy.History {
 	defer r.mu.Unlock()
 	return r.history
 }
-
-func (r *request) crashes() int { return r.failures().Crashes }

@@ -29,6 +29,7 @@ type request struct {
 	firstByte      time.Time      // when the first byte of an answer was written
 	taken          []event        // what take returned last; its memory is reused
 	said           *subjects.Fail // the last failure of an engine that came with its own answer; nil if none did
+	reason         string         // why the last attempt of a cheap call failed
 	failedAt       []string       // ids of the workers whose attempts failed, other than for want of a slot
 
 	mu       sync.Mutex

@@ -417,6 +417,8 @@ func TestEngineErrorsOfCheapCalls(t *testing.T) {
 		{500, 2, `{"error":{"message":"tokenizer died"}}`},
 		{429, 2, `{"error":{"message":"slow down"}}`},
 		{503, 2, `{"error":{"message":"loading"}}`},
+		{529, 2, `{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}`},
+		{200, 2, "<html>"},
 	} {
 		t.Run(fmt.Sprint(c.status), func(t *testing.T) {
 			run(t, func(t *testing.T, env *Env) {
@@ -424,11 +426,17 @@ func TestEngineErrorsOfCheapCalls(t *testing.T) {
 				last := recordBeats(t, env)
 				var calls atomic.Int64
 				for _, name := range []string{"a", "b"} {
-					full(t, env, g, name, says(c.status, "application/json", c.body, &calls))
+					ct := "application/json"
+					if c.body == "<html>" {
+						ct = "text/html"
+					}
+					full(t, env, g, name, says(c.status, ct, c.body, &calls))
 				}
 				for i := range 6 {
 					r := do(t, g, "POST", "/tokenize", `{"model":"m"}`)
-					if r.status != c.status || r.body != c.body {
+					if c.status == 200 { // no answer at all
+						wantError(t, r, 502, "upstream_error")
+					} else if r.status != c.status || r.body != c.body {
 						t.Errorf("got %d %q, want %d %q", r.status, r.body, c.status, c.body)
 					}
 					if n := int(calls.Swap(0)); n != c.calls {
