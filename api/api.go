@@ -158,6 +158,7 @@ func Scan(r *http.Request, body []byte) (Call, error) {
 // else as the first member of the object, or the first part of the form. Nothing else changes. A body in which that is
 // not possible without another reader finding a different model is ErrNoModel.
 func (c *Call) WithModel(h http.Header, body []byte, model string) ([]byte, error) {
+	model = strings.ToValidUTF8(model, "\ufffd") // as JSON has it
 	at, text := c.ModelAt, ""
 	switch {
 	case at.In == subjects.ModelInJSON:

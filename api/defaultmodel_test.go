@@ -109,6 +109,7 @@ func FuzzWithModel(f *testing.F) {
 	for _, s := range []string{`{}`, `{"model":null}`, `{"model":""}`, `{"a":{"model":"x"}}`, "\ufeff { \"stream\" :true}", `{"service_tier":"batch","x":"{"}`, `{"Model":null}`} {
 		f.Add([]byte(s), "m")
 	}
+	f.Add([]byte(`{}`), "\xa8")
 	f.Fuzz(func(t *testing.T, body []byte, model string) {
 		if model == "" || len(model) > 256 {
 			return
@@ -120,7 +121,7 @@ func FuzzWithModel(f *testing.F) {
 		wantPlaces(t, c, got)
 		r := httptest.NewRequest("POST", "/v1/chat/completions", nil)
 		r.Header.Set("Content-Type", "application/json")
-		if again, err := Scan(r, []byte(got)); err != nil || again.Model != unquoted(jsonString(model)) {
+		if again, err := Scan(r, []byte(got)); err != nil || again.Model != strings.ToValidUTF8(model, "\ufffd") {
 			t.Fatalf("%q became %q, which is read as %+v, %v", body, got, again, err)
 		}
 		var was, is map[string]json.RawMessage

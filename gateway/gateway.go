@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -80,6 +81,9 @@ func (c Config) withDefaults() (Config, error) {
 		if b.value < 0 {
 			return c, fmt.Errorf("%s: must not be negative", b.name)
 		}
+	}
+	if len(c.DefaultModel) > subjects.MaxName || !utf8.ValidString(c.DefaultModel) {
+		return c, fmt.Errorf("default model %.40q: a name has at most %d bytes of UTF-8", c.DefaultModel, subjects.MaxName)
 	}
 	if c.RetryBudget < 0 {
 		return c, errors.New("retry budget: must not be negative")
