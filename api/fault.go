@@ -19,14 +19,11 @@ const (
 	FaultMisfit               // the engine cannot serve this request, and another one might: it lacks the path, or its context is too short
 )
 
-// statusOverloaded is what Anthropic's API answers instead of 503.
-const statusOverloaded = 529
-
 // FaultOf finds out what an error answer is due to: by its status, and by what engines say in its body.
 func FaultOf(status int, body []byte) Fault {
 	e, _ := readError(body)
 	switch status {
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable, statusOverloaded:
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		return FaultBusy
 	case http.StatusUnauthorized, http.StatusProxyAuthRequired: // clients' credentials do not reach engines
 		return FaultSetup

@@ -255,7 +255,6 @@ func TestFaultOf(t *testing.T) {
 		want   Fault
 	}{
 		"429":                              {429, "", FaultBusy},
-		"529":                              {529, `{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}`, FaultBusy},
 		"503":                              {503, `{"error":{"message":"Loading model"}}`, FaultBusy},
 		"401":                              {401, "", FaultSetup},
 		"403":                              {403, "", FaultSetup},
