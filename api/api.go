@@ -48,7 +48,7 @@ var suffixes = []struct {
 // Of returns the API that a path, with or without a query, belongs to.
 func Of(path string) API {
 	path, _, _ = strings.Cut(path, "?")
-	if strings.HasPrefix(path, "/v1/messages/") { // such as count_tokens
+	if below, ok := strings.CutPrefix(path, "/v1/messages"); ok && (below == "" || !isWord(below[0])) { // such as /count_tokens, or a path that is refused
 		return Messages
 	}
 	for _, s := range suffixes {
@@ -60,6 +60,10 @@ func Of(path string) API {
 		return OpenAI
 	}
 	return Other
+}
+
+func isWord(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_'
 }
 
 // Suffix is the end of the API's path, after /v1; "" for OpenAI and Other.
@@ -109,9 +113,13 @@ type Call struct {
 	Previous  string // previous_response_id, the response that a request of the Responses API continues
 	MaxTokens int    // bound on the answer; 0: not set
 
+	named  bool     // the body has a member or a part for the model, whatever is in it
 	tierAt [2]int   // where the body has the tier, as a JSON string; zero: nowhere
 	prefix []uint64 // hashes of the conversation: see conversation
 }
+
+// ErrNoModel is what Scan returns, with all else that it has found, for a call that names no model.
+var ErrNoModel error = BadRequest("model", "you must provide a model")
 
 // Scan finds the few fields that matter, without changing or keeping the body. The body is read as engines read it, or
 // refused: a field that occurs twice is an error, because engines take the last one.
@@ -138,12 +146,61 @@ func Scan(r *http.Request, body []byte) (Call, error) {
 		return Call{}, err
 	}
 	if c.Model == "" {
-		return Call{}, BadRequest("model", "you must provide a model")
+		return c, ErrNoModel
 	}
 	if len(c.Model) > subjects.MaxName {
 		return Call{}, BadRequest("model", "model name of %d bytes: at most %d", len(c.Model), subjects.MaxName)
 	}
 	return c, nil
+}
+
+// WithModel returns the body of a call that names no model, with a model in it, and notes that in c: in place of null or "",
+// else as the first member of the object, or the first part of the form. Nothing else changes. A body in which that is
+// not possible without another reader finding a different model is ErrNoModel.
+func (c *Call) WithModel(h http.Header, body []byte, model string) ([]byte, error) {
+	model = strings.ToValidUTF8(model, "\ufffd") // as JSON has it
+	at, text := c.ModelAt, ""
+	switch {
+	case at.In == subjects.ModelInJSON:
+		text = string(jsonString(model))
+		body = slices.Replace(body, at.From, at.To, []byte(text)...)
+		c.moveTier(at.From, len(text)-(at.To-at.From))
+		at.To = at.From + len(text)
+	case at.In == subjects.ModelInForm && !strings.ContainsAny(model, "\r\n"):
+		body = slices.Replace(body, at.From, at.To, []byte(model)...)
+		at.To = at.From + len(model)
+	case c.named:
+		return nil, ErrNoModel
+	case subjects.MediaType(h) == "multipart/form-data":
+		_, params, _ := mime.ParseMediaType(h.Get("Content-Type"))
+		open := "--" + params["boundary"] + "\r\n"
+		if !bytes.HasPrefix(body, []byte(open)) || strings.ContainsAny(model, "\r\n") {
+			return nil, ErrNoModel
+		}
+		head := open + "Content-Disposition: form-data; name=\"model\"\r\n\r\n"
+		at = subjects.ModelAt{In: subjects.ModelInForm, From: len(head), To: len(head) + len(model)}
+		body = slices.Insert(body, 0, []byte(head+model+"\r\n")...)
+	default:
+		const member = `"model":`
+		from := bytes.IndexByte(body, '{') + 1
+		text = member + string(jsonString(model))
+		at = subjects.ModelAt{In: subjects.ModelInJSON, From: from + len(member), To: from + len(text)}
+		if body[skipSpace(body, from)] != '}' {
+			text += ","
+		}
+		body = slices.Insert(body, from, []byte(text)...)
+		c.moveTier(from, len(text))
+	}
+	c.Model, c.ModelAt = model, at
+	return body, nil
+}
+
+// moveTier notes that what stands behind a place in the body has moved.
+func (c *Call) moveTier(behind, by int) {
+	if c.tierAt != [2]int{} && c.tierAt[0] > behind {
+		c.tierAt[0] += by
+		c.tierAt[1] += by
+	}
 }
 
 // WithEngineTier returns a body that any engine accepts: some refuse a service tier that is not one of OpenAI's, so any
@@ -276,7 +333,7 @@ func scanJSON(body []byte, messages string) (Call, error) {
 	if t.peek(); t.at < len(body) {
 		return c, BadRequest("", "the body has data after its JSON object")
 	}
-	c.MaxTokens = cmp.Or(limits[:]...)
+	c.MaxTokens, c.named = cmp.Or(limits[:]...), seen["model"]
 	c.prefix = talk.chain()
 	return c, nil
 }
@@ -297,6 +354,9 @@ func (c *Call) decide(field string, exact bool, t *cursor) error {
 	}
 	switch {
 	case kind == 'n': // null means absent
+		if field == "model" {
+			c.ModelAt = subjects.ModelAt{In: subjects.ModelInJSON, From: from, To: t.at}
+		}
 	case field == "model" && kind == '"':
 		c.Model = unquoted(v)
 		c.ModelAt = subjects.ModelAt{In: subjects.ModelInJSON, From: from, To: t.at}
@@ -440,7 +500,7 @@ func scanForm(body []byte, boundary string) (Call, error) {
 		}
 		switch field {
 		case "model":
-			c.Model = string(v)
+			c.Model, c.named = string(v), true
 			c.ModelAt = valueInForm(body[:len(body)-src.Len()], boundary, v)
 		case "service_tier":
 			c.Tier = string(v)

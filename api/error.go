@@ -150,8 +150,8 @@ func (e *Error) Body(a API, id string) []byte {
 	return b
 }
 
-// Event is the error as the last event of a stream that has started.
-func (e *Error) Event(a API, id string) []byte {
+// Event is the error as the last event of a stream that has started, for a request with that id and model.
+func (e *Error) Event(a API, id, model string) []byte {
 	switch a {
 	case Messages:
 		return fmt.Appendf(nil, "event: error\ndata: %s\n\n", e.Body(a, id))
@@ -162,7 +162,9 @@ func (e *Error) Event(a API, id string) []byte {
 			"response": map[string]any{
 				"id": cmp.Or(e.Response, "resp_"+id), "object": "response", "created_at": time.Now().Unix(), "status": "failed",
 				"error":              map[string]any{"code": "server_error", "message": e.text() + " (" + e.Code + ")"},
-				"incomplete_details": nil, "output": []any{},
+				"incomplete_details": nil, "output": []any{}, "model": model,
+				"instructions": nil, "metadata": map[string]any{}, "parallel_tool_calls": true, "tools": []any{}, "tool_choice": "auto",
+				"temperature": nil, "top_p": nil, // OpenAI's Response always has all of these
 			},
 		})
 		if err != nil {
@@ -193,7 +195,7 @@ func (e *Error) Write(w http.ResponseWriter, a API, id string) {
 }
 
 // EngineError returns an engine's error answer as the last event of a stream: unchanged if it is in the API's form.
-func EngineError(status int, body []byte, a API, id string) []byte {
+func EngineError(status int, body []byte, a API, id, model string) []byte {
 	var said struct {
 		Type    string          `json:"type"`
 		Error   json.RawMessage `json:"error"`
@@ -222,5 +224,5 @@ func EngineError(status int, body []byte, a API, id string) []byte {
 	}
 	e.Message = cmp.Or(inner.Message, said.Message, e.Message, fmt.Sprintf("the engine answered %d", status))
 	e.Code = cmp.Or(e.Code, "upstream_error")
-	return e.Event(a, id)
+	return e.Event(a, id, model)
 }

@@ -31,7 +31,7 @@ func TestErrorsNameNoAddress(t *testing.T) {
 				t.Errorf("%s: got %q, %v, want %q", a, b.Error.Message, err, c.want)
 			}
 			want, _ := json.Marshal(c.want)
-			if event := string(e.Event(a, "id")); !strings.Contains(event, strings.Trim(string(want), `"`)) {
+			if event := string(e.Event(a, "id", "m")); !strings.Contains(event, strings.Trim(string(want), `"`)) {
 				t.Errorf("%s: got %s, want %s in it", a, event, want)
 			}
 		}
@@ -45,7 +45,7 @@ func TestErrorsNameNoAddress(t *testing.T) {
 func TestErrorsBelowMessages(t *testing.T) {
 	for path, anthropic := range map[string]bool{
 		"/v1/messages": true, "/v1/messages?beta=true": true, "/v1/messages/count_tokens": true, "/v1/messages/count_tokens?beta=true": true,
-		"/v1/messages/batches": true, "/v1/chat/completions": false, "/v1/messagesx": false, "/v1/models": false,
+		"/v1/messages/batches": true, "/v1/messages\x00": true, "/v1/messages;x": true, "/v1/messages..": true, "/v1/chat/completions": false, "/v1/messagesx": false, "/v1/messages-2": false, "/v1/models": false,
 	} {
 		b := string(Errorf(404, "model_not_found", "no").Body(Of(path), "id"))
 		if got := strings.Contains(b, `"type":"error"`) && strings.Contains(b, `"not_found_error"`) && strings.Contains(b, `"request_id":"id"`); got != anthropic {

@@ -121,6 +121,20 @@ var inferencePaths = map[string][]string{
 	},
 }
 
+// cheapPaths are the inference paths on which an engine generates nothing and runs no model: its HTTP server applies a chat
+// template, or turns text into tokens and back. Reranking, scoring, classifying and embedding are not among them: these
+// run the model, in batches with what is generated.
+var cheapPaths = map[string]bool{
+	"/tokenize": true, "/detokenize": true, // vLLM, SGLang, llama.cpp, TGI
+	"/v1/tokenize": true, "/v1/detokenize": true, // SGLang
+	"/v1/messages/count_tokens": true, "/v1/responses/input_tokens": true,
+	"/v1/chat/completions/render": true, "/v1/completions/render": true, // vLLM
+	"/chat_tokenize": true, "/apply-template": true, // TGI; llama.cpp
+}
+
+// Cheap reports whether an engine answers calls of a path, which is normal, without a slot: beside whatever it generates.
+func Cheap(path string) bool { return cheapPaths[path] }
+
 // Doors are the paths of engines that clients may use. They do not change.
 type Doors struct {
 	exact    map[string]bool

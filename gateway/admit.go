@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -31,6 +32,7 @@ type admission struct {
 	fleet   *fleet
 	queues  *queues
 	metrics *metrics
+	cheap   func(path, pool string) bool // whether a call is served without a queue now: see cheapCalls
 }
 
 // arrival is a call whose caller is known and whose body is read.
@@ -46,6 +48,9 @@ type arrival struct {
 // admit lets a call into a queue, or returns why not.
 func (a *admission) admit(in arrival) (*request, error) {
 	call, err := api.Scan(in.http, in.body)
+	if errors.Is(err, api.ErrNoModel) {
+		in.body, err = a.withDefaultModel(&call, &in)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -58,6 +63,9 @@ func (a *admission) admit(in arrival) (*request, error) {
 	if key := in.caller.key; key != nil && !allowsModel(key, call.Model, model.names) {
 		return nil, &api.Error{Status: http.StatusForbidden, Code: "model_not_allowed", Param: "model",
 			Message: fmt.Sprintf("the key does not allow the model %s", api.Quote(call.Model))}
+	}
+	if api.Cheap(in.http.URL.Path) { // whatever the client has left in a body that it copied
+		call.Stream = false
 	}
 	patience, err := patienceOf(header, call.Stream, time.Duration(tier.Deadline), a.cfg.MaxDeadline)
 	if err != nil {
@@ -81,20 +89,76 @@ func (a *admission) admit(in arrival) (*request, error) {
 	if err := a.fit(wire, body); err != nil {
 		return nil, err
 	}
-	if err := a.keys.begin(in.caller, wire.InputTokens, in.header, in.at); err != nil {
+	cheap, tokens := a.cheap(in.http.URL.Path, to.pool), wire.InputTokens
+	if cheap { // no model reads it
+		to.affinity, to.home, to.pin, to.lane, tokens = 0, "", "", subjects.Shared, 0
+	}
+	if err := a.keys.begin(in.caller, tokens, in.header, in.at); err != nil {
 		return nil, err
 	}
-	r, err := a.enter(&spec{
+	s := &spec{
 		wire: wire, api: api.Of(in.http.URL.Path), caller: in.caller, routeName: to.routeName, route: to.route, affinity: to.affinity, home: to.home, pin: to.pin, edits: edits,
 		cost:    wire.InputTokens + min(cmp.Or(call.MaxTokens, defaultOutput), maxOutput),
-		arrived: in.at, deadline: deadline, patience: patience, explain: a.cfg.Explain.wanted(header, in.caller),
+		arrived: in.at, deadline: deadline, patience: patience, explain: a.cfg.Explain.wanted(header, in.caller), cheap: cheap,
 		admitted: target{queue: a.queues.get(to.pool, tier.Name), tier: tier, lane: to.lane},
-	}, body)
+	}
+	if cheap {
+		return newRequest(s, body), nil
+	}
+	r, err := a.enter(s, body)
 	if err != nil {
 		a.keys.end(in.caller, wire.InputTokens, 0, in.at)
 		return nil, err
 	}
 	return r, nil
+}
+
+// DefaultOnly as the default model means the only one that the fleet serves.
+const DefaultOnly = "only"
+
+// withDefaultModel returns the body of a call without a model, with the default in it.
+func (a *admission) withDefaultModel(call *api.Call, in *arrival) ([]byte, error) {
+	model := a.cfg.DefaultModel
+	switch model {
+	case "":
+		return nil, api.BadRequest("model", "you must provide a model: the gateway has no default for it (--default-model)")
+	case DefaultOnly:
+		names := a.mayAskFor(in.caller, a.router.models())
+		if len(names) != 1 { // those of routes aside
+			if pools := a.mayAskFor(in.caller, a.fleet.models()); len(pools) == 1 {
+				names = pools
+			}
+		}
+		switch {
+		case len(names) == 0:
+			return nil, api.Unavailable("no_worker", 10*time.Second, "the call names no model, and no worker serves one now (--default-model only)")
+		case len(names) > 1:
+			return nil, api.BadRequest("model", "you must provide a model: the gateway chooses it only where there is one (--default-model only), and there are %s", listed(names))
+		}
+		model = names[0]
+	}
+	body, err := call.WithModel(in.http.Header, in.body, model)
+	if err != nil {
+		return nil, api.BadRequest("model", "you must provide a model: the gateway cannot write its default into this body")
+	}
+	return body, nil
+}
+
+// mayAskFor returns those of the models that a caller's key allows.
+func (a *admission) mayAskFor(who *caller, models []string) []string {
+	if who.key == nil {
+		return models
+	}
+	rules := a.bus.rules.Load()
+	return slices.DeleteFunc(models, func(m string) bool { return !allowsModel(who.key, m, a.router.find(rules, m).names) })
+}
+
+// listed is a list of models for a message.
+func listed(models []string) string {
+	if len(models) > 20 {
+		return fmt.Sprintf("%s and %d more", strings.Join(models[:20], ", "), len(models)-20)
+	}
+	return strings.Join(models, ", ")
 }
 
 // enter lets a request into the queue of its spec, or returns why not.

@@ -369,14 +369,14 @@ func (a *answer) requestID() string {
 func (a *answer) insteadOfStream() error {
 	body := bytes.Join(a.held, nil)
 	if a.got.Status >= 400 {
-		return a.lastEvent(api.EngineError(a.got.Status, body, a.r.api, a.requestID()))
+		return a.lastEvent(api.EngineError(a.got.Status, body, a.r.api, a.requestID(), a.r.wire.Model))
 	}
 	var line bytes.Buffer
 	if json.Compact(&line, body) == nil && line.Len() > 0 {
 		return a.lastEvent(fmt.Appendf(nil, "data: %s\n\n", &line))
 	}
 	e := api.Errorf(http.StatusBadGateway, "upstream_error", "the engine did not answer with a stream")
-	return a.lastEvent(e.Event(a.r.api, a.requestID()))
+	return a.lastEvent(e.Event(a.r.api, a.requestID(), a.r.wire.Model))
 }
 
 // giveBack answers with what the engine said in an attempt that failed.
@@ -453,7 +453,7 @@ func (a *answer) refuse(err error) error {
 		if a.begun {
 			last.Response = a.id // SDKs refuse an event of another response
 		}
-		return a.lastEvent(last.Event(a.r.api, a.requestID()))
+		return a.lastEvent(last.Event(a.r.api, a.requestID(), a.r.wire.Model))
 	}
 	return errBreakOff
 }

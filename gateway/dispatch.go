@@ -38,6 +38,8 @@ func (d *dispatcher) onMessage(m *nats.Msg) {
 		d.onBodyRequest(m)
 	case "left":
 		d.watch.onLeft(arg)
+	case "uncalled":
+		d.onUncalled(arg, m)
 	case "turn":
 		d.exchange.onRelease(m)
 	}
@@ -173,6 +175,17 @@ func (d *dispatcher) onAlive(m *nats.Msg) {
 		case taken > a.Taken: // the last update may have been lost
 			d.bus.publish(subjects.WorkerWindow(alive.Worker), subjects.WindowUpdate{ID: a.ID, Attempt: a.Attempt, Taken: taken})
 		}
+	}
+}
+
+// onUncalled takes in that no worker received a call: the one that it was sent to is gone.
+func (d *dispatcher) onUncalled(arg string, m *nats.Msg) {
+	id, mark, err := subjects.ParseUncalled(arg)
+	if err != nil || m.Header.Get("Status") != "503" {
+		return
+	}
+	if r := d.requests.find(id); r != nil {
+		r.onUncalled(mark)
 	}
 }
 

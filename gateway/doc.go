@@ -21,6 +21,8 @@
 //	request.go      request.claim, request.onFrames: arbitrates, and keeps the frames for the handler
 //	answer.go     answer: head, data, end; error, last event or broken connection
 //
+// A call that needs no slot leaves this way after admit.go: cheap.go sends it straight to a worker.
+//
 // The other files are for what not every request meets: fairness.go for what several gateways decide together about a
 // queue, usage.go for what they exchange about keys, mirror.go for copies, control.go for operators, lanes.go for the
 // consumers in the broker, streams.go for its streams, stall.go for what a lost message holds up, watch.go for what follows from a change in the fleet, policy.go for
@@ -46,6 +48,7 @@
 //	affinity      conversations
 //	shifts        results of shifting routes
 //	retries       retries and first attempts of each pool
+//	cheapCalls    how many calls without a slot run at each worker, and which wait
 //	idleConns     connections without a request
 //	bus           nothing but the policy in force: an atomic pointer to rules, which never change
 //

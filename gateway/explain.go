@@ -51,6 +51,9 @@ func (r *request) receipt(h http.Header) {
 	}
 	h.Set("X-Pulley-Queue-Ms", strconv.FormatInt(r.claimed.Sub(r.arrived).Milliseconds(), 10))
 	h.Set("X-Pulley-Worker", r.attempt.name)
+	if r.cheap { // it was no matter of price or cache
+		return
+	}
 	h.Set("X-Pulley-Rung", strconv.Itoa(r.attempt.rung))
 	affinity := "miss" // no live worker is known to have it
 	switch r.home {

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -50,6 +51,9 @@ type Config struct {
 	DrainTimeout time.Duration
 	// DrainDelay is how long the listener stays open after /readyz began to fail, for balancers to notice. Default 0.
 	DrainDelay time.Duration
+	// DefaultModel is the model of calls that name none; DefaultOnly means the one that the fleet serves. Default: such calls are
+	// refused.
+	DefaultModel string
 	// AllowPaths are paths of engines that clients may use beside those of inference: see api.NewDoors. Default: none.
 	AllowPaths []string
 	// CORSOrigins may call from a browser; "*" is any. Default: none.
@@ -77,6 +81,9 @@ func (c Config) withDefaults() (Config, error) {
 		if b.value < 0 {
 			return c, fmt.Errorf("%s: must not be negative", b.name)
 		}
+	}
+	if len(c.DefaultModel) > subjects.MaxName || !utf8.ValidString(c.DefaultModel) {
+		return c, fmt.Errorf("default model %.40q: a name has at most %d bytes of UTF-8", c.DefaultModel, subjects.MaxName)
 	}
 	if c.RetryBudget < 0 {
 		return c, errors.New("retry budget: must not be negative")
@@ -162,6 +169,8 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		cfg: &cfg, bus: b, requests: requests, admission: admission, router: router, fleet: fleet, lanes: lanes, queues: queues,
 		exchange: exchange, publisher: publisher, keys: keys, shifts: shifts, retries: newRetries(cfg.RetryBudget), metrics: metrics, background: background,
 	}
+	cheap := newCheapCalls(server)
+	admission.cheap = cheap.takes
 	mirrors := &mirrors{
 		bus: b, router: router, admission: admission, queues: queues, server: server, bodies: bodies, metrics: metrics,
 		slots: make(chan struct{}, maxMirrored),
@@ -181,7 +190,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 			links: links,
 		},
 		ingress: &ingress{
-			cfg: &cfg, bus: b, keys: keys, router: router, admission: admission, mirrors: mirrors, server: server, metrics: metrics, bodies: bodies,
+			cfg: &cfg, bus: b, keys: keys, router: router, admission: admission, mirrors: mirrors, server: server, cheap: cheap, metrics: metrics, bodies: bodies,
 			doors: doors,
 		},
 		watch:  watch,

@@ -38,6 +38,7 @@ type ingress struct {
 	admission *admission
 	mirrors   *mirrors
 	server    *server
+	cheap     *cheapCalls
 	metrics   *metrics
 	bodies    *budget
 	doors     *api.Doors
@@ -158,6 +159,9 @@ func (in *ingress) infer(w http.ResponseWriter, r *http.Request, id subjects.ID)
 		return err
 	}
 	defer in.bodies.give(hold)
+	if req.cheap {
+		return in.cheap.serve(r.Context(), w, req)
+	}
 	if req.route != nil {
 		in.mirrors.send(req)
 	}
@@ -359,12 +363,7 @@ func (in *ingress) modelsFor(r *http.Request) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	models := in.router.models()
-	if who.key != nil {
-		rules := in.bus.rules.Load()
-		models = slices.DeleteFunc(models, func(m string) bool { return !allowsModel(who.key, m, in.router.find(rules, m).names) })
-	}
-	return models, nil
+	return in.admission.mayAskFor(who, in.router.models()), nil
 }
 
 func notHere(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {

@@ -21,6 +21,7 @@ type metrics struct {
 	errors    *prometheus.CounterVec
 	tokens    *prometheus.CounterVec
 	mirrors   *prometheus.CounterVec
+	cheap     *prometheus.CounterVec
 }
 
 // The buckets are vLLM's, so that panels of both can be laid over each other.
@@ -47,11 +48,12 @@ func newMetrics(gateway, version string, others ...prometheus.Collector) *metric
 		errors:    counterVec("errors_total", "Error answers, by code.", "code"),
 		tokens:    counterVec("tokens_total", "Tokens that engines reported.", "pool", "tier", "direction"),
 		mirrors:   counterVec("mirrored_total", "Copies of requests for mirrors, by outcome: sent, or dropped for lack of capacity.", "pool", "outcome"),
+		cheap:     counterVec("cheap_calls_total", "Calls that need no slot, such as to count tokens, by outcome: answered, refused, cancelled, broken, or queued like a request.", "pool", "outcome"),
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "pulley", Name: "build_info", Help: "Always 1, labelled with the version.",
 		ConstLabels: prometheus.Labels{"version": version, "gateway": gateway}})
 	info.Set(1)
-	m.registry.MustRegister(m.requests, m.queue, m.ttft, m.duration, m.refusals, m.attempts, m.cancelled, m.broken, m.errors, m.tokens, m.mirrors,
+	m.registry.MustRegister(m.requests, m.queue, m.ttft, m.duration, m.refusals, m.attempts, m.cancelled, m.broken, m.errors, m.tokens, m.mirrors, m.cheap,
 		info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.registry.MustRegister(others...)
 	return m

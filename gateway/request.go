@@ -29,6 +29,7 @@ type request struct {
 	firstByte      time.Time      // when the first byte of an answer was written
 	taken          []event        // what take returned last; its memory is reused
 	said           *subjects.Fail // the last failure of an engine that came with its own answer; nil if none did
+	reason         string         // why the last attempt of a cheap call failed
 	failedAt       []string       // ids of the workers whose attempts failed, other than for want of a slot
 
 	mu       sync.Mutex
@@ -63,6 +64,7 @@ type spec struct {
 	home       string        // the id of the live worker that has its conversation cached; empty if none is known
 	pin        string        // the id of the only worker that should take it; empty: any may
 	explain    bool          // its answer explains itself: see receipt
+	cheap      bool          // it needs no slot, and waits in no queue: see cheapCalls
 	unattended bool          // no client waits for it: a mirror's copy, or a dead letter that runs again
 	arrived    time.Time
 	deadline   time.Time // until when the first byte of an answer must have come
@@ -153,7 +155,7 @@ func (r *request) takeOrders() orders {
 	return o
 }
 
-// waiting says whether the request waits for a worker, and the sequence of its message: 0 while the message is not
+// waiting says whether the request waits in a queue for a worker, and the sequence of its message: 0 while the message is not
 // published or not confirmed.
 func (r *request) waiting() (seq uint64, waits bool) {
 	r.mu.Lock()
@@ -161,7 +163,7 @@ func (r *request) waiting() (seq uint64, waits bool) {
 	return r.message.seq, r.waitsLocked()
 }
 
-func (r *request) waitsLocked() bool { return !r.ended && r.attempt == nil }
+func (r *request) waitsLocked() bool { return !r.ended && r.attempt == nil && !r.cheap }
 
 // begin notes that an answer begins to reach the client. It returns when the attempt was granted.
 func (r *request) begin(now time.Time) (claimed time.Time) {
@@ -489,6 +491,9 @@ func (r *request) info(gateway string, now time.Time) subjects.RequestInfo {
 		ID: r.wire.ID.String(), Gateway: gateway, Tenant: r.wire.Tenant, Model: r.wire.Model, Tier: at.tier.Name, Pool: at.queue.pool,
 		Path: r.wire.Path, Stream: r.wire.Stream, State: "queued", Attempt: r.attempts, Arrived: r.arrived,
 		AgeMS: now.Sub(r.arrived).Milliseconds(), QueueMS: now.Sub(r.arrived).Milliseconds(), BytesOut: r.bytesOut.Load(),
+	}
+	if own := r.wire.Header.Get("X-Request-Id"); own != i.ID {
+		i.ClientID = own
 	}
 	if r.attempt != nil {
 		i.State, i.Worker = "running", r.attempt.name

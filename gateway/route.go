@@ -123,9 +123,9 @@ func (ro *router) unknown(model string) *api.Error {
 	case len(models) == 0:
 		e.Message = fmt.Sprintf("The model %s does not exist; no worker serves any model now.", api.Quote(model))
 	case len(models) > 20:
-		e.Message = fmt.Sprintf("The model %s does not exist; there are %s and %d more.", api.Quote(model), strings.Join(models[:20], ", "), len(models)-20)
+		e.Message = fmt.Sprintf("The model %s does not exist; there are %s.", api.Quote(model), listed(models))
 	default:
-		e.Message = fmt.Sprintf("The model %s does not exist; there are: %s.", api.Quote(model), strings.Join(models, ", "))
+		e.Message = fmt.Sprintf("The model %s does not exist; there are: %s.", api.Quote(model), listed(models))
 	}
 	return e
 }

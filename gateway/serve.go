@@ -169,7 +169,8 @@ func (s *server) check(ctx context.Context, r *request) error {
 	if pool := s.router.fallback(r, now); pool != "" {
 		return s.move(ctx, r, pool, at.tier)
 	}
-	if p, _ := s.fleet.pool(at.queue.pool); !p.emptySince.IsZero() && now.Sub(p.emptySince) > s.cfg.NoWorkerWait && waited > s.cfg.NoWorkerWait {
+	p, known := s.fleet.pool(at.queue.pool) // a route may lead to one that never had a worker
+	if waited > s.cfg.NoWorkerWait && (!known || !p.emptySince.IsZero() && now.Sub(p.emptySince) > s.cfg.NoWorkerWait) {
 		return api.Unavailable("no_worker", 10*time.Second, "no worker serves %s", api.Quote(r.wire.Model))
 	}
 	if at.lane != subjects.Shared && !(r.pin == at.lane && s.router.laneOfPin(s.bus.rules.Load().Policy, at.queue.pool, r.pin)) && now.Sub(r.laneSince) >= max(time.Duration(s.bus.rules.Load().Policy.Pools[at.queue.pool].StickFor), checkEvery) {

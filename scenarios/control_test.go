@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -321,6 +322,39 @@ func TestRetryADeadLetter(t *testing.T) {
 		}
 		if r := command[subjects.RetryResult](t, nc, subjects.DoRetry, subjects.RetryOrder{Sequence: 999}); r.Error == "" {
 			t.Errorf("one that is not there: %+v", r)
+		}
+	})
+}
+
+// Operators see the id that a client gave its request, and only that.
+func TestClientsIDInTheList(t *testing.T) {
+	run(t, func(t *testing.T, env *Env) {
+		cfg := slow("a")
+		g, _, _ := pair(t, env, cfg)
+		var wg sync.WaitGroup
+		ctx, cancel := context.WithCancel(t.Context())
+		defer func() { cancel(); wg.Wait() }()
+		for _, id := range []string{"order-7", "with a space", ""} {
+			wg.Go(func() {
+				r, _ := http.NewRequestWithContext(ctx, "POST", "http://gateway/v1/chat/completions", strings.NewReader(chat("m", false, 1000)))
+				r.Header["X-Request-Id"] = []string{id}
+				if resp, err := g.Client.Do(r); err == nil {
+					resp.Body.Close()
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		nc, _ := env.Connect("operator")
+		var own []string
+		for _, r := range command[[]subjects.RequestInfo](t, nc, subjects.AskRequests, nil) {
+			if _, err := subjects.ParseID(r.ID); err != nil {
+				t.Errorf("id %q: %v", r.ID, err)
+			}
+			own = append(own, r.ClientID)
+		}
+		slices.Sort(own)
+		if !slices.Equal(own, []string{"", "", "order-7"}) {
+			t.Errorf("the clients' ids are %q, want one order-7", own)
 		}
 	})
 }

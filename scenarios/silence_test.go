@@ -144,7 +144,7 @@ func TestErrorAfterComments(t *testing.T) {
 		"chat, no JSON":             {"/v1/chat/completions", "<html>", `data: {"error":{"message":"the engine answered 400","type":"invalid_request_error","param":null,"code":"upstream_error"}}`},
 		"messages, its own words":   {"/v1/messages", `{"type":"error","error":{"type":"invalid_request_error","message":"too long"}}`, "event: error\n" + `data: {"type":"error","error":{"type":"invalid_request_error","message":"too long"}}`},
 		"messages, OpenAI's words":  {"/v1/messages", inOpenAI, "event: error\n" + `data: {"error":{"message":"too long","type":"invalid_request_error","param":null,"code":"context_length_exceeded"},"request_id":"ID","type":"error"}`},
-		"responses, OpenAI's words": {"/v1/responses", inOpenAI, "event: response.failed\n" + `data: {"response":{"created_at":TIME,"error":{"code":"server_error","message":"too long (context_length_exceeded)"},"id":"resp_ID","incomplete_details":null,"object":"response","output":[],"status":"failed"},"sequence_number":2147483647,"type":"response.failed"}`},
+		"responses, OpenAI's words": {"/v1/responses", inOpenAI, "event: response.failed\n" + `data: {"response":{"created_at":TIME,"error":{"code":"server_error","message":"too long (context_length_exceeded)"},"id":"resp_ID","incomplete_details":null,"instructions":null,"metadata":{},"model":"m","object":"response","output":[],"parallel_tool_calls":true,"status":"failed","temperature":null,"tool_choice":"auto","tools":[],"top_p":null},"sequence_number":2147483647,"type":"response.failed"}`},
 	} {
 		t.Run(about, func(t *testing.T) {
 			run(t, func(t *testing.T, env *Env) {

@@ -113,6 +113,7 @@ func EventSubject(k EventKind) string { return "pulley.ev." + string(k) }
 // RequestInfo is one line of `pulley request ls`.
 type RequestInfo struct {
 	ID       string    `json:"id"`
+	ClientID string    `json:"client_id,omitempty"` // the client's own x-request-id; empty if it sent none
 	Gateway  string    `json:"gateway"`
 	Tenant   string    `json:"tenant,omitempty"`
 	Model    string    `json:"model"`

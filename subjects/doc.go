@@ -25,6 +25,7 @@
 //	pulley.gw.<gw>.alive               worker → gateway    Alive
 //	pulley.gw.<gw>.body                worker → gateway    BodyRequest; the answer is bytes
 //	pulley.gw.<gw>.stored.<n>          broker → gateway    the broker's ack of a Request (ParsePublishAck)
+//	pulley.gw.<gw>.uncalled.<id>.<mark>  broker → gateway  status 503: no worker received that call
 //	pulley.gw.<gw>.left.<w>            gateway → itself    empty; the worker's last frames arrived before it
 //	pulley.gw.<gw>.ref                 gateway → workers   Reference
 //	pulley.gw.<gw>.told                gateway → gateways  HeldReport
@@ -32,6 +33,7 @@
 //	pulley.wk.<w>.cancel               gateway → worker    Cancel
 //	pulley.wk.<w>.credit               gateway → worker    WindowUpdate
 //	pulley.wk.<w>.blame                gateway → worker    Blame
+//	pulley.wk.<w>.call                 gateway → worker    Request and body, see Calls
 //	pulley.wk.<w>.drain                operator → worker   empty; the answer is an Outcome
 //	pulley.wk.<w>.got.<gw>             gateway → worker    LinkAck
 //	pulley.wk.<w>.refused.<mark>       gateway → worker    Refusal
@@ -215,6 +217,18 @@
 // pauses for a pool after a few failures without a success between that are not one request's own: of different
 // requests, or with a Blame. Then it runs one request of the pool at a time until one succeeds, and says why in the
 // pool's "failing".
+//
+// # Calls
+//
+// For some paths an engine generates nothing, such as /tokenize (api.Cheap). A call of one needs no slot, and does not go
+// through a stream: the gateway chooses a live worker of the pool that has the model loaded, and whose heartbeat says how
+// many calls it runs at once (calls; an older worker sends none, and gets none). The message on pulley.wk.<w>.call is that of a
+// request stream, with the header Pulley-Attempt: the mark of the attempt, which the gateway chooses, as a decimal number. Its
+// reply subject is pulley.gw.<gw>.uncalled.<id>.<mark in hex>, where only the broker answers. There is no claim, no bid and no
+// delivery to settle; frames, window updates, cancels, bodies by reference and Alive are those of any attempt. A worker that
+// runs as many as it may answers with a Fail of class refused, one that accepts nothing with one of class draining. Calls
+// have no effect: one whose worker or engine is gone is sent to another worker, and a gateway that finds none puts
+// the request on its stream instead.
 //
 // # Flow control
 //

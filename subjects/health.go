@@ -49,7 +49,8 @@ type Heartbeat struct {
 	DownClass    DownClass      `json:"down_class,omitempty"`  // class of Reason, if State is Down and someone has to remove an obstacle
 	Slots        int            `json:"slots"`                 // requests that it may have now
 	InFlight     int            `json:"in_flight"`
-	Prefills     int            `json:"prefills"` // requests in flight without a first token
+	Prefills     int            `json:"prefills"`        // requests in flight without a first token
+	Calls        int            `json:"calls,omitempty"` // calls (WorkerCall) that it runs at once, beside its requests; 0: it takes none
 	Weight       float64        `json:"weight"`
 	Done         uint64         `json:"done"`   // attempts that succeeded
 	Failed       uint64         `json:"failed"` // all other attempts that ended
@@ -76,7 +77,7 @@ func ParseHeartbeat(m *nats.Msg) (*Heartbeat, error) {
 	}
 	err := cmp.Or(
 		inRange("slots", float64(h.Slots)), inRange("in_flight", float64(h.InFlight)),
-		inRange("prefills", float64(h.Prefills)), inRange("weight", h.Weight),
+		inRange("prefills", float64(h.Prefills)), inRange("calls", float64(h.Calls)), inRange("weight", h.Weight),
 	)
 	for i := range h.Pools {
 		err = cmp.Or(err, h.Pools[i].check())

@@ -88,11 +88,26 @@ func GatewayAck(gw string, n uint64) string {
 // GatewayLeft is where a gateway sends itself a message when a worker has left: it arrives behind the worker's last frames.
 func GatewayLeft(gw, w string) string { return "pulley.gw." + gw + ".left." + w }
 
+// GatewayUncalled is where the broker reports that no worker received the call of an attempt.
+func GatewayUncalled(gw string, id ID, attempt uint64) string {
+	return "pulley.gw." + gw + ".uncalled." + id.String() + "." + strconv.FormatUint(attempt, 16)
+}
+
+// ParseUncalled parses what follows "uncalled." in such a subject.
+func ParseUncalled(arg string) (id ID, attempt uint64, err error) {
+	text, mark, _ := strings.Cut(arg, ".")
+	if id, err = ParseID(text); err == nil {
+		attempt, err = strconv.ParseUint(mark, 16, 64)
+	}
+	return id, attempt, err
+}
+
 // Worker is the common prefix of the subjects on which a worker receives messages.
 func Worker(w string) string       { return "pulley.wk." + w }
 func WorkerCancel(w string) string { return "pulley.wk." + w + ".cancel" }
 func WorkerWindow(w string) string { return "pulley.wk." + w + ".credit" }
 func WorkerBlame(w string) string  { return "pulley.wk." + w + ".blame" }
+func WorkerCall(w string) string   { return "pulley.wk." + w + ".call" }
 func WorkerBids(w string) string   { return "pulley.wk." + w + ".bid" }
 func Heartbeats(w string) string   { return "pulley.hb." + w }
 

@@ -21,6 +21,7 @@ const (
 	HeaderRequest = "Pulley-Request" // a Request as one line of JSON
 	HeaderMsgID   = "Nats-Msg-Id"    // the request id, by which the broker recognises a repeated message
 	HeaderTTL     = "Nats-TTL"       // whole seconds until the client's deadline, as in 600s; the broker removes the message then
+	HeaderAttempt = "Pulley-Attempt" // of a call: the gateway's mark of the attempt, 64 bits as a decimal number
 	HeaderReason  = "Pulley-Reason"  // of a dead letter: why it could not be answered
 )
 
@@ -84,6 +85,27 @@ func (r *Request) Msg(lane string, body []byte, ttl time.Duration) (*nats.Msg, e
 		m.Data = body
 	}
 	return m, nil
+}
+
+// Call is the message that carries r and its body straight to a worker, as an attempt with that mark. See CallAttempt.
+func (r *Request) Call(worker string, attempt uint64, body []byte) (*nats.Msg, error) {
+	m, err := r.Msg(Shared, body, 0)
+	if err != nil {
+		return nil, err
+	}
+	m.Subject, m.Reply = WorkerCall(worker), GatewayUncalled(r.Gateway, r.ID, attempt)
+	delete(m.Header, HeaderMsgID)
+	m.Header[HeaderAttempt] = []string{strconv.FormatUint(attempt, 10)}
+	return m, nil
+}
+
+// CallAttempt is the mark of the attempt that a call is.
+func CallAttempt(m *nats.Msg) (attempt uint64, err error) {
+	attempt, err = strconv.ParseUint(m.Header.Get(HeaderAttempt), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("message on %s: %s: %w", m.Subject, HeaderAttempt, err)
+	}
+	return attempt, nil
 }
 
 var builders = sync.Pool{New: func() any { return &builder{buf: make([]byte, 0, 1<<10)} }}

@@ -231,3 +231,33 @@ func TestNakAfter(t *testing.T) {
 		}
 	}
 }
+
+// A call has what a message of a stream has, and the mark of its attempt; where the broker says that nobody got it names both.
+func TestCall(t *testing.T) {
+	r := &subjects.Request{ID: subjects.NewID(), Gateway: "g1", Tier: "standard", Model: "m", Pool: "m", Method: "POST", Path: "/tokenize", InputTokens: 1, BodySize: 2}
+	for _, mark := range []uint64{0, 1, 1<<64 - 1} {
+		m, err := r.Call("w-1", mark, []byte("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := subjects.ParseRequest(m)
+		if err != nil || got.ID != r.ID || string(m.Data) != "{}" || m.Subject != "pulley.wk.w-1.call" {
+			t.Errorf("got %+v, %v on %s", got, err, m.Subject)
+		}
+		if n, err := subjects.CallAttempt(m); n != mark || err != nil {
+			t.Errorf("mark %d, %v, want %d", n, err, mark)
+		}
+		arg, ours := strings.CutPrefix(m.Reply, subjects.Gateway("g1")+".uncalled.")
+		if id, n, err := subjects.ParseUncalled(arg); !ours || id != r.ID || n != mark || err != nil {
+			t.Errorf("%s: %v %d, %v", m.Reply, id, n, err)
+		}
+	}
+	for _, arg := range []string{"", ".", "x.1", r.ID.String(), r.ID.String() + ".xyz"} {
+		if _, _, err := subjects.ParseUncalled(arg); err == nil {
+			t.Errorf("%q was parsed", arg)
+		}
+	}
+	if _, err := subjects.CallAttempt(&nats.Msg{Subject: "s"}); err == nil {
+		t.Error("a message without a mark was taken")
+	}
+}

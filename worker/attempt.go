@@ -71,6 +71,7 @@ type attempt struct {
 	started time.Time
 	grown   chan struct{} // signals that taken grew; capacity 1
 	granted chan struct{} // signals that the gateway has granted a claim that asked for confirmation; capacity 1
+	cheap   bool          // it is a gateway's call (cheap.go): it has no slot, and no delivery to settle
 
 	// Owned by Worker.run.
 	runner   *runner // the one that runs it
@@ -137,7 +138,7 @@ func (a *attempt) silent(ill time.Time, stall time.Duration, now time.Time) bool
 	if !ill.IsZero() && !a.firstByte.isSet() && min(silent, now.Sub(ill)) > min(stalledAfter, stall) {
 		return true
 	}
-	return a.req.Stream && silent > stall
+	return (a.req.Stream || a.cheap) && silent > stall
 }
 
 // attempts owns the attempts that run, and remembers the requests that should not be attempted here again for now.
@@ -158,6 +159,7 @@ type attempts struct {
 	// answer them.
 	faults map[subjects.ID]fault
 
+	cheap  int           // those of running that are cheap
 	closed bool          // no attempt may begin any more
 	ended  chan struct{} // closed when closed is set and none runs
 }
@@ -208,6 +210,29 @@ func (as *attempts) begin(a *attempt) bool {
 func (as *attempts) end(a *attempt) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
+	as.endLocked(a)
+}
+
+// beginCheap adds a cheap call. It reports false if there are maxCheap, or none may begin any more.
+func (as *attempts) beginCheap(a *attempt) bool {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	if as.closed || as.cheap >= maxCheap {
+		return false
+	}
+	as.cheap++
+	as.running[a.mark] = a
+	return true
+}
+
+func (as *attempts) endCheap(a *attempt) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	as.cheap--
+	as.endLocked(a)
+}
+
+func (as *attempts) endLocked(a *attempt) {
 	delete(as.running, a.mark)
 	if as.closed && len(as.running) == 0 {
 		close(as.ended)
@@ -246,7 +271,9 @@ func (as *attempts) all() []*attempt {
 func (as *attempts) byTier() map[string]int {
 	n := make(map[string]int)
 	for _, a := range as.all() {
-		n[a.task.tier]++
+		if !a.cheap {
+			n[a.task.tier]++
+		}
 	}
 	return n
 }
@@ -254,6 +281,9 @@ func (as *attempts) byTier() map[string]int {
 // summary returns what a stall of the engine is recognised by.
 func (as *attempts) summary() (r runningAttempts) {
 	for _, a := range as.all() {
+		if a.cheap {
+			continue
+		}
 		if r.oldest.IsZero() || a.started.Before(r.oldest) {
 			r.oldest = a.started
 		}
@@ -385,6 +415,8 @@ func (w *Worker) receive(m *nats.Msg) {
 		}
 	case "drain":
 		w.onDrainOrder(m)
+	case "call":
+		w.cheap.onCall(m)
 	}
 }
 

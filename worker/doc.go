@@ -10,6 +10,9 @@
 // At the end the slot is free, the measured times change the price (estimate.go), and the worker bids again. The
 // gateway settles the delivery.
 //
+// Calls that need no slot, such as to count tokens, come straight from a gateway and not from the queue (cheap.go). They are
+// attempts without anything of that: no bid, claim, slot, estimate or failure of the worker.
+//
 // # Owners
 //
 // Each part of the state has one owner:

@@ -472,7 +472,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	ld := w.load(now)
 	h := subjects.Heartbeat{
 		Worker: w.id, Name: w.cfg.Name, URL: w.cfg.Engine, Host: w.host, Version: w.cfg.Version, Started: w.started,
-		Slots: ld.slots, InFlight: ld.inFlight, Prefills: ld.prefills.n, Weight: ld.assumed,
+		Slots: ld.slots, InFlight: ld.inFlight, Prefills: ld.prefills.n, Calls: maxCheap, Weight: ld.assumed,
 		Done: w.attempts.done.Load(), Failed: w.attempts.failed.Load(),
 	}
 	h.DownClass = w.presence.downClass()
@@ -555,7 +555,7 @@ func (w *Worker) publishAlive(now time.Time) {
 			continue
 		case a.silent(ill, w.cfg.StallTimeout, now):
 			a.stop(errStalled)
-		case now.Sub(a.renewed) >= leaseEvery:
+		case !a.cheap && now.Sub(a.renewed) >= leaseEvery:
 			a.renewed = now
 			w.nc.Publish(a.msg.Reply, subjects.InProgress)
 		}

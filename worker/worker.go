@@ -122,6 +122,7 @@ type Worker struct {
 	runners   *runners
 	links     *links
 	loader    loader
+	cheap     cheapCalls
 
 	started time.Time     // when Run began
 	gate    *time.Timer   // fires when time alone opens the prefill gate
@@ -171,6 +172,23 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	w.estimates = newEstimator()
 	w.attempts = newAttempts()
 	w.runners = newRunners(w.run)
+	w.cheap = cheapCalls{
+		cfg: &w.cfg, engine: &w.engine, nc: nc, log: w.log, attempts: w.attempts, links: w.links, look: func() { w.scraper.Look() },
+		accepts: func(pool string) (model string, state subjects.State) {
+			fence := ""
+			if !w.capacity.load().open {
+				fence = "fenced"
+			}
+			state, _ = w.presence.report(fence)
+			for _, s := range w.bidder.serving() {
+				if s.pool == pool {
+					model = s.model
+				}
+			}
+			return model, state
+		},
+	}
+	w.cheap.runners = newRunners(w.cheap.run)
 	w.links = newLinks(nc, w.id)
 	switch { // known before the engine answers, so that requests for them wait
 	case len(cfg.Models) > 0:
@@ -329,6 +347,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		sub.Unsubscribe()
 	}
 	w.runners.close()
+	w.cheap.runners.close()
 	w.log.Info("worker stopped", "done", w.attempts.done.Load(), "failed", w.attempts.failed.Load())
 	return left
 }

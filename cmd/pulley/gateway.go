@@ -64,6 +64,7 @@ func addGatewayFlags(fs *pflag.FlagSet) *gatewayFlags {
 	fs.StringVar(&g.admin, "admin", "127.0.0.1:8081", "`host:port` for health checks, metrics and profiles; port 0 chooses a free one, \"\" turns it off")
 	fs.StringVar(&g.auth, "auth", "auto", "whether clients need a key: required, off, or auto (once a key exists, and always if --listen is not loopback)")
 	fs.StringVar(&g.explain, "explain", "keys", "which answers tell in x-pulley-* headers who served them and why: keys (on x-pulley-explain: 1, with a key that has --explain), asked (on x-pulley-explain: 1), or always")
+	fs.StringVar(&g.cfg.DefaultModel, "default-model", "", "`model` of requests that name none, or only: the one that the workers serve (default: such requests are refused)")
 	fs.StringArrayVar(&g.cfg.AllowPaths, "allow-path", nil, "`path` of engines that clients may use besides those of inference, such as /api/show; * is any one segment, ** at the end any rest (repeatable)")
 	fs.StringArrayVar(&g.cfg.CORSOrigins, "cors-origin", nil, "`origin` of web pages that may call the API, such as https://chat.example.com; * for any (repeatable)")
 	fs.DurationVar(&g.cfg.NoWorkerWait, "no-worker-wait", 0, "how long a request waits while no worker serves its model (default 30s)")

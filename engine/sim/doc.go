@@ -35,6 +35,9 @@
 // stream's first event carries one token, the others TokensPerEvent. The finish reason is "length"
 // if the request set a length, otherwise "stop". There is one choice, whatever n is.
 //
+// POST /tokenize, /v1/messages/count_tokens and /v1/responses/input_tokens count the tokens of a prompt at once, beside
+// whatever runs; Ollama's dialect has none of them.
+//
 // Embeddings and rerankings end with their prefill. Images take as much time as a text of as many
 // tokens. Speech is the bytes of the text at the pace of its tokens.
 //

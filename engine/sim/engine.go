@@ -240,6 +240,11 @@ func (s *Engine) routes() *http.ServeMux {
 	mux.HandleFunc("GET /v1/models/{id...}", s.showModel)
 	mux.HandleFunc("GET /sim/stats", s.showStats)
 	mux.HandleFunc("POST /sim/clock", s.orderClock)
+	if s.cfg.Dialect != engine.DialectOllama { // which has none
+		for path, answer := range tokenCounts {
+			mux.HandleFunc(path, s.countTokens(answer, path == "POST /v1/messages/count_tokens"))
+		}
+	}
 	for path, show := range s.pages() {
 		mux.HandleFunc(path, show)
 		if _, path, ok := strings.Cut(path, " "); ok {

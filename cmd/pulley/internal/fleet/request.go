@@ -29,20 +29,29 @@ func Requests(ctx context.Context, nc *nats.Conn) ([]subjects.RequestInfo, error
 	return list, nil
 }
 
-// FindRequest returns the id of a request, which may be given by the beginning or the end of it.
+// FindRequest returns the id of a request, which may be given by the beginning or the end of it, or by the client's own
+// x-request-id.
 func FindRequest(ctx context.Context, nc *nats.Conn, named string) (string, error) {
-	if _, err := subjects.ParseID(named); err == nil {
-		return named, nil
-	}
 	part := strings.ToLower(strings.TrimPrefix(named, "…"))
 	list, err := Requests(ctx, nc)
 	if err != nil {
 		return "", err
 	}
 	ids := NamesOf(list, func(r subjects.RequestInfo) string { return r.ID })
-	found := FirstMatches(ids, func(id string) bool {
-		return part != "" && (strings.HasPrefix(id, part) || strings.HasSuffix(id, part))
-	})
+	if slices.Contains(ids, named) {
+		return named, nil
+	}
+	var found []string
+	for _, r := range list {
+		if r.ClientID == named && named != "" {
+			found = append(found, r.ID)
+		}
+	}
+	if len(found) == 0 {
+		found = FirstMatches(ids, func(id string) bool {
+			return part != "" && (strings.HasPrefix(id, part) || strings.HasSuffix(id, part))
+		})
+	}
 	switch len(found) {
 	case 0:
 		return "", noRequest(named)

@@ -15,7 +15,8 @@ import (
 
 func newRequestCommand() *cobra.Command {
 	return cli.Noun("request", "Requests in progress: list, describe, cancel", `The requests that gateways hold now: queued, running on a worker, or answering.
-A request is named by its x-request-id, or by a unique beginning or end of it.`,
+A request is named by its id (x-pulley-request-id), by a unique beginning or end of
+it, or by the x-request-id that its client sent.`,
 		newRequestListCommand, newRequestInfoCommand, newRequestCancelCommand)
 }
 
@@ -55,14 +56,14 @@ func newRequestListCommand(c *cli.ConnectFlags) *cobra.Command {
 		return cli.View{Value: list, Print: func(p *term.Page) {
 			t := term.Table{
 				Columns: []term.Column{{Name: "ID", MinWidth: 13, KeepEnd: true}, term.Text("POOL"), term.Wide(term.Text("MODEL")), term.Text("TIER"), term.NonEmpty(term.Text("TENANT")), term.Styled(term.Fixed("STATE"), fleet.StateStyle),
-					term.Text("WORKER"), term.Number("ATTEMPT"), term.Number("QUEUED"), term.Number("AGE"), term.Number("BYTES OUT"), term.Wide(term.Text("PATH")), term.Wide(term.Text("GATEWAY"))},
+					term.Text("WORKER"), term.Number("ATTEMPT"), term.Number("QUEUED"), term.Number("AGE"), term.Number("BYTES OUT"), term.Wide(term.NonEmpty(term.Text("CLIENT ID"))), term.Wide(term.Text("PATH")), term.Wide(term.Text("GATEWAY"))},
 				Empty: "no requests",
 			}
 			if all > 0 {
 				t.Empty = fmt.Sprintf("none of %s matches", term.Count(all, "request"))
 			}
 			for _, r := range list {
-				t.Row(r.ID, r.Pool, r.Model, r.Tier, r.Tenant, r.State, r.Worker, r.Attempt, fleet.Millis(r.QueueMS), fleet.Millis(r.AgeMS), term.Bytes(r.BytesOut), r.Path, r.Gateway)
+				t.Row(r.ID, r.Pool, r.Model, r.Tier, r.Tenant, r.State, r.Worker, r.Attempt, fleet.Millis(r.QueueMS), fleet.Millis(r.AgeMS), term.Bytes(r.BytesOut), r.ClientID, r.Path, r.Gateway)
 			}
 			p.Table(t)
 		}}, nil
@@ -74,7 +75,8 @@ func newRequestInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "info ID", Short: "Describe a request", Long: "Describe a request in progress. Its prompt is shown only with --show-body.",
 		Example: `  pulley request info 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a901
-  pulley request info 3f1c5be2a901 --show-body`,
+  pulley request info 3f1c5be2a901 --show-body
+  pulley request info my-own-x-request-id`,
 		ValidArgsFunction: cli.Complete(c, 1, liveRequests),
 	}
 	cmd.Flags().BoolVar(&showBody, "show-body", false, showBodyHelp)
@@ -105,6 +107,7 @@ func printRequest(p *term.Page, r subjects.RequestDetail, showBody bool) {
 	}
 	p.Fields(
 		term.KV("request", r.ID, term.Bold),
+		term.KV("client's id", r.ClientID),
 		term.KV("state", r.State, fleet.StateStyle(r.State)),
 		term.KV("model", r.Model),
 		term.KV("pool", r.Pool),

@@ -44,3 +44,29 @@ func TestRequests(t *testing.T) {
 		}
 	}
 }
+
+// A request is found by the id that its client gave it, also if that looks like one of ours; one that two requests share is
+// ambiguous, and an id of ours goes first.
+func TestRequestByTheClientsID(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.answer()
+	own := []string{"", "order-7", "9b2f66aa-6d3c-4b8e-8f0e-0d8d3a6d5f10", "twice", "twice", ""}
+	for i, id := range own {
+		r := held("0"+string(rune('1'+i)), "llama", "standard", "queued", time.Second)
+		r.ClientID = id
+		r.Deadline = time.Now().Add(time.Hour)
+		s.held = append(s.held, r)
+	}
+	s.held[0].ClientID = s.held[5].ID
+	s.story(
+		step{"request info order-7", 0, `request +0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a902\n(?s:.*)client's id +order-7\n(?s:.*)`},
+		step{"request info 9b2f66aa-6d3c-4b8e-8f0e-0d8d3a6d5f10", 0, `request +\S+a903\n(?s:.*)`},
+		step{"request info " + s.held[5].ID, 0, `request +\S+a906\n(?s:.*)`},
+		step{"request info twice", 2, `pulley: request twice is ambiguous: it may be \S+a904 or \S+a905\nrun .*`},
+		step{"request info order", 3, `pulley: no request order in progress: .*`},
+		step{"request info ORDER-7", 3, `pulley: no request ORDER-7 in progress: .*`},
+		step{"request cancel order-7 --force", 0, `request 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a902 cancelled\n`},
+		step{"request ls -o wide", 0, `ID.* CLIENT ID .*\n(?s:.*) order-7 (?s:.*)`},
+	)
+}

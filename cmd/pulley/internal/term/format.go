@@ -35,7 +35,7 @@ func PrintableLines(s string) string {
 func Age(d time.Duration) string {
 	switch {
 	case d < 0:
-		return "-" + Age(-d)
+		return "-" + Age(d.Abs())
 	case d < 10*time.Second:
 		return strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + "s"
 	case d < time.Minute:

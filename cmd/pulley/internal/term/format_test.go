@@ -1,13 +1,14 @@
 package term
 
 import (
+	"math"
 	"testing"
 	"time"
 )
 
 func TestAge(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		0: "0.0s", 1540 * time.Millisecond: "1.5s", 59 * time.Second: "59s", 61 * time.Second: "1m01s", 3 * time.Hour: "3h00m", 50 * time.Hour: "2d", -time.Minute: "-1m00s",
+		0: "0.0s", 1540 * time.Millisecond: "1.5s", 59 * time.Second: "59s", 61 * time.Second: "1m01s", 3 * time.Hour: "3h00m", 50 * time.Hour: "2d", -time.Minute: "-1m00s", math.MinInt64: "-106751d",
 	} {
 		if got := Age(d); got != want {
 			t.Errorf("age(%v) = %s, want %s", d, got, want)
