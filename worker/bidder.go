@@ -695,12 +695,18 @@ func (w *Worker) bidLoop(ctx context.Context) {
 			w.presence.beat()
 			w.links.resend(true, time.Now())
 			w.bidder.onReconnect()
-		case <-w.gate.C:
+		case <-w.plans.gate.C:
 		case <-tick.C:
 			w.bidder.tick(w.attempts.byTier(), time.Now())
 		}
 		w.bid()
 	}
+}
+
+// plans says when bids are to be planned.
+type plans struct {
+	due  atomic.Int32 // calls of bid that no plan has answered yet
+	gate *time.Timer  // fires when time alone opens the prefill gate
 }
 
 // bid plans and publishes the bids that the worker should place now. Any goroutine
@@ -709,13 +715,13 @@ func (w *Worker) bidLoop(ctx context.Context) {
 // Only one goroutine plans and publishes at a time, so that bids reach the broker in the order in which they were
 // recorded. No lock is held for that: a call that comes meanwhile returns at once, and has the first one plan again.
 func (w *Worker) bid() {
-	if w.plans.Add(1) > 1 {
+	if w.plans.due.Add(1) > 1 {
 		return
 	}
 	for due := int32(1); due > 0; {
-		due = w.plans.Load()
+		due = w.plans.due.Load()
 		w.publishBids()
-		due = w.plans.Add(-due)
+		due = w.plans.due.Add(-due)
 	}
 }
 
@@ -738,7 +744,7 @@ func (w *Worker) publishBids() {
 		w.bidder.unsent(failed, now)
 	}
 	if !gate.IsZero() {
-		w.gate.Reset(max(gate.Sub(now), gateSlack))
+		w.plans.gate.Reset(max(gate.Sub(now), gateSlack))
 	}
 }
 

@@ -167,7 +167,7 @@ func connected(t testing.TB, cfg Config) *Worker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.gate = time.NewTimer(time.Hour)
+	w.plans.gate = time.NewTimer(time.Hour)
 	return w
 }
 
@@ -444,8 +444,8 @@ func TestBidsArePublishedInTheirOrder(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if w.plans.Load() != 0 {
-		t.Fatalf("%d plans are due", w.plans.Load())
+	if w.plans.due.Load() != 0 {
+		t.Fatalf("%d plans are due", w.plans.due.Load())
 	}
 	want := make(map[int]int)
 	for _, l := range w.bidder.byQueue {

@@ -56,7 +56,7 @@
 //	loader.run        loads the models that capacity chooses, one after the other, without a request
 //	loader.remember   every 3 s: reads the load times that were measured before the start, and writes new ones
 //	lookAtCapacity    four times a second: GPUs, adaptive limit, fence
-//	tendLinks         four times a second: sends again what gateways have not acknowledged, stops what runs for those that are gone
+//	links.tend        four times a second: sends again what gateways have not acknowledged, stops what runs for those that are gone
 //
 // Attempts run on the goroutines of runners, which end with Run. To stop, the worker accepts nothing new and waits for
 // the attempts; then it ends the loops; and at last it publishes the heartbeat that it has left. This one follows the

@@ -61,6 +61,19 @@ func (ls *links) all() []*link {
 	return all
 }
 
+// tend sends again what gateways have not acknowledged for long, and forgets the links to those that are gone. It returns
+// the latter; without a connection to the broker, nothing.
+func (ls *links) tend(gone []string, now time.Time) []string {
+	if !ls.nc.IsConnected() {
+		return nil
+	}
+	ls.resend(false, now)
+	for _, gateway := range gone {
+		ls.drop(gateway)
+	}
+	return gone
+}
+
 // drop forgets the link to a gateway that is gone.
 func (ls *links) drop(gateway string) {
 	ls.mu.Lock()

@@ -53,6 +53,6 @@ func (w *Worker) onPolicy(v policystore.Version) {
 
 // onDrainOrder makes Run drain and return.
 func (w *Worker) onDrainOrder(m *nats.Msg) {
-	w.order.Do(func() { close(w.ordered) })
+	w.order.once.Do(func() { close(w.order.given) })
 	m.Respond(subjects.MustMarshal(subjects.Outcome{From: w.id, Count: w.capacity.load().inFlight}))
 }

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -124,11 +123,9 @@ type Worker struct {
 	loader    loader
 	cheap     cheapCalls
 
-	started time.Time     // when Run began
-	gate    *time.Timer   // fires when time alone opens the prefill gate
-	plans   atomic.Int32  // calls of bid that no plan has answered yet
-	ordered chan struct{} // closed when an operator orders the worker to leave
-	order   sync.Once     // closes it
+	started time.Time // when Run began
+	plans   plans
+	order   order
 }
 
 // New checks the configuration. It starts nothing.
@@ -158,13 +155,13 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	rand.Read(mark[:])
 	host, _ := os.Hostname()
 	w := &Worker{
-		cfg:     cfg,
-		id:      subjects.Token(cfg.Name) + "-" + hex.EncodeToString(mark[:]),
-		engine:  engineCalls{base: cfg.Engine},
-		host:    host,
-		nc:      nc,
-		log:     cfg.Logger.With("worker", cfg.Name),
-		ordered: make(chan struct{}),
+		cfg:    cfg,
+		id:     subjects.Token(cfg.Name) + "-" + hex.EncodeToString(mark[:]),
+		engine: engineCalls{base: cfg.Engine},
+		host:   host,
+		nc:     nc,
+		log:    cfg.Logger.With("worker", cfg.Name),
+		order:  order{given: make(chan struct{})},
 	}
 	w.presence = newPresence(cfg.Weight)
 	w.bidder = newBidder(w.id, cfg.Ungated)
@@ -299,8 +296,8 @@ func (w *Worker) ID() string { return w.id }
 func (w *Worker) Run(ctx context.Context) error {
 	w.started = time.Now()
 	w.presence.onReconnect(w.started)
-	w.gate = time.NewTimer(time.Hour) // publishBids resets it
-	defer w.gate.Stop()
+	w.plans.gate = time.NewTimer(time.Hour) // publishBids resets it
+	defer w.plans.gate.Stop()
 	var subs []*nats.Subscription
 	for subject, handle := range map[string]nats.MsgHandler{
 		subjects.Worker(w.id) + ".>": w.receive,
@@ -330,13 +327,19 @@ func (w *Worker) Run(ctx context.Context) error {
 	loops.Go(func() { w.scraper.Run(life) })
 	loops.Go(func() { every(life, subjects.AliveEvery, nil, w.publishAlive) })
 	loops.Go(func() { every(life, capacityTick, nil, w.lookAtCapacity) })
-	loops.Go(func() { every(life, resendAfter/4, nil, w.tendLinks) })
+	loops.Go(func() {
+		every(life, resendAfter/4, nil, func(now time.Time) {
+			for _, gateway := range w.links.tend(w.presence.gone(now), now) {
+				w.attempts.onGatewayGone(gateway)
+			}
+		})
+	})
 
 	var left error
 	select {
 	case <-ctx.Done():
 		w.drain("")
-	case <-w.ordered:
+	case <-w.order.given:
 		left = ErrDrained
 		w.drain("drained by an operator")
 	}
@@ -352,16 +355,10 @@ func (w *Worker) Run(ctx context.Context) error {
 	return left
 }
 
-// tendLinks sends again what gateways have not acknowledged, and stops the attempts of those that are gone.
-func (w *Worker) tendLinks(now time.Time) {
-	if !w.nc.IsConnected() {
-		return
-	}
-	w.links.resend(false, now)
-	for _, gateway := range w.presence.gone(now) {
-		w.attempts.onGatewayGone(gateway)
-		w.links.drop(gateway)
-	}
+// order is an operator's order to leave.
+type order struct {
+	given chan struct{} // closed when there is one
+	once  sync.Once     // closes it
 }
 
 // every calls do at an interval, and whenever due signals, until ctx is done.
