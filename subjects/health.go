@@ -218,7 +218,8 @@ func (p *PoolStatus) Loaded() bool { return !p.Cold && p.Loading.IsZero() }
 
 // Learned is what a worker has measured of its engine and keeps in the LearnedBucket, for the next time that it starts.
 type Learned struct {
-	Loads map[string]int64 `json:"loads,omitempty"` // mean load times in milliseconds, by the engine's name of the model
+	Loads    map[string]int64 `json:"loads,omitempty"`    // mean load times in milliseconds, by the engine's name of the model
+	Parallel int              `json:"parallel,omitempty"` // requests that the engine was found to run at once; 0: unknown
 }
 
 // ListedModel is what an engine's list of models says of one of them, under the names that it has there. A value of zero was

@@ -49,7 +49,8 @@ type bidder struct {
 	mu sync.Mutex
 	laneSet
 	tiers   []tier
-	total   int // load.total that the ceilings of the tiers were computed for
+	total   int // load.total and load.extra that the ceilings of the tiers were computed for
+	extra   int
 	wheel   policy.Wheel
 	shares  []int        // of the tiers that the wheel chooses from
 	turns   uint64       // of the wheel
@@ -90,6 +91,7 @@ type load struct {
 	inFlight int
 	free     int // requests that may start now
 	total    int // requests that may be in flight now
+	extra    int // of these: beyond what the engine runs at once, so that no reserve is made of them
 	slots    int // requests that may be in flight while none waits in the engine
 	prefills prefills
 	models   map[string]modelState // by pool; nil: every model is loaded
@@ -443,8 +445,8 @@ func (b *bidder) demand(now time.Time) demand {
 
 // useLocked updates what depends on the load.
 func (b *bidder) useLocked(ld *load) {
-	if ld.total != b.total {
-		b.total = ld.total
+	if ld.total != b.total || ld.extra != b.extra {
+		b.total, b.extra = ld.total, ld.extra
 		b.ceilLocked()
 	}
 }
@@ -455,7 +457,11 @@ func (b *bidder) ceilLocked() {
 		loads[i] = b.tiers[i].load.mean
 	}
 	for i := range b.tiers {
-		b.tiers[i].ceiling = policy.Ceiling(b.policy.Tiers, loads, i, b.total)
+		ceiling := policy.Ceiling(b.policy.Tiers, loads, i, b.total-b.extra)
+		if ceiling == b.total-b.extra { // nothing is in reserve above it
+			ceiling = b.total
+		}
+		b.tiers[i].ceiling = ceiling
 	}
 }
 

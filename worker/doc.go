@@ -16,7 +16,7 @@
 //
 //	presence   the worker's state, the engine's health, the pools whose requests fail (failing.go), the operator's orders, the known gateways
 //	bidder     lanes with their open bids, tiers, what the policy and the gateways say about pools; decides what to bid on, at which price, and which deliveries to accept
-//	capacity   the adaptive limit, the engine's load, GPUs (gpus.go), loaded models (models.go), the time between tokens; decides how many requests there may be, and whether any may start
+//	capacity   the adaptive limit, how many requests the engine was seen to run at once, its load, GPUs (gpus.go), loaded models (models.go), the time between tokens; decides how many requests there may be, and whether any may start
 //	estimator  how long prompts and tokens take, and which requests wait for their first token
 //	attempts   what runs, and which requests should not be attempted here again for now
 //
@@ -48,7 +48,7 @@
 //	updateMembership  every 3 s, and when the engine goes down or up: writes the worker's entry in the membership bucket
 //	publishAlive      every second: lists to each gateway what runs for it, renews leases, stops what is silent
 //	loader.run        loads the models that capacity chooses, one after the other, without a request
-//	loader.remember   every 3 s: reads the load times that were measured before the start, and writes new ones
+//	loader.remember   every 3 s: reads what was measured of the engine before the start, and writes what is new
 //	lookAtCapacity    four times a second: GPUs, adaptive limit, fence
 //
 // Attempts run on the goroutines of runners, which end with Run. To stop, the worker accepts nothing new and waits for

@@ -383,7 +383,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		h.FenceClass = ""
 	}
 	measured, facts, failing := w.estimates.measurements(now), w.presence.facts(), w.presence.failures()
-	loads, _ := w.capacity.loadTimes()
+	loads := w.capacity.loadTimes()
 	paused := h.State == subjects.Ready
 	for _, s := range w.bidder.statuses(ld) {
 		m, model := measured[s.Pool], ld.models[s.Pool]
