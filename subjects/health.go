@@ -91,6 +91,9 @@ func (p *PoolStatus) check() error {
 	}
 	err := cmp.Or(inRange("in", p.Mean.Input), inRange("out", p.Mean.Output), inRange("n", p.Mean.Samples),
 		inRange("load_ms", float64(p.LoadMS)))
+	if p.Length < 0 || p.Length > policy.AnyLength {
+		err = cmp.Or(err, fmt.Errorf("length %d: must be 0 to 2⁵³", p.Length))
+	}
 	if l := p.Listed; l != nil {
 		for _, n := range append(l.lengths(), &l.Created) {
 			if *n < 0 || *n > 1<<53 {
@@ -209,6 +212,9 @@ type PoolStatus struct {
 	LoadMS int64 `json:"load_ms,omitempty"`
 	// AnyCase says that the engine takes the name in any case, and without its tag if that is latest, as Ollama does.
 	AnyCase bool `json:"any_case,omitzero"`
+	// Length is the most tokens of a prompt with its answer that the engine accepts, or policy.AnyLength if that is unknown or
+	// it cuts what is longer; 0 of an older worker.
+	Length int64 `json:"length,omitzero"`
 	// Listed is what the engine's list of models says of the model; nil if it does not list it.
 	Listed *ListedModel `json:"listed,omitempty"`
 }

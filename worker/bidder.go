@@ -159,6 +159,21 @@ func (b *bidder) serve(pools []servedPool, curves []*atomic.Pointer[policy.Curve
 	}
 }
 
+// onLengths takes in how long a request each served pool takes here. The lanes change with it.
+func (b *bidder) onLengths(pools []subjects.PoolStatus) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	changed := false
+	for i := range pools {
+		if p := b.pools[pools[i].Pool]; p != nil && p.length != pools[i].Length {
+			p.length, changed = pools[i].Length, true
+		}
+	}
+	if changed {
+		b.arrangeLocked()
+	}
+}
+
 func (b *bidder) onReference(ref *subjects.Reference, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -176,7 +191,7 @@ func (b *bidder) onReference(ref *subjects.Reference, now time.Time) {
 			continue
 		}
 		l.restsTill = time.Time{} // its queues exist now
-		if l.home == "" {
+		if l.home == "" && l.long == 0 {
 			l.held = l.pool.held(b.tiers[l.tier].Name)
 		}
 	}
@@ -238,7 +253,7 @@ func (b *bidder) plan(ld load, now time.Time) (bids []plannedBid, gate time.Time
 	b.ticked = false
 	if ticked {
 		for _, l := range b.lanes {
-			if l.home != "" && now.Sub(l.last) > homeTouch {
+			if (l.home != "" || l.long > 0) && now.Sub(l.last) > homeTouch {
 				b.placeLocked(l, bid{rung: policy.Rungs - 1, kind: touch}, now)
 			}
 		}
@@ -507,7 +522,7 @@ func (b *bidder) parkLocked(ld *load, now time.Time) {
 	open := 0
 	for _, l := range b.lanes {
 		open += len(l.open)
-		if l.home != "" && len(l.open) > 0 {
+		if (l.home != "" || l.long > 0) && len(l.open) > 0 {
 			open-- // only one bid more than there are slots counts for each tier, that of its shared lane
 		}
 		l.most = 0
@@ -616,7 +631,7 @@ func (l *lane) depth(ld *load) int {
 		return 1
 	}
 	need := minDepth + int(l.rate*float64(depthFor)/float64(bidTick))
-	if l.home != "" { // there are many home lanes, most of them with few requests
+	if l.home != "" || l.long > 0 { // there are many home lanes, most of them with few requests
 		need--
 	}
 	return min(need, bidDepth, max(parkedPerLane/max(l.pool.ref.Workers, 1), 1))

@@ -733,7 +733,8 @@ func (d *decisions) addLimit(now time.Time, from, to float64, change policy.Chan
 }
 
 // report adds to a heartbeat what only capacity knows.
-func (c *capacity) report(h *subjects.Heartbeat) (fence string, dialect engine.Dialect) {
+// context is the length of the engine's context, if it has one model; 0 if that is unknown.
+func (c *capacity) report(h *subjects.Heartbeat) (fence string, dialect engine.Dialect, context int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	fit := c.current
@@ -752,7 +753,10 @@ func (c *capacity) report(h *subjects.Heartbeat) (fence string, dialect engine.D
 	if c.cfg.NVML != nil {
 		h.NVML = c.gpus.report(c.cfg.NVMLRequired)
 	}
-	return c.fence.reason, c.status.Dialect
+	if n := c.status.Context; n != nil {
+		context = *n
+	}
+	return c.fence.reason, c.status.Dialect, context
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -377,7 +377,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		Slots: ld.slots, InFlight: ld.inFlight, Prefills: ld.prefills.n, Weight: ld.assumed,
 		Done: w.attempts.done.Load(), Failed: w.attempts.failed.Load(),
 	}
-	fence, dialect := w.capacity.report(&h)
+	fence, dialect, context := w.capacity.report(&h)
 	h.Engine = engineName(w.cfg, dialect)
 	if h.State, h.Reason = w.presence.report(fence); h.State != subjects.Fenced {
 		h.FenceClass = ""
@@ -394,9 +394,16 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		s.Evicts = model.cold && model.evicts
 		s.LoadMS = loads[s.Pool].Milliseconds()
 		s.Listed = facts[cmp.Or(s.Model, s.Pool)]
+		length := lengthOf(dialect, s.Listed, context)
+		s.Length = cmp.Or(length, policy.AnyLength)
+		if s.Listed != nil && s.Listed.MaxModelLen == 0 && length > 0 { // clients look there
+			listed := *s.Listed
+			listed.MaxModelLen, s.Listed = length, &listed
+		}
 		s.AnyCase = dialect == engine.DialectOllama && s.Model == ""
 		h.Pools = append(h.Pools, s)
 	}
+	w.bidder.onLengths(h.Pools)
 	if h.State == subjects.Ready {
 		h.Reason = firstOf(failing)
 	}
@@ -404,6 +411,18 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		h.State = subjects.Paused
 	}
 	return h
+}
+
+// lengthOf returns the most tokens of a prompt with its answer that an engine accepts, by what its list says of the model and
+// what it says of itself; 0 if that is unknown. Ollama cuts prompts, and LM Studio lists what a model could have.
+func lengthOf(d engine.Dialect, listed *subjects.ListedModel, context int64) int64 {
+	switch {
+	case d == engine.DialectOllama || d == engine.DialectLMStudio:
+		return 0
+	case listed == nil:
+		return context
+	}
+	return cmp.Or(listed.MaxModelLen, context, listed.ContextLength, listed.ContextWindow)
 }
 
 func engineName(cfg Config, d engine.Dialect) string {
