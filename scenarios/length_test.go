@@ -156,6 +156,9 @@ var languages = map[string]string{
 func TestLongRequestsGoWhereTheyFit(t *testing.T) {
 	for language, text := range languages {
 		for _, escaped := range []bool{false, true} {
+			if escaped && language != "Russian" && language != "Hindi" {
+				continue
+			}
 			t.Run(fmt.Sprintf("%s, escaped %v", language, escaped), func(t *testing.T) {
 				run(t, func(t *testing.T, env *Env) {
 					g, engines, _ := shorts(t, env, 4000, 32000)
