@@ -396,7 +396,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		s.Listed = facts[cmp.Or(s.Model, s.Pool)]
 		length := lengthOf(dialect, s.Listed, context)
 		s.Length = cmp.Or(length, policy.AnyLength)
-		if s.Listed != nil && s.Listed.MaxModelLen == 0 && length > 0 { // clients look there
+		if l := s.Listed; l != nil && cmp.Or(l.MaxModelLen, l.ContextLength, l.ContextWindow) == 0 && length > 0 { // clients look there
 			listed := *s.Listed
 			listed.MaxModelLen, s.Listed = length, &listed
 		}
