@@ -35,9 +35,13 @@ func readLlamaCppSlots(slots []llamacppSlot, st *Status) {
 }
 
 type llamacppProps struct {
-	Slots *float64 `json:"total_slots"`
+	Slots    *float64 `json:"total_slots"`
+	Settings struct {
+		Context *float64 `json:"n_ctx"`
+	} `json:"default_generation_settings"`
 }
 
 func readLlamaCppProps(props llamacppProps, st *Status) {
 	st.Slots = capacity(props.Slots)
+	st.Context = positive(whole(props.Settings.Context)) // of a slot
 }

@@ -242,6 +242,24 @@ func TestOllamaTellsWhatAModelTakes(t *testing.T) {
 	}
 }
 
+func TestContextOfTheEngine(t *testing.T) {
+	for name, c := range map[string]struct {
+		dialect engine.Dialect
+		pages   pages
+		want    string
+	}{
+		"TGI":           {engine.DialectTGI, pages{"/health": "", "/info": tgiInfo}, "4096"},
+		"llama.cpp":     {engine.DialectLlamaCpp, pages{"/health": "{}", "/props": `{"total_slots":4,"default_generation_settings":{"n_ctx":8192}}`}, "8192"},
+		"an older one":  {engine.DialectLlamaCpp, pages{"/health": "{}", "/props": `{"total_slots":4}`}, "-"},
+		"SGLang":        {engine.DialectSGLang, pages{"/v1/models": `{"data":[]}`, "/get_server_info": `{"context_length":32768,"max_running_requests":64}`}, "32768"},
+		"SGLang's none": {engine.DialectSGLang, pages{"/v1/models": `{"data":[]}`, "/get_server_info": `{"context_length":null,"max_running_requests":64}`}, "-"},
+	} {
+		if st := scrapeOnce(t, c.dialect, c.pages); or(st.Context) != c.want {
+			t.Errorf("%s: a context of %s, want %s", name, or(st.Context), c.want)
+		}
+	}
+}
+
 // TestScraperReadsSims has two requests run and one wait in an engine of each dialect.
 func TestScraperReadsSims(t *testing.T) {
 	for dialect, want := range map[engine.Dialect]string{

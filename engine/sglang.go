@@ -70,12 +70,14 @@ type sglangInfo struct {
 	States []struct {
 		MaxRunning *float64 `json:"effective_max_running_requests_per_dp"`
 	} `json:"internal_states"`
-	Asked *float64 `json:"max_running_requests"`
+	Asked   *float64 `json:"max_running_requests"`
+	Context *float64 `json:"context_length"`
 }
 
 // readSGLangInfo reads what each scheduler allows itself. The max_running_requests on the same page
 // is what was configured, which may be four times as much.
 func readSGLangInfo(info sglangInfo, st *Status) {
+	st.Context = positive(whole(info.Context))
 	var slots []*float64
 	for _, s := range info.States {
 		slots = append(slots, s.MaxRunning)

@@ -33,6 +33,8 @@ type Status struct {
 	Running *int // requests in its batch
 	Waiting *int // requests in its queue
 
+	Context *int64 // most tokens of a prompt with its answer, of an engine with one model
+
 	KVTotal *int64   // size of the KV cache in tokens
 	KVUsed  *int64   // used part of KVTotal
 	KVUsage *float64 // used fraction, 0 to 1
@@ -78,6 +80,7 @@ func (s *Status) fill(o Status) {
 	take(&s.Slots, o.Slots)
 	take(&s.Running, o.Running)
 	take(&s.Waiting, o.Waiting)
+	take(&s.Context, o.Context)
 	take(&s.KVTotal, o.KVTotal)
 	take(&s.KVUsed, o.KVUsed)
 	take(&s.KVUsage, o.KVUsage)

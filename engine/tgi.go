@@ -15,12 +15,14 @@ type tgiInfo struct {
 	ModelID       string   `json:"model_id"`
 	MaxConcurrent *float64 `json:"max_concurrent_requests"`
 	MaxBestOf     *float64 `json:"max_best_of"`
+	MaxTotal      *float64 `json:"max_total_tokens"`
 }
 
 // readTGIInfo takes max_concurrent_requests for the slots: beyond it there is only 429. How many of
 // them fit into the batch depends on their tokens.
 func readTGIInfo(info tgiInfo, st *Status) {
 	st.Slots = capacity(info.MaxConcurrent)
+	st.Context = positive(whole(info.MaxTotal))
 	if info.ModelID != "" {
 		st.Models = []Model{{Name: info.ModelID, Loaded: true}}
 	}

@@ -29,6 +29,7 @@ type admission struct {
 	bus     *bus
 	keys    *keyring
 	router  *router
+	lengths *lengths
 	fleet   *fleet
 	queues  *queues
 	metrics *metrics
@@ -75,6 +76,10 @@ func (a *admission) admit(in arrival) (*request, error) {
 		return nil, a.router.unknown(call.Model)
 	}
 	to := a.router.route(rules, model, &call, in.caller.tenant, header, in.at)
+	needs := a.lengths.of(to.pool, in.body, call.MaxTokens)
+	if lane := a.lengths.lane(to.pool, needs); lane != "" && to.pin == "" {
+		to.lane, to.home = lane, ""
+	}
 	edits := api.Edits{Tier: servedTier(call.Tier, tier.Name)}
 	if to.route == nil && to.pool != call.Model || to.route != nil && to.route.RestoreModel {
 		edits.Model = call.Model
@@ -97,7 +102,7 @@ func (a *admission) admit(in arrival) (*request, error) {
 		return nil, err
 	}
 	s := &spec{
-		wire: wire, api: api.Of(in.http.URL.Path), caller: in.caller, routeName: to.routeName, route: to.route, affinity: to.affinity, home: to.home, pin: to.pin, edits: edits,
+		wire: wire, api: api.Of(in.http.URL.Path), caller: in.caller, routeName: to.routeName, route: to.route, affinity: to.affinity, home: to.home, pin: to.pin, edits: edits, needs: needs,
 		cost:    wire.InputTokens + min(cmp.Or(call.MaxTokens, defaultOutput), maxOutput),
 		arrived: in.at, deadline: deadline, patience: patience, explain: a.cfg.Explain.wanted(header, in.caller), cheap: cheap,
 		admitted: target{queue: a.queues.get(to.pool, tier.Name), tier: tier, lane: to.lane},

@@ -11,6 +11,7 @@
 //	admit.go      admission.admit: model, tier, patience → where to → limits → queue; makes the request
 //	route.go        router.route: the pool and the lane
 //	route.go        affinity.find: which worker has the conversation cached
+//	length.go       lengths.lane: the lane of those workers that have room for it, if not all of them have
 //	fleet.go        fleet.pool: the slots of the pool
 //	queue.go        queue.admit: whether the request may wait
 //	serve.go      server.serve: enqueue, publish when the ticket is granted, follow, retry, move, finish
@@ -46,6 +47,7 @@
 //	keyring       what other gateways report of keys, and in a lock of its own which keys to report
 //	keyUsage      the limits of one key
 //	affinity      conversations
+//	lengths       how many tokens prompts have
 //	shifts        results of shifting routes
 //	retries       retries and first attempts of each pool
 //	cheapCalls    how many calls without a slot run at each worker, and which wait

@@ -33,6 +33,7 @@ type fleet struct {
 	workers  map[string]*member           // by id
 	pools    map[string]*poolState        // those that have ever had a worker
 	adapters map[string]map[string]string // names of the adapters that engines have had beside a pool's model, by pool, and that model
+	lengths  map[string][]int64           // of the contexts of each pool's live workers, each once, in ascending order; see PoolStatus.Length
 	peers    map[string]time.Time         // other gateways, and when each last published a reference
 	swept    time.Time
 	primed   bool // addPools was called
@@ -84,7 +85,7 @@ func (f *fleet) onHeartbeat(h *subjects.Heartbeat, now time.Time) []change {
 		f.addAdaptersLocked(&h.Pools[i])
 		p.anyCase = p.anyCase || h.Pools[i].AnyCase || strings.HasSuffix(h.Pools[i].Pool, latest) // a worker may not know its engine yet
 	}
-	if was == nil || was.State != h.State || was.Slots != h.Slots || len(was.Pools) != len(h.Pools) {
+	if was == nil || was.State != h.State || was.Slots != h.Slots || !slices.EqualFunc(was.Pools, h.Pools, func(a, b subjects.PoolStatus) bool { return a.Pool == b.Pool && a.Length == b.Length }) {
 		f.countLocked(now)
 	}
 	return slices.Concat(changesOf(was, h), failingChanges(was, h), modelChanges(was, h))
@@ -327,7 +328,7 @@ func (f *fleet) countLocked(now time.Time) {
 	for _, p := range f.pools {
 		p.slots, p.free = 0, 0
 	}
-	serving := make(map[string]bool)
+	serving, lengths := make(map[string]bool), make(map[string][]int64)
 	for _, m := range f.workers {
 		if !m.beat.Live() {
 			continue
@@ -336,11 +337,18 @@ func (f *fleet) countLocked(now time.Time) {
 			p := f.pools[m.beat.Pools[i].Pool]
 			serving[m.beat.Pools[i].Pool] = true
 			p.slots += m.beat.Slots
+			if n := m.beat.Pools[i].Length; n > 0 {
+				lengths[m.beat.Pools[i].Pool] = append(lengths[m.beat.Pools[i].Pool], n)
+			}
 			if m.beat.State == subjects.Ready {
 				p.free += max(m.beat.Slots-m.beat.InFlight-m.taken, 0)
 			}
 		}
 	}
+	for name, all := range lengths {
+		lengths[name] = mostLengths(all)
+	}
+	f.lengths = lengths
 	for name, p := range f.pools {
 		switch {
 		case serving[name]:
@@ -349,6 +357,27 @@ func (f *fleet) countLocked(now time.Time) {
 			p.emptySince = now
 		}
 	}
+}
+
+// maxLengths bounds fleet.lengths of a pool: there is a lane for each of them.
+const maxLengths = 8
+
+// mostLengths sorts lengths, and returns each once. Of too many it returns the least and the longest.
+func mostLengths(all []int64) []int64 {
+	slices.Sort(all)
+	all = slices.Compact(all)
+	if len(all) > maxLengths {
+		all = slices.Delete(all, 1, len(all)-maxLengths+1)
+	}
+	return all
+}
+
+// lengthsOf returns the lengths of the contexts of a pool's live workers, each once, in ascending order. They must not be
+// changed.
+func (f *fleet) lengthsOf(pool string) []int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lengths[pool]
 }
 
 // pool returns the state of a pool, and whether it has ever had a worker.

@@ -162,11 +162,12 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	links := newLinks(b)
 	publisher, exchange := newPublisher(b), &exchange{bus: b, queues: queues, fleet: fleet}
 	router := &router{bus: b, affinity: affinity, fleet: fleet, lanes: lanes, queues: queues}
+	lengths := &lengths{fleet: fleet, lanes: lanes, pools: make(map[string]*policy.Tokens)}
 	admission := &admission{
-		cfg: &cfg, bus: b, keys: keys, router: router, fleet: fleet, queues: queues, metrics: metrics,
+		cfg: &cfg, bus: b, keys: keys, router: router, lengths: lengths, fleet: fleet, queues: queues, metrics: metrics,
 	}
 	server := &server{
-		cfg: &cfg, bus: b, requests: requests, admission: admission, router: router, fleet: fleet, lanes: lanes, queues: queues,
+		cfg: &cfg, bus: b, requests: requests, admission: admission, router: router, fleet: fleet, lanes: lanes, lengths: lengths, queues: queues,
 		exchange: exchange, publisher: publisher, keys: keys, shifts: shifts, retries: newRetries(cfg.RetryBudget), metrics: metrics, background: background,
 	}
 	cheap := newCheapCalls(server)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,6 +59,19 @@ func (l *lanes) need(h *subjects.Heartbeat) {
 		if p.AffinityOf(pool) != policy.AffinityOff {
 			l.needLocked(laneName{pool, h.Worker})
 		}
+	}
+}
+
+// needLong asks for the lanes of a pool for long requests, of these lengths, and drops those of others.
+func (l *lanes) needLong(pool string, lengths []int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	maps.DeleteFunc(l.byName, func(name laneName, _ *laneState) bool {
+		return name.pool == pool && subjects.IsLongLane(name.lane) &&
+			!slices.ContainsFunc(lengths, func(n int64) bool { return subjects.LongLane(n) == name.lane })
+	})
+	for _, n := range lengths {
+		l.needLocked(laneName{pool, subjects.LongLane(n)})
 	}
 }
 
@@ -120,7 +134,7 @@ func (l *lanes) homes() map[string][]string {
 			continue
 		}
 		lanes := homes[name.pool]
-		if name.lane != subjects.Shared {
+		if name.lane != subjects.Shared && !subjects.IsLongLane(name.lane) {
 			lanes = append(lanes, name.lane)
 		}
 		homes[name.pool] = lanes

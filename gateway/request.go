@@ -63,6 +63,7 @@ type spec struct {
 	cost       int           // tokens that it counts for its tenant in the queue
 	home       string        // the id of the live worker that has its conversation cached; empty if none is known
 	pin        string        // the id of the only worker that should take it; empty: any may
+	needs      need          // how much of a context it needs; its handler may change it
 	explain    bool          // its answer explains itself: see receipt
 	cheap      bool          // it needs no slot, and waits in no queue: see cheapCalls
 	unattended bool          // no client waits for it: a mirror's copy, or a dead letter that runs again

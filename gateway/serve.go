@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ type server struct {
 	router     *router
 	fleet      *fleet
 	lanes      *lanes
+	lengths    *lengths
 	queues     *queues
 	exchange   *exchange
 	publisher  *publisher
@@ -173,7 +175,10 @@ func (s *server) check(ctx context.Context, r *request) error {
 	if waited > s.cfg.NoWorkerWait && (!known || !p.emptySince.IsZero() && now.Sub(p.emptySince) > s.cfg.NoWorkerWait) {
 		return api.Unavailable("no_worker", 10*time.Second, "no worker serves %s", api.Quote(r.wire.Model))
 	}
-	if at.lane != subjects.Shared && !(r.pin == at.lane && s.router.laneOfPin(s.bus.rules.Load().Policy, at.queue.pool, r.pin)) && now.Sub(r.laneSince) >= max(time.Duration(s.bus.rules.Load().Policy.Pools[at.queue.pool].StickFor), checkEvery) {
+	if s.lengths.stale(at.queue.pool, at.lane) {
+		return s.move(ctx, r, at.queue.pool, at.tier)
+	}
+	if at.lane != subjects.Shared && !subjects.IsLongLane(at.lane) && !(r.pin == at.lane && s.router.laneOfPin(s.bus.rules.Load().Policy, at.queue.pool, r.pin)) && now.Sub(r.laneSince) >= max(time.Duration(s.bus.rules.Load().Policy.Pools[at.queue.pool].StickFor), checkEvery) {
 		return s.move(ctx, r, at.queue.pool, at.tier)
 	}
 	return s.publisher.publishIfLost(ctx, r)
@@ -204,7 +209,8 @@ func (s *server) obey(ctx context.Context, r *request) error {
 	return s.move(ctx, r, at.queue.pool, tier)
 }
 
-// move takes a waiting request to the shared lane of another queue, or of its own. A request that a worker has claimed
+// move takes a waiting request to the shared lane of another queue, or of its own; if it is too long for some of the pool's
+// workers, to the lane of those that can serve it. A request that a worker has claimed
 // stays there. One that was delivered meanwhile is refused to that worker, by the sequence of its message: while that is
 // unknown the request stays until the next check.
 func (s *server) move(ctx context.Context, r *request, pool string, tier policy.Tier) error {
@@ -227,7 +233,7 @@ func (s *server) move(ctx context.Context, r *request, pool string, tier policy.
 		from.queue.cancel(r.ticket)
 		r.ticket = nil
 	}
-	to := &target{queue: s.queues.get(pool, tier.Name), tier: tier, lane: subjects.Shared}
+	to := &target{queue: s.queues.get(pool, tier.Name), tier: tier, lane: cmp.Or(s.lengths.lane(pool, r.needs), subjects.Shared)}
 	to.join = to.queue.join(time.Now())
 	r.target.Store(to)
 	s.bus.log.Info("request moved", "id", r.wire.ID, "pool", pool, "tier", tier.Name, "lane", to.lane, "from_pool", from.queue.pool, "from_tier", from.tier.Name, "from_lane", from.lane)
@@ -285,6 +291,11 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 	if fail.Class == subjects.FailRefused || fail.Class == subjects.FailMisfit {
 		live, _ := s.fleet.others(at.queue.pool, refused)
 		history.AllRefused = live == 0
+	}
+	if fail.Class == subjects.FailMisfit {
+		longer := true
+		r.needs, longer = s.lengths.onMisfit(at.queue.pool, a.worker, fail, r.needs, refused)
+		history.AllRefused = history.AllRefused || !longer
 	}
 	next, why := history.After()
 	// A crash is bounded by itself: no request is started again after two.
@@ -347,7 +358,7 @@ func (s *server) retry(ctx context.Context, r *request, a *attempt, class subjec
 	if err := s.publisher.handBack(ctx, r, a.ack, delay); err != nil {
 		return err
 	}
-	if at.lane != a.worker {
+	if long := s.lengths.lane(at.queue.pool, r.needs); at.lane != a.worker && (long == "" || long == at.lane || class != subjects.FailMisfit) {
 		return nil
 	}
 	return s.move(ctx, r, at.queue.pool, at.tier) // no other worker may bid on that lane
@@ -398,6 +409,9 @@ func (s *server) finish(ctx context.Context, r *request, ans *answer) {
 		s.publisher.forgetAck(r)
 		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "request ended")
 		s.bus.nc.Publish(a.ack, subjects.Term("request ended"))
+	}
+	if ans.whole {
+		s.lengths.learn(at.queue.pool, r.needs, ans.usage.InputTokens)
 	}
 	s.keys.end(r.caller, ans.usage.InputTokens, ans.usage.OutputTokens, time.Now())
 	gone := ctx.Err() != nil

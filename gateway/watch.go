@@ -65,6 +65,11 @@ func (w *watch) onHeartbeat(m *nats.Msg) {
 	changes := w.fleet.onHeartbeat(h, now)
 	w.gpus.onHeartbeat(h, now)
 	w.lanes.need(h)
+	for i := range h.Pools {
+		if all := w.fleet.lengthsOf(h.Pools[i].Pool); len(all) > 0 {
+			w.lanes.needLong(h.Pools[i].Pool, all[1:])
+		}
+	}
 	w.report(changes)
 }
 
@@ -252,6 +257,16 @@ func (w *watch) handBackUnclaimed(ctx context.Context, waiting []*request) {
 func (w *watch) publishReferences() {
 	pools, cold := w.fleet.references(w.lanes.homes())
 	w.addWaits(pools, cold, time.Now())
+	for name, r := range pools {
+		if all := w.fleet.lengthsOf(name); len(all) > 1 {
+			for _, n := range all[1:] {
+				if w.lanes.exists(name, subjects.LongLane(n)) {
+					r.Lengths = append(r.Lengths, n)
+				}
+			}
+			pools[name] = r
+		}
+	}
 	for _, q := range w.queues.all() {
 		r, ok := pools[q.pool]
 		if n := q.heldCount(); ok && n > 0 {

@@ -22,8 +22,8 @@ import (
 //	wait during the whole window, no GPU sample stale               L = max(L + 1, L · min(1.5, r)^0.3)
 //	  the same, and L has never shrunk nor come near r = 1          L = max(L + 1, L · min(2, r)), with the window's mean for e if that is more
 //
-// L starts at max(1, round(8·weight)). It stays between 1 and the slots of the engine plus engineQueue, otherwise the
-// configured slots, otherwise 1024 if the engine reports how many requests wait in it, otherwise 64. A step takes t0 +
+// L starts at max(1, round(8·weight)). It stays between 1 and one more than the engine was found to run at once (see
+// [Parallel]), otherwise its slots as it says plus engineQueue, otherwise the configured slots, otherwise 1024 if the engine reports how many requests wait in it, otherwise 64. A step takes t0 +
 // a·n, so r times as many requests do not take more than r times as long: the first growth does not overshoot, and an
 // H100 reaches its limit after four seconds rather than twenty. Overload is checked every second, however few tokens
 // there were. While requests wait in the engine, L stays at least at the number that the engine runs: however low L is,
@@ -414,6 +414,8 @@ func (l *AdaptiveLimit) firstTokensLate(p90 float64, w *LimitWindow) bool {
 // ceiling is the upper bound of the limit, given what it was before.
 func (l *AdaptiveLimit) ceiling(s Signals, was float64) float64 {
 	switch {
+	case s.Found > 0: // one more, to be tried
+		return float64(s.Found + 1)
 	case s.EngineSlots > 0:
 		return float64(s.EngineSlots + engineQueue(l.value))
 	case s.Slots > 0:

@@ -12,7 +12,7 @@ type Bound string
 
 const (
 	BoundSlots    Bound = "slots"    // the configured slots
-	BoundEngine   Bound = "engine"   // the engine's own slots, minus those that other clients use
+	BoundEngine   Bound = "engine"   // the engine's own slots, as it says or as seen, minus those that other clients use
 	BoundQueue    Bound = "queue"    // requests wait inside the engine
 	BoundKV       Bound = "kv"       // the KV cache has no room for more
 	BoundMemory   Bound = "memory"   // GPU memory, of an engine that allocates on demand, or because another process took some
@@ -113,10 +113,10 @@ func (s Scrape) queue() Maybe {
 // be called twice a second and whenever a request ends.
 //
 // With I requests in flight, and I' when the engine was scraped; R running and W waiting in the
-// engine; S slots of the engine; K tokens of KV cache, of which the fraction u is used; T tokens of
+// engine; S slots of the engine as it says, and N as found; K tokens of KV cache, of which the fraction u is used; T tokens of
 // a mean request; L the adaptive limit and q = EngineQueue(L):
 //
-//	engine   S + q − F, where F = max(0, R + W − I') are the requests of other clients
+//	engine   min(S + q, N) − F, where F = max(0, R + W − I') are the requests of other clients
 //	kv       I' − W + ⌊(0.90 − u) · K/T⌋, or ⌈L · (0.90 − u)/0.20⌉ where K is unknown
 //	queue    I if W ≥ q, until W < q/2; where S is known, at least I' − (W − q); while the engine reads several prompts, W excludes those that it will read within 2 s
 //	memory   I + ⌊(free − reserve) / bytes of a request⌋, reserve = max(512 MiB, 2 %), for engines that allocate on demand
@@ -125,6 +125,8 @@ func (s Scrape) queue() Maybe {
 //
 //	Total = ⌊Factor · the minimum of these⌋, and at least 1 if nothing is in flight and nothing is fenced
 //	More  = min(Total, I' + max(1, ⌈Total/4⌉, ⌊(0.90 − u) · K/4T⌋)) − I − bids
+//
+// and while neither S nor N is known, no more than Parallel.Reach says.
 //
 // So between two scrapes the requests in flight grow by a quarter of the capacity at most, or by what is certain to
 // fit: requests four times as large as the mean, while the cache is less than 35 % full. A request that waits, or that
@@ -211,9 +213,12 @@ func (s *Signals) terms() (terms [8]Term, queueFull bool) {
 		}
 	}
 	if s.Slots <= 0 && (s.Fixed || fresh != Fresh) {
-		if s.EngineSlots > 0 {
-			engine = float64(s.EngineSlots)
-		} else if fresh == Missing || s.Fixed {
+		for _, n := range [...]int{s.EngineSlots, s.Found} {
+			if n > 0 {
+				engine = min(engine, float64(n))
+			}
+		}
+		if math.IsInf(engine, 1) && (fresh == Missing || s.Fixed) {
 			unknown = 1
 		}
 	}
@@ -225,11 +230,15 @@ func (s *Signals) terms() (terms [8]Term, queueFull bool) {
 
 // engine is what the engine's slots leave.
 func (s *Signals) engine() float64 {
-	if s.EngineSlots <= 0 {
-		return math.Inf(1)
+	most := math.Inf(1)
+	if s.EngineSlots > 0 {
+		most = float64(s.EngineSlots + engineQueue(s.Limit))
+	}
+	if s.Found > 0 {
+		most = min(most, float64(s.Found))
 	}
 	foreign := max(s.Scrape.Running.value+s.Scrape.Waiting.value-float64(s.Scrape.InFlight), 0)
-	return max(float64(s.EngineSlots+engineQueue(s.Limit))-foreign, 0)
+	return max(most-foreign, 0)
 }
 
 // kv is what the KV cache has room for.
@@ -323,6 +332,9 @@ func (s *Signals) more(c Capacity) int {
 	if c.Engine == Fresh && !s.Fixed {
 		step = max(step, s.certain())
 		top = min(top, s.Scrape.InFlight+step)
+	}
+	if s.Reach > 0 && !s.Fixed {
+		top = min(top, s.Reach)
 	}
 	if s.InFlight <= 0 { // an idle engine takes one request, whatever the scrape said
 		top = max(top, min(c.Total, 1))

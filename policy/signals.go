@@ -41,7 +41,9 @@ type Signals struct {
 
 	// Signals of the engine.
 
-	EngineSlots int     // requests that it runs at once; 0: unknown
+	EngineSlots int     // requests that it runs at once, as it says; 0: unknown
+	Found       int     // the same, as seen: [Parallel.Bound]; 0: unknown
+	Reach       int     // how far to go while neither is known: [Parallel.Reach]; 0: no bound
 	KVTokens    float64 // size of its KV cache; 0: unknown
 	Scrape      Scrape
 	// OnDemand is set for an engine that allocates GPU memory as requests come (Ollama, llama.cpp, Triton's own

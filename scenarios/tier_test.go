@@ -155,10 +155,20 @@ func (b beside) String() string { return fmt.Sprintf("%v   %7.2f", b.priority, b
 // counted: some of them go to a slow engine that has not been measured yet.
 func besideBatch(t *testing.T, engines []sim.Config, trace []traced, backlog, reserve int, ungated bool) (b beside) {
 	t.Helper()
+	return besideBatchWith(t, engines, trace, backlog, reserve, func(cfg sim.Config) worker.Config {
+		return worker.Config{Slots: cfg.Slots, Ungated: ungated}
+	})
+}
+
+// besideBatchWith is besideBatch with workers of a configuration that depends on their engine.
+func besideBatchWith(t *testing.T, engines []sim.Config, trace []traced, backlog, reserve int, like func(sim.Config) worker.Config) (b beside) {
+	t.Helper()
 	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
 		for _, cfg := range engines {
-			env.Worker(env.Engine(cfg), worker.Config{Name: cfg.Name, Slots: cfg.Slots, Ungated: ungated})
+			wc := like(cfg)
+			wc.Name = cfg.Name
+			env.Worker(env.Engine(cfg), wc)
 			if backlog > 0 {
 				backlog += cfg.Slots
 			}

@@ -125,6 +125,11 @@
 // (PoolReference.HomeLanes) three rungs higher, unless the pool's policy forbids it. So a conversation stays where its
 // start is cached until that worker is three rungs more expensive than another, full or gone.
 //
+// If the contexts of a pool's workers differ (PoolStatus.Length), there is a lane long:<tokens> for each length but the least
+// (PoolReference.Lengths). Requests that are estimated to need more than the least wait on the one of the smallest length that
+// suffices, or of the largest if none does, and a worker bids on those up to its own length. An older worker sends no length: it
+// gets none of these requests, and an older gateway makes no such lanes.
+//
 // Bids expire after 8 s, those of a tier below an active one after 2 s. They are never cancelled, since a cancellation
 // races with a delivery. A delivery whose bid no longer holds is handed back at once (-NAK): there is no slot for it,
 // its tier must wait for another one, its pool is paused, the worker is cordoned, or the price has risen since. For a

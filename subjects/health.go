@@ -94,6 +94,9 @@ func (p *PoolStatus) check() error {
 	}
 	err := cmp.Or(inRange("in", p.Mean.Input), inRange("out", p.Mean.Output), inRange("n", p.Mean.Samples),
 		inRange("load_ms", float64(p.LoadMS)))
+	if p.Length < 0 || p.Length > policy.AnyLength {
+		err = cmp.Or(err, fmt.Errorf("length %d: must be 0 to 2⁵³", p.Length))
+	}
 	if l := p.Listed; l != nil {
 		for _, n := range append(l.lengths(), &l.Created) {
 			if *n < 0 || *n > 1<<53 {
@@ -225,6 +228,9 @@ type PoolStatus struct {
 	AnyCase bool `json:"any_case,omitzero"`
 	// Adapters are the names of the adapters (LoRA) of the model that the engine has loaded beside it.
 	Adapters []string `json:"adapters,omitempty"`
+	// Length is the most tokens of a prompt with its answer that the engine accepts, or policy.AnyLength if that is unknown or
+	// it cuts what is longer; 0 of an older worker.
+	Length int64 `json:"length,omitzero"`
 	// Listed is what the engine's list of models says of the model; nil if it does not list it.
 	Listed *ListedModel `json:"listed,omitempty"`
 }
@@ -237,7 +243,8 @@ func (p *PoolStatus) Loaded() bool { return !p.Cold && p.Loading.IsZero() }
 
 // Learned is what a worker has measured of its engine and keeps in the LearnedBucket, for the next time that it starts.
 type Learned struct {
-	Loads map[string]int64 `json:"loads,omitempty"` // mean load times in milliseconds, by the engine's name of the model
+	Loads    map[string]int64 `json:"loads,omitempty"`    // mean load times in milliseconds, by the engine's name of the model
+	Parallel int              `json:"parallel,omitempty"` // requests that the engine was found to run at once; 0: unknown
 }
 
 // ListedModel is what an engine's list of models says of one of them, under the names that it has there. A value of zero was

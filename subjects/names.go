@@ -12,6 +12,13 @@ import (
 // Shared is the lane of a pool that all its workers bid on.
 const Shared = "shared"
 
+// LongLane is the lane of a pool for requests that not all of its workers can serve: those bid on it whose engine takes so many
+// tokens, of a prompt with its answer. It is no worker's id, since these are tokens.
+func LongLane(tokens int64) string { return "long:" + strconv.FormatInt(tokens, 10) }
+
+// IsLongLane reports whether a lane is a LongLane.
+func IsLongLane(lane string) bool { return strings.HasPrefix(lane, "long:") }
+
 // MaxName is the longest model, tenant or lane name, in bytes, that becomes a subject token. Longer
 // names are refused when they arrive.
 const MaxName = 256

@@ -21,6 +21,8 @@ type PoolReference struct {
 	Held map[string]int `json:"held,omitempty"`
 	// HomeLanes are the ids of the workers that have a home lane.
 	HomeLanes []string `json:"homes,omitempty"`
+	// Lengths are those of the LongLanes: the lengths of contexts of workers, in tokens, without the least of them.
+	Lengths []int64 `json:"lengths,omitempty"`
 	// Loaded and WaitsMS are set if a worker would have to load the pool's model. Loaded is how many live workers have
 	// it loaded or will load it; WaitsMS is how long the oldest request of this gateway has waited, by tier.
 	Loaded  int              `json:"loaded,omitempty"`

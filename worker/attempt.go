@@ -778,6 +778,7 @@ func (w *Worker) finish(a *attempt, status int, in *api.Inspector, p *pace, now 
 	}
 	if good { // a quick error says nothing about the engine's speed
 		w.estimates.learn(&a.timing, end.OutputTokens, a.streamed, w.capacity.disturbed(a.started), now)
+		w.capacity.onAnswer(&a.slot, now)
 	}
 	w.capacity.onEnd(p, in.Stream, in.Events, in.ReportedTokens())
 	switch {

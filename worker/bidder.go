@@ -49,7 +49,8 @@ type bidder struct {
 	mu sync.Mutex
 	laneSet
 	tiers   []tier
-	total   int // load.total that the ceilings of the tiers were computed for
+	total   int // load.total and load.extra that the ceilings of the tiers were computed for
+	extra   int
 	wheel   policy.Wheel
 	shares  []int        // of the tiers that the wheel chooses from
 	turns   uint64       // of the wheel
@@ -90,6 +91,7 @@ type load struct {
 	inFlight int
 	free     int // requests that may start now
 	total    int // requests that may be in flight now
+	extra    int // of these: beyond what the engine runs at once, so that no reserve is made of them
 	slots    int // requests that may be in flight while none waits in the engine
 	prefills prefills
 	models   map[string]modelState // by pool; nil: every model is loaded
@@ -157,6 +159,21 @@ func (b *bidder) serve(pools []servedPool, curves []*atomic.Pointer[policy.Curve
 	}
 }
 
+// onLengths takes in how long a request each served pool takes here. The lanes change with it.
+func (b *bidder) onLengths(pools []subjects.PoolStatus) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	changed := false
+	for i := range pools {
+		if p := b.pools[pools[i].Pool]; p != nil && p.length != pools[i].Length {
+			p.length, changed = pools[i].Length, true
+		}
+	}
+	if changed {
+		b.arrangeLocked()
+	}
+}
+
 func (b *bidder) onReference(ref *subjects.Reference, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -174,7 +191,7 @@ func (b *bidder) onReference(ref *subjects.Reference, now time.Time) {
 			continue
 		}
 		l.restsTill = time.Time{} // its queues exist now
-		if l.home == "" {
+		if l.home == "" && l.long == 0 {
 			l.held = l.pool.held(b.tiers[l.tier].Name)
 		}
 	}
@@ -236,7 +253,7 @@ func (b *bidder) plan(ld load, now time.Time) (bids []plannedBid, gate time.Time
 	b.ticked = false
 	if ticked {
 		for _, l := range b.lanes {
-			if l.home != "" && now.Sub(l.last) > homeTouch {
+			if (l.home != "" || l.long > 0) && now.Sub(l.last) > homeTouch {
 				b.placeLocked(l, bid{rung: policy.Rungs - 1, kind: touch}, now)
 			}
 		}
@@ -443,8 +460,8 @@ func (b *bidder) demand(now time.Time) demand {
 
 // useLocked updates what depends on the load.
 func (b *bidder) useLocked(ld *load) {
-	if ld.total != b.total {
-		b.total = ld.total
+	if ld.total != b.total || ld.extra != b.extra {
+		b.total, b.extra = ld.total, ld.extra
 		b.ceilLocked()
 	}
 }
@@ -455,7 +472,11 @@ func (b *bidder) ceilLocked() {
 		loads[i] = b.tiers[i].load.mean
 	}
 	for i := range b.tiers {
-		b.tiers[i].ceiling = policy.Ceiling(b.policy.Tiers, loads, i, b.total)
+		ceiling := policy.Ceiling(b.policy.Tiers, loads, i, b.total-b.extra)
+		if ceiling == b.total-b.extra { // nothing is in reserve above it
+			ceiling = b.total
+		}
+		b.tiers[i].ceiling = ceiling
 	}
 }
 
@@ -501,7 +522,7 @@ func (b *bidder) parkLocked(ld *load, now time.Time) {
 	open := 0
 	for _, l := range b.lanes {
 		open += len(l.open)
-		if l.home != "" && len(l.open) > 0 {
+		if (l.home != "" || l.long > 0) && len(l.open) > 0 {
 			open-- // only one bid more than there are slots counts for each tier, that of its shared lane
 		}
 		l.most = 0
@@ -610,7 +631,7 @@ func (l *lane) depth(ld *load) int {
 		return 1
 	}
 	need := minDepth + int(l.rate*float64(depthFor)/float64(bidTick))
-	if l.home != "" { // there are many home lanes, most of them with few requests
+	if l.home != "" || l.long > 0 { // there are many home lanes, most of them with few requests
 		need--
 	}
 	return min(need, bidDepth, max(parkedPerLane/max(l.pool.ref.Workers, 1), 1))

@@ -20,10 +20,17 @@ const (
 	// 1.5 s of what fences it: NVML is read once a second.
 	capacityTick = 250 * time.Millisecond
 
-	// blindSlots are the slots of an engine that reports nothing about its load, if none are configured.
+	// blindSlots is how many requests an engine gets at first that reports nothing about its load, if no slots are configured.
 	blindSlots = 8
-	// ollamaSlots is Ollama's default of OLLAMA_NUM_PARALLEL, which it does not report.
+	// ollamaSlots is the same for Ollama: its default of OLLAMA_NUM_PARALLEL, which it does not report.
 	ollamaSlots = 1
+
+	// startSlots is the same for an engine that reports its load, which shows half a second later whether it runs more.
+	startSlots = 4
+
+	// mostPrompt is the part of the time for a prompt that has to pass between the end of a stream and the first token of
+	// another one for the second to have waited for the first.
+	mostPrompt = 0.7
 
 	// scarce is the free part of KV cache, memory or degrees below which the price
 	// rises, up to twice as much with nothing left.
@@ -50,6 +57,7 @@ type capacity struct {
 	inFlight int
 	limit    policy.AdaptiveLimit
 	window   policy.LimitWindow
+	parallel policy.Parallel // what the engine runs at once, as seen; unused if slots are configured
 	signals  policy.Signals  // inFlight in it is updated by fitLocked
 	current  policy.Capacity // as of the last fitLocked
 	slots    int             // requests that may be in flight while none waits in the engine
@@ -58,8 +66,13 @@ type capacity struct {
 	startedAt time.Time     // when the engine was last seen to start
 	downAt    time.Time     // when it last went down
 	lastToken time.Time
-	waiting   int     // requests for streams without a first token
-	perEvent  float64 // mean number of tokens in an event of a stream; 0: unknown
+	waiting   int           // requests for streams without a first token
+	streaming int           // streams that have had it
+	order     []*slot       // those in flight, in the order in which they began; only of an engine that reports nothing
+	endAt     time.Time     // when a request last ended
+	firstAt   time.Time     // when a stream last had its first token
+	prompt    time.Duration // shortest time to a first token since the engine started; 0: none was seen
+	perEvent  float64       // mean number of tokens in an event of a stream; 0: unknown
 
 	gpus      gpuWatch
 	models    models
@@ -89,6 +102,7 @@ type slot struct {
 	model   *model
 	load    coldLoad
 	waiting bool // it counts in capacity.waiting
+	streams bool // it counts in capacity.streaming
 }
 
 // newCapacity returns the capacity of an engine of which nothing is known yet.
@@ -100,7 +114,7 @@ func newCapacity(cfg Config) *capacity {
 	}
 	c := &capacity{cfg: cfg, warmUps: make(chan struct{}, 1), limit: policy.NewAdaptiveLimit(cfg.Profile, weight, cfg.Baseline)}
 	c.signals = policy.Signals{Fixed: cfg.Profile.Fixed, NVMLRequired: cfg.NVMLRequired, Limit: c.limit.Value()}
-	c.signals.Slots = slotsOf(cfg, c.status)
+	c.boundLocked()
 	c.models.preload.names = cfg.Preload
 	c.ranks = newRanks(cfg.Ranks)
 	c.current = c.signals.Capacity()
@@ -108,17 +122,43 @@ func newCapacity(cfg Config) *capacity {
 	return c
 }
 
-// slotsOf returns the slots that bind: those that are configured, or a default if the
-// engine reports nothing about its load. 0: none bind.
-func slotsOf(cfg Config, st engine.Status) int {
-	silent := st.Slots == nil && st.Running == nil && st.Waiting == nil && st.KVUsage == nil
-	switch {
-	case cfg.Slots > 0 || !silent:
-		return cfg.Slots
-	case st.Dialect == engine.DialectOllama:
-		return ollamaSlots
+// boundLocked updates the bounds by the engine's slots: those that are configured, that it reports, or that were found.
+func (c *capacity) boundLocked() {
+	s, st := &c.signals, &c.status
+	s.Slots, s.EngineSlots, s.Found, s.Reach = c.cfg.Slots, 0, 0, 0
+	if st.Slots != nil {
+		s.EngineSlots = *st.Slots
 	}
-	return blindSlots
+	switch {
+	case c.cfg.Slots > 0:
+	case c.silentLocked():
+		if s.Slots = c.parallel.Bound(); s.Slots == 0 {
+			s.Slots = c.parallel.Reach(c.startLocked())
+		}
+	default:
+		s.Found = c.parallel.Bound()
+		// What TGI reports is how many requests it accepts.
+		if s.Found == 0 && (st.Slots == nil || st.Dialect == engine.DialectTGI) {
+			s.Reach = c.parallel.Reach(c.startLocked())
+		}
+	}
+}
+
+// silentLocked reports whether the engine reports nothing about its load.
+func (c *capacity) silentLocked() bool {
+	st := &c.status
+	return st.Slots == nil && st.Running == nil && st.Waiting == nil && st.KVUsage == nil
+}
+
+// startLocked returns how many requests the engine gets before it has shown how many it runs at once.
+func (c *capacity) startLocked() int {
+	switch {
+	case c.status.Dialect == engine.DialectOllama:
+		return ollamaSlots
+	case c.silentLocked():
+		return blindSlots
+	}
+	return startSlots
 }
 
 func (c *capacity) serve(pools []servedPool, now time.Time) {
@@ -134,9 +174,19 @@ func (c *capacity) load() load {
 	defer c.mu.Unlock()
 	c.fitLocked()
 	return load{
-		open: c.fence.reason == "", inFlight: c.inFlight, free: c.current.More, total: c.current.Total, slots: c.slots,
+		open: c.fence.reason == "", inFlight: c.inFlight, free: c.current.More, total: c.current.Total, extra: c.extraLocked(), slots: c.slots,
 		models: c.models.states(), assumed: c.gpus.weight, speed: c.speedLocked(),
 	}
+}
+
+// extraLocked returns how many of the requests that may be in flight are more than the engine runs at once, as far as that is
+// known.
+func (c *capacity) extraLocked() int {
+	runs := cmp.Or(c.parallel.Found(), c.signals.EngineSlots)
+	if runs == 0 || c.cfg.Slots > 0 {
+		return 0
+	}
+	return max(c.current.Total-runs, 0)
 }
 
 func (c *capacity) fitLocked() {
@@ -188,23 +238,33 @@ func (c *capacity) onWarmedUp(err error, now time.Time) (took time.Duration) {
 	return took
 }
 
-// loadTimes returns the measured load times of the served models, by pool, and those of all models that were ever seen,
-// by the engine's names.
-func (c *capacity) loadTimes() (byPool, byModel map[string]time.Duration) {
+// loadTimes returns the measured load times of the served models, by pool.
+func (c *capacity) loadTimes() map[string]time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	byPool = make(map[string]time.Duration, len(c.models.served))
+	byPool := make(map[string]time.Duration, len(c.models.served))
 	for _, m := range c.models.served {
 		byPool[m.pool] = m.load
 	}
-	return byPool, maps.Clone(c.models.learned)
+	return byPool
 }
 
-// recall takes in load times that were measured before the worker started.
-func (c *capacity) recall(loads map[string]time.Duration) {
+// learned returns what was measured of the engine, with the load times of all models that were ever seen.
+func (c *capacity) learned() learned {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.models.recall(loads)
+	return learned{loads: maps.Clone(c.models.learned), parallel: c.parallel.Found()}
+}
+
+// recall takes in what was measured before the worker started.
+func (c *capacity) recall(was learned, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.models.recall(was.loads)
+	if c.cfg.Slots == 0 {
+		c.parallel.Recall(was.parallel, now)
+		c.boundLocked()
+	}
 }
 
 // begin adds a request in flight for the model of a pool. beside is how many others are in flight.
@@ -216,6 +276,9 @@ func (c *capacity) begin(s *slot, pool string, streams bool, now time.Time) (loa
 	s.model, s.load = c.models.begin(pool, now)
 	c.waitsLocked(s, streams)
 	c.window.Started(c.inFlight)
+	if c.cfg.Slots == 0 && c.silentLocked() {
+		c.order = append(c.order, s)
+	}
 	return s.load, beside
 }
 
@@ -224,6 +287,14 @@ func (c *capacity) end(s *slot, now time.Time) {
 	defer c.mu.Unlock()
 	c.waitsLocked(s, false)
 	c.inFlight--
+	if s.streams {
+		s.streams = false
+		c.streaming--
+	}
+	c.endAt = now
+	if i := slices.Index(c.order, s); i >= 0 {
+		c.order = slices.Delete(c.order, i, i+1)
+	}
 	s.model.end(now)
 }
 
@@ -245,8 +316,47 @@ func (c *capacity) onFirstByte(s *slot, began, now time.Time) {
 	defer c.mu.Unlock()
 	streams := s.waiting
 	c.waitsLocked(s, false)
-	if streams && !s.load.waits && !c.disturbedLocked(began) {
+	if !streams {
+		return
+	}
+	s.streams = true
+	c.streaming++
+	if !s.load.waits && !c.disturbedLocked(began) {
 		c.window.FirstToken(now.Sub(began))
+		c.findLocked(began, now)
+	}
+	c.firstAt = now
+}
+
+// findLocked takes in a first token for how many requests the engine runs at once, if it does not report its load.
+func (c *capacity) findLocked(began, now time.Time) {
+	took := now.Sub(later(began, c.firstAt))
+	if c.prompt == 0 || took < c.prompt {
+		c.prompt = took
+	}
+	if c.cfg.Slots > 0 || !c.silentLocked() {
+		return
+	}
+	waiting := c.waiting
+	if c.streaming+c.waiting < c.inFlight { // which of the others run cannot be seen
+		waiting = 0
+	}
+	afterEnd := c.endAt.After(began) && now.Sub(c.endAt) >= time.Duration(mostPrompt*float64(c.prompt))
+	was := c.parallel.Found()
+	c.parallel.FirstToken(c.streaming, waiting, afterEnd, now)
+	c.decidedLocked(was, now)
+	c.boundLocked()
+}
+
+// onAnswer handles the end of a good answer.
+func (c *capacity) onAnswer(s *slot, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if older := slices.Index(c.order, s); older >= 0 && !c.models.swaps && !c.models.loading() && c.silentLocked() {
+		was := c.parallel.Found()
+		c.parallel.Answered(older, now)
+		c.decidedLocked(was, now)
+		c.boundLocked()
 	}
 }
 
@@ -341,6 +451,8 @@ func (c *capacity) onUp(now time.Time) {
 func (c *capacity) restartLocked(now time.Time) {
 	c.startedAt = now
 	c.limit.Restart()
+	c.parallel.Restart(now)
+	c.prompt = 0
 	c.emptyWindowLocked()
 	c.gpus.restart()
 }
@@ -394,10 +506,7 @@ func (c *capacity) onStatus(st engine.Status, work workload, now time.Time) {
 		c.lastToken = now
 	}
 	s := &c.signals
-	s.Slots, s.EngineSlots, s.KVTokens = slotsOf(c.cfg, st), 0, 0
-	if st.Slots != nil {
-		s.EngineSlots = *st.Slots
-	}
+	s.KVTokens = 0
 	if st.KVTotal != nil {
 		s.KVTokens = float64(*st.KVTotal)
 	}
@@ -410,7 +519,11 @@ func (c *capacity) onStatus(st engine.Status, work workload, now time.Time) {
 			Prefilling: work.prefills, Prefill: work.prompt,
 		}
 		c.window.Scraped(s.Scrape)
+		if c.cfg.Slots == 0 {
+			c.foundLocked(s.Scrape, now)
+		}
 	}
+	c.boundLocked()
 	c.ageLocked(work, now)
 	c.models.onStatus(st, now)
 	if m := c.models.nextPreload(st, c.inFlight); m != nil {
@@ -424,6 +537,27 @@ func (c *capacity) onStatus(st engine.Status, work workload, now time.Time) {
 func (c *capacity) ageLocked(work workload, now time.Time) {
 	c.signals.Scrape.Age = c.status.Age(now)
 	c.signals.Tokens = work.tokens
+}
+
+// foundLocked takes in a scrape for how many requests the engine runs at once.
+func (c *capacity) foundLocked(s policy.Scrape, now time.Time) {
+	was := c.parallel.Found()
+	if c.models.loading() { // what waits for a load does not show it
+		return
+	}
+	c.parallel.Scraped(s, now)
+	c.decidedLocked(was, now)
+}
+
+// decidedLocked records a change of the number of requests that the engine was found to run at once.
+func (c *capacity) decidedLocked(was int, now time.Time) {
+	switch is := c.parallel.Found(); {
+	case is == was:
+	case is == 0:
+		c.decisions.add(now, fmt.Sprintf("the engine runs more than %d requests at once", was))
+	default:
+		c.decisions.add(now, fmt.Sprintf("the engine runs %d requests at once: others were seen waiting", is))
+	}
 }
 
 func fell(was, now *int64) bool { return was != nil && now != nil && *now < *was }
@@ -602,7 +736,8 @@ func (d *decisions) addLimit(now time.Time, from, to float64, change policy.Chan
 }
 
 // report adds to a heartbeat what only capacity knows.
-func (c *capacity) report(h *subjects.Heartbeat) (fence string, dialect engine.Dialect) {
+// context is the length of the engine's context, if it has one model; 0 if that is unknown.
+func (c *capacity) report(h *subjects.Heartbeat) (fence string, dialect engine.Dialect, context int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	fit := c.current
@@ -622,7 +757,10 @@ func (c *capacity) report(h *subjects.Heartbeat) (fence string, dialect engine.D
 	if c.cfg.NVML != nil {
 		h.NVML = c.gpus.report(c.cfg.NVMLRequired)
 	}
-	return c.fence.reason, c.status.Dialect
+	if n := c.status.Context; n != nil {
+		context = *n
+	}
+	return c.fence.reason, c.status.Dialect, context
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -19,7 +19,7 @@
 //
 //	presence   the worker's state, the engine's health, the pools whose requests fail (failing.go), the operator's orders, the known gateways
 //	bidder     lanes with their open bids, tiers, what the policy and the gateways say about pools; decides what to bid on, at which price, and which deliveries to accept
-//	capacity   the adaptive limit, the engine's load, GPUs (gpus.go), loaded models (models.go), data-parallel ranks (ranks.go), the time between tokens; decides how many requests there may be, and whether any may start
+//	capacity   the adaptive limit, how many requests the engine was seen to run at once, its load, GPUs (gpus.go), loaded models (models.go), data-parallel ranks (ranks.go), the time between tokens; decides how many requests there may be, and whether any may start
 //	estimator  how long prompts and tokens take, and which requests wait for their first token
 //	attempts   what runs, and which requests should not be attempted here again for now
 //	link       what was sent to one gateway and is not acknowledged (link.go)
@@ -54,7 +54,7 @@
 //	updateMembership  every 3 s, and when the engine goes down or up: writes the worker's entry in the membership bucket
 //	publishAlive      every second: lists to each gateway what runs for it, renews leases, stops what is silent
 //	loader.run        loads the models that capacity chooses, one after the other, without a request
-//	loader.remember   every 3 s: reads the load times that were measured before the start, and writes new ones
+//	loader.remember   every 3 s: reads what was measured of the engine before the start, and writes what is new
 //	lookAtCapacity    four times a second: GPUs, adaptive limit, fence
 //	links.tend        four times a second: sends again what gateways have not acknowledged, stops what runs for those that are gone
 //

@@ -92,6 +92,7 @@ type lane struct {
 	number  int    // in the subjects of its bids; no other lane ever has it
 	home    string // id of the worker whose home lane it is; empty for the shared lane
 	away    bool   // it is the home lane of another worker
+	long    int64  // it is the lane for requests that fit into a context of this length; 0: it is not
 	subject string
 	inboxes [bidKinds]string // subjects of the answers, without the number of the bid
 
@@ -249,8 +250,8 @@ type servedPool struct{ pool, model string }
 func (s *laneSet) arrange(tiers []tier) {
 	lanes, away := make([]*lane, 0, len(s.lanes)), make([]*lane, 0, len(s.away))
 	byQueue := make(map[queueName]*lane, len(s.byQueue))
-	of := func(p *pool, tier int, home string) *lane {
-		queue, l := s.lane(p, tiers[tier].Name, home)
+	of := func(p *pool, tier int, home string, long int64) *lane {
+		queue, l := s.lane(p, tiers[tier].Name, home, long)
 		l.pool, l.tier = p, tier
 		byQueue[queue] = l
 		return l
@@ -262,9 +263,14 @@ func (s *laneSet) arrange(tiers []tier) {
 		}
 		_, home := slices.BinarySearch(p.homes, s.worker)
 		for t := range tiers {
-			lanes = append(lanes, of(p, t, ""))
+			lanes = append(lanes, of(p, t, "", 0))
 			if home && p.affinity && !spills {
-				lanes = append(lanes, of(p, t, s.worker))
+				lanes = append(lanes, of(p, t, s.worker, 0))
+			}
+			for _, length := range p.lengths {
+				if !spills && (p.length == 0 || p.length >= length) {
+					lanes = append(lanes, of(p, t, "", length))
+				}
 			}
 		}
 		if !p.affinity || p.sticky || spills {
@@ -272,7 +278,7 @@ func (s *laneSet) arrange(tiers []tier) {
 		}
 		for _, home := range policy.OtherHomeLanes(s.worker, p.homes) {
 			for t := range tiers {
-				away = append(away, of(p, t, home))
+				away = append(away, of(p, t, home, 0))
 			}
 		}
 	}
@@ -321,13 +327,16 @@ func (s *laneSet) arrangePools() (pools []*pool) {
 }
 
 // lane returns the lane of a pool and a tier; a new one if there is none yet.
-func (s *laneSet) lane(p *pool, tier, home string) (queueName, *lane) {
+func (s *laneSet) lane(p *pool, tier, home string, long int64) (queueName, *lane) {
 	owner := cmp.Or(home, subjects.Shared)
+	if long > 0 {
+		owner = subjects.LongLane(long)
+	}
 	queue := queueName{subjects.ReqStream(tier), subjects.ReqConsumer(p.name, owner)}
 	l := s.byQueue[queue]
 	if l == nil {
 		s.numbers++
-		l = &lane{number: s.numbers, home: home, away: home != "" && home != s.worker, subject: subjects.BidSubject(tier, p.name, owner)}
+		l = &lane{number: s.numbers, home: home, away: home != "" && home != s.worker, long: long, subject: subjects.BidSubject(tier, p.name, owner)}
 		for kind := range l.inboxes {
 			l.inboxes[kind] = fmt.Sprintf("%s.%d.%d.", subjects.WorkerBids(s.worker), l.number, kind)
 		}
@@ -376,6 +385,10 @@ type pool struct {
 	ref   subjects.PoolReference // the last one, of whichever gateway
 	refs  map[string]reference   // the last one of each gateway
 	homes []string               // home lanes in any of refs, sorted
+	// lengths are those of the lanes for long requests in any of refs, sorted.
+	lengths []int64
+
+	length int64 // most tokens of a request that the engine accepts; 0: unknown
 }
 
 // reference is a gateway's reference for a pool, with its time of arrival.
@@ -393,17 +406,21 @@ func (p *pool) onReference(gateway string, r subjects.PoolReference, now time.Ti
 	}
 	p.refs[gateway] = reference{r, now}
 	var homes []string
+	var lengths []int64
 	for gw, r := range p.refs {
 		if now.Sub(r.at) > referenceHolds {
 			delete(p.refs, gw)
 			continue
 		}
 		homes = append(homes, r.HomeLanes...)
+		lengths = append(lengths, r.Lengths...)
 	}
+	slices.Sort(lengths)
+	lengths = slices.Compact(lengths)
 	slices.Sort(homes)
 	homes = slices.Compact(homes)
-	changed = changed || !slices.Equal(homes, p.homes)
-	p.homes = homes
+	changed = changed || !slices.Equal(homes, p.homes) || !slices.Equal(lengths, p.lengths)
+	p.homes, p.lengths = homes, lengths
 	return changed
 }
 

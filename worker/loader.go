@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -18,11 +19,15 @@ const (
 	// longestLoad bounds a load without a request. Large models come over slow networks.
 	longestLoad = 30 * time.Minute
 
+	// mostParallel bounds how many requests at once are believed of the bucket.
+	mostParallel = 1 << 16
+
 	// rememberAgain is after how long the bucket is asked for again that could not be used.
 	rememberAgain = time.Minute
 )
 
-// loader loads the models that capacity chooses, and keeps their load times in the broker. It decides nothing.
+// loader loads the models that capacity chooses, and keeps what was measured of the engine in the broker: their load times, and
+// how many requests it runs at once. It decides nothing.
 type loader struct {
 	// Fixed.
 	capacity *capacity
@@ -33,9 +38,9 @@ type loader struct {
 	changed  func() // is called when a load begins or ends
 
 	// Owned by remember.
-	recalled bool                     // the bucket was read
-	kept     map[string]time.Duration // load times in the bucket
-	next     time.Time                // remember does nothing before
+	recalled bool      // the bucket was read
+	kept     learned   // what the bucket has
+	next     time.Time // remember does nothing before
 }
 
 // run loads models until ctx is done.
@@ -75,26 +80,34 @@ func (l *loader) load(ctx context.Context, model string) error {
 	return l.engine.WarmUp(ctx, model)
 }
 
-// remember reads the load times that an earlier run of this worker has measured, once, and then writes new ones.
+// learned is what was measured of the engine and is kept.
+type learned struct {
+	loads    map[string]time.Duration // by the engine's name of the model
+	parallel int                      // requests that it runs at once; 0: unknown
+}
+
+// remember reads what an earlier run of this worker has measured, once, and then writes what is new.
 func (l *loader) remember(ctx context.Context) {
 	now := time.Now()
-	_, loads := l.capacity.loadTimes()
-	if now.Before(l.next) || l.recalled && (len(loads) == 0 || maps.EqualFunc(loads, l.kept, sameTime)) {
+	is := l.capacity.learned()
+	is.parallel = cmp.Or(is.parallel, l.kept.parallel)
+	same := is.parallel == l.kept.parallel && (len(is.loads) == 0 || maps.EqualFunc(is.loads, l.kept.loads, sameTime))
+	if now.Before(l.next) || l.recalled && same {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	err := l.exchange(ctx, loads)
+	err := l.exchange(ctx, is)
 	if err != nil && !errors.Is(err, jetstream.ErrBucketNotFound) { // a gateway creates the bucket
 		l.next = now.Add(rememberAgain)
-		l.log.Debug("load times not kept", "err", err)
+		l.log.Debug("measurements not kept", "err", err)
 	}
 }
 
 // sameTime reports whether two load times differ by so little that the first need not be kept again.
 func sameTime(a, b time.Duration) bool { return (a - b).Abs() <= b/10 }
 
-func (l *loader) exchange(ctx context.Context, loads map[string]time.Duration) error {
+func (l *loader) exchange(ctx context.Context, is learned) error {
 	js, err := jetstream.New(l.nc)
 	if err != nil {
 		return err
@@ -106,18 +119,18 @@ func (l *loader) exchange(ctx context.Context, loads map[string]time.Duration) e
 	if !l.recalled {
 		return l.recall(ctx, kv)
 	}
-	learned := subjects.Learned{Loads: make(map[string]int64, len(loads))}
-	for model, took := range loads {
-		learned.Loads[model] = took.Milliseconds()
+	entry := subjects.Learned{Loads: make(map[string]int64, len(is.loads)), Parallel: is.parallel}
+	for model, took := range is.loads {
+		entry.Loads[model] = took.Milliseconds()
 	}
-	body, err := subjects.Marshal(learned)
+	body, err := subjects.Marshal(entry)
 	if err != nil {
 		return err
 	}
 	if _, err := kv.Put(ctx, l.key, body); err != nil {
 		return err
 	}
-	l.kept = loads
+	l.kept = is
 	return nil
 }
 
@@ -130,16 +143,19 @@ func (l *loader) recall(ctx context.Context, kv jetstream.KeyValue) error {
 	if err != nil {
 		return err
 	}
-	l.recalled, l.kept = true, make(map[string]time.Duration)
-	var learned subjects.Learned
-	if err := subjects.Unmarshal(entry.Value(), &learned); err != nil {
+	l.recalled, l.kept.loads = true, make(map[string]time.Duration)
+	var was subjects.Learned
+	if err := subjects.Unmarshal(entry.Value(), &was); err != nil {
 		return err
 	}
-	for model, ms := range learned.Loads {
+	for model, ms := range was.Loads {
 		if took := time.Duration(ms) * time.Millisecond; took > 0 && took <= longestLoad {
-			l.kept[model] = took
+			l.kept.loads[model] = took
 		}
 	}
-	l.capacity.recall(l.kept)
+	if was.Parallel <= mostParallel {
+		l.kept.parallel = max(was.Parallel, 0)
+	}
+	l.capacity.recall(l.kept, time.Now())
 	return nil
 }

@@ -195,7 +195,7 @@ func TestAModelIsWarmedUp(t *testing.T) {
 	if s := c.load().models["b"]; s.blocked || s.cold || s.next || !s.loading.IsZero() || s.load != 3*time.Second {
 		t.Errorf("after the load: %+v", s)
 	}
-	if byPool, byModel := c.loadTimes(); byPool["b"] != 3*time.Second || byModel["b"] != 3*time.Second || byPool["a"] != 0 {
+	if byPool, byModel := c.loadTimes(), c.learned().loads; byPool["b"] != 3*time.Second || byModel["b"] != 3*time.Second || byPool["a"] != 0 {
 		t.Errorf("load times %v, %v", byPool, byModel)
 	}
 }
@@ -235,7 +235,7 @@ func TestLoadTimesAreRecalled(t *testing.T) {
 	c := newCapacity(Config{Slots: 1})
 	c.serve([]servedPool{{"a", "a"}, {"b", "b"}}, now)
 	c.onStatus(ollama(now, "a", "b"), workload{}, now)
-	c.recall(map[string]time.Duration{"a": 4 * time.Second, "c": 6 * time.Second})
+	c.recall(learned{loads: map[string]time.Duration{"a": 4 * time.Second, "c": 6 * time.Second}}, now)
 	if s := c.load().models; s["a"].load != 4*time.Second || s["b"].load != 5*time.Second {
 		t.Errorf("%+v, want its own load time for a and the mean for b", s)
 	}

@@ -476,14 +476,14 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		Done: w.attempts.done.Load(), Failed: w.attempts.failed.Load(),
 	}
 	h.DownClass = w.presence.downClass()
-	fence, dialect := w.capacity.report(&h)
+	fence, dialect, context := w.capacity.report(&h)
 	h.Engine = engineName(w.cfg, dialect)
 	if h.State, h.Reason = w.presence.report(fence); h.State != subjects.Fenced {
 		h.FenceClass = ""
 	}
 	measured, failing := w.estimates.measurements(now), w.presence.failures()
 	facts, adapters := w.presence.facts()
-	loads, _ := w.capacity.loadTimes()
+	loads := w.capacity.loadTimes()
 	paused := h.State == subjects.Ready
 	for _, s := range w.bidder.statuses(ld) {
 		m, model := measured[s.Pool], ld.models[s.Pool]
@@ -494,9 +494,16 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		s.Evicts = model.cold && model.evicts
 		s.LoadMS = loads[s.Pool].Milliseconds()
 		s.Listed, s.Adapters = facts[cmp.Or(s.Model, s.Pool)], adapters[cmp.Or(s.Model, s.Pool)]
+		length := lengthOf(dialect, s.Listed, context)
+		s.Length = cmp.Or(length, policy.AnyLength)
+		if l := s.Listed; l != nil && cmp.Or(l.MaxModelLen, l.ContextLength, l.ContextWindow) == 0 && length > 0 { // clients look there
+			listed := *s.Listed
+			listed.MaxModelLen, s.Listed = length, &listed
+		}
 		s.AnyCase = dialect == engine.DialectOllama && s.Model == ""
 		h.Pools = append(h.Pools, s)
 	}
+	w.bidder.onLengths(h.Pools)
 	if h.State == subjects.Ready {
 		h.Reason = firstOf(failing)
 	}
@@ -504,6 +511,18 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		h.State = subjects.Paused
 	}
 	return h
+}
+
+// lengthOf returns the most tokens of a prompt with its answer that an engine accepts, by what its list says of the model and
+// what it says of itself; 0 if that is unknown. Ollama cuts prompts, and LM Studio lists what a model could have.
+func lengthOf(d engine.Dialect, listed *subjects.ListedModel, context int64) int64 {
+	switch {
+	case d == engine.DialectOllama || d == engine.DialectLMStudio:
+		return 0
+	case listed == nil:
+		return context
+	}
+	return cmp.Or(listed.MaxModelLen, context, listed.ContextLength, listed.ContextWindow)
 }
 
 func engineName(cfg Config, d engine.Dialect) string {

@@ -169,6 +169,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	w.estimates = newEstimator()
 	w.attempts = newAttempts()
 	w.runners = newRunners(w.run)
+	w.links = newLinks(nc, w.id)
 	w.cheap = cheapCalls{
 		cfg: &w.cfg, engine: &w.engine, nc: nc, log: w.log, attempts: w.attempts, links: w.links, look: func() { w.scraper.Look() },
 		accepts: func(pool string) (model string, state subjects.State) {
@@ -186,7 +187,6 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		},
 	}
 	w.cheap.runners = newRunners(w.cheap.run)
-	w.links = newLinks(nc, w.id)
 	switch { // known before the engine answers, so that requests for them wait
 	case len(cfg.Models) > 0:
 		w.serve(cfg.Models)

@@ -35,8 +35,10 @@ dp=N is the number of data-parallel ranks of a vLLM at one address: the worker s
 request to the least loaded rank, with the header X-data-parallel-rank, and slots= are
 those of each rank.
 
-slots= is the maximum number of requests in flight. It can be omitted if the engine
-has metrics. Ollama has none: without slots= it gets one request at a time, because
+slots= is the maximum number of requests in flight. It can be omitted: the worker
+then finds out how many requests the engine runs at once, from the requests that
+wait in it; without metrics, from the first tokens of streams. It tries one more
+now and then. An engine without metrics gets 8 requests at first, Ollama one, because
 its OLLAMA_NUM_PARALLEL is 1 by default. profile= sets the profile of one engine.
 gpus=0+1 names its GPUs, by NVML's index or UUID, on a machine with several engines
 (default all visible GPUs). dialect= and metrics=URL say how and where the engine
@@ -177,9 +179,6 @@ func learnEngine(ctx context.Context, cfg *worker.Config) {
 		return
 	}
 	cfg.EngineName = info.Name()
-	if cfg.Slots == 0 && info.Dialect == engine.DialectOllama && !info.Simulated {
-		cfg.Slots = 1 // the default of OLLAMA_NUM_PARALLEL, which Ollama does not report
-	}
 	if cfg.Name == "" {
 		if u, err := url.Parse(cfg.Engine); err == nil {
 			cfg.Name = engineName(info.Name(), u)

@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,14 +24,15 @@ func newWorkerListCommand(c *cli.ConnectFlags) *cobra.Command {
 	return cli.Listing(&cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the workers",
 		Long: `List live workers: engine, requests in flight out of the current capacity, price of
-the next bid (RUNG, from 0, the lowest, to 9), and pools.
+the next bid (RUNG, from 0, the lowest, to 9), the most tokens of a prompt with its
+answer (CONTEXT, where engines say it), and pools.
 
 RANKS has the requests in flight on each data-parallel rank of an engine with dp=.
 
 BOUND names what limits the capacity:
 
   slots     the configured slots (slots=)
-  engine    the engine's own slots, less the requests of other clients
+  engine    the engine's own slots, as it says or as found, less the requests of others
   queue     requests are waiting inside the engine
   kv        space in the KV cache
   memory    GPU memory, or another process uses it
@@ -55,7 +57,7 @@ BOUND names what limits the capacity:
 func printWorkers(p *term.Page, list []subjects.Heartbeat) {
 	t := term.Table{
 		Columns: []term.Column{term.Text("NAME"), term.Styled(term.Fixed("STATE"), fleet.StateStyle), term.Fixed("ENGINE"), term.Number("IN FLIGHT"), term.NonEmpty(term.Fixed("RANKS")), term.NonEmpty(term.Fixed("BOUND")), term.Number("RUNG"),
-			term.Number("DONE"), term.Number("FAILED"), term.Text("POOLS"), term.Wide(term.NonEmpty(term.Number("HEADROOM"))), term.Wide(term.NonEmpty(term.Fixed("PROFILE"))), term.Wide(term.NonEmpty(term.Number("LIMIT"))), term.Wide(term.NonEmpty(term.Fixed("KV"))),
+			term.Number("DONE"), term.Number("FAILED"), term.NonEmpty(term.Number("CONTEXT")), term.Text("POOLS"), term.Wide(term.NonEmpty(term.Number("HEADROOM"))), term.Wide(term.NonEmpty(term.Fixed("PROFILE"))), term.Wide(term.NonEmpty(term.Number("LIMIT"))), term.Wide(term.NonEmpty(term.Fixed("KV"))),
 			term.Wide(term.NonEmpty(term.Fixed("GPUS"))), term.Wide(term.Number("SLOTS")), term.Wide(term.Number("WEIGHT")), term.Wide(term.Number("UPTIME")), term.Wide(term.Text("HOST")), term.Wide(term.Text("URL")), term.Wide(term.Text("VERSION")), term.Wide(term.Fixed("ID")), term.NonEmpty(term.Column{Name: "REASON", MinWidth: 12})},
 		Empty: "no workers; start one with 'pulley worker --engine URL'",
 	}
@@ -72,7 +74,7 @@ func printWorkers(p *term.Page, list []subjects.Heartbeat) {
 		if h.EngineStatus != nil && h.EngineStatus.KVUsage != nil {
 			kv = term.Share(*h.EngineStatus.KVUsage)
 		}
-		t.Row(h.Name, h.State, h.Engine, inFlightText(h), ranksText(h), fleet.Bound(h), rungsOf(h), h.Done, h.Failed, term.Join(pools), headroom, profile, limit, kv,
+		t.Row(h.Name, h.State, h.Engine, inFlightText(h), ranksText(h), fleet.Bound(h), rungsOf(h), h.Done, h.Failed, contextsOf(h), term.Join(pools), headroom, profile, limit, kv,
 			gpuLabels(h), h.Slots, term.Float(h.Weight), term.Ago(h.Started), h.Host, h.URL, h.Version, h.Worker, reasonOf(h))
 	}
 	p.Table(t)
@@ -132,6 +134,23 @@ func gpuLabels(h *subjects.Heartbeat) string {
 		labels = append(labels, label)
 	}
 	return strings.Join(labels, ", ")
+}
+
+// contextsOf returns the most tokens of a prompt with its answer that a worker's engine accepts, or the range of several pools.
+func contextsOf(h *subjects.Heartbeat) string {
+	var low, high int64
+	for i := range h.Pools {
+		if n := h.Pools[i].Length; n > 0 && n < policy.AnyLength {
+			low, high = min(cmp.Or(low, n), n), max(high, n)
+		}
+	}
+	switch {
+	case high == 0:
+		return ""
+	case low == high:
+		return fmt.Sprint(low)
+	}
+	return fmt.Sprintf("%d-%d", low, high)
 }
 
 // rungsOf returns the rung of a worker's next bid, or the range of rungs if it serves several pools.

@@ -60,7 +60,11 @@ func printWorker(p *term.Page, h subjects.Heartbeat) {
 		if st.Model != "" && st.Model != st.Pool {
 			model = st.Model
 		}
-		p.Fields(append([]term.Field{term.KV("engine's model", model), term.KV("loaded", loadText(&st)), term.KV("adapters", strings.Join(st.Adapters, ", "))}, priceFields(st, h)...)...)
+		context := ""
+		if st.Length > 0 && st.Length < policy.AnyLength {
+			context = fmt.Sprintf("%d tokens of a prompt with its answer", st.Length)
+		}
+		p.Fields(append([]term.Field{term.KV("engine's model", model), term.KV("context", context), term.KV("loaded", loadText(&st)), term.KV("adapters", strings.Join(st.Adapters, ", "))}, priceFields(st, h)...)...)
 	}
 	printDecisions(p, &h)
 }
