@@ -24,6 +24,7 @@ type Listing struct {
 	Models []string  // names in the order of the engine; nil with Err
 	Facts  []Facts   // what the list says of each of them
 	Err    error     // why there is no list: no answer, a status other than 200, or another body
+	Late   bool      // there was no answer in time
 }
 
 // Facts are what a list of models says of one of them. A value of zero was not given. Numbers below 1 or above 2⁵³ do not count.
@@ -39,12 +40,14 @@ type Facts struct {
 	MetaTrained      int64 // meta.n_ctx_train: llama.cpp
 }
 
-// Look makes Run ask for the models now. If a question is under way, another one follows it, since the answer to the first
-// may be older than what made the caller look.
+// Look makes Run ask for the models and the health now. If a question is under way, another one follows it, since the
+// answer to the first may be older than what made the caller look.
 func (s *Scraper) Look() {
-	select {
-	case s.look <- struct{}{}:
-	default:
+	for _, wake := range []chan struct{}{s.look, s.check} {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -52,6 +55,7 @@ func (s *Scraper) Look() {
 func (s *Scraper) listLoop(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	late := 0 // consecutive answers that did not come in time
 	for {
 		select {
 		case <-ctx.Done():
@@ -63,9 +67,15 @@ func (s *Scraper) listLoop(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if s.cfg.OnListing(l) {
+		if late++; !l.Late {
+			late = 0
+		}
+		switch {
+		case s.cfg.OnListing(l):
 			timer.Reset(listEvery)
-		} else {
+		case l.Late: // each question of which the answer is not awaited costs the engine one
+			timer.Reset(backoff(late))
+		default:
 			timer.Reset(listAgain)
 		}
 	}
@@ -83,6 +93,7 @@ func (s *Scraper) list(ctx context.Context) Listing {
 	if err == nil {
 		l.Models, l.Facts, err = readListing(body.Bytes())
 	}
+	l.Late = err != nil && l.Status == 0 && outOfTime(err)
 	if l.Err = err; l.Status != 0 && l.Status != http.StatusOK {
 		l.Err = fmt.Errorf("GET /v1/models: %s", resp.Status)
 	}

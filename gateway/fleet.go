@@ -386,6 +386,34 @@ func (f *fleet) others(pool string, avoid map[string]bool) (live, free int) {
 	return live, free
 }
 
+// hanging returns why a worker's engine no longer answers requests, by the ids of the workers.
+func (f *fleet) hanging() map[string]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var hanging map[string]string
+	for id, m := range f.workers {
+		if m.beat.Hangs() {
+			if hanging == nil {
+				hanging = make(map[string]string)
+			}
+			hanging[id] = m.beat.Reason
+		}
+	}
+	return hanging
+}
+
+// room is how many requests of a pool the workers can start now that are not to be avoided.
+func (f *fleet) room(pool string, avoid map[string]bool) (room int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id, m := range f.workers {
+		if !avoid[id] && m.beat.State == subjects.Ready && m.beat.Serves(pool) {
+			room += max(m.beat.Slots-m.beat.InFlight-m.taken, 0)
+		}
+	}
+	return room
+}
+
 // gateways is how many gateways there are, this one included.
 func (f *fleet) gateways(now time.Time) int {
 	f.mu.Lock()

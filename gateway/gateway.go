@@ -40,6 +40,9 @@ type Config struct {
 	BodyMemory int64
 	// NoWorkerWait is how long a request of a known model waits while no worker serves it. Default 30 s.
 	NoWorkerWait time.Duration
+	// FirstByteWithin is how long a stream may take to its first byte before it moves to another worker, once, if that has
+	// room. A tier's own setting comes first. Default 0: much longer than its worker has measured for such prompts.
+	FirstByteWithin time.Duration
 	// KeepAlive is after how long without a byte a stream gets an SSE comment. Default 10 s.
 	KeepAlive time.Duration
 	// SlowClient is how long a client may refuse to take bytes. Default 30 s.
@@ -71,7 +74,7 @@ func (c Config) withDefaults() (Config, error) {
 		value int64
 	}{
 		{"replicas", int64(c.Replicas)}, {"max body", c.MaxBody}, {"inline body", c.InlineBody}, {"body memory", c.BodyMemory},
-		{"no-worker wait", int64(c.NoWorkerWait)}, {"keep-alive", int64(c.KeepAlive)}, {"slow client", int64(c.SlowClient)},
+		{"no-worker wait", int64(c.NoWorkerWait)}, {"first byte within", int64(c.FirstByteWithin)}, {"keep-alive", int64(c.KeepAlive)}, {"slow client", int64(c.SlowClient)},
 		{"max deadline", int64(c.MaxDeadline)}, {"drain timeout", int64(c.DrainTimeout)}, {"drain delay", int64(c.DrainDelay)},
 	} {
 		if b.value < 0 {
@@ -169,6 +172,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	}
 	watch := &watch{
 		bus: b, fleet: fleet, gpus: gpus, lanes: lanes, queues: queues, exchange: exchange, requests: requests, short: newShortages(),
+		late: &late{cfg: &cfg, fleet: fleet},
 		gone: make(chan goneWorker, 1024),
 	}
 	g := &Gateway{

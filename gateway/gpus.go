@@ -242,7 +242,8 @@ func fenceLabel(fenced bool, c gpu.FenceClass) string {
 		return ""
 	}
 	switch c {
-	case gpu.FenceLost, gpu.FenceResetRequired, gpu.FenceRowRemap, gpu.FenceRecovery, gpu.FenceXID, gpu.FenceECC, subjects.FenceStalled, subjects.FenceNVML:
+	case gpu.FenceLost, gpu.FenceResetRequired, gpu.FenceRowRemap, gpu.FenceRecovery, gpu.FenceXID, gpu.FenceECC, subjects.FenceStalled, subjects.FenceNVML,
+		subjects.FenceHung, subjects.FenceFrozen:
 		return string(c)
 	}
 	return "other"

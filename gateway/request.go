@@ -48,6 +48,7 @@ type request struct {
 	unpinned bool            // the worker of pin has failed it, so that any may take it
 	avoid    map[string]bool // ids of the workers that failed it or had no slot for it
 	refused  map[string]bool // ids of those that had no slot
+	wasLate  bool            // it was moved to another worker because its first byte was late
 }
 
 // spec is what a request was admitted with.
@@ -92,6 +93,7 @@ type attempt struct {
 	// Guarded by request.mu.
 	seq    uint32    // sequence of the last message of frames
 	listed time.Time // when the worker last listed it as running
+	late   bool      // the worker said then that its first byte is late
 	over   bool      // it has ended or failed: none of its frames counts any more
 }
 
@@ -416,7 +418,7 @@ func (r *request) onListed(l subjects.AliveAttempt, now time.Time) bool {
 	if r.ended || a == nil || a.mark != l.Attempt || a.over {
 		return false
 	}
-	a.listed = now
+	a.listed, a.late = now, l.Late
 	if l.Sent > a.seq { // the worker sent them before the list, on the same connection
 		r.failAttemptLocked(subjects.FailTruncated, fmt.Sprintf("worker %s: frames lost after %d", a.name, a.seq), false)
 	}
@@ -435,6 +437,45 @@ func (r *request) checkListed(now time.Time, slept bool) {
 	case now.Sub(a.listed) > listDeadline:
 		r.failAttemptLocked(subjects.FailTruncated, "worker "+a.name+" lost the request", false)
 	}
+}
+
+// progress is how far a request has come, for those who decide whether another worker should have it.
+type progress struct {
+	attempt  *attempt // the one that runs; nil: none does
+	answered bool     // something of its answer has reached the client
+	late     bool     // its first byte is late by its worker's measure
+	wasLate  bool     // the request was moved before because its first byte was late
+}
+
+func (r *request) progress() progress {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a := r.attempt
+	if r.ended || a == nil || a.over {
+		return progress{answered: r.ended || r.begun, wasLate: r.wasLate}
+	}
+	return progress{a, r.begun, a.late, r.wasLate}
+}
+
+// shunned returns the workers that should not have the request next: those that failed it, and the one that runs it.
+func (r *request) shunned(a *attempt) (avoid map[string]bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	avoid = map[string]bool{a.worker: true}
+	maps.Copy(avoid, r.avoid)
+	return avoid
+}
+
+// giveUp fails an attempt of whose answer nothing has reached the client, so that another worker has the request. late says
+// that the only reason is its first byte.
+func (r *request) giveUp(a *attempt, reason string, late bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.attempt != a || a.over || r.begun || r.ended {
+		return
+	}
+	r.wasLate = r.wasLate || late
+	r.failAttemptLocked(subjects.FailStalled, reason, false)
 }
 
 // cancel makes the handler end the request with an error.

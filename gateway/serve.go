@@ -341,7 +341,7 @@ func (s *server) retry(ctx context.Context, r *request, a *attempt, class subjec
 	}
 	r.retry(delay > 0)
 	if crashed || class == subjects.FailTruncated || class == subjects.FailStalled {
-		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "failed over") // should it still run
+		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, subjects.FailedOver) // should it still run
 	}
 	if err := s.publisher.handBack(ctx, r, a.ack, delay); err != nil {
 		return err

@@ -34,6 +34,7 @@ type watch struct {
 	exchange *exchange
 	requests *requests
 	short    *shortages
+	late     *late
 
 	gone chan goneWorker // workers whose requests run has to fail over
 }
@@ -114,7 +115,8 @@ func (w *watch) sweep(now time.Time) {
 	if len(cold) > 0 {
 		waiting = make(map[string]int)
 	}
-	for _, r := range w.requests.all() {
+	requests := w.requests.all()
+	for _, r := range requests {
 		r.checkListed(now, slept)
 		if cold == nil {
 			continue
@@ -129,6 +131,9 @@ func (w *watch) sweep(now time.Time) {
 	}
 	if w.short.observe(waiting, cold, now) {
 		w.publishReferences()
+	}
+	if !slept {
+		w.late.move(requests, now)
 	}
 }
 

@@ -99,6 +99,9 @@ type Blame struct {
 	ID ID `json:"id"`
 }
 
+// FailedOver is the Reason of a Cancel after which another worker should have the request.
+const FailedOver = "failed over"
+
 // WindowUpdate tells a worker how many body bytes of an attempt the client has consumed so far. It
 // is sent on WorkerWindow. A worker sends at most Window bytes beyond that.
 type WindowUpdate struct {
@@ -122,6 +125,8 @@ type AliveAttempt struct {
 	ID      ID     `json:"id"`
 	Attempt uint64 `json:"attempt,string"`
 	Sent    uint32 `json:"sent"` // messages sent so far
+	// Late says that the first byte of the answer takes much longer than the worker has measured for such prompts.
+	Late bool `json:"late,omitzero"`
 }
 
 // Kind is the kind of a frame.

@@ -27,6 +27,7 @@ type State string
 const (
 	Ready    State = "ready"
 	Paused   State = "paused"   // the engine refused a request; the worker pauses for a moment
+	Busy     State = "busy"     // the engine has work and answers nothing else in time; the worker keeps its requests and takes no new ones
 	Down     State = "down"     // the engine does not answer
 	Fenced   State = "fenced"   // the engine or a GPU is unhealthy; the worker finishes what it can
 	Draining State = "draining" // the worker finishes its requests and leaves
@@ -256,6 +257,8 @@ func (m *ListedModel) Agree(other *ListedModel) {
 const (
 	FenceStalled gpu.FenceClass = "stalled" // the engine has stalled
 	FenceNVML    gpu.FenceClass = "nvml"    // NVML is required but reports nothing
+	FenceHung    gpu.FenceClass = "hung"    // the engine's pages answer, its requests do not
+	FenceFrozen  gpu.FenceClass = "frozen"  // neither the engine's pages nor its requests answer
 )
 
 // Serves reports whether the worker serves a pool.
@@ -278,5 +281,10 @@ func (h *Heartbeat) Failing() string {
 	return ""
 }
 
-// Live reports whether the worker accepts new requests.
-func (h *Heartbeat) Live() bool { return h.State == Ready || h.State == Paused }
+// Live reports whether the worker accepts new requests, now or after a moment.
+func (h *Heartbeat) Live() bool { return h.State == Ready || h.State == Paused || h.State == Busy }
+
+// Hangs reports whether the worker is fenced because its engine no longer answers requests.
+func (h *Heartbeat) Hangs() bool {
+	return h.State == Fenced && (h.FenceClass == FenceHung || h.FenceClass == FenceFrozen)
+}

@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -76,6 +77,7 @@ type attempt struct {
 	taken     atomic.Int64  // body bytes that the client has taken
 	firstByte moment
 	lastByte  moment
+	awaited   atomic.Pointer[policy.Awaited] // how long its first byte should take; nil until that is known
 
 	renewed time.Time // when the lease of the delivery was last renewed; owned by Worker.publishAlive
 
@@ -124,10 +126,19 @@ func (a *attempt) silent(ill time.Time, stall time.Duration, now time.Time) bool
 	return a.req.Stream && silent > stall
 }
 
+// late reports whether the first byte of a stream takes much longer than was measured.
+func (a *attempt) late(now time.Time) bool {
+	awaited := a.awaited.Load()
+	return a.req.Stream && !a.firstByte.isSet() && awaited != nil && awaited.Late(now.Sub(a.started))
+}
+
 // attempts owns the attempts that run, and remembers the requests that should not be attempted here again for now.
 type attempts struct {
 	done   atomic.Uint64 // attempts with a whole answer
 	failed atomic.Uint64
+
+	streams  atomic.Int32 // streams that have had their first byte
+	parallel atomic.Int32 // most of them at once
 
 	mu      sync.Mutex
 	running map[uint64]*attempt // by mark
@@ -178,7 +189,18 @@ func (as *attempts) begin(a *attempt) bool {
 	return true
 }
 
+// onStream counts a stream that has had its first byte.
+func (as *attempts) onStream() {
+	n := as.streams.Add(1)
+	for most := as.parallel.Load(); n > most && !as.parallel.CompareAndSwap(most, n); {
+		most = as.parallel.Load()
+	}
+}
+
 func (as *attempts) end(a *attempt) {
+	if a.streamed && a.firstByte.isSet() {
+		as.streams.Add(-1)
+	}
 	as.mu.Lock()
 	defer as.mu.Unlock()
 	delete(as.running, a.mark)
@@ -226,11 +248,27 @@ func (as *attempts) byTier() map[string]int {
 
 // summary returns what a stall of the engine is recognised by.
 func (as *attempts) summary() (r runningAttempts) {
+	r.parallel = int(as.parallel.Load())
 	for _, a := range as.all() {
 		if r.oldest.IsZero() || a.started.Before(r.oldest) {
 			r.oldest = a.started
 		}
-		r.streaming = r.streaming || a.firstByte.isSet() && a.streamed
+		if a.firstByte.isSet() {
+			r.streaming = r.streaming || a.streamed
+			continue
+		}
+		awaited := a.awaited.Load()
+		switch {
+		case awaited == nil: // it has not begun
+		case r.waiting == 0:
+			r.head, r.oldestWaiting, r.awaited, r.waiting = a, a.started, *awaited, 1
+		default:
+			if a.started.Before(r.oldestWaiting) {
+				r.head, r.oldestWaiting = a, a.started
+			}
+			r.awaited = r.awaited.With(*awaited)
+			r.waiting++
+		}
 	}
 	return r
 }
@@ -280,9 +318,16 @@ func (as *attempts) onCancel(m *nats.Msg) {
 	if subjects.Unmarshal(m.Data, &c) != nil {
 		return
 	}
-	if a := as.find(c.ID, c.Attempt); a != nil {
-		a.stop(errCancelled)
+	a := as.find(c.ID, c.Attempt)
+	if a == nil {
+		return
 	}
+	if c.Reason == subjects.FailedOver { // another worker should have it
+		as.mu.Lock()
+		as.failedHere[c.ID] = time.Now()
+		as.mu.Unlock()
+	}
+	a.stop(errCancelled)
 }
 
 // onWindow handles a window update: the client of an attempt has taken more bytes.
@@ -413,8 +458,10 @@ func (w *Worker) begin(a *attempt) {
 	a.timing = timing{
 		pool: w.estimates.pool(a.task.source), spilled: a.task.pool != a.task.source,
 		input: float64(a.req.InputTokens), streams: a.req.Stream, started: a.started, beside: beside, load: load,
+		most: a.req.MaxOutput,
 	}
-	w.estimates.begin(&a.timing)
+	awaited := w.estimates.begin(&a.timing)
+	a.awaited.Store(&awaited)
 }
 
 // run carries out an attempt. Its slot is free as soon as the engine is done.
@@ -647,7 +694,13 @@ func (w *Worker) onFirstByte(a *attempt, answers bool, now time.Time) {
 	}
 	w.capacity.onFirstByte(&a.slot, a.started, now)
 	w.estimates.firstByte(&a.timing, afterLoad, now)
+	if w.presence.late() { // it answers again
+		w.scraper.Look()
+	}
 	a.firstByte.set(a.started, now)
+	if a.streamed {
+		w.attempts.onStream()
+	}
 }
 
 func (w *Worker) finish(a *attempt, status int, in *api.Inspector, p *pace, now time.Time) {

@@ -31,6 +31,9 @@ const (
 
 	keptDecisions = 8
 
+	// reportFresh is how old the engine's report of its queue may be: four scrapes.
+	reportFresh = 2 * time.Second
+
 	// otherEvents is how many events of a stream carry no token: the first and the
 	// last in most APIs. Streams of at most fewEvents are not measured.
 	otherEvents = 2
@@ -212,6 +215,7 @@ func (c *capacity) begin(s *slot, pool string, streams bool, now time.Time) (loa
 	beside = c.inFlight
 	c.inFlight++
 	s.model, s.load = c.models.begin(pool, now)
+	s.load.unseen = len(c.models.served) > 1 && (c.status.Dialect == engine.DialectOpenAI || c.status.Dialect == "")
 	c.waitsLocked(s, streams)
 	c.window.Started(c.inFlight)
 	return s.load, beside
@@ -361,17 +365,40 @@ func (c *capacity) disturbedLocked(since time.Time) bool {
 }
 
 // illSince returns since when the engine is down, or the engine or a GPU fenced; zero if none is. A fence because NVML
-// reports nothing does not count: nothing is known to be wrong.
+// reports nothing does not count: nothing is known to be wrong. Nor does one because the engine hangs: the gateways move
+// its requests as others have room for them.
 func (c *capacity) illSince(down bool) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case down:
 		return c.downAt
-	case c.fence.reason != "" && !c.blindLocked():
+	case c.fence.reason != "" && !c.blindLocked() && c.fence.class != subjects.FenceHung && c.fence.class != subjects.FenceFrozen:
 		return c.fence.since
 	}
 	return time.Time{}
+}
+
+// signs returns what is known of the engine's progress.
+func (c *capacity) signs(now time.Time) engineSigns {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return engineSigns{
+		progress: later(c.lastToken, c.startedAt), started: c.startedAt, late: c.status.Late, checked: c.status.Checked,
+		queue: queueOf(c.status, now), inFlight: c.inFlight,
+	}
+}
+
+// queueOf says by the engine's last report whether another request would wait inside it.
+func queueOf(st engine.Status, now time.Time) queueSign {
+	waiting, slots := st.Waiting, st.Slots
+	switch full := slots != nil && st.Running != nil && *st.Running >= *slots; {
+	case st.Age(now) > reportFresh || waiting == nil && (slots == nil || st.Running == nil):
+		return queueUnknown
+	case full, waiting != nil && *waiting > 0:
+		return queueFull
+	}
+	return queueEmpty
 }
 
 // blindLocked reports whether NVML is required and does not report every GPU.
@@ -437,6 +464,14 @@ func maybe[T int | int64 | float64](v *T) policy.Maybe {
 type runningAttempts struct {
 	oldest    time.Time // when the oldest began; zero: none runs
 	streaming bool      // some stream has had its first byte
+	parallel  int       // most streams so far that had theirs at once
+
+	waiting       int            // attempts whose answer has not begun
+	head          *attempt       // the oldest of them
+	oldestWaiting time.Time      // when that began
+	awaited       policy.Awaited // of all of them
+
+	hangs fenceCause // why the engine counts as one that hangs; the zero value: it does not
 }
 
 // fenceChange is a change of the fence. The zero value is no change.
@@ -533,6 +568,9 @@ func (c *capacity) fenceReasonLocked(running runningAttempts, now time.Time) (cl
 	}
 	if c.fence.suspect != "" {
 		return gpu.FenceXID, c.fence.suspect
+	}
+	if running.hangs.reason != "" {
+		return running.hangs.class, running.hangs.reason
 	}
 	return subjects.FenceStalled, c.stallLocked(running, now)
 }
@@ -645,7 +683,13 @@ func (w *Worker) lookAtCapacity(now time.Time) {
 		gpus = &all
 	}
 	_, weight := w.presence.open(now)
-	news, fence := w.capacity.look(gpus, w.estimates.workload(now), w.attempts.summary(), weight, now)
+	running := w.attempts.summary()
+	var suspicion string
+	running.hangs, suspicion = w.vitals.look(running, w.capacity.signs(now), w.estimates.lastAnswer(), now)
+	if w.onHealth(w.presence.onWork(!running.oldest.IsZero(), suspicion, now), now) {
+		w.presence.beat()
+	}
+	news, fence := w.capacity.look(gpus, w.estimates.workload(now), running, weight, now)
 	if f := news.unwatched; f != nil {
 		w.log.Warn("GPUs are not monitored", "reason", f.Error(), "remedy", f.Remedy())
 	}

@@ -19,6 +19,7 @@
 //	capacity   the adaptive limit, the engine's load, GPUs (gpus.go), loaded models (models.go), the time between tokens; decides how many requests there may be, and whether any may start
 //	estimator  how long prompts and tokens take, and which requests wait for their first token
 //	attempts   what runs, and which requests should not be attempted here again for now
+//	vitals     whether the engine works, hangs or is frozen, by what it shows while it has requests; when to probe it
 //
 // An owner knows neither the Worker nor another owner. It takes values and returns values; it does not publish, log, or
 // call anything else. So each is tested without a connection. The Worker asks the owners one after the other, and then
@@ -49,7 +50,8 @@
 //	publishAlive      every second: lists to each gateway what runs for it, renews leases, stops what is silent
 //	loader.run        loads the models that capacity chooses, one after the other, without a request
 //	loader.remember   every 3 s: reads the load times that were measured before the start, and writes new ones
-//	lookAtCapacity    four times a second: GPUs, adaptive limit, fence
+//	lookAtCapacity    four times a second: GPUs, adaptive limit, fence, and whether the engine hangs
+//	vitals.run        sends the engine a request for one token, when that is due
 //
 // Attempts run on the goroutines of runners, which end with Run. To stop, the worker accepts nothing new and waits for
 // the attempts; then it ends the loops; and at last it publishes the heartbeat that it has left. This one follows the

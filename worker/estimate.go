@@ -19,6 +19,9 @@ const (
 	// gate opens late rather than early.
 	itlPerPrefill = 100
 
+	// longestKept is the part of the longest answer that remains after another one: half after 70 answers.
+	longestKept = 0.99
+
 	// curveEvery is how often a curve is computed again without a new sample, to see whether it has faded.
 	curveEvery = time.Second
 )
@@ -34,6 +37,7 @@ type estimator struct {
 	served    []*poolEstimate // those in pools, in the order of serve
 	waiting   []*timing       // requests that wait for their first token, the oldest first
 	lastFirst time.Time       // when a request last stopped waiting
+	answered  time.Time       // when an answer last began
 	decoding  meter
 }
 
@@ -43,7 +47,9 @@ type poolEstimate struct {
 	prefill policy.Regression
 	itl     policy.Regression
 	mean    policy.Mean
-	fitted  time.Time // when curve was computed; zero: there are newer samples
+	first   policy.Regression // seconds to the first byte over input tokens, whatever else the engine had to do
+	longest float64           // tokens of the longest answer; older ones count less
+	fitted  time.Time         // when curve was computed; zero: there are newer samples
 
 	// curve is nil while nothing is measured. The bidder reads it without a lock.
 	curve atomic.Pointer[policy.Curve]
@@ -58,6 +64,7 @@ type timing struct {
 	streams bool          // the client asked for a stream, so its first token can be seen
 	started time.Time
 	beside  int // other requests in flight when it began
+	most    int // tokens that the client allows; 0: any number
 	load    coldLoad
 
 	// Guarded by estimator.mu.
@@ -75,6 +82,8 @@ type coldLoad struct {
 	waits bool
 	first bool          // no other request waited for the load when it began
 	left  time.Duration // expected time until the load ends
+
+	unseen bool // the engine may have to load the model, and does not report it
 }
 
 func newEstimator() *estimator { return &estimator{pools: make(map[string]*poolEstimate)} }
@@ -109,18 +118,35 @@ func (e *estimator) pool(name string) *poolEstimate {
 	return &poolEstimate{name: name}
 }
 
-// begin adds an attempt to those that wait for their first token.
-func (e *estimator) begin(t *timing) {
+// begin adds an attempt to those that wait for their first token. It returns how long that should take.
+func (e *estimator) begin(t *timing) (awaited policy.Awaited) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t.alone = e.prefillsLocked(t.started).n == 0
-	t.expect(t.pool.curveLocked(t.started))
+	before := e.prefillsLocked(t.started)
+	t.alone = before.n == 0
+	curve := t.pool.curveLocked(t.started)
+	t.expect(curve)
+	if !t.load.waits && curve != nil {
+		awaited = t.await(curve, time.Duration(before.work*float64(time.Second)))
+	}
 	e.waiting = append(e.waiting, t)
 	e.begun.Add(1)
 	e.countLocked()
 	if !t.streams { // its first token cannot be seen: it counts as decoding from the start
 		e.decodesLocked(t, t.started)
 	}
+	return awaited
+}
+
+func (t *timing) await(c *policy.Curve, before time.Duration) policy.Awaited {
+	p := policy.Prompt{Input: int(t.input), Took: t.expectFirst, Before: before, Whole: !t.streams, Most: t.most, Seen: t.pool.longest, MayLoad: t.load.unseen}
+	if first := t.pool.first.Line(); first != nil && t.streams {
+		p.Took = max(p.Took, time.Duration(first.At(t.input)*float64(time.Second)))
+	}
+	if c.ITL != nil {
+		p.Token = time.Duration(c.ITL.At(float64(t.beside+1)) * float64(time.Second))
+	}
+	return policy.Await(p)
 }
 
 // expect sets when the attempt should have its first token. If several attempts wait
@@ -145,7 +171,7 @@ func (t *timing) expect(c *policy.Curve) {
 func (e *estimator) firstByte(t *timing, afterLoad bool, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t.firstByte = now
+	t.firstByte, e.answered = now, now
 	if len(e.waiting) > 0 && e.waiting[0] == t && !afterLoad {
 		// An engine prefills one prompt after the other, this one since the last was done. Requests that come to an
 		// idle engine would show the time more exactly, but under load there are none, and then a faded estimate would
@@ -163,6 +189,7 @@ func (e *estimator) learn(t *timing, output int, streamed, disturbed bool, now t
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	p := t.pool
+	p.longest = max(p.longest*longestKept, float64(output))
 	if !t.spilled {
 		p.mean.Add(t.input, float64(output))
 	}
@@ -172,6 +199,9 @@ func (e *estimator) learn(t *timing, output int, streamed, disturbed bool, now t
 	p.fitted = time.Time{}
 	switch {
 	case streamed && !t.firstByte.IsZero():
+		if !t.load.waits {
+			p.first.Add(t.input, t.firstByte.Sub(t.started).Seconds(), now)
+		}
 		if t.prefillTook > 0 {
 			p.prefill.Add(t.input, t.prefillTook.Seconds(), now)
 		}
@@ -186,6 +216,13 @@ func (e *estimator) learn(t *timing, output int, streamed, disturbed bool, now t
 	case t.alone: // embeddings and the like: all of it is prefill
 		p.prefill.Add(t.input, now.Sub(t.started).Seconds(), now)
 	}
+}
+
+// lastAnswer returns when an answer last began; zero: none has.
+func (e *estimator) lastAnswer() time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.answered
 }
 
 func (e *estimator) end(t *timing, now time.Time) {

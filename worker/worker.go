@@ -98,7 +98,7 @@ type GPUs interface {
 var ErrDrained = errors.New("drained by an operator's order")
 
 // Worker serves one engine. Create it with New, then Run it once. Its state belongs to
-// five owners, which it asks one after the other: see the package comment.
+// six owners, which it asks one after the other: see the package comment.
 type Worker struct {
 	// Fixed after New.
 	cfg     Config
@@ -114,6 +114,7 @@ type Worker struct {
 	capacity  *capacity
 	estimates *estimator
 	attempts  *attempts
+	vitals    *vitals
 	runners   *runners
 	loader    loader
 
@@ -159,6 +160,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	w.capacity = newCapacity(cfg)
 	w.estimates = newEstimator()
 	w.attempts = newAttempts()
+	w.vitals = newVitals()
 	w.runners = newRunners(w.run)
 	if len(cfg.Models) > 0 { // known before the engine answers, so that requests for them wait
 		w.serve(cfg.Models)
@@ -274,6 +276,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	loops.Go(func() { w.scraper.Run(life) })
 	loops.Go(func() { every(life, subjects.AliveEvery, nil, w.publishAlive) })
 	loops.Go(func() { every(life, capacityTick, nil, w.lookAtCapacity) })
+	loops.Go(func() { w.vitals.run(life, w.probe) })
 
 	var left error
 	select {

@@ -20,7 +20,7 @@ func StateStyle(s string) term.Style {
 	switch state, _, _ := strings.Cut(s, " "); state {
 	case "ready", "answering", "running", "done", "active":
 		return term.Green
-	case "paused", "draining", "cordoned", "queued", "rotating":
+	case "paused", "busy", "draining", "cordoned", "queued", "rotating":
 		return term.Yellow
 	case "down", "left", "fenced", "aborted", "expired", "no":
 		return term.Red
