@@ -162,7 +162,7 @@ func (s *Scraper) scrape(ctx context.Context) Status {
 	was, asked := s.Latest(), time.Now()
 	away := s.health.failures > 0 && !was.Healthy
 	err := s.read(ctx, &s.health)
-	st := Status{Dialect: s.dialect, Checked: time.Now()}
+	st := Status{Dialect: s.dialect, Checked: time.Now(), Took: time.Since(asked)}
 	st.Healthy, st.Reason = s.judge(err, was)
 	switch {
 	case s.timeouts == 0:

@@ -20,7 +20,8 @@ type Model struct {
 type Status struct {
 	Dialect Dialect // "" until the engine is known
 
-	Checked time.Time // when its health was last checked, successfully or not; zero: never
+	Checked time.Time     // when its health was last checked, successfully or not; zero: never
+	Took    time.Duration // how long that took
 	Healthy bool
 	Reason  string // why it is not healthy
 	// Late is since when the engine has answered no question about itself in time, though it accepts connections; zero: it

@@ -200,7 +200,11 @@
 //	Heartbeat   every 500 ms. After 1.5 s without one, all attempts of the worker are failed over. A fenced worker says why in
 //	            reason, and in fence_class, one word from a fixed set (gpu.FenceClass). For each pool it has what the engine's list
 //	            says of the model (listed), and whether its name may be spelled otherwise (any_case); an older worker sends neither
-//	Alive       every second to each gateway: the attempts that run for it and how many messages each has sent. An attempt
+//	            State busy means that the engine has requests and answers nothing else in time: it keeps them, and gets no new ones.
+//	            Of a worker that is fenced with class hung or frozen, gateways fail over the attempts without a first byte as far
+//	            as other workers have free slots
+//	Alive       every second to each gateway: the attempts that run for it and how many messages each has sent.
+//	            One is marked late if its first byte takes much longer than was measured: its gateway may fail it over, once. An attempt
 //	            that its gateway does not want is cancelled. One that is not listed for 3.5 s, or of which fewer messages arrived, has failed
 //	Reference   every second, and as soon as a pool's consumers exist: the lowest price of each pool and its mean request,
 //	            so that workers, which do not receive each other's messages, price alike. After 10 s without one, and with a connection

@@ -384,7 +384,7 @@ func (c *capacity) signs(now time.Time) engineSigns {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return engineSigns{
-		progress: later(c.lastToken, c.startedAt), started: c.startedAt, late: c.status.Late, checked: c.status.Checked,
+		progress: later(c.lastToken, c.startedAt), started: c.startedAt, late: c.status.Late, checked: c.status.Checked, took: c.status.Took,
 		queue: queueOf(c.status, now), inFlight: c.inFlight,
 	}
 }

@@ -36,10 +36,11 @@ const (
 	// probePause is the time from a probe without an answer to the next one.
 	probePause = time.Second
 
-	// besideFor is how long a request runs before an answer about the engine's health counts as one beside it, and
-	// fewAnswers how many of them show that the engine answers while it works.
+	// An answer about the engine's health counts as one beside a request if it took less than besideFor and the request ran
+	// for longer before: one with a single thread answers between two requests. fewAnswers of them show that the engine
+	// answers while it works.
 	besideFor  = 50 * time.Millisecond
-	fewAnswers = 3
+	fewAnswers = 2
 )
 
 // fenceCause is why the fence has to be up. The zero value is no reason.
@@ -64,8 +65,9 @@ func newVitals() *vitals { return &vitals{due: make(chan struct{}, 1)} }
 type engineSigns struct {
 	progress time.Time // when something last came from it, or it started
 	started  time.Time
-	late     time.Time // see engine.Status
-	checked  time.Time // when it last answered a question about its health, or did not in time
+	late     time.Time     // see engine.Status
+	checked  time.Time     // when it last answered a question about its health, or did not in time
+	took     time.Duration // how long that took
 	queue    queueSign
 	inFlight int
 }
@@ -133,7 +135,7 @@ func (v *vitals) hearLocked(r runningAttempts, s engineSigns, now time.Time) {
 	switch {
 	case s.late.IsZero() && !v.muteFrom.IsZero():
 		v.excused, v.attentive = now.Add(min(now.Sub(v.muteFrom), mostExcused)), 0
-	case s.late.IsZero() && s.checked.After(v.checked) && !r.oldest.IsZero() && s.checked.Sub(r.oldest) > besideFor:
+	case s.late.IsZero() && s.checked.After(v.checked) && s.took < besideFor && !r.oldest.IsZero() && s.checked.Sub(r.oldest) > 2*besideFor:
 		v.attentive++
 	}
 	v.muteFrom, v.checked = s.late, s.checked
