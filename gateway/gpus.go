@@ -122,6 +122,7 @@ var (
 	descFactor   = fleetDesc("worker_factor_ratio", "Factor by which a strained GPU reduces a worker's capacity; 0 if the worker is fenced.", workerLabels...)
 	descFenced   = fleetDesc("worker_fenced", "1 if a worker takes no requests because its engine or a GPU is faulty.", "worker", "host", "reason")
 	descFailing  = fleetDesc("worker_failing_pools", "Pools whose requests fail at a worker, so that it tries one at a time.", workerLabels...)
+	descState    = fleetDesc("worker_state", "1 for the state that a worker is in: ready, paused, busy, down, fenced, draining, cordoned or other.", "worker", "host", "state")
 	descNVML     = fleetDesc("nvml_up", "1 if a worker can read its GPUs. Absent if NVML is off.", workerLabels...)
 
 	descAge         = fleetDesc("nvml_sample_age_seconds", "Time since a GPU was last sampled.", gpuLabels...)
@@ -212,6 +213,7 @@ func collectWorker(to chan<- prometheus.Metric, h *subjects.Heartbeat) {
 	if h.NVML != nil {
 		gauge(to, descNVML, truth(h.NVML.Failure == nil && len(h.NVML.GPUs) > 0), labels)
 	}
+	gauge(to, descState, 1, labels, knownState(h.State))
 	fenced := h.State == subjects.Fenced
 	gauge(to, descFenced, truth(fenced), labels, fenceLabel(fenced, h.FenceClass))
 	r := h.Capacity
@@ -226,6 +228,15 @@ func collectWorker(to chan<- prometheus.Metric, h *subjects.Heartbeat) {
 			gauge(to, descBounds, v, labels, string(b))
 		}
 	}
+}
+
+// knownState bounds the label's values in the same way as knownBound.
+func knownState(s subjects.State) string {
+	switch s {
+	case subjects.Ready, subjects.Paused, subjects.Busy, subjects.Down, subjects.Fenced, subjects.Draining, subjects.Cordoned, subjects.Left:
+		return string(s)
+	}
+	return "other"
 }
 
 // knownBound bounds the label's values, whatever a worker of another version reports.
