@@ -314,7 +314,7 @@ func TestFrozenEngine(t *testing.T) {
 				beats := recordBeats(t, env)
 				a.set(func(f *fickle) { f.posts = 0 })
 				var wg sync.WaitGroup
-				for i := range 8 {
+				for i := range 12 { // each has 8 slots
 					wg.Go(func() {
 						r := ask(t, g, chat("m", c.stream, 5), "")
 						if r.status != 200 || words(content(t, r.body)) != 5 || r.took > 3*time.Second {

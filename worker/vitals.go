@@ -102,8 +102,10 @@ func (v *vitals) look(r runningAttempts, s engineSigns, answered, now time.Time)
 	}
 	signs := v.signsLocked(r, s, answered, now)
 	verdict := signs.Vitality()
+	shown := later(later(s.progress, answered), v.probe.answered).After(v.doubted)
 	switch {
 	case verdict == was:
+	case was == policy.Suspect && verdict < was && !shown: // its requests end, or clients give up, and it has shown nothing yet
 	case verdict >= policy.Hung:
 		v.setLocked(verdict, now)
 		v.cause = causeOf(verdict, signs)
@@ -120,7 +122,7 @@ func (v *vitals) look(r runningAttempts, s engineSigns, answered, now time.Time)
 		v.doubted = now
 	}
 	// If its pages do not answer either, a probe shows no more than that. So it waits for the next answer of one.
-	if v.verdict > policy.Working && v.verdict < policy.Hung && signs.Open && s.checked.After(v.doubted) {
+	if v.verdict > policy.Working && v.verdict < policy.Hung && (signs.Open && !signs.Recovers || s.inFlight == 0) && s.checked.After(v.doubted) {
 		v.sendLocked(now)
 	}
 	return v.cause, v.suspicion

@@ -111,6 +111,36 @@ func TestVitalsRememberRequestsThatWereMoved(t *testing.T) {
 	}
 }
 
+// Clients that give up one after the other do not make an engine trustworthy that has shown nothing.
+func TestVitalsWhenClientsGiveUp(t *testing.T) {
+	b := newVitalsBench()
+	b.signs.queue = queueUnknown
+	whole := policy.Await(policy.Prompt{Input: 20, Whole: true, Seen: 5, Token: 10 * time.Millisecond})
+	b.wait(whole)
+	b.running.waiting, b.signs.inFlight = 3, 3
+	b.pass(2 * time.Second)
+	if b.why == "" {
+		t.Fatal("three wait, and it gets more requests")
+	}
+	for left := 2; left >= 0; left-- {
+		b.running.waiting, b.signs.inFlight = left, left
+		b.pass(capacityTick)
+		if b.why == "" {
+			t.Fatalf("%d wait, and it gets more requests", left)
+		}
+		if left > 0 {
+			b.running.oldestWaiting = b.now.Add(-2 * time.Second)
+		}
+	}
+	if !b.probed() {
+		t.Fatal("nothing is in its way any more, and no probe is due")
+	}
+	b.v.onProbe(true, b.now)
+	if b.pass(2 * capacityTick); b.why != "" || b.cause.reason != "" {
+		t.Errorf("a probe was answered: %+v %q", b.cause, b.why)
+	}
+}
+
 func TestVitalsOfAFrozenEngine(t *testing.T) {
 	b := newVitalsBench()
 	b.wait(quick)
