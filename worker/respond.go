@@ -222,21 +222,19 @@ func (w *Worker) onRead(a *attempt, status int, in *api.Inspector, p *pace, now 
 
 // probe asks the engine for one token. It reports whether there was an answer, of whatever kind: a refusal for lack of a
 // slot and an error of the engine are none.
-func (w *Worker) probe(ctx context.Context, path, model string) (answered bool) {
+func (e *engineCalls) probe(ctx context.Context, transport http.RoundTripper, path, model string) (answered bool) {
 	at, body := engine.OneToken(path, model)
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, w.engine.base+at, bytes.NewReader(body))
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, e.base+at, bytes.NewReader(body))
 	if err != nil {
 		return false
 	}
-	r.Header = w.engine.header(r.URL.User, http.Header{"Content-Type": {"application/json"}, "User-Agent": {"pulley"}})
-	resp, err := w.cfg.Transport.RoundTrip(r)
+	r.Header = e.header(r.URL.User, http.Header{"Content-Type": {"application/json"}, "User-Agent": {"pulley"}})
+	resp, err := transport.RoundTrip(r)
 	if err == nil {
 		_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, maxRefusal))
 		resp.Body.Close()
 	}
-	answered = err == nil && resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests
-	w.log.Debug("engine probed", "path", at, "model", model, "answered", answered, "err", err)
-	return answered
+	return err == nil && resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests
 }
 
 // engineCalls makes the calls of the engine.

@@ -276,7 +276,11 @@ func (w *Worker) Run(ctx context.Context) error {
 	loops.Go(func() { w.scraper.Run(life) })
 	loops.Go(func() { every(life, subjects.AliveEvery, nil, w.publishAlive) })
 	loops.Go(func() { every(life, capacityTick, nil, w.lookAtCapacity) })
-	loops.Go(func() { w.vitals.run(life, w.probe) })
+	loops.Go(func() {
+		w.vitals.run(life, func(ctx context.Context, path, model string) bool {
+			return w.engine.probe(ctx, w.cfg.Transport, path, model)
+		})
+	})
 
 	var left error
 	select {
