@@ -154,14 +154,14 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	metrics := newMetrics(b.id, cfg.Version, fleetMetrics{fleet, gpus}, keys.refused, keys.limited,
 		gaugeFunc("requests_in_flight", "Requests that the gateway holds now.", func() float64 { return float64(requests.count()) }),
 		gaugeFunc("request_body_bytes", "Bytes of request bodies that the gateway holds now.", func() float64 { return float64(bodies.held.Load()) }))
-	publisher, exchange := newPublisher(b), &exchange{bus: b, queues: queues, fleet: fleet}
+	publisher, retries, exchange := newPublisher(b), newRetries(cfg.RetryBudget), &exchange{bus: b, queues: queues, fleet: fleet}
 	router := &router{bus: b, affinity: affinity, fleet: fleet, lanes: lanes, queues: queues}
 	admission := &admission{
 		cfg: &cfg, bus: b, keys: keys, router: router, fleet: fleet, queues: queues, metrics: metrics,
 	}
 	server := &server{
 		cfg: &cfg, bus: b, requests: requests, admission: admission, router: router, fleet: fleet, lanes: lanes, queues: queues,
-		exchange: exchange, publisher: publisher, keys: keys, shifts: shifts, retries: newRetries(cfg.RetryBudget), metrics: metrics, background: background,
+		exchange: exchange, publisher: publisher, keys: keys, shifts: shifts, retries: retries, metrics: metrics, background: background,
 	}
 	mirrors := &mirrors{
 		bus: b, router: router, admission: admission, queues: queues, server: server, bodies: bodies, metrics: metrics,
@@ -172,7 +172,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	}
 	watch := &watch{
 		bus: b, fleet: fleet, gpus: gpus, lanes: lanes, queues: queues, exchange: exchange, requests: requests, short: newShortages(),
-		late: &late{cfg: &cfg, fleet: fleet},
+		late: &late{cfg: &cfg, fleet: fleet, retries: retries},
 		gone: make(chan goneWorker, 1024),
 	}
 	g := &Gateway{

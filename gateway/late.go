@@ -9,10 +9,13 @@ import (
 )
 
 // late moves requests of whose answer nothing has come to other workers: all those of an engine that hangs, and a few whose
-// first byte takes too long though their engine works. It moves a request only if another worker has room for it.
+// first byte takes too long though their engine works. It moves a request only if another worker has room for it, and if
+// another attempt is allowed. Moves of the second kind count as retries of the pool; those of the first are bounded by the
+// room, as those of an engine that crashed.
 type late struct {
-	cfg   *Config
-	fleet *fleet
+	cfg     *Config
+	fleet   *fleet
+	retries *retries
 }
 
 // move is called with all requests, from time to time.
@@ -29,7 +32,7 @@ func (l *late) move(requests []*request, now time.Time) {
 		if p.wasLate && !p.answered {
 			moving++
 		}
-		if p.attempt == nil || p.answered {
+		if p.attempt == nil || p.answered || p.last {
 			continue
 		}
 		if why, hangs := hanging[p.attempt.worker]; hangs {
@@ -42,11 +45,10 @@ func (l *late) move(requests []*request, now time.Time) {
 	}
 	for _, r := range overdue {
 		a := r.current()
-		if a == nil || !policy.MayMove(moving, running) {
+		if a == nil || !policy.MayMove(moving, running) || !l.hasRoom(room, r, a) || !l.retries.take(r.target.Load().queue.pool, now) {
 			continue
 		}
-		if l.hasRoom(room, r, a) {
-			r.giveUp(a, fmt.Sprintf("worker %s: no first byte within %v", a.name, now.Sub(a.began).Round(100*time.Millisecond)), true)
+		if r.giveUp(a, fmt.Sprintf("worker %s: no first byte within %v", a.name, now.Sub(a.began).Round(100*time.Millisecond)), true) {
 			moving++
 		}
 	}

@@ -102,6 +102,7 @@ type event struct {
 	subjects.Frame
 	payload []byte // the payload of a frame from the broker that is not data; the handler parses it
 	crashed bool   // the attempt failed because its worker is gone
+	moved   bool   // another worker should have the request: the retry budget has been asked
 }
 
 // parse parses the payload. A malformed frame becomes a frame of its kind without content.
@@ -364,9 +365,14 @@ func (r *request) failAttemptLocked(class subjects.FailClass, reason string, cra
 	if r.attempt == nil || r.attempt.over || r.ended {
 		return
 	}
-	r.attempt.over = true
 	fail := &subjects.Fail{Class: class, Reason: reason}
-	r.events = append(r.events, event{Frame: subjects.Frame{Kind: subjects.KindFail, Fail: fail}, crashed: crashed})
+	r.overLocked(event{Frame: subjects.Frame{Kind: subjects.KindFail, Fail: fail}, crashed: crashed})
+}
+
+// overLocked ends the running attempt with a failure.
+func (r *request) overLocked(failed event) {
+	r.attempt.over = true
+	r.events = append(r.events, failed)
 	r.wake()
 }
 
@@ -445,6 +451,7 @@ type progress struct {
 	answered bool     // something of its answer has reached the client
 	late     bool     // its first byte is late by its worker's measure
 	wasLate  bool     // the request was moved before because its first byte was late
+	last     bool     // after a failure of this attempt there is no other one
 }
 
 func (r *request) progress() progress {
@@ -454,7 +461,7 @@ func (r *request) progress() progress {
 	if r.ended || a == nil || a.over {
 		return progress{answered: r.ended || r.begun, wasLate: r.wasLate}
 	}
-	return progress{a, r.begun, a.late, r.wasLate}
+	return progress{a, r.begun, a.late, r.wasLate, r.history.Failures+1 >= r.history.MaxAttempts}
 }
 
 // shunned returns the workers that should not have the request next: those that failed it, and the one that runs it.
@@ -467,15 +474,17 @@ func (r *request) shunned(a *attempt) (avoid map[string]bool) {
 }
 
 // giveUp fails an attempt of whose answer nothing has reached the client, so that another worker has the request. late says
-// that the only reason is its first byte.
-func (r *request) giveUp(a *attempt, reason string, late bool) {
+// that the only reason is its first byte. It reports whether it has.
+func (r *request) giveUp(a *attempt, reason string, late bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.attempt != a || a.over || r.begun || r.ended {
-		return
+		return false
 	}
 	r.wasLate = r.wasLate || late
-	r.failAttemptLocked(subjects.FailStalled, reason, false)
+	fail := &subjects.Fail{Class: subjects.FailStalled, Reason: reason}
+	r.overLocked(event{Frame: subjects.Frame{Kind: subjects.KindFail, Fail: fail}, moved: true})
+	return true
 }
 
 // cancel makes the handler end the request with an error.

@@ -286,8 +286,8 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 		history.AllRefused = live == 0
 	}
 	next, why := history.After()
-	// A crash is bounded by itself: no request is started again after two.
-	if next == policy.Retry && ours && !ev.crashed && fail.Class != subjects.FailCrashed && !s.retries.take(at.queue.pool, time.Now()) {
+	// A crash is bounded by itself: no request is started again after two. What moves was counted before.
+	if next == policy.Retry && ours && !ev.crashed && !ev.moved && fail.Class != subjects.FailCrashed && !s.retries.take(at.queue.pool, time.Now()) {
 		s.metrics.refusals.WithLabelValues(at.queue.pool, at.tier.Name, "retry_budget").Inc()
 		next, why = policy.DeadLetter, "too many requests of the pool fail for another attempt"
 	}

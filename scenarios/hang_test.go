@@ -583,6 +583,46 @@ func TestFewMoveForTheirFirstByte(t *testing.T) {
 	})
 }
 
+// All requests of an engine that hangs move, however many these are: they are not retries that multiply the load.
+func TestManyRequestsOfAHungEngine(t *testing.T) {
+	for _, retries := range []int{2, 1, 0} {
+		t.Run(fmt.Sprintf("%d retries", retries), func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				cfg := brisk("a", engine.DialectVLLM)
+				cfg.Slots = 64
+				a := newFickle(t, cfg)
+				cfg.Name = "b"
+				b := newFickle(t, cfg)
+				g := fickles(t, env, gateway.Config{}, worker.Config{Slots: 64}, []string{chat("m", true, 5)}, a, b)
+				env.SetPolicy(func(p *policy.Policy) {
+					for i := range p.Tiers {
+						p.Tiers[i].Retries = retries
+					}
+				})
+				time.Sleep(15 * time.Second) // the first attempts of the retry budget are gone
+				a.hang()
+				a.set(func(f *fickle) { f.posts = 0 })
+				var wg sync.WaitGroup
+				for i := range 60 {
+					wg.Go(func() {
+						r := ask(t, g, chat("m", true, 5), "", "X-Request-Timeout", "20")
+						if retries > 0 && (r.status != 200 || r.took > 5*time.Second) {
+							t.Errorf("request %d: %d after %v %q", i, r.status, r.took, r.body)
+						}
+						if r.status == 502 { // without another attempt it stays, for its engine may go on
+							t.Errorf("request %d: %d after %v %q", i, r.status, r.took, r.body)
+						}
+					})
+				}
+				wg.Wait()
+				if posts, _ := a.asked(); posts < 20 {
+					t.Errorf("a got %d requests: nothing was tested", posts)
+				}
+			})
+		})
+	}
+}
+
 // An engine with one thread is not kept busy by questions about itself.
 func TestScrapingSparesTheEngine(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
