@@ -7,11 +7,11 @@ import (
 
 // OneToken returns a request for one token of a model, in the API of a path that the engine has answered before, such as
 // /v1/chat/completions or /api/generate. For embeddings and the like it is one short text. A path of another API, or none,
-// becomes a chat. The body is JSON, for a POST.
-func OneToken(path, model string) (at string, body []byte) {
+// becomes a chat. stream asks for a stream where the API has streams. The body is JSON, for a POST.
+func OneToken(path, model string, stream bool) (at string, body []byte) {
 	path, _, _ = strings.Cut(path, "?")
 	type object map[string]any
-	o := object{"model": model, "stream": false}
+	o := object{"model": model, "stream": stream}
 	message := []object{{"role": "user", "content": "Hi"}}
 	switch {
 	case strings.HasSuffix(path, "/chat/completions"):

@@ -386,17 +386,25 @@ func (f *fleet) others(pool string, avoid map[string]bool) (live, free int) {
 	return live, free
 }
 
-// hanging returns why a worker's engine no longer answers requests, by the ids of the workers.
-func (f *fleet) hanging() map[string]string {
+// placed is a pool at a worker, by its id.
+type placed struct{ worker, pool string }
+
+// hanging returns why engines no longer answer requests, by worker and pool.
+func (f *fleet) hanging() map[placed]string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var hanging map[string]string
+	var hanging map[placed]string
 	for id, m := range f.workers {
-		if m.beat.Hangs() {
-			if hanging == nil {
-				hanging = make(map[string]string)
+		whole := m.beat.Hangs()
+		for i := range m.beat.Pools {
+			p := &m.beat.Pools[i]
+			if !whole && p.Vitality != subjects.VitalityHung {
+				continue
 			}
-			hanging[id] = m.beat.Reason
+			if hanging == nil {
+				hanging = make(map[placed]string)
+			}
+			hanging[placed{id, p.Pool}] = cmp.Or(p.Failing, m.beat.Reason)
 		}
 	}
 	return hanging
@@ -407,7 +415,7 @@ func (f *fleet) room(pool string, avoid map[string]bool) (room int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for id, m := range f.workers {
-		if !avoid[id] && m.beat.State == subjects.Ready && m.beat.Serves(pool) {
+		if !avoid[id] && m.beat.State == subjects.Ready && m.beat.Answers(pool) {
 			room += max(m.beat.Slots-m.beat.InFlight-m.taken, 0)
 		}
 	}

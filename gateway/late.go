@@ -35,7 +35,7 @@ func (l *late) move(requests []*request, now time.Time) {
 		if p.attempt == nil || p.answered || p.last {
 			continue
 		}
-		if why, hangs := hanging[p.attempt.worker]; hangs {
+		if why, hangs := hanging[placed{p.attempt.worker, r.target.Load().queue.pool}]; hangs {
 			if l.hasRoom(room, r, p.attempt) {
 				r.giveUp(p.attempt, why, false)
 			}

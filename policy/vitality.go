@@ -1,6 +1,9 @@
 package policy
 
-import "time"
+import (
+	"math/bits"
+	"time"
+)
 
 // Vitality is what an engine that has requests shows of itself.
 type Vitality int
@@ -58,7 +61,13 @@ const (
 
 	// unseenLoad is how long the load of a model may take that the engine does not report.
 	unseenLoad = time.Minute
-	lateAfter  = 5 * time.Second
+	// lateAfter is by how much at least the first byte of a stream exceeds all that explains it before it counts as late.
+	lateAfter = 3 * time.Second
+	// shared is by which factor a probe may take longer while the engine answers requests for other models.
+	shared = 1.5
+	// mostQuiet bounds the silence that an engine may be used to.
+	mostQuiet = 10 * time.Second
+	never     = 100 * 365 * 24 * time.Hour
 	// several requests that wait for an engine at once are too many to give it another one, even if a probe cannot tell.
 	several = 3
 )
@@ -77,6 +86,8 @@ type Prompt struct {
 	Token time.Duration
 	// MayLoad says that the engine may first have to load the model, and does not report that.
 	MayLoad bool
+	// Slowest is the longest time to the first byte of a stream that was measured lately with as many requests in flight; 0: none.
+	Slowest time.Duration
 }
 
 // Await returns how long a request may take.
@@ -85,7 +96,7 @@ func Await(p Prompt) Awaited {
 	if p.MayLoad {
 		a.Prompt = max(a.Prompt, unseenLoad)
 	}
-	a.Typical, a.Surely, a.Longest = a.Prompt, a.Prompt, slack*(a.Prompt+p.Before)
+	a.Typical, a.Surely, a.Longest = a.Prompt, a.Prompt, max(slack*(a.Prompt+p.Before), slack*p.Slowest)
 	switch {
 	case p.Whole && p.Seen > 0: // its prompt may be unknown: what is measured is the whole answer
 		if p.Token <= 0 {
@@ -120,8 +131,21 @@ func (a Awaited) With(b Awaited) Awaited {
 	return Awaited{max(a.Expected, b.Expected), max(a.Prompt, b.Prompt), max(a.Typical, b.Typical), max(a.Surely, b.Surely), max(a.Longest, b.Longest)}
 }
 
-// Late says whether a streamed request has waited so long for its first byte that another worker should have it, although
-// its engine works: four times what was expected with the prompts before it, and five seconds. A request of which nothing is known is never late.
+// AwaitToken returns after which silence the next token of a stream should have come, whose mean time between two reads with
+// tokens is known. An engine may keep tokens back, such as those of a tool call: silence alone never shows that it hangs.
+func AwaitToken(mean time.Duration) Awaited {
+	if mean <= 0 {
+		return Awaited{}
+	}
+	return Awaited{Expected: mean, Prompt: slack * mean, Typical: slack * mean, Surely: max(leastLongest, slack*mean), Longest: never}
+}
+
+// Patience is the silence from which on something may be wrong with an engine in everyday use.
+func (a Awaited) Patience() time.Duration { return leastSilence + slack*a.Expected }
+
+// Late says whether a request has waited so long for its first byte that another worker should have it, although its engine
+// works: for three seconds more than four times what was expected with the prompts before it, and than twice the slowest with
+// as many requests in flight. A request of which nothing is known is never late.
 func (a Awaited) Late(waited time.Duration) bool {
 	return a != (Awaited{}) && waited > lateAfter+a.Longest
 }
@@ -135,6 +159,10 @@ type Signs struct {
 	Mute    time.Duration // since it answers no question about itself; 0: it does
 	// Attentive says that it used to answer such questions while it had requests.
 	Attentive bool
+	// Quiet is the longest silence that it has ended by itself, with as many requests in flight, beyond what was expected.
+	Quiet time.Duration
+	// Beside says that it answers requests for other models meanwhile.
+	Beside bool
 	// Recovers says that it was mute until lately, and gets as much time again.
 	Recovers bool
 	// Open says that a probe would not wait behind the requests that the engine has: only then does its silence mean anything.
@@ -147,11 +175,14 @@ type Signs struct {
 //
 //	doubtful  silent for a second more than the prompts take if they are not cached, and a probe would not wait for an answer
 //	suspect   a probe has had no answer for half a second; or silent for as long as nothing explains; or several requests wait that a probe would wait behind
+//	          (a suspect gets less, and not nothing: see MostInDoubt)
 //	hung      a probe has had no answer for a second, or twice what was expected; or silent for twice as long as nothing explains
 //	frozen    mute for a second, and silent for as long as nothing explains; or, if it used to answer questions while it had requests, for longer than is typical
 //
 // A request of which nothing is known excuses any silence of an engine that is not mute for half a minute: the first ones
 // of an engine, and those that wait for the load of a model. An engine that answers a probe is in doubt again after twice the silence.
+// One that was silent before and went on may be silent twice as long. While it answers requests for other models, only a probe
+// shows that it hangs.
 func (s Signs) Vitality() Vitality {
 	switch {
 	case s.Waiting == 0 || s.Recovers:
@@ -166,13 +197,19 @@ func (s Signs) Vitality() Vitality {
 	if s.Idle > FadeAfter {
 		least = idleSilence
 	}
-	patience := least + slack*s.Awaited.Expected
+	patience := max(least, slack*min(s.Quiet, mostQuiet)) + slack*s.Awaited.Expected
 	if s.Silent <= max(patience, slack*s.Answered) {
 		return Working
 	}
 	longest := max(s.Awaited.Longest, leastLongest, patience)
 	sure, open := s.Silent > least+s.Awaited.Surely, s.Mute == 0 && s.Open && s.Silent > least+s.Awaited.Prompt
 	switch {
+	case s.Beside && open && s.Probe > time.Duration(shared*float64(max(probeTime, slack*s.Awaited.Expected))):
+		return Hung
+	case s.Beside && open:
+		return Doubtful
+	case s.Beside:
+		return Working
 	case s.Mute >= muteTime && (sure || s.Attentive && s.Silent > least+s.Awaited.Typical), s.Mute > 0 && s.Silent > longest:
 		return Frozen
 	case s.Silent > longest:
@@ -192,9 +229,54 @@ func (s Signs) Vitality() Vitality {
 // ProbeTime is how long a probe may take after n that had no answer. It grows, so that one gets its answer even if the
 // engine has become much slower than it was.
 func ProbeTime(n int, expected time.Duration) time.Duration {
-	return max(min(2*time.Second<<min(n, 10), 30*time.Second), slack*expected+leastSilence)
+	return max(min(2*time.Second<<min(n, 10), 30*time.Second), 2*slack*expected+leastSilence)
 }
+
+// Excess is how much of a silence what was expected of the requests that waited does not explain.
+func (s Signs) Excess() time.Duration {
+	return max(0, s.Silent-max(s.Awaited.Prompt, slack*s.Awaited.Expected))
+}
+
+// MostInDoubt is how many requests an engine may have in flight while it is suspect, which had so many when that began: as
+// many again, and a few. If it works, little is lost, and if not, little is to be moved.
+func MostInDoubt(inFlight int) int { return max(2*inFlight, inFlight+several) }
 
 // MayMove says whether one more request may move to another worker because its first byte is late: of those that run, a
 // twentieth at once, but at least one.
 func MayMove(moving, running int) bool { return moving < max(running/20, 1) }
+
+// Worst remembers the longest of some times, by how many requests were in flight, in powers of two. A time counts for
+// FadeAfter, or until there is a longer one. The zero value remembers none.
+type Worst struct {
+	byLoad [12]struct {
+		took time.Duration
+		at   time.Time
+	}
+}
+
+// Add includes a time that was measured with n requests in flight.
+func (w *Worst) Add(n int, took time.Duration, now time.Time) {
+	w.forget(now)
+	if l := &w.byLoad[w.class(n)]; took >= l.took {
+		l.took, l.at = took, now
+	}
+}
+
+// With returns the longest time with n requests in flight or fewer; 0: there was none.
+func (w *Worst) With(n int, now time.Time) (took time.Duration) {
+	w.forget(now)
+	for _, l := range w.byLoad[:w.class(n)+1] {
+		took = max(took, l.took)
+	}
+	return took
+}
+
+func (w *Worst) forget(now time.Time) {
+	for i := range w.byLoad {
+		if l := &w.byLoad[i]; now.Sub(l.at) > FadeAfter {
+			l.took = 0
+		}
+	}
+}
+
+func (w *Worst) class(n int) int { return min(bits.Len(uint(max(n, 0))), len(w.byLoad)-1) }

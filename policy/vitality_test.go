@@ -99,7 +99,7 @@ func TestVitality(t *testing.T) {
 
 func TestLate(t *testing.T) {
 	a := Awaited{Expected: time.Second, Longest: 4 * time.Second}
-	for waited, want := range map[time.Duration]bool{time.Second: false, 9 * time.Second: false, 9*time.Second + 1: true} {
+	for waited, want := range map[time.Duration]bool{time.Second: false, 7 * time.Second: false, 7*time.Second + 1: true} {
 		if got := a.Late(waited); got != want {
 			t.Errorf("late after %v: %v", waited, got)
 		}
@@ -126,7 +126,76 @@ func TestProbeTimeGrows(t *testing.T) {
 			t.Errorf("after %d: %v, want %v", n, got, want)
 		}
 	}
-	if got := ProbeTime(0, 20*time.Second); got != 41*time.Second {
-		t.Errorf("of a slow engine: %v, want 41s", got)
+	if got := ProbeTime(0, 20*time.Second); got != 81*time.Second {
+		t.Errorf("of a slow engine: %v, want 81s", got)
+	}
+}
+
+// What an engine is used to, what others wait for and what it does for other models delay the verdict.
+func TestVitalityInContext(t *testing.T) {
+	const ms, s = time.Millisecond, time.Second
+	quick := Awaited{Expected: 100 * ms, Prompt: 200 * ms, Typical: 200 * ms, Surely: 200 * ms, Longest: 400 * ms}
+	token := AwaitToken(10 * ms)
+	for what, c := range map[string]struct {
+		signs Signs
+		want  Vitality
+	}{
+		"it was as silent before":                  {Signs{Waiting: 3, Awaited: quick, Silent: 4200 * ms, Quiet: 2 * s}, Working},
+		"twice as long":                            {Signs{Waiting: 3, Awaited: quick, Silent: 4201 * ms, Quiet: 2 * s}, Suspect},
+		"what it is used to is bounded":            {Signs{Waiting: 3, Awaited: quick, Silent: 20201 * ms, Quiet: time.Hour}, Hung},
+		"it answers others":                        {Signs{Waiting: 5, Awaited: quick, Silent: time.Hour, Beside: true}, Working},
+		"it answers others, and a probe can tell":  {Signs{Waiting: 1, Awaited: quick, Silent: 2 * s, Beside: true, Open: true}, Doubtful},
+		"others, and the probe has time":           {Signs{Waiting: 1, Awaited: quick, Silent: 3 * s, Beside: true, Open: true, Probe: 1500 * ms}, Doubtful},
+		"others, and the probe has no answer":      {Signs{Waiting: 1, Awaited: quick, Silent: 3 * s, Beside: true, Open: true, Probe: 1501 * ms}, Hung},
+		"a token is late":                          {Signs{Waiting: 1, Awaited: token, Silent: 1021 * ms, Open: true}, Doubtful},
+		"a token, and the probe has no answer":     {Signs{Waiting: 1, Awaited: token, Silent: 3 * s, Open: true, Probe: 1001 * ms}, Hung},
+		"a token kept back, the probe is answered": {Signs{Waiting: 1, Awaited: token, Silent: 3 * s, Open: true, Answered: 2 * s}, Working},
+		"a token kept back for long":               {Signs{Waiting: 1, Awaited: token, Silent: time.Hour}, Suspect},
+		"several streams stop":                     {Signs{Waiting: 3, Awaited: token, Silent: 2 * s}, Suspect},
+		"the pace of tokens is unknown":            {Signs{Waiting: 3, Awaited: AwaitToken(0), Silent: time.Hour, Open: true}, Working},
+		"tokens behind a long prompt":              {Signs{Waiting: 1, Awaited: token.With(Await(Prompt{Input: 10_000, Took: s})), Silent: 39 * s, Open: true, Probe: 30 * s}, Working},
+	} {
+		if got := c.signs.Vitality(); got != c.want {
+			t.Errorf("%s: %v, want %v", what, got, c.want)
+		}
+	}
+}
+
+func TestWorst(t *testing.T) {
+	var w Worst
+	now := time.Now()
+	w.Add(1, 3*time.Second, now)
+	w.Add(8, 2*time.Second, now)
+	w.Add(9, 5*time.Second, now)
+	w.Add(9, time.Second, now)
+	w.Add(5000, time.Minute, now)
+	for n, want := range map[int]time.Duration{0: 0, 1: 3 * time.Second, 7: 3 * time.Second, 8: 5 * time.Second, 1000: 5 * time.Second, 1 << 40: time.Minute} {
+		if got := w.With(n, now); got != want {
+			t.Errorf("with %d: %v, want %v", n, got, want)
+		}
+	}
+	now = now.Add(FadeAfter + 1)
+	w.Add(2, time.Second, now)
+	if got := w.With(100, now); got != time.Second {
+		t.Errorf("%v, want what is not forgotten", got)
+	}
+}
+
+func TestMostInDoubt(t *testing.T) {
+	for n, want := range map[int]int{0: 3, 1: 4, 3: 6, 10: 20} {
+		if got := MostInDoubt(n); got != want {
+			t.Errorf("with %d in flight: %d, want %d", n, got, want)
+		}
+	}
+}
+
+// What was measured with as many requests in flight counts for the first byte of a stream.
+func TestLateUnderLoad(t *testing.T) {
+	a := Await(Prompt{Input: 10, Took: 100 * time.Millisecond, Slowest: 6 * time.Second})
+	if a.Late(15 * time.Second) {
+		t.Error("late after 15 s where 6 s were measured")
+	}
+	if !a.Late(15*time.Second + 1) {
+		t.Error("not late after more than twice the slowest and 3 s")
 	}
 }

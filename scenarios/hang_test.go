@@ -26,6 +26,8 @@ type fickle struct {
 	mu     sync.Mutex
 	frozen chan struct{} // closed to thaw; nil: it runs
 	hangs  chan struct{} // the same for new requests
+	after  string        // they hang after: "", nothing; "headers"; "a token"
+	only   string        // they hang for this model alone; empty: for all
 	late   time.Duration // of its pages
 	posts  int           // requests, without probes
 	probes int
@@ -53,7 +55,10 @@ func (f *fickle) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body) // only then does the server notice that a client has gone
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	f.mu.Lock()
-	frozen, hangs, late := f.frozen, f.hangs, f.late
+	frozen, hangs, late, after := f.frozen, f.hangs, f.late, f.after
+	if f.only != "" && !strings.Contains(string(body), fmt.Sprintf(`"model":%q`, f.only)) {
+		hangs = nil
+	}
 	f.mu.Unlock()
 	waits := func(for_ <-chan struct{}) (gone bool) {
 		select {
@@ -78,8 +83,15 @@ func (f *fickle) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	f.mu.Unlock()
 	switch {
+	case r.Method == http.MethodPost && hangs != nil && after == "a token":
+		w = &stopper{ResponseWriter: w, until: hangs, r: r}
 	case r.Method == http.MethodPost && hangs != nil:
-		if waits(hangs) {
+		if after == "headers" {
+			w.Header().Set("Content-Type", "text/event-stream")
+			w.WriteHeader(http.StatusOK)
+			http.NewResponseController(w).Flush()
+		}
+		if waits(hangs) || after != "" {
 			return
 		}
 	case r.Method != http.MethodPost && late > 0:
@@ -123,6 +135,27 @@ func (w *freezer) Write(b []byte) (int, error) {
 		case <-w.r.Context().Done():
 		}
 	}
+	return w.ResponseWriter.Write(b)
+}
+
+// stopper holds the bytes of an answer after the first events.
+type stopper struct {
+	http.ResponseWriter
+	until <-chan struct{}
+	r     *http.Request
+	wrote int
+}
+
+func (w *stopper) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *stopper) Write(b []byte) (int, error) {
+	if w.wrote >= 3 {
+		select {
+		case <-w.until:
+		case <-w.r.Context().Done():
+		}
+	}
+	w.wrote++
 	return w.ResponseWriter.Write(b)
 }
 
@@ -514,7 +547,7 @@ func TestFirstByteWithin(t *testing.T) {
 	}{
 		"by the gateway's setting": {2 * time.Second, 0, 2 * time.Second},
 		"by the tier's":            {time.Minute, 3 * time.Second, 3 * time.Second},
-		"by the measurements":      {0, 0, 5 * time.Second},
+		"by the measurements":      {0, 0, 3 * time.Second},
 	} {
 		t.Run(what, func(t *testing.T) {
 			runBoth(t, func(t *testing.T, env *Env) {
@@ -581,6 +614,169 @@ func TestFewMoveForTheirFirstByte(t *testing.T) {
 			t.Errorf("%d calls of engines for 10 requests: one may move at a time", na+nb)
 		}
 	})
+}
+
+// However an engine hangs, few requests notice.
+func TestKindsOfHanging(t *testing.T) {
+	for what, c := range map[string]struct {
+		dialect engine.Dialect
+		after   string
+		stream  bool
+		broken  int // requests that may fail: nothing can move an answer that has begun
+		slow    int // requests that may take longer than 4 s
+	}{
+		"headers, then nothing":             {engine.DialectVLLM, "headers", true, 0, 1},
+		"headers, then nothing, blind":      {engine.DialectOpenAI, "headers", true, 0, 3},
+		"a token, then nothing":             {engine.DialectVLLM, "a token", true, 4, 4},
+		"a token, then nothing, llama.cpp":  {engine.DialectLlamaCpp, "a token", true, 4, 4},
+		"a token, then nothing, blind":      {engine.DialectOpenAI, "a token", true, 4, 4},
+		"nothing at all, TensorRT-LLM":      {engine.DialectTRTLLM, "", true, 0, 2},
+		"nothing at all, Ollama, no stream": {engine.DialectOllama, "", false, 0, 2},
+	} {
+		t.Run(what, func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				a, b := newFickle(t, brisk("a", c.dialect)), newFickle(t, brisk("b", c.dialect))
+				g := fickles(t, env, gateway.Config{}, worker.Config{Slots: 8}, []string{chat("m", c.stream, 5)}, a, b)
+				beats := recordBeats(t, env)
+				a.set(func(f *fickle) { f.after, f.posts = c.after, 0 })
+				a.hang()
+				var mu sync.Mutex
+				var wg sync.WaitGroup
+				slow, broken := 0, 0
+				for i := range 60 {
+					wg.Go(func() {
+						r := ask(t, g, chat("m", c.stream, 5), "", "X-Request-Timeout", "15")
+						mu.Lock()
+						defer mu.Unlock()
+						if r.status != 200 || r.err != nil || words(content(t, r.body)) != 5 {
+							t.Logf("request %d broke after %v: %d", i, r.took, r.status)
+							broken++
+						}
+						if r.took > 4*time.Second {
+							t.Logf("request %d took %v", i, r.took)
+							slow++
+						}
+					})
+					time.Sleep(time.Second)
+				}
+				wg.Wait()
+				posts, probes := a.asked()
+				t.Logf("%d broken and %d slow of 60; a got %d requests and %d probes; %s %q", broken, slow, posts, probes, beats.of("a").State, beats.of("a").Reason)
+				if broken > c.broken || slow > c.slow {
+					t.Errorf("%d broken and %d slow, want at most %d and %d", broken, slow, c.broken, c.slow)
+				}
+				if h := beats.of("a"); posts == 0 || h.State != subjects.Fenced || h.FenceClass != subjects.FenceHung {
+					t.Errorf("%d requests; %s %s %q", posts, h.State, h.FenceClass, h.Reason)
+				}
+				a.mend()
+				testenv.Eventually(t, "a comes back", 4*time.Second, func() bool { return beats.of("a").State == subjects.Ready })
+			})
+		})
+	}
+}
+
+// An engine that hangs for one model alone goes on to serve the other.
+func TestHangsForOneModel(t *testing.T) {
+	for _, d := range []engine.Dialect{engine.DialectVLLM, engine.DialectOllama} {
+		for _, stream := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, stream %t", d, stream), func(t *testing.T) {
+				run(t, func(t *testing.T, env *Env) {
+					two := func(name string) sim.Config {
+						cfg := brisk(name, d)
+						cfg.Models = []string{"m", "n"}
+						return cfg
+					}
+					a, b := newFickle(t, two("a")), newFickle(t, two("b"))
+					g := fickles(t, env, gateway.Config{}, worker.Config{Slots: 8}, []string{chat("m", stream, 5), chat("n", stream, 5)}, a, b)
+					beats := recordBeats(t, env)
+					of := func(pool string) (s subjects.PoolStatus) {
+						h := beats.of("a")
+						for _, p := range h.Pools {
+							if p.Pool == pool {
+								s = p
+							}
+						}
+						return s
+					}
+					a.set(func(f *fickle) { f.only = "m" })
+					a.hang()
+					n := completed(a)
+					var mu sync.Mutex
+					var wg sync.WaitGroup
+					slow := 0
+					for i := range 60 {
+						for _, model := range []string{"m", "n", "n"} {
+							wg.Go(func() {
+								r := ask(t, g, chat(model, stream, 20), "", "X-Request-Timeout", "15")
+								if r.status != 200 || r.err != nil {
+									t.Errorf("request %d for %s: %d %q", i, model, r.status, r.body)
+								}
+								if r.took > 4*time.Second {
+									mu.Lock()
+									defer mu.Unlock()
+									slow++
+									if model == "n" {
+										t.Errorf("request %d for n took %v", i, r.took)
+									}
+								}
+							})
+						}
+						time.Sleep(time.Second)
+					}
+					wg.Wait()
+					t.Logf("%d of 60 slow; a answered %d; %s %q %+v", slow, completed(a)-n, beats.of("a").State, beats.of("a").Reason, of("m").Vitality)
+					if slow > 4 {
+						t.Errorf("%d were slow", slow)
+					}
+					if completed(a)-n < 20 {
+						t.Errorf("a answered %d requests for the other model", completed(a)-n)
+					}
+					if m, n := of("m"), of("n"); m.Vitality != subjects.VitalityHung || m.Failing == "" || n.Vitality != "" {
+						t.Errorf("m: %q %q, n: %q", m.Vitality, m.Failing, n.Vitality)
+					}
+					a.mend()
+					testenv.Eventually(t, "m comes back", 4*time.Second, func() bool { return of("m").Vitality == "" })
+				})
+			})
+		}
+	}
+}
+
+func completed(f *fickle) int { return int(f.Stats().Finished) }
+
+// What an engine did not give up it may finish: requests that nobody else has room for wait for it.
+func TestHangsAndGoesOn(t *testing.T) {
+	for _, c := range []struct {
+		others, n int
+		stream    bool
+	}{{0, 4, true}, {0, 4, false}, {1, 20, true}, {1, 20, false}} {
+		t.Run(fmt.Sprintf("%d others, %d requests, stream %t", c.others, c.n, c.stream), func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				engines := []*fickle{newFickle(t, brisk("a", engine.DialectVLLM))}
+				if c.others > 0 {
+					engines = append(engines, newFickle(t, brisk("b", engine.DialectVLLM)))
+				}
+				g := fickles(t, env, gateway.Config{}, worker.Config{Slots: 8}, []string{chat("m", c.stream, 5)}, engines...)
+				beats, a := recordBeats(t, env), engines[0]
+				a.hang()
+				var wg sync.WaitGroup
+				for i := range c.n {
+					wg.Go(func() {
+						if r := ask(t, g, chat("m", c.stream, 5), ""); r.status != 200 || words(content(t, r.body)) != 5 || r.took > 25*time.Second {
+							t.Errorf("request %d: %d after %v %q", i, r.status, r.took, r.body)
+						}
+					})
+				}
+				time.Sleep(20 * time.Second)
+				if h := beats.of("a"); h.State != subjects.Fenced {
+					t.Errorf("%s %q", h.State, h.Reason)
+				}
+				a.mend()
+				testenv.Eventually(t, "a comes back", 4*time.Second, func() bool { return beats.of("a").State == subjects.Ready })
+				wg.Wait()
+			})
+		})
+	}
 }
 
 // All requests of an engine that hangs move, however many these are: they are not retries that multiply the load.

@@ -201,8 +201,10 @@
 //	            reason, and in fence_class, one word from a fixed set (gpu.FenceClass). For each pool it has what the engine's list
 //	            says of the model (listed), and whether its name may be spelled otherwise (any_case); an older worker sends neither
 //	            State busy means that the engine has requests and answers nothing else in time: it keeps them, and gets no new ones.
+//	            Pools whose requests the engine does not answer have vitality hung, and those for which it is suspect vitality
+//	            suspect, with the reason in failing or doubt.
 //	            Of a worker that is fenced with class hung or frozen, gateways fail over the attempts without a first byte as far
-//	            as other workers have free slots
+//	            as other workers have free slots, and the same of a pool with vitality hung
 //	Alive       every second to each gateway: the attempts that run for it and how many messages each has sent.
 //	            One is marked late if its first byte takes much longer than was measured: its gateway may fail it over, once. An attempt
 //	            that its gateway does not want is cancelled. One that is not listed for 3.5 s, or of which fewer messages arrived, has failed

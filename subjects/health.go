@@ -198,6 +198,10 @@ type PoolStatus struct {
 	// Failing is why requests fail here: the worker has paused for the pool, and tries one request at a time until one
 	// succeeds. It is empty otherwise.
 	Failing string `json:"failing,omitempty"`
+	// Vitality is VitalitySuspect or VitalityHung if the engine shows no progress with requests of the pool; Doubt says why it
+	// is suspect, and Failing why it hangs. Both are empty otherwise.
+	Vitality string `json:"vitality,omitempty"`
+	Doubt    string `json:"doubt,omitempty"`
 	// WillLoad says that the model is cold and the worker is about to load it.
 	WillLoad bool `json:"loads,omitempty"`
 	// Spare says that the model is cold, and that loading it would push out nothing that is in use; Evicts that it may push
@@ -213,6 +217,12 @@ type PoolStatus struct {
 	// Listed is what the engine's list of models says of the model; nil if it does not list it.
 	Listed *ListedModel `json:"listed,omitempty"`
 }
+
+// Values of PoolStatus.Vitality.
+const (
+	VitalitySuspect = "suspect" // the worker starts few requests of the pool
+	VitalityHung    = "hung"    // it starts none, though the engine answers those of other pools
+)
 
 // Loaded reports whether requests for the pool's model are answered without a load.
 func (p *PoolStatus) Loaded() bool { return !p.Cold && p.Loading.IsZero() }
@@ -271,11 +281,31 @@ func (h *Heartbeat) Serves(pool string) bool {
 	return false
 }
 
+// Answers reports whether the worker serves a pool, and nothing is known to be wrong with its requests there.
+func (h *Heartbeat) Answers(pool string) bool {
+	for i := range h.Pools {
+		if p := &h.Pools[i]; p.Pool == pool {
+			return p.Failing == "" && p.Vitality == ""
+		}
+	}
+	return false
+}
+
 // Failing returns the first of the pools whose requests fail here, and why; empty if there are none.
 func (h *Heartbeat) Failing() string {
 	for i := range h.Pools {
 		if p := &h.Pools[i]; p.Failing != "" {
 			return p.Pool + ": " + p.Failing
+		}
+	}
+	return ""
+}
+
+// Doubt returns the first of the pools for which the engine is suspect, and why; empty if there are none.
+func (h *Heartbeat) Doubt() string {
+	for i := range h.Pools {
+		if p := &h.Pools[i]; p.Doubt != "" {
+			return p.Pool + ": " + p.Doubt
 		}
 	}
 	return ""

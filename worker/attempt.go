@@ -78,6 +78,7 @@ type attempt struct {
 	firstByte moment
 	lastByte  moment
 	awaited   atomic.Pointer[policy.Awaited] // how long its first byte should take; nil until that is known
+	held      atomic.Bool                    // its client does not take what has come
 
 	renewed time.Time // when the lease of the delivery was last renewed; owned by Worker.publishAlive
 
@@ -99,6 +100,11 @@ type moment struct {
 func (m *moment) set(start, t time.Time) { m.after.Store(int64(t.Sub(start)) + 1) }
 
 func (m *moment) isSet() bool { return m.after.Load() != 0 }
+
+// at returns the moment, or the start if it is not set.
+func (m *moment) at(start time.Time) time.Time {
+	return start.Add(time.Duration(max(m.after.Load()-1, 0)))
+}
 
 // since returns the time from the moment to now; from the start, if it is not set.
 func (m *moment) since(start, now time.Time) time.Duration {
@@ -126,10 +132,10 @@ func (a *attempt) silent(ill time.Time, stall time.Duration, now time.Time) bool
 	return a.req.Stream && silent > stall
 }
 
-// late reports whether the first byte of a stream takes much longer than was measured.
+// late reports whether the first byte takes much longer than was measured.
 func (a *attempt) late(now time.Time) bool {
 	awaited := a.awaited.Load()
-	return a.req.Stream && !a.firstByte.isSet() && awaited != nil && awaited.Late(now.Sub(a.started))
+	return !a.firstByte.isSet() && awaited != nil && awaited.Late(now.Sub(a.started))
 }
 
 // attempts owns the attempts that run, and remembers the requests that should not be attempted here again for now.
@@ -246,31 +252,58 @@ func (as *attempts) byTier() map[string]int {
 	return n
 }
 
-// summary returns what a stall of the engine is recognised by.
-func (as *attempts) summary() (r runningAttempts) {
+// summary returns what a stall of the engine is recognised by. gap is the expected time between two tokens of a stream.
+func (as *attempts) summary(gap time.Duration, now time.Time) (r runningAttempts) {
 	r.parallel = int(as.parallel.Load())
 	for _, a := range as.all() {
 		if r.oldest.IsZero() || a.started.Before(r.oldest) {
 			r.oldest = a.started
 		}
-		if a.firstByte.isSet() {
-			r.streaming = r.streaming || a.streamed
+		if a.firstByte.isSet() && a.streamed {
+			r.streaming = true
+		}
+		if a.awaited.Load() == nil { // it has not begun
 			continue
 		}
-		awaited := a.awaited.Load()
-		switch {
-		case awaited == nil: // it has not begun
-		case r.waiting == 0:
-			r.head, r.oldestWaiting, r.awaited, r.waiting = a, a.started, *awaited, 1
-		default:
-			if a.started.Before(r.oldestWaiting) {
-				r.head, r.oldestWaiting = a, a.started
-			}
-			r.awaited = r.awaited.With(*awaited)
-			r.waiting++
+		if r.pools == nil {
+			r.pools = make(map[string]*poolAttempts)
 		}
+		p := r.pools[a.task.source]
+		if p == nil {
+			p = new(poolAttempts)
+			r.pools[a.task.source] = p
+		}
+		p.add(a, policy.AwaitToken(gap).Patience(), now)
 	}
 	return r
+}
+
+// add includes an attempt that has begun. usual is how long a stream may be silent between two tokens.
+func (p *poolAttempts) add(a *attempt, usual time.Duration, now time.Time) {
+	if a.firstByte.isSet() {
+		p.lastByte = later(p.lastByte, a.lastByte.at(a.started))
+		silent := a.lastByte.since(a.started, now)
+		switch {
+		case !a.streamed || a.held.Load():
+		case silent > usual:
+			p.stuck, p.stuckFor = p.stuck+1, max(p.stuckFor, silent)
+			if p.head == nil {
+				p.head = a
+			}
+		case a.firstByte.since(a.started, now) > usual:
+			p.going++
+		}
+		return
+	}
+	awaited := *a.awaited.Load()
+	if p.waiting > 0 {
+		awaited = p.awaited.With(awaited)
+	}
+	if p.waiting == 0 || a.started.Before(p.oldestWaiting) {
+		p.head, p.oldestWaiting = a, a.started
+	}
+	p.awaited = awaited
+	p.waiting++
 }
 
 // find returns the running attempt of a request with a mark; nil if there is none.
@@ -313,7 +346,9 @@ func (as *attempts) onBlame(m *nats.Msg) (f failure, known bool) {
 	return kept.failure, known
 }
 
-func (as *attempts) onCancel(m *nats.Msg) {
+// onCancel stops an attempt that its gateway does not want. If another worker should have the request, it is remembered as
+// one that failed here, unless it is known that the engine hangs.
+func (as *attempts) onCancel(m *nats.Msg, known *verdicts) {
 	var c subjects.Cancel
 	if subjects.Unmarshal(m.Data, &c) != nil {
 		return
@@ -323,9 +358,7 @@ func (as *attempts) onCancel(m *nats.Msg) {
 		return
 	}
 	if c.Reason == subjects.FailedOver { // another worker should have it
-		as.mu.Lock()
-		as.failedHere[c.ID] = time.Now()
-		as.mu.Unlock()
+		as.onFailedOver(a, known.hangs(a.task.source), time.Now())
 	}
 	a.stop(errCancelled)
 }
@@ -348,6 +381,17 @@ func (as *attempts) onGatewayGone(gateway string) {
 		if a.req.Gateway == gateway {
 			a.stop(errGatewayGone)
 		}
+	}
+}
+
+// onFailedOver remembers an attempt of whose answer nothing came in time.
+func (as *attempts) onFailedOver(a *attempt, known bool, now time.Time) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	as.failedHere[a.req.ID] = now
+	if !known && !a.firstByte.isSet() {
+		reason := fmt.Sprintf("no first byte within %v", round(now.Sub(a.started)))
+		as.faults[a.req.ID] = fault{failure{pool: a.task.source, reason: reason}, now.Add(failedHereFor)}
 	}
 }
 
@@ -383,7 +427,7 @@ func (w *Worker) receive(m *nats.Msg) {
 			w.attempts.onGatewayGone(arg)
 		}
 	case "cancel":
-		w.attempts.onCancel(m)
+		w.attempts.onCancel(m, w.vitals.latest.Load())
 	case "credit":
 		w.attempts.onWindow(m)
 	case "blame":

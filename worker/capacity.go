@@ -39,6 +39,9 @@ const (
 	otherEvents = 2
 	fewEvents   = 4
 
+	// kvShort is the used part of the KV cache from which on engines preempt requests, or let them wait.
+	kvShort = 0.9
+
 	// severalTokens is the mean number of tokens per event above which events count as carrying several.
 	severalTokens = 1.5
 )
@@ -61,8 +64,9 @@ type capacity struct {
 	startedAt time.Time     // when the engine was last seen to start
 	downAt    time.Time     // when it last went down
 	lastToken time.Time
-	waiting   int     // requests for streams without a first token
-	perEvent  float64 // mean number of tokens in an event of a stream; 0: unknown
+	turned    time.Time // when a request last began or ended
+	waiting   int       // requests for streams without a first token
+	perEvent  float64   // mean number of tokens in an event of a stream; 0: unknown
 
 	gpus      gpuWatch
 	models    models
@@ -214,6 +218,7 @@ func (c *capacity) begin(s *slot, pool string, streams bool, now time.Time) (loa
 	defer c.mu.Unlock()
 	beside = c.inFlight
 	c.inFlight++
+	c.turned = now
 	s.model, s.load = c.models.begin(pool, now)
 	s.load.unseen = len(c.models.served) > 1 && (c.status.Dialect == engine.DialectOpenAI || c.status.Dialect == "")
 	c.waitsLocked(s, streams)
@@ -226,6 +231,7 @@ func (c *capacity) end(s *slot, now time.Time) {
 	defer c.mu.Unlock()
 	c.waitsLocked(s, false)
 	c.inFlight--
+	c.turned = now
 	s.model.end(now)
 }
 
@@ -385,8 +391,29 @@ func (c *capacity) signs(now time.Time) engineSigns {
 	defer c.mu.Unlock()
 	return engineSigns{
 		progress: later(c.lastToken, c.startedAt), started: c.startedAt, late: c.status.Late, checked: c.status.Checked, took: c.status.Took,
-		queue: queueOf(c.status, now), inFlight: c.inFlight,
+		queue: queueOf(c.status, now), inFlight: c.inFlight, served: len(c.models.served), short: c.shortLocked(now),
 	}
+}
+
+// explainsWaits reports whether the engine works on other requests, which explains that some wait long for their first
+// byte: something came from it lately, and it reports that others wait in its queue or that its KV cache is nearly full. One
+// that reports neither may have a queue if it has more requests than it was ever seen to run at once (parallel).
+func (c *capacity) explainsWaits(parallel int, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now.Sub(c.lastToken) > reportFresh {
+		return false
+	}
+	if c.shortLocked(now) {
+		return true
+	}
+	queue := queueOf(c.status, now)
+	return queue == queueFull || queue == queueUnknown && c.inFlight > parallel
+}
+
+// shortLocked reports whether the engine's KV cache is nearly full.
+func (c *capacity) shortLocked(now time.Time) bool {
+	return c.status.Age(now) <= reportFresh && c.status.KVUsage != nil && *c.status.KVUsage >= kvShort
 }
 
 // queueOf says by the engine's last report whether another request would wait inside it.
@@ -414,7 +441,7 @@ func (c *capacity) onStatus(st engine.Status, work workload, now time.Time) {
 	if fell(was.Preemptions, st.Preemptions) || fell(was.Generated, st.Generated) { // it has restarted
 		c.restartLocked(now)
 	}
-	if st.Generated != nil && was.Generated != nil && *st.Generated > *was.Generated {
+	if c.progressedLocked(was, st) {
 		c.lastToken = now
 	}
 	s := &c.signals
@@ -450,6 +477,21 @@ func (c *capacity) ageLocked(work workload, now time.Time) {
 	c.signals.Tokens = work.tokens
 }
 
+// progressedLocked reports whether the counters of the engine show that it has worked between two reports. Tokens and
+// preemptions do. Its KV cache and its queue do unless a request began or ended here meanwhile, which changes them too.
+func (c *capacity) progressedLocked(was, st engine.Status) bool {
+	if rose(was.Generated, st.Generated) || rose(was.Preemptions, st.Preemptions) {
+		return true
+	}
+	if !c.turned.Before(was.At) || !st.At.After(was.At) {
+		return false
+	}
+	admitted := was.Waiting != nil && st.Waiting != nil && *st.Waiting < *was.Waiting
+	return admitted || was.KVUsage != nil && st.KVUsage != nil && *was.KVUsage != *st.KVUsage
+}
+
+func rose(was, now *int64) bool { return was != nil && now != nil && *now > *was }
+
 func fell(was, now *int64) bool { return was != nil && now != nil && *now < *was }
 
 // maybe converts a number that an engine or a GPU may not report.
@@ -466,12 +508,46 @@ type runningAttempts struct {
 	streaming bool      // some stream has had its first byte
 	parallel  int       // most streams so far that had theirs at once
 
-	waiting       int            // attempts whose answer has not begun
-	head          *attempt       // the oldest of them
-	oldestWaiting time.Time      // when that began
-	awaited       policy.Awaited // of all of them
+	pools map[string]*poolAttempts // by the pool whose model answers them
 
 	hangs fenceCause // why the engine counts as one that hangs; the zero value: it does not
+}
+
+// poolAttempts is what vitals needs to know of the attempts of a pool.
+type poolAttempts struct {
+	waiting       int            // those whose answer has not begun
+	going         int            // streams that have begun a while ago and go on
+	stuck         int            // those that do not, though their clients take what comes
+	stuckFor      time.Duration  // the longest silence of these
+	head          *attempt       // the oldest of those that wait; if none does, a stream
+	oldestWaiting time.Time      // when that began
+	awaited       policy.Awaited // of all that wait
+	lastByte      time.Time      // of the answers that have begun
+
+	parallel int             // see runningAttempts
+	others   *policy.Awaited // of all that wait for other pools; nil: none does
+}
+
+// of returns the attempts of a pool. What the other pools wait for counts too: the engine may work on that first.
+func (r *runningAttempts) of(pool string) (p poolAttempts) {
+	if own := r.pools[pool]; own != nil {
+		p = *own
+	}
+	p.parallel = r.parallel
+	for name, other := range r.pools {
+		if name == pool || other.waiting == 0 {
+			continue
+		}
+		awaited := other.awaited
+		if p.others != nil {
+			awaited = p.others.With(awaited)
+		}
+		p.others = &awaited
+	}
+	if p.waiting > 0 && p.others != nil {
+		p.awaited = p.awaited.With(*p.others)
+	}
+	return p
 }
 
 // fenceChange is a change of the fence. The zero value is no change.
@@ -683,10 +759,14 @@ func (w *Worker) lookAtCapacity(now time.Time) {
 		gpus = &all
 	}
 	_, weight := w.presence.open(now)
-	running := w.attempts.summary()
-	var suspicion string
-	running.hangs, suspicion = w.vitals.look(running, w.capacity.signs(now), w.estimates.lastAnswer(), now)
-	if w.onHealth(w.presence.onWork(!running.oldest.IsZero(), suspicion, now), now) {
+	signs := w.capacity.signs(now)
+	signs.gap = w.estimates.gap(signs.inFlight)
+	running := w.attempts.summary(signs.gap, now)
+	verdicts, changed := w.vitals.look(running, signs, w.estimates.lastHeard(), now)
+	running.hangs = w.vitals.hangs()
+	changed = w.onHealth(w.presence.onWork(!running.oldest.IsZero(), now), now) || changed
+	if changed {
+		verdicts.log(w.log)
 		w.presence.beat()
 	}
 	news, fence := w.capacity.look(gpus, w.estimates.workload(now), running, weight, now)

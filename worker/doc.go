@@ -51,7 +51,7 @@
 //	loader.run        loads the models that capacity chooses, one after the other, without a request
 //	loader.remember   every 3 s: reads the load times that were measured before the start, and writes new ones
 //	lookAtCapacity    four times a second: GPUs, adaptive limit, fence, and whether the engine hangs
-//	vitals.run        sends the engine a request for one token, when that is due
+//	vitals.run        sends the engine a request for one token, when that is due: one at a time for each pool
 //
 // Attempts run on the goroutines of runners, which end with Run. To stop, the worker accepts nothing new and waits for
 // the attempts; then it ends the loops; and at last it publishes the heartbeat that it has left. This one follows the

@@ -37,7 +37,6 @@ type estimator struct {
 	served    []*poolEstimate // those in pools, in the order of serve
 	waiting   []*timing       // requests that wait for their first token, the oldest first
 	lastFirst time.Time       // when a request last stopped waiting
-	answered  time.Time       // when an answer last began
 	decoding  meter
 }
 
@@ -49,6 +48,8 @@ type poolEstimate struct {
 	mean    policy.Mean
 	first   policy.Regression // seconds to the first byte over input tokens, whatever else the engine had to do
 	longest float64           // tokens of the longest answer; older ones count less
+	slowest policy.Worst      // first bytes of streams
+	heard   time.Time         // when an answer last began or ended
 	fitted  time.Time         // when curve was computed; zero: there are newer samples
 
 	// curve is nil while nothing is measured. The bidder reads it without a lock.
@@ -140,6 +141,9 @@ func (e *estimator) begin(t *timing) (awaited policy.Awaited) {
 
 func (t *timing) await(c *policy.Curve, before time.Duration) policy.Awaited {
 	p := policy.Prompt{Input: int(t.input), Took: t.expectFirst, Before: before, Whole: !t.streams, Most: t.most, Seen: t.pool.longest, MayLoad: t.load.unseen}
+	if t.streams {
+		p.Slowest = t.pool.slowest.With(t.beside+1, t.started)
+	}
 	if first := t.pool.first.Line(); first != nil && t.streams {
 		p.Took = max(p.Took, time.Duration(first.At(t.input)*float64(time.Second)))
 	}
@@ -171,7 +175,7 @@ func (t *timing) expect(c *policy.Curve) {
 func (e *estimator) firstByte(t *timing, afterLoad bool, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t.firstByte, e.answered = now, now
+	t.firstByte, t.pool.heard = now, now
 	if len(e.waiting) > 0 && e.waiting[0] == t && !afterLoad {
 		// An engine prefills one prompt after the other, this one since the last was done. Requests that come to an
 		// idle engine would show the time more exactly, but under load there are none, and then a faded estimate would
@@ -189,6 +193,7 @@ func (e *estimator) learn(t *timing, output int, streamed, disturbed bool, now t
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	p := t.pool
+	p.heard = now
 	p.longest = max(p.longest*longestKept, float64(output))
 	if !t.spilled {
 		p.mean.Add(t.input, float64(output))
@@ -201,6 +206,7 @@ func (e *estimator) learn(t *timing, output int, streamed, disturbed bool, now t
 	case streamed && !t.firstByte.IsZero():
 		if !t.load.waits {
 			p.first.Add(t.input, t.firstByte.Sub(t.started).Seconds(), now)
+			p.slowest.Add(t.beside+1, t.firstByte.Sub(t.started), now)
 		}
 		if t.prefillTook > 0 {
 			p.prefill.Add(t.input, t.prefillTook.Seconds(), now)
@@ -218,11 +224,28 @@ func (e *estimator) learn(t *timing, output int, streamed, disturbed bool, now t
 	}
 }
 
-// lastAnswer returns when an answer last began; zero: none has.
-func (e *estimator) lastAnswer() time.Time {
+// lastHeard returns when an answer last began or ended, by served pool.
+func (e *estimator) lastHeard() map[string]time.Time {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.answered
+	heard := make(map[string]time.Time, len(e.served))
+	for _, p := range e.served {
+		heard[p.name] = p.heard
+	}
+	return heard
+}
+
+// gap returns the expected time between two tokens of a stream with n requests in flight, the longest of all pools; 0:
+// unknown.
+func (e *estimator) gap(n int) (gap time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range e.served {
+		if c := p.curve.Load(); c != nil && c.ITL != nil {
+			gap = max(gap, time.Duration(c.ITL.At(float64(n))*float64(time.Second)))
+		}
+	}
+	return gap
 }
 
 func (e *estimator) end(t *timing, now time.Time) {

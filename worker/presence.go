@@ -52,7 +52,6 @@ type presence struct {
 	noReport  bool                             // the same of unhealthy
 	works     bool                             // the engine has requests, or had some lately
 	worked    time.Time                        // when it last had some
-	suspicion string                           // why no request should start for the moment; empty: one may
 	pausedTo  time.Time                        // until when the worker is paused, in that state
 	connected time.Time                        // to the broker
 	gateways  map[string]time.Time             // last sign of life, by id
@@ -173,18 +172,18 @@ func (p *presence) onStatus(unhealthy string, late bool) healthChange {
 	return p.judgeLocked()
 }
 
-// onWork stores whether the engine has requests, and why no other should start for the moment; empty if one may.
-func (p *presence) onWork(works bool, suspicion string, now time.Time) healthChange {
+// onWork stores whether the engine has requests.
+func (p *presence) onWork(works bool, now time.Time) healthChange {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if works {
 		p.worked = now
 	}
 	works = now.Sub(p.worked) < busyStays
-	if p.works == works && p.suspicion == suspicion {
+	if p.works == works {
 		return healthChange{}
 	}
-	p.works, p.suspicion = works, suspicion
+	p.works = works
 	return p.judgeLocked()
 }
 
@@ -195,8 +194,7 @@ func (p *presence) judgeLocked() (c healthChange) {
 	late := (p.unlisted == "" || p.noList) && (p.unhealthy == "" || p.noReport)
 	switch {
 	case was == subjects.Draining, was == subjects.Left:
-	case why != "" && late && p.works && was != subjects.Down, why == "" && p.suspicion != "" && was != subjects.Down:
-		why = cmp.Or(why, p.suspicion)
+	case why != "" && late && p.works && was != subjects.Down:
 		if was != subjects.Busy {
 			c.busy = why
 			p.setLocked(subjects.Busy, why)
@@ -222,7 +220,7 @@ func (p *presence) judgeLocked() (c healthChange) {
 func (p *presence) late() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.state == subjects.Busy && p.suspicion == ""
+	return p.state == subjects.Busy
 }
 
 // onRefusal pauses the worker after the engine refused a request, for as long as the engine asked (0: it did not).
@@ -309,7 +307,7 @@ func (w *Worker) onListing(l engine.Listing) (good bool) {
 	}
 	now := time.Now()
 	changed := w.onHealth(w.presence.onListing(err, l.Late), now)
-	running := w.attempts.summary()
+	running := w.attempts.summary(0, now)
 	running.hangs = w.vitals.hangs()
 	w.onFence(w.capacity.onListing(err == nil, l.Asked, running, now))
 	w.bid()
@@ -439,10 +437,11 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	}
 	measured, facts, failing := w.estimates.measurements(now), w.presence.facts(), w.presence.failures()
 	loads, _ := w.capacity.loadTimes()
-	paused := h.State == subjects.Ready
+	paused, doubts := h.State == subjects.Ready, w.vitals.latest.Load()
 	for _, s := range w.bidder.statuses(ld) {
 		m, model := measured[s.Pool], ld.models[s.Pool]
 		s.Failing = failing[s.Pool]
+		doubts.mark(&s)
 		paused = paused && ld.shut[s.Pool]
 		s.Curve, s.Mean = m.curve, m.mean
 		s.Cold, s.WillLoad, s.Spare, s.Loading = model.cold, model.next, model.spare, model.loading
@@ -453,7 +452,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		h.Pools = append(h.Pools, s)
 	}
 	if h.State == subjects.Ready {
-		h.Reason = firstOf(failing)
+		h.Reason = cmp.Or(h.Failing(), h.Doubt())
 	}
 	if paused && len(h.Pools) > 0 {
 		h.State = subjects.Paused
@@ -501,7 +500,7 @@ func inMembership(ctx context.Context, nc *nats.Conn, do func(context.Context, j
 // publishAlive sends every gateway the list of its attempts that run here, renews the leases of their deliveries, and
 // stops attempts whose gateway is gone or whose engine is silent. It runs every subjects.AliveEvery.
 func (w *Worker) publishAlive(now time.Time) {
-	ill := w.capacity.illSince(w.presence.down())
+	ill, explained := w.capacity.illSince(w.presence.down()), w.capacity.explainsWaits(int(w.attempts.parallel.Load()), now)
 	lists := make(map[string]*subjects.Alive)
 	for _, a := range w.attempts.all() {
 		gateway := a.req.Gateway
@@ -522,7 +521,7 @@ func (w *Worker) publishAlive(now time.Time) {
 			l = &subjects.Alive{Worker: w.id}
 			lists[gateway] = l
 		}
-		l.Attempts = append(l.Attempts, subjects.AliveAttempt{ID: a.req.ID, Attempt: a.mark, Sent: a.sent.Load(), Late: a.late(now)})
+		l.Attempts = append(l.Attempts, subjects.AliveAttempt{ID: a.req.ID, Attempt: a.mark, Sent: a.sent.Load(), Late: !explained && a.late(now)})
 	}
 	for gateway, l := range lists {
 		w.nc.PublishRequest(subjects.GatewayAlive(gateway), subjects.WorkerGone(w.id, gateway), subjects.MustMarshal(l))

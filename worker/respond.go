@@ -129,8 +129,10 @@ func (a *attempt) awaitWindow(sent int64) bool {
 	for {
 		a.lastByte.set(a.started, time.Now()) // waiting for the client is no silence of the engine
 		if sent-a.taken.Load() <= subjects.Window {
+			a.held.Store(false)
 			return true
 		}
+		a.held.Store(true)
 		select {
 		case <-a.grown:
 		case <-a.ctx.Done():
@@ -220,10 +222,10 @@ func (w *Worker) onRead(a *attempt, status int, in *api.Inspector, p *pace, now 
 	a.lastByte.set(a.started, now)
 }
 
-// probe asks the engine for one token. It reports whether there was an answer, of whatever kind: a refusal for lack of a
-// slot and an error of the engine are none.
-func (e *engineCalls) probe(ctx context.Context, transport http.RoundTripper, path, model string) (answered bool) {
-	at, body := engine.OneToken(path, model)
+// probe asks the engine for one token. It reports whether there was a whole answer, of whatever kind: a refusal for lack of
+// a slot and an error of the engine are none.
+func (e *engineCalls) probe(ctx context.Context, transport http.RoundTripper, path, model string, stream bool) (answered bool) {
+	at, body := engine.OneToken(path, model, stream)
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, e.base+at, bytes.NewReader(body))
 	if err != nil {
 		return false

@@ -277,8 +277,8 @@ func (w *Worker) Run(ctx context.Context) error {
 	loops.Go(func() { every(life, subjects.AliveEvery, nil, w.publishAlive) })
 	loops.Go(func() { every(life, capacityTick, nil, w.lookAtCapacity) })
 	loops.Go(func() {
-		w.vitals.run(life, func(ctx context.Context, path, model string) bool {
-			return w.engine.probe(ctx, w.cfg.Transport, path, model)
+		w.vitals.run(life, func(ctx context.Context, path, model string, stream bool) bool {
+			return w.engine.probe(ctx, w.cfg.Transport, path, model, stream)
 		})
 	})
 
