@@ -83,28 +83,37 @@ func (f *fleet) onHeartbeat(h *subjects.Heartbeat, now time.Time) []change {
 	if was == nil || was.State != h.State || was.Slots != h.Slots || len(was.Pools) != len(h.Pools) {
 		f.countLocked(now)
 	}
-	return slices.Concat(changesOf(was, h), failingChanges(was, h), modelChanges(was, h))
+	return slices.Concat(changesOf(was, h), poolChanges(was, h), modelChanges(was, h))
 }
 
-// failingChanges compares the pools whose requests fail at a worker with those of the heartbeat before.
-func failingChanges(was, h *subjects.Heartbeat) (changes []change) {
-	for i := range h.Pools {
-		if p := &h.Pools[i]; p.Failing != "" && failingAt(was, p.Pool) == "" {
-			changes = append(changes, change{kind: subjects.EventWorkerFailing, beat: h, was: was, pool: p.Pool, why: p.Failing})
+// poolChanges compares what a heartbeat says is wrong with pools at a worker with the heartbeat before: whose requests fail,
+// and for which the engine is suspect.
+func poolChanges(was, h *subjects.Heartbeat) (changes []change) {
+	for _, c := range []struct {
+		kind subjects.EventKind
+		why  func(*subjects.PoolStatus) string
+	}{
+		{subjects.EventWorkerFailing, func(p *subjects.PoolStatus) string { return p.Failing }},
+		{subjects.EventWorkerSuspect, func(p *subjects.PoolStatus) string { return p.Doubt }},
+	} {
+		for i := range h.Pools {
+			if p := &h.Pools[i]; c.why(p) != "" && whyOf(was, p.Pool, c.why) == "" {
+				changes = append(changes, change{kind: c.kind, beat: h, was: was, pool: p.Pool, why: c.why(p)})
+			}
 		}
-	}
-	if was == nil {
-		return changes
-	}
-	for i := range was.Pools {
-		if p := &was.Pools[i]; p.Failing != "" && failingAt(h, p.Pool) == "" {
-			changes = append(changes, change{kind: subjects.EventWorkerFailing, beat: h, was: was, pool: p.Pool})
+		if was == nil {
+			continue
+		}
+		for i := range was.Pools {
+			if p := &was.Pools[i]; c.why(p) != "" && whyOf(h, p.Pool, c.why) == "" {
+				changes = append(changes, change{kind: c.kind, beat: h, was: was, pool: p.Pool})
+			}
 		}
 	}
 	return changes
 }
 
-func failingAt(h *subjects.Heartbeat, pool string) string {
+func whyOf(h *subjects.Heartbeat, pool string, why func(*subjects.PoolStatus) string) string {
 	if h == nil {
 		return ""
 	}
@@ -112,7 +121,7 @@ func failingAt(h *subjects.Heartbeat, pool string) string {
 	if i < 0 {
 		return ""
 	}
-	return h.Pools[i].Failing
+	return why(&h.Pools[i])
 }
 
 // changesOf compares a heartbeat with the one before it.

@@ -156,6 +156,11 @@ func (w *watch) report(changes []change) {
 			if e.Text = fmt.Sprintf("worker %s: requests for %s fail: %s", h.Name, c.pool, c.why); c.why == "" {
 				e.Text = fmt.Sprintf("worker %s: requests for %s no longer fail", h.Name, c.pool)
 			}
+		case subjects.EventWorkerSuspect:
+			e.Pool = c.pool
+			if e.Text = fmt.Sprintf("worker %s gets few requests for %s: %s", h.Name, c.pool, c.why); c.why == "" {
+				e.Text = fmt.Sprintf("worker %s: the engine is no longer suspect for %s", h.Name, c.pool)
+			}
 		case subjects.EventWorkerFenced:
 			w.bus.log.Warn("worker fenced", "worker", h.Name, "reason", h.Reason)
 			e.Text = fmt.Sprintf("worker %s fenced: %s; %d in flight", h.Name, h.Reason, h.InFlight)

@@ -28,6 +28,7 @@ type Awaited struct {
 	Typical  time.Duration // the same, and the time for an answer of the usual length if it does not stream
 	Surely   time.Duration // the same, and the time for an answer that is as long as the client allows
 	Longest  time.Duration // the same with a margin, behind the prompts before it
+	Loads    bool          // it waits for the load of a model, which may take any time
 }
 
 const (
@@ -37,6 +38,8 @@ const (
 	// idleSilence is the same for an engine that has not answered for FadeAfter: it may have been put to sleep, or its
 	// memory swapped out.
 	idleSilence = 30 * time.Second
+	// strangeSilence is the silence after which an engine of which nothing is known gets less: it may compile, or hang.
+	strangeSilence = 5 * time.Second
 	// slack is by which factor a request may exceed what was measured.
 	slack = 2
 	// probeTime is the least time for the answer to a probe, and probeLate when it begins to say something.
@@ -126,9 +129,9 @@ func Await(p Prompt) Awaited {
 // known of both.
 func (a Awaited) With(b Awaited) Awaited {
 	if a == (Awaited{}) || b == (Awaited{}) {
-		return Awaited{}
+		return Awaited{Loads: a.Loads || b.Loads}
 	}
-	return Awaited{max(a.Expected, b.Expected), max(a.Prompt, b.Prompt), max(a.Typical, b.Typical), max(a.Surely, b.Surely), max(a.Longest, b.Longest)}
+	return Awaited{max(a.Expected, b.Expected), max(a.Prompt, b.Prompt), max(a.Typical, b.Typical), max(a.Surely, b.Surely), max(a.Longest, b.Longest), a.Loads || b.Loads}
 }
 
 // AwaitToken returns after which silence the next token of a stream should have come, whose mean time between two reads with
@@ -145,9 +148,15 @@ func (a Awaited) Patience() time.Duration { return leastSilence + slack*a.Expect
 
 // Late says whether a request has waited so long for its first byte that another worker should have it, although its engine
 // works: for three seconds more than four times what was expected with the prompts before it, and than twice the slowest with
-// as many requests in flight. A request of which nothing is known is never late.
+// as many requests in flight. A request of which nothing is known is late after a minute; one that waits for a load never.
 func (a Awaited) Late(waited time.Duration) bool {
-	return a != (Awaited{}) && waited > lateAfter+a.Longest
+	switch {
+	case a.Loads:
+		return false
+	case a == Awaited{}:
+		return waited > unseenLoad
+	}
+	return waited > lateAfter+a.Longest
 }
 
 // Signs is what is seen of an engine with requests in flight.
@@ -179,17 +188,20 @@ type Signs struct {
 //	hung      a probe has had no answer for a second, or twice what was expected; or silent for twice as long as nothing explains
 //	frozen    mute for a second, and silent for as long as nothing explains; or, if it used to answer questions while it had requests, for longer than is typical
 //
-// A request of which nothing is known excuses any silence of an engine that is not mute for half a minute: the first ones
-// of an engine, and those that wait for the load of a model. An engine that answers a probe is in doubt again after twice the silence.
+// A request of which nothing is known, such as the first ones of an engine, excuses any silence of an engine that is not mute for
+// half a minute; it is suspect after five seconds, unless it loads a model. An engine that answers a probe is in doubt again after twice the silence.
 // One that was silent before and went on may be silent twice as long. While it answers requests for other models, only a probe
 // shows that it hangs.
 func (s Signs) Vitality() Vitality {
 	switch {
 	case s.Waiting == 0 || s.Recovers:
 		return Working
-	case s.Awaited == Awaited{}:
+	case s.Awaited.Loads, s.Awaited == Awaited{}:
 		if min(s.Mute, s.Silent) > longMute {
 			return Frozen
+		}
+		if s.Silent > strangeSilence && !s.Awaited.Loads {
+			return Suspect
 		}
 		return Working
 	}

@@ -13,15 +13,15 @@ func TestAwait(t *testing.T) {
 	}{
 		"nothing is measured":                    {Prompt{Input: 100}, Awaited{}},
 		"a whole answer, and nothing measured":   {Prompt{Input: 100, Whole: true, Seen: 10}, Awaited{}},
-		"a stream":                               {Prompt{Input: 100, Took: 300 * ms}, Awaited{300 * ms, 600 * ms, 600 * ms, 600 * ms, 1200 * ms}},
-		"a stream behind others":                 {Prompt{Input: 100, Took: 300 * ms, Before: 9 * s}, Awaited{300 * ms, 600 * ms, 600 * ms, 600 * ms, 19200 * ms}},
-		"a long prompt, others were cached":      {Prompt{Input: 100_000, Took: 100 * ms}, Awaited{100 * ms, 400 * s, 400 * s, 400 * s, 800 * s}},
-		"a load that is not reported":            {Prompt{Input: 100, Took: 300 * ms, MayLoad: true}, Awaited{300 * ms, 60 * s, 60 * s, 60 * s, 120 * s}},
-		"an embedding":                           {Prompt{Input: 10, Took: 20 * ms, Whole: true}, Awaited{20 * ms, 40 * ms, 40 * ms, 40 * ms, 80 * ms}},
-		"a whole answer without a bound":         {Prompt{Input: 10, Whole: true, Seen: 50, Token: 10 * ms}, Awaited{500 * ms, 40 * ms, 4 * s, 20520 * ms, 20560 * ms}},
-		"one where answers were long":            {Prompt{Whole: true, Took: s, Seen: 1000, Token: 10 * ms}, Awaited{11 * s, 2 * s, 42 * s, 82 * s, 84 * s}},
-		"a whole answer with a bound":            {Prompt{Input: 10, Whole: true, Most: 20, Seen: 500, Token: 10 * ms}, Awaited{200 * ms, 40 * ms, 440 * ms, 440 * ms, 480 * ms}},
-		"one with a bound that is never reached": {Prompt{Input: 10, Whole: true, Most: 4096, Seen: 50, Token: 10 * ms}, Awaited{500 * ms, 40 * ms, 81960 * ms, 81960 * ms, 82 * s}},
+		"a stream":                               {Prompt{Input: 100, Took: 300 * ms}, Awaited{300 * ms, 600 * ms, 600 * ms, 600 * ms, 1200 * ms, false}},
+		"a stream behind others":                 {Prompt{Input: 100, Took: 300 * ms, Before: 9 * s}, Awaited{300 * ms, 600 * ms, 600 * ms, 600 * ms, 19200 * ms, false}},
+		"a long prompt, others were cached":      {Prompt{Input: 100_000, Took: 100 * ms}, Awaited{100 * ms, 400 * s, 400 * s, 400 * s, 800 * s, false}},
+		"a load that is not reported":            {Prompt{Input: 100, Took: 300 * ms, MayLoad: true}, Awaited{300 * ms, 60 * s, 60 * s, 60 * s, 120 * s, false}},
+		"an embedding":                           {Prompt{Input: 10, Took: 20 * ms, Whole: true}, Awaited{20 * ms, 40 * ms, 40 * ms, 40 * ms, 80 * ms, false}},
+		"a whole answer without a bound":         {Prompt{Input: 10, Whole: true, Seen: 50, Token: 10 * ms}, Awaited{500 * ms, 40 * ms, 4 * s, 20520 * ms, 20560 * ms, false}},
+		"one where answers were long":            {Prompt{Whole: true, Took: s, Seen: 1000, Token: 10 * ms}, Awaited{11 * s, 2 * s, 42 * s, 82 * s, 84 * s, false}},
+		"a whole answer with a bound":            {Prompt{Input: 10, Whole: true, Most: 20, Seen: 500, Token: 10 * ms}, Awaited{200 * ms, 40 * ms, 440 * ms, 440 * ms, 480 * ms, false}},
+		"one with a bound that is never reached": {Prompt{Input: 10, Whole: true, Most: 4096, Seen: 50, Token: 10 * ms}, Awaited{500 * ms, 40 * ms, 81960 * ms, 81960 * ms, 82 * s, false}},
 	} {
 		if got := Await(c.prompt); got != c.want {
 			t.Errorf("%s: %v, want %v", what, got, c.want)
@@ -30,8 +30,8 @@ func TestAwait(t *testing.T) {
 }
 
 func TestAwaitedTogether(t *testing.T) {
-	a, b := Awaited{1, 6, 3, 7, 2}, Awaited{4, 2, 5, 8, 1}
-	if got := a.With(b); got != (Awaited{4, 6, 5, 8, 2}) {
+	a, b := Awaited{1, 6, 3, 7, 2, false}, Awaited{4, 2, 5, 8, 1, false}
+	if got := a.With(b); got != (Awaited{4, 6, 5, 8, 2, false}) {
 		t.Errorf("%v, want the longer times", got)
 	}
 	if got := a.With(Awaited{}); got != (Awaited{}) {
@@ -51,8 +51,11 @@ func TestVitality(t *testing.T) {
 	}{
 		"nothing waits": {Signs{Silent: time.Hour, Mute: time.Hour}, Working},
 
-		"nothing is known":                       {Signs{Waiting: 1, Silent: time.Hour}, Working},
-		"nothing is known, and mute":             {Signs{Waiting: 1, Silent: time.Hour, Mute: 29 * s}, Working},
+		"nothing is known":                       {Signs{Waiting: 1, Silent: 5 * s}, Working},
+		"nothing is known for long":              {Signs{Waiting: 1, Silent: time.Hour, Open: true, Probe: time.Hour}, Suspect},
+		"a model loads":                          {Signs{Waiting: 1, Awaited: Awaited{Loads: true}, Silent: time.Hour}, Working},
+		"a model loads, and others wait":         {Signs{Waiting: 4, Awaited: quick.With(Awaited{Loads: true}), Silent: time.Hour}, Working},
+		"nothing is known, and mute":             {Signs{Waiting: 1, Silent: time.Hour, Mute: 29 * s}, Suspect},
 		"nothing is known, and mute for long":    {Signs{Waiting: 1, Silent: time.Hour, Mute: 31 * s}, Frozen},
 		"nothing is known, mute, but it answers": {Signs{Waiting: 1, Silent: s, Mute: 31 * s}, Working},
 
@@ -104,8 +107,11 @@ func TestLate(t *testing.T) {
 			t.Errorf("late after %v: %v", waited, got)
 		}
 	}
-	if (Awaited{}).Late(time.Hour) {
-		t.Error("a request of which nothing is known is late")
+	if (Awaited{}).Late(time.Minute) || !(Awaited{}).Late(time.Minute+1) {
+		t.Error("a request of which nothing is known is late after a minute")
+	}
+	if (Awaited{Loads: true}).Late(time.Hour) {
+		t.Error("a request that waits for a load is late")
 	}
 }
 
@@ -152,7 +158,6 @@ func TestVitalityInContext(t *testing.T) {
 		"a token kept back, the probe is answered": {Signs{Waiting: 1, Awaited: token, Silent: 3 * s, Open: true, Answered: 2 * s}, Working},
 		"a token kept back for long":               {Signs{Waiting: 1, Awaited: token, Silent: time.Hour}, Suspect},
 		"several streams stop":                     {Signs{Waiting: 3, Awaited: token, Silent: 2 * s}, Suspect},
-		"the pace of tokens is unknown":            {Signs{Waiting: 3, Awaited: AwaitToken(0), Silent: time.Hour, Open: true}, Working},
 		"tokens behind a long prompt":              {Signs{Waiting: 1, Awaited: token.With(Await(Prompt{Input: 10_000, Took: s})), Silent: 39 * s, Open: true, Probe: 30 * s}, Working},
 	} {
 		if got := c.signs.Vitality(); got != c.want {

@@ -127,7 +127,7 @@ func (e *estimator) begin(t *timing) (awaited policy.Awaited) {
 	t.alone = before.n == 0
 	curve := t.pool.curveLocked(t.started)
 	t.expect(curve)
-	if !t.load.waits && curve != nil {
+	if awaited.Loads = t.load.waits; !t.load.waits && curve != nil {
 		awaited = t.await(curve, time.Duration(before.work*float64(time.Second)))
 	}
 	e.waiting = append(e.waiting, t)

@@ -268,7 +268,7 @@ func (o *vital) look(r poolAttempts, s engineSigns, h *hearing, now time.Time) (
 		o.set(verdict, now)
 		if verdict == policy.Suspect {
 			o.most = policy.MostInDoubt(s.inFlight)
-			o.suspicion = fmt.Sprintf("nothing has come from the engine for %v, where an answer was expected after %v", round(signs.Silent), round(signs.Awaited.Expected))
+			o.suspicion = suspicionOf(signs)
 		}
 	}
 	if o.verdict == policy.Working {
@@ -333,6 +333,9 @@ func (o *vital) signsMidway(r poolAttempts, s engineSigns, h *hearing, now time.
 	if r.others != nil {
 		signs.Awaited = signs.Awaited.With(*r.others)
 	}
+	if signs.Awaited == (policy.Awaited{}) {
+		return policy.Signs{}
+	}
 	return signs
 }
 
@@ -352,6 +355,13 @@ func (o *vital) signsSince(from time.Time, r poolAttempts, s engineSigns, h *hea
 		signs.Answered = o.probe.answered.Sub(from)
 	}
 	return signs
+}
+
+func suspicionOf(s policy.Signs) string {
+	if s.Awaited == (policy.Awaited{}) {
+		return fmt.Sprintf("nothing has come from the engine for %v, and it has answered nothing yet that tells how long it takes", round(s.Silent))
+	}
+	return fmt.Sprintf("nothing has come from the engine for %v, where an answer was expected after %v", round(s.Silent), round(s.Awaited.Expected))
 }
 
 func causeOf(verdict policy.Vitality, s policy.Signs) fenceCause {
