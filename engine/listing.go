@@ -26,6 +26,7 @@ type Listing struct {
 	Models []string  // names in the order of the engine; nil with Err
 	Facts  []Facts   // what the list says of each of them
 	Err    error     // why there is no list, or why the engine cannot be called although it has one
+	Late   bool      // there was no answer in time
 	// Trouble is the kind of obstacle that Err is, if someone has to remove it.
 	Trouble Trouble
 }
@@ -88,12 +89,14 @@ func (l *Listing) Bases(preferred string) []string {
 	return bases
 }
 
-// Look makes Run ask for the models now. If a question is under way, another one follows it, since the answer to the first
-// may be older than what made the caller look.
+// Look makes Run ask for the models and the health now. If a question is under way, another one follows it, since the
+// answer to the first may be older than what made the caller look.
 func (s *Scraper) Look() {
-	select {
-	case s.look <- struct{}{}:
-	default:
+	for _, wake := range []chan struct{}{s.look, s.check} {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -108,6 +111,7 @@ func (s *Scraper) Doubt() {
 func (s *Scraper) listLoop(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	late := 0 // consecutive answers that did not come in time
 	for {
 		select {
 		case <-ctx.Done():
@@ -119,9 +123,15 @@ func (s *Scraper) listLoop(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if s.cfg.OnListing(l) {
+		if late++; !l.Late {
+			late = 0
+		}
+		switch {
+		case s.cfg.OnListing(l):
 			timer.Reset(listEvery)
-		} else {
+		case l.Late: // each question of which the answer is not awaited costs the engine one
+			timer.Reset(backoff(late))
+		default:
 			timer.Reset(listAgain)
 		}
 	}
@@ -143,6 +153,7 @@ func (s *Scraper) list(ctx context.Context) Listing {
 		err = s.tryCredentials(ctx)
 	}
 	l.Err, l.Trouble = err, TroubleOf(err)
+	l.Late = err != nil && l.Status == 0 && outOfTime(err)
 	if l.Status != 0 && l.Status != http.StatusOK {
 		l.Err = fmt.Errorf("GET /v1/models: %s", resp.Status)
 		if e, ok := errors.AsType[*statusError](err); ok {

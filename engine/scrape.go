@@ -20,6 +20,10 @@ const (
 
 	// absentFor is how long a page that an engine does not have is not asked for again.
 	absentFor = 30 * time.Second
+
+	// spared is how many times as long as its answer took a page is not asked for again: an engine with one thread
+	// answers no requests meanwhile. So scraping takes at most a tenth of its time, page by page.
+	spared = 10
 )
 
 // ScraperConfig says what to scrape, and how often.
@@ -51,13 +55,16 @@ type Scraper struct {
 	timeout time.Duration // of each request of a scrape
 	look    chan struct{} // wakes listLoop; holds one
 	doubted atomic.Bool   // see Doubt
+	check   chan struct{} // wakes Run; holds one
 
 	// Owned by Run.
 	dialect  Dialect
 	meetAt   time.Time // when to detect the dialect again; zero: after the engine was away
 	health   watched
 	rest     []*watched
-	timeouts int // consecutive timeouts of the health check
+	timeouts int       // consecutive timeouts of the health check
+	late     time.Time // when the first of these was sent; zero: the last health check did not time out
+	hurry    bool      // a page timed out: the health is checked at once, and no other page is read before
 	body     bytes.Buffer
 
 	mu     sync.Mutex // guards the fields below
@@ -84,7 +91,7 @@ func NewScraper(cfg ScraperConfig) (*Scraper, error) {
 		return nil, fmt.Errorf("URL: %w", err)
 	}
 	return &Scraper{
-		cfg: cfg, asker: a, timeout: time.Second, look: make(chan struct{}, 1),
+		cfg: cfg, asker: a, timeout: time.Second, look: make(chan struct{}, 1), check: make(chan struct{}, 1),
 		latest: Status{Reason: "not asked yet"},
 	}, nil
 }
@@ -110,6 +117,7 @@ func (s *Scraper) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
+		case <-s.check:
 		}
 		st := s.scrape(ctx)
 		if ctx.Err() != nil {
@@ -120,6 +128,10 @@ func (s *Scraper) Run(ctx context.Context) error {
 		s.mu.Unlock()
 		if s.cfg.OnStatus != nil {
 			s.cfg.OnStatus(st)
+		}
+		if s.hurry {
+			timer.Reset(0)
+			continue
 		}
 		timer.Reset(backoff(s.health.failures))
 	}
@@ -149,11 +161,19 @@ func (s *Scraper) scrape(ctx context.Context) Status {
 		s.health.failures++
 		return Status{Checked: time.Now(), Reason: err.Error()}
 	}
-	was := s.Latest()
+	s.hurry = false
+	was, asked := s.Latest(), time.Now()
 	away := s.health.failures > 0 && !was.Healthy
 	err := s.read(ctx, &s.health)
-	st := Status{Dialect: s.dialect, Checked: time.Now()}
+	st := Status{Dialect: s.dialect, Checked: time.Now(), Took: time.Since(asked)}
 	st.Healthy, st.Reason = s.judge(err, was)
+	switch {
+	case s.timeouts == 0:
+		s.late = time.Time{}
+	case s.late.IsZero():
+		s.late = asked
+	}
+	st.Late = s.late
 	if away && s.health.failures == 0 { // the engine that is back may be another one
 		s.meetAt = time.Now()
 		for _, w := range s.rest {
@@ -207,7 +227,7 @@ func (s *Scraper) learn(d Dialect) {
 // consult adds to st the current or the last result of a page. If the engine did not answer the
 // health check, nothing more is read.
 func (s *Scraper) consult(ctx context.Context, w *watched, st *Status) {
-	answers := s.health.failures == 0
+	answers := s.health.failures == 0 && !s.hurry
 	switch {
 	case answers && w.needless != nil && w.needless(*st):
 		w.found, w.at = Status{}, time.Time{}
@@ -256,18 +276,21 @@ func (s *Scraper) visit(ctx context.Context, w *watched) {
 	if now.Before(w.next) {
 		return
 	}
+	asked := now
 	err := s.read(ctx, w)
 	now = time.Now()
+	rest := spared * now.Sub(asked)
 	status, answered := errors.AsType[*statusError](err)
 	switch {
 	case err == nil:
-		w.failures, w.next = 0, now.Add(w.every)
+		w.failures, w.next = 0, now.Add(max(w.every, rest))
 	case answered && status.absent():
 		w.failures, w.next = 0, now.Add(absentFor)
 		w.found, w.at = Status{}, time.Time{}
 	default:
 		w.failures++
-		w.next = now.Add(backoff(w.failures))
+		w.next = now.Add(max(backoff(w.failures), rest))
+		s.hurry = outOfTime(err) // the engine may not answer anything any more
 	}
 }
 

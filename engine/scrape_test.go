@@ -452,6 +452,71 @@ func TestOneLateAnswerIsNoFailure(t *testing.T) {
 	})
 }
 
+// A page whose answer takes long is asked for seldom, and one that has no answer in time more seldom; the health is checked
+// all the same.
+func TestASlowPageIsAskedSeldom(t *testing.T) {
+	for what, c := range map[string]struct {
+		takes time.Duration
+		least int
+		most  int // in a minute
+	}{
+		"quick":             {0, 115, 125},
+		"a tenth of second": {100 * time.Millisecond, 45, 62},
+		"0.4 s":             {400 * time.Millisecond, 12, 16},
+		"no answer in time": {2 * time.Second, 5, 7},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				e := vllmAt(t)
+				slow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.URL.Path == "/metrics" {
+						select {
+						case <-time.After(c.takes):
+						case <-r.Context().Done():
+						}
+					}
+					e.ServeHTTP(w, r)
+				})
+				s := watch(t, engine.ScraperConfig{Client: clientOf(slow), Dialect: engine.DialectVLLM})
+				time.Sleep(time.Minute + time.Millisecond)
+				if n := e.count("/metrics"); n < c.least || n > c.most {
+					t.Errorf("asked %d times in a minute, want %d to %d", n, c.least, c.most)
+				}
+				if n := e.count("/health"); n < 80 {
+					t.Errorf("asked %d times for its health", n)
+				}
+				if st := s.Latest(); !st.Healthy || !st.Late.IsZero() {
+					t.Errorf("%s, late %v", describe(st), st.Late)
+				}
+			})
+		})
+	}
+}
+
+// It is known since when an engine answers nothing in time: within two seconds, also if another page was asked for first.
+func TestSinceWhenAnEngineIsLate(t *testing.T) {
+	for name, pages := range map[string]pages{"its health": {"/health": "-"}, "all": {"/health": "-", "/metrics": "-", "/v1/models": "-"}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				e := vllmAt(t)
+				s := watch(t, engine.ScraperConfig{Client: clientOf(e), Dialect: engine.DialectVLLM})
+				time.Sleep(4990 * time.Millisecond)
+				e.set(pages)
+				mute := time.Now()
+				time.Sleep(2 * time.Second)
+				if st := s.Latest(); st.Late.Before(mute) || st.Late.Sub(mute) > time.Second {
+					t.Errorf("late since %v, it has been since %v", st.Late, mute)
+				}
+				e.set(nil)
+				time.Sleep(6 * time.Second)
+				if st := s.Latest(); !st.Late.IsZero() || !st.Healthy {
+					t.Errorf("it answers again: late since %v, %s", st.Late, describe(st))
+				}
+			})
+		})
+	}
+}
+
 func TestADialectThatShowsLateIsLearnt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &changing{pages: pages{"/health": "ok", "/v1/models": listOfOne, "/metrics": page(t, "vllm-0.6.txt")}}

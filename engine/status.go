@@ -20,9 +20,13 @@ type Model struct {
 type Status struct {
 	Dialect Dialect // "" until the engine is known
 
-	Checked time.Time // when its health was last checked, successfully or not; zero: never
+	Checked time.Time     // when its health was last checked, successfully or not; zero: never
+	Took    time.Duration // how long that took
 	Healthy bool
 	Reason  string // why it is not healthy
+	// Late is since when the engine has answered no question about itself in time, though it accepts connections; zero: it
+	// answers. It may be busy, or frozen: the questions alone do not show which.
+	Late time.Time
 
 	// At is when the load signals were read; zero: never. A failed scrape leaves the signals and At unchanged.
 	At time.Time

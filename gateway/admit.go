@@ -89,7 +89,7 @@ func (a *admission) admit(in arrival) (*request, error) {
 		ID: in.id, Gateway: a.bus.id, Tenant: in.caller.tenant, Tier: tier.Name, Model: call.Model, ModelAt: call.ModelAt, AdapterOf: to.adapterOf, Pool: to.pool,
 		Deadline: deadline.UnixMilli(), Method: in.http.Method, Path: api.RequestURI(in.http.URL),
 		Header: forEngine(header, in.header["X-Request-Id"]), Stream: call.Stream, InputTokens: max(len(body)/4, 1),
-		BodySize: int64(len(body)),
+		MaxOutput: call.MaxTokens, BodySize: int64(len(body)),
 	}
 	if err := a.fit(wire, body); err != nil {
 		return nil, err

@@ -88,7 +88,7 @@ func (f *fleet) onHeartbeat(h *subjects.Heartbeat, now time.Time) []change {
 	if was == nil || was.State != h.State || was.Slots != h.Slots || !slices.EqualFunc(was.Pools, h.Pools, func(a, b subjects.PoolStatus) bool { return a.Pool == b.Pool && a.Length == b.Length }) {
 		f.countLocked(now)
 	}
-	return slices.Concat(changesOf(was, h), failingChanges(was, h), modelChanges(was, h))
+	return slices.Concat(changesOf(was, h), poolChanges(was, h), modelChanges(was, h))
 }
 
 // addAdaptersLocked adds the adapters that an engine has. They are not forgotten when the engine unloads them: a request for
@@ -138,25 +138,34 @@ func (f *fleet) adapterOf(pool, name string) (parent, at string) {
 	return parent, at
 }
 
-// failingChanges compares the pools whose requests fail at a worker with those of the heartbeat before.
-func failingChanges(was, h *subjects.Heartbeat) (changes []change) {
-	for i := range h.Pools {
-		if p := &h.Pools[i]; p.Failing != "" && failingAt(was, p.Pool) == "" {
-			changes = append(changes, change{kind: subjects.EventWorkerFailing, beat: h, was: was, pool: p.Pool, why: p.Failing})
+// poolChanges compares what a heartbeat says is wrong with pools at a worker with the heartbeat before: whose requests fail,
+// and for which the engine is suspect.
+func poolChanges(was, h *subjects.Heartbeat) (changes []change) {
+	for _, c := range []struct {
+		kind subjects.EventKind
+		why  func(*subjects.PoolStatus) string
+	}{
+		{subjects.EventWorkerFailing, func(p *subjects.PoolStatus) string { return p.Failing }},
+		{subjects.EventWorkerSuspect, func(p *subjects.PoolStatus) string { return p.Doubt }},
+	} {
+		for i := range h.Pools {
+			if p := &h.Pools[i]; c.why(p) != "" && whyOf(was, p.Pool, c.why) == "" {
+				changes = append(changes, change{kind: c.kind, beat: h, was: was, pool: p.Pool, why: c.why(p)})
+			}
 		}
-	}
-	if was == nil {
-		return changes
-	}
-	for i := range was.Pools {
-		if p := &was.Pools[i]; p.Failing != "" && failingAt(h, p.Pool) == "" {
-			changes = append(changes, change{kind: subjects.EventWorkerFailing, beat: h, was: was, pool: p.Pool})
+		if was == nil {
+			continue
+		}
+		for i := range was.Pools {
+			if p := &was.Pools[i]; c.why(p) != "" && whyOf(h, p.Pool, c.why) == "" {
+				changes = append(changes, change{kind: c.kind, beat: h, was: was, pool: p.Pool})
+			}
 		}
 	}
 	return changes
 }
 
-func failingAt(h *subjects.Heartbeat, pool string) string {
+func whyOf(h *subjects.Heartbeat, pool string, why func(*subjects.PoolStatus) string) string {
 	if h == nil {
 		return ""
 	}
@@ -164,7 +173,7 @@ func failingAt(h *subjects.Heartbeat, pool string) string {
 	if i < 0 {
 		return ""
 	}
-	return h.Pools[i].Failing
+	return why(&h.Pools[i])
 }
 
 // changesOf compares a heartbeat with the one before it.
@@ -472,6 +481,42 @@ func (f *fleet) others(pool string, avoid map[string]bool) (live, free int) {
 		}
 	}
 	return live, free
+}
+
+// placed is a pool at a worker, by its id.
+type placed struct{ worker, pool string }
+
+// hanging returns why engines no longer answer requests, by worker and pool.
+func (f *fleet) hanging() map[placed]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var hanging map[placed]string
+	for id, m := range f.workers {
+		whole := m.beat.Hangs()
+		for i := range m.beat.Pools {
+			p := &m.beat.Pools[i]
+			if !whole && p.Vitality != subjects.VitalityHung {
+				continue
+			}
+			if hanging == nil {
+				hanging = make(map[placed]string)
+			}
+			hanging[placed{id, p.Pool}] = cmp.Or(p.Failing, m.beat.Reason)
+		}
+	}
+	return hanging
+}
+
+// room is how many requests of a pool the workers can start now that are not to be avoided.
+func (f *fleet) room(pool string, avoid map[string]bool) (room int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id, m := range f.workers {
+		if !avoid[id] && m.beat.State == subjects.Ready && m.beat.Answers(pool) {
+			room += max(m.beat.Slots-m.beat.InFlight-m.taken, 0)
+		}
+	}
+	return room
 }
 
 // gateways is how many gateways there are, this one included.

@@ -73,6 +73,47 @@ func TestFleetReturnsWhatChanged(t *testing.T) {
 }
 
 // A worker that falls silent is lost, unless the silence is the gateway's own.
+// What is wrong with a pool at a worker is an event when it begins and when it ends, and its requests move from a pool that
+// hangs, to workers without such trouble.
+func TestFleetKnowsWhatIsWrongWithAPool(t *testing.T) {
+	f := newFleet()
+	with := func(worker, vitality, failing, doubt string) *subjects.Heartbeat {
+		h := beatOf(worker, subjects.Ready, 4, 0, "m", "n")
+		h.Pools[0].Vitality, h.Pools[0].Failing, h.Pools[0].Doubt = vitality, failing, doubt
+		return h
+	}
+	f.onHeartbeat(with("b", "", "", ""), noon)
+	for i, c := range []struct {
+		beat  *subjects.Heartbeat
+		want  []subjects.EventKind
+		hangs bool
+		room  int // for m
+	}{
+		{with("a", "", "", ""), []subjects.EventKind{subjects.EventWorkerJoined}, false, 8},
+		{with("a", subjects.VitalitySuspect, "", "nothing comes"), []subjects.EventKind{subjects.EventWorkerSuspect}, false, 4},
+		{with("a", subjects.VitalitySuspect, "", "nothing came"), nil, false, 4},
+		{with("a", subjects.VitalityHung, "it hangs", ""), []subjects.EventKind{subjects.EventWorkerFailing, subjects.EventWorkerSuspect}, true, 4},
+		{with("a", "", "", ""), []subjects.EventKind{subjects.EventWorkerFailing}, false, 8},
+	} {
+		if got := kinds(f.onHeartbeat(c.beat, noon)); !slices.Equal(got, c.want) {
+			t.Errorf("heartbeat %d: %v, want %v", i, got, c.want)
+		}
+		hanging := f.hanging()
+		if why := hanging[placed{"a", "m"}]; (why != "") != c.hangs || hanging[placed{"a", "n"}] != "" {
+			t.Errorf("heartbeat %d: %v hang", i, hanging)
+		}
+		if m, n := f.room("m", nil), f.room("n", nil); m != c.room || n != 8 {
+			t.Errorf("heartbeat %d: room for %d and %d, want %d and 8", i, m, n, c.room)
+		}
+	}
+	whole := beatOf("a", subjects.Fenced, 4, 0, "m", "n")
+	whole.FenceClass, whole.Reason = subjects.FenceFrozen, "it is frozen"
+	f.onHeartbeat(whole, noon)
+	if hanging := f.hanging(); hanging[placed{"a", "n"}] != "it is frozen" || len(hanging) != 2 {
+		t.Errorf("%v hang", hanging)
+	}
+}
+
 func TestFleetLosesSilentWorkers(t *testing.T) {
 	f := newFleet()
 	f.onHeartbeat(beatOf("a", subjects.Ready, 4, 0, "m"), noon)

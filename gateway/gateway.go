@@ -41,6 +41,9 @@ type Config struct {
 	BodyMemory int64
 	// NoWorkerWait is how long a request of a known model waits while no worker serves it. Default 30 s.
 	NoWorkerWait time.Duration
+	// FirstByteWithin is how long a stream may take to its first byte before it moves to another worker, once, if that has
+	// room. A tier's own setting comes first. Default 0: much longer than its worker has measured for such prompts.
+	FirstByteWithin time.Duration
 	// KeepAlive is after how long without a byte a stream gets an SSE comment. Default 10 s.
 	KeepAlive time.Duration
 	// SlowClient is how long a client may refuse to take bytes. Default 30 s.
@@ -75,7 +78,7 @@ func (c Config) withDefaults() (Config, error) {
 		value int64
 	}{
 		{"replicas", int64(c.Replicas)}, {"max body", c.MaxBody}, {"inline body", c.InlineBody}, {"body memory", c.BodyMemory},
-		{"no-worker wait", int64(c.NoWorkerWait)}, {"keep-alive", int64(c.KeepAlive)}, {"slow client", int64(c.SlowClient)},
+		{"no-worker wait", int64(c.NoWorkerWait)}, {"first byte within", int64(c.FirstByteWithin)}, {"keep-alive", int64(c.KeepAlive)}, {"slow client", int64(c.SlowClient)},
 		{"max deadline", int64(c.MaxDeadline)}, {"drain timeout", int64(c.DrainTimeout)}, {"drain delay", int64(c.DrainDelay)},
 	} {
 		if b.value < 0 {
@@ -160,7 +163,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 		gaugeFunc("requests_in_flight", "Requests that the gateway holds now.", func() float64 { return float64(requests.count()) }),
 		gaugeFunc("request_body_bytes", "Bytes of request bodies that the gateway holds now.", func() float64 { return float64(bodies.held.Load()) }))
 	links := newLinks(b)
-	publisher, exchange := newPublisher(b), &exchange{bus: b, queues: queues, fleet: fleet}
+	publisher, retries, exchange := newPublisher(b), newRetries(cfg.RetryBudget), &exchange{bus: b, queues: queues, fleet: fleet}
 	router := &router{bus: b, affinity: affinity, fleet: fleet, lanes: lanes, queues: queues}
 	lengths := &lengths{fleet: fleet, lanes: lanes, pools: make(map[string]*policy.Tokens)}
 	admission := &admission{
@@ -168,7 +171,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	}
 	server := &server{
 		cfg: &cfg, bus: b, requests: requests, admission: admission, router: router, fleet: fleet, lanes: lanes, lengths: lengths, queues: queues,
-		exchange: exchange, publisher: publisher, keys: keys, shifts: shifts, retries: newRetries(cfg.RetryBudget), metrics: metrics, background: background,
+		exchange: exchange, publisher: publisher, keys: keys, shifts: shifts, retries: retries, metrics: metrics, background: background,
 	}
 	cheap := newCheapCalls(server)
 	admission.cheap = cheap.takes
@@ -181,6 +184,7 @@ func New(cfg Config, nc *nats.Conn) (*Gateway, error) {
 	}
 	watch := &watch{
 		bus: b, fleet: fleet, gpus: gpus, lanes: lanes, queues: queues, exchange: exchange, requests: requests, short: newShortages(), links: links,
+		late: &late{cfg: &cfg, fleet: fleet, retries: retries},
 		gone: make(chan goneWorker, 1024),
 	}
 	g := &Gateway{

@@ -122,6 +122,8 @@ var (
 	descFactor   = fleetDesc("worker_factor_ratio", "Factor by which a strained GPU reduces a worker's capacity; 0 if the worker is fenced.", workerLabels...)
 	descFenced   = fleetDesc("worker_fenced", "1 if a worker takes no requests because its engine or a GPU is faulty.", "worker", "host", "reason")
 	descFailing  = fleetDesc("worker_failing_pools", "Pools whose requests fail at a worker, so that it tries one at a time.", workerLabels...)
+	descSuspect  = fleetDesc("worker_suspect_pools", "Pools for which a worker's engine shows no progress, so that it gets few requests.", workerLabels...)
+	descState    = fleetDesc("worker_state", "1 for the state that a worker is in: ready, paused, busy, down, fenced, draining, cordoned or other.", "worker", "host", "state")
 	descNVML     = fleetDesc("nvml_up", "1 if a worker can read its GPUs. Absent if NVML is off.", workerLabels...)
 
 	descAge         = fleetDesc("nvml_sample_age_seconds", "Time since a GPU was last sampled.", gpuLabels...)
@@ -202,16 +204,21 @@ func utf8Labels(labels []string) []string {
 func collectWorker(to chan<- prometheus.Metric, h *subjects.Heartbeat) {
 	labels := []string{h.Name, h.Host}
 	gauge(to, descInFlight, float64(h.InFlight), labels)
-	failing := 0
+	failing, suspect := 0, 0
 	for i := range h.Pools {
 		if h.Pools[i].Failing != "" {
 			failing++
 		}
+		if h.Pools[i].Doubt != "" {
+			suspect++
+		}
 	}
 	gauge(to, descFailing, float64(failing), labels)
+	gauge(to, descSuspect, float64(suspect), labels)
 	if h.NVML != nil {
 		gauge(to, descNVML, truth(h.NVML.Failure == nil && len(h.NVML.GPUs) > 0), labels)
 	}
+	gauge(to, descState, 1, labels, knownState(h.State))
 	fenced := h.State == subjects.Fenced
 	gauge(to, descFenced, truth(fenced), labels, fenceLabel(fenced, h.FenceClass))
 	r := h.Capacity
@@ -228,6 +235,15 @@ func collectWorker(to chan<- prometheus.Metric, h *subjects.Heartbeat) {
 	}
 }
 
+// knownState bounds the label's values in the same way as knownBound.
+func knownState(s subjects.State) string {
+	switch s {
+	case subjects.Ready, subjects.Paused, subjects.Busy, subjects.Down, subjects.Fenced, subjects.Draining, subjects.Cordoned, subjects.Left:
+		return string(s)
+	}
+	return "other"
+}
+
 // knownBound bounds the label's values, whatever a worker of another version reports.
 func knownBound(b policy.Bound) string {
 	if slices.Contains(policy.Bounds, b) {
@@ -242,7 +258,8 @@ func fenceLabel(fenced bool, c gpu.FenceClass) string {
 		return ""
 	}
 	switch c {
-	case gpu.FenceLost, gpu.FenceResetRequired, gpu.FenceRowRemap, gpu.FenceRecovery, gpu.FenceXID, gpu.FenceECC, subjects.FenceStalled, subjects.FenceNVML:
+	case gpu.FenceLost, gpu.FenceResetRequired, gpu.FenceRowRemap, gpu.FenceRecovery, gpu.FenceXID, gpu.FenceECC, subjects.FenceStalled, subjects.FenceNVML,
+		subjects.FenceHung, subjects.FenceFrozen:
 		return string(c)
 	}
 	return "other"

@@ -103,6 +103,22 @@ func TestMetricsOfAWorker(t *testing.T) {
 	}
 }
 
+func TestMetricOfAWorkersState(t *testing.T) {
+	for state, want := range map[subjects.State]string{subjects.Ready: "ready", subjects.Busy: "busy", subjects.Down: "down", subjects.Fenced: "fenced", "asleep": "other"} {
+		m := newFleetMetrics()
+		h := onGPU("a", "GPU-1", 0)
+		h.State, h.FenceClass = state, subjects.FenceFrozen
+		m.hears(0, h)
+		fence := `pulley_worker_fenced{host="h",reason="",worker="a"} 0`
+		if state == subjects.Fenced {
+			fence = `pulley_worker_fenced{host="h",reason="frozen",worker="a"} 1`
+		}
+		wantMetrics(t, m, "pulley_worker_state pulley_worker_fenced", `
+			pulley_worker_state{host="h",state="`+want+`",worker="a"} 1
+			`+fence)
+	}
+}
+
 // Two workers of a name, or of a GPU, are one line each: a page with a line twice
 // is refused whole.
 func TestMetricsNameEverythingOnce(t *testing.T) {

@@ -49,6 +49,7 @@ type request struct {
 	unpinned bool            // the worker of pin has failed it, so that any may take it
 	avoid    map[string]bool // ids of the workers that failed it or had no slot for it
 	refused  map[string]bool // ids of those that had no slot
+	wasLate  bool            // it was moved to another worker because its first byte was late
 }
 
 // spec is what a request was admitted with.
@@ -98,6 +99,7 @@ type attempt struct {
 	seq    uint32    // sequence of the last message of frames
 	listed time.Time // when the worker last listed it as running
 	behind time.Time // since when the worker lists more messages than have come; zero: it does not
+	late   bool      // the worker said then that its first byte is late
 	over   bool      // it has ended or failed: none of its frames counts any more
 }
 
@@ -106,6 +108,7 @@ type event struct {
 	subjects.Frame
 	payload []byte // the payload of a frame from the broker that is not data; the handler parses it
 	crashed bool   // the attempt failed because its worker is gone
+	moved   bool   // another worker should have the request: the retry budget has been asked
 }
 
 // parse parses the payload. A malformed frame becomes a frame of its kind without content.
@@ -370,9 +373,14 @@ func (r *request) failAttemptLocked(class subjects.FailClass, reason string, cra
 	if r.attempt == nil || r.attempt.over || r.ended {
 		return
 	}
-	r.attempt.over = true
 	fail := &subjects.Fail{Class: class, Reason: reason}
-	r.events = append(r.events, event{Frame: subjects.Frame{Kind: subjects.KindFail, Fail: fail}, crashed: crashed})
+	r.overLocked(event{Frame: subjects.Frame{Kind: subjects.KindFail, Fail: fail}, crashed: crashed})
+}
+
+// overLocked ends the running attempt with a failure.
+func (r *request) overLocked(failed event) {
+	r.attempt.over = true
+	r.events = append(r.events, failed)
 	r.wake()
 }
 
@@ -427,7 +435,7 @@ func (r *request) onListed(l subjects.AliveAttempt, now time.Time) (taken int64,
 	if r.ended || a == nil || a.mark != l.Attempt || a.over {
 		return 0, false
 	}
-	a.listed = now
+	a.listed, a.late = now, l.Late
 	switch {
 	case l.Sent <= a.seq:
 		a.behind = time.Time{}
@@ -452,6 +460,48 @@ func (r *request) checkListed(now time.Time, slept bool) {
 	case now.Sub(a.listed) > listDeadline:
 		r.failAttemptLocked(subjects.FailTruncated, "worker "+a.name+" lost the request", false)
 	}
+}
+
+// progress is how far a request has come, for those who decide whether another worker should have it.
+type progress struct {
+	attempt  *attempt // the one that runs; nil: none does
+	answered bool     // something of its answer has reached the client
+	late     bool     // its first byte is late by its worker's measure
+	wasLate  bool     // the request was moved before because its first byte was late
+	last     bool     // after a failure of this attempt there is no other one
+}
+
+func (r *request) progress() progress {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a := r.attempt
+	if r.ended || a == nil || a.over {
+		return progress{answered: r.ended || r.begun, wasLate: r.wasLate}
+	}
+	return progress{a, r.begun, a.late, r.wasLate, r.history.Failures+1 >= r.history.MaxAttempts}
+}
+
+// shunned returns the workers that should not have the request next: those that failed it, and the one that runs it.
+func (r *request) shunned(a *attempt) (avoid map[string]bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	avoid = map[string]bool{a.worker: true}
+	maps.Copy(avoid, r.avoid)
+	return avoid
+}
+
+// giveUp fails an attempt of whose answer nothing has reached the client, so that another worker has the request. late says
+// that the only reason is its first byte. It reports whether it has.
+func (r *request) giveUp(a *attempt, reason string, late bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.attempt != a || a.over || r.begun || r.ended {
+		return false
+	}
+	r.wasLate = r.wasLate || late
+	fail := &subjects.Fail{Class: subjects.FailStalled, Reason: reason}
+	r.overLocked(event{Frame: subjects.Frame{Kind: subjects.KindFail, Fail: fail}, moved: true})
+	return true
 }
 
 // cancel makes the handler end the request with an error.

@@ -298,8 +298,8 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 		history.AllRefused = history.AllRefused || !longer
 	}
 	next, why := history.After()
-	// A crash is bounded by itself: no request is started again after two.
-	if next == policy.Retry && ours && !ev.crashed && fail.Class != subjects.FailCrashed && !s.retries.take(at.queue.pool, time.Now()) {
+	// A crash is bounded by itself: no request is started again after two. What moves was counted before.
+	if next == policy.Retry && ours && !ev.crashed && !ev.moved && fail.Class != subjects.FailCrashed && !s.retries.take(at.queue.pool, time.Now()) {
 		s.metrics.refusals.WithLabelValues(at.queue.pool, at.tier.Name, "retry_budget").Inc()
 		next, why = policy.DeadLetter, "too many requests of the pool fail for another attempt"
 	}
@@ -353,7 +353,7 @@ func (s *server) retry(ctx context.Context, r *request, a *attempt, class subjec
 	}
 	r.retry(delay > 0)
 	if crashed || class == subjects.FailTruncated || class == subjects.FailStalled {
-		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "failed over") // should it still run
+		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, subjects.FailedOver) // should it still run
 	}
 	if err := s.publisher.handBack(ctx, r, a.ack, delay); err != nil {
 		return err

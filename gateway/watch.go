@@ -36,6 +36,7 @@ type watch struct {
 	requests *requests
 	short    *shortages
 	links    *links
+	late     *late
 
 	gone chan goneWorker // workers whose requests run has to fail over
 }
@@ -130,7 +131,8 @@ func (w *watch) sweep(now time.Time) {
 	if len(cold) > 0 {
 		waiting = make(map[string]int)
 	}
-	for _, r := range w.requests.all() {
+	requests := w.requests.all()
+	for _, r := range requests {
 		r.checkListed(now, slept || !connected)
 		if cold == nil {
 			continue
@@ -145,6 +147,9 @@ func (w *watch) sweep(now time.Time) {
 	}
 	if w.short.observe(waiting, cold, now) {
 		w.publishReferences()
+	}
+	if !slept {
+		w.late.move(requests, now)
 	}
 }
 
@@ -166,6 +171,11 @@ func (w *watch) report(changes []change) {
 			e.Pool = c.pool
 			if e.Text = fmt.Sprintf("worker %s: requests for %s fail: %s", h.Name, c.pool, c.why); c.why == "" {
 				e.Text = fmt.Sprintf("worker %s: requests for %s no longer fail", h.Name, c.pool)
+			}
+		case subjects.EventWorkerSuspect:
+			e.Pool = c.pool
+			if e.Text = fmt.Sprintf("worker %s gets few requests for %s: %s", h.Name, c.pool, c.why); c.why == "" {
+				e.Text = fmt.Sprintf("worker %s: the engine is no longer suspect for %s", h.Name, c.pool)
 			}
 		case subjects.EventWorkerFenced:
 			w.bus.log.Warn("worker fenced", "worker", h.Name, "reason", h.Reason)

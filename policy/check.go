@@ -107,6 +107,9 @@ func (c *checker) tiers(tiers []Tier) {
 		if t.Deadline <= 0 {
 			c.add(at("deadline"), "%v: must be above 0", t.Deadline)
 		}
+		if t.FirstByteWithin < 0 {
+			c.add(at("first_byte_within"), "%v: must not be negative", t.FirstByteWithin)
+		}
 		if t.MaxWait < 0 {
 			c.add(at("max_wait"), "%v: must not be negative", t.MaxWait)
 		}

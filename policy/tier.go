@@ -25,9 +25,12 @@ type Tier struct {
 	Storage  Storage `json:"storage" yaml:"storage"`
 	MaxQueue int     `json:"max_queue" yaml:"max_queue"` // requests of one pool that may wait in the tier
 	// MaxWait is how long a request may wait for a worker before it is refused. Default 0: until its deadline.
-	MaxWait  Duration `json:"max_wait,omitempty" yaml:"max_wait,omitempty"`
-	Deadline Duration `json:"deadline" yaml:"deadline"` // used where the client sets none
-	Retries  int      `json:"retries" yaml:"retries"`   // attempts after a failed first one, before the request becomes a dead letter
+	MaxWait Duration `json:"max_wait,omitempty" yaml:"max_wait,omitempty"`
+	// FirstByteWithin is how long a stream may take to its first byte before it moves to another worker. Default 0: as the
+	// gateway is set, and else by what its worker has measured.
+	FirstByteWithin Duration `json:"first_byte_within,omitempty" yaml:"first_byte_within,omitempty"`
+	Deadline        Duration `json:"deadline" yaml:"deadline"` // used where the client sets none
+	Retries         int      `json:"retries" yaml:"retries"`   // attempts after a failed first one, before the request becomes a dead letter
 }
 
 // MaxQueueLimit bounds Tier.MaxQueue. The broker's own bound is above it.

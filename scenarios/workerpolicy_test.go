@@ -76,22 +76,30 @@ type beats struct {
 
 func recordBeats(t *testing.T, env *Env) *beats {
 	t.Helper()
-	nc, _ := env.Connect("beats")
 	b := &beats{last: make(map[string]subjects.Heartbeat)}
+	onHeartbeats(t, env, func(h *subjects.Heartbeat) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.last[h.Name] = *h
+	})
+	return b
+}
+
+// onHeartbeats calls do with every heartbeat, one at a time.
+func onHeartbeats(t *testing.T, env *Env, do func(h *subjects.Heartbeat)) {
+	t.Helper()
+	nc, _ := env.Connect("beats")
 	_, err := nc.Subscribe(subjects.AllHeartbeats, func(m *nats.Msg) {
-		var h subjects.Heartbeat
-		if err := json.Unmarshal(m.Data, &h); err != nil {
+		h := new(subjects.Heartbeat)
+		if err := json.Unmarshal(m.Data, h); err != nil {
 			t.Error(err)
 			return
 		}
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.last[h.Name] = h
+		do(h)
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return b
 }
 
 func (b *beats) of(name string) subjects.Heartbeat {

@@ -109,6 +109,9 @@ type Blame struct {
 	ID ID `json:"id"`
 }
 
+// FailedOver is the Reason of a Cancel after which another worker should have the request.
+const FailedOver = "failed over"
+
 // WindowUpdate tells a worker how many body bytes of an attempt the client has consumed so far. It
 // is sent on WorkerWindow. A worker sends at most Window bytes beyond that.
 type WindowUpdate struct {
@@ -133,6 +136,8 @@ type AliveAttempt struct {
 	Attempt uint64 `json:"attempt,string"`
 	Sent    uint32 `json:"sent"`           // messages sent so far
 	Taken   int64  `json:"taken,omitzero"` // as in the last WindowUpdate
+	// Late says that the first byte of the answer takes much longer than the worker has measured for such prompts.
+	Late bool `json:"late,omitzero"`
 }
 
 // Kind is the kind of a frame.

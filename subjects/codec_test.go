@@ -42,7 +42,7 @@ func TestByHandIsAsTheLibrary(t *testing.T) {
 	for _, v := range []any{
 		&Request{},
 		&Request{ID: NewID(), Gateway: "gw", Tenant: "t", Tier: "standard", Model: "m:7b", ModelAt: ModelAt{ModelInJSON, 1, 9}, AdapterOf: "base", Pool: "p", Deadline: math.MaxInt64, Method: "POST",
-			Path: "/v1?a=<b>&c=d", Header: header, Stream: true, InputTokens: 3, BodySize: 12, ByReference: true},
+			Path: "/v1?a=<b>&c=d", Header: header, Stream: true, InputTokens: 3, MaxOutput: 500, BodySize: 12, ByReference: true},
 		&Claim{}, &Claim{ID: NewID(), Attempt: math.MaxUint64, Worker: "w-1", Name: "w", Ack: "$JS.ACK.S.c.2.30.4.1700000000000000000.7", Rung: 7, Confirm: true},
 		&Head{}, &Head{Status: 200, Header: header, Length: -1},
 		&End{}, &End{OutputTokens: 100, InputTokens: 16},

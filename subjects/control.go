@@ -94,6 +94,7 @@ const (
 	EventWorkerFenced   EventKind = "worker-fenced"   // the engine or a GPU is unhealthy
 	EventWorkerUnfenced EventKind = "worker-unfenced" // the worker accepts requests again
 	EventWorkerFailing  EventKind = "worker-failing"  // requests of a pool fail at a worker, or no longer do
+	EventWorkerSuspect  EventKind = "worker-suspect"  // an engine shows no progress with requests of a pool, or no longer is suspect
 	EventModelLoading   EventKind = "model-loading"   // an engine has begun to load a model
 	EventModelLoaded    EventKind = "model-loaded"    // it has loaded one
 	EventModelEvicted   EventKind = "model-evicted"   // it no longer has one loaded

@@ -253,9 +253,14 @@
 //	            reason, and in fence_class, one word from a fixed set (gpu.FenceClass). One that is down because its engine refuses
 //	            its credentials, has a certificate that is not trusted, or is a web page, says which in down_class (DownClass). One that chooses among data-parallel ranks has the load of each in ranks. For each pool it has what the engine's list
 //	            says of the model (listed), and whether its name may be spelled otherwise (any_case); an older worker sends neither
+//	            State busy means that the engine has requests and answers nothing else in time: it keeps them, and gets no new ones.
+//	            Pools whose requests the engine does not answer have vitality hung, and those for which it is suspect vitality
+//	            suspect, with the reason in failing or doubt.
+//	            Of a worker that is fenced with class hung or frozen, gateways fail over the attempts without a first byte as far
+//	            as other workers have free slots, and the same of a pool with vitality hung
 //	Alive       every second to each gateway: the attempts that run for it, how many items of frames each has sent, and what
 //	            the last WindowUpdate said. An attempt that its gateway does not want is cancelled, and a WindowUpdate that was lost
-//	            is sent again. An attempt that is not listed for 3.5 s has failed, and so has one of which fewer items have come for 10 s
+//	            is sent again. One is marked late if its first byte takes much longer than was measured: its gateway may fail it over, once. An attempt that is not listed for 3.5 s has failed, and so has one of which fewer items have come for 10 s
 //	Reference   every second, and as soon as a pool's consumers exist: the lowest price of each pool and its mean request,
 //	            so that workers, which do not receive each other's messages, price alike. After 10 s without one, and with a connection
 //	            to the broker as old, a worker drops what it runs for that gateway. For a pool whose model some worker would have

@@ -27,6 +27,7 @@ type State string
 const (
 	Ready    State = "ready"
 	Paused   State = "paused"   // the engine refused a request; the worker pauses for a moment
+	Busy     State = "busy"     // the engine has work and answers nothing else in time; the worker keeps its requests and takes no new ones
 	Down     State = "down"     // the engine does not answer
 	Fenced   State = "fenced"   // the engine or a GPU is unhealthy; the worker finishes what it can
 	Draining State = "draining" // the worker finishes its requests and leaves
@@ -214,6 +215,10 @@ type PoolStatus struct {
 	// Failing is why requests fail here: the worker has paused for the pool, and tries one request at a time until one
 	// succeeds. It is empty otherwise.
 	Failing string `json:"failing,omitempty"`
+	// Vitality is VitalitySuspect or VitalityHung if the engine shows no progress with requests of the pool; Doubt says why it
+	// is suspect, and Failing why it hangs. Both are empty otherwise.
+	Vitality string `json:"vitality,omitempty"`
+	Doubt    string `json:"doubt,omitempty"`
 	// WillLoad says that the model is cold and the worker is about to load it.
 	WillLoad bool `json:"loads,omitempty"`
 	// Spare says that the model is cold, and that loading it would push out nothing that is in use; Evicts that it may push
@@ -237,6 +242,12 @@ type PoolStatus struct {
 
 // MaxAdapters is how many names of adapters a heartbeat has for each pool at most.
 const MaxAdapters = 1024
+
+// Values of PoolStatus.Vitality.
+const (
+	VitalitySuspect = "suspect" // the worker starts few requests of the pool
+	VitalityHung    = "hung"    // it starts none, though the engine answers those of other pools
+)
 
 // Loaded reports whether requests for the pool's model are answered without a load.
 func (p *PoolStatus) Loaded() bool { return !p.Cold && p.Loading.IsZero() }
@@ -286,6 +297,8 @@ func (m *ListedModel) Agree(other *ListedModel) {
 const (
 	FenceStalled gpu.FenceClass = "stalled" // the engine has stalled
 	FenceNVML    gpu.FenceClass = "nvml"    // NVML is required but reports nothing
+	FenceHung    gpu.FenceClass = "hung"    // the engine's pages answer, its requests do not
+	FenceFrozen  gpu.FenceClass = "frozen"  // neither the engine's pages nor its requests answer
 )
 
 // DownClass is the kind of obstacle between a worker and its engine. Others may be added.
@@ -307,6 +320,16 @@ func (h *Heartbeat) Serves(pool string) bool {
 	return false
 }
 
+// Answers reports whether the worker serves a pool, and nothing is known to be wrong with its requests there.
+func (h *Heartbeat) Answers(pool string) bool {
+	for i := range h.Pools {
+		if p := &h.Pools[i]; p.Pool == pool {
+			return p.Failing == "" && p.Vitality == ""
+		}
+	}
+	return false
+}
+
 // Failing returns the first of the pools whose requests fail here, and why; empty if there are none.
 func (h *Heartbeat) Failing() string {
 	for i := range h.Pools {
@@ -317,5 +340,20 @@ func (h *Heartbeat) Failing() string {
 	return ""
 }
 
-// Live reports whether the worker accepts new requests.
-func (h *Heartbeat) Live() bool { return h.State == Ready || h.State == Paused }
+// Doubt returns the first of the pools for which the engine is suspect, and why; empty if there are none.
+func (h *Heartbeat) Doubt() string {
+	for i := range h.Pools {
+		if p := &h.Pools[i]; p.Doubt != "" {
+			return p.Pool + ": " + p.Doubt
+		}
+	}
+	return ""
+}
+
+// Live reports whether the worker accepts new requests, now or after a moment.
+func (h *Heartbeat) Live() bool { return h.State == Ready || h.State == Paused || h.State == Busy }
+
+// Hangs reports whether the worker is fenced because its engine no longer answers requests.
+func (h *Heartbeat) Hangs() bool {
+	return h.State == Fenced && (h.FenceClass == FenceHung || h.FenceClass == FenceFrozen)
+}

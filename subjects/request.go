@@ -40,7 +40,8 @@ type Request struct {
 	Path        string      `json:"path"`             // with the query
 	Header      http.Header `json:"header,omitempty"` // end-to-end headers for the engine
 	Stream      bool        `json:"stream,omitempty"`
-	InputTokens int         `json:"in"` // estimate: body bytes / 4, at least 1
+	InputTokens int         `json:"in"`           // estimate: body bytes / 4, at least 1
+	MaxOutput   int         `json:"out,omitzero"` // bound on the answer's tokens; 0: the client set none
 	BodySize    int64       `json:"size"`
 	ByReference bool        `json:"ref,omitempty"` // the body has to be fetched from the gateway (GatewayBody)
 }
@@ -136,6 +137,9 @@ func (r *Request) build(b *builder) {
 	}
 	b.bool(`,"stream":`, r.Stream)
 	b.int(`,"in":`, int64(r.InputTokens))
+	if r.MaxOutput != 0 {
+		b.int(`,"out":`, int64(r.MaxOutput))
+	}
 	b.int(`,"size":`, r.BodySize)
 	b.bool(`,"ref":`, r.ByReference)
 	b.lit(`}`)
@@ -159,6 +163,7 @@ func (r *Request) read(meta string) bool {
 		(!j.lit(`,"header":`) || j.header(&r.Header)) &&
 		j.lit(`,"stream":`) && j.bool(&r.Stream) &&
 		j.lit(`,"in":`) && j.int(&r.InputTokens) &&
+		(!j.lit(`,"out":`) || j.int(&r.MaxOutput)) &&
 		j.lit(`,"size":`) && j.int64(&r.BodySize) &&
 		j.lit(`,"ref":`) && j.bool(&r.ByReference) &&
 		j.rest == `}`

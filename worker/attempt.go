@@ -20,6 +20,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -87,6 +88,8 @@ type attempt struct {
 	taken     atomic.Int64  // body bytes that the client has taken
 	firstByte moment
 	lastByte  moment
+	awaited   atomic.Pointer[policy.Awaited] // how long its first byte should take; nil until that is known
+	held      atomic.Bool                    // its client does not take what has come
 
 	renewed time.Time // when the lease of the delivery was last renewed; owned by Worker.publishAlive
 
@@ -115,6 +118,11 @@ func (m *moment) set(start, t time.Time) { m.after.Store(int64(t.Sub(start)) + 1
 
 func (m *moment) isSet() bool { return m.after.Load() != 0 }
 
+// at returns the moment, or the start if it is not set.
+func (m *moment) at(start time.Time) time.Time {
+	return start.Add(time.Duration(max(m.after.Load()-1, 0)))
+}
+
 // since returns the time from the moment to now; from the start, if it is not set.
 func (m *moment) since(start, now time.Time) time.Duration {
 	return now.Sub(start) - time.Duration(max(m.after.Load()-1, 0))
@@ -141,10 +149,19 @@ func (a *attempt) silent(ill time.Time, stall time.Duration, now time.Time) bool
 	return (a.req.Stream || a.cheap) && silent > stall
 }
 
+// late reports whether the first byte takes much longer than was measured.
+func (a *attempt) late(now time.Time) bool {
+	awaited := a.awaited.Load()
+	return !a.firstByte.isSet() && awaited != nil && awaited.Late(now.Sub(a.started))
+}
+
 // attempts owns the attempts that run, and remembers the requests that should not be attempted here again for now.
 type attempts struct {
 	done   atomic.Uint64 // attempts with a whole answer
 	failed atomic.Uint64
+
+	streams  atomic.Int32 // streams that have had their first byte
+	parallel atomic.Int32 // most of them at once
 
 	mu      sync.Mutex
 	running map[uint64]*attempt // by mark
@@ -207,7 +224,18 @@ func (as *attempts) begin(a *attempt) bool {
 	return true
 }
 
+// onStream counts a stream that has had its first byte.
+func (as *attempts) onStream() {
+	n := as.streams.Add(1)
+	for most := as.parallel.Load(); n > most && !as.parallel.CompareAndSwap(most, n); {
+		most = as.parallel.Load()
+	}
+}
+
 func (as *attempts) end(a *attempt) {
+	if a.streamed && a.firstByte.isSet() {
+		as.streams.Add(-1)
+	}
 	as.mu.Lock()
 	defer as.mu.Unlock()
 	as.endLocked(a)
@@ -278,8 +306,9 @@ func (as *attempts) byTier() map[string]int {
 	return n
 }
 
-// summary returns what a stall of the engine is recognised by.
-func (as *attempts) summary() (r runningAttempts) {
+// summary returns what a stall of the engine is recognised by. gap is the expected time between two tokens of a stream.
+func (as *attempts) summary(gap time.Duration, now time.Time) (r runningAttempts) {
+	r.parallel = int(as.parallel.Load())
 	for _, a := range as.all() {
 		if a.cheap {
 			continue
@@ -287,9 +316,51 @@ func (as *attempts) summary() (r runningAttempts) {
 		if r.oldest.IsZero() || a.started.Before(r.oldest) {
 			r.oldest = a.started
 		}
-		r.streaming = r.streaming || a.firstByte.isSet() && a.streamed
+		if a.firstByte.isSet() && a.streamed {
+			r.streaming = true
+		}
+		if a.awaited.Load() == nil { // it has not begun
+			continue
+		}
+		if r.pools == nil {
+			r.pools = make(map[string]*poolAttempts)
+		}
+		p := r.pools[a.task.source]
+		if p == nil {
+			p = new(poolAttempts)
+			r.pools[a.task.source] = p
+		}
+		p.add(a, policy.AwaitToken(gap).Patience(), now)
 	}
 	return r
+}
+
+// add includes an attempt that has begun. usual is how long a stream may be silent between two tokens.
+func (p *poolAttempts) add(a *attempt, usual time.Duration, now time.Time) {
+	if a.firstByte.isSet() {
+		p.lastByte = later(p.lastByte, a.lastByte.at(a.started))
+		silent := a.lastByte.since(a.started, now)
+		switch {
+		case !a.streamed || a.held.Load():
+		case silent > usual:
+			p.stuck, p.stuckFor = p.stuck+1, max(p.stuckFor, silent)
+			if p.head == nil {
+				p.head = a
+			}
+		case a.firstByte.since(a.started, now) > usual:
+			p.going++
+		}
+		return
+	}
+	awaited := *a.awaited.Load()
+	if p.waiting > 0 {
+		awaited = p.awaited.With(awaited)
+	}
+	if p.waiting == 0 || a.started.Before(p.oldestWaiting) {
+		p.head, p.oldestWaiting = a, a.started
+	}
+	p.awaited = awaited
+	p.waiting++
 }
 
 // find returns the running attempt of a request with a mark; nil if there is none.
@@ -332,14 +403,21 @@ func (as *attempts) onBlame(m *nats.Msg) (f failure, known bool) {
 	return kept.failure, known
 }
 
-func (as *attempts) onCancel(m *nats.Msg) {
+// onCancel stops an attempt that its gateway does not want. If another worker should have the request, it is remembered as
+// one that failed here, unless it is known that the engine hangs.
+func (as *attempts) onCancel(m *nats.Msg, known *verdicts) {
 	var c subjects.Cancel
 	if subjects.Unmarshal(m.Data, &c) != nil {
 		return
 	}
-	if a := as.find(c.ID, c.Attempt); a != nil {
-		a.stop(errCancelled)
+	a := as.find(c.ID, c.Attempt)
+	if a == nil {
+		return
 	}
+	if c.Reason == subjects.FailedOver { // another worker should have it
+		as.onFailedOver(a, known.hangs(a.task.source), time.Now())
+	}
+	a.stop(errCancelled)
 }
 
 // onWindow handles a window update: the client of an attempt has taken more bytes.
@@ -360,6 +438,17 @@ func (as *attempts) onGatewayGone(gateway string) {
 		if a.req.Gateway == gateway {
 			a.stop(errGatewayGone)
 		}
+	}
+}
+
+// onFailedOver remembers an attempt of whose answer nothing came in time.
+func (as *attempts) onFailedOver(a *attempt, known bool, now time.Time) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	as.failedHere[a.req.ID] = failedRequest{at: now}
+	if !known && !a.firstByte.isSet() {
+		reason := fmt.Sprintf("no first byte within %v", round(now.Sub(a.started)))
+		as.faults[a.req.ID] = fault{failure{pool: a.task.source, reason: reason}, now.Add(failedHereFor)}
 	}
 }
 
@@ -406,7 +495,7 @@ func (w *Worker) receive(m *nats.Msg) {
 	case "got":
 		w.links.onAck(arg, m)
 	case "cancel":
-		w.attempts.onCancel(m)
+		w.attempts.onCancel(m, w.vitals.latest.Load())
 	case "credit":
 		w.attempts.onWindow(m)
 	case "blame":
@@ -489,8 +578,10 @@ func (w *Worker) begin(a *attempt) {
 	a.timing = timing{
 		pool: w.estimates.pool(a.task.source), spilled: a.task.pool != a.task.source,
 		input: float64(a.req.InputTokens), streams: a.req.Stream, started: a.started, beside: beside, load: load,
+		most: a.req.MaxOutput,
 	}
-	w.estimates.begin(&a.timing)
+	awaited := w.estimates.begin(&a.timing)
+	a.awaited.Store(&awaited)
 	a.rank = w.capacity.takeRank()
 }
 
@@ -767,7 +858,13 @@ func (w *Worker) onFirstByte(a *attempt, answers bool, now time.Time) {
 	}
 	w.capacity.onFirstByte(&a.slot, a.started, now)
 	w.estimates.firstByte(&a.timing, afterLoad, now)
+	if w.presence.late() { // it answers again
+		w.scraper.Look()
+	}
 	a.firstByte.set(a.started, now)
+	if a.streamed {
+		w.attempts.onStream()
+	}
 }
 
 func (w *Worker) finish(a *attempt, status int, in *api.Inspector, p *pace, now time.Time) {

@@ -218,7 +218,7 @@ func TestWindowUpdates(t *testing.T) {
 		t.Error("the attempt has ended")
 	}
 	go func() { done <- a.awaitWindow(1 << 30) }()
-	as.onCancel(&nats.Msg{Data: subjects.MustMarshal(subjects.Cancel{ID: a.req.ID, Attempt: a.mark})})
+	as.onCancel(&nats.Msg{Data: subjects.MustMarshal(subjects.Cancel{ID: a.req.ID, Attempt: a.mark})}, nil)
 	if <-done {
 		t.Error("it was cancelled, and goes on")
 	}

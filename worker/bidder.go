@@ -96,6 +96,7 @@ type load struct {
 	prefills prefills
 	models   map[string]modelState // by pool; nil: every model is loaded
 	shut     map[string]bool       // pools that accept nothing now because their requests fail here; nil: none
+	doubted  map[string]doubt      // pools for which the engine is suspect: bids are few, and at the highest price; nil: none
 
 	// The price is divided by these.
 	weight  float64 // set by an operator; 1 if not
@@ -369,7 +370,7 @@ func (b *bidder) onDelivery(d subjects.Delivery, ld load, now time.Time) (t task
 // at no higher price. It may be seconds old.
 func (b *bidder) holdsLocked(l *lane, answered bid, delivered uint64, ld *load, now time.Time) bool {
 	switch {
-	case !ld.open || l.pool.paused || ld.models[l.pool.source.name].blocked || ld.shut[l.pool.source.name] || l.retired || ld.free <= 0:
+	case !ld.open || l.pool.paused || ld.models[l.pool.source.name].blocked || ld.closes(l.pool.source.name) || l.retired || ld.free <= 0:
 		return false
 	case answered.kind == dealt:
 		return ld.inFlight < answered.ceiling
@@ -382,8 +383,9 @@ func (b *bidder) holdsLocked(l *lane, answered bid, delivered uint64, ld *load, 
 		return b.awayRungLocked(l, ld) <= answered.rung
 	}
 	// Requests that came by other lanes may have raised the price since the bid. A request that was handed back before
-	// is accepted all the same, and so is one with others behind it: then every slot is needed.
-	return delivered > mostBounces || l.waiting > 0 || b.rungLocked(l.pool, ld.inFlight+1, 0, ld) <= answered.rung
+	// is accepted all the same, unless the engine is suspect, and so is one with others behind it: then every slot is needed.
+	_, doubted := ld.doubted[l.pool.source.name]
+	return delivered > mostBounces && !doubted || l.waiting > 0 || b.rungLocked(l.pool, ld.inFlight+1, 0, ld) <= answered.rung
 }
 
 // alone reports whether no other worker serves the pool of a delivery.
@@ -509,7 +511,13 @@ func (b *bidder) surveyLocked(ld *load, now time.Time) (first int, contended boo
 }
 
 func (l *lane) closed(ld *load, now time.Time) bool {
-	return l.pool.paused || ld.models[l.pool.source.name].blocked || ld.shut[l.pool.source.name] || l.retired || now.Before(l.restsTill)
+	return l.pool.paused || ld.models[l.pool.source.name].blocked || ld.closes(l.pool.source.name) || l.retired || now.Before(l.restsTill)
+}
+
+// closes reports whether no request of a served pool may begin now, because the engine does not answer them.
+func (ld *load) closes(pool string) bool {
+	d, doubted := ld.doubted[pool]
+	return ld.shut[pool] || doubted && ld.inFlight >= d.most
 }
 
 // opensLocked reports whether a tier may bid for the k-th next request.
@@ -627,7 +635,7 @@ func (l *lane) depth(ld *load) int {
 	if l.pool.balance == policy.RoundRobin {
 		return policy.RoundRobinDepth
 	}
-	if ld.models[l.pool.source.name].cold { // the first request changes the price of the next
+	if _, doubted := ld.doubted[l.pool.source.name]; doubted || ld.models[l.pool.source.name].cold { // the first request changes the price of the next
 		return 1
 	}
 	need := minDepth + int(l.rate*float64(depthFor)/float64(bidTick))
@@ -649,6 +657,9 @@ func (b *bidder) kindLocked(l *lane, ld *load) bidKind {
 // own requests: that is what one of them costs here.
 func (b *bidder) rungLocked(p *pool, n, more int, ld *load) int {
 	var rung int
+	if _, doubted := ld.doubted[p.source.name]; doubted {
+		return policy.Rungs - 1
+	}
 	switch p.balance {
 	case policy.RoundRobin:
 	case policy.LeastLoaded:
@@ -774,6 +785,7 @@ func (w *Worker) load(now time.Time) load {
 	ld := w.capacity.load()
 	ld.open, ld.shut = ld.open && open, w.presence.shut(now)
 	ld.prefills = w.estimates.load(now)
+	w.vitals.latest.Load().limit(&ld)
 	ld.weight, ld.assumed = cmp.Or(weight, 1), cmp.Or(weight, ld.assumed, 1)
 	return ld
 }

@@ -493,3 +493,29 @@ func TestBidsWithoutAConnection(t *testing.T) {
 		}
 	}
 }
+
+// While the engine is suspect for a pool, bids on it are few and at the highest price, so that others come first.
+func TestBidderInDoubt(t *testing.T) {
+	now := time.Now()
+	b := bidderOf(now, subjects.PoolReference{Workers: 2, Price: 1})
+	ld := idle(8).with(2)
+	ld.doubted = map[string]doubt{"m": {"nothing comes", 4}}
+	bids, _ := b.plan(ld, now)
+	if len(bids) == 0 {
+		t.Fatal("no bids")
+	}
+	perLane := make(map[*lane]int)
+	for _, p := range bids {
+		if perLane[p.lane]++; p.rung != policy.Rungs-1 || perLane[p.lane] > 1 {
+			t.Errorf("bid %d of a lane at rung %d", perLane[p.lane], p.rung)
+		}
+	}
+	more, _ := b.plan(ld.with(2), now)
+	if len(more) > 0 {
+		t.Errorf("%d bids with as many in flight as a suspect may have", len(more))
+	}
+	ld.doubted = nil
+	if bids, _ := b.plan(ld, now); len(bids) == 0 || bids[0].rung == policy.Rungs-1 {
+		t.Errorf("no longer in doubt: %+v", bids)
+	}
+}

@@ -38,10 +38,16 @@ const (
 
 	keptDecisions = 8
 
+	// reportFresh is how old the engine's report of its queue may be: four scrapes.
+	reportFresh = 2 * time.Second
+
 	// otherEvents is how many events of a stream carry no token: the first and the
 	// last in most APIs. Streams of at most fewEvents are not measured.
 	otherEvents = 2
 	fewEvents   = 4
+
+	// kvShort is the used part of the KV cache from which on engines preempt requests, or let them wait.
+	kvShort = 0.9
 
 	// severalTokens is the mean number of tokens per event above which events count as carrying several.
 	severalTokens = 1.5
@@ -66,6 +72,7 @@ type capacity struct {
 	startedAt time.Time     // when the engine was last seen to start
 	downAt    time.Time     // when it last went down
 	lastToken time.Time
+	turned    time.Time     // when a request last began or ended
 	waiting   int           // requests for streams without a first token
 	streaming int           // streams that have had it
 	order     []*slot       // those in flight, in the order in which they began; only of an engine that reports nothing
@@ -273,7 +280,9 @@ func (c *capacity) begin(s *slot, pool string, streams bool, now time.Time) (loa
 	defer c.mu.Unlock()
 	beside = c.inFlight
 	c.inFlight++
+	c.turned = now
 	s.model, s.load = c.models.begin(pool, now)
+	s.load.unseen = len(c.models.served) > 1 && (c.status.Dialect == engine.DialectOpenAI || c.status.Dialect == "")
 	c.waitsLocked(s, streams)
 	c.window.Started(c.inFlight)
 	if c.cfg.Slots == 0 && c.silentLocked() {
@@ -295,6 +304,7 @@ func (c *capacity) end(s *slot, now time.Time) {
 	if i := slices.Index(c.order, s); i >= 0 {
 		c.order = slices.Delete(c.order, i, i+1)
 	}
+	c.turned = now
 	s.model.end(now)
 }
 
@@ -475,17 +485,61 @@ func (c *capacity) disturbedLocked(since time.Time) bool {
 }
 
 // illSince returns since when the engine is down, or the engine or a GPU fenced; zero if none is. A fence because NVML
-// reports nothing does not count: nothing is known to be wrong.
+// reports nothing does not count: nothing is known to be wrong. Nor does one because the engine hangs: the gateways move
+// its requests as others have room for them.
 func (c *capacity) illSince(down bool) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case down:
 		return c.downAt
-	case c.fence.reason != "" && !c.blindLocked():
+	case c.fence.reason != "" && !c.blindLocked() && c.fence.class != subjects.FenceHung && c.fence.class != subjects.FenceFrozen:
 		return c.fence.since
 	}
 	return time.Time{}
+}
+
+// signs returns what is known of the engine's progress.
+func (c *capacity) signs(now time.Time) engineSigns {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return engineSigns{
+		progress: later(c.lastToken, c.startedAt), started: c.startedAt, late: c.status.Late, checked: c.status.Checked, took: c.status.Took,
+		queue: queueOf(c.status, now), inFlight: c.inFlight, served: len(c.models.served), short: c.shortLocked(now),
+	}
+}
+
+// explainsWaits reports whether the engine works on other requests, which explains that some wait long for their first
+// byte: something came from it lately, and it reports that others wait in its queue or that its KV cache is nearly full. One
+// that reports neither may have a queue if it has more requests than it was ever seen to run at once (parallel).
+func (c *capacity) explainsWaits(parallel int, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now.Sub(c.lastToken) > reportFresh {
+		return false
+	}
+	if c.shortLocked(now) {
+		return true
+	}
+	queue := queueOf(c.status, now)
+	return queue == queueFull || queue == queueUnknown && c.inFlight > parallel
+}
+
+// shortLocked reports whether the engine's KV cache is nearly full.
+func (c *capacity) shortLocked(now time.Time) bool {
+	return c.status.Age(now) <= reportFresh && c.status.KVUsage != nil && *c.status.KVUsage >= kvShort
+}
+
+// queueOf says by the engine's last report whether another request would wait inside it.
+func queueOf(st engine.Status, now time.Time) queueSign {
+	waiting, slots := st.Waiting, st.Slots
+	switch full := slots != nil && st.Running != nil && *st.Running >= *slots; {
+	case st.Age(now) > reportFresh || waiting == nil && (slots == nil || st.Running == nil):
+		return queueUnknown
+	case full, waiting != nil && *waiting > 0:
+		return queueFull
+	}
+	return queueEmpty
 }
 
 // blindLocked reports whether NVML is required and does not report every GPU.
@@ -502,7 +556,7 @@ func (c *capacity) onStatus(st engine.Status, work workload, now time.Time) {
 	if fell(was.Preemptions, st.Preemptions) || fell(was.Generated, st.Generated) { // it has restarted
 		c.restartLocked(now)
 	}
-	if st.Generated != nil && was.Generated != nil && *st.Generated > *was.Generated {
+	if c.progressedLocked(was, st) {
 		c.lastToken = now
 	}
 	s := &c.signals
@@ -560,6 +614,21 @@ func (c *capacity) decidedLocked(was int, now time.Time) {
 	}
 }
 
+// progressedLocked reports whether the counters of the engine show that it has worked between two reports. Tokens and
+// preemptions do. Its KV cache and its queue do unless a request began or ended here meanwhile, which changes them too.
+func (c *capacity) progressedLocked(was, st engine.Status) bool {
+	if rose(was.Generated, st.Generated) || rose(was.Preemptions, st.Preemptions) {
+		return true
+	}
+	if !c.turned.Before(was.At) || !st.At.After(was.At) {
+		return false
+	}
+	admitted := was.Waiting != nil && st.Waiting != nil && *st.Waiting < *was.Waiting
+	return admitted || was.KVUsage != nil && st.KVUsage != nil && *was.KVUsage != *st.KVUsage
+}
+
+func rose(was, now *int64) bool { return was != nil && now != nil && *now > *was }
+
 func fell(was, now *int64) bool { return was != nil && now != nil && *now < *was }
 
 // maybe converts a number that an engine or a GPU may not report.
@@ -574,6 +643,48 @@ func maybe[T int | int64 | float64](v *T) policy.Maybe {
 type runningAttempts struct {
 	oldest    time.Time // when the oldest began; zero: none runs
 	streaming bool      // some stream has had its first byte
+	parallel  int       // most streams so far that had theirs at once
+
+	pools map[string]*poolAttempts // by the pool whose model answers them
+
+	hangs fenceCause // why the engine counts as one that hangs; the zero value: it does not
+}
+
+// poolAttempts is what vitals needs to know of the attempts of a pool.
+type poolAttempts struct {
+	waiting       int            // those whose answer has not begun
+	going         int            // streams that have begun a while ago and go on
+	stuck         int            // those that do not, though their clients take what comes
+	stuckFor      time.Duration  // the longest silence of these
+	head          *attempt       // the oldest of those that wait; if none does, a stream
+	oldestWaiting time.Time      // when that began
+	awaited       policy.Awaited // of all that wait
+	lastByte      time.Time      // of the answers that have begun
+
+	parallel int             // see runningAttempts
+	others   *policy.Awaited // of all that wait for other pools; nil: none does
+}
+
+// of returns the attempts of a pool. What the other pools wait for counts too: the engine may work on that first.
+func (r *runningAttempts) of(pool string) (p poolAttempts) {
+	if own := r.pools[pool]; own != nil {
+		p = *own
+	}
+	p.parallel = r.parallel
+	for name, other := range r.pools {
+		if name == pool || other.waiting == 0 {
+			continue
+		}
+		awaited := other.awaited
+		if p.others != nil {
+			awaited = p.others.With(awaited)
+		}
+		p.others = &awaited
+	}
+	if p.waiting > 0 && p.others != nil {
+		p.awaited = p.awaited.With(*p.others)
+	}
+	return p
 }
 
 // fenceChange is a change of the fence. The zero value is no change.
@@ -670,6 +781,9 @@ func (c *capacity) fenceReasonLocked(running runningAttempts, now time.Time) (cl
 	}
 	if c.fence.suspect != "" {
 		return gpu.FenceXID, c.fence.suspect
+	}
+	if running.hangs.reason != "" {
+		return running.hangs.class, running.hangs.reason
 	}
 	return subjects.FenceStalled, c.stallLocked(running, now)
 }
@@ -787,7 +901,17 @@ func (w *Worker) lookAtCapacity(now time.Time) {
 		gpus = &all
 	}
 	_, weight := w.presence.open(now)
-	news, fence := w.capacity.look(gpus, w.estimates.workload(now), w.attempts.summary(), weight, now)
+	signs := w.capacity.signs(now)
+	signs.gap = w.estimates.gap(signs.inFlight)
+	running := w.attempts.summary(signs.gap, now)
+	verdicts, changed := w.vitals.look(running, signs, w.estimates.lastHeard(), now)
+	running.hangs = w.vitals.hangs()
+	changed = w.onHealth(w.presence.onWork(!running.oldest.IsZero(), now), now) || changed
+	if changed {
+		verdicts.log(w.log)
+		w.presence.beat()
+	}
+	news, fence := w.capacity.look(gpus, w.estimates.workload(now), running, weight, now)
 	if f := news.unwatched; f != nil {
 		w.log.Warn("GPUs are not monitored", "reason", f.Error(), "remedy", f.Remedy())
 	}

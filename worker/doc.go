@@ -23,6 +23,7 @@
 //	estimator  how long prompts and tokens take, and which requests wait for their first token
 //	attempts   what runs, and which requests should not be attempted here again for now
 //	link       what was sent to one gateway and is not acknowledged (link.go)
+//	vitals     whether the engine works, hangs or is frozen, by what it shows while it has requests; when to probe it
 //
 // An owner knows neither the Worker nor another owner. It takes values and returns values; it does not publish, log, or
 // call anything else. So each is tested without a connection. The Worker asks the owners one after the other, and then
@@ -55,8 +56,9 @@
 //	publishAlive      every second: lists to each gateway what runs for it, renews leases, stops what is silent
 //	loader.run        loads the models that capacity chooses, one after the other, without a request
 //	loader.remember   every 3 s: reads what was measured of the engine before the start, and writes what is new
-//	lookAtCapacity    four times a second: GPUs, adaptive limit, fence
+//	lookAtCapacity    four times a second: GPUs, adaptive limit, fence, and whether the engine hangs
 //	links.tend        four times a second: sends again what gateways have not acknowledged, stops what runs for those that are gone
+//	vitals.run        sends the engine a request for one token, when that is due: one at a time for each pool
 //
 // Attempts run on the goroutines of runners, which end with Run. To stop, the worker accepts nothing new and waits for
 // the attempts; then it ends the loops; and at last it publishes the heartbeat that it has left. This one follows the

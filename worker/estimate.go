@@ -19,6 +19,9 @@ const (
 	// gate opens late rather than early.
 	itlPerPrefill = 100
 
+	// longestKept is the part of the longest answer that remains after another one: half after 70 answers.
+	longestKept = 0.99
+
 	// curveEvery is how often a curve is computed again without a new sample, to see whether it has faded.
 	curveEvery = time.Second
 )
@@ -43,7 +46,11 @@ type poolEstimate struct {
 	prefill policy.Regression
 	itl     policy.Regression
 	mean    policy.Mean
-	fitted  time.Time // when curve was computed; zero: there are newer samples
+	first   policy.Regression // seconds to the first byte over input tokens, whatever else the engine had to do
+	longest float64           // tokens of the longest answer; older ones count less
+	slowest policy.Worst      // first bytes of streams
+	heard   time.Time         // when an answer last began or ended
+	fitted  time.Time         // when curve was computed; zero: there are newer samples
 
 	// curve is nil while nothing is measured. The bidder reads it without a lock.
 	curve atomic.Pointer[policy.Curve]
@@ -58,6 +65,7 @@ type timing struct {
 	streams bool          // the client asked for a stream, so its first token can be seen
 	started time.Time
 	beside  int // other requests in flight when it began
+	most    int // tokens that the client allows; 0: any number
 	load    coldLoad
 
 	// Guarded by estimator.mu.
@@ -75,6 +83,8 @@ type coldLoad struct {
 	waits bool
 	first bool          // no other request waited for the load when it began
 	left  time.Duration // expected time until the load ends
+
+	unseen bool // the engine may have to load the model, and does not report it
 }
 
 func newEstimator() *estimator { return &estimator{pools: make(map[string]*poolEstimate)} }
@@ -109,18 +119,38 @@ func (e *estimator) pool(name string) *poolEstimate {
 	return &poolEstimate{name: name}
 }
 
-// begin adds an attempt to those that wait for their first token.
-func (e *estimator) begin(t *timing) {
+// begin adds an attempt to those that wait for their first token. It returns how long that should take.
+func (e *estimator) begin(t *timing) (awaited policy.Awaited) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t.alone = e.prefillsLocked(t.started).n == 0
-	t.expect(t.pool.curveLocked(t.started))
+	before := e.prefillsLocked(t.started)
+	t.alone = before.n == 0
+	curve := t.pool.curveLocked(t.started)
+	t.expect(curve)
+	if awaited.Loads = t.load.waits; !t.load.waits && curve != nil {
+		awaited = t.await(curve, time.Duration(before.work*float64(time.Second)))
+	}
 	e.waiting = append(e.waiting, t)
 	e.begun.Add(1)
 	e.countLocked()
 	if !t.streams { // its first token cannot be seen: it counts as decoding from the start
 		e.decodesLocked(t, t.started)
 	}
+	return awaited
+}
+
+func (t *timing) await(c *policy.Curve, before time.Duration) policy.Awaited {
+	p := policy.Prompt{Input: int(t.input), Took: t.expectFirst, Before: before, Whole: !t.streams, Most: t.most, Seen: t.pool.longest, MayLoad: t.load.unseen}
+	if t.streams {
+		p.Slowest = t.pool.slowest.With(t.beside+1, t.started)
+	}
+	if first := t.pool.first.Line(); first != nil && t.streams {
+		p.Took = max(p.Took, time.Duration(first.At(t.input)*float64(time.Second)))
+	}
+	if c.ITL != nil {
+		p.Token = time.Duration(c.ITL.At(float64(t.beside+1)) * float64(time.Second))
+	}
+	return policy.Await(p)
 }
 
 // expect sets when the attempt should have its first token. If several attempts wait
@@ -145,7 +175,7 @@ func (t *timing) expect(c *policy.Curve) {
 func (e *estimator) firstByte(t *timing, afterLoad bool, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t.firstByte = now
+	t.firstByte, t.pool.heard = now, now
 	if len(e.waiting) > 0 && e.waiting[0] == t && !afterLoad {
 		// An engine prefills one prompt after the other, this one since the last was done. Requests that come to an
 		// idle engine would show the time more exactly, but under load there are none, and then a faded estimate would
@@ -163,6 +193,8 @@ func (e *estimator) learn(t *timing, output int, streamed, disturbed bool, now t
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	p := t.pool
+	p.heard = now
+	p.longest = max(p.longest*longestKept, float64(output))
 	if !t.spilled {
 		p.mean.Add(t.input, float64(output))
 	}
@@ -172,6 +204,10 @@ func (e *estimator) learn(t *timing, output int, streamed, disturbed bool, now t
 	p.fitted = time.Time{}
 	switch {
 	case streamed && !t.firstByte.IsZero():
+		if !t.load.waits {
+			p.first.Add(t.input, t.firstByte.Sub(t.started).Seconds(), now)
+			p.slowest.Add(t.beside+1, t.firstByte.Sub(t.started), now)
+		}
 		if t.prefillTook > 0 {
 			p.prefill.Add(t.input, t.prefillTook.Seconds(), now)
 		}
@@ -186,6 +222,30 @@ func (e *estimator) learn(t *timing, output int, streamed, disturbed bool, now t
 	case t.alone: // embeddings and the like: all of it is prefill
 		p.prefill.Add(t.input, now.Sub(t.started).Seconds(), now)
 	}
+}
+
+// lastHeard returns when an answer last began or ended, by served pool.
+func (e *estimator) lastHeard() map[string]time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	heard := make(map[string]time.Time, len(e.served))
+	for _, p := range e.served {
+		heard[p.name] = p.heard
+	}
+	return heard
+}
+
+// gap returns the expected time between two tokens of a stream with n requests in flight, the longest of all pools; 0:
+// unknown.
+func (e *estimator) gap(n int) (gap time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range e.served {
+		if c := p.curve.Load(); c != nil && c.ITL != nil {
+			gap = max(gap, time.Duration(c.ITL.At(float64(n))*float64(time.Second)))
+		}
+	}
+	return gap
 }
 
 func (e *estimator) end(t *timing, now time.Time) {

@@ -138,7 +138,7 @@ func TestEstimatorExpectsALoad(t *testing.T) {
 	e.serve([]string{"m"})
 	e.pools["m"].measured(now)
 	one := e.pools["m"].curve.Load().Prefill.At(1000)
-	for _, load := range []coldLoad{{true, true, 8 * time.Second}, {true, false, 8 * time.Second}} {
+	for _, load := range []coldLoad{{waits: true, first: true, left: 8 * time.Second}, {waits: true, left: 8 * time.Second}} {
 		e.begin(&timing{pool: e.pool("m"), input: 1000, started: now, load: load})
 	}
 	w := e.load(now)

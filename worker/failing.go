@@ -1,8 +1,6 @@
 package worker
 
 import (
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/pulley-lb/pulley/policy"
@@ -111,12 +109,4 @@ func (p *presence) failures() (reasons map[string]string) {
 		}
 	}
 	return reasons
-}
-
-// firstOf returns a reason for people, of several pools that fail.
-func firstOf(reasons map[string]string) string {
-	for _, name := range slices.Sorted(maps.Keys(reasons)) {
-		return name + ": " + reasons[name]
-	}
-	return ""
 }

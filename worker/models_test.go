@@ -141,11 +141,11 @@ func TestAModelIsLoaded(t *testing.T) {
 	}
 
 	var first, second slot
-	if load, _ := c.begin(&first, "b", true, now); load != (coldLoad{true, true, policy.FirstLoad}) {
+	if load, _ := c.begin(&first, "b", true, now); load != (coldLoad{true, true, policy.FirstLoad, false}) {
 		t.Errorf("the first request of b: %+v", load)
 	}
 	now = now.Add(4 * time.Second)
-	if load, _ := c.begin(&second, "b", true, now); load != (coldLoad{true, false, policy.FirstLoad - 4*time.Second}) {
+	if load, _ := c.begin(&second, "b", true, now); load != (coldLoad{true, false, policy.FirstLoad - 4*time.Second, false}) {
 		t.Errorf("the second request of b: %+v", load)
 	}
 	now = now.Add(2 * time.Second)

@@ -31,6 +31,9 @@ const (
 	gatewayForgotten = time.Minute
 )
 
+// busyStays is how long after its last request an engine that answers late is busy and not down: until it is asked again.
+const busyStays = 6 * time.Second
+
 // notAsked is why the engine counts as down until its models are known.
 const notAsked = "not asked yet"
 
@@ -50,6 +53,10 @@ type presence struct {
 	unhealthy string                           // why the engine is not healthy by its own report; empty: it is
 	refusals  int                              // of the engine since its last whole answer
 	failing   failing                          // see failing.go
+	noList    bool                             // unlisted only means that the engine did not answer in time
+	noReport  bool                             // the same of unhealthy
+	works     bool                             // the engine has requests, or had some lately
+	worked    time.Time                        // when it last had some
 	pausedTo  time.Time                        // until when the worker is paused, in that state
 	connected time.Time                        // to the broker
 	again     time.Time                        // when that was not the first time; else zero
@@ -86,7 +93,7 @@ func (p *presence) open(now time.Time) (open bool, weight float64) {
 func (p *presence) report(fence string) (state subjects.State, reason string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch takes := p.state == subjects.Ready || p.state == subjects.Paused; {
+	switch takes := p.state == subjects.Ready || p.state == subjects.Paused || p.state == subjects.Busy; {
 	case takes && p.cordoned:
 		return subjects.Cordoned, "cordoned by an operator"
 	case takes && fence != "":
@@ -114,15 +121,8 @@ type healthChange struct {
 	reason string // why the engine is down, if it has gone down or the reason is new
 	down   bool   // it has gone down
 	up     bool   // it was down and is healthy now
-}
-
-// onListing stores why the engine's listing of its models is not usable; nil if it is.
-func (p *presence) onListing(err error) healthChange {
-	why := ""
-	if err != nil {
-		why = err.Error()
-	}
-	return p.judge(&p.unlisted, why)
+	busy   string // why it has become busy
+	eased  bool   // it was busy and is not any more
 }
 
 // onDialect reports whether the dialect of the engine is another than before.
@@ -194,30 +194,75 @@ func (p *presence) facts() (listed map[string]*subjects.ListedModel, adapters ma
 	return p.listed, p.adapters
 }
 
-// onStatus stores why the engine is not healthy by its own report; empty if it is.
-func (p *presence) onStatus(unhealthy string) healthChange { return p.judge(&p.unhealthy, unhealthy) }
-
-// judge stores one of the two reports, and decides whether the engine is down: it is if it does not list its models, or
-// reports that it is not healthy.
-func (p *presence) judge(report *string, is string) (c healthChange) {
+// onListing stores why the engine's listing of its models is not usable; nil if it is. late says that it did not answer in
+// time.
+func (p *presence) onListing(err error, late bool) healthChange {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	*report = is
-	why := cmp.Or(p.unlisted, p.unhealthy)
-	was := p.state
+	p.unlisted, p.noList = "", late
+	if err != nil {
+		p.unlisted = err.Error()
+	}
+	return p.judgeLocked()
+}
+
+// onStatus stores why the engine is not healthy by its own report; empty if it is. late says that it did not answer in time.
+func (p *presence) onStatus(unhealthy string, late bool) healthChange {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.unhealthy, p.noReport = unhealthy, late
+	return p.judgeLocked()
+}
+
+// onWork stores whether the engine has requests.
+func (p *presence) onWork(works bool, now time.Time) healthChange {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if works {
+		p.worked = now
+	}
+	works = now.Sub(p.worked) < busyStays
+	if p.works == works {
+		return healthChange{}
+	}
+	p.works = works
+	return p.judgeLocked()
+}
+
+// judgeLocked decides whether the engine is down: it is if it does not list its models, or reports that it is not healthy.
+// One that only answers late while it has requests is busy: it may be reading a long prompt. It keeps its requests.
+func (p *presence) judgeLocked() (c healthChange) {
+	why, was := cmp.Or(p.unlisted, p.unhealthy), p.state
+	late := (p.unlisted == "" || p.noList) && (p.unhealthy == "" || p.noReport)
 	switch {
-	case why != "" && was != subjects.Draining && was != subjects.Left:
+	case was == subjects.Draining, was == subjects.Left:
+	case why != "" && late && p.works && was != subjects.Down:
+		if was != subjects.Busy {
+			c.busy = why
+			p.setLocked(subjects.Busy, why)
+		}
+	case why != "":
 		if was != subjects.Down || p.reason != why {
 			c.reason = why
 		}
 		c.down = was != subjects.Down
 		p.setLocked(subjects.Down, why)
-	case why == "" && was == subjects.Down:
+	case was == subjects.Down:
 		c.up = true
 		p.refusals, p.failing = 0, nil
 		p.setLocked(subjects.Ready, "")
+	case was == subjects.Busy:
+		c.eased = true
+		p.setLocked(subjects.Ready, "")
 	}
 	return c
+}
+
+// late reports whether the engine has not answered a question about itself in time, though it has requests.
+func (p *presence) late() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state == subjects.Busy
 }
 
 // onRefusal pauses the worker after the engine refused a request, for as long as the engine asked (0: it did not).
@@ -338,8 +383,10 @@ func (w *Worker) onListing(l engine.Listing) (good bool) {
 		}
 	}
 	now := time.Now()
-	changed := w.onHealth(w.presence.onListing(err), now)
-	w.onFence(w.capacity.onListing(err == nil, l.Asked, w.attempts.summary(), now))
+	changed := w.onHealth(w.presence.onListing(err, l.Late), now)
+	running := w.attempts.summary(0, now)
+	running.hangs = w.vitals.hangs()
+	w.onFence(w.capacity.onListing(err == nil, l.Asked, running, now))
 	w.bid()
 	if changed {
 		w.presence.beat()
@@ -421,7 +468,7 @@ func (w *Worker) onStatus(st engine.Status) {
 	if !st.Healthy {
 		unhealthy = st.Reason
 	}
-	changed := w.onHealth(w.presence.onStatus(unhealthy), now)
+	changed := w.onHealth(w.presence.onStatus(unhealthy, !st.Late.IsZero()), now)
 	changed = w.presence.onDialect(st.Dialect) || changed
 	w.capacity.onStatus(st, w.estimates.workload(now), now)
 	w.bid()
@@ -443,7 +490,13 @@ func (w *Worker) onHealth(c healthChange, now time.Time) (changed bool) {
 		w.log.Info("engine is healthy", "models", len(w.bidder.serving()))
 		w.capacity.onUp(now)
 	}
-	return c.down || c.up
+	if c.busy != "" {
+		w.log.Warn("engine is busy; it keeps its requests and takes no new ones", "reason", c.busy)
+	}
+	if c.eased {
+		w.log.Info("engine is no longer busy")
+	}
+	return c.down || c.up || c.busy != "" || c.eased
 }
 
 // onReference handles a gateway's reference, which is also its sign of life.
@@ -484,10 +537,11 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	measured, failing := w.estimates.measurements(now), w.presence.failures()
 	facts, adapters := w.presence.facts()
 	loads := w.capacity.loadTimes()
-	paused := h.State == subjects.Ready
+	paused, doubts := h.State == subjects.Ready, w.vitals.latest.Load()
 	for _, s := range w.bidder.statuses(ld) {
 		m, model := measured[s.Pool], ld.models[s.Pool]
 		s.Failing = failing[s.Pool]
+		doubts.mark(&s)
 		paused = paused && ld.shut[s.Pool]
 		s.Curve, s.Mean = m.curve, m.mean
 		s.Cold, s.WillLoad, s.Spare, s.Loading = model.cold, model.next, model.spare, model.loading
@@ -505,7 +559,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	}
 	w.bidder.onLengths(h.Pools)
 	if h.State == subjects.Ready {
-		h.Reason = firstOf(failing)
+		h.Reason = cmp.Or(h.Failing(), h.Doubt())
 	}
 	if paused && len(h.Pools) > 0 {
 		h.State = subjects.Paused
@@ -565,7 +619,7 @@ func inMembership(ctx context.Context, nc *nats.Conn, do func(context.Context, j
 // publishAlive sends every gateway the list of its attempts that run here, renews the leases of their deliveries, and
 // stops attempts whose engine is silent. It runs every subjects.AliveEvery.
 func (w *Worker) publishAlive(now time.Time) {
-	ill := w.capacity.illSince(w.presence.down())
+	ill, explained := w.capacity.illSince(w.presence.down()), w.capacity.explainsWaits(int(w.attempts.parallel.Load()), now)
 	lists := make(map[string]*subjects.Alive)
 	for _, a := range w.attempts.all() {
 		gateway := a.req.Gateway
@@ -583,7 +637,7 @@ func (w *Worker) publishAlive(now time.Time) {
 			l = &subjects.Alive{Worker: w.id}
 			lists[gateway] = l
 		}
-		l.Attempts = append(l.Attempts, subjects.AliveAttempt{ID: a.req.ID, Attempt: a.mark, Sent: a.sent.Load(), Taken: a.taken.Load()})
+		l.Attempts = append(l.Attempts, subjects.AliveAttempt{ID: a.req.ID, Attempt: a.mark, Sent: a.sent.Load(), Taken: a.taken.Load(), Late: !explained && a.late(now)})
 	}
 	for gateway, l := range lists {
 		w.nc.PublishRequest(subjects.GatewayAlive(gateway), subjects.WorkerGone(w.id, gateway), subjects.MustMarshal(l))

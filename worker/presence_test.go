@@ -21,18 +21,18 @@ func TestPresenceFollowsTheEngine(t *testing.T) {
 		state subjects.State
 		why   string
 	}{
-		{"its report comes first", func(p *presence) healthChange { return p.onStatus("") }, healthChange{}, subjects.Down, "not asked yet"},
-		{"it lists its models", func(p *presence) healthChange { return p.onListing(nil) }, healthChange{up: true}, subjects.Ready, ""},
-		{"again", func(p *presence) healthChange { return p.onListing(nil) }, healthChange{}, subjects.Ready, ""},
-		{"it sleeps", func(p *presence) healthChange { return p.onStatus("it sleeps") }, healthChange{reason: "it sleeps", down: true}, subjects.Down, "it sleeps"},
-		{"and does not answer", func(p *presence) healthChange { return p.onListing(refused) }, healthChange{reason: "connection refused"}, subjects.Down, "connection refused"},
-		{"still", func(p *presence) healthChange { return p.onListing(refused) }, healthChange{}, subjects.Down, "connection refused"},
-		{"it answers, and sleeps", func(p *presence) healthChange { return p.onListing(nil) }, healthChange{reason: "it sleeps"}, subjects.Down, "it sleeps"},
-		{"it wakes up", func(p *presence) healthChange { return p.onStatus("") }, healthChange{up: true}, subjects.Ready, ""},
+		{"its report comes first", func(p *presence) healthChange { return p.onStatus("", false) }, healthChange{}, subjects.Down, "not asked yet"},
+		{"it lists its models", func(p *presence) healthChange { return p.onListing(nil, false) }, healthChange{up: true}, subjects.Ready, ""},
+		{"again", func(p *presence) healthChange { return p.onListing(nil, false) }, healthChange{}, subjects.Ready, ""},
+		{"it sleeps", func(p *presence) healthChange { return p.onStatus("it sleeps", false) }, healthChange{reason: "it sleeps", down: true}, subjects.Down, "it sleeps"},
+		{"and does not answer", func(p *presence) healthChange { return p.onListing(refused, false) }, healthChange{reason: "connection refused"}, subjects.Down, "connection refused"},
+		{"still", func(p *presence) healthChange { return p.onListing(refused, false) }, healthChange{}, subjects.Down, "connection refused"},
+		{"it answers, and sleeps", func(p *presence) healthChange { return p.onListing(nil, false) }, healthChange{reason: "it sleeps"}, subjects.Down, "it sleeps"},
+		{"it wakes up", func(p *presence) healthChange { return p.onStatus("", false) }, healthChange{up: true}, subjects.Ready, ""},
 		{"the worker drains", func(p *presence) healthChange { p.set(subjects.Draining, "ordered"); return healthChange{} }, healthChange{}, subjects.Draining, "ordered"},
-		{"its engine dies", func(p *presence) healthChange { return p.onListing(refused) }, healthChange{}, subjects.Draining, "ordered"},
+		{"its engine dies", func(p *presence) healthChange { return p.onListing(refused, false) }, healthChange{}, subjects.Draining, "ordered"},
 		{"it leaves", func(p *presence) healthChange { p.set(subjects.Left, ""); return healthChange{} }, healthChange{}, subjects.Left, ""},
-		{"nothing follows", func(p *presence) healthChange { p.set(subjects.Ready, ""); return p.onListing(nil) }, healthChange{}, subjects.Left, ""},
+		{"nothing follows", func(p *presence) healthChange { p.set(subjects.Ready, ""); return p.onListing(nil, false) }, healthChange{}, subjects.Left, ""},
 	} {
 		if got := step.do(p); got != step.want {
 			t.Errorf("%s: %+v, want %+v", step.what, got, step.want)
@@ -52,8 +52,8 @@ func TestPresencePauses(t *testing.T) {
 	}
 	ready := func() *presence {
 		p := newPresence(0)
-		p.onStatus("")
-		p.onListing(nil)
+		p.onStatus("", false)
+		p.onListing(nil, false)
 		return p
 	}
 	p := ready()

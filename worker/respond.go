@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -147,8 +149,10 @@ func (a *attempt) awaitWindow(sent int64) bool {
 	for {
 		a.lastByte.set(a.started, time.Now()) // waiting for the client is no silence of the engine
 		if sent-a.taken.Load() <= subjects.Window {
+			a.held.Store(false)
 			return true
 		}
+		a.held.Store(true)
 		select {
 		case <-a.grown:
 		case <-a.ctx.Done():
@@ -237,6 +241,23 @@ func (w *Worker) onRead(a *attempt, status int, in *api.Inspector, p *pace, now 
 		w.capacity.onBytes(now)
 	}
 	a.lastByte.set(a.started, now)
+}
+
+// probe asks the engine for one token. It reports whether there was a whole answer, of whatever kind: a refusal for lack of
+// a slot and an error of the engine are none.
+func (e *engineCalls) probe(ctx context.Context, transport http.RoundTripper, path, model string, stream bool) (answered bool) {
+	at, body := engine.OneToken(path, model, stream)
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, e.base+at, bytes.NewReader(body))
+	if err != nil {
+		return false
+	}
+	r.Header = http.Header{"Content-Type": {"application/json"}, "User-Agent": {"pulley"}}
+	resp, err := transport.RoundTrip(r)
+	if err == nil {
+		_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, maxRefusal))
+		resp.Body.Close()
+	}
+	return err == nil && resp.StatusCode < 500 && resp.StatusCode != http.StatusTooManyRequests
 }
 
 // engineCalls makes the calls of the engine. Its transport adds the credentials.

@@ -102,7 +102,7 @@ type GPUs interface {
 var ErrDrained = errors.New("drained by an operator's order")
 
 // Worker serves one engine. Create it with New, then Run it once. Its state belongs to
-// five owners, which it asks one after the other: see the package comment.
+// six owners, which it asks one after the other: see the package comment.
 type Worker struct {
 	// Fixed after New.
 	cfg     Config
@@ -118,6 +118,7 @@ type Worker struct {
 	capacity  *capacity
 	estimates *estimator
 	attempts  *attempts
+	vitals    *vitals
 	runners   *runners
 	links     *links
 	loader    loader
@@ -168,6 +169,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	w.capacity = newCapacity(cfg)
 	w.estimates = newEstimator()
 	w.attempts = newAttempts()
+	w.vitals = newVitals()
 	w.runners = newRunners(w.run)
 	w.links = newLinks(nc, w.id)
 	w.cheap = cheapCalls{
@@ -332,6 +334,11 @@ func (w *Worker) Run(ctx context.Context) error {
 			for _, gateway := range w.links.tend(w.presence.gone(now), now) {
 				w.attempts.onGatewayGone(gateway)
 			}
+		})
+	})
+	loops.Go(func() {
+		w.vitals.run(life, func(ctx context.Context, path, model string, stream bool) bool {
+			return w.engine.probe(ctx, w.cfg.Transport, path, model, stream)
 		})
 	})
 

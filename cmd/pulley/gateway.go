@@ -68,6 +68,7 @@ func addGatewayFlags(fs *pflag.FlagSet) *gatewayFlags {
 	fs.StringArrayVar(&g.cfg.AllowPaths, "allow-path", nil, "`path` of engines that clients may use besides those of inference, such as /api/show; * is any one segment, ** at the end any rest (repeatable)")
 	fs.StringArrayVar(&g.cfg.CORSOrigins, "cors-origin", nil, "`origin` of web pages that may call the API, such as https://chat.example.com; * for any (repeatable)")
 	fs.DurationVar(&g.cfg.NoWorkerWait, "no-worker-wait", 0, "how long a request waits while no worker serves its model (default 30s)")
+	fs.DurationVar(&g.cfg.FirstByteWithin, "first-byte-within", 0, "how long a stream may take to its first byte before it moves once to another worker with a free slot; a tier may set its own (default much longer than the worker has measured)")
 	fs.DurationVar(&g.cfg.KeepAlive, "keep-alive", 0, "interval of the SSE comments that a waiting stream gets (default 10s)")
 	fs.DurationVar(&g.cfg.SlowClient, "slow-client", 0, "how long a client may read nothing before its request is cancelled (default 30s)")
 	fs.DurationVar(&g.cfg.MaxDeadline, "max-deadline", 0, "maximum deadline that a client may ask for (default 24h)")

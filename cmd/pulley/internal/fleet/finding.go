@@ -134,6 +134,12 @@ func (s *Snapshot) FindWorkers() []Finding {
 		case w.Failing() != "":
 			found = append(found, NewProblem(fmt.Sprintf("%s: requests fail: %s", name, w.Failing()),
 				fmt.Sprintf("check the engine at %s and its log; 'pulley events' says when requests succeed again", w.URL)))
+		case w.Doubt() != "":
+			found = append(found, NewWarning(fmt.Sprintf("%s gets few requests: %s", name, w.Doubt()),
+				"if this lasts, the engine may hang: see its log"))
+		case w.State == subjects.Busy:
+			found = append(found, NewWarning(fmt.Sprintf("%s is busy: %s", name, cmp.Or(w.Reason, "its engine answers late")),
+				"its requests continue; if this lasts, the engine may hang: see its log"))
 		case w.State == subjects.Paused:
 			found = append(found, NewWarning(fmt.Sprintf("%s is paused: %s", name, cmp.Or(w.Reason, "its engine refuses requests")),
 				fmt.Sprintf("if this continues, give it fewer slots (it has %d), or the engine more capacity", w.Slots)))

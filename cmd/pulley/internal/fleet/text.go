@@ -20,7 +20,7 @@ func StateStyle(s string) term.Style {
 	switch state, _, _ := strings.Cut(s, " "); state {
 	case "ready", "answering", "running", "done", "active":
 		return term.Green
-	case "paused", "draining", "cordoned", "queued", "rotating":
+	case "paused", "busy", "draining", "cordoned", "queued", "rotating":
 		return term.Yellow
 	case "down", "left", "fenced", "aborted", "expired", "damaged", "no":
 		return term.Red
@@ -36,9 +36,9 @@ func EventLine(p *term.Page, e subjects.Event) string {
 // eventStyle returns the colour of a kind of event: red for failures.
 func eventStyle(k subjects.EventKind) term.Style {
 	switch k {
-	case subjects.EventWorkerLost, subjects.EventWorkerFenced, subjects.EventDead:
+	case subjects.EventWorkerLost, subjects.EventWorkerFenced, subjects.EventWorkerFailing, subjects.EventDead:
 		return term.Red
-	case subjects.EventFull, subjects.EventWorkerLeft, subjects.EventWorkerState:
+	case subjects.EventFull, subjects.EventWorkerLeft, subjects.EventWorkerState, subjects.EventWorkerSuspect:
 		return term.Yellow
 	case subjects.EventWorkerJoined, subjects.EventWorkerUnfenced:
 		return term.Green

@@ -61,9 +61,9 @@ func newTierListCommand(c *cli.ConnectFlags) *cobra.Command {
 		}
 		return cli.View{Value: list, Print: func(p *term.Page) {
 			t := term.Table{Columns: []term.Column{term.Text("NAME"), term.Number("SHARE"), term.Number("RESERVE"), term.Number("MAX QUEUE"), term.NonEmpty(term.Number("MAX WAIT")),
-				term.Number("DEADLINE"), term.Wide(term.Number("RETRIES")), term.Wide(term.Fixed("STORAGE")), term.Number("WAITING"), term.Number("IN FLIGHT")}}
+				term.Number("DEADLINE"), term.NonEmpty(term.Number("FIRST BYTE")), term.Wide(term.Number("RETRIES")), term.Wide(term.Fixed("STORAGE")), term.Number("WAITING"), term.Number("IN FLIGHT")}}
 			for _, l := range list {
-				t.Row(l.Name, l.Share, percentOr(l.Reserve), l.MaxQueue, durationOr(l.MaxWait), durationOr(l.Deadline), l.Retries, l.Storage, l.Waiting, l.InFlight)
+				t.Row(l.Name, l.Share, percentOr(l.Reserve), l.MaxQueue, durationOr(l.MaxWait), durationOr(l.Deadline), durationOr(l.FirstByteWithin), l.Retries, l.Storage, l.Waiting, l.InFlight)
 			}
 			p.Table(t)
 		}}, nil
@@ -72,7 +72,7 @@ func newTierListCommand(c *cli.ConnectFlags) *cobra.Command {
 
 func newTierSetCommand(c *cli.ConnectFlags) *cobra.Command {
 	var t policy.Tier
-	var maxWait, deadline time.Duration
+	var maxWait, deadline, firstByte time.Duration
 	var storage string
 	var order int
 	cmd := &cobra.Command{
@@ -93,6 +93,7 @@ because its queue is created again.`,
 	fs.IntVar(&t.MaxQueue, "max-queue", 2000, "requests that may wait in each pool's queue")
 	fs.DurationVar(&maxWait, "max-wait", 0, "how long a request may wait for a worker before it is refused; 0: until its deadline")
 	fs.DurationVar(&deadline, "deadline", 10*time.Minute, "how long a request may take if the client sets no deadline")
+	fs.DurationVar(&firstByte, "first-byte-within", 0, "how long a stream may take to its first byte before it moves to another worker; 0: as the gateway says")
 	fs.IntVar(&t.Retries, "retries", 2, "further attempts after a failed one, before the request becomes a dead letter")
 	fs.StringVar(&storage, "storage", string(policy.Memory), "storage of the queue: memory or file")
 	fs.IntVar(&order, "order", 0, "position among the tiers; 1 is the first (default last)")
@@ -103,7 +104,7 @@ because its queue is created again.`,
 		created := false
 		v, err := changePolicy(s, func(p *policy.Policy) error {
 			next := policy.Tier{Name: name, Share: t.Share, Reserve: t.Reserve, MaxQueue: t.MaxQueue, MaxWait: policy.Duration(maxWait),
-				Deadline: policy.Duration(deadline), Retries: t.Retries, Storage: policy.Storage(storage)}
+				Deadline: policy.Duration(deadline), FirstByteWithin: policy.Duration(firstByte), Retries: t.Retries, Storage: policy.Storage(storage)}
 			at := slices.IndexFunc(p.Tiers, func(t policy.Tier) bool { return t.Name == name })
 			if created = at < 0; created {
 				at = len(p.Tiers)
@@ -116,6 +117,7 @@ because its queue is created again.`,
 				override(given("max-queue"), &next.MaxQueue, flags.MaxQueue)
 				override(given("max-wait"), &next.MaxWait, flags.MaxWait)
 				override(given("deadline"), &next.Deadline, flags.Deadline)
+				override(given("first-byte-within"), &next.FirstByteWithin, flags.FirstByteWithin)
 				override(given("retries"), &next.Retries, flags.Retries)
 				override(given("storage"), &next.Storage, flags.Storage)
 				p.Tiers[at] = next
