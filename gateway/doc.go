@@ -26,10 +26,11 @@
 //
 // The other files are for what not every request meets: fairness.go for what several gateways decide together about a
 // queue, usage.go for what they exchange about keys, mirror.go for copies, control.go for operators, lanes.go for the
-// consumers in the broker, streams.go for its streams, stall.go for what a lost message holds up, lengths.go for the lanes of
-// long requests, watch.go for what follows from a change in the fleet, late.go for requests whose engine shows nothing, policy.go for the policy, patience.go for how long clients wait, linger.go for bodies
-// that are refused early, explain.go for receipts, shifts.go for routes that shift, metrics.go and gpus.go for Prometheus,
-// admin.go for health. gateway.go makes the parts, starts them and stops them; no part knows it.
+// consumers in the broker, streams.go for its streams, stall.go for what a lost message holds up, watch.go for what follows
+// from a change in the fleet, late.go for requests whose engine shows nothing, policy.go for the policy, patience.go for how
+// long clients wait, linger.go for bodies that are refused early, explain.go for receipts, shifts.go for routes that shift,
+// metrics.go and gpus.go for Prometheus, admin.go for health. gateway.go makes the parts, starts them and stops them; no
+// part knows it.
 //
 // # Owners and locks
 //
