@@ -413,7 +413,7 @@ func TestFollowUpOfADeadWorkerIsServedAtOnce(t *testing.T) {
 						continue
 					}
 					ws[0].Kill(es[0])
-					time.Sleep(after)
+					time.Sleep(after + 10*time.Millisecond) // until the broker knows that the connection is closed
 					if h := k.next(t, g); h.from != "b" || h.took > 550*time.Millisecond {
 						t.Errorf("after a died: %+v, want b's answer after 420 ms", h)
 					}
