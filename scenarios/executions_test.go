@@ -122,7 +122,9 @@ func TestExecutions(t *testing.T) {
 									answer(200, plain)(w, r)
 									return
 								}
-								calls.Add(1)
+								if r.Header.Get("X-Request-Id") != "" { // else it is the worker itself, which tries whether the engine works
+									calls.Add(1)
+								}
 								serve(w, r)
 							}, "m")), worker.Config{Name: name, Slots: 4})
 						}

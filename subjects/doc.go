@@ -173,7 +173,7 @@
 //	f  frames  a prefix, and one or more frames of one attempt
 //
 // Of a batching engine, the tokens of one step travel together: an item waits at most 0.5 ms for those of other attempts.
-// The first of an attempt, a failure, and those of a stream alone do not wait. A message is at most half as long as the
+// The first and the last of an attempt, and those of a stream alone do not wait. A message is at most half as long as the
 // broker's max_payload.
 //
 // The worker keeps each message until a LinkAck says that the gateway has it. The gateway acknowledges all that has come

@@ -618,7 +618,7 @@ func (w *Worker) claim(a *attempt) (granted bool) {
 			return false
 		}
 	} else {
-		claim.Confirm = w.attempts.again(a.req.ID)
+		claim.Confirm = w.attempts.again(a.req.ID) && !a.timing.load.waits // waiting for a grant must not look like a load
 		body, err := claim.Bytes()
 		if err != nil {
 			panic(err) // names are UTF-8

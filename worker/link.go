@@ -123,8 +123,9 @@ type link struct {
 	// Fixed.
 	nc       *nats.Conn
 	to, gone string
-	most     int         // size of a message, in bytes
-	timer    *time.Timer // calls onTimer when a message has waited for bundleTime
+	most     int           // size of a message, in bytes
+	timer    *time.Timer   // calls onTimer when a message has waited for bundleTime
+	turn     chan struct{} // held by the goroutine that publishes; not a lock of the state
 
 	mu      sync.Mutex
 	open    []byte    // the message that is filled; empty if there is none
@@ -136,13 +137,13 @@ type link struct {
 	size    int       // bytes kept
 	free    [][]byte  // memory of messages that were acknowledged, to be used again
 	sentAt  time.Time // when a message was last published
-	sending bool      // a goroutine publishes
+	sending []byte    // the message that is published now; nil: none
 	streams int       // attempts that have begun to answer, and go on
 	closed  bool
 }
 
 func newLink(nc *nats.Conn, to, gone string) *link {
-	l := &link{nc: nc, to: to, gone: gone, most: int(min(nc.MaxPayload()/2, subjects.MaxFrame))}
+	l := &link{nc: nc, to: to, gone: gone, most: int(min(nc.MaxPayload()/2, subjects.MaxFrame)), turn: make(chan struct{}, 1)}
 	l.timer = time.AfterFunc(time.Hour, l.onTimer)
 	l.timer.Stop()
 	return l
@@ -154,7 +155,7 @@ type when int
 const (
 	during when = iota // others of its kind follow
 	first              // it is the first of a stream; it does not wait for other attempts
-	last               // it is the last of a stream
+	last               // it is the last of a stream; neither does it, since the client may be about to ask again
 	only               // it is the only one; it does not wait for other attempts
 )
 
@@ -180,7 +181,7 @@ func (l *link) add(kind subjects.ItemKind, payload []byte, w when) bool {
 		l.streams--
 	}
 	switch {
-	case w == first, w == only, l.items >= l.streams:
+	case w != during, l.items >= l.streams:
 		l.due = true
 		if l.items > 1 {
 			l.timer.Stop()
@@ -188,7 +189,7 @@ func (l *link) add(kind subjects.ItemKind, payload []byte, w when) bool {
 	case l.items == 1:
 		l.timer.Reset(bundleTime)
 	}
-	send := l.sendLocked()
+	send := l.dueLocked()
 	l.mu.Unlock()
 	if send {
 		l.send()
@@ -207,7 +208,7 @@ func (l *link) abandon() {
 func (l *link) onTimer() {
 	l.mu.Lock()
 	l.due = l.due || l.items > 0
-	send := l.sendLocked()
+	send := l.dueLocked()
 	l.mu.Unlock()
 	if send {
 		l.send()
@@ -238,25 +239,21 @@ func (l *link) closeLocked() {
 	l.open, l.items, l.due = nil, 0, false
 }
 
-// sendLocked reports whether the caller is to call send.
-func (l *link) sendLocked() bool {
-	if l.sending || l.closed || !l.due && l.next == len(l.kept) {
-		return false
-	}
-	l.sending = true
-	return true
-}
+// dueLocked reports whether there is something to send.
+func (l *link) dueLocked() bool { return !l.closed && (l.due || l.next < len(l.kept)) }
 
-// send publishes what is due. One goroutine does at a time, so that the messages keep their order; no lock is held
-// meanwhile.
+// send publishes what is due, and returns when it has been published. The goroutines that call it take turns, so that the
+// messages keep their order, and that each goes on when its own item has left: the next bid follows the end of an answer.
 func (l *link) send() {
+	l.turn <- struct{}{}
+	defer func() { <-l.turn }()
 	for {
 		l.mu.Lock()
 		if l.next >= len(l.kept) && l.due {
 			l.closeLocked()
 		}
 		if l.next >= len(l.kept) || l.closed {
-			l.sending = false
+			l.sending = nil
 			l.mu.Unlock()
 			return
 		}
@@ -264,7 +261,7 @@ func (l *link) send() {
 		oldest := l.oldestLocked()
 		subjects.PutLinkHeader(msg, oldest+uint64(l.next), oldest)
 		l.next++
-		l.sentAt = time.Now()
+		l.sentAt, l.sending = time.Now(), msg
 		l.mu.Unlock()
 		l.nc.PublishRequest(l.to, l.gone, msg)
 	}
@@ -284,7 +281,7 @@ func (l *link) onAck(ack subjects.LinkAck) {
 	n := int(ack.Next - oldest)
 	for _, msg := range l.kept[:n] {
 		l.size -= len(msg)
-		if !l.sending && len(l.free) < mostFree && cap(msg) <= largeMessage { // else it may be published again right now
+		if len(l.free) < mostFree && cap(msg) <= largeMessage && (len(l.sending) == 0 || &l.sending[0] != &msg[0]) {
 			l.free = append(l.free, msg)
 		}
 	}
@@ -293,7 +290,7 @@ func (l *link) onAck(ack subjects.LinkAck) {
 	if ack.Again {
 		l.next = 0
 	}
-	send := l.sendLocked()
+	send := l.dueLocked()
 	l.mu.Unlock()
 	if send {
 		l.send()
@@ -305,7 +302,7 @@ func (l *link) resend(lost bool, now time.Time) {
 	if lost || now.Sub(l.sentAt) >= resendAfter {
 		l.next = 0
 	}
-	send := l.sendLocked()
+	send := l.dueLocked()
 	l.mu.Unlock()
 	if send {
 		l.send()
