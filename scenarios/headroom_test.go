@@ -136,7 +136,7 @@ type host struct {
 }
 
 func (h *host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	infers := r.Method == http.MethodPost
+	infers := r.Method == http.MethodPost && r.Header.Get("X-Request-Id") != "" // a client's request, and not the worker's probe
 	h.mu.Lock()
 	eng, broken := h.sim, h.broken[r.URL.Path]
 	if infers {
