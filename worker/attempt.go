@@ -91,6 +91,8 @@ type attempt struct {
 	awaited   atomic.Pointer[policy.Awaited] // how long its first byte should take; nil until that is known
 	held      atomic.Bool                    // its client does not take what has come
 
+	counted bool // it is one of attempts.cheap; guarded by attempts.mu
+
 	renewed time.Time // when the lease of the delivery was last renewed; owned by Worker.publishAlive
 
 	timing timing // owned by the estimator
@@ -249,14 +251,30 @@ func (as *attempts) beginCheap(a *attempt) bool {
 		return false
 	}
 	as.cheap++
+	a.counted = true
 	as.running[a.mark] = a
 	return true
+}
+
+// freeCheap notes that the engine is done with a cheap call, before the gateway learns of it: then the gateway may send the
+// next one at once.
+func (as *attempts) freeCheap(a *attempt) {
+	as.mu.Lock()
+	defer as.mu.Unlock()
+	as.freeCheapLocked(a)
+}
+
+func (as *attempts) freeCheapLocked(a *attempt) {
+	if a.counted {
+		a.counted = false
+		as.cheap--
+	}
 }
 
 func (as *attempts) endCheap(a *attempt) {
 	as.mu.Lock()
 	defer as.mu.Unlock()
-	as.cheap--
+	as.freeCheapLocked(a)
 	as.endLocked(a)
 }
 

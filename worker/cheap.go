@@ -95,6 +95,7 @@ func (c *cheapCalls) run(a *attempt) {
 	if !a.firstByte.isSet() { // what is held back of an answer must not reach the client
 		a.out.Drop()
 	}
+	c.attempts.freeCheap(a)
 	a.out.Fail(fail)
 	a.send()
 }
@@ -190,6 +191,7 @@ func (c *cheapCalls) relay(a *attempt, resp *http.Response, head *subjects.Head)
 		case broken != "":
 			return &subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", c.cfg.Name, broken)}
 		case err == io.EOF:
+			c.attempts.freeCheap(a)
 			a.out.End(&subjects.End{})
 			a.send()
 			return nil
