@@ -86,7 +86,7 @@ async function play(engines, row, url, where) {
   if (options.abort === "header") until(() => run.calls > 0 || !playing).then(() => gone.abort());
   const timer = options.patience && setTimeout(() => gone.abort(), options.patience);
   const began = performance.now();
-  const seen = await Promise.race([row.client.play(call), sleep(60_000, { error: "none: the call did not end" }, { ref: false })]);
+  const seen = await Promise.race([row.client.play(call), sleep(49_000, { error: "none: the call did not end" }, { ref: false })]);
   playing = false;
   clearTimeout(timer);
   const idle = await until(() => run.open === 0);
