@@ -140,7 +140,6 @@ for (const api of completions) {
 // --- Time
 
 const impatient = { timeout: 1000, retries: 1 };
-// Shorter than the minute after which Pulley moves a request of which nothing is known to another engine.
 add("no header within the timeout", { streams: [true], options: impatient }, (ask) => ({ ...good()(ask), late: 50_000 }));
 add("no header within the timeout, then an answer", { streams: once, options: impatient }, (ask) => [{ ...good()(ask), late: 50_000 }, good()(ask)]);
 add("no token within the timeout", { streams: [true], options: { ...impatient, patience: 4000 } }, cutAfter(() => 1, () => ["hang"]));

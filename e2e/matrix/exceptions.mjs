@@ -31,6 +31,10 @@ const vercelCalls = 3 * attempts;
  */
 export const exceptions = [
   {
+    cases: /^no header within the timeout$/, clients: vercel, calls: engines, worksOn: true, becomes: sameBut("engine"),
+    why: "the SDK has no timeout of its own; Pulley moves a request once whose engine shows nothing for much longer than it was measured to take",
+  },
+  {
     cases: /^(404 for the model|404 for the path|404 in HTML|405|counted tokens: 404)$/, calls: engines, becomes: sameBut(),
     why: "an engine that lacks the model or the path is not the only one: every other engine is asked before the first byte",
   },

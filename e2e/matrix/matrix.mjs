@@ -141,7 +141,7 @@ function judge(row, rows) {
 function excepts(e, { case: { name }, client, direct, through }, good) {
   if (!e.cases.test(name) || e.clients && !e.clients.test(client.name)) return false;
   const most = typeof e.calls === "function" ? e.calls(direct.calls, client) : e.calls ?? direct.calls;
-  return through.calls <= most && through.engine === undefined && e.becomes(through, direct, good ?? {});
+  return through.calls <= most && (e.worksOn || through.engine === undefined) && e.becomes(through, direct, good ?? {});
 }
 
 const staleExceptions = (rows) => (caseFilter || clientFilter ? [] : exceptions.filter((e) => !e.used));
