@@ -174,6 +174,13 @@ func (f *fickle) delay(late time.Duration) {
 	f.set(func(f *fickle) { f.late = late })
 }
 
+// callsOf is how often the nth request came.
+func (f *fickle) callsOf(nth string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.calls[nth]
+}
+
 func (f *fickle) asked() (posts, probes int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -531,8 +538,8 @@ func TestSlowIsNotHung(t *testing.T) {
 				if seen.has("a", "fenced") || seen.has("a", "down") || posts+elsewhere > 3*len(c.ask)-2 {
 					t.Errorf("%d posts for %d requests, and %d elsewhere; states %q", posts, len(c.ask), elsewhere, seen.of("a"))
 				}
-				if a.calls["0"] != 1 || b.calls["0"] != 0 {
-					t.Errorf("the first request was called %d times, and %d elsewhere", a.calls["0"], b.calls["0"])
+				if here, there := a.callsOf("0"), b.callsOf("0"); here != 1 || there != 0 {
+					t.Errorf("the first request was called %d times, and %d elsewhere", here, there)
 				}
 			})
 		})
@@ -830,7 +837,10 @@ func TestScrapingSparesTheEngine(t *testing.T) {
 		time.Sleep(time.Minute)
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		if n := a.pages["/metrics"]; n > 16 || n < 8 {
+		a.mu.Lock()
+		n := a.pages["/metrics"]
+		a.mu.Unlock()
+		if n > 16 || n < 8 {
 			t.Errorf("asked %d times for its metrics in a minute, each taking 0.4 s", n)
 		}
 		t.Logf("pages %v", a.pages)
