@@ -173,6 +173,9 @@ func TestThroughputWithNothingTold(t *testing.T) {
 		{engine.DialectOpenAI, 3, false, 8}, {engine.DialectOpenAI, 16, false, 20},
 	} {
 		t.Run(fmt.Sprint(c.dialect, " of ", c.slots, ", blocks ", c.blocks), func(t *testing.T) {
+			if raceEnabled && c.slots != 3 {
+				t.Skip("slow with the race detector, and concurrent as those of 3 slots")
+			}
 			cfg := ofSlots(min(c.slots, 20))[0]
 			cfg.Slots, cfg.Dialect, cfg.TokensPerEvent = c.slots, c.dialect, 4
 			lasts := time.Duration(max(1600/c.slots, 40)) * time.Second
@@ -208,6 +211,9 @@ func TestThroughputWithNothingTold(t *testing.T) {
 func TestEngineComesBackWithOtherSlots(t *testing.T) {
 	for _, dialect := range []engine.Dialect{engine.DialectVLLM, engine.DialectOpenAI} {
 		t.Run(string(dialect), func(t *testing.T) {
+			if raceEnabled && dialect == engine.DialectVLLM {
+				t.Skip("slow with the race detector, and concurrent as the other")
+			}
 			run(t, func(t *testing.T, env *Env) {
 				cfg := ofSlots(12)[0]
 				cfg.Dialect, cfg.TokensPerEvent = dialect, 4
