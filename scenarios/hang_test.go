@@ -837,10 +837,7 @@ func TestScrapingSparesTheEngine(t *testing.T) {
 		time.Sleep(time.Minute)
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.mu.Lock()
-		n := a.pages["/metrics"]
-		a.mu.Unlock()
-		if n > 16 || n < 8 {
+		if n := a.pages["/metrics"]; n > 16 || n < 8 {
 			t.Errorf("asked %d times for its metrics in a minute, each taking 0.4 s", n)
 		}
 		t.Logf("pages %v", a.pages)
