@@ -50,8 +50,8 @@ func (ls *links) onMessage(worker string, msg []byte, now time.Time) (items []by
 		return nil
 	}
 	ack, due, lost := ls.accept(worker, number, oldest, len(msg), now)
-	if lost > 0 {
-		ls.bus.log.Warn("frames lost", "worker", worker, "messages", lost)
+	if lost {
+		ls.bus.log.Warn("frames lost: the worker took this gateway for gone", "worker", worker)
 	}
 	if due {
 		ls.bus.publish(subjects.WorkerGot(worker, ls.bus.id), ack)
@@ -63,9 +63,9 @@ func (ls *links) onMessage(worker string, msg []byte, now time.Time) (items []by
 }
 
 // accept takes in the number of a message, and that of the oldest that its worker keeps. If the message is the one that
-// was expected, the ack's Next is the one after it. due says that the ack is to be sent now. lost is how many messages
-// never come any more.
-func (ls *links) accept(worker string, number, oldest uint64, size int, now time.Time) (ack subjects.LinkAck, due bool, lost uint64) {
+// was expected, the ack's Next is the one after it. due says that the ack is to be sent now, and lost that messages before
+// the oldest never come any more.
+func (ls *links) accept(worker string, number, oldest uint64, size int, now time.Time) (ack subjects.LinkAck, due, lost bool) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	l := ls.byWorker[worker]
@@ -75,12 +75,12 @@ func (ls *links) accept(worker string, number, oldest uint64, size int, now time
 	}
 	l.at = now
 	if oldest > l.next {
-		lost, l.next = oldest-l.next, oldest
+		lost, l.next = true, oldest
 	}
 	switch {
 	case number < l.next: // it came before, and perhaps the ack was lost
 		l.acked = 0
-		return subjects.LinkAck{}, false, 0
+		return subjects.LinkAck{}, false, false
 	case number > l.next:
 		if due = now.Sub(l.asked) >= askEvery; due {
 			l.asked, l.acked, l.bytes = now, l.next, 0

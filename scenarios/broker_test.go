@@ -260,6 +260,36 @@ func TestDeadlineWithASilentBroker(t *testing.T) {
 	})
 }
 
+// A gateway that was away for so long that the workers took it for gone serves again when it is back, with the workers that
+// it had.
+func TestGatewayComesBackAfterItWasGone(t *testing.T) {
+	for _, away := range []time.Duration{2 * time.Second, 15 * time.Second, 2 * time.Minute} {
+		for what, leave := range map[string]func(*Gateway) (back func()){
+			"it loses its connection": func(g *Gateway) func() { g.Link.Cut(true); return g.Link.Mend },
+			"it is frozen":            func(g *Gateway) func() { g.Link.Freeze(); return g.Link.Thaw },
+		} {
+			t.Run(what+" for "+away.String(), func(t *testing.T) {
+				run(t, func(t *testing.T, env *Env) {
+					g, _, _ := pair(t, env, slow("a"))
+					var wg sync.WaitGroup
+					wg.Go(func() { ask(t, g, chat("m", true, 30), "") })
+					time.Sleep(time.Second)
+					back := leave(g)
+					time.Sleep(away)
+					back()
+					wg.Wait()
+					time.Sleep(2 * time.Second)
+					for range 5 {
+						if r := ask(t, g, chat("m", true, 5), ""); r.status != 200 || words(content(t, r.body)) != 5 || r.took > 2*time.Second {
+							t.Errorf("afterwards: %d after %v %q", r.status, r.took, r.body)
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
 // A running stream outlives the broker: what was lost on the way is sent again, and no request is run twice. For an engine
 // that goes on, it makes no difference which of the three loses its connection, or whether the broker has restarted.
 func TestStreamsOutliveTheBroker(t *testing.T) {

@@ -162,7 +162,7 @@
 // Each worker has a link to each gateway for which it runs something. A message to pulley.gw.<gw>.link.<w> is a header and
 // one or more items. All numbers are big-endian.
 //
-//	 0  8  number of the message: 1, 2, 3, … without a gap for each link
+//	 0  8  number of the message: consecutive, and higher than in an earlier link between the two
 //	 8  8  number of the oldest message that the worker still keeps
 //	16  1  kind      ┐
 //	17  4  length n  ├ an item, repeated until the message ends

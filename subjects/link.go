@@ -6,7 +6,7 @@ import (
 )
 
 // A link carries what one worker sends to one gateway: claims and frames of all its attempts, in order and without loss.
-// Its messages are numbered from 1. The worker keeps each one until the gateway has acknowledged it with a LinkAck, and
+// Its messages have consecutive numbers. The worker keeps each one until the gateway has acknowledged it with a LinkAck, and
 // sends it again if that does not come.
 
 // LinkHeader is the length of what a message of a link begins with: its number, and that of the oldest message that the

@@ -14,8 +14,8 @@ const (
 	// bundleTime is how long a part of an answer may wait for those of other attempts, to travel with them.
 	bundleTime = 500 * time.Microsecond
 
-	// resendAfter is how long the worker waits for a gateway to acknowledge its messages. A gateway does after a quarter of
-	// this time.
+	// resendAfter is how long the worker waits for a gateway to acknowledge its messages, the first time; then up to eight
+	// times as long. A gateway does after a quarter of this time.
 	resendAfter = time.Second
 
 	// maxKept bounds, in bytes, what is kept for one gateway until it acknowledges it.
@@ -33,6 +33,7 @@ type links struct {
 
 	mu        sync.Mutex
 	byGateway map[string]*link
+	highest   uint64 // number of any message of the links that were dropped
 }
 
 func newLinks(nc *nats.Conn, worker string) *links {
@@ -45,7 +46,9 @@ func (ls *links) get(gateway string) *link {
 	defer ls.mu.Unlock()
 	l := ls.byGateway[gateway]
 	if l == nil {
+		// A gateway that was taken for gone may come back. It must not take the messages of the new link for old ones.
 		l = newLink(ls.nc, subjects.GatewayLink(gateway, ls.worker), subjects.WorkerGone(ls.worker, gateway))
+		l.last = max(uint64(time.Now().UnixNano()), ls.highest)
 		ls.byGateway[gateway] = l
 	}
 	return l
@@ -80,9 +83,13 @@ func (ls *links) drop(gateway string) {
 	l := ls.byGateway[gateway]
 	delete(ls.byGateway, gateway)
 	ls.mu.Unlock()
-	if l != nil {
-		l.close()
+	if l == nil {
+		return
 	}
+	last := l.close()
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	ls.highest = max(ls.highest, last)
 }
 
 func (ls *links) onAck(gateway string, m *nats.Msg) {
@@ -134,6 +141,7 @@ type link struct {
 	kept    [][]byte  // the messages that are not acknowledged, oldest first
 	next    int       // which of them is to be published next
 	last    uint64    // the number of the newest
+	resent  int       // how often in a row everything was sent again, since nothing was acknowledged
 	size    int       // bytes kept
 	free    [][]byte  // memory of messages that were acknowledged, to be used again
 	sentAt  time.Time // when a message was last published
@@ -279,6 +287,9 @@ func (l *link) onAck(ack subjects.LinkAck) {
 		return
 	}
 	n := int(ack.Next - oldest)
+	if n > 0 {
+		l.resent = 0
+	}
 	for _, msg := range l.kept[:n] {
 		l.size -= len(msg)
 		if len(l.free) < mostFree && cap(msg) <= largeMessage && (len(l.sending) == 0 || &l.sending[0] != &msg[0]) {
@@ -299,8 +310,9 @@ func (l *link) onAck(ack subjects.LinkAck) {
 
 func (l *link) resend(lost bool, now time.Time) {
 	l.mu.Lock()
-	if lost || now.Sub(l.sentAt) >= resendAfter {
+	if late := now.Sub(l.sentAt) >= resendAfter<<min(l.resent, 3); len(l.kept) > 0 && (lost || late) {
 		l.next = 0
+		l.resent++
 	}
 	send := l.dueLocked()
 	l.mu.Unlock()
@@ -316,9 +328,12 @@ func (l *link) settled() bool {
 	return l.closed || len(l.kept) == 0 && l.items == 0
 }
 
-func (l *link) close() {
+// close ends the link, and returns the number of its newest message.
+func (l *link) close() (last uint64) {
 	l.timer.Stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	last = l.last
 	l.closed, l.open, l.kept, l.free, l.items, l.next, l.size = true, nil, nil, nil, 0, 0, 0
+	return last
 }

@@ -35,7 +35,8 @@ func (r *receiver) onMessage(m *nats.Msg) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	number, _, items, err := subjects.ParseLink(m.Data)
+	number, oldest, items, err := subjects.ParseLink(m.Data)
+	r.next = max(r.next, oldest) // the first one is not 1
 	switch {
 	case err != nil:
 		panic(err)
