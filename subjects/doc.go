@@ -180,7 +180,7 @@
 // within 250 ms, or 256 KiB. A message whose number is not the one that it expects is ignored: an older one has come
 // before; a newer one shows that some are missing, and a LinkAck with again asks for these and all that follow. A gateway
 // that does not know the worker expects the oldest one that it keeps. The worker also sends everything again that it keeps
-// when it has connected to the broker again, and when nothing was acknowledged for a second. So a broker that restarts
+// when it has connected to the broker again, and when nothing was acknowledged for a second, then for two, four and eight. So a broker that restarts
 // breaks no stream.
 //
 // The reply subject is pulley.wk.<w>.gone.<gw>: status 503 there means that the broker knows no such gateway. If that lasts
