@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -30,6 +31,8 @@ type Inspector struct {
 	tail    []byte // the last bytes of an answer that is not a stream
 	output  int
 	input   int
+	prompt  PromptReport
+	apart   bool // input does not include what was cached
 
 	verdict     Verdict
 	decided     bool // an event or the whole text has decided; else the verdict is for want of a better one
@@ -45,6 +48,9 @@ type Inspector struct {
 	seen, done  uint64 // choices of the stream: those that were read, and those that have ended
 	doneKnown   bool   // lines of JSON say whether they are the last one
 	lastDone    bool   // the last line does
+	over        bool   // [DONE] was read: nothing but the end of its event belongs to the answer
+	after       int    // line ends after its line
+	extra       int    // bytes of the last piece that do not belong to the answer
 	t           cursor
 }
 
@@ -82,9 +88,11 @@ func (in *Inspector) Begin(path string, resp *http.Response) {
 	}
 }
 
-// Observe adds the next bytes of the answer.
-func (in *Inspector) Observe(b []byte) {
+// Observe adds the next bytes of the answer. It returns how many of them belong to it: what comes after the event [DONE]
+// does not, and no client reads it.
+func (in *Inspector) Observe(b []byte) int {
 	in.size += len(b)
+	in.extra = 0
 	switch {
 	case in.opaque:
 	case in.Stream:
@@ -99,11 +107,18 @@ func (in *Inspector) Observe(b []byte) {
 	if in.verdict == Undecided && in.size > keepLine {
 		in.verdict = Answered
 	}
+	return max(len(b)-in.extra, 0)
 }
 
-// observeLines splits a stream into lines. A line ends with a line feed, a carriage return, or both.
+// observeLines splits a stream into lines. A line ends with a line feed, a carriage return, or both. Hardly any stream has
+// carriage returns, so they are looked for once and not in each line.
 func (in *Inspector) observeLines(b []byte) {
+	returns := bytes.IndexByte(b, '\r') >= 0
 	for len(b) > 0 {
+		if in.over {
+			in.seeExtra(b)
+			return
+		}
 		if in.cr {
 			in.cr = false
 			if b[0] == '\n' {
@@ -111,7 +126,10 @@ func (in *Inspector) observeLines(b []byte) {
 				continue
 			}
 		}
-		i := lineEnd(b)
+		i := bytes.IndexByte(b, '\n')
+		if returns {
+			i = lineEnd(b)
+		}
 		if i < 0 {
 			in.gather(b)
 			return
@@ -124,6 +142,18 @@ func (in *Inspector) observeLines(b []byte) {
 		}
 		in.cr = b[i] == '\r'
 		b = b[i+1:]
+	}
+}
+
+// seeExtra sees what comes after the line [DONE].
+func (in *Inspector) seeExtra(b []byte) {
+	const lineEnds = 3 // the rest of its own, and that of an empty line
+	for i, c := range b {
+		if c != '\n' && c != '\r' || in.after == lineEnds {
+			in.after, in.extra = lineEnds, len(b)-i
+			return
+		}
+		in.after++
 	}
 }
 
@@ -173,19 +203,25 @@ func (in *Inspector) seeLine(line []byte) {
 	}
 	data = bytes.TrimSpace(data)
 	if bytes.Equal(data, []byte("[DONE]")) {
-		in.closed, in.Ended = true, true
+		in.closed, in.Ended, in.over = true, true, true
 		in.fail("the stream ended without content")
 		return
 	}
+	m := marksOf(data)
 	switch {
-	case !in.decided, in.tells(data):
+	case !in.decided:
 		in.judgeEvent(data)
+	case in.tells(data, m):
+		in.judgeEvent(data)
+		in.timings(data)
 	case in.api.completes():
 		in.seen |= 1 // see tells
 		in.endChoices()
 	}
 	in.Events++
-	in.usage(data)
+	if m.tokens {
+		in.usage(data)
+	}
 }
 
 // seeEventName keeps the name of the current event. Of a few names nothing else is needed to know that the stream ends.
@@ -201,14 +237,17 @@ func (in *Inspector) seeJSONLine(line []byte) {
 	if line = bytes.TrimSpace(line); len(line) == 0 {
 		return
 	}
-	if !in.decided || in.tells(line) {
+	m := marksOf(line)
+	if !in.decided || in.tells(line, m) {
 		in.judgeEvent(line)
 	}
 	if _, after, ok := bytes.Cut(line, []byte(`"done":`)); ok { // Ollama's
 		in.doneKnown, in.lastDone = true, bytes.HasPrefix(after, []byte("true"))
 	}
 	in.Events++
-	in.usage(line)
+	if m.tokens {
+		in.usage(line)
+	}
 }
 
 func (in *Inspector) seeTail(b []byte) {
@@ -235,12 +274,58 @@ func (in *Inspector) usage(b []byte) {
 			to = &in.output
 		case "prompt", "input":
 			to = &in.input
+		case "cached", "cache_read_input":
+			to, in.prompt.Counted, in.apart = &in.prompt.Cached, true, name[5] == '_' // Anthropic's
 		}
 		b = bytes.TrimLeft(b[i+len(`_tokens"`):], ": \t")
 		digits := b[:len(b)-len(bytes.TrimLeft(b, "0123456789"))]
 		if n, err := strconv.Atoi(string(digits)); err == nil && to != nil {
 			*to = n
 		}
+	}
+}
+
+// A PromptReport is what an engine says in its answer of how it read the prompt. The zero value is that it says nothing.
+type PromptReport struct {
+	Counted  bool          // it says how many tokens it found in its cache
+	Cached   int           // those tokens
+	Tokens   int           // all of the prompt; 0: it does not say
+	Computed int           // tokens that it did not find there; 0: it does not say
+	Took     time.Duration // what these took; 0: it does not say
+}
+
+// Prompt is what the engine said of how it read the prompt. Like the counts of tokens it is known after Broken.
+func (in *Inspector) Prompt() PromptReport {
+	p := in.prompt
+	if p.Tokens = in.input; in.apart {
+		p.Tokens += p.Cached
+	}
+	return p
+}
+
+// timings records what llama.cpp says of the prompt, in the last event of a stream or at the end of an answer.
+func (in *Inspector) timings(b []byte) {
+	i := bytes.LastIndex(b, []byte(`"timings"`))
+	if i < 0 {
+		return
+	}
+	number := func(name string) (v float64, ok bool) {
+		_, after, ok := bytes.Cut(b[i:], []byte(name))
+		if !ok {
+			return 0, false
+		}
+		after = afterColon(after)
+		end := bytes.IndexAny(after, ",} \t\r\n")
+		if end < 0 {
+			return 0, false
+		}
+		v, err := strconv.ParseFloat(string(after[:end]), 64)
+		return v, err == nil && v >= 0 && v < 1e9
+	}
+	n, counted := number(`"prompt_n"`)
+	ms, timed := number(`"prompt_ms"`)
+	if counted && timed && n >= 1 && ms > 0 {
+		in.prompt.Computed, in.prompt.Took = int(n), time.Duration(ms*float64(time.Millisecond))
 	}
 }
 
@@ -266,6 +351,7 @@ func (in *Inspector) Broken() string {
 		in.endLine()
 	}
 	in.usage(in.tail)
+	in.timings(in.tail)
 	broken := in.broken()
 	switch {
 	case in.verdict != Undecided:

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -106,6 +107,53 @@ func TestInspector(t *testing.T) {
 }
 
 // An answer that ends only with its connection is checked for its last bracket.
+// What an engine says of how it read the prompt, in any API, and in text that only looks like it.
+func TestInspectorReadsPrompts(t *testing.T) {
+	chat, messages, responses := "/v1/chat/completions", "/v1/messages", "/v1/responses"
+	token := `data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}` + "\n\n"
+	last := func(more string) string {
+		return token + `data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]` + more + "}\n\n"
+	}
+	done := "data: [DONE]\n\n"
+	const timings = `,"timings":{"cache_n":32,"prompt_n":68,"prompt_ms":12.5,"prompt_per_token_ms":0.18,"predicted_n":3,"predicted_ms":30.1}`
+	timed := PromptReport{Computed: 68, Took: 12500 * time.Microsecond}
+	all := timed
+	all.Counted, all.Cached, all.Tokens = true, 32, 100
+	for about, c := range map[string]struct {
+		path, contentType, body string
+		want                    PromptReport
+	}{
+		"nothing":                      {chat, eventStream, last("") + done, PromptReport{}},
+		"OpenAI's usage":               {chat, jsonType, `{"choices":[{"index":0,"message":{"content":"a"},"finish_reason":"stop"}],"usage":{"prompt_tokens":100,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":64}}}`, PromptReport{Counted: true, Cached: 64, Tokens: 100}},
+		"in a stream":                  {chat, eventStream, last("") + `data: {"choices":[],"usage":{"prompt_tokens":100,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":0}}}` + "\n\n" + done, PromptReport{Counted: true, Tokens: 100}},
+		"details that are null":        {chat, jsonType, `{"choices":[{"index":0,"message":{"content":"a"},"finish_reason":"stop"}],"usage":{"prompt_tokens":100,"completion_tokens":1,"prompt_tokens_details":null}}`, PromptReport{Tokens: 100}},
+		"Anthropic's, which is apart":  {messages, jsonType, `{"type":"message","content":[{"type":"text","text":"a"}],"stop_reason":"end_turn","usage":{"input_tokens":8,"cache_creation_input_tokens":4,"cache_read_input_tokens":32,"output_tokens":3}}`, PromptReport{Counted: true, Cached: 32, Tokens: 40}},
+		"of Responses":                 {responses, jsonType, `{"object":"response","status":"completed","output":[{"type":"message","content":[{"type":"output_text","text":"a"}]}],"usage":{"input_tokens":100,"input_tokens_details":{"cached_tokens":16},"output_tokens":3}}`, PromptReport{Counted: true, Cached: 16, Tokens: 100}},
+		"llama.cpp's last event":       {chat, eventStream, last(timings) + done, timed},
+		"beside the usage":             {chat, eventStream, last("") + `data: {"choices":[],"usage":{"prompt_tokens":100,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":32}}` + timings + "}\n\n" + done, all},
+		"at the end of a whole answer": {chat, jsonType, `{"choices":[{"index":0,"message":{"content":"` + strings.Repeat("a ", 9000) + `"},"finish_reason":"stop"}],"usage":{"prompt_tokens":100,"completion_tokens":1}` + timings + `}`, PromptReport{Computed: 68, Took: 12500 * time.Microsecond, Tokens: 100}},
+		"a prompt that is all cached":  {chat, eventStream, last(`,"timings":{"prompt_n":0,"prompt_ms":0.0}`) + done, PromptReport{}},
+		"timings without numbers":      {chat, eventStream, last(`,"timings":{"prompt_n":"many","prompt_ms":null}`) + done, PromptReport{}},
+		"numbers that cannot be":       {chat, eventStream, last(`,"timings":{"prompt_n":68,"prompt_ms":-1}`) + done, PromptReport{}},
+		"timings that are cut":         {chat, jsonType, `{"choices":[{"index":0,"message":{"content":"a"},"finish_reason":"stop"}],"timings":{"prompt_n":68,"prompt_ms":1`, PromptReport{}},
+		"text that looks like it":      {chat, eventStream, `data: {"choices":[{"index":0,"delta":{"content":"\"timings\":{\"prompt_n\":68,\"prompt_ms\":1}"},"finish_reason":null}]}` + "\n\n" + last("") + done, PromptReport{}},
+		"text in the last event":       {chat, eventStream, `data: {"choices":[{"index":0,"delta":{"content":"\"timings\":{\"prompt_n\":68,\"prompt_ms\":1}"},"finish_reason":"stop"}]}` + "\n\n" + done, PromptReport{}},
+		"timings of each token too":    {chat, eventStream, strings.ReplaceAll(token, `]}`, `],"timings":{"prompt_n":68,"prompt_ms":12.5}}`) + last(timings) + done, timed},
+	} {
+		for _, size := range []int{1, 7, 1 << 20} {
+			var in Inspector
+			in.Begin(c.path, answerOf(c.contentType))
+			for piece := range slices.Chunk([]byte(c.body), size) {
+				in.Observe(piece)
+			}
+			in.Broken()
+			if got := in.Prompt(); got != c.want {
+				t.Errorf("%s, %d bytes at once: %+v, want %+v", about, size, got, c.want)
+			}
+		}
+	}
+}
+
 func TestInspectorWithoutLength(t *testing.T) {
 	for body, want := range map[string]string{
 		`{"a":1}`: "", "[1]\n": "", "": "", `{"a":`: "the answer broke off", `{"a":"b`: "the answer broke off",

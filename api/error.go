@@ -128,8 +128,12 @@ var addresses = regexp.MustCompile(strings.Join([]string{
 // hostNames finds the name of a worker that is that of its engine's host.
 var hostNames = regexp.MustCompile(`\bengine [a-zA-Z0-9-]+(\.[a-zA-Z0-9-]+)+\b`)
 
+// plainHosts finds the host names in the texts of package plain.
+var plainHosts = regexp.MustCompile(`\b(no such host:|look up host|certificate is not for) [^\s:;,]+`)
+
 func withoutAddresses(s string) string {
-	return hostNames.ReplaceAllString(addresses.ReplaceAllString(s, "[address]"), "engine [address]")
+	s = addresses.ReplaceAllString(s, "[address]")
+	return plainHosts.ReplaceAllString(hostNames.ReplaceAllString(s, "engine [address]"), "$1 [address]")
 }
 
 // Body is the error as JSON. Anthropic's form contains OpenAI's fields, so that all four keys are always present.
@@ -180,6 +184,9 @@ func (e *Error) Write(w http.ResponseWriter, a API, id string) {
 	h := w.Header()
 	if e.RetryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
+		if e.RetryAfter%time.Second != 0 {
+			h.Set("Retry-After-Ms", strconv.FormatInt(int64(math.Ceil(float64(e.RetryAfter)/float64(time.Millisecond))), 10))
+		}
 	}
 	if e.Status == http.StatusUnauthorized {
 		h.Set("Www-Authenticate", "Bearer")

@@ -22,6 +22,10 @@ func TestErrorsNameNoAddress(t *testing.T) {
 		{`x509: certificate is valid for a.internal, b.internal, not gpu-7.internal`, `x509: certificate is [address]`},
 		{`x509: cannot validate certificate for 10.0.0.7 because it has none`, `x509: cannot validate certificate for [address] because it has none`},
 		{`no worker serves "llama3:8b"; attempts: 3; last error: status 500, silent for 1m0.5s`, `no worker serves "llama3:8b"; attempts: 3; last error: status 500, silent for 1m0.5s`},
+		{`engine e1: cannot connect to 10.0.0.7:8000: connection refused`, `engine e1: cannot connect to [address]: connection refused`},
+		{`engine e1: no such host: gpu-7; try again`, `engine e1: no such host: [address]; try again`},
+		{`engine e1: cannot look up host gpu-7: server misbehaving`, `engine e1: cannot look up host [address]: server misbehaving`},
+		{`engine e1: its certificate is not for gpu-7.internal`, `engine e1: its certificate is not for [address]`},
 		{`engine e1: the answer broke off: unexpected EOF`, `engine e1: the answer broke off: unexpected EOF`},
 	} {
 		for _, a := range []API{Chat, Messages, Responses, Other} {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 	"slices"
@@ -48,6 +49,18 @@ func FaultOf(status int, body []byte) Fault {
 		return FaultEngine
 	}
 	return FaultRequest
+}
+
+// deathWords are in the errors of engines that answer for a part of them that has died.
+var deathWords = [][]byte{
+	[]byte("EngineCore encountered an issue"), []byte("EngineDeadError"), // vLLM
+	[]byte("Background loop has errored already"), []byte("Background loop is not running"), // vLLM before version 1
+	[]byte("model runner has unexpectedly stopped"), // Ollama
+}
+
+// EngineDied says whether an engine's error tells that the engine, or the part of it that runs the model, has died.
+func EngineDied(body []byte) bool {
+	return slices.ContainsFunc(deathWords, func(words []byte) bool { return bytes.Contains(body, words) })
 }
 
 // engineError is an engine's error, whichever form it has. Text fields that an engine does not send are empty.

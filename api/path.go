@@ -187,13 +187,15 @@ func (d *Doors) add(path string) {
 }
 
 // Allows reports whether clients may use a path, which is normal. None with a slash at the end is allowed.
-func (d *Doors) Allows(u *url.URL) bool {
-	path := u.EscapedPath()
+func (d *Doors) Allows(u *url.URL) bool { return d.Route(u.EscapedPath()) != "" }
+
+// Route is the path or the pattern that an escaped path matches; "" if clients may not use it. There are only so many of them.
+func (d *Doors) Route(path string) string {
 	if d.exact[path] {
-		return true
+		return path
 	}
 	if strings.HasSuffix(path, "/") {
-		return false
+		return ""
 	}
 	var segments []string
 	for _, p := range d.patterns {
@@ -201,10 +203,10 @@ func (d *Doors) Allows(u *url.URL) bool {
 			segments = strings.Split(path, "/")
 		}
 		if matches(p, segments) {
-			return true
+			return strings.Join(p, "/")
 		}
 	}
-	return false
+	return ""
 }
 
 // matches says that segments match a pattern. Only "*" stands for a segment with an encoded slash, backslash or control

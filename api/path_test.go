@@ -120,6 +120,23 @@ func TestDoors(t *testing.T) {
 	}
 }
 
+// Routes are as many as there are patterns, however many paths clients send.
+func TestRoutes(t *testing.T) {
+	d, err := NewDoors([]string{"/custom/**"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		"/v1/chat/completions": "/v1/chat/completions", "/v2/models/a/infer": "/v2/models/*/infer", "/v2/models/org%2Fb/infer": "/v2/models/*/infer",
+		"/v2/models/a/versions/3/infer": "/v2/models/*/versions/*/infer", "/custom/x": "/custom/**", "/custom/x/y": "/custom/**",
+		"/custom": "", "/v1/chat/completions/": "", "/nosuch": "", "": "", "/": "",
+	} {
+		if got := d.Route(path); got != want {
+			t.Errorf("%q: got %q, want %q", path, got, want)
+		}
+	}
+}
+
 // FuzzDoors compares the rules with a slow reader of paths: however often that decodes what passes the doors, it arrives at
 // a path that the doors allow.
 func FuzzDoors(f *testing.F) {

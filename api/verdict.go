@@ -336,11 +336,11 @@ func (in *Inspector) judgeResponses(f finding, kind string, data []byte) {
 // tells reports whether an event of a stream that has content may say that it ends, or that a choice does. It is asked for
 // each token, so it does not parse a chunk of a completion: it looks for a finish reason that is not null, and takes a chunk
 // with a choice 0 for one that is no error. What it looks for begins with a byte that is rare in a chunk.
-func (in *Inspector) tells(data []byte) bool {
+func (in *Inspector) tells(data []byte, m marks) bool {
 	switch in.api {
 	case Chat, Completions:
-		n, ends := finishReasons(data)
-		return ends || n > 1 || n == 0 && in.api == Completions || !hasChoice0(data) // llama.cpp's own completions have none
+		none := m.reasons == 0 && in.api == Completions // llama.cpp's own completions have none
+		return m.ends || m.reasons > 1 || none || !hasChoice0(data)
 	case Messages, Responses:
 		kind := in.kindOf(data)
 		if kind == nil {
@@ -351,21 +351,28 @@ func (in *Inspector) tells(data []byte) bool {
 	return bytes.Contains(data, []byte(`"error"`))
 }
 
-// finishReasons counts the finish reasons of a chunk, and reports whether one of them may not be null.
-func finishReasons(data []byte) (n int, ends bool) {
-	for {
-		i := bytes.Index(data, []byte(`_reason"`))
+// marks are what the names of members that end in "_reason" or "_tokens" say of an event.
+type marks struct {
+	reasons int  // how many finish reasons it has; those after one that ends are not counted
+	ends    bool // one of them may not be null
+	tokens  bool // it may have counts of tokens
+}
+
+// marksOf reads an event once for all of its marks, since each token is one: they have an underscore in common, which is rare.
+func marksOf(data []byte) (m marks) {
+	for at := 0; ; {
+		i := bytes.IndexByte(data[at:], '_')
 		if i < 0 {
-			return n, false
+			return m
 		}
-		before, v := data[:i], afterColon(data[i+len(`_reason"`):])
-		data = data[i+1:]
-		if !bytes.HasSuffix(before, []byte(`"finish`)) {
-			continue
-		}
-		n++
-		if !bytes.HasPrefix(v, []byte("null")) && !bytes.HasPrefix(v, []byte(`""`)) {
-			return n, true
+		before, after := data[:at+i], data[at+i+1:]
+		at += i + 1
+		if v, ok := bytes.CutPrefix(after, []byte(`reason"`)); ok && !m.ends && bytes.HasSuffix(before, []byte(`"finish`)) {
+			v = afterColon(v)
+			m.reasons++
+			m.ends = !bytes.HasPrefix(v, []byte("null")) && !bytes.HasPrefix(v, []byte(`""`))
+		} else if bytes.HasPrefix(after, []byte(`tokens"`)) {
+			m.tokens = true
 		}
 	}
 }

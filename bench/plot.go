@@ -19,6 +19,19 @@ func Plot(file string, results ...*Result) error {
 	if ext := strings.ToLower(filepath.Ext(file)); ext != ".png" && ext != ".svg" {
 		return fmt.Errorf("plot %s: must end in .png or .svg", file)
 	}
+	p, err := draw(results)
+	if err != nil {
+		return fmt.Errorf("plot %s: %w", file, err)
+	}
+	if err := p.Save(plotWidth, plotHeight, file); err != nil {
+		return fmt.Errorf("plot %s: %w", file, err)
+	}
+	return nil
+}
+
+const plotWidth, plotHeight = 20 * vg.Centimeter, 13 * vg.Centimeter
+
+func draw(results []*Result) (*plot.Plot, error) {
 	p := plot.New()
 	p.Title.Text = "latency distribution"
 	p.Title.Padding = vg.Points(6)
@@ -31,15 +44,12 @@ func Plot(file string, results ...*Result) error {
 	for i, result := range results {
 		for _, d := range []namedDistribution{{"E2E", result.E2E}, {"TTFT", result.TTFT}} {
 			if err := addLine(p, i, result.Name, d); err != nil {
-				return fmt.Errorf("plot %s: %w", file, err)
+				return nil, err
 			}
 		}
 	}
 	widenAxes(p)
-	if err := p.Save(20*vg.Centimeter, 13*vg.Centimeter, file); err != nil {
-		return fmt.Errorf("plot %s: %w", file, err)
-	}
-	return nil
+	return p, nil
 }
 
 func addLine(p *plot.Plot, i int, name string, d namedDistribution) error {
@@ -61,9 +71,9 @@ func addLine(p *plot.Plot, i int, name string, d namedDistribution) error {
 }
 
 // tailPoints are points of the distribution at equal steps of -log10(1-q), which gives each further nine as much space
-// as the one before it, as far as there are latencies for it.
+// as the one before it: to p99.9, and as much further as there are latencies for it. Beyond these the largest one counts.
 func tailPoints(d Distribution) plotter.XYs {
-	nines := max(math.Log10(float64(d.Count())), 1)
+	nines := max(math.Log10(float64(d.Count())), 3)
 	const steps = 400
 	points := make(plotter.XYs, 0, steps+1)
 	for i := range steps + 1 {
@@ -81,7 +91,7 @@ func widenAxes(p *plot.Plot) {
 	}
 	p.X.Min = math.Pow(10, math.Floor(math.Log10(p.X.Min)))
 	p.X.Max = max(math.Pow(10, math.Ceil(math.Log10(p.X.Max))), p.X.Min*10) * 1.2 // space for the last label
-	p.Y.Min, p.Y.Max = 0, max(p.Y.Max, 1)
+	p.Y.Min, p.Y.Max = 0, max(p.Y.Max, 3)
 }
 
 // latencyTicks marks the decades of an axis in seconds, and the steps between them.

@@ -1,6 +1,7 @@
 package bench_test
 
 import (
+	"encoding/csv"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -9,6 +10,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -93,6 +96,101 @@ func TestResultAsJSON(t *testing.T) {
 	}
 	if got.Queue != nil || got.Errors == nil {
 		t.Errorf("want no queue and an empty list of errors: %s", text)
+	}
+}
+
+// The tail can be read off whatever the number of requests.
+func TestPlotReachesTheTail(t *testing.T) {
+	c, _ := compared(t, 1)
+	file := filepath.Join(t.TempDir(), "latency.svg")
+	if err := bench.Plot(file, c.Totals()...); err != nil {
+		t.Fatal(err)
+	}
+	svg, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"p50", "p99", "p99.9"} {
+		if !strings.Contains(string(svg), ">"+want+"<") {
+			t.Errorf("the plot of %d requests has no %s", c.Totals()[0].Requests, want)
+		}
+	}
+}
+
+func TestReportAsCSV(t *testing.T) {
+	c, _ := compared(t, 2)
+	var b strings.Builder
+	if err := c.WriteCSV(&b); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := csv.NewReader(strings.NewReader(b.String())).ReadAll()
+	if err != nil || len(rows) != 1+2*len(c.Targets) {
+		t.Fatalf("%v, %d rows, want a header and one for each round of %d targets:\n%s", err, len(rows), len(c.Targets), &b)
+	}
+	cell := func(row int, column string) string {
+		i := slices.Index(rows[0], column)
+		if i < 0 {
+			t.Fatalf("no column %s in %q", column, rows[0])
+		}
+		return rows[row][i]
+	}
+	if cell(1, "target") != "a" || cell(2, "round") != "2" || cell(1, "requests") != "20" {
+		t.Errorf("rows %q", rows)
+	}
+	if ms, err := strconv.ParseFloat(cell(1, "ttft_p50_ms"), 64); err != nil || ms < 10 || ms > 10.01 {
+		t.Errorf("ttft_p50_ms %q", cell(1, "ttft_p50_ms"))
+	}
+	if got := cell(1, "queue_p99_ms"); got != "" {
+		t.Errorf("queue_p99_ms %q, want nothing", got)
+	}
+	for _, column := range []string{"inter_token_p99.9_ms", "e2e_max_ms", "gap_mean_ms"} {
+		if cell(1, column) == "" {
+			t.Errorf("%s is empty", column)
+		}
+	}
+}
+
+func TestReportAsHTML(t *testing.T) {
+	c, _ := compared(t, 1)
+	c.Targets[0].Total.Model = "<script>alert(1)</script>"
+	var b strings.Builder
+	if err := c.WriteHTML(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"<!doctype html>", "<svg", "p99.9", "&lt;script&gt;", "requests/s"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	for _, no := range []string{"<script", "src=", "<link", "<?xml"} {
+		if strings.Contains(b.String(), no) {
+			t.Errorf("the page has %q", no)
+		}
+	}
+}
+
+func TestThresholds(t *testing.T) {
+	c, _ := compared(t, 1)
+	r := c.Totals()[0] // TTFT 10 ms, E2E 30 ms, no queue
+	for text, missed := range map[string]string{
+		"p99_ttft>500ms": "", "p99_ttft>5ms": "a: p99_ttft>5ms: it is 10.0 ms", "p50_e2e < 1s": "a: p50_e2e < 1s: it is 30.0 ms", "max_e2e>1s": "", "mean_itl<1us": "",
+		"error_rate>0%": "", "error_rate<1%": "a: error_rate<1%: it is 0.00 %", "rps<1": "", "rps>1": "a: rps>1: it is ", "tps<1": "",
+		"p99.9_gap>1h": "", "p95_queue>1s": "a: p95_queue>1s was not measured", "goodput<99%": "a: goodput<99% was not measured",
+	} {
+		threshold, err := bench.ParseThreshold(text)
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+		} else if got := threshold.Missed(r); !strings.HasPrefix(got, missed) || missed == "" && got != "" {
+			t.Errorf("%s: %q, want %q", text, got, missed)
+		}
+	}
+	if threshold, err := bench.ParseThreshold("p99_ttft>1h"); err != nil || threshold.Missed(&bench.Result{Name: "a"}) == "" {
+		t.Errorf("a run without an answer passes: %v", err)
+	}
+	for _, bad := range []string{"", "ttft", "p99_ttft", "p99_ttft>", "p99_ttft>5", "p99_ttft>-5ms", "p98_ttft>5ms", "p99_latency>5ms", "error_rate>1", "rps<x", "goodput<99", ">5ms"} {
+		if _, err := bench.ParseThreshold(bad); err == nil {
+			t.Errorf("%q is accepted", bad)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -19,13 +21,12 @@ import (
 // Broker is one NATS server. Make it with [New], then call [Broker.Run] once.
 type Broker struct {
 	// Fixed after New.
-	cfg     Config
-	options *server.Options
-	log     *logBridge
+	cfg Config
+	log *logBridge
 
-	// Closed by Run. The fields below are written before that and only read afterwards.
-	ready  chan struct{}
-	server *server.Server
+	ready   chan struct{}                  // closed by Run when the server has accepted connections for the first time
+	server  atomic.Pointer[server.Server]  // the server that runs; Run replaces it after a write error
+	options atomic.Pointer[server.Options] // of the next one; Run completes them, Reload replaces them. What it points to is not changed
 }
 
 // New checks cfg, reading the files that it names, and starts nothing.
@@ -34,12 +35,13 @@ func New(cfg Config) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Broker{
-		cfg:     cfg,
-		options: options,
-		log:     newLogBridge(cfg.Logger),
-		ready:   make(chan struct{}),
-	}, nil
+	b := &Broker{
+		cfg:   cfg,
+		log:   newLogBridge(cfg.Logger),
+		ready: make(chan struct{}),
+	}
+	b.options.Store(options)
+	return b, nil
 }
 
 // Run serves until ctx ends, and returns when the server has stopped and its store is closed. It returns nil if ctx
@@ -47,19 +49,43 @@ func New(cfg Config) (*Broker, error) {
 //
 // A single server stops at once: finish what is in flight before. A member of a cluster first hands its leaderships
 // over to the other members, which takes about a second, and then asks its clients to reconnect elsewhere.
+//
+// A write to the store that fails, because the disk is full or read-only, makes the server give up the stream, or all of
+// JetStream, for good. Then Run waits until the store can be written, and starts the server again: see [recovery].
 func (b *Broker) Run(ctx context.Context) error {
+	r := recovery{dir: b.cfg.StoreDir, log: b.log}
+	for {
+		err := b.serve(ctx, &r)
+		switch {
+		case errors.Is(err, errStoreWritable):
+		case err == nil || !r.restarted:
+			return err
+		default: // it has started before
+			r.say("the server does not start again; trying again", err)
+			r.wait(ctx)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// serve runs one server until ctx ends, or until it has to be started again: errStoreWritable.
+func (b *Broker) serve(ctx context.Context, r *recovery) error {
 	store, err := openStore(b.cfg.StoreDir)
 	if err != nil {
 		return err
 	}
 	defer store.close()
-	if b.options.ServerName == "" {
-		if b.options.ServerName, err = store.serverName(); err != nil {
+	options := b.options.Load().Clone() // the server writes to it
+	if options.ServerName == "" {
+		if options.ServerName, err = store.serverName(); err != nil {
 			return err
 		}
 	}
 
-	s, err := server.NewServer(b.options)
+	b.log.forget()
+	s, err := server.NewServer(options)
 	if err != nil {
 		return fmt.Errorf("broker: %w", err)
 	}
@@ -73,17 +99,74 @@ func (b *Broker) Run(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return nil
 	}
-	b.warnIfOpen()
-	b.server = s
-	close(b.ready)
+	b.server.Store(s)
+	if r.restarted {
+		r.restarted, r.said = false, ""
+		b.log.Warn("the server has started again: the streams on disk can be written")
+	} else {
+		b.keep(s, options.ServerName)
+		b.warnIfOpen()
+		close(b.ready)
+	}
 
 	select {
 	case <-ctx.Done():
 	case err := <-b.log.fatal:
 		return b.explain(err)
+	case why := <-b.log.gaveUp:
+		if b.clustered() {
+			handOver(s, b.cfg.StoreDir)
+		}
+		if r.untilWritable(ctx, why) {
+			err = errStoreWritable
+		}
 	}
 	if b.clustered() {
 		s.LameDuckShutdown()
+	}
+	return err
+}
+
+// keep makes a server that is started again have the name of s, and listen where s does, if s chose a port.
+func (b *Broker) keep(s *server.Server, name string) {
+	options := b.options.Load().Clone()
+	options.ServerName = name
+	if addr, ok := s.Addr().(*net.TCPAddr); ok {
+		options.Port = addr.Port
+	}
+	if addr := s.ClusterAddr(); addr != nil && b.clustered() {
+		options.Cluster.Port = addr.Port
+	}
+	b.options.Store(options)
+}
+
+// Reload reads the configuration again, with the files that it names, and puts in force what has changed: accounts, users,
+// permissions and certificates above all. A change that needs a restart, such as another address, is an error, and so is a
+// file that is not valid; then nothing changes. It may be called when the broker is ready.
+func (b *Broker) Reload() error {
+	select {
+	case <-b.ready:
+	default:
+		return errors.New("broker is not ready")
+	}
+	was := b.options.Load()
+	for range 2 { // nats-server 2.15.2 lets a new account use what it imports only from the second time on
+		options, err := b.cfg.options()
+		if err != nil {
+			return err
+		}
+		options.ServerName = cmp.Or(options.ServerName, was.ServerName)
+		if options.Port == server.RANDOM_PORT {
+			options.Port = was.Port
+		}
+		if options.Cluster.Port == server.RANDOM_PORT {
+			options.Cluster.Port = was.Cluster.Port
+		}
+		b.options.Store(options.Clone())
+		if err := b.server.Load().ReloadOptions(options); err != nil {
+			b.options.Store(was)
+			return fmt.Errorf("broker: %w", err)
+		}
 	}
 	return nil
 }
@@ -119,7 +202,7 @@ func (b *Broker) explain(err error) error {
 
 // warnIfOpen logs a warning if the broker can be reached from other machines without credentials.
 func (b *Broker) warnIfOpen() {
-	o := b.options
+	o := b.options.Load()
 	open := o.Username == "" && o.Authorization == "" && len(o.Users) == 0 && len(o.Nkeys) == 0 &&
 		len(o.TrustedOperators) == 0 && o.AuthCallout == nil && !o.TLSVerify
 	if !o.DontListen && open && !isLoopback(o.Host) {
@@ -130,7 +213,7 @@ func (b *Broker) warnIfOpen() {
 	}
 }
 
-func (b *Broker) clustered() bool { return b.options.Cluster.Port != 0 }
+func (b *Broker) clustered() bool { return b.options.Load().Cluster.Port != 0 }
 
 // Ready is closed when the broker accepts connections. It is never closed if Run fails before that, so wait for the end
 // of Run as well. A member of a cluster is ready before the cluster has a leader: JetStream requests may still time out
@@ -145,7 +228,7 @@ func (b *Broker) ClientURL() string {
 		return ""
 	}
 	u := url.URL{Scheme: "nats", Host: addr}
-	if b.options.TLSConfig != nil {
+	if b.options.Load().TLSConfig != nil {
 		u.Scheme = "tls"
 	}
 	return u.String()
@@ -168,7 +251,7 @@ func (b *Broker) addr(of func(*server.Server) net.Addr) string {
 	default:
 		return ""
 	}
-	tcp, ok := of(b.server).(*net.TCPAddr)
+	tcp, ok := of(b.server.Load()).(*net.TCPAddr)
 	if !ok {
 		return ""
 	}
@@ -184,7 +267,7 @@ func (b *Broker) addr(of func(*server.Server) net.Addr) string {
 func (b *Broker) InProcessConn() (net.Conn, error) {
 	select {
 	case <-b.ready:
-		return b.server.InProcessConn()
+		return b.server.Load().InProcessConn()
 	default:
 		return nil, errors.New("broker is not ready")
 	}

@@ -194,6 +194,73 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
+// The address is that of the configuration file, unless another one is set; a file without one leaves the broker without a
+// socket.
+func TestListenAsTheFileSays(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "nats.conf")
+	for about, c := range map[string]struct {
+		content, listen string
+		socket          bool
+	}{
+		"in the file":     {"listen: 127.0.0.1:-1", "", true},
+		"in both":         {"listen: 127.0.0.2:1", "127.0.0.1:0", true},
+		"in neither":      {"max_payload: 2MB", "", false},
+		"in the settings": {"max_payload: 2MB", "127.0.0.1:0", true},
+	} {
+		if err := os.WriteFile(file, []byte(c.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b, stop := start(t, broker.Config{Listen: c.listen, StoreDir: t.TempDir(), ConfigFile: file})
+		if u := b.ClientURL(); (u != "") != c.socket || c.socket && !strings.HasPrefix(u, "nats://127.0.0.1:") {
+			t.Errorf("%s: %q", about, u)
+		}
+		stop()
+	}
+}
+
+// Reload puts in force what the file says now: users come and go, and a file that is not valid changes nothing.
+func TestReload(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "nats.conf")
+	users := func(names ...string) {
+		t.Helper()
+		var text strings.Builder
+		text.WriteString("authorization { users: [")
+		for _, n := range names {
+			text.WriteString(fmt.Sprintf("{user: %s, password: s3cret},", n))
+		}
+		if err := os.WriteFile(file, []byte(text.String()+"] }"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	users("ann", "bob")
+	b, _ := start(t, broker.Config{Listen: "127.0.0.1:0", StoreDir: t.TempDir(), ConfigFile: file})
+	connects := func(name string) bool {
+		nc, err := nats.Connect(b.ClientURL(), nats.UserInfo(name, "s3cret"))
+		if err != nil {
+			return false
+		}
+		nc.Close()
+		return true
+	}
+	stays := connect(t, b.ClientURL(), nats.UserInfo("ann", "s3cret"))
+	users("ann", "eve")
+	if err := b.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if !connects("ann") || !connects("eve") || connects("bob") {
+		t.Errorf("ann %t, eve %t, bob %t", connects("ann"), connects("eve"), connects("bob"))
+	}
+	if _, err := stays.AccountInfo(t.Context()); err != nil || !stays.Conn().IsConnected() {
+		t.Errorf("a user that stays was disconnected: %v", err)
+	}
+	if err := os.WriteFile(file, []byte("authorization {"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Reload(); err == nil || !connects("eve") {
+		t.Errorf("with a broken file: %v, eve connects %t", err, connects("eve"))
+	}
+}
+
 func TestNewNamesTheSettingAtFault(t *testing.T) {
 	tests := map[string]struct {
 		cfg  broker.Config
@@ -206,6 +273,8 @@ func TestNewNamesTheSettingAtFault(t *testing.T) {
 		"payload too small":        {broker.Config{StoreDir: "d", MaxPayload: 1000}, "max payload 1000: must be between"},
 		"user without password":    {broker.Config{StoreDir: "d", Username: "u"}, "username, password: need each other"},
 		"key without certificate":  {broker.Config{StoreDir: "d", TLSKey: "k.pem"}, "tls: missing 'cert_file'"},
+		"next to no store":         {broker.Config{StoreDir: "d", MaxStore: broker.MinStore - 1}, "max store 16777215: must be at least 16 MiB"},
+		"next to no memory":        {broker.Config{StoreDir: "d", MaxMemory: 1}, "max memory 1: must be at least 16 MiB"},
 		"cluster without a name":   {broker.Config{StoreDir: "d", Routes: []string{"a:1"}}, "cluster name: required"},
 		"cluster without listen":   {broker.Config{StoreDir: "d", ClusterName: "c", ClusterListen: "127.0.0.1:0", Routes: []string{"a:1"}}, `listen: required in cluster "c"`},
 		"cluster without routes":   {broker.Config{StoreDir: "d", Listen: ":0", ClusterName: "c", ClusterListen: "127.0.0.1:0"}, `routes: required in cluster "c"`},

@@ -29,10 +29,17 @@ const (
 	lameDuck      = 3 * time.Second
 )
 
+const (
+	// MinMemory and MinStore are the least of what streams need: with less, gateways could not create them, or could not
+	// queue a few requests with their bodies.
+	MinMemory = 16 << 20
+	MinStore  = 16 << 20
+)
+
 // Config says how a broker is reached, where it stores data, and which clients it accepts.
 type Config struct {
-	// Listen is the host:port for clients; port 0 selects a free one. Default "": no socket, only this process can
-	// connect.
+	// Listen is the host:port for clients; port 0 selects a free one. Default "": what ConfigFile says; without that no
+	// socket, only this process can connect.
 	Listen string
 
 	// StoreDir holds the streams. Required; created with mode 0700. Only one broker may use it at a time.
@@ -57,8 +64,8 @@ type Config struct {
 	// acknowledgement.
 	SyncInterval time.Duration
 
-	// MaxMemory and MaxStore bound what streams use, in bytes. Default 0: three quarters of the memory, and the free
-	// disk space.
+	// MaxMemory and MaxStore bound what streams use, in bytes; at least MinMemory and MinStore. Default 0: three quarters of
+	// the memory, and the free disk space.
 	MaxMemory int64
 	MaxStore  int64
 
@@ -111,6 +118,12 @@ func (c *Config) options() (*server.Options, error) {
 	o.MaxPayload = int32(cmp.Or(c.MaxPayload, int(o.MaxPayload), defaultMaxPayload))
 	o.JetStreamMaxMemory = cmp.Or(c.MaxMemory, o.JetStreamMaxMemory)
 	o.JetStreamMaxStore = cmp.Or(c.MaxStore, o.JetStreamMaxStore)
+	if n := o.JetStreamMaxMemory; n > 0 && n < MinMemory {
+		return nil, fmt.Errorf("max memory %d: must be at least 16 MiB, or Pulley cannot create its streams", n)
+	}
+	if n := o.JetStreamMaxStore; n > 0 && n < MinStore {
+		return nil, fmt.Errorf("max store %d: must be at least 16 MiB, or Pulley cannot create its streams", n)
+	}
 	// There is a consumer for each pool, tier and lane, and the gateways bound their number. The server's own bound of
 	// 1000 per stream would be reached first.
 	o.JetStreamLimits.DefaultMaxConsumers = cmp.Or(o.JetStreamLimits.DefaultMaxConsumers, -1)
@@ -146,7 +159,10 @@ func (c *Config) readConfigFile(o *server.Options) error {
 }
 
 func (c *Config) setListen(o *server.Options) error {
-	if c.Listen == "" {
+	switch {
+	case c.Listen == "" && o.Port != 0: // set by the file
+		return nil
+	case c.Listen == "":
 		o.DontListen = true
 		return nil
 	}

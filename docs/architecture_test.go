@@ -47,7 +47,7 @@ func TestPictureOfThePackages(t *testing.T) {
 }
 
 // imports are the imports of each package, all without the module's path. Left out are tests, the package that has only
-// tests, and the tools of the end-to-end tests. The files are read here and not by the go command, so that the result of
+// tests, the tools of the end-to-end tests, and other modules. The files are read here and not by the go command, so that the result of
 // this test is cached only until one of them changes.
 func imports(t *testing.T) map[string][]string {
 	t.Helper()
@@ -57,6 +57,8 @@ func imports(t *testing.T) map[string][]string {
 		case err != nil:
 			return err
 		case d.IsDir() && slices.Contains([]string{".git", "e2e", "scenarios", "testdata"}, d.Name()):
+			return filepath.SkipDir
+		case d.IsDir() && path != ".." && ownModule(path):
 			return filepath.SkipDir
 		case d.IsDir(), !strings.HasSuffix(path, ".go"), strings.HasSuffix(path, "_test.go"):
 			return nil
@@ -79,6 +81,12 @@ func imports(t *testing.T) map[string][]string {
 		t.Fatal(err)
 	}
 	return packages
+}
+
+// ownModule says whether a directory is another module.
+func ownModule(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "go.mod"))
+	return err == nil
 }
 
 // draw is a Mermaid flowchart: a floor for each height above the packages that import nothing of the module, and an
@@ -133,4 +141,35 @@ func implied(packages map[string][]string, p, i string) bool {
 		return slices.ContainsFunc(packages[from], func(next string) bool { return next == i || reaches(next) })
 	}
 	return slices.ContainsFunc(packages[p], func(other string) bool { return other != i && reaches(other) })
+}
+
+// What is large is linked into the command alone, so that a program that uses a gateway or a worker does not carry it.
+func TestLargeDependenciesAreOfTheCommand(t *testing.T) {
+	large := []string{"google.golang.org/grpc", "go.opentelemetry.io/otel/sdk", "go.opentelemetry.io/otel/exporters", "go.opentelemetry.io/proto"}
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == ".git" || path == "../cmd"):
+			return filepath.SkipDir
+		case d.IsDir() && path != ".." && ownModule(path):
+			return filepath.SkipDir
+		case d.IsDir(), !strings.HasSuffix(path, ".go"), strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		for _, i := range file.Imports {
+			name := strings.Trim(i.Path.Value, `"`)
+			if slices.ContainsFunc(large, func(l string) bool { return name == l || strings.HasPrefix(name, l+"/") }) {
+				t.Errorf("%s imports %s", path, name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import {
   Arrivals, baseURL, chat, direct, directText, engineBusy, engineStats, engineURLs, expectAborted, model, onlyIf,
   onlyPulley, onlySimulated, refusingFetch, simulated, stats, throughPulley, until, weatherTool,
@@ -194,6 +194,71 @@ test("responses", { ...timeLimit, ...onlySimulated }, async () => {
   assert.ok(["response.completed", "response.incomplete"].includes(last.type), last.type);
 });
 
+test("background responses: created, polled, cancelled, resumed, deleted", { ...timeLimit, ...onlyIf(simulated && throughPulley, "needs Pulley and simulated engines") }, async () => {
+  const ask = { model, input: "Tell me a story.", max_output_tokens: 60 };
+  const want = await direct("responses", ask);
+  let answer = await client.responses.create({ ...ask, background: true });
+  assert.equal(answer.status, "queued");
+  while (["queued", "in_progress"].includes(answer.status)) {
+    await sleep(50);
+    answer = await client.responses.retrieve(answer.id);
+  }
+  assert.equal(answer.status, "completed");
+  assert.equal(answer.output_text, want.output[0].content[0].text);
+  assert.equal((await client.responses.cancel(answer.id)).status, "completed");
+
+  const long = await client.responses.create({ ...ask, max_output_tokens: 100_000, background: true });
+  for (let i = 0; i < 2; i++) assert.equal((await client.responses.cancel(long.id)).status, "cancelled");
+
+  let id, at = -1, text = "", types = [];
+  const note = (event) => {
+    assert.equal(event.sequence_number, at + 1);
+    at = event.sequence_number;
+    types.push(event.type);
+    if (event.type === "response.output_text.delta") text += event.delta;
+  };
+  for await (const event of await client.responses.create({ ...ask, background: true, stream: true })) {
+    note(event);
+    id ??= event.response?.id;
+    if (text.length > 100) break;
+  }
+  for await (const event of await client.responses.retrieve(id, { stream: true, starting_after: at })) note(event);
+  assert.equal(text, answer.output_text);
+  assert.deepEqual([types[0], types.at(-1)], ["response.created", "response.completed"]);
+  const whole = await client.responses.stream({ response_id: id }).finalResponse();
+  assert.equal(whole.output_text, answer.output_text);
+
+  await client.responses.delete(id);
+  await assert.rejects(client.responses.retrieve(id), OpenAI.NotFoundError);
+  await assert.rejects(client.responses.cancel("resp_" + "0".repeat(48)), OpenAI.NotFoundError);
+  await assert.rejects(client.responses.create({ ...ask, background: true, store: false }), OpenAI.BadRequestError);
+});
+
+test("idempotency keys: replayed, joined, refused for another body", { ...timeLimit, ...onlyIf(simulated && throughPulley, "needs Pulley and simulated engines") }, async () => {
+  const key = () => ({ headers: { "Idempotency-Key": crypto.randomUUID() } });
+  const whole = key();
+  const first = await client.chat.completions.create(chat(20), whole);
+  const { data: again, response } = await client.chat.completions.create(chat(20), whole).withResponse();
+  assert.deepEqual(again, first);
+  assert.equal(response.headers.get("idempotent-replayed"), "true");
+  await assert.rejects(client.chat.completions.create(chat(21), whole), OpenAI.ConflictError);
+  await assert.rejects(client.chat.completions.create(chat(20), { headers: { "Idempotency-Key": "x".repeat(256) } }), OpenAI.BadRequestError);
+
+  const streamed = key(), ids = new Set();
+  const read = async () => {
+    let text = "";
+    for await (const chunk of await client.chat.completions.create(chat(40, { stream: true }), streamed)) {
+      ids.add(chunk.id);
+      text += chunk.choices[0]?.delta?.content ?? "";
+    }
+    return text;
+  };
+  const texts = await Promise.all([read(), read()]);
+  texts.push(await read());
+  assert.deepEqual(texts, Array(3).fill(await directText(chat(40))));
+  assert.equal(ids.size, 1);
+});
+
 test("a responses stream cut by the engine is an error", { ...timeLimit, ...onlySimulated }, async () => {
   const ask = { model, input: "Tell me a story.", max_output_tokens: 40, stream: true };
   const types = [];
@@ -270,4 +335,38 @@ test("what fails on one worker succeeds on another, unseen", { ...timeLimit, ...
   }
   const after = await engineStats(engineURLs[0]);
   assert.ok(after.failed + after.refused > before.failed + before.refused, "the engine that fails was never tried");
+});
+
+test("files and batches: upload, create, poll, results, list, cancel, delete", { timeout: 60_000, ...onlyPulley }, async () => {
+  const line = (i, fields = {}) => JSON.stringify({ custom_id: `q${i}`, method: "POST", url: "/v1/chat/completions", body: { ...chat(5), ...fields } });
+  const upload = async (text) => client.files.create({ file: await toFile(Buffer.from(text), "in.jsonl"), purpose: "batch" });
+  const run = async (text) => client.batches.create({ input_file_id: (await upload(text)).id, endpoint: "/v1/chat/completions", completion_window: "24h", metadata: { a: "b" } });
+  const ended = async (id) => {
+    for (;;) {
+      const b = await client.batches.retrieve(id);
+      if (["completed", "failed", "cancelled", "expired"].includes(b.status)) return b;
+      await sleep(100);
+    }
+  };
+  const lines = Array.from({ length: 20 }, (_, i) => line(i)).concat(line(20, { model: "no such model" }));
+  const batch = await ended((await run(lines.join("\n"))).id);
+  assert.equal(batch.status, "completed");
+  assert.deepEqual(batch.request_counts, { total: 21, completed: 20, failed: 1 });
+  assert.deepEqual(batch.metadata, { a: "b" });
+  const output = (await (await client.files.content(batch.output_file_id)).text()).trim().split("\n").map((l) => JSON.parse(l));
+  assert.equal(new Set(output.map((l) => l.custom_id)).size, 20);
+  const want = await directText(chat(5));
+  for (const l of output) assert.equal(l.response.body.choices[0].message.content, want);
+  assert.equal((await ended((await run("{")).id)).errors.data[0].line, 1);
+  const long = await run(Array.from({ length: 500 }, (_, i) => line(i, { max_tokens: 2000 })).join("\n"));
+  assert.equal((await client.batches.cancel(long.id)).status, "cancelling");
+  assert.equal((await ended(long.id)).status, "cancelled");
+  const ids = [];
+  for await (const b of client.batches.list({ limit: 1 })) ids.push(b.id);
+  assert.ok(ids.includes(batch.id) && ids.length >= 3 && new Set(ids).size === ids.length, `${ids}`);
+  const files = [];
+  for await (const f of client.files.list({ purpose: "batch" })) files.push(f.id);
+  assert.ok(files.includes(batch.input_file_id));
+  assert.equal((await client.files.delete(batch.output_file_id)).deleted, true);
+  await assert.rejects(client.files.retrieve(batch.output_file_id), OpenAI.NotFoundError);
 });

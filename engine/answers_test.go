@@ -180,3 +180,33 @@ func listOnce(t *testing.T, h http.Handler) engine.Listing {
 	}
 	return engine.Listing{}
 }
+
+// LM Studio says in its own list with which context a model is loaded, and what the others could have at most.
+func TestContextsOfLMStudio(t *testing.T) {
+	contexts := func(answers http.Handler) string {
+		var all []string
+		for _, m := range scrapeOnce(t, engine.DialectLMStudio, answers).Models {
+			all = append(all, fmt.Sprint(m.Name, " ", m.Context))
+		}
+		return strings.Join(all, ", ")
+	}
+	for _, r := range testenv.Recordings(t, "testdata/answers") {
+		if r.Dialect != engine.DialectLMStudio {
+			continue
+		}
+		if got, want := contexts(replay(r)), "qwen/qwen3-8b 4096"; got != want {
+			t.Errorf("%s: %q, want %q", r.Engine, got, want)
+		}
+	}
+	for list, want := range map[string]string{
+		`{"id":"a","state":"loaded","loaded_context_length":8192,"max_context_length":131072}`: "a 8192",
+		`{"id":"a","state":"not-loaded","max_context_length":32768}`:                           "a 32768",
+		`{"id":"a","state":"loaded"}`:                                                          "a 0",
+		`{"id":"a","state":"loaded","loaded_context_length":"4096"},{"id":"b","state":"loaded","loaded_context_length":-1,"max_context_length":2048}`: "a 0, b 2048",
+		`{"id":"a","state":"loaded","loaded_context_length":null,"max_context_length":1e99}`:                                                          "a 0",
+	} {
+		if got := contexts(pages{"/v1/models": listOfOne, "/api/v0/models": `{"data":[` + list + `]}`}); got != want {
+			t.Errorf("%s: %q, want %q", list, got, want)
+		}
+	}
+}

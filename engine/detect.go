@@ -80,6 +80,7 @@ var owners = map[string]Dialect{
 	"llama-swap":   DialectLlamaSwap,
 	"koboldcpp":    DialectOpenAI,
 	"lemonade":     DialectOpenAI,
+	"pulley":       DialectOpenAI, // a gateway, whose metrics are named as vLLM's
 }
 
 // identify returns the dialect; ok reports whether it is certain.

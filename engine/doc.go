@@ -53,6 +53,8 @@
 //
 //	² counted when a request ends
 //
+// llama.cpp also counts the prompt tokens that it has computed, and the time for them: prompt_tokens_total, prompt_seconds_total.
+//
 // Metrics are at /metrics, those of Triton also on port 8002 of its host, those of TensorRT-LLM at /prometheus/metrics. An
 // underscore instead of the colon in a name is accepted. A missing value is missing in the Status, and never zero: vLLM
 // reports no slots, SGLang has no /metrics without --enable-metrics, and llama.cpp none without --metrics.

@@ -16,6 +16,7 @@ const (
 	listEvery   = 5 * time.Second        // while the engine's answers are good
 	listAgain   = 500 * time.Millisecond // while they are not
 	listTimeout = 2 * time.Second
+	listOfAll   = "list of models" // in costs
 )
 
 // A Listing is an engine's answer to GET /v1/models. Every engine has that page, whatever its dialect, and answers it by the
@@ -123,17 +124,21 @@ func (s *Scraper) listLoop(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		took, usual := time.Since(l.Asked), listAgain
 		if late++; !l.Late {
 			late = 0
 		}
 		switch {
 		case s.cfg.OnListing(l):
-			timer.Reset(listEvery)
+			usual = listEvery
 		case l.Late: // each question of which the answer is not awaited costs the engine one
-			timer.Reset(backoff(late))
-		default:
-			timer.Reset(listAgain)
+			usual = backoff(late)
 		}
+		pause := s.costs.ask(listOfAll, took, usual, listWeight)
+		if l.Late { // what held it up may have been short: the first questions after that need not wait for its price
+			pause = min(pause, listAgain<<min(late-1, 16))
+		}
+		timer.Reset(pause)
 	}
 }
 

@@ -133,6 +133,42 @@ func TestLookWhileAQuestionIsUnderWay(t *testing.T) {
 	})
 }
 
+// An engine that was frozen or busy for a while is listed again soon after; one whose list never comes is asked seldom.
+func TestListAfterASilence(t *testing.T) {
+	for _, silent := range []time.Duration{time.Second, 5 * time.Second, 12 * time.Second, 30 * time.Second} {
+		t.Run(silent.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				e := vllmAt(t)
+				var ls listings
+				watch(t, engine.ScraperConfig{Client: clientOf(e), Dialect: engine.DialectVLLM, OnListing: ls.add})
+				time.Sleep(20*time.Second + 100*time.Millisecond)
+				e.set(pages{"/v1/models": "-", "/health": "-", "/metrics": "-"})
+				time.Sleep(5 * time.Second) // a question is under way or over
+				time.Sleep(silent)
+				e.set(nil)
+				ls.take()
+				soon := 3*time.Second + silent/2
+				time.Sleep(soon)
+				synctest.Wait()
+				got := ls.take()
+				if len(got) == 0 || got[len(got)-1].Err != nil {
+					t.Errorf("%v after it answers again: %+v", soon, got)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		e := vllmAt(t)
+		e.set(pages{"/v1/models": "-"})
+		var ls listings
+		watch(t, engine.ScraperConfig{Client: clientOf(e), Dialect: engine.DialectVLLM, OnListing: ls.add})
+		time.Sleep(5 * time.Minute)
+		if n := len(ls.take()); n < 8 || n > 16 {
+			t.Errorf("the list that never comes was asked for %d times in five minutes, for 2 s each", n)
+		}
+	})
+}
+
 // Scrapes go on while the question for the models has no answer.
 func TestListingDelaysNoScrape(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

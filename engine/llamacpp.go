@@ -2,7 +2,8 @@ package engine
 
 // llamacppMetrics are the names of its metrics. Those of the KV cache were removed in mid-2025.
 var llamacppMetrics = newFamily("llamacpp",
-	"requests_processing", "requests_deferred", "kv_cache_usage_ratio", "kv_cache_tokens", "tokens_predicted_total")
+	"requests_processing", "requests_deferred", "kv_cache_usage_ratio", "kv_cache_tokens", "tokens_predicted_total",
+	"prompt_tokens_total", "prompt_seconds_total")
 
 // readLlamaCpp finds nothing if the server was started without --metrics. Tokens are counted when their request ends.
 func readLlamaCpp(m metrics, st *Status) {
@@ -11,6 +12,9 @@ func readLlamaCpp(m metrics, st *Status) {
 	st.KVUsage = fraction(m.mean(nil, "kv_cache_usage_ratio"))
 	st.KVUsed = whole(m.sum(nil, "kv_cache_tokens"))
 	st.Generated = whole(m.sum(nil, "tokens_predicted_total"))
+	if st.PrefillTime = seconds(m.sum(nil, "prompt_seconds_total")); st.PrefillTime != nil {
+		st.Prefilled = whole(m.sum(nil, "prompt_tokens_total"))
+	}
 }
 
 type llamacppSlot struct {

@@ -113,3 +113,21 @@ func BenchmarkPage(b *testing.B) {
 		b.Fatal(strings.TrimSpace(describe(st)))
 	}
 }
+
+// llama.cpp counts the prompt tokens that it computed, with the time for them; its older versions and other engines do not.
+func TestCountersOfPrompts(t *testing.T) {
+	for file, want := range map[string]string{
+		"llamacpp-0.5.txt": "5120 6.31s", "llamacpp-2026.txt": "5120 6.31s", "llamacpp-2024.txt": "- -",
+	} {
+		found, _ := engine.ReadPages(engine.DialectLlamaCpp, []byte(page(t, file)))
+		if got := or(found[0].Prefilled) + " " + or(found[0].PrefillTime); got != want {
+			t.Errorf("%s: %s, want %s", file, got, want)
+		}
+	}
+	for _, value := range []string{"-1", "NaN", "+Inf", "1e30"} {
+		found, _ := engine.ReadPages(engine.DialectLlamaCpp, []byte("llamacpp:prompt_tokens_total 5\nllamacpp:prompt_seconds_total "+value+"\n"))
+		if found[0].PrefillTime != nil || found[0].Prefilled != nil {
+			t.Errorf("%s: %v", value, found[0].PrefillTime)
+		}
+	}
+}

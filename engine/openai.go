@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 )
@@ -14,8 +15,11 @@ type modelList struct {
 type listedModel struct {
 	ID      string `json:"id"`
 	OwnedBy string `json:"owned_by"`
-	State   string `json:"state"` // LM Studio
-	Status  struct {
+	State   string `json:"state"` // LM Studio, as the next two
+	// Numbers of tokens. The model is loaded with a part of what it could have.
+	LoadedContext json.RawMessage `json:"loaded_context_length"`
+	MaxContext    json.RawMessage `json:"max_context_length"`
+	Status        struct {
 		Value string `json:"value"` // llama.cpp as a router
 	} `json:"status"`
 }
@@ -32,7 +36,17 @@ func readModelsUnloaded(body []byte, st *Status) error {
 }
 
 func readLMStudioModels(body []byte, st *Status) error {
-	return readModelList(body, st, func(m listedModel) bool { return m.State == "loaded" })
+	if err := readModelList(body, st, func(m listedModel) bool { return m.State == "loaded" }); err != nil {
+		return err
+	}
+	var list modelList
+	if err := json.Unmarshal(body, &list); err != nil {
+		return err
+	}
+	for i, m := range list.Data {
+		st.Models[i].Context = cmp.Or(counted(m.LoadedContext), counted(m.MaxContext))
+	}
+	return nil
 }
 
 func readModelList(body []byte, st *Status, loaded func(listedModel) bool) error {

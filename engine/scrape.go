@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/pulley-lb/pulley/plain"
 )
 
 const (
@@ -20,10 +22,6 @@ const (
 
 	// absentFor is how long a page that an engine does not have is not asked for again.
 	absentFor = 30 * time.Second
-
-	// spared is how many times as long as its answer took a page is not asked for again: an engine with one thread
-	// answers no requests meanwhile. So scraping takes at most a tenth of its time, page by page.
-	spared = 10
 )
 
 // ScraperConfig says what to scrape, and how often.
@@ -47,7 +45,8 @@ type ScraperConfig struct {
 
 // A Scraper watches one engine: it reads its Status over and over. An engine that does not answer
 // is asked less and less often, from period up to maxBackoff. Each page has a backoff of its own,
-// so a broken /metrics does not delay the health check.
+// so a broken /metrics does not delay the health check. Together, the questions take at most a tenth of the engine's time, those
+// of Pulse included, as long as the caller does not ask for more by Look.
 type Scraper struct {
 	// Fixed after NewScraper.
 	cfg ScraperConfig
@@ -56,19 +55,24 @@ type Scraper struct {
 	look    chan struct{} // wakes listLoop; holds one
 	doubted atomic.Bool   // see Doubt
 	check   chan struct{} // wakes Run; holds one
+	pulse   chan struct{} // wakes pulseLoop; holds one
+	costs   costs
 
 	// Owned by Run.
 	dialect  Dialect
 	meetAt   time.Time // when to detect the dialect again; zero: after the engine was away
 	health   watched
+	checked  Status // the result of the last health check alone
 	rest     []*watched
 	timeouts int       // consecutive timeouts of the health check
 	late     time.Time // when the first of these was sent; zero: the last health check did not time out
 	hurry    bool      // a page timed out: the health is checked at once, and no other page is read before
 	body     bytes.Buffer
 
-	mu     sync.Mutex // guards the fields below
-	latest Status
+	mu          sync.Mutex // guards the fields below
+	latest      Status
+	latestPulse Pulse
+	healthPage  healthPage
 }
 
 // NewScraper checks cfg and starts nothing.
@@ -91,7 +95,7 @@ func NewScraper(cfg ScraperConfig) (*Scraper, error) {
 		return nil, fmt.Errorf("URL: %w", err)
 	}
 	return &Scraper{
-		cfg: cfg, asker: a, timeout: time.Second, look: make(chan struct{}, 1), check: make(chan struct{}, 1),
+		cfg: cfg, asker: a, timeout: time.Second, look: make(chan struct{}, 1), check: make(chan struct{}, 1), pulse: make(chan struct{}, 1),
 		latest: Status{Reason: "not asked yet"},
 	}, nil
 }
@@ -105,11 +109,12 @@ func (s *Scraper) Latest() Status {
 
 // Run scrapes until ctx ends, then returns nil.
 func (s *Scraper) Run(ctx context.Context) error {
-	var listing sync.WaitGroup
-	defer listing.Wait()
+	var beside sync.WaitGroup
+	defer beside.Wait()
 	if s.cfg.OnListing != nil {
-		listing.Go(func() { s.listLoop(ctx) })
+		beside.Go(func() { s.listLoop(ctx) })
 	}
+	beside.Go(func() { s.pulseLoop(ctx) })
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -118,6 +123,7 @@ func (s *Scraper) Run(ctx context.Context) error {
 			return nil
 		case <-timer.C:
 		case <-s.check:
+			s.health.next = time.Time{}
 		}
 		st := s.scrape(ctx)
 		if ctx.Err() != nil {
@@ -159,13 +165,20 @@ type watched struct {
 func (s *Scraper) scrape(ctx context.Context) Status {
 	if err := s.meet(ctx); err != nil {
 		s.health.failures++
-		return Status{Checked: time.Now(), Reason: err.Error()}
+		return Status{Checked: time.Now(), Reason: plain.Error(err)}
+	}
+	asked := time.Now()
+	if !s.hurry && s.health.failures == 0 && asked.Before(s.health.next) {
+		st := s.checked
+		s.combine(ctx, &st)
+		return st
 	}
 	s.hurry = false
-	was, asked := s.Latest(), time.Now()
+	was := s.Latest()
 	away := s.health.failures > 0 && !was.Healthy
 	err := s.read(ctx, &s.health)
 	st := Status{Dialect: s.dialect, Checked: time.Now(), Took: time.Since(asked)}
+	s.health.next = st.Checked.Add(s.costs.ask("health: "+s.health.path, st.Took, period, healthWeight))
 	st.Healthy, st.Reason = s.judge(err, was)
 	switch {
 	case s.timeouts == 0:
@@ -183,12 +196,18 @@ func (s *Scraper) scrape(ctx context.Context) Status {
 			return s.scrape(ctx)
 		}
 	}
+	s.checked = st
+	s.combine(ctx, &st)
+	return st
+}
+
+// combine adds to the result of a health check those of the pages, and reads the pages that are due.
+func (s *Scraper) combine(ctx context.Context, st *Status) {
 	st.fill(s.health.found)
 	for _, w := range s.rest {
-		s.consult(ctx, w, &st)
+		s.consult(ctx, w, st)
 	}
 	st.derive()
-	return st
 }
 
 // meet detects the dialect if it is time to. A known dialect is kept until another one is certain.
@@ -214,8 +233,12 @@ func (s *Scraper) meet(ctx context.Context) error {
 }
 
 func (s *Scraper) learn(d Dialect) {
+	s.costs.forget(listOfAll)
 	health, rest := d.pages()
 	s.dialect, s.health, s.rest = d, watched{page: health}, nil
+	s.mu.Lock()
+	s.healthPage = healthPage{cmp.Or(health.method, http.MethodGet), s.locate(health, s.cfg.MetricsURL)}
+	s.mu.Unlock()
 	for _, p := range rest {
 		if p.port != "" && s.cfg.MetricsURL != "" {
 			continue
@@ -268,7 +291,7 @@ func (s *Scraper) judge(err error, was Status) (healthy bool, reason string) {
 		return true, ""
 	}
 	s.health.failures++
-	return false, err.Error()
+	return false, plain.Error(err)
 }
 
 func (s *Scraper) visit(ctx context.Context, w *watched) {
@@ -279,11 +302,15 @@ func (s *Scraper) visit(ctx context.Context, w *watched) {
 	asked := now
 	err := s.read(ctx, w)
 	now = time.Now()
-	rest := spared * now.Sub(asked)
+	weight := loadWeight
+	if w.every > 0 { // it does not tell the load
+		weight = listWeight
+	}
+	rest := s.costs.ask(w.path+w.port, now.Sub(asked), max(w.every, period), weight)
 	status, answered := errors.AsType[*statusError](err)
 	switch {
 	case err == nil:
-		w.failures, w.next = 0, now.Add(max(w.every, rest))
+		w.failures, w.next = 0, now.Add(rest)
 	case answered && status.absent():
 		w.failures, w.next = 0, now.Add(absentFor)
 		w.found, w.at = Status{}, time.Time{}

@@ -597,3 +597,51 @@ func TestNewScraperNamesTheField(t *testing.T) {
 		}
 	}
 }
+
+// All questions together take at most a tenth of an engine's time, and each page is still read; what is quick is asked as usual.
+func TestQuestionsTogetherTakeATenth(t *testing.T) {
+	const ms = time.Millisecond
+	for what, c := range map[string]struct {
+		dialect engine.Dialect
+		takes   map[string]time.Duration
+		least   map[string]int // in two minutes
+	}{
+		"all are slow":      {engine.DialectVLLM, map[string]time.Duration{"/metrics": 400 * ms, "/health": 400 * ms, "/v1/models": 400 * ms}, map[string]int{"/metrics": 14, "/health": 6, "/v1/models": 3}},
+		"all are so so":     {engine.DialectVLLM, map[string]time.Duration{"/metrics": 50 * ms, "/health": 50 * ms, "/v1/models": 50 * ms}, map[string]int{"/metrics": 100, "/health": 50, "/v1/models": 20}},
+		"two are slow":      {engine.DialectVLLM, map[string]time.Duration{"/metrics": 300 * ms, "/v1/models": 300 * ms}, map[string]int{"/metrics": 24, "/health": 150, "/v1/models": 8}},
+		"the list is slow":  {engine.DialectVLLM, map[string]time.Duration{"/v1/models": 900 * ms}, map[string]int{"/metrics": 200, "/health": 150, "/v1/models": 10}},
+		"llama.cpp's slots": {engine.DialectLlamaCpp, map[string]time.Duration{"/metrics": 200 * ms, "/slots": 200 * ms, "/health": 200 * ms}, map[string]int{"/metrics": 20, "/slots": 20, "/health": 10, "/v1/models": 22}},
+		"none is":           {engine.DialectVLLM, nil, map[string]int{"/metrics": 230, "/health": 230, "/v1/models": 22}},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex
+				asked, took := make(map[string]int), time.Duration(0)
+				answers := pages{"/health": "OK", "/metrics": page(t, "vllm-0.6.txt"), "/v1/models": listOfOne, "/slots": `[{"id":0,"is_processing":false}]`, "/props": `{}`}
+				slow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					mu.Lock()
+					asked[r.URL.Path]++
+					took += c.takes[r.URL.Path]
+					mu.Unlock()
+					time.Sleep(c.takes[r.URL.Path])
+					answers.ServeHTTP(w, r)
+				})
+				s := watch(t, engine.ScraperConfig{Client: clientOf(slow), Dialect: c.dialect, OnListing: func(engine.Listing) bool { return true }})
+				time.Sleep(2 * time.Minute)
+				mu.Lock()
+				defer mu.Unlock()
+				if most := 2*time.Minute/10 + 3*time.Second; took > most { // each page is asked for once before it is known to be slow
+					t.Errorf("%v of two minutes, want at most %v: %v", took, most, asked)
+				}
+				for path, least := range c.least {
+					if asked[path] < least {
+						t.Errorf("%s was asked for %d times, want %d at least: %v", path, asked[path], least, asked)
+					}
+				}
+				if st := s.Latest(); !st.Healthy || !st.Late.IsZero() {
+					t.Errorf("%s, late %v", describe(st), st.Late)
+				}
+			})
+		})
+	}
+}

@@ -11,6 +11,9 @@ type Model struct {
 	// Loaded says that a request for it needs no load first. Engines that swap models report it;
 	// for all others it is always set.
 	Loaded bool
+	// Context is the most tokens of a prompt with its answer, or if the model is not loaded what it could be at most; 0: not
+	// reported.
+	Context int64
 	// VRAM is its size in GPU memory in bytes; nil if the engine does not report it.
 	VRAM *int64
 }
@@ -50,6 +53,9 @@ type Status struct {
 	Generated     *int64 // counter: tokens generated
 	PrefixHits    *int64 // counter: tokens, or blocks of tokens, found in the prefix cache
 	PrefixQueries *int64 // counter: tokens or blocks looked up there
+	Prefilled     *int64 // counter: prompt tokens computed, those found in a cache not included
+
+	PrefillTime *time.Duration // counter: the time for those
 }
 
 // A RankStatus is what one data-parallel engine of several reports. A nil pointer is a signal that it does not report.
@@ -92,6 +98,8 @@ func (s *Status) fill(o Status) {
 	take(&s.Generated, o.Generated)
 	take(&s.PrefixHits, o.PrefixHits)
 	take(&s.PrefixQueries, o.PrefixQueries)
+	take(&s.Prefilled, o.Prefilled)
+	take(&s.PrefillTime, o.PrefillTime)
 	if s.Ranks == nil {
 		s.Ranks = o.Ranks
 	}
@@ -144,6 +152,14 @@ func whole(v *float64) *int64 {
 		return nil
 	}
 	return new(int64(*v))
+}
+
+// seconds converts a number of seconds; nil if it cannot be one.
+func seconds(v *float64) *time.Duration {
+	if v == nil || !(*v >= 0 && *v < math.MaxInt64/float64(time.Second)) {
+		return nil
+	}
+	return new(time.Duration(*v * float64(time.Second)))
 }
 
 // number is whole for counts that fit an int32.

@@ -196,16 +196,25 @@ type conn struct {
 	raw   syscall.RawConn // nil: its state cannot be queried, so it is used once
 	peek  peek
 	abort func()
-	left  int64 // bytes that may still be read
+	left  int64        // bytes that may still be read
+	full  bool         // the last read filled its buffer, so that more is likely to be there
+	burst *[burst]byte // nil most of the time
+	ahead []byte       // what is unread of burst
 	br    *bufio.Reader
 	bw    *bufio.Writer
 	since time.Time // when it became idle
 }
 
+// burst is how much is read at once of an answer that comes faster than it is read: one that is whole, or an engine's that was
+// slow. An open stream whose engine writes a token at a time holds no such buffer.
+const burst = 32 << 10
+
+var bursts = sync.Pool{New: func() any { return new([burst]byte) }}
+
 func newConn(nc net.Conn) *conn {
 	c := &conn{Conn: nc}
 	c.abort = func() { nc.Close() }
-	c.br, c.bw = bufio.NewReaderSize(c, 16<<10), bufio.NewWriterSize(nc, 8<<10)
+	c.br, c.bw = bufio.NewReaderSize(c, 4<<10), bufio.NewWriterSize(nc, 4<<10) // each open stream has them; larger reads go past them
 	if s, ok := nc.(syscall.Conn); ok {
 		c.raw, _ = s.SyscallConn()
 	}
@@ -213,12 +222,41 @@ func newConn(nc net.Conn) *conn {
 }
 
 func (c *conn) Read(p []byte) (int, error) {
-	if c.left <= 0 {
+	switch {
+	case len(c.ahead) > 0:
+		n := copy(p, c.ahead)
+		if c.ahead = c.ahead[n:]; len(c.ahead) == 0 {
+			bursts.Put(c.burst)
+			c.burst, c.ahead = nil, nil
+		}
+		return n, nil
+	case c.left <= 0:
 		return 0, errLongHeader
+	case c.full && c.left == math.MaxInt64 && len(p) < burst:
+		return c.readBurst(p)
 	}
 	n, err := c.Conn.Read(p[:min(int64(len(p)), c.left)])
-	c.left -= int64(n)
+	c.full = n == len(p)
+	if c.left < math.MaxInt64 {
+		c.left -= int64(n)
+	}
 	return n, err
+}
+
+// readBurst reads more than p takes, and keeps it for the next reads.
+func (c *conn) readBurst(p []byte) (int, error) {
+	c.burst = bursts.Get().(*[burst]byte)
+	n, err := c.Conn.Read(c.burst[:])
+	c.full = n == burst
+	taken := copy(p, c.burst[:n])
+	if c.ahead = c.burst[taken:n]; len(c.ahead) == 0 {
+		bursts.Put(c.burst)
+		c.burst, c.ahead = nil, nil
+	}
+	if n > 0 { // the next read of the connection returns it again
+		err = nil
+	}
+	return taken, err
 }
 
 var errLongHeader = errors.New("the header of the answer is too long")
@@ -299,7 +337,7 @@ func (b *answerBody) end(err error) {
 	b.mu.Unlock()
 	switch {
 	case ended:
-	case b.stop() && err == io.EOF && !b.close && b.c.raw != nil && b.c.br.Buffered() == 0:
+	case b.stop() && err == io.EOF && !b.close && b.c.raw != nil && b.c.br.Buffered() == 0 && len(b.c.ahead) == 0:
 		b.t.keep(b.c)
 	default:
 		b.c.Close()

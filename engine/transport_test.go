@@ -534,6 +534,40 @@ func TestTransportLongBody(t *testing.T) {
 	}
 }
 
+// An answer that comes faster than it is read arrives whole, however its chunks and its reads are cut, and its connection serves
+// the next call.
+func TestTransportBurst(t *testing.T) {
+	var want strings.Builder
+	for i := range 20_000 {
+		fmt.Fprintf(&want, "data: %d\n\n", i)
+	}
+	for _, chunk := range []int{1, 37, 160, 4094, 4096, 5000, 40_000} {
+		raw := []byte("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+		for rest := want.String(); rest != ""; {
+			n := min(chunk, len(rest))
+			raw = fmt.Appendf(raw, "%x\r\n%s\r\n", n, rest[:n])
+			rest = rest[n:]
+		}
+		raw = append(raw, "0\r\n\r\n"...)
+		e := newRawEngine(t, func(*http.Request) (string, bool) { return string(raw), false })
+		transport := newTransport(t, e.url, &http.Transport{})
+		for range 3 {
+			resp, err := transport.RoundTrip(newPost(t, t.Context(), e.url, "{}"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got bytes.Buffer
+			if _, err = io.CopyBuffer(struct{ io.Writer }{&got}, struct{ io.Reader }{resp.Body}, make([]byte, 2<<10)); err != nil || got.String() != want.String() {
+				t.Fatalf("chunks of %d: %v, %d bytes of %d", chunk, err, got.Len(), want.Len())
+			}
+			resp.Body.Close()
+		}
+		if n := e.conns.Load(); n != 1 {
+			t.Errorf("chunks of %d: %d connections for calls one after the other", chunk, n)
+		}
+	}
+}
+
 func TestTransportErrors(t *testing.T) {
 	e := newRawEngine(t, func(r *http.Request) (string, bool) {
 		if strings.HasPrefix(r.URL.Path, "/switch") {

@@ -44,13 +44,18 @@ type arrival struct {
 	caller *caller
 	body   []byte
 	at     time.Time
+
+	proxied bool    // a trusted proxy sent it
+	record  *record // of the call; nil: there is none
+
+	model, tier, pool string // what admit has found out of what the call asks for; empty if it was refused before
 }
 
 // admit lets a call into a queue, or returns why not.
-func (a *admission) admit(in arrival) (*request, error) {
+func (a *admission) admit(in *arrival) (*request, error) {
 	call, err := api.Scan(in.http, in.body)
 	if errors.Is(err, api.ErrNoModel) {
-		in.body, err = a.withDefaultModel(&call, &in)
+		in.body, err = a.withDefaultModel(&call, in)
 	}
 	if err != nil {
 		return nil, err
@@ -60,6 +65,8 @@ func (a *admission) admit(in arrival) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
+	in.record.asks(call.Model, tier.Name)
+	in.tier = tier.Name
 	model := a.router.find(rules, call.Model)
 	if key := in.caller.key; key != nil && !allowsModel(key, call.Model, model.names) {
 		return nil, &api.Error{Status: http.StatusForbidden, Code: "model_not_allowed", Param: "model",
@@ -76,6 +83,8 @@ func (a *admission) admit(in arrival) (*request, error) {
 		return nil, a.router.unknown(call.Model)
 	}
 	to := a.router.route(rules, model, &call, in.caller.tenant, header, in.at)
+	in.record.routed(to.pool)
+	in.model, in.pool = call.Model, to.pool
 	needs := a.lengths.of(to.pool, in.body, call.MaxTokens)
 	if lane := a.lengths.lane(to.pool, needs); lane != "" && to.pin == "" {
 		to.lane, to.home = lane, ""
@@ -88,9 +97,10 @@ func (a *admission) admit(in arrival) (*request, error) {
 	wire := &subjects.Request{
 		ID: in.id, Gateway: a.bus.id, Tenant: in.caller.tenant, Tier: tier.Name, Model: call.Model, ModelAt: call.ModelAt, AdapterOf: to.adapterOf, Pool: to.pool,
 		Deadline: deadline.UnixMilli(), Method: in.http.Method, Path: api.RequestURI(in.http.URL),
-		Header: forEngine(header, in.header["X-Request-Id"]), Stream: call.Stream, InputTokens: max(len(body)/4, 1),
+		Header: forEngine(header, in.header["X-Request-Id"], in.proxied), Stream: call.Stream, InputTokens: max(len(body)/4, 1),
 		MaxOutput: call.MaxTokens, BodySize: int64(len(body)),
 	}
+	in.record.inject(wire.Header)
 	if err := a.fit(wire, body); err != nil {
 		return nil, err
 	}
@@ -104,7 +114,7 @@ func (a *admission) admit(in arrival) (*request, error) {
 	s := &spec{
 		wire: wire, api: api.Of(in.http.URL.Path), caller: in.caller, routeName: to.routeName, route: to.route, affinity: to.affinity, home: to.home, pin: to.pin, edits: edits, needs: needs,
 		cost:    wire.InputTokens + min(cmp.Or(call.MaxTokens, defaultOutput), maxOutput),
-		arrived: in.at, deadline: deadline, patience: patience, explain: a.cfg.Explain.wanted(header, in.caller), cheap: cheap,
+		arrived: in.at, deadline: deadline, patience: patience, explain: a.cfg.Explain.wanted(header, in.caller), cheap: cheap, record: in.record,
 		admitted: target{queue: a.queues.get(to.pool, tier.Name), tier: tier, lane: to.lane},
 	}
 	if cheap {
@@ -171,39 +181,41 @@ func (a *admission) enter(s *spec, body []byte) (*request, error) {
 	at, timeout := &s.admitted, s.deadline.Sub(s.arrived)
 	left := timeout
 	if at.tier.MaxWait > 0 {
-		left = min(left, time.Duration(at.tier.MaxWait))
+		left = min(left, policy.SoonestWait(time.Duration(at.tier.MaxWait)))
 	}
 	pool, _ := a.fleet.pool(at.queue.pool)
 	join, view, verdict := at.queue.admit(candidate{
-		tier: at.tier, tenant: s.caller.tenant, share: a.keys.queueShare(s.caller, at.tier.MaxQueue), left: left, slots: pool.slots,
+		tier: at.tier, tenant: s.caller.tenant, share: a.keys.queueShare(s.caller, at.tier.MaxQueue), left: left, slots: pool.slots, free: pool.free,
 	}, s.arrived)
 	switch verdict {
 	case policy.Full:
-		return nil, a.full(at, fmt.Sprintf("%d requests are waiting", view.Waiting))
+		return nil, a.full(at, view, left, fmt.Sprintf("%d requests are waiting", view.Waiting), "no more requests may wait")
 	case policy.ShareFull:
-		return nil, a.full(at, "the tenant has as many waiting requests as its key allows")
+		const why = "the tenant has as many waiting requests as its key allows"
+		return nil, a.full(at, view, left, why, why)
 	case policy.TooLate:
 		a.metrics.refusals.WithLabelValues(at.queue.pool, at.tier.Name, "too_late").Inc()
 		what := fmt.Sprintf("the request's deadline of %v", timeout)
 		if left < timeout {
-			what = fmt.Sprintf("the %v that tier %s allows", left, at.tier.Name)
+			what = fmt.Sprintf("what a wait of at most %v allows (tier %s)", at.tier.MaxWait, at.tier.Name)
 		}
-		return nil, &api.Error{Status: http.StatusTooManyRequests, Code: "deadline_unreachable", RetryAfter: view.RetryAfter(),
-			Message: fmt.Sprintf("the expected wait in the queue of %s (tier %s) is %v, longer than %s", api.Quote(at.queue.pool), at.tier.Name, view.Wait().Round(time.Second), what)}
+		return nil, &api.Error{Status: http.StatusTooManyRequests, Code: "deadline_unreachable", RetryAfter: at.queue.refuse(view, left, time.Now()),
+			Message: fmt.Sprintf("the expected wait in the queue of %s (tier %s) is %v, longer than %s", api.Quote(at.queue.pool), at.tier.Name, view.Wait().Round(100*time.Millisecond), what)}
 	}
-	at.join = join
+	at.join, at.since = join, time.Now()
 	return newRequest(s, body), nil
 }
 
-// full returns the error of a request that finds its queue full.
-func (a *admission) full(at *target, why string) *api.Error {
+// full returns the error of a request that finds its queue full. why is for its client, event for operators: without a figure that
+// other gateways see differently.
+func (a *admission) full(at *target, view policy.Queue, limit time.Duration, why, event string) *api.Error {
 	pool, tier := at.queue.pool, at.tier.Name
 	a.metrics.refusals.WithLabelValues(pool, tier, "full").Inc()
-	retry, event := at.queue.refuse(time.Now())
-	if event {
-		a.bus.event(subjects.Event{Kind: subjects.EventFull, Pool: pool, Tier: tier, Text: fmt.Sprintf("the queue of %s (tier %s) is full: %s", pool, tier, why)})
+	now := time.Now()
+	if at.queue.fullEventDue(now) {
+		a.bus.event(subjects.Event{Kind: subjects.EventFull, Pool: pool, Tier: tier, Text: fmt.Sprintf("the queue of %s (tier %s) is full: %s", pool, tier, event)})
 	}
-	return &api.Error{Status: http.StatusTooManyRequests, Code: "queue_full", RetryAfter: retry,
+	return &api.Error{Status: http.StatusTooManyRequests, Code: "queue_full", RetryAfter: at.queue.refuse(view, limit, now),
 		Message: fmt.Sprintf("the queue of %s (tier %s) is full: %s", api.Quote(pool), tier, why)}
 }
 
@@ -238,6 +250,9 @@ func (a *admission) fit(wire *subjects.Request, body []byte) error {
 // tierFor returns the tier that serves a call: what it asks for, if its key allows that. Only a call with a key may ask by
 // header.
 func tierFor(tiers []policy.Tier, who *caller, call *api.Call, h http.Header) (policy.Tier, error) {
+	if who.tier != "" {
+		return forcedTier(who.tier, tiers)
+	}
 	asked := call.Tier
 	if asked == "" && who.key != nil {
 		asked = h.Get("X-Service-Tier")
@@ -274,23 +289,4 @@ func servedTier(asked, tier string) string {
 		return "default"
 	}
 	return tier
-}
-
-// notForEngine are request headers that do not go to the engine, beside those of one connection: they are secrets, or are
-// meant for the gateway.
-var notForEngine = []string{
-	"Host", "Content-Length", "Accept-Encoding", "Expect",
-	"Authorization", "X-Api-Key", "Api-Key", "Cookie", "Origin", "Referer", "X-Request-Timeout",
-}
-
-func forEngine(h http.Header, id []string) http.Header {
-	out := make(http.Header, len(h))
-	for k, v := range h {
-		if !slices.Contains(notForEngine, k) && !strings.HasPrefix(k, "Nats-") && !strings.HasPrefix(k, "X-Pulley-") && !strings.HasPrefix(k, "Sec-") {
-			out[k] = v
-		}
-	}
-	subjects.EndToEnd(out)
-	out["X-Request-Id"] = id
-	return out
 }

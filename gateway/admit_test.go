@@ -89,14 +89,14 @@ func BenchmarkAdmit(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				req, err := g.admission.admit(arrival{id: subjects.NewID(), http: r, header: make(http.Header), caller: who, body: body, at: now})
+				req, err := g.admission.admit(&arrival{id: subjects.NewID(), http: r, header: make(http.Header), caller: who, body: body, at: now})
 				if err != nil {
 					b.Fatal(err)
 				}
 				g.keys.end(who, 10, 10, now)
 				q := req.target.Load().queue
 				q.enqueue(subjects.Shared, "", 1, now)
-				q.claimed(subjects.Shared, now)
+				q.claimed(subjects.Shared, 0, now)
 			}
 			b.ReportMetric(float64(int64(after.HeapAlloc)-int64(before.HeapAlloc))/(1<<20), "MiB-held")
 			runtime.KeepAlive(keys)

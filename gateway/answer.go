@@ -5,13 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/metric"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -27,25 +27,33 @@ type answer struct {
 	rc     *http.ResponseController
 	r      *request
 
-	opened   bool      // the status and headers of an event stream were sent, to keep the client waiting
-	begun    bool      // bytes of an attempt's answer were sent
-	whole    bool      // the worker sent all of it
-	refusal  bool      // it is the engine's answer to an attempt that failed
-	tail     [4]byte   // the last bytes written: they show whether an event is complete
-	extended time.Time // when the write deadline was last set
+	opened   bool         // the status and headers of an event stream were sent, to keep the client waiting
+	begun    bool         // bytes of an attempt's answer were sent
+	whole    bool         // the worker sent all of it
+	refusal  bool         // it is the engine's answer to an attempt that failed
+	tail     [4]byte      // the last bytes written: they show whether an event is complete
+	extended time.Time    // when the write deadline was last set
+	gaps     *metric.Gaps // times between the pieces of a stream; set once it has begun
+	status   int          // what the client got; 0: nothing. Of an error on an opened stream, that of the error
+	failed   *api.Error   // the error that the client was told; nil if none
 
 	// Reset for each attempt.
-	got    *subjects.Head // nil until it has come
-	stream bool           // the answer is passed on as it comes
-	events bool           // the answer is server-sent events
-	held   [][]byte       // the pieces of an answer that is not passed on yet
-	edit   *api.Editor    // nil if the answer is not edited
-	size   int64          // bytes that came from the worker
-	start  []byte         // the beginning of an answer of the Responses API, until its id is found
-	named  bool           // the id was found, or is not looked for any more
-	id     string         // of the response; empty until it is found
-	taken  int64          // the size in the last WindowUpdate
-	usage  subjects.End   // tokens, as the engine reports them
+	got     *subjects.Head // nil until it has come
+	stream  bool           // the answer is passed on as it comes
+	events  bool           // the answer is server-sent events
+	text    bool           // and they are not compressed
+	part    []byte         // of them: the beginning of a line whose end has not come
+	held    [][]byte       // the pieces of an answer that is not passed on yet
+	edit    *api.Editor    // nil if the answer is not edited
+	size    int64          // bytes that came from the worker
+	start   []byte         // the beginning of an answer of the Responses API, until its id is found
+	named   bool           // the id was found, or is not looked for any more
+	id      string         // of the response; empty until it is found
+	taken   int64          // the size in the last WindowUpdate
+	usage   subjects.End   // tokens, as the engine reports them
+	pieces  int            // of the answer, as they came from the worker: mostly a token each
+	timed   int            // how many of them had come at timedAt
+	timedAt time.Time
 }
 
 func (s *server) newAnswer(w http.ResponseWriter, r *request) *answer {
@@ -55,6 +63,8 @@ func (s *server) newAnswer(w http.ResponseWriter, r *request) *answer {
 // reset forgets an attempt's answer of which nothing was written.
 func (a *answer) reset() {
 	a.got, a.held, a.edit, a.stream, a.events, a.size, a.taken, a.start, a.named, a.id = nil, nil, nil, false, false, 0, 0, nil, false, ""
+	a.pieces, a.timed, a.timedAt = 0, 0, time.Time{}
+	a.text, a.part = false, nil
 }
 
 // errMalformed is a bug of a worker.
@@ -68,6 +78,7 @@ func (a *answer) head(h *subjects.Head) error {
 	a.got = h
 	ct := subjects.MediaType(h.Header)
 	a.events = ct == "text/event-stream"
+	a.text = a.events && uncompressed(h.Header)
 	jsonLines := ct == "application/x-ndjson" || ct == "application/jsonl"
 	switch {
 	case a.opened:
@@ -95,7 +106,7 @@ func (a *answer) recognize(b []byte) {
 		return
 	}
 	if is, _ := api.EventStream(b); is {
-		a.stream, a.events = true, true
+		a.stream, a.events, a.text = true, true, true
 		a.edit = api.NewEditor(a.r.edits, a.r.api, false)
 	}
 }
@@ -109,6 +120,7 @@ func (a *answer) data(b []byte, last bool) error {
 		a.recognize(b)
 	}
 	a.size += int64(len(b))
+	a.pieces++
 	if a.r.api == api.Responses && !a.named {
 		a.learnResponse(b)
 	}
@@ -123,6 +135,18 @@ func (a *answer) data(b []byte, last bool) error {
 		a.updateWindow()
 	}
 	return nil
+}
+
+// observeGap observes the time between the pieces of a stream, of which some have come until now.
+func (a *answer) observeGap(now time.Time) {
+	more := a.pieces - a.timed
+	if more == 0 || !a.stream || !a.begun {
+		return
+	}
+	if !a.timedAt.IsZero() {
+		a.gaps.Observe(now.Sub(a.timedAt)/time.Duration(more), more)
+	}
+	a.timed, a.timedAt = a.pieces, now
 }
 
 // maxStart bounds the beginning of an answer in which the id of a response is looked for.
@@ -175,16 +199,45 @@ func (a *answer) pass(b []byte, flush bool) error {
 			return nil // another attempt can still be made
 		}
 	}
-	if !a.begun {
-		a.begin(-1)
+	var part []byte
+	if a.text {
+		b, part = a.wholeLines(b)
 	}
-	if err := a.write(b); err != nil {
-		return err
+	if len(b) > 0 {
+		if !a.begun {
+			a.begin(-1)
+		}
+		if err := a.write(a.part); err != nil {
+			return err
+		}
+		if err := a.write(b); err != nil {
+			return err
+		}
+		a.part = a.part[:0]
 	}
-	if flush {
+	a.part = append(a.part, part...)
+	if flush && a.begun { // pieces before this one may have lines, although this one has none
 		return a.flush()
 	}
 	return nil
+}
+
+// maxPart bounds the part of a line that is kept until its end has come.
+const maxPart = 64 << 10
+
+// wholeLines divides what has come into what ends a line, and the part after it, which is kept until its end has come too: if
+// that never comes, since the worker is gone, all that the client has can be read. An engine's lines do not wait for the blank
+// one after an event: some send none.
+func (a *answer) wholeLines(b []byte) (lines, part []byte) {
+	end := bytes.LastIndexAny(b, "\r\n") + 1
+	kept := len(b) - end
+	if end == 0 {
+		kept += len(a.part)
+	}
+	if kept > maxPart {
+		end = len(b)
+	}
+	return b[:end], b[end:]
 }
 
 // begin notes that the answer begins to reach the client, and writes its header. length is that of a body that is there
@@ -194,33 +247,25 @@ func (a *answer) begin(length int64) {
 	a.begun = true
 	claimed := a.r.begin(now)
 	total := now.Sub(a.r.arrived)
-	at := a.r.target.Load()
-	a.server.metrics.ttft.WithLabelValues(at.queue.pool, at.tier.Name).Observe(total.Seconds())
+	c := a.server.metrics.of(a.r)
+	c.firstByte.Observe(total.Seconds())
+	if a.stream {
+		observe(c.firstToken, total, a.r.record.exemplar())
+	}
+	a.status, a.gaps = a.got.Status, c.interToken
 	if a.opened {
 		return
 	}
 	h := a.w.Header()
-	cors := len(a.server.cfg.CORSOrigins) > 0
+	limited := a.r.caller.limited()
 	for k, v := range a.got.Header {
-		if !ofGateway(k, cors) {
-			had := h[k]
-			if had != nil && strings.HasPrefix(k, "X-Ratelimit-") { // the limits are the key's, not the engine's
-				continue
-			}
-			if had != nil { // both set it, such as Vary
-				v = slices.Concat(had, v)
-			}
-			h[k] = v
+		if !a.server.headers.passes(k, limited) {
+			continue
 		}
-	}
-	for _, name := range [...]string{"Location", "Content-Location"} {
-		if to := h.Get(name); to != "" {
-			if to = withoutHost(to); to == "" {
-				h.Del(name)
-			} else {
-				h.Set(name, to)
-			}
+		if had := h[k]; had != nil { // both set it, such as Vary
+			v = slices.Concat(had, v)
 		}
+		h[k] = v
 	}
 	if a.stream && (a.events || a.edit != nil) {
 		h.Del("Content-Length")
@@ -238,33 +283,6 @@ func (a *answer) begin(length int64) {
 	timing = appendMillis(append(timing, ", total;dur="...), total)
 	h.Add("Server-Timing", string(timing))
 	a.header(a.got.Status)
-}
-
-// ofGateway says that a header of an answer is the gateway's, and an engine's does not pass. cors says that the gateway
-// decides which web pages may read an answer.
-func ofGateway(name string, cors bool) bool {
-	switch {
-	case name == "X-Request-Id", name == "Openai-Processing-Ms", strings.HasPrefix(name, "X-Pulley-"):
-		return true
-	}
-	return cors && strings.HasPrefix(name, "Access-Control-")
-}
-
-// withoutHost is the reference to another page of an engine, as one to the same page of the gateway: clients cannot reach
-// the engine, and need not know where it is.
-func withoutHost(location string) string {
-	u, err := url.Parse(location)
-	if err != nil {
-		return ""
-	}
-	if u.Host == "" && u.Scheme == "" {
-		return location
-	}
-	here := url.URL{Path: "/" + strings.TrimLeft(u.Path, "/"), RawQuery: u.RawQuery, Fragment: u.Fragment}
-	if u.RawPath != "" {
-		here.RawPath = "/" + strings.TrimLeft(u.RawPath, "/")
-	}
-	return here.String()
 }
 
 func appendMillis(b []byte, d time.Duration) []byte {
@@ -330,12 +348,15 @@ func (a *answer) end(usage *subjects.End) error {
 		if !a.begun {
 			a.begin(-1)
 		}
+		if err := a.write(a.part); err != nil {
+			return err
+		}
 		if a.edit != nil {
 			if err := a.write(a.edit.Last()); err != nil {
 				return err
 			}
 		}
-		return a.flush()
+		return nil // net/http sends the last lines in one write with the end of the response
 	}
 	if a.edit != nil {
 		a.held = [][]byte{a.edit.Whole(a.held)}
@@ -390,6 +411,7 @@ func (a *answer) giveBack(fail *subjects.Fail) error {
 		return a.refuse(api.Unavailable("no_slot", time.Second, "no engine had a free slot: %s", fail.Reason))
 	}
 	a.refusal = true
+	a.failed = &api.Error{Status: fail.Answer.Status, Code: enginesOwn, Message: fail.Reason}
 	if a.opened {
 		a.got, a.held = fail.Answer, [][]byte{fail.Body}
 		return a.insteadOfStream()
@@ -412,7 +434,7 @@ func (a *answer) giveBack(fail *subjects.Fail) error {
 // keepAlive sends a comment, if the client waits for a stream and no event is half written.
 func (a *answer) keepAlive(now time.Time) error {
 	switch {
-	case !a.r.wire.Stream || !a.r.api.EventStream() || a.begun && !a.events:
+	case !a.r.wire.Stream || !a.r.api.EventStream() || a.begun && !a.events || a.r.caller.quietly():
 		return nil
 	case !a.between():
 		return nil
@@ -441,7 +463,12 @@ func (a *answer) refuse(err error) error {
 	if err == errClientGone {
 		return err
 	}
+	a.r.record.failed(err)
 	e := api.AsError(err)
+	if !a.begun {
+		a.status = e.Status
+	}
+	a.failed = e
 	switch {
 	case !a.begun && !a.opened:
 		if a.r.explain {
@@ -465,6 +492,7 @@ func (a *answer) lastEvent(b []byte) error {
 	if err := a.write(b); err != nil {
 		return err
 	}
+	a.w.Header().Set(BrokenOff, "true") // for services: see Do
 	a.server.metrics.broken.WithLabelValues(a.r.target.Load().queue.pool).Inc()
 	return a.flush()
 }

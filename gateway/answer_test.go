@@ -22,7 +22,11 @@ var both = api.Edits{Model: "gpt-4o", Tier: "batch"}
 
 // answering begins an answer to a recorder, for a request to path.
 func answering(path string, ed api.Edits) (*answer, *httptest.ResponseRecorder) {
-	s := &server{bus: new(bus), cfg: &Config{SlowClient: time.Minute}, metrics: newMetrics("g", "dev")}
+	headers, err := newAnswerHeaders(nil)
+	if err != nil {
+		panic(err)
+	}
+	s := &server{bus: new(bus), cfg: &Config{SlowClient: time.Minute}, metrics: newMetrics("g", "dev", Labels{}), headers: headers}
 	now := time.Now()
 	r := newRequest(&spec{
 		wire: &subjects.Request{Stream: true}, api: api.Of(path), edits: ed, arrived: now, deadline: now.Add(time.Minute),
@@ -190,5 +194,84 @@ func TestAnswerEditedMalformed(t *testing.T) {
 	a, _ := answering(chatPath, both)
 	if err := a.data([]byte("a"), true); !errors.Is(err, errMalformed) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// However a stream is cut on its way, the client gets whole lines, at once and whether or not a blank one follows, so that it can
+// read the error that ends a stream whose worker is gone. What ends as the engine means it arrives byte by byte.
+func TestAnswerOfWholeLines(t *testing.T) {
+	for _, text := range []string{
+		"data: {\"a\":1}\n\ndata: {\"a\":22}\n\ndata: [DONE]\n\n",
+		"data: {\"a\":1}\r\n\r\nevent: x\r\ndata: {\"a\":22}\r\n\r\n: comment\r\n\r\n",
+		"event: a\ndata: {}\n\n\n\ndata: 1\ndata: 2\n\ndata: without an end\n",
+		"data: {}\r\rdata: {}\r\r",
+		"data: {}\ndata: {}\ndata: [DONE]\n",
+	} {
+		for cut := range len(text) {
+			for _, size := range []int{1, 2, 5, len(text)} {
+				a, w := answering(chatPath, api.Edits{})
+				head(t, a, 200, -1, "Content-Type", stream)
+				for rest := text[:cut]; rest != ""; {
+					n := min(size, len(rest))
+					data(t, a, rest[:n])
+					rest = rest[n:]
+				}
+				got := w.Body.String()
+				if want := text[:strings.LastIndexAny(text[:cut], "\r\n")+1]; got != want {
+					t.Fatalf("%q in pieces of %d: %q, want %q", text[:cut], size, got, want)
+				}
+				data(t, a, text[cut:])
+				if end(t, a); w.Body.String() != text {
+					t.Fatalf("%q, cut at %d: %q", text, cut, w.Body)
+				}
+			}
+		}
+	}
+	a, w := answering(chatPath, api.Edits{})
+	head(t, a, 200, -1, "Content-Type", stream)
+	data(t, a, "data: {\"choices\":[]}\n\nda", "ta: {\"choi")
+	if err := a.refuse(api.Errorf(502, "upstream_lost", "gone")); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.Body.String(); strings.Contains(got, "choi\n") || !strings.HasPrefix(got, "data: {\"choices\":[]}\n\ndata: {\"error\"") {
+		t.Errorf("%q", got)
+	}
+
+	a, w = answering(chatPath, api.Edits{}) // the end of a long event does not come soon
+	head(t, a, 200, -1, "Content-Type", stream)
+	long := "data: " + strings.Repeat("a", maxPart)
+	if data(t, a, long); w.Body.String() != long {
+		t.Errorf("%d bytes of %d", w.Body.Len(), len(long))
+	}
+
+	a, w = answering(chatPath, api.Edits{}) // what is compressed has no events
+	head(t, a, 200, -1, "Content-Type", stream, "Content-Encoding", "gzip")
+	if data(t, a, "\x1f\x8b"); w.Body.String() != "\x1f\x8b" {
+		t.Errorf("%q", w.Body)
+	}
+}
+
+// Pieces that come together are flushed with the last of them, even if that has no whole line.
+func TestAnswerFlushesLinesBeforeAPart(t *testing.T) {
+	a, w := answering(chatPath, api.Edits{})
+	head(t, a, http.StatusOK, -1, "Content-Type", stream)
+	if err := a.data([]byte("data: {}\n\n"), false); err != nil || w.Flushed {
+		t.Fatal(err, w.Flushed)
+	}
+	if data(t, a, "data: {"); !w.Flushed {
+		t.Error("a whole line waits for the end of the next one")
+	}
+}
+
+// A line longer than what is kept of one passes as it comes.
+func TestAnswerOfALongLine(t *testing.T) {
+	a, w := answering(chatPath, api.Edits{})
+	head(t, a, http.StatusOK, -1, "Content-Type", stream)
+	text := "data: " + strings.Repeat("x", maxPart)
+	if data(t, a, text[:maxPart]); w.Body.Len() > 0 {
+		t.Fatalf("%d bytes without the end of a line", w.Body.Len())
+	}
+	if data(t, a, text[maxPart:]); w.Body.String() != text {
+		t.Errorf("%d bytes, want %d", w.Body.Len(), len(text))
 	}
 }

@@ -36,6 +36,7 @@ const (
 //
 // Where no worker takes calls, or the pool is paused, a cheap call is a request like any other.
 type cheapCalls struct {
+	ledger    *ledger
 	bus       *bus
 	requests  *requests
 	fleet     *fleet
@@ -65,7 +66,7 @@ type cheapWorker struct {
 
 func newCheapCalls(s *server) *cheapCalls {
 	return &cheapCalls{
-		bus: s.bus, requests: s.requests, fleet: s.fleet, admission: s.admission, server: s, keys: s.keys, metrics: s.metrics,
+		bus: s.bus, requests: s.requests, fleet: s.fleet, admission: s.admission, server: s, keys: s.keys, metrics: s.metrics, ledger: s.ledger,
 		running: make(map[string]int),
 	}
 }
@@ -292,7 +293,9 @@ func (c *cheapCalls) callAt(ctx context.Context, r *request, ans *answer, worker
 		return false, err
 	}
 	at := r.target.Load()
-	c.metrics.attempts.WithLabelValues(at.queue.pool, string(fail.Class)).Inc()
+	class := failureClass(fail.Class, crashed)
+	c.metrics.attempts.WithLabelValues(at.queue.pool, at.tier.Name, class).Inc()
+	r.record.attemptFailed(a, class)
 	c.bus.log.Info("attempt failed", "id", r.wire.ID, "attempt", a.number, "worker", a.name, "class", fail.Class, "crashed", crashed, "reason", fail.Reason, "after", time.Since(a.began))
 	c.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "failed over")
 	if ans.begun {
@@ -307,7 +310,10 @@ func (c *cheapCalls) callAt(ctx context.Context, r *request, ans *answer, worker
 	if more && engine && !crashed && !c.server.retries.take(at.queue.pool, time.Now()) {
 		return false, c.giveUp(r, ans)
 	}
-	r.retry(false)
+	r.retry(0, time.Now())
+	if more && engine {
+		c.metrics.retried(r, fail.Class, crashed)
+	}
 	return true, nil
 }
 
@@ -371,21 +377,15 @@ func (c *cheapCalls) follow(ctx context.Context, r *request, ans *answer) (fail 
 // finish ends a call: what still runs for it is stopped.
 func (c *cheapCalls) finish(ctx context.Context, r *request, ans *answer) {
 	c.requests.remove(r)
-	a := r.end()
-	outcome := "refused"
-	switch {
-	case ans.whole:
-		outcome = "answered"
-	case ctx.Err() != nil:
-		outcome = "cancelled"
-	case ans.begun && !ans.refusal:
-		outcome = "broken"
-	}
+	a, _ := r.end()
+	gone := ctx.Err() != nil
 	if a != nil && !ans.whole {
 		c.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "request ended")
 	}
 	c.keys.end(r.caller, 0, 0, time.Now())
-	c.metrics.cheap.WithLabelValues(r.target.Load().queue.pool, outcome).Inc()
+	c.metrics.cheap.WithLabelValues(r.target.Load().queue.pool, string(ans.outcome(gone))).Inc()
+	r.record.ended(r, a, ans, gone)
+	c.ledger.finished(r, ans, a, gone)
 }
 
 // give makes an attempt of a cheap call at the worker that the gateway has chosen. No delivery is behind it.

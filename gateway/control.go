@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/plain"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -22,13 +24,13 @@ type control struct {
 	fleet     *fleet
 	queues    *queues
 	admission *admission
+	history   *history
 	server    *server
+	reports   *reports
 	draining  *atomic.Bool
 }
 
-func respond(m *nats.Msg, v any) {
-	m.Respond(subjects.MustMarshal(v))
-}
+func (c *control) respond(m *nats.Msg, v any) { c.bus.respond(m, subjects.MustMarshal(v)) }
 
 // onAskRequests answers `pulley request ls`.
 func (c *control) onAskRequests(m *nats.Msg) {
@@ -38,28 +40,36 @@ func (c *control) onAskRequests(m *nats.Msg) {
 		list = append(list, r.info(c.bus.id, now))
 	}
 	slices.SortFunc(list, func(a, b subjects.RequestInfo) int { return strings.Compare(a.ID, b.ID) })
-	respondList(m, list, c.bus.nc.MaxPayload())
+	respondList(c.bus, m, list, nil)
 }
 
 // onAskWorkers answers `pulley worker ls`.
 func (c *control) onAskWorkers(m *nats.Msg) {
-	list := c.fleet.heartbeats()
-	respondList(m, list, c.bus.nc.MaxPayload())
+	respondList(c.bus, m, c.fleet.heartbeats(), nats.Header{subjects.HeaderReport: {string(subjects.MustMarshal(c.reports.report(time.Now())))}})
 }
 
-// respondList sends a list in as many messages as it takes, then an empty one.
-func respondList[T any](m *nats.Msg, list []T, maxPayload int64) {
+// onAskResults answers `pulley top`.
+func (c *control) onAskResults(m *nats.Msg) {
+	list := []subjects.PoolResults{}
+	for pool, p := range c.history.recent(time.Now()) {
+		list = append(list, subjects.PoolResults{Pool: pool, Answered: p.Answered, Failed: p.Failed, Refused: p.Refused, Cancelled: p.Cancelled, Times: p.Times})
+	}
+	respondList(c.bus, m, list, nil)
+}
+
+// respondList sends a list in as many messages as it takes, then an empty one with the headers.
+func respondList[T any](b *bus, m *nats.Msg, list []T, end nats.Header) {
 	for each := 100; len(list) > 0; {
 		each = min(each, len(list))
 		body := subjects.MustMarshal(list[:each])
-		if int64(len(body)) > maxPayload && each > 1 { // workers with many GPUs are long
+		if int64(len(body)) > b.nc.MaxPayload() && each > 1 { // workers with many GPUs are long
 			each /= 2
 			continue
 		}
-		m.Respond(body)
+		b.respond(m, body)
 		list = list[each:]
 	}
-	m.Respond(nil)
+	b.respondWith(m, nil, end)
 }
 
 // asked returns the request that a query is about; nil if it is not here.
@@ -83,8 +93,11 @@ func (c *control) onAskRequest(m *nats.Msg) {
 		body := r.piece(0)
 		d.Body = body[:min(int64(len(body)), c.bus.nc.MaxPayload()/2)] // base64 makes it a third longer
 	}
-	respond(m, d)
+	c.respond(m, d)
 }
+
+// operator is who has given an order.
+func operator(by string) string { return cmp.Or(by, "an operator") }
 
 // onCancel carries out `pulley request cancel`.
 func (c *control) onCancel(m *nats.Msg) {
@@ -93,15 +106,20 @@ func (c *control) onCancel(m *nats.Msg) {
 		return
 	}
 	c.bus.log.Info("request cancelled by an operator", "id", r.wire.ID, "by", q.By)
+	at := r.target.Load()
+	c.bus.event(subjects.Event{
+		Kind: subjects.EventCancel, Pool: at.queue.pool, Tier: at.tier.Name, Request: r.wire.ID.String(),
+		Text: fmt.Sprintf("request %v in %s (tier %s) was cancelled by %s", r.wire.ID, at.queue.pool, at.tier.Name, operator(q.By)),
+	})
 	r.cancel(api.Unavailable("cancelled_by_operator", 0, "an operator cancelled the request"))
-	respond(m, subjects.Outcome{From: c.bus.id, Count: 1})
+	c.respond(m, subjects.Outcome{From: c.bus.id, Count: 1})
 }
 
 // onPurge carries out `pulley queue purge`.
 func (c *control) onPurge(m *nats.Msg) {
 	var o subjects.PurgeOrder
 	if subjects.Unmarshal(m.Data, &o) != nil || o.Pool == "" {
-		respond(m, subjects.Outcome{From: c.bus.id, Error: "the order names no pool"})
+		c.respond(m, subjects.Outcome{From: c.bus.id, Error: "the order names no pool"})
 		return
 	}
 	n := 0
@@ -114,26 +132,36 @@ func (c *control) onPurge(m *nats.Msg) {
 		}
 	}
 	c.bus.log.Info("queue purged by an operator", "pool", o.Pool, "tier", o.Tier, "requests", n, "by", o.By)
-	respond(m, subjects.Outcome{From: c.bus.id, Count: n})
+	if n > 0 {
+		where := o.Pool
+		if o.Tier != "" {
+			where += fmt.Sprintf(" (tier %s)", o.Tier)
+		}
+		c.bus.event(subjects.Event{
+			Kind: subjects.EventCancel, Pool: o.Pool, Tier: o.Tier,
+			Text: fmt.Sprintf("the requests that waited in %s were cancelled by %s", where, operator(o.By)),
+		})
+	}
+	c.respond(m, subjects.Outcome{From: c.bus.id, Count: n})
 }
 
 // onRetry carries out `pulley dead retry`.
 func (c *control) onRetry(m *nats.Msg) {
 	var o subjects.RetryOrder
 	if subjects.Unmarshal(m.Data, &o) != nil {
-		respond(m, subjects.RetryResult{Error: "the order cannot be read"})
+		c.respond(m, subjects.RetryResult{Error: "the order cannot be read"})
 		return
 	}
 	if c.draining.Load() {
-		respond(m, subjects.RetryResult{Error: "the gateway is shutting down; try again"})
+		c.respond(m, subjects.RetryResult{Error: "the gateway is shutting down; try again"})
 		return
 	}
 	c.server.background.Go(func() {
 		result, err := c.retryDead(o)
 		if err != nil {
-			result.Error = err.Error()
+			result.Error = plain.Error(err)
 		}
-		respond(m, result)
+		c.respond(m, result)
 	})
 }
 

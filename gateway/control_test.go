@@ -8,6 +8,26 @@ import (
 	"github.com/pulley-lb/pulley/subjects"
 )
 
+func TestGatewaysTellResults(t *testing.T) {
+	g := runGateway(t, streamAnswer)
+	for range 3 {
+		if status, body, err := g.chat(t.Context(), true); status != 200 || err != nil {
+			t.Fatal(status, body, err)
+		}
+	}
+	for end := time.Now().Add(10 * time.Second); g.View().Recent["m"].Answered < 3 && time.Now().Before(end); { // a request ends after its answer
+		time.Sleep(5 * time.Millisecond)
+	}
+	reply, err := g.nc.Request(subjects.AskResults, nil, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []subjects.PoolResults
+	if err := subjects.Unmarshal(reply.Data, &list); err != nil || len(list) != 1 || list[0].Pool != "m" || list[0].Answered != 3 || list[0].Times.Answers() != 3 {
+		t.Errorf("got %s, %v", reply.Data, err)
+	}
+}
+
 // A dead letter is what some client sent: nothing in it stops the gateway when it runs again.
 func TestRetryOfAPathThatIsNoURL(t *testing.T) {
 	g := runGateway(t, plainAnswer)

@@ -13,29 +13,40 @@ import (
 // dispatcher gives to the requests what workers and the broker send to this gateway. It never blocks. For the workers of
 // this process it is the gateway itself: see subjects.LocalGateway.
 type dispatcher struct {
-	bus       *bus
-	requests  *requests
-	publisher *publisher
-	fleet     *fleet
-	affinity  *affinity
-	exchange  *exchange
-	metrics   *metrics
-	watch     *watch
-	links     *links
+	bus         *bus
+	requests    *requests
+	publisher   *publisher
+	settlements *settlements
+	fleet       *fleet
+	affinity    *affinity
+	exchange    *exchange
+	metrics     *metrics
+	watch       *watch
+	links       *links
+	direct      *directLinks
 }
 
 // onMessage handles the messages to this gateway in their order.
 func (d *dispatcher) onMessage(m *nats.Msg) {
-	what, arg, _ := strings.Cut(strings.TrimPrefix(m.Subject, subjects.Gateway(d.bus.id)+"."), ".")
+	mine, ok := strings.CutPrefix(m.Subject, subjects.Gateway(d.bus.id)+".")
+	if !ok {
+		return
+	}
+	what, arg, _ := strings.Cut(mine, ".")
 	switch what {
 	case "stored":
 		d.publisher.onAck(arg, m)
+	case "settled":
+		d.settlements.onConfirmed(arg, m)
 	case "link":
-		d.onLink(arg, m)
+		d.onLink(arg, m.Data)
+		d.direct.offer(arg)
 	case "alive":
-		d.onAlive(m)
+		d.onAlive(arg, m.Data)
 	case "body":
-		d.onBodyRequest(m)
+		d.onBodyRequest(arg, m)
+	case "there":
+		d.bus.respond(m, nil)
 	case "left":
 		d.watch.onLeft(arg)
 	case "uncalled":
@@ -47,8 +58,11 @@ func (d *dispatcher) onMessage(m *nats.Msg) {
 
 // onLink handles the claims and frames of a worker, which come in one message, in their order: a claim is known before the
 // frames that follow it.
-func (d *dispatcher) onLink(worker string, m *nats.Msg) {
-	for items := d.links.onMessage(worker, m.Data, time.Now()); len(items) > 0; {
+func (d *dispatcher) onLink(worker string, msg []byte) {
+	l := d.links.get(worker)
+	l.turn <- struct{}{}
+	defer func() { <-l.turn }()
+	for items := d.links.onMessage(worker, msg, time.Now()); len(items) > 0; {
 		kind, payload, rest, err := subjects.NextItem(items)
 		if err == nil {
 			items = rest
@@ -56,23 +70,25 @@ func (d *dispatcher) onLink(worker string, m *nats.Msg) {
 			case subjects.ItemClaim:
 				err = d.onClaim(worker, payload)
 			case subjects.ItemFrames:
-				err = d.onFrames(payload)
+				err = d.onFrames(worker, payload)
+			case subjects.ItemAlive:
+				d.onAlive(worker, payload)
 			}
 		}
 		if err != nil {
-			d.bus.log.Warn("frames dropped", "worker", worker, "err", err)
+			d.bus.seldom("frames dropped", "worker", worker, "err", err)
 			return
 		}
 	}
 }
 
-func (d *dispatcher) onFrames(payload []byte) error {
+func (d *dispatcher) onFrames(worker string, payload []byte) error {
 	p, frames, err := subjects.ParsePrefix(payload)
 	if err != nil {
 		return err
 	}
 	if r := d.requests.find(p.ID); r != nil {
-		r.onMessage(p, frames)
+		r.onMessage(worker, p, frames)
 	}
 	return nil
 }
@@ -91,7 +107,13 @@ func (d *dispatcher) onClaim(worker string, payload []byte) error {
 	if c.Worker != worker {
 		return fmt.Errorf("claim: of worker %.40q", c.Worker)
 	}
-	refusal := d.Claim(*c)
+	if _, err := subjects.ParseAck(c.Ack); err != nil { // the gateway would settle the delivery there
+		return fmt.Errorf("claim: %w", err)
+	}
+	refusal := d.stranger(c)
+	if refusal == nil {
+		refusal = d.Claim(*c)
+	}
 	if refusal == nil && c.Confirm {
 		refusal = &subjects.Refusal{Verdict: subjects.Granted, Ack: c.Ack}
 	}
@@ -101,7 +123,27 @@ func (d *dispatcher) onClaim(worker string, payload []byte) error {
 	return nil
 }
 
-// Claim grants a claim and returns nil, or returns the refusal.
+// strangerDelay is when a request is delivered again whose claim came from a worker that is not known to serve it: the
+// worker's heartbeat may be on its way.
+const strangerDelay = 100 * time.Millisecond
+
+// stranger refuses a claim of a worker that, by its heartbeats, is not there or does not serve the request's pool. It
+// returns nil if the claim may be granted.
+func (d *dispatcher) stranger(c *subjects.Claim) *subjects.Refusal {
+	r := d.requests.find(c.ID)
+	if r == nil {
+		return nil
+	}
+	pool := r.target.Load().queue.pool
+	if d.fleet.mayClaim(c.Worker, pool, d.bus.rules.Load().Policy.Pools[pool].Spill, time.Now()) {
+		return nil
+	}
+	d.bus.seldom("claim refused: no heartbeat says that the worker serves the pool", "worker", c.Worker, "pool", pool, "id", c.ID)
+	return &subjects.Refusal{Verdict: subjects.OtherWorker, Ack: c.Ack, DelayMS: strangerDelay.Milliseconds()}
+}
+
+// Claim grants a claim and returns nil, or returns the refusal. The gateway settles the delivery on the ack subject that
+// the claim names, with rights that a worker does not have. So that must be a delivery of the request's own message.
 func (d *dispatcher) Claim(c subjects.Claim) *subjects.Refusal {
 	r := d.requests.find(c.ID)
 	if r == nil {
@@ -111,7 +153,7 @@ func (d *dispatcher) Claim(c subjects.Claim) *subjects.Refusal {
 		return &subjects.Refusal{Verdict: subjects.OtherWorker, Ack: c.Ack, DelayMS: 100}
 	}
 	now := time.Now()
-	delivery, err := subjects.ParseAck(c.Ack)
+	delivery, _ := subjects.ParseAck(c.Ack) // that of another message is not granted
 	verdict, at, avoid := r.claim(&c, delivery, false, now)
 	var delayMS int64
 	if verdict == subjects.OtherWorker {
@@ -127,9 +169,13 @@ func (d *dispatcher) Claim(c subjects.Claim) *subjects.Refusal {
 		if r.undelay() {
 			at.queue.undelay(at.lane)
 		}
-		at.queue.claimed(at.lane, now)
+		waited := now.Sub(at.since)
+		if r.made() > 1 {
+			waited = -1
+		}
+		at.queue.claimed(at.lane, waited, now)
 	}
-	if err == nil && at.lane == subjects.Shared {
+	if at.lane == subjects.Shared && at.delivers(delivery) {
 		if releases, changed := at.queue.delivered(delivery.Pending, now); len(releases) > 0 || changed {
 			d.exchange.onDelivered(at.queue, releases, delivery.Pending, changed, now)
 		}
@@ -143,7 +189,7 @@ func (d *dispatcher) Claim(c subjects.Claim) *subjects.Refusal {
 			d.affinity.learn(r.affinity, at.queue.pool, c.Worker)
 		}
 	}
-	d.metrics.queue.WithLabelValues(at.queue.pool, at.tier.Name).Observe(now.Sub(r.arrived).Seconds())
+	d.metrics.of(r).queue.Observe(now.Sub(r.arrived).Seconds())
 	return nil
 }
 
@@ -155,10 +201,17 @@ func (d *dispatcher) Request(id subjects.ID) *subjects.Request {
 }
 
 // onAlive checks a worker's list of the attempts that it runs for this gateway. An attempt that should not run is
-// cancelled: its first cancel was lost.
-func (d *dispatcher) onAlive(m *nats.Msg) {
+// cancelled: its first cancel was lost. An older worker has its id in the message alone.
+func (d *dispatcher) onAlive(worker string, data []byte) {
 	var alive subjects.Alive
-	if subjects.Unmarshal(m.Data, &alive) != nil {
+	if subjects.Unmarshal(data, &alive) != nil {
+		return
+	}
+	if worker == "" && d.fleet.worker(alive.Worker) != nil {
+		worker = alive.Worker
+	}
+	if worker == "" || alive.Worker != worker {
+		d.bus.seldom("list of attempts dropped: it is of another worker", "worker", worker, "of", alive.Worker)
 		return
 	}
 	now := time.Now()
@@ -167,13 +220,13 @@ func (d *dispatcher) onAlive(m *nats.Msg) {
 		r := d.requests.find(a.ID)
 		wanted := r != nil
 		if wanted {
-			taken, wanted = r.onListed(a, now)
+			taken, wanted = r.onListed(worker, a, now)
 		}
 		switch {
 		case !wanted:
-			d.bus.cancelAttempt(alive.Worker, a.ID, a.Attempt, "unknown attempt")
+			d.bus.cancelAttempt(worker, a.ID, a.Attempt, "unknown attempt")
 		case taken > a.Taken: // the last update may have been lost
-			d.bus.publish(subjects.WorkerWindow(alive.Worker), subjects.WindowUpdate{ID: a.ID, Attempt: a.Attempt, Taken: taken})
+			d.bus.publish(subjects.WorkerWindow(worker), subjects.WindowUpdate{ID: a.ID, Attempt: a.Attempt, Taken: taken})
 		}
 	}
 }
@@ -189,15 +242,16 @@ func (d *dispatcher) onUncalled(arg string, m *nats.Msg) {
 	}
 }
 
-// onBodyRequest answers with a piece of a body that travels by reference; an empty one says that the body is not here.
-func (d *dispatcher) onBodyRequest(m *nats.Msg) {
+// onBodyRequest answers with a piece of a body that travels by reference; an empty one says that the body is not here, or
+// not for this worker.
+func (d *dispatcher) onBodyRequest(worker string, m *nats.Msg) {
 	var want subjects.BodyRequest
 	if subjects.Unmarshal(m.Data, &want) != nil {
 		return
 	}
 	var piece []byte
 	if r := d.requests.find(want.ID); r != nil {
-		piece = r.piece(want.Offset)
+		piece = r.pieceFor(worker, want.Offset)
 	}
-	m.Respond(piece[:min(int64(len(piece)), subjects.MaxFrame, d.bus.nc.MaxPayload()/2)])
+	d.bus.respond(m, piece[:min(int64(len(piece)), subjects.MaxFrame, d.bus.nc.MaxPayload()/2)])
 }

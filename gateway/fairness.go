@@ -265,13 +265,12 @@ func (x *exchange) onDelivered(q *queue, releases []string, pending uint64, chan
 
 func (x *exchange) onHeld(m *nats.Msg) {
 	var report subjects.HeldReport
-	if subjects.Unmarshal(m.Data, &report) != nil || report.Gateway == x.bus.id {
+	id, _ := subjects.GatewayOf(m.Subject)
+	if subjects.Unmarshal(m.Data, &report) != nil || report.Gateway != id || id == x.bus.id {
 		return
 	}
 	now := time.Now()
-	if id, ok := subjects.GatewayOf(m.Subject); ok && id != x.bus.id {
-		x.fleet.onGateway(id, now)
-	}
+	x.fleet.onGateway(id, now)
 	for _, r := range report.Queues {
 		x.queues.get(r.Pool, r.Tier).onHeld(report.Gateway, r, now)
 	}

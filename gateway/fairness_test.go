@@ -14,6 +14,8 @@ type peers struct {
 	now    time.Time
 }
 
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
 func newPeers(t *testing.T, ids ...string) *peers {
 	p := &peers{t: t, queues: make(map[string]*queue), now: noon}
 	for _, id := range ids {
@@ -41,7 +43,7 @@ func (p *peers) report() {
 func (p *peers) deliver(id string, pending uint64) map[string]int {
 	releases := make(map[string]int)
 	p.now = p.now.Add(time.Millisecond)
-	p.queues[id].claimed(subjects.Shared, p.now)
+	p.queues[id].claimed(subjects.Shared, 0, p.now)
 	gateways, _ := p.queues[id].delivered(pending, p.now)
 	for i, gw := range gateways {
 		for hops := 0; gw != "" && hops <= maxHops; hops++ {

@@ -29,20 +29,27 @@ const (
 // fleet is what this gateway knows of workers, pools and other gateways. It records what they publish, answers questions
 // and returns what has changed; it starts nothing and publishes nothing.
 type fleet struct {
-	mu       sync.Mutex
-	workers  map[string]*member           // by id
-	pools    map[string]*poolState        // those that have ever had a worker
-	adapters map[string]map[string]string // names of the adapters that engines have had beside a pool's model, by pool, and that model
-	lengths  map[string][]int64           // of the contexts of each pool's live workers, each once, in ascending order; see PoolStatus.Length
-	peers    map[string]time.Time         // other gateways, and when each last published a reference
-	swept    time.Time
-	primed   bool // addPools was called
+	mu          sync.Mutex
+	workers     map[string]*member              // by id
+	lost        map[string]*member              // workers whose heartbeats have stopped a while ago, by id
+	pools       map[string]*poolState           // those that have ever had a worker
+	adapters    map[string]map[string]string    // names of the adapters that engines have had beside a pool's model, by pool, and that model
+	lengths     map[string][]int64              // of the contexts of each pool's live workers, each once, in ascending order; see PoolStatus.Length
+	away        map[string]lengthsSeen          // of the contexts of a pool's workers that are or were there, and when each was last that of a live one
+	peers       map[string]time.Time            // other gateways, and when each last published a reference
+	offers      map[string]map[string]time.Time // pools by worker's stable id, and when each was last in a heartbeat: see admitPools
+	swept       time.Time
+	sweptOffers time.Time // when offers was last swept
+	listens     time.Time // since when heartbeats are received
+	primed      bool      // addPools was called
+	joined      uint64    // how many workers have joined
 }
 
 type member struct {
 	beat  *subjects.Heartbeat // the last one; it is never changed
-	seen  time.Time
-	taken int // claims since beat
+	heard time.Time           // when it came
+	seen  time.Time           // since when the worker is silent: time in which this gateway did not hear does not count
+	taken int                 // claims since beat
 }
 
 // poolState is the sum over the live workers of a pool.
@@ -60,12 +67,13 @@ type change struct {
 	was    *subjects.Heartbeat  // the one before it; nil if the worker joined
 	silent time.Duration        // before it was lost
 	pool   string               // whose requests fail there, or no longer do; else empty
-	why    string               // they fail
+	why    string               // they fail; or the note
+	note   string               // kind of the note
 	model  *subjects.PoolStatus // the pool whose model was loaded, is being loaded, or was evicted
 }
 
 func newFleet() *fleet {
-	return &fleet{workers: make(map[string]*member), pools: make(map[string]*poolState), peers: make(map[string]time.Time), adapters: make(map[string]map[string]string)}
+	return &fleet{workers: make(map[string]*member), lost: make(map[string]*member), pools: make(map[string]*poolState), peers: make(map[string]time.Time), adapters: make(map[string]map[string]string), away: make(map[string]lengthsSeen), offers: make(map[string]map[string]time.Time)}
 }
 
 // onHeartbeat records the heartbeat of a worker. One that has left does not come back.
@@ -79,7 +87,10 @@ func (f *fleet) onHeartbeat(h *subjects.Heartbeat, now time.Time) []change {
 	if was != nil && was.State == subjects.Left {
 		return nil
 	}
-	f.workers[h.Worker] = &member{beat: h, seen: now}
+	f.workers[h.Worker] = &member{beat: h, heard: now, seen: now}
+	if was == nil {
+		f.joined++
+	}
 	for i := range h.Pools {
 		p := f.addPoolLocked(h.Pools[i].Pool, now)
 		f.addAdaptersLocked(&h.Pools[i])
@@ -88,7 +99,38 @@ func (f *fleet) onHeartbeat(h *subjects.Heartbeat, now time.Time) []change {
 	if was == nil || was.State != h.State || was.Slots != h.Slots || !slices.EqualFunc(was.Pools, h.Pools, func(a, b subjects.PoolStatus) bool { return a.Pool == b.Pool && a.Length == b.Length }) {
 		f.countLocked(now)
 	}
-	return slices.Concat(changesOf(was, h), poolChanges(was, h), modelChanges(was, h))
+	return slices.Concat(changesOf(was, h), poolChanges(was, h), noteChanges(was, h), modelChanges(was, h))
+}
+
+// offeredFor is how long a pool counts for its worker after the last heartbeat that had it.
+const offeredFor = 10 * time.Minute
+
+// admitPools leaves in a heartbeat the pools that this gateway takes in of its worker, subjects.MaxPools within a while,
+// those that were there before first. It returns how many others there are.
+func (f *fleet) admitPools(h *subjects.Heartbeat, now time.Time) (omitted int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	id := subjects.StableID(h.Worker)
+	had := f.offers[id]
+	if had == nil {
+		had = make(map[string]time.Time, min(len(h.Pools), subjects.MaxPools))
+		f.offers[id] = had
+	}
+	for i := range h.Pools {
+		if name := h.Pools[i].Pool; !had[name].IsZero() {
+			had[name] = now
+		}
+	}
+	maps.DeleteFunc(had, func(_ string, at time.Time) bool { return now.Sub(at) > offeredFor })
+	said := len(h.Pools)
+	h.Pools = slices.DeleteFunc(h.Pools, func(p subjects.PoolStatus) bool {
+		if had[p.Pool].IsZero() && len(had) >= subjects.MaxPools {
+			return true
+		}
+		had[p.Pool] = now
+		return false
+	})
+	return said - len(h.Pools)
 }
 
 // addAdaptersLocked adds the adapters that an engine has. They are not forgotten when the engine unloads them: a request for
@@ -159,6 +201,26 @@ func poolChanges(was, h *subjects.Heartbeat) (changes []change) {
 		for i := range was.Pools {
 			if p := &was.Pools[i]; c.why(p) != "" && whyOf(h, p.Pool, c.why) == "" {
 				changes = append(changes, change{kind: c.kind, beat: h, was: was, pool: p.Pool})
+			}
+		}
+	}
+	return changes
+}
+
+// noteChanges compares the notes of a heartbeat with those of the heartbeat before.
+func noteChanges(was, h *subjects.Heartbeat) (changes []change) {
+	for _, kind := range []string{policy.NoteSlow, policy.NoteSmall} {
+		noted := func(p *subjects.PoolStatus) string {
+			if i := slices.IndexFunc(p.Notes, func(n policy.Note) bool { return n.Kind == kind }); i >= 0 {
+				return p.Notes[i].String()
+			}
+			return ""
+		}
+		for i := range h.Pools {
+			p := &h.Pools[i]
+			now, before := noted(p), whyOf(was, p.Pool, noted)
+			if now != "" && before == "" || now == "" && before != "" {
+				changes = append(changes, change{kind: subjects.EventWorkerNote, beat: h, was: was, pool: p.Pool, why: now, note: kind})
 			}
 		}
 	}
@@ -249,7 +311,7 @@ func (f *fleet) onLastHeartbeat(h *subjects.Heartbeat, now time.Time) bool {
 	defer f.mu.Unlock()
 	m := f.workers[h.Worker]
 	if m != nil {
-		m.beat, m.seen = h, now
+		m.beat, m.heard, m.seen = h, now, now
 	}
 	return m != nil
 }
@@ -277,8 +339,15 @@ func (f *fleet) onGateway(id string, now time.Time) {
 func (f *fleet) onClaim(worker string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if m := f.workers[worker]; m != nil {
-		m.taken++
+	m := f.workers[worker]
+	if m == nil {
+		return
+	}
+	m.taken++
+	for i := range m.beat.Pools {
+		if p := f.pools[m.beat.Pools[i].Pool]; p != nil && p.free > 0 {
+			p.free--
+		}
 	}
 }
 
@@ -299,6 +368,13 @@ func (f *fleet) starting() bool {
 	return !f.primed
 }
 
+// listensSince is for how long heartbeats have been received.
+func (f *fleet) listensSince(now time.Time) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return now.Sub(f.listens)
+}
+
 func (f *fleet) addPoolLocked(name string, now time.Time) *poolState {
 	p := f.pools[name]
 	if p == nil {
@@ -308,28 +384,37 @@ func (f *fleet) addPoolLocked(name string, now time.Time) *poolState {
 	return p
 }
 
-// sweep removes the workers that stopped sending heartbeats, and those that left long ago. slept says that the gateway
-// itself did not run for a while; then, and without a connection, no worker counts as silent.
-func (f *fleet) sweep(now time.Time, connected bool) (lost []change, slept bool) {
+// sweep removes the workers that stopped sending heartbeats, and those that left long ago. hears says that this gateway would
+// hear them. deaf says that it did not, or did not run for a while: their silence counts only from then on.
+func (f *fleet) sweep(now time.Time, hears bool) (lost []change, deaf bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	slept = !f.swept.IsZero() && now.Sub(f.swept) > sleptTooLong
+	deaf = !hears || !f.swept.IsZero() && now.Sub(f.swept) > sleptTooLong
 	f.swept = now
 	for id, m := range f.workers {
-		if slept || !connected {
+		if deaf {
 			m.seen = now
 		}
 		kind, deadline := subjects.EventWorkerLost, subjects.WorkerDeadline
 		if m.beat.State == subjects.Left { // the message that calls onLeft was lost, or waits behind many frames
 			kind, deadline = subjects.EventWorkerLeft, listDeadline
 		}
-		if silent := now.Sub(m.seen); silent > deadline {
+		if silent := now.Sub(f.silentSinceLocked(m)); silent > deadline {
 			delete(f.workers, id)
+			f.lost[id] = m
 			lost = append(lost, change{kind: kind, beat: m.beat, silent: silent})
 		}
 	}
+	maps.DeleteFunc(f.lost, func(id string, m *member) bool { return f.workers[id] != nil || now.Sub(m.seen) > lostShown })
+	if now.Sub(f.sweptOffers) >= time.Minute {
+		f.sweptOffers = now
+		maps.DeleteFunc(f.offers, func(_ string, had map[string]time.Time) bool {
+			maps.DeleteFunc(had, func(_ string, at time.Time) bool { return now.Sub(at) > offeredFor })
+			return len(had) == 0
+		})
+	}
 	f.countLocked(now)
-	return lost, slept
+	return lost, deaf
 }
 
 // countLocked adds up what each pool has.
@@ -339,6 +424,7 @@ func (f *fleet) countLocked(now time.Time) {
 	}
 	serving, lengths := make(map[string]bool), make(map[string][]int64)
 	for _, m := range f.workers {
+		f.seeLengthsLocked(m.beat, now)
 		if !m.beat.Live() {
 			continue
 		}
@@ -467,6 +553,102 @@ func (f *fleet) live(id string) bool {
 	return w != nil && w.Live()
 }
 
+// lostFor is how long a worker is remembered whose heartbeats have stopped: what has stopped may be the gateway's own
+// connection, and then its claims come again together with its heartbeats.
+const lostFor = time.Minute
+
+// lostShown is how long metrics show that a worker is lost, for those who look seldom.
+const lostShown = 10 * time.Minute
+
+// mayClaim says whether a worker is there and serves a pool, or one of those that spill over to it, by its last heartbeat. In
+// its first moments a gateway does not know the workers yet, nor after a new connection.
+func (f *fleet) mayClaim(id, pool string, spill []policy.Spill, now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.workers[id]
+	if lost := f.lost[id]; m == nil && lost != nil && now.Sub(lost.seen) <= lostFor {
+		m = lost
+	}
+	if m == nil {
+		return now.Sub(f.listens) < subjects.WorkerDeadline
+	}
+	return m.beat.State != subjects.Left &&
+		(m.beat.Serves(pool) || slices.ContainsFunc(spill, func(s policy.Spill) bool { return m.beat.Serves(s.Pool) }))
+}
+
+const (
+	// beatOverdue is how long after its last heartbeat a worker is silent. It counts as lost only after
+	// subjects.WorkerDeadline: until then it keeps what it runs.
+	beatOverdue = subjects.HeartbeatEvery + 200*time.Millisecond
+
+	// bidsStay is how long after its last heartbeat the broker may serve bids of a worker.
+	bidsStay = 10 * time.Second
+)
+
+// overdue says whether a heartbeat of a worker that is there is overdue.
+func (f *fleet) overdue(worker string, now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.workers[worker]
+	return m != nil && now.Sub(m.seen) >= beatOverdue
+}
+
+// silent returns the pools for which a silent worker may have bids: those that it serves, and those that spill over to them.
+func (f *fleet) silent(p *policy.Policy, now time.Time) (pools map[string]bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, workers := range []map[string]*member{f.workers, f.lost} {
+		for _, m := range workers {
+			if d := now.Sub(m.seen); d < beatOverdue || d > bidsStay || m.beat.State == subjects.Left {
+				continue
+			}
+			if pools == nil {
+				pools = make(map[string]bool)
+			}
+			for i := range m.beat.Pools {
+				pools[m.beat.Pools[i].Pool] = true
+			}
+			for name, rules := range p.Pools {
+				if slices.ContainsFunc(rules.Spill, func(s policy.Spill) bool { return m.beat.Serves(s.Pool) }) {
+					pools[name] = true
+				}
+			}
+		}
+	}
+	return pools
+}
+
+// started says whether a worker with a stable id is there.
+func (f *fleet) started(stable string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id := range f.workers {
+		if subjects.StableID(id) == stable {
+			return true
+		}
+	}
+	return false
+}
+
+// comeBack is how much longer a worker may be silent after this gateway has had a new connection: the broker may have been
+// away, and the worker comes back later.
+const comeBack = 2 * time.Second
+
+// onConnected notes that heartbeats are received from now on.
+func (f *fleet) onConnected(now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.listens = now
+}
+
+// silentSinceLocked is since when the silence of a worker counts.
+func (f *fleet) silentSinceLocked(m *member) time.Time {
+	if back := f.listens.Add(comeBack); !m.heard.After(f.listens) && m.seen.Before(back) {
+		return back
+	}
+	return m.seen
+}
+
 // others counts the live workers of a pool that are not to be avoided, and those of them with a free slot.
 func (f *fleet) others(pool string, avoid map[string]bool) (live, free int) {
 	f.mu.Lock()
@@ -509,14 +691,25 @@ func (f *fleet) hanging() map[placed]string {
 
 // room is how many requests of a pool the workers can start now that are not to be avoided.
 func (f *fleet) room(pool string, avoid map[string]bool) (room int) {
+	f.takers(pool, avoid, func(m *member) { room += max(m.beat.Slots-m.beat.InFlight-m.taken, 0) })
+	return room
+}
+
+// places is the same with those that may wait for these workers: as many as they run at once.
+func (f *fleet) places(pool string, avoid map[string]bool) (places int) {
+	f.takers(pool, avoid, func(m *member) { places += m.beat.Slots + max(m.beat.Slots-m.beat.InFlight-m.taken, 0) })
+	return places
+}
+
+// takers calls do with each worker that accepts requests of a pool and is not to be avoided.
+func (f *fleet) takers(pool string, avoid map[string]bool, do func(*member)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for id, m := range f.workers {
 		if !avoid[id] && m.beat.State == subjects.Ready && m.beat.Answers(pool) {
-			room += max(m.beat.Slots-m.beat.InFlight-m.taken, 0)
+			do(m)
 		}
 	}
-	return room
 }
 
 // gateways is how many gateways there are, this one included.
@@ -557,22 +750,38 @@ func (f *fleet) heartbeats() []*subjects.Heartbeat {
 	return list
 }
 
+// keepHomes says whether all workers keep the home lanes that references leave out, and how many workers have joined until now.
+func (f *fleet) keepHomes() (keep bool, joined uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range f.workers {
+		if !m.beat.KeepsHomes {
+			return false, f.joined
+		}
+	}
+	return true, f.joined
+}
+
 // references returns what workers need to know to price requests: for the pools whose consumers exist, which have these
 // home lanes. cold are the pools whose model some worker would have to load.
 func (f *fleet) references(homes map[string][]string) (refs map[string]subjects.PoolReference, cold map[string]bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	means := make(map[string][]policy.Mean)
+	means, peers := make(map[string][]policy.Mean), make(map[string][]policy.Peer)
 	for _, m := range f.workers {
 		for i := range m.beat.Pools {
 			p := &m.beat.Pools[i]
 			means[p.Pool] = append(means[p.Pool], p.Mean)
+			if m.beat.Live() && m.beat.Answers(p.Pool) {
+				peers[p.Pool] = append(peers[p.Pool], m.beat.Peer(p))
+			}
 		}
 	}
 	refs, cold = make(map[string]subjects.PoolReference, len(homes)), make(map[string]bool)
 	for pool, lanes := range homes {
-		refs[pool] = subjects.PoolReference{Mean: policy.MeanOf(means[pool]), HomeLanes: lanes}
+		refs[pool] = subjects.PoolReference{Mean: policy.MeanOf(means[pool]), Usual: policy.Usual(peers[pool]), HomeLanes: lanes}
 	}
+	now := make(map[string]float64, len(refs)) // the lowest price of a pool under its load
 	for _, m := range f.workers {
 		if !m.beat.Live() {
 			continue
@@ -593,12 +802,44 @@ func (f *fleet) references(homes map[string][]string) (refs map[string]subjects.
 			r.Slots += m.beat.Slots
 			r.Weight += m.beat.Weight
 			if price, ok := p.Curve.Price(r.Mean, 1, 0); ok && m.beat.Weight > 0 {
-				if price /= m.beat.Weight; r.Price == 0 || price < r.Price {
+				price /= m.beat.Weight
+				loaded, _ := p.Curve.Price(r.Mean, m.beat.InFlight+1, float64(m.beat.Prefills))
+				loaded /= m.beat.Weight
+				if low, known := now[p.Pool]; !known || loaded < low {
+					now[p.Pool] = loaded
+				}
+				if r.Price == 0 || price < r.Price {
 					r.Price = price
 				}
 			}
 			refs[p.Pool] = r
 		}
 	}
+	for pool, r := range refs {
+		if r.Price > 0 {
+			r.Price = policy.Reference(r.Price, now[pool])
+			refs[pool] = r
+		}
+	}
 	return refs, cold
+}
+
+// free counts the workers of each pool that have a free slot, by the rung of their next bid.
+func (f *fleet) free() map[string]*[policy.Rungs]int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	free := make(map[string]*[policy.Rungs]int)
+	for _, m := range f.workers {
+		if m.beat.State != subjects.Ready || m.beat.InFlight >= m.beat.Slots {
+			continue
+		}
+		for i := range m.beat.Pools {
+			p := &m.beat.Pools[i]
+			if free[p.Pool] == nil {
+				free[p.Pool] = new([policy.Rungs]int)
+			}
+			free[p.Pool][min(max(p.Rung, 0), policy.Rungs-1)]++
+		}
+	}
+	return free
 }

@@ -6,8 +6,53 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
+
+// However many pools a worker announces, and however often it announces others, gateways take in a bounded number of them.
+// Those that it had before stay.
+func TestPoolsOfAWorkerAreBounded(t *testing.T) {
+	named := func(prefix string, from, n int) (pools []string) {
+		for i := range n {
+			pools = append(pools, fmt.Sprint(prefix, from+i))
+		}
+		return pools
+	}
+	f, now := newFleet(), time.Now()
+	taken := make(map[string]bool)
+	beat := func(worker string, pools ...string) (had []string, omitted int) {
+		h := beatOf(worker, subjects.Ready, 4, 0, pools...)
+		omitted = f.admitPools(h, now)
+		for _, p := range h.Pools {
+			taken[p.Pool] = true
+			had = append(had, p.Pool)
+		}
+		return had, omitted
+	}
+	if had, omitted := beat("w.1", "a", "b"); len(had) != 2 || omitted != 0 {
+		t.Errorf("of two pools %v are left, %d omitted", had, omitted)
+	}
+	had, omitted := beat("w.1", append(named("x", 0, 300), "a", "b")...)
+	if len(had) != subjects.MaxPools || omitted != 302-subjects.MaxPools || !slices.Contains(had, "a") || !slices.Contains(had, "b") {
+		t.Errorf("of 302 pools %d are left, %d omitted: %v", len(had), omitted, had)
+	}
+	for i := range 50 { // also under new ids, as if it were started again
+		now = now.Add(subjects.HeartbeatEvery)
+		beat(fmt.Sprint("w.", i), append(named("y", 100*i, 90), "a")...)
+		f.sweep(now, true)
+	}
+	if len(taken) != subjects.MaxPools {
+		t.Errorf("%d pools, want at most %d", len(taken), subjects.MaxPools)
+	}
+	if had, _ := beat("v.1", named("z", 0, 3)...); len(had) != 3 {
+		t.Errorf("another worker has %v", had)
+	}
+	now = now.Add(2 * offeredFor) // what it no longer has makes room
+	if had, omitted := beat("w.1", named("n", 0, 20)...); len(had) != 20 || omitted != 0 {
+		t.Errorf("later, %d of 20 pools are left, %d omitted", len(had), omitted)
+	}
+}
 
 func beatOf(worker string, state subjects.State, slots, inFlight int, pools ...string) *subjects.Heartbeat {
 	h := &subjects.Heartbeat{Worker: worker, Name: worker, State: state, Slots: slots, InFlight: inFlight, Weight: 1}
@@ -111,6 +156,60 @@ func TestFleetKnowsWhatIsWrongWithAPool(t *testing.T) {
 	f.onHeartbeat(whole, noon)
 	if hanging := f.hanging(); hanging[placed{"a", "n"}] != "it is frozen" || len(hanging) != 2 {
 		t.Errorf("%v hang", hanging)
+	}
+}
+
+// A note is an event when it comes and when it goes, and not when its words change.
+func TestFleetNotesUnlikeWorkers(t *testing.T) {
+	f := newFleet()
+	slow, slower := policy.Note{Kind: policy.NoteSlow, Text: "4 times"}, policy.Note{Kind: policy.NoteSlow, Text: "5 times"}
+	small, short := policy.Note{Kind: policy.NoteSmall, Text: "few"}, policy.Note{Kind: policy.NoteSmall, Text: "short"}
+	for i, c := range []struct {
+		notes []policy.Note
+		want  []string
+	}{
+		{nil, []string{"worker-joined "}},
+		{[]policy.Note{slow}, []string{"worker-note slow: 4 times"}},
+		{[]policy.Note{slower}, nil},
+		{[]policy.Note{slower, small, short}, []string{"worker-note small: few"}},
+		{[]policy.Note{slower, short}, nil},
+		{[]policy.Note{short}, []string{"worker-note "}},
+		{nil, []string{"worker-note "}},
+	} {
+		h := beatOf("a", subjects.Ready, 4, 0, "m", "n")
+		h.Pools[1].Notes = c.notes
+		var got []string
+		for _, c := range f.onHeartbeat(h, noon) {
+			got = append(got, string(c.kind)+" "+c.why)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("heartbeat %d: %q, want %q", i, got, c.want)
+		}
+	}
+}
+
+// What is usual in a pool is so among workers that serve it well.
+func TestFleetKnowsWhatIsUsual(t *testing.T) {
+	f := newFleet()
+	with := func(worker string, state subjects.State, token float64, failing string) {
+		h := beatOf(worker, state, 4, 0, "m")
+		h.Pools[0].Failing, h.Pools[0].Curve = failing, &policy.Curve{ITL: &policy.Line{A: token}}
+		f.onHeartbeat(h, noon)
+	}
+	usual := func() float64 {
+		refs, _ := f.references(map[string][]string{"m": nil})
+		return refs["m"].Usual.Token
+	}
+	with("a", subjects.Ready, 0.01, "")
+	with("b", subjects.Ready, 0.01, "")
+	with("hole", subjects.Paused, 0.0001, "an error with status 200")
+	with("down", subjects.Down, 0.0001, "")
+	if got := usual(); got != 0 {
+		t.Errorf("of two that work: %v is usual", got)
+	}
+	with("slow", subjects.Ready, 0.05, "")
+	if got := usual(); got != 0.01 {
+		t.Errorf("of three: %v is usual, want 0.01", got)
 	}
 }
 

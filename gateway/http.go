@@ -5,11 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,9 +20,6 @@ import (
 	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/subjects"
 )
-
-// bodyTimeout is how long a client may take for the next piece of its body.
-const bodyTimeout = 30 * time.Second
 
 // errBreakOff ends a response by closing its connection, so that no client mistakes a part of an answer for all of it.
 var errBreakOff = errors.New("answer broken off")
@@ -40,8 +35,15 @@ type ingress struct {
 	server    *server
 	cheap     *cheapCalls
 	metrics   *metrics
-	bodies    *budget
+	history   *history
+	ledger    *ledger
+	bodies    *bodies
+	pages     *enginePages
 	doors     *api.Doors
+	addresses *addresses
+	wrongKeys *wrongKeys
+	records   *records
+	takers    []Taker
 }
 
 func (in *ingress) handler() http.Handler {
@@ -49,25 +51,33 @@ func (in *ingress) handler() http.Handler {
 	mux.Handle("GET /v1/models", in.answering(in.listModels))
 	mux.Handle("GET /v1/models/{id...}", in.answering(in.showModel))
 	mux.Handle("GET /healthz", http.HandlerFunc(healthz))
+	mux.HandleFunc("GET /health", in.pages.serveHealth)
+	mux.Handle("GET /load", in.answering(in.identified(in.pages.serveLoad)))
+	mux.Handle("GET /metrics", in.answering(in.identified(in.pages.serveMetrics)))
 	mux.Handle("/", in.answering(notHere))
 	infer := in.answering(in.infer)
-	all := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	all := in.records.of(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r, err := normal(r)
 		switch {
 		case err != nil:
 			in.answering(func(http.ResponseWriter, *http.Request, subjects.ID) error { return unreadError{err} }).ServeHTTP(w, r)
+		case len(in.cfg.Services) > 0 && in.serviceOf(r) != nil:
+			in.serveService(in.serviceOf(r)).ServeHTTP(w, r)
 		case r.Method == http.MethodPost: // not through the mux, whose frame would be on the stack of each stream
 			infer.ServeHTTP(w, r)
 		default:
+			if r.ContentLength != 0 { // nobody reads it but net/http
+				http.NewResponseController(w).SetReadDeadline(time.Now().Add(smallFor))
+			}
 			mux.ServeHTTP(w, r)
 		}
-	})
+	}))
 	if len(in.cfg.CORSOrigins) == 0 {
 		return all
 	}
 	return cors.New(cors.Options{
 		AllowedOrigins: in.cfg.CORSOrigins,
-		AllowedMethods: []string{http.MethodGet, http.MethodPost},
+		AllowedMethods: []string{http.MethodGet, http.MethodPost, http.MethodDelete},
 		AllowedHeaders: []string{"*"},
 		ExposedHeaders: []string{
 			"X-Pulley-Pool", "X-Pulley-Worker", "X-Pulley-Attempts", "X-Pulley-Queue-Ms", "X-Pulley-Rung", "X-Pulley-Affinity",
@@ -79,11 +89,19 @@ func (in *ingress) handler() http.Handler {
 	}).Handler(all)
 }
 
-// normal gives a request the one spelling of its path, before anything is decided by it.
+// normal gives a request the one spelling of its path, before anything is decided by it, and takes keys out of its query:
+// they do not authenticate there, since queries end up in logs, and the engine must not see them.
 func normal(r *http.Request) (*http.Request, error) {
 	u, err := api.NormalURL(r.URL)
-	if err != nil || u == r.URL {
+	if err != nil {
 		return r, err
+	}
+	if query := api.WithoutKeys(u.RawQuery); query != u.RawQuery {
+		copied := *u
+		copied.RawQuery, u = query, &copied
+	}
+	if u == r.URL {
+		return r, nil
 	}
 	r = r.WithContext(r.Context()) // a copy
 	r.URL = u
@@ -117,6 +135,7 @@ func isRequestID(s string) bool {
 
 // end logs the end of a request, and answers with the error, if there is one.
 func (in *ingress) end(w http.ResponseWriter, r *http.Request, id subjects.ID, err error, began time.Time) {
+	recordOf(w).failed(err)
 	log := in.bus.log
 	switch {
 	case err == nil && !log.Enabled(r.Context(), slog.LevelDebug):
@@ -136,7 +155,11 @@ func (in *ingress) end(w http.ResponseWriter, r *http.Request, id subjects.ID, e
 		if e.Status == http.StatusInternalServerError {
 			log.Error("request", "id", id, "path", r.URL.Path, "err", err)
 		} else {
-			log.Info("request", "id", id, "path", r.URL.Path, "status", e.Status, "code", e.Code, "took", time.Since(began))
+			level := slog.LevelInfo
+			if e.Code == tooManyWrongKeys { // as many as somebody likes to send
+				level = slog.LevelDebug
+			}
+			log.Log(r.Context(), level, "request", "id", id, "path", r.URL.Path, "status", e.Status, "code", e.Code, "took", time.Since(began))
 		}
 		in.metrics.errors.WithLabelValues(strings.ToLower(e.Code)).Inc()
 		_, unread := errors.AsType[unreadError](err)
@@ -145,7 +168,13 @@ func (in *ingress) end(w http.ResponseWriter, r *http.Request, id subjects.ID, e
 			w.Header().Set("Connection", "close")
 		}
 		w.Header().Set("Openai-Processing-Ms", strconv.FormatInt(time.Since(began).Milliseconds(), 10))
-		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(in.cfg.SlowClient))
+		rc := http.NewResponseController(w)
+		writes := time.Now()
+		if unread && r.ContentLength != 0 { // before it writes, net/http reads a body that is small, for as long as that takes
+			writes = writes.Add(smallFor)
+			rc.SetReadDeadline(writes)
+		}
+		rc.SetWriteDeadline(writes.Add(in.cfg.SlowClient))
 		e.Write(w, api.Of(r.URL.Path), w.Header().Get("X-Request-Id"))
 		if lingers {
 			linger(w, r)
@@ -154,11 +183,15 @@ func (in *ingress) end(w http.ResponseWriter, r *http.Request, id subjects.ID, e
 }
 
 func (in *ingress) infer(w http.ResponseWriter, r *http.Request, id subjects.ID) error {
-	req, hold, err := in.admit(w, r, id)
+	req, memory, err := in.admit(w, r, id)
 	if err != nil {
+		in.history.turnedAway(id, err)
 		return err
 	}
-	defer in.bodies.give(hold)
+	if req == nil { // a service took it
+		return nil
+	}
+	defer memory.give()
 	if req.cheap {
 		return in.cheap.serve(r.Context(), w, req)
 	}
@@ -168,30 +201,57 @@ func (in *ingress) infer(w http.ResponseWriter, r *http.Request, id subjects.ID)
 	return in.server.serve(r.Context(), w, req)
 }
 
-// admit makes a request of a call, or returns why not. The caller gives hold back to the budget of bodies.
+// admit makes a request of a call, or returns why not. The caller gives the memory of its body back. It returns neither if a
+// service has answered the call.
 //
 // It is no part of infer, since the frames of infer and of what calls it are on the stack of every open stream: with 240
 // bytes more, these stacks stayed at 16 KiB instead of 8, and 2 000 idle streams took 5.4 MiB more.
-func (in *ingress) admit(w http.ResponseWriter, r *http.Request, id subjects.ID) (req *request, hold int64, err error) {
+func (in *ingress) admit(w http.ResponseWriter, r *http.Request, id subjects.ID) (req *request, memory *hold, err error) {
 	arrived := time.Now()
-	who, err := in.keys.authenticate(r.Header, arrived)
+	who, err := in.identify(w, r, arrived)
+	recordOf(w).identified(who)
 	if err == nil {
 		err = in.enterDoor(w, r)
 	}
 	if err != nil {
-		return nil, 0, unreadError{err}
+		return nil, nil, unreadError{err}
 	}
-	body, hold, err := in.readBody(w, r)
+	memory = &hold{of: in.bodies, from: in.addresses.of(r)}
+	memory.key = who.keyID()
+	a := arrival{id: id, http: r, header: w.Header(), caller: who, at: arrived, proxied: in.addresses.fromProxy(r), record: recordOf(w)}
+	a.body, err = in.bodies.read(w, r, memory)
 	if err != nil {
 		err = unreadError{err}
+	} else if t := in.takerOf(r, a.body); t != nil {
+		r.Body = takenBody{memory}
+		err := t.Take(w, r, who.asCaller(), a.body)
+		memory.give()
+		return nil, nil, told(r, err)
 	} else {
-		req, err = in.admission.admit(arrival{id: id, http: r, header: w.Header(), caller: who, body: body, at: arrived})
+		req, err = in.admission.admit(&a)
 	}
 	if err != nil {
-		in.bodies.give(hold)
-		return nil, 0, err
+		memory.give()
+		in.ledger.turnedAway(who, a.model, a.tier, a.pool, err)
+		return nil, nil, err
 	}
-	return req, hold, nil
+	recordOf(w).enters()
+	return req, memory, nil
+}
+
+// identify returns who sends a call, or why that is not known.
+func (in *ingress) identify(w http.ResponseWriter, r *http.Request, now time.Time) (*caller, error) {
+	if c, ok := r.Context().Value(forCaller{}).(serviceCaller); ok {
+		return in.keys.callerOf(c, now)
+	}
+	who, err := in.keys.authenticate(r.Header, now)
+	if err != errWrongKey {
+		return who, err
+	}
+	if err = in.wrongKeys.refuse(in.addresses.of(r), now); err != errWrongKey {
+		w.Header().Set("Connection", "close") // the next one costs the client a connection
+	}
+	return nil, err
 }
 
 // enterDoor returns an error if clients may not use the path of a call.
@@ -212,86 +272,8 @@ func (in *ingress) enterDoor(w http.ResponseWriter, r *http.Request) error {
 
 // ownPath says that the gateway itself serves a path.
 func ownPath(path string) bool {
-	return path == "/healthz" || path == "/v1/models" || strings.HasPrefix(path, "/v1/models/")
+	return path == "/healthz" || path == "/health" || path == "/load" || path == "/metrics" || path == "/v1/models" || strings.HasPrefix(path, "/v1/models/")
 }
-
-// readBody reads a whole body within bounds. A request is published only when all of its body is here, since a transport
-// that still reads a body cuts the answer (golang/go#40747). The caller gives hold back to the budget, also after an error.
-func (in *ingress) readBody(w http.ResponseWriter, r *http.Request) (body []byte, hold int64, err error) {
-	tooLarge := func() *api.Error {
-		return api.Errorf(http.StatusRequestEntityTooLarge, "request_too_large", "the body is larger than %d bytes", in.cfg.MaxBody)
-	}
-	if r.ContentLength > in.cfg.MaxBody {
-		return nil, 0, tooLarge()
-	}
-	if r.ContentLength == 0 { // a read deadline would end the server's watch over the connection
-		return nil, 0, nil
-	}
-	grow := func(n int64) error {
-		if !in.bodies.take(n) {
-			return &api.Error{Status: http.StatusTooManyRequests, Code: "gateway_memory_full", RetryAfter: time.Second,
-				Message: "the gateway's memory for request bodies is full; try again"}
-		}
-		hold += n
-		return nil
-	}
-	// Memory grows with the bytes that have arrived, not with the length that a client claims.
-	first := min(max(r.ContentLength, 512), 64<<10)
-	if err := grow(first); err != nil {
-		return nil, hold, err
-	}
-	body = make([]byte, 0, first)
-	rc := http.NewResponseController(w)
-	for {
-		if r.ContentLength >= 0 && int64(len(body)) == r.ContentLength && len(body) == cap(body) {
-			// All is here; the end must be read too, or the server would not notice a client that goes away.
-			var end [1]byte
-			if _, err := r.Body.Read(end[:]); err != io.EOF {
-				return nil, hold, api.BadRequest("", "the body could not be read: %v", err)
-			}
-			return body, hold, nil // at the body's end the server has removed the deadline
-		}
-		if len(body) == cap(body) {
-			more := min(int64(cap(body)), in.cfg.MaxBody+1-int64(cap(body)))
-			if r.ContentLength >= 0 {
-				more = min(more, r.ContentLength-int64(cap(body)))
-			}
-			if err := grow(more); err != nil {
-				return nil, hold, err
-			}
-			body = append(make([]byte, 0, int64(cap(body))+more), body...)
-		}
-		rc.SetReadDeadline(time.Now().Add(bodyTimeout))
-		n, err := r.Body.Read(body[len(body):cap(body)])
-		body = body[:len(body)+n]
-		switch {
-		case int64(len(body)) > in.cfg.MaxBody:
-			return nil, hold, tooLarge()
-		case err == io.EOF:
-			return body, hold, nil
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			return nil, hold, api.Errorf(http.StatusRequestTimeout, "body_timeout", "no byte of the body arrived for %v", bodyTimeout)
-		case err != nil:
-			return nil, hold, api.BadRequest("", "the body could not be read: %v", err)
-		}
-	}
-}
-
-// budget bounds the memory of all bodies that the gateway holds.
-type budget struct {
-	max  int64
-	held atomic.Int64
-}
-
-func (b *budget) take(n int64) bool {
-	if b.held.Add(n) <= b.max {
-		return true
-	}
-	b.held.Add(-n)
-	return false
-}
-
-func (b *budget) give(n int64) { b.held.Add(-n) }
 
 // model is an entry of a list of models, with what the engines' own lists say.
 type model struct {
@@ -331,7 +313,7 @@ func (in *ingress) listModels(w http.ResponseWriter, r *http.Request, _ subjects
 		Data     []model `json:"data"`
 		ServedBy string  `json:"served_by"` // for a worker whose engine this gateway is
 	}{"list", []model{}, "pulley"}
-	models, err := in.modelsFor(r)
+	models, err := in.modelsFor(w, r)
 	if err != nil {
 		return err
 	}
@@ -344,7 +326,7 @@ func (in *ingress) listModels(w http.ResponseWriter, r *http.Request, _ subjects
 
 func (in *ingress) showModel(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
 	id := r.PathValue("id")
-	models, err := in.modelsFor(r)
+	models, err := in.modelsFor(w, r)
 	if err != nil {
 		return err
 	}
@@ -357,18 +339,32 @@ func (in *ingress) showModel(w http.ResponseWriter, r *http.Request, _ subjects.
 	return in.router.unknown(id)
 }
 
+// identified serves those who may use the gateway.
+func (in *ingress) identified(serve func(http.ResponseWriter, *http.Request) error) func(http.ResponseWriter, *http.Request, subjects.ID) error {
+	return func(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
+		if _, err := in.identify(w, r, time.Now()); err != nil {
+			return err
+		}
+		return serve(w, r)
+	}
+}
+
 // modelsFor are the models that the caller may ask for.
-func (in *ingress) modelsFor(r *http.Request) ([]string, error) {
-	who, err := in.keys.authenticate(r.Header, time.Now())
+func (in *ingress) modelsFor(w http.ResponseWriter, r *http.Request) ([]string, error) {
+	who, err := in.identify(w, r, time.Now())
 	if err != nil {
 		return nil, err
 	}
 	return in.admission.mayAskFor(who, in.router.models()), nil
 }
 
+func wantsWebSocket(r *http.Request) bool {
+	return (r.Method == http.MethodGet || r.Method == http.MethodHead) && strings.EqualFold(r.Header.Get("Upgrade"), "websocket")
+}
+
 func notHere(w http.ResponseWriter, r *http.Request, _ subjects.ID) error {
 	read := r.Method == http.MethodGet || r.Method == http.MethodHead
-	if read && strings.EqualFold(r.Header.Get("Upgrade"), "websocket") { // clients that try it first then use HTTP
+	if wantsWebSocket(r) { // clients that try it first then use HTTP
 		w.Header().Set("Upgrade", "HTTP/1.1")
 		w.Header().Set("Connection", "Upgrade")
 		return api.Errorf(http.StatusUpgradeRequired, "websocket_not_supported", "WebSocket is not served here; use HTTP: inference calls are POST")

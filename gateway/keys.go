@@ -16,7 +16,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/metric"
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
 )
 
 // AuthMode says whether clients need a key.
@@ -48,6 +50,10 @@ type keyring struct {
 
 	changedMu sync.Mutex
 	changed   []*activeKey // used since the last report
+	asking    []*activeKey // of claims about which the other gateways are to be asked
+	question  uint64       // the number of the next question, from 1
+
+	ask chan struct{} // wakes run: see asking. Its capacity is 1
 }
 
 // activeKey is a key in force. It does not change; its usage does.
@@ -65,7 +71,8 @@ type keyUsage struct {
 
 	mu        sync.Mutex
 	limits    policy.KeyLimits
-	inherited bool // the key existed before this gateway, which has not used it yet
+	inherited bool            // the key existed before this gateway, which has not used it yet
+	claims    []chan struct{} // wake requests that wait as claims; the capacity of each is 1
 }
 
 func (u *keyUsage) own() policy.Used {
@@ -79,25 +86,43 @@ func (u *keyUsage) addOther(key *policy.Key, used policy.Used, now time.Time) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.limits.AddRemote(key, used, now)
+	u.wakeLocked()
 }
 
 // caller is who sent a request. Each request has a caller of its own, except those that need no key: they share one.
 type caller struct {
 	key    *activeKey // nil if no key was needed, and for a request that no client waits for
 	tenant string
+	tier   string // that a service runs the request in; empty: what the request and the key ask for
+	quiet  bool   // a service runs the request: see Do
 
 	// Owned by the request's handler.
 	tokens int  // counted against the key's limits when the request began
 	began  bool // the request counts against them
 }
 
+// quietly says whether a stream that waits gets no comments.
+func (c *caller) quietly() bool { return c != nil && c.quiet }
+
+// keyID is the id of the caller's key; empty if none was needed.
+func (c *caller) keyID() string {
+	if c.key == nil {
+		return ""
+	}
+	return c.key.ID
+}
+
+// limited says whether the caller's key has any limit.
+func (c *caller) limited() bool { return c != nil && c.key != nil && c.key.limits() }
+
 func newKeyring(b *bus, auth AuthMode) *keyring {
 	return &keyring{
 		bus: b, auth: auth,
+		question: 1, ask: make(chan struct{}, 1),
 		synced:  make(chan struct{}),
 		others:  make(map[string]*peerUsage),
-		refused: counterVec("auth_refused_total", "Requests refused for their API key, by reason: missing, wrong, expired, rotated, starting.", "reason"),
-		limited: counterVec("rate_limited_total", "Requests refused by a limit of their API key: requests, tokens, concurrency.", "limit"),
+		refused: zeroed(metric.AuthRefused.CounterVec(), metric.KeyRefusals),
+		limited: zeroed(metric.RateLimited.CounterVec(), metric.KeyLimits),
 	}
 }
 
@@ -159,7 +184,8 @@ func (k *keyring) authenticate(h http.Header, now time.Time) (*caller, error) {
 	past := subtle.ConstantTimeCompare(sum[:], key.oldHash[:])
 	switch {
 	case key == noKey || present|past == 0:
-		return nil, k.refuse("wrong", "the API key is wrong, or has been revoked")
+		k.refused.WithLabelValues("wrong").Inc()
+		return nil, errWrongKey
 	case present == 0 && !now.Before(key.OldUntil):
 		return nil, k.refuse("rotated", "the API key has been replaced by a new one")
 	case !key.Expires.IsZero() && !now.Before(key.Expires):
@@ -167,6 +193,9 @@ func (k *keyring) authenticate(h http.Header, now time.Time) (*caller, error) {
 	}
 	return &caller{key: key, tenant: key.Tenant}, nil
 }
+
+// errWrongKey refuses a key that does not exist.
+var errWrongKey error = &api.Error{Status: http.StatusUnauthorized, Code: "invalid_api_key", Message: "the API key is wrong, or has been revoked"}
 
 // errKeysStarting keeps clients out until the keys are read.
 var errKeysStarting = api.Unavailable("starting", time.Second, "the gateway is starting and has not read the API keys yet")
@@ -204,7 +233,7 @@ func sentKey(h http.Header) string {
 // begin counts a request against its key's limits, or returns which limit it exceeds. It reports the state of the limits
 // in the header of the answer.
 func (k *keyring) begin(c *caller, inputTokens int, header http.Header, now time.Time) error {
-	if c.key == nil || !c.key.limits() {
+	if !c.limited() {
 		return nil
 	}
 	if !k.waitSynced() {
@@ -217,8 +246,11 @@ func (k *keyring) begin(c *caller, inputTokens int, header http.Header, now time
 		u.limits.Join(key, gateways, k.syncedAt, now)
 	}
 	over, ok := u.limits.Begin(key, inputTokens, gateways, now)
-	requests, tokens := u.limits.Requests(key, now), u.limits.Tokens(key, now)
 	u.mu.Unlock()
+	if !ok && over.Unsure && k.claim(c.key, inputTokens) {
+		over, ok = policy.Excess{}, true
+	}
+	requests, tokens := u.standing(key, now)
 	if ok {
 		c.tokens, c.began = inputTokens, true
 		k.markChanged(c.key)
@@ -238,6 +270,12 @@ func (k *keyring) begin(c *caller, inputTokens int, header http.Header, now time
 		return &api.Error{Status: http.StatusTooManyRequests, Code: "rate_limit_exceeded", Message: limitMessage(key, over, gateways), RetryAfter: retry}
 	}
 	return nil
+}
+
+func (u *keyUsage) standing(key *policy.Key, now time.Time) (requests, tokens policy.Standing) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.limits.Requests(key, now), u.limits.Tokens(key, now)
 }
 
 // waitSynced waits, for a second at most, until the other gateways had the time to report: a client cannot know that the
@@ -267,6 +305,7 @@ func (k *keyring) end(c *caller, inputTokens, outputTokens int, now time.Time) {
 	u := c.key.usage
 	u.mu.Lock()
 	u.limits.End(&c.key.Key, more, now)
+	u.wakeLocked()
 	u.mu.Unlock()
 	k.markChanged(c.key)
 }
@@ -326,12 +365,12 @@ func (k *keyring) set(keys map[string]policy.Key) {
 // catchUpLocked counts for a key what the other gateways reported of it before it was known here. When they used a key
 // that is not new is unknown: of such a key only the running requests count. No other goroutine has the key yet.
 func (k *keyring) catchUpLocked(a *activeKey, isNew bool, now time.Time) {
-	for _, p := range k.others {
+	for gateway, p := range k.others {
 		u, ok := p.keys[a.ID]
 		if !ok {
 			continue
 		}
-		used := policy.Used{Running: u.Running}
+		used := k.running(gateway, u, subjects.KeyUsage{})
 		if isNew {
 			used.Requests, used.Tokens = firstUsed(&a.Key, u)
 		}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -27,6 +28,7 @@ type lanes struct {
 
 	creates chan laneName // lanes whose consumers must be created
 	checks  chan laneName // lanes whose consumers may be gone
+	drops   chan string   // pools whose consumers must be deleted
 	streams atomic.Bool   // the tiers' streams exist: until then no consumer can be created
 
 	mu     sync.Mutex
@@ -43,7 +45,7 @@ type laneState struct {
 
 func newLanes(b *bus) *lanes {
 	return &lanes{
-		bus: b, creates: make(chan laneName, 1024), checks: make(chan laneName, 64),
+		bus: b, creates: make(chan laneName, 1024), checks: make(chan laneName, 64), drops: make(chan string, 1024),
 		byName: make(map[laneName]*laneState),
 	}
 }
@@ -57,7 +59,7 @@ func (l *lanes) need(h *subjects.Heartbeat) {
 		pool := h.Pools[i].Pool
 		l.needLocked(laneName{pool, subjects.Shared})
 		if p.AffinityOf(pool) != policy.AffinityOff {
-			l.needLocked(laneName{pool, h.Worker})
+			l.needLocked(laneName{pool, subjects.StableID(h.Worker)})
 		}
 	}
 }
@@ -105,11 +107,32 @@ func (l *lanes) restore(pools []string) {
 	}
 }
 
-// forget drops the home lanes of a worker that is gone. The broker removes their consumers by itself.
+// forget drops the home lanes of a worker that is gone, by its stable id. The broker removes their consumers by itself.
 func (l *lanes) forget(worker string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	maps.DeleteFunc(l.byName, func(name laneName, _ *laneState) bool { return name.lane == worker })
+}
+
+// drop drops all lanes of a pool, and has what the broker has of it deleted. If too much is to be deleted at once, the next
+// gateway that starts has the pool, and does it later.
+func (l *lanes) drop(pool string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	maps.DeleteFunc(l.byName, func(name laneName, _ *laneState) bool { return name.pool == pool })
+	select {
+	case l.drops <- pool:
+	default:
+	}
+}
+
+// renew asks for the shared lane of a pool anew: while no worker served it, another gateway may have deleted its consumers.
+func (l *lanes) renew(pool string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s := l.byName[laneName{pool, subjects.Shared}]; s != nil && s.exists {
+		s.requested = false
+	}
 }
 
 // exists says whether a lane's consumers were created.
@@ -165,6 +188,8 @@ func (l *lanes) run(ctx context.Context, created func()) {
 			return
 		case name := <-l.checks:
 			l.recreate(ctx, name)
+		case pool := <-l.drops:
+			l.remove(ctx, pool)
 		case name := <-l.creates:
 			l.create(ctx, name)
 			if len(l.creates) == 0 {
@@ -233,9 +258,12 @@ func (l *lanes) storedPools(ctx context.Context) (names []string, err error) {
 		return nil, fmt.Errorf("bucket %s: %w", subjects.PoolsBucket, err)
 	}
 	for _, k := range keys {
-		if name, err := subjects.Untoken(k); err == nil {
-			names = append(names, name)
+		name, err := subjects.Untoken(k)
+		if err != nil || name == "" || len(name) > subjects.MaxName || !utf8.ValidString(name) {
+			l.bus.log.Warn("the broker's list of pools has an entry that is no pool; removing it", "entry", k, "err", l.unlist(ctx, k))
+			continue
 		}
+		names = append(names, name)
 	}
 	return names, nil
 }

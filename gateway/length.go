@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"cmp"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
@@ -35,9 +37,13 @@ func (l *lengths) of(pool string, body []byte, answer int) need {
 	return need{text: policy.TextOf(body), answer: answer}
 }
 
-// lane returns the lane of a pool for a request, if not all workers of the pool can serve it; else an empty name.
+// lane returns the lane of a pool for a request, if not all workers of the pool can serve it; else an empty name. Estimates
+// exceed what a request needs: it goes where no live worker bids only after every engine was too short for it.
 func (l *lengths) lane(pool string, n need) string {
 	all := l.fleet.lengthsOf(pool)
+	if n.atLeast > 0 && (len(all) == 0 || all[len(all)-1] < n.atLeast) {
+		all = l.fleet.lengthsKnown(pool, time.Now())
+	}
 	if len(all) < 2 || n == (need{}) {
 		return ""
 	}
@@ -48,9 +54,10 @@ func (l *lengths) lane(pool string, n need) string {
 	return ""
 }
 
-// stale reports whether a lane is one for long requests that no worker bids on any more.
-func (l *lengths) stale(pool, lane string) bool {
-	if !subjects.IsLongLane(lane) {
+// stale reports whether a lane is one for long requests that no worker bids on any more, unless it is the one for what the
+// request needs.
+func (l *lengths) stale(pool, lane string, n need) bool {
+	if !subjects.IsLongLane(lane) || n.atLeast > 0 && l.lane(pool, n) == lane {
 		return false
 	}
 	all := l.fleet.lengthsOf(pool)
@@ -74,16 +81,17 @@ func (l *lengths) learn(pool string, n need, tokens int) {
 }
 
 // onMisfit takes in that the engine of a worker has refused a request that it cannot serve. If its context is too short,
-// onMisfit returns what the request needs, and whether any worker that has not refused it has a longer one.
-func (l *lengths) onMisfit(pool, worker string, fail *subjects.Fail, n need, refused map[string]bool) (now need, longer bool) {
+// onMisfit returns what the request needs, whether any worker that has not refused it has a longer one, and whether one has
+// that is away.
+func (l *lengths) onMisfit(pool, worker string, fail *subjects.Fail, n need, refused map[string]bool) (now need, longer, away bool) {
 	length := l.fleet.length(pool, worker)
 	if length == 0 || length == policy.AnyLength || fail.Answer == nil {
-		return n, true
+		return n, true, false
 	}
 	switch fail.Answer.Status {
 	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
 	default:
-		return n, true
+		return n, true, false
 	}
 	if n.text != (policy.Text{}) {
 		l.mu.Lock()
@@ -91,7 +99,28 @@ func (l *lengths) onMisfit(pool, worker string, fail *subjects.Fail, n need, ref
 		l.mu.Unlock()
 	}
 	n.atLeast = max(n.atLeast, length+1)
-	return n, l.fleet.longer(pool, length, refused)
+	longer = l.fleet.longer(pool, length, refused)
+	if !longer {
+		all := l.fleet.lengthsKnown(pool, time.Now())
+		away = len(all) > 0 && all[len(all)-1] > max(length, l.longest(pool))
+	}
+	return n, longer, away
+}
+
+// longest is the longest context of a pool's live workers; 0: none is known.
+func (l *lengths) longest(pool string) int64 {
+	if all := l.fleet.lengthsOf(pool); len(all) > 0 {
+		return all[len(all)-1]
+	}
+	return 0
+}
+
+// lastFor returns when a live worker last bid on a lane for long requests; now if one does, or it is none.
+func (l *lengths) lastFor(pool, lane string, now time.Time) time.Time {
+	if !subjects.IsLongLane(lane) {
+		return now
+	}
+	return l.fleet.lastBid(pool, lane, now)
 }
 
 func (l *lengths) poolLocked(pool string) *policy.Tokens {
@@ -101,6 +130,82 @@ func (l *lengths) poolLocked(pool string) *policy.Tokens {
 		l.pools[pool] = t
 	}
 	return t
+}
+
+// lengthKept is for how long the length of a context is known after the last heartbeat of its worker: a machine that starts
+// again, or an engine that loads a large model, takes minutes.
+const lengthKept = 10 * time.Minute
+
+// lengthsSeen are the lengths of contexts in a pool.
+type lengthsSeen map[int64]lengthSeen
+
+type lengthSeen struct {
+	known time.Time // when a worker last said so, whatever its state
+	live  time.Time // when that worker was live; zero: it never was
+}
+
+// seeLengthsLocked takes in the lengths of contexts that a worker has.
+func (f *fleet) seeLengthsLocked(h *subjects.Heartbeat, now time.Time) {
+	for i := range h.Pools {
+		p := &h.Pools[i]
+		if p.Length <= 0 || p.Length >= policy.AnyLength {
+			continue
+		}
+		all := f.away[p.Pool]
+		if all == nil {
+			all = make(lengthsSeen)
+			f.away[p.Pool] = all
+		}
+		seen, known := all[p.Length]
+		if !known && len(all) >= maxLengths {
+			maps.DeleteFunc(all, func(_ int64, s lengthSeen) bool { return now.Sub(s.known) > lengthKept })
+			if len(all) >= maxLengths {
+				continue
+			}
+		}
+		seen.known = now
+		if h.Live() {
+			seen.live = now
+		}
+		all[p.Length] = seen
+	}
+}
+
+// lengthsKnown returns the lengths of the contexts of a pool's workers, of those too that are not live now and were known
+// lately, each once, in ascending order.
+func (f *fleet) lengthsKnown(pool string, now time.Time) []int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := slices.Clone(f.lengths[pool])
+	for n, s := range f.away[pool] {
+		if now.Sub(s.known) <= lengthKept {
+			all = append(all, n)
+		}
+	}
+	return mostLengths(all)
+}
+
+// lastBid returns when a live worker last had the context that a lane for long requests is for, or a longer one; the zero time:
+// never.
+func (f *fleet) lastBid(pool, lane string, now time.Time) (last time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := f.away[pool]
+	for n := range all {
+		if subjects.LongLane(n) != lane {
+			continue
+		}
+		if live := f.lengths[pool]; len(live) > 0 && live[len(live)-1] >= n {
+			return now
+		}
+		for longer, s := range all {
+			if longer >= n && s.live.After(last) {
+				last = s.live
+			}
+		}
+		return last
+	}
+	return now
 }
 
 // length returns the length of a worker's context in a pool; 0 if that is not known.

@@ -11,6 +11,9 @@ const (
 	// readByServer is how much of a body that a handler has not read net/http reads itself, before it answers.
 	readByServer = 256 << 10
 
+	// smallFor is how long it may read that.
+	smallFor = 10 * time.Second
+
 	// lingerFor and lingerMost bound what is read of a body after its request was refused. A connection that is closed
 	// while the client still sends is reset, and many clients then never see the answer.
 	lingerFor  = 30 * time.Second

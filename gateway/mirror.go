@@ -18,7 +18,7 @@ type mirrors struct {
 	admission *admission
 	queues    *queues
 	server    *server
-	bodies    *budget
+	bodies    *bodies
 	metrics   *metrics
 
 	slots chan struct{} // holds one value for each copy under way
@@ -45,13 +45,13 @@ func (m *mirrors) sendTo(r *request, pool string) (sent bool) {
 	default:
 		return false
 	}
-	size := int64(len(r.body))
-	if !m.bodies.take(size) {
+	memory := &hold{of: m.bodies}
+	if memory.grow(int64(len(r.body))) != nil {
 		<-m.slots
 		return false
 	}
 	done := func() {
-		m.bodies.give(size)
+		memory.give()
 		<-m.slots
 	}
 	c, err := m.copyOf(r, pool)

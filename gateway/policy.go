@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync/atomic"
+	"time"
 
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/policystore"
@@ -43,6 +44,7 @@ type policyFollower struct {
 	requests *requests
 
 	trouble atomic.Pointer[string] // why the policy may be out of date; empty if it is not
+	since   atomic.Int64           // when the revision was put in force, in Unix nanoseconds; 0: none was
 }
 
 // run follows the policy until ctx is done.
@@ -56,10 +58,16 @@ func (p *policyFollower) run(ctx context.Context) {
 // apply puts a policy in force. Requests whose tier is gone move to the default tier.
 func (p *policyFollower) apply(v policystore.Version) {
 	before := p.bus.rules.Swap(newRules(v))
+	if before.Revision != v.Revision || p.since.Load() == 0 {
+		p.since.Store(time.Now().UnixNano())
+	}
 	if before.Revision == v.Revision {
 		return
 	}
 	p.bus.log.Info("policy in force", "revision", v.Revision, "by", v.By, "why", v.Why)
+	if time.Since(v.At) < time.Minute { // else it was there before the gateway
+		p.bus.events.add(subjects.Event{At: v.At, Kind: subjects.EventPolicy, From: v.By, Text: fmt.Sprintf("%s, revision %d", v.Why, v.Revision)})
+	}
 	p.streams.policyChanged()
 	tiers := p.bus.rules.Load().tiers
 	for _, r := range p.requests.all() {
@@ -84,10 +92,26 @@ func (p *policyFollower) onTrouble(err error) {
 	p.trouble.Store(&text)
 }
 
+// inForceSince is when the revision was put in force; now, if none has been read yet.
+func (p *policyFollower) inForceSince() time.Time {
+	if since := p.since.Load(); since != 0 {
+		return time.Unix(0, since)
+	}
+	return time.Now()
+}
+
+// outOfDate is why the policy may be out of date; empty if it is not.
+func (p *policyFollower) outOfDate() string {
+	if trouble := p.trouble.Load(); trouble != nil {
+		return *trouble
+	}
+	return ""
+}
+
 // state describes the policy in force, for /readyz.
 func (p *policyFollower) state() string {
-	if trouble := p.trouble.Load(); trouble != nil && *trouble != "" {
-		return *trouble
+	if trouble := p.outOfDate(); trouble != "" {
+		return trouble
 	}
 	return fmt.Sprintf("revision %d", p.bus.rules.Load().Revision)
 }

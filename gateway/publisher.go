@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -29,6 +30,9 @@ const (
 
 	// lookInQueueEvery is how often it is checked that the queue still has the message of a waiting request.
 	lookInQueueEvery = 15 * time.Second
+
+	// lookAgainAfter is the same if the stream did not answer.
+	lookAgainAfter = 3 * time.Second
 )
 
 var (
@@ -40,6 +44,7 @@ var (
 type message struct {
 	// Owned by the handler's goroutine.
 	copies int       // how many messages with an id of their own were published
+	sends  int       // how many messages were sent
 	sentAt time.Time // when a message was last published
 	seenAt time.Time // when it was last checked that the queue has it
 
@@ -51,6 +56,7 @@ type message struct {
 	left    leftover      // an earlier message, which may still be delivered
 	lost    bool          // its stream was lost
 	passed  time.Time     // since when its consumer has delivered it, and no worker has claimed it: see unclaimed
+	others  []string      // ack subjects of deliveries of other messages of the request, while an attempt runs
 }
 
 // leftover is the message that a request left in a stream when it moved to another queue. That message, and all before it,
@@ -77,15 +83,61 @@ func (m *message) endAwait() {
 // worker may claim the request before it arrives. Should the broker not store the message, or not answer, the handler is
 // woken and calls publishUntilStored.
 type publisher struct {
-	bus *bus
+	bus         *bus
+	settlements *settlements
+
+	refused atomic.Pointer[refusedStore] // the last time that the broker had no room; nil: it always had
+	stuck   stuck
 
 	mu        sync.Mutex
 	published uint64              // messages so far; also the number of the last one
 	pending   map[uint64]*request // the requests whose ack is outstanding, by its number
+	late      map[uint64]lateAck  // acks of messages that were sent again since, by their numbers
+	lateSwept time.Time           // when those were last removed that are too old
 }
 
-func newPublisher(b *bus) *publisher {
-	return &publisher{bus: b, pending: make(map[uint64]*request)}
+// lateAck is an ack that is not waited for any more. The message may be stored after all, and beside the one that was sent later:
+// a leader that was frozen passes on what it had received, and a new one may not know it.
+type lateAck struct {
+	r      *request
+	stream string
+	at     time.Time
+}
+
+const (
+	// lateFor is how long late acks are remembered, and maxLate how many.
+	lateFor = time.Minute
+	maxLate = 1024
+)
+
+func newPublisher(b *bus, s *settlements) *publisher {
+	return &publisher{bus: b, settlements: s, pending: make(map[uint64]*request), late: make(map[uint64]lateAck)}
+}
+
+// refusedStore is when the broker did not store a message for want of room, and what it said.
+type refusedStore struct {
+	at  time.Time
+	why string
+}
+
+// troubleFor is how long it counts as trouble that the broker had no room, and how often it is logged.
+const troubleFor = time.Minute
+
+// trouble is why the broker lately did not store requests; empty if it did.
+func (p *publisher) trouble(now time.Time) string {
+	if r := p.refused.Load(); r != nil && now.Sub(r.at) < troubleFor {
+		return r.why
+	}
+	return p.stuck.trouble(now)
+}
+
+// noteRefusal notes, and from time to time logs, that the broker has no room.
+func (p *publisher) noteRefusal(err error, now time.Time) {
+	was := p.refused.Load()
+	if was == nil || now.Sub(was.at) >= troubleFor {
+		p.refused.Store(&refusedStore{now, explainStore(err)})
+		p.bus.log.Warn("the broker does not store requests", "err", explainStore(err))
+	}
 }
 
 // publish puts a request on the lane of its target. It may be called again for a request whose message is lost.
@@ -102,7 +154,7 @@ func (p *publisher) send(r *request) error {
 		moved.Pool, moved.Tier = at.queue.pool, at.tier.Name
 		wire = &moved
 	}
-	left := max(time.Until(time.UnixMilli(wire.Deadline)), time.Second) // without a TTL the message would stay
+	left := max(time.Until(r.deadline), time.Second) // without a TTL the message would stay. The wire's deadline is one of a clock that may be set
 	m, err := wire.Msg(at.lane, r.body, left)
 	if err != nil {
 		return err
@@ -123,6 +175,7 @@ func (p *publisher) send(r *request) error {
 // what the old one has stored.
 func (p *publisher) expectAck(r *request) (number uint64) {
 	r.message.sentAt = time.Now()
+	r.message.sends++
 	p.forgetAck(r)
 	p.mu.Lock()
 	p.published++
@@ -136,15 +189,54 @@ func (p *publisher) expectAck(r *request) (number uint64) {
 	return number
 }
 
-// forgetAck no longer expects the ack of a request's message.
+// forgetAck no longer expects the ack of a request's message. If it was sent more than once, an ack that comes all the same may
+// show that there are two.
 func (p *publisher) forgetAck(r *request) {
 	r.mu.Lock()
 	number := r.message.pending
 	r.message.pending = 0
 	r.mu.Unlock()
-	if number != 0 {
-		p.takePending(number)
+	if number == 0 {
+		return
 	}
+	p.takePending(number)
+	if r.message.sends > 1 {
+		p.expectLate(number, lateAck{r, r.target.Load().queue.stream, time.Now()})
+	}
+}
+
+func (p *publisher) expectLate(number uint64, l lateAck) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l.at.Sub(p.lateSwept) > lateFor {
+		p.lateSwept = l.at
+		maps.DeleteFunc(p.late, func(_ uint64, o lateAck) bool { return l.at.Sub(o.at) > lateFor })
+	}
+	if len(p.late) < maxLate {
+		p.late[number] = l
+	}
+}
+
+// onLate has a message removed that was stored late, beside the one that the request has or had.
+func (p *publisher) onLate(number uint64, m *nats.Msg) {
+	p.mu.Lock()
+	l, ok := p.late[number]
+	delete(p.late, number)
+	p.mu.Unlock()
+	if !ok || l.r.target.Load().queue.stream != l.stream {
+		return
+	}
+	seq, err := subjects.ParsePublishAck(m)
+	if known := l.r.sequence(); err == nil && known != 0 && seq != known {
+		p.settlements.doubtIt(l.r.wire.ID, l.stream, seq)
+	}
+}
+
+// sequence is that of the request's message; 0 if it is not known.
+func (r *request) sequence() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.message.seq
 }
 
 // takePending returns, once, the request whose ack has a number; nil if it is not expected.
@@ -164,13 +256,24 @@ func (p *publisher) onAck(number string, m *nats.Msg) {
 	}
 	r := p.takePending(n)
 	if r == nil {
+		p.onLate(n, m)
 		return
 	}
 	seq, _ := r.waiting()
 	if seq == 0 { // else a claim was faster
 		seq, err = subjects.ParsePublishAck(m)
 	}
+	if err == nil {
+		p.stored(r)
+	}
 	r.onAck(n, seq, err)
+}
+
+// stored notes that the stream of a request stores messages.
+func (p *publisher) stored(r *request) {
+	if stream := r.target.Load().queue.stream; p.stuck.works(stream) {
+		p.bus.log.Info("the broker stores requests again", "stream", stream)
+	}
 }
 
 // onAck notes the sequence of a request's message, or why the broker did not store it.
@@ -192,8 +295,11 @@ func (r *request) onAck(number, seq uint64, err error) {
 	m.endAwait()
 }
 
+// ackDue is until when a request that still waits awaits the ack of its message.
+func (r *request) ackDue() time.Time { return earliest(r.message.sentAt.Add(ackTimeout), r.deadline) }
+
 // awaitAck waits for the ack of a request's message, or a claim, even if its client is gone: only that says which
-// message to take back. Mostly it has come long ago. It returns 0 if neither comes by until, or within ackTimeout.
+// message to take back. Mostly it has come long ago. It returns 0 if neither comes by until.
 func (p *publisher) awaitAck(ctx context.Context, r *request, until time.Time) (seq uint64) {
 	r.mu.Lock()
 	if r.message.pending == 0 || r.message.seq > 0 {
@@ -203,9 +309,6 @@ func (p *publisher) awaitAck(ctx context.Context, r *request, until time.Time) (
 	acked := make(chan struct{})
 	r.message.acked = acked
 	r.mu.Unlock()
-	if late := r.message.sentAt.Add(ackTimeout); late.Before(until) {
-		until = late
-	}
 	late := time.NewTimer(time.Until(until))
 	defer late.Stop()
 	select {
@@ -226,7 +329,11 @@ func (p *publisher) ackIsLate(r *request, now time.Time) bool {
 
 // publishUntilStored sends a request's message, which the broker did not store for the reason err, until it does.
 func (p *publisher) publishUntilStored(ctx context.Context, r *request, err error) error {
-	end := r.message.sentAt.Add(publishTimeout)
+	began, stream := r.message.sentAt, r.target.Load().queue.stream
+	end := began.Add(publishTimeout)
+	if p.stuck.why(stream, time.Now()) != "" {
+		end = began.Add(triesAtStuck)
+	}
 	for {
 		if _, waits := r.waiting(); !waits { // a worker has it after all
 			return nil
@@ -241,8 +348,22 @@ func (p *publisher) publishUntilStored(ctx context.Context, r *request, err erro
 		if refusal, ok := errors.AsType[*jetstream.APIError](err); ok && refusal.ErrorCode == subjects.StreamFull {
 			return errQueueFull
 		}
+		exhausted := isExhausted(err)
+		if exhausted {
+			p.noteRefusal(err, now)
+		}
+		if errors.Is(err, errNoAck) && (now.Sub(began) > stuckAfter || now.After(end)) {
+			p.explainSilence(ctx, stream, now)
+		}
+		if exhausted && now.After(end) {
+			return api.Unavailable("queue_unavailable", 5*time.Second, "the request queue has no room")
+		}
 		if now.After(end) {
-			p.bus.log.Error("cannot publish a request", "id", r.wire.ID, "err", err)
+			why := p.stuck.why(stream, now)
+			p.bus.log.Error("cannot publish a request", "id", r.wire.ID, "err", err, "why", why)
+			if why != "" || errors.Is(err, errNoAck) && p.bus.conn.Hears(now) {
+				return api.Unavailable("queue_unavailable", 10*time.Second, "the request queue of tier %s does not store requests now", api.Quote(r.target.Load().tier.Name))
+			}
 			return api.Unavailable("queue_unavailable", 5*time.Second, "the request queue cannot be reached")
 		}
 		select {
@@ -256,7 +377,7 @@ func (p *publisher) publishUntilStored(ctx context.Context, r *request, err erro
 		if err := p.send(r); err != nil {
 			return err
 		}
-		if p.awaitAck(ctx, r, r.deadline) > 0 {
+		if p.awaitAck(ctx, r, r.ackDue()) > 0 {
 			return nil
 		}
 		if err = r.takePublishErr(); err == nil {
@@ -289,43 +410,26 @@ func (p *publisher) leaveBehind(r *request, stored bool) (left leftover, moves b
 	return left, true
 }
 
-// takeBack deletes a request's message from its stream. If it was delivered meanwhile, the worker's claim is refused.
-func (p *publisher) takeBack(r *request, stream string, seq uint64) {
-	if there, err := p.holds(context.Background(), r, stream, seq); err != nil || !there {
-		return // a claim of it is refused, or its TTL removes it
-	}
-	p.bus.nc.Publish(subjects.DeleteMsg(stream), fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
-}
-
-// takeBackLast takes back the message of a request that has ended while it waited, as soon as its sequence is known.
-func (p *publisher) takeBackLast(r *request) {
-	if seq := p.awaitAck(context.Background(), r, r.message.sentAt.Add(ackTimeout)); seq > 0 {
-		p.takeBack(r, subjects.ReqStream(r.target.Load().tier.Name), seq)
+// takeBackLast takes back the message of a request that has ended while it waited, as soon as its sequence is known: the broker
+// may have stored it, and be away.
+func (p *publisher) takeBackLast(ctx context.Context, r *request) {
+	if seq := p.awaitAck(ctx, r, r.message.sentAt.Add(publishTimeout)); seq > 0 {
+		p.settlements.remove(context.WithoutCancel(ctx), r.wire.ID, subjects.ReqStream(r.target.Load().tier.Name), seq)
 	}
 	p.forgetAck(r)
 }
 
-// holds says whether a stream still has a request's message. The sequence alone does not show that: a broker that lost a
-// stream in memory counts from 1 again.
-func (p *publisher) holds(ctx context.Context, r *request, stream string, seq uint64) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	m, err := p.bus.nc.RequestWithContext(ctx, subjects.DirectGet(stream), fmt.Appendf(nil, `{"seq":%d}`, seq))
-	if err != nil {
-		return false, fmt.Errorf("look for message %d: %w", seq, err)
-	}
-	return m.Header.Get("Status") == "" && strings.HasPrefix(m.Header.Get(subjects.HeaderMsgID), r.wire.ID.String()), nil
-}
-
 // handBack puts a request whose attempt failed to the front of its queue. If the broker lost the message, it is published
 // again.
-func (p *publisher) handBack(ctx context.Context, r *request, ack string, delay time.Duration) error {
+func (p *publisher) handBack(ctx context.Context, r *request, ack string, delay time.Duration, turn *turn) error {
 	seq, _ := r.waiting()
 	if d, err := subjects.ParseAck(ack); err == nil && d.StreamSeq == seq {
-		if there, err := p.holds(ctx, r, d.Stream, seq); err == nil && there {
+		if there, err := p.bus.holds(ctx, r.wire.ID, d.Stream, seq); err == nil && there {
+			turn.await(ctx)
 			return p.bus.nc.Publish(ack, subjects.NakAfter(delay))
 		}
 	}
+	turn.await(ctx)
 	return p.publish(r)
 }
 
@@ -333,7 +437,7 @@ func (p *publisher) handBack(ctx context.Context, r *request, ack string, delay 
 // longer has.
 func (p *publisher) publishIfLost(ctx context.Context, r *request) error {
 	now := time.Now()
-	if now.Sub(r.message.seenAt) < lookInQueueEvery {
+	if now.Sub(r.message.seenAt) < lookInQueueEvery || !p.bus.conn.Hears(now) {
 		return nil
 	}
 	r.message.seenAt = now
@@ -341,9 +445,13 @@ func (p *publisher) publishIfLost(ctx context.Context, r *request) error {
 	if !waits || seq == 0 {
 		return nil
 	}
-	there, err := p.holds(ctx, r, subjects.ReqStream(r.target.Load().tier.Name), seq)
-	if there || err != nil {
-		return nil // without an answer it may be there, and must not run twice
+	there, err := p.bus.holds(ctx, r.wire.ID, subjects.ReqStream(r.target.Load().tier.Name), seq)
+	if err != nil { // it may be there, and must not run twice
+		r.message.seenAt = now.Add(lookAgainAfter - lookInQueueEvery)
+		return nil
+	}
+	if there {
+		return nil
 	}
 	p.bus.log.Warn("the queue lost a request; publishing it again", "id", r.wire.ID)
 	return p.publish(r)
@@ -359,6 +467,7 @@ func (p *publisher) deadLetter(r *request, reason string) {
 	}
 	m.Subject = subjects.Dead(at.tier.Name, at.queue.pool)
 	m.Header.Set(subjects.HeaderReason, reason)
+	m.Header[subjects.HeaderHistory] = r.tries
 	if int64(m.Size())+1024 > p.bus.nc.MaxPayload() {
 		m.Data = nil // the body is too large to keep
 	}

@@ -33,7 +33,8 @@ const (
 // A queue takes values and returns decisions; the caller publishes.
 type queue struct {
 	// Fixed.
-	pool, tier string
+	pool, tier     string
+	stream, shared string // names of its stream, and of the consumer of its shared lane
 
 	mu        sync.Mutex
 	waiting   int                   // requests of this gateway that wait, held here or in the broker
@@ -43,6 +44,8 @@ type queue struct {
 	depth     int                   // requests of all gateways in the broker: as a delivery reported it, updated since
 	depthAt   time.Time             // when a delivery last reported the depth
 	drain     policy.Rate           // claims of this gateway's requests
+	flow      policy.Flow           // the same while they have to wait
+	returns   policy.Returns        // of refused clients
 	service   float64               // mean seconds for which a request occupies a slot
 	served    float64               // how many requests that mean is of, at most policy.MeanMemory
 	departed  uint64                // how many requests of this gateway have ceased to wait
@@ -80,6 +83,7 @@ type candidate struct {
 	share  int           // how many requests of the tenant may be held
 	left   time.Duration // the time until a worker must have taken the request
 	slots  int           // the slots of the pool
+	free   int           // those without a request
 }
 
 // joinPoint is where a request joined its queue.
@@ -93,8 +97,11 @@ type joinPoint struct {
 func (q *queue) admit(c candidate, now time.Time) (at joinPoint, view policy.Queue, a policy.Admission) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	view = q.viewLocked(c.tier, c.slots, now)
-	a = view.Admit(c.left)
+	view = q.viewLocked(c.tier, c.slots, c.free, now)
+	if a = view.Admit(c.left); a == policy.TooLate { // but its tenant may be served before others
+		view.Waiting = max(view.Waiting-q.afterLocked(c.tenant), 0)
+		a = view.Admit(c.left)
+	}
 	if a == policy.Admitted && c.share < c.tier.MaxQueue && q.heldOfLocked(c.tenant) >= c.share {
 		a = policy.ShareFull
 	}
@@ -125,32 +132,55 @@ func (q *queue) waitingLocked(now time.Time) int {
 	return max(q.waiting, q.depth+q.held)
 }
 
-func (q *queue) viewLocked(t policy.Tier, slots int, now time.Time) policy.Queue {
-	view := policy.Queue{Waiting: q.waitingLocked(now), Max: t.MaxQueue, Drain: q.drain.Per(now)}
+func (q *queue) viewLocked(t policy.Tier, slots, free int, now time.Time) policy.Queue {
+	view := policy.Queue{Waiting: q.waitingLocked(now), Free: free, Max: t.MaxQueue, Drain: q.drain.Per(now)}
+	if rate, ok := q.flow.PerSecond(now); ok {
+		view.Drain, view.Measured = rate, true
+	}
 	if q.waiting > 0 && view.Waiting > q.waiting { // the measured rate is this gateway's share
 		view.Drain *= float64(view.Waiting) / float64(q.waiting)
 	}
-	if q.service > 0 {
+	if q.service > 0 && !view.Measured {
 		view.Drain = max(view.Drain, float64(slots)/q.service)
 	}
 	return view
 }
 
-// expectedWait is how long a new request would wait; 0 if unknown.
-func (q *queue) expectedWait(t policy.Tier, slots int, now time.Time) time.Duration {
+// view is the queue as a new request would find it.
+func (q *queue) view(t policy.Tier, slots, free int, now time.Time) policy.Queue {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.viewLocked(t, slots, now).Wait()
+	return q.viewLocked(t, slots, free, now)
 }
 
-// refuse returns when a client that finds the queue full may come again, and whether an event of that is due.
-func (q *queue) refuse(now time.Time) (retryAfter time.Duration, event bool) {
+// refuse returns when a client whose request is refused may come again, by the queue as the request found it and how long it may
+// wait.
+func (q *queue) refuse(view policy.Queue, limit time.Duration, now time.Time) (retryAfter time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if event = now.Sub(q.fullEvent) > fullEventEvery; event {
+	if latest := q.flow.Latest(now); latest > 0 && !view.Measured { // slots say little of what workers take when all come again
+		view.Drain = min(view.Drain, latest)
+	}
+	return q.returns.Next(view.Room(limit), view.Drain, now)
+}
+
+// fullEventDue reports whether an event is due that says that the queue is full.
+func (q *queue) fullEventDue(now time.Time) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	due := now.Sub(q.fullEvent) > fullEventEvery
+	if due {
 		q.fullEvent = now
 	}
-	return policy.Queue{Waiting: q.waitingLocked(now), Drain: q.drain.Per(now)}.RetryAfter(), event
+	return due
+}
+
+// afterLocked is how many held requests come after a new one of a tenant.
+func (q *queue) afterLocked(tenant string) (n int) {
+	for _, l := range q.lanes {
+		n += l.tickets.After(tenant)
+	}
+	return n
 }
 
 func (q *queue) heldOfLocked(tenant string) int {
@@ -256,12 +286,17 @@ func (q *queue) position(p joinPoint, now time.Time) int {
 	return max(min(before+1, q.waitingLocked(now)), 1)
 }
 
-// claimed notes that a worker has claimed a published request.
-func (q *queue) claimed(lane string, now time.Time) {
+// claimed notes that a worker has claimed a published request, which had waited for so long; below 0: it was not the first to do
+// so.
+func (q *queue) claimed(lane string, waited time.Duration, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.leaveLocked(lane)
 	q.drain.Add(now)
+	if lane != subjects.Shared && !subjects.IsLongLane(lane) { // who waits for one worker does not show that others are taken
+		waited = -1
+	}
+	q.flow.Took(waited, now)
 	q.window-- // one slot less is free
 	q.grantLocked(lane)
 }
@@ -345,12 +380,22 @@ func (q *queue) resize(slots, free, gateways int, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.gateways = gateways
+	if _, waits := q.flow.PerSecond(now); waits { // nobody takes the slots that are free
+		free = 0
+	}
 	q.window = policy.Window(free, gateways, q.drain.Per(now))
 	q.lowWater = lowWater(slots, q.service, q.drain.Per(now))
 	q.grantLocked(subjects.Shared)
 	if now.Sub(q.depthAt) > stalled {
 		q.unblockLocked()
 	}
+}
+
+// claimsPerSecond is at which rate requests of this gateway are claimed.
+func (q *queue) claimsPerSecond(now time.Time) float64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.drain.Per(now)
 }
 
 func (q *queue) heldCount() int {
@@ -375,7 +420,7 @@ func (qs *queues) get(pool, tier string) *queue {
 	defer qs.mu.Unlock()
 	q := qs.byKey[k]
 	if q == nil {
-		q = &queue{pool: pool, tier: tier}
+		q = &queue{pool: pool, tier: tier, stream: subjects.ReqStream(tier), shared: subjects.ReqConsumer(pool, subjects.Shared)}
 		qs.byKey[k] = q
 	}
 	return q

@@ -39,11 +39,11 @@ func TestQueueHoldsWhatTheBrokerNeedNotHave(t *testing.T) {
 	if len(held) != 3 || q.heldCount() != 3 {
 		t.Fatalf("%d of 5 requests held with 2 free slots, want 3", len(held))
 	}
-	q.claimed(subjects.Shared, now)
+	q.claimed(subjects.Shared, 0, now)
 	if granted(held...) != 0 {
 		t.Error("a ticket was granted while one request is in the broker for the one slot that is left")
 	}
-	q.claimed(subjects.Shared, now)
+	q.claimed(subjects.Shared, 0, now)
 	if granted(held[0]) != 1 || granted(held[1:]...) != 0 {
 		t.Error("a full pool keeps one request in the broker: the first ticket is to be granted, and no other")
 	}
@@ -64,7 +64,7 @@ func TestQueueLanesDoNotDelayEachOther(t *testing.T) {
 	if held := enqueued(q, subjects.Shared, "a", 1, now); held != nil {
 		t.Error("a full home lane holds back a request on the shared lane")
 	}
-	q.claimed("w-1", now)
+	q.claimed("w-1", 0, now)
 	if granted(home...) != 1 {
 		t.Error("a claim on a home lane grants the next ticket there")
 	}
@@ -83,8 +83,8 @@ func TestQueueSharesAmongTenants(t *testing.T) {
 	q.resize(1, 1, 1, now)
 	flood := enqueued(q, subjects.Shared, "flood", 100, now)
 	quiet := enqueued(q, subjects.Shared, "quiet", 1, now)
-	q.claimed(subjects.Shared, now)
-	q.claimed(subjects.Shared, now)
+	q.claimed(subjects.Shared, 0, now)
+	q.claimed(subjects.Shared, 0, now)
 	if granted(quiet...) != 1 || granted(flood...) > 1 {
 		t.Errorf("after two claims: granted %d of the tenant with one request and %d of the tenant with 100", granted(quiet...), granted(flood...))
 	}
@@ -107,7 +107,7 @@ func TestQueueGivenUp(t *testing.T) {
 	if granted(held[2]) != 1 {
 		t.Error("a granted ticket that is cancelled makes room for the next")
 	}
-	q.claimed(subjects.Shared, now)
+	q.claimed(subjects.Shared, 0, now)
 	q.requeue(subjects.Shared) // its attempt failed
 	if got := q.position(q.join(now), now); got != 2 {
 		t.Errorf("position %d behind a request that waits again, want 2", got)
@@ -127,7 +127,8 @@ func TestQueueAdmits(t *testing.T) {
 		"as many in the broker":           {func(q *queue) { q.delivered(20, now) }, candidate{left: time.Minute}, policy.Full},
 		"its tenant has its share":        {func(q *queue) { enqueued(q, subjects.Shared, "a", 6, now) }, candidate{share: 5, left: time.Minute}, policy.ShareFull},
 		"another tenant has its share":    {func(q *queue) { enqueued(q, subjects.Shared, "b", 6, now) }, candidate{share: 5, left: time.Minute}, policy.Admitted},
-		"it would be served too late":     {func(q *queue) { q.observeService(10 * time.Second); enqueued(q, subjects.Shared, "b", 18, now) }, candidate{slots: 1, left: time.Minute}, policy.TooLate},
+		"it would be served too late":     {func(q *queue) { q.observeService(10 * time.Second); enqueued(q, subjects.Shared, "a", 18, now) }, candidate{slots: 1, left: time.Minute}, policy.TooLate},
+		"its tenant is served before":     {func(q *queue) { q.observeService(10 * time.Second); enqueued(q, subjects.Shared, "b", 18, now) }, candidate{slots: 1, left: time.Minute}, policy.Admitted},
 		"it would be served just in time": {func(q *queue) { q.observeService(10 * time.Second); enqueued(q, subjects.Shared, "b", 18, now) }, candidate{slots: 3, left: time.Minute}, policy.Admitted},
 	} {
 		t.Run(about, func(t *testing.T) {
@@ -150,15 +151,74 @@ func TestQueueAdmits(t *testing.T) {
 	}
 }
 
+// Where requests have to wait though slots are free, what counts is the rate at which workers have taken them since.
+func TestQueueRefusesByTheRateOfWhatIsTaken(t *testing.T) {
+	tier := policy.Tier{Name: "standard", MaxQueue: 1000}
+	of := func(tenant string) candidate {
+		return candidate{tier: tier, tenant: tenant, share: tier.MaxQueue, left: time.Second, slots: 100, free: 60}
+	}
+	flow := func(waited time.Duration, lane string) (*queue, time.Time) {
+		q, now := new(queue), noon
+		q.resize(100, 60, 1, now)
+		q.observeService(time.Second)
+		for range 100 { // ten a second
+			now = now.Add(100 * time.Millisecond)
+			enqueued(q, lane, "a", 1, now)
+			q.claimed(lane, waited, now)
+		}
+		q.resize(100, 60, 1, now)
+		return q, now
+	}
+	q, now := flow(500*time.Millisecond, subjects.Shared)
+	if held := enqueued(q, subjects.Shared, "a", 5, now); len(held) != 4 {
+		t.Errorf("%d of 5 requests are held, want 4: the free slots are not taken", len(held))
+	}
+	if _, view, a := q.admit(of("a"), now); a != policy.Admitted {
+		t.Errorf("half a second of others is before it: %v with %+v", a, view)
+	}
+	enqueued(q, subjects.Shared, "a", 10, now)
+	_, view, a := q.admit(of("a"), now)
+	if a != policy.TooLate {
+		t.Errorf("1.6 s of others are before it: %v with %+v", a, view)
+	}
+	if _, view, a := q.admit(of("b"), now); a != policy.Admitted {
+		t.Errorf("another tenant, which is served before those: %v with %+v", a, view)
+	}
+	var last time.Duration
+	for i := range 30 {
+		retry := q.refuse(view, time.Second, now)
+		if retry < last || retry > time.Second+time.Duration(i)*100*time.Millisecond {
+			t.Errorf("refusal %d: again after %v, the one before after %v", i, retry, last)
+		}
+		last = retry
+	}
+	if last < 3*time.Second {
+		t.Errorf("the last of 30 comes again after %v, at ten a second", last)
+	}
+	if _, view, a := q.admit(of("a"), now.Add(5*time.Second)); a != policy.Admitted {
+		t.Errorf("nothing is known of the rate any more: %v with %+v", a, view)
+	}
+	for about, c := range map[string]struct {
+		waited time.Duration
+		lane   string
+	}{"slots that are free are taken": {5 * time.Millisecond, subjects.Shared}, "all wait for one worker": {500 * time.Millisecond, "w-1"}} {
+		q, now := flow(c.waited, c.lane)
+		enqueued(q, c.lane, "a", 40, now)
+		if _, view, a := q.admit(of("a"), now); a != policy.Admitted {
+			t.Errorf("%s: %v with %+v", about, a, view)
+		}
+	}
+}
+
 // A client that keeps coming to a full queue makes one event in ten seconds.
 func TestQueueFullEvents(t *testing.T) {
 	q, events := new(queue), 0
 	for i := range 60 {
-		retry, event := q.refuse(noon.Add(time.Duration(i) * 500 * time.Millisecond))
-		if event {
+		now := noon.Add(time.Duration(i) * 500 * time.Millisecond)
+		if q.fullEventDue(now) {
 			events++
 		}
-		if retry != 5*time.Second {
+		if retry := q.refuse(policy.Queue{}, 0, now); retry != 5*time.Second {
 			t.Fatalf("retry after %v where the rate is unknown, want 5 s", retry)
 		}
 	}
@@ -178,7 +238,7 @@ func TestQueuePosition(t *testing.T) {
 		if got := q.position(at, now); got != want {
 			t.Fatalf("position %d, want %d", got, want)
 		}
-		q.claimed(subjects.Shared, now)
+		q.claimed(subjects.Shared, 0, now)
 	}
 }
 
@@ -197,6 +257,6 @@ func BenchmarkQueue(b *testing.B) {
 		}
 		q.enqueue(subjects.Shared, "", 100, now)
 		q.delivered(0, now)
-		q.claimed(subjects.Shared, now)
+		q.claimed(subjects.Shared, 0, now)
 	}
 }

@@ -21,6 +21,7 @@ type request struct {
 	notify   chan struct{}          // wakes the handler; its capacity is 1
 	target   atomic.Pointer[target] // where the request waits or was taken from; only the handler changes it
 	bytesOut atomic.Int64           // written to the client
+	meters   atomic.Pointer[meters] // those of its metrics; see metrics.of
 
 	// Owned by the handler's goroutine.
 	ticket         *ticket        // its place among the held requests; nil once it may be published
@@ -30,26 +31,31 @@ type request struct {
 	taken          []event        // what take returned last; its memory is reused
 	said           *subjects.Fail // the last failure of an engine that came with its own answer; nil if none did
 	reason         string         // why the last attempt of a cheap call failed
+	dead           bool           // it has become a dead letter
+	tries          []string       // what each attempt was and how it failed, for people
 	failedAt       []string       // ids of the workers whose attempts failed, other than for want of a slot
 
 	mu       sync.Mutex
-	message  message         // its message in the stream of its tier: see publisher.go
-	body     []byte          // nil once the request has ended; only the handler changes it
-	ended    bool            // nothing that arrives counts any more
-	order    error           // an operator's order: the handler ends the request with this error
-	moves    bool            // its lane or its tier is gone: the handler moves it
-	attempt  *attempt        // the granted one; nil while the request waits
-	attempts int             // granted so far
-	claimed  time.Time       // when the last attempt was granted
-	delayed  bool            // it waits for another attempt that is due only after a while: see queue.delay
-	begun    bool            // bytes of an answer have been written to the client
-	events   []event         // what has arrived for the handler
-	buffered int             // bytes in events
-	history  policy.History  // failures so far
-	unpinned bool            // the worker of pin has failed it, so that any may take it
-	avoid    map[string]bool // ids of the workers that failed it or had no slot for it
-	refused  map[string]bool // ids of those that had no slot
-	wasLate  bool            // it was moved to another worker because its first byte was late
+	message  message              // its message in the stream of its tier: see publisher.go
+	body     []byte               // nil once the request has ended; only the handler changes it
+	ended    bool                 // nothing that arrives counts any more
+	order    error                // an operator's order: the handler ends the request with this error
+	moves    bool                 // its lane or its tier is gone: the handler moves it
+	attempt  *attempt             // the granted one; nil while the request waits
+	attempts int                  // granted so far
+	claimed  time.Time            // when the last attempt was granted
+	delayed  bool                 // it waits for another attempt that is due only after a while: see queue.delay
+	due      time.Time            // then
+	begun    bool                 // bytes of an answer have been written to the client
+	events   []event              // what has arrived for the handler
+	buffered int                  // bytes in events
+	history  policy.History       // failures so far
+	unpinned bool                 // the worker of pin has failed it, so that any may take it
+	avoid    map[string]bool      // ids of the workers that failed it or had no slot for it
+	refused  map[string]bool      // ids of those that had no slot
+	wasLate  bool                 // it was moved to another worker because its first byte was late
+	turn     *turn                // while it moves with others
+	suspects map[string]time.Time // when attempts failed that may turn out to have killed their engine, by the id of the worker
 }
 
 // spec is what a request was admitted with.
@@ -67,6 +73,7 @@ type spec struct {
 	needs      need          // how much of a context it needs; its handler may change it
 	explain    bool          // its answer explains itself: see receipt
 	cheap      bool          // it needs no slot, and waits in no queue: see cheapCalls
+	record     *record       // of its call; nil: there is none
 	unattended bool          // no client waits for it: a mirror's copy, or a dead letter that runs again
 	arrived    time.Time
 	deadline   time.Time // until when the first byte of an answer must have come
@@ -80,6 +87,16 @@ type target struct {
 	tier  policy.Tier
 	lane  string
 	join  joinPoint
+	since time.Time // when the request joined the queue
+}
+
+// delivers says whether a delivery is one of the lane.
+func (t *target) delivers(d subjects.Delivery) bool {
+	consumer := t.queue.shared
+	if t.lane != subjects.Shared {
+		consumer = subjects.ReqConsumer(t.queue.pool, t.lane)
+	}
+	return d.Stream == t.queue.stream && d.Consumer == consumer
 }
 
 // attempt is a granted claim: one worker's run of a request.
@@ -88,7 +105,6 @@ type attempt struct {
 	mark   uint64 // the worker's random number for it
 	worker string // the worker's id
 	name   string // the worker's name
-	ack    string // the subject on which the delivery is settled
 	number int    // counts the attempts of a request from 1
 	rung   int    // of the worker's bid
 	began  time.Time
@@ -96,6 +112,7 @@ type attempt struct {
 	taken atomic.Int64 // body bytes in the last WindowUpdate
 
 	// Guarded by request.mu.
+	ack    string    // the subject on which the delivery is settled
 	seq    uint32    // sequence of the last message of frames
 	listed time.Time // when the worker last listed it as running
 	behind time.Time // since when the worker lists more messages than have come; zero: it does not
@@ -109,6 +126,7 @@ type event struct {
 	payload []byte // the payload of a frame from the broker that is not data; the handler parses it
 	crashed bool   // the attempt failed because its worker is gone
 	moved   bool   // another worker should have the request: the retry budget has been asked
+	turn    *turn  // when it may be put on the queue again
 }
 
 // parse parses the payload. A malformed frame becomes a frame of its kind without content.
@@ -193,11 +211,15 @@ func (r *request) undelay() (was bool) {
 	return was
 }
 
-// retry lets another attempt be granted. delayed says that it is due only after a while.
-func (r *request) retry(delayed bool) {
+// retry lets another attempt be granted, which is due after a delay. It returns the ack subject of the delivery that is to be
+// handed back, and those of deliveries of other messages of the request, which are to be settled.
+func (r *request) retry(delay time.Duration, now time.Time) (ack string, others []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.attempt, r.delayed, r.message.passed = nil, delayed, time.Time{}
+	ack, others = r.attempt.ack, r.message.others
+	r.attempt, r.message.others, r.message.passed = nil, nil, time.Time{}
+	r.delayed, r.due = delay > 0, now.Add(delay)
+	return ack, others
 }
 
 // avoided returns the workers that failed or refused the request so far.
@@ -207,13 +229,15 @@ func (r *request) avoided() map[string]bool {
 	return maps.Clone(r.avoid)
 }
 
-// end ends the request: nothing that comes for it counts any more. It returns the last attempt; nil if the request waits.
-func (r *request) end() *attempt {
+// end ends the request: nothing that comes for it counts any more. It returns the last attempt, nil if the request waits, and
+// the ack subjects of deliveries of other messages of the request, which are to be settled.
+func (r *request) end() (last *attempt, others []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ended = true
+	r.endTurnLocked()
 	r.body, r.events, r.taken = nil, nil, nil
-	return r.attempt
+	return r.attempt, r.message.others
 }
 
 // fail notes in the request's history that an attempt failed. It also returns the workers that refused the request so far.
@@ -225,6 +249,12 @@ func (r *request) fail(a *attempt, class subjects.FailClass, crashed bool) (h po
 	}
 	r.avoid[a.worker] = true
 	r.unpinned = true
+	if !crashed && (class == subjects.FailEngine || class == subjects.FailTruncated || class == subjects.FailStalled) {
+		if r.suspects == nil {
+			r.suspects = make(map[string]time.Time)
+		}
+		r.suspects[a.worker] = time.Now()
+	}
 	switch {
 	case crashed:
 		r.history.Failures++
@@ -248,6 +278,26 @@ func (r *request) fail(a *attempt, class subjects.FailClass, crashed bool) (h po
 	return r.history, maps.Clone(r.refused)
 }
 
+// diedWithin is how long after an attempt failed the death of its engine counts as caused by it.
+const diedWithin = 10 * time.Second
+
+// onEngineDied notes that a worker is gone, or its engine is down: an attempt that failed there shortly before has killed it. If
+// that is one too many, the request ends.
+func (r *request) onEngineDied(worker string, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at, suspect := r.suspects[worker]
+	if !suspect || now.Sub(at) > diedWithin || r.ended || r.begun {
+		return
+	}
+	delete(r.suspects, worker)
+	r.history.Crashes++
+	if next, _ := r.history.After(); next == policy.DeadLetter && r.order == nil {
+		r.order = errKills
+		r.wake()
+	}
+}
+
 // pinned is the id of the only worker that should take the request while it waits; empty if any may.
 func (r *request) pinned() string {
 	if r.pin == "" {
@@ -268,18 +318,21 @@ func (r *request) wake() {
 	}
 }
 
-// claim arbitrates a claim of the delivery d and returns where the request waited. A worker that failed or refused the
-// request before is not granted it, unless again is set: the workers to avoid are returned, and the caller finds out
-// whether there are others.
+// claim arbitrates a claim of the delivery d and returns where the request waited. A delivery of another lane or message
+// is not granted: the gateway would settle that. A worker that failed or refused the request before is not granted it, unless
+// again is set: the workers to avoid are returned, and the caller finds out whether there are others.
 func (r *request) claim(c *subjects.Claim, d subjects.Delivery, again bool, now time.Time) (v subjects.Verdict, at *target, avoid map[string]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at = r.target.Load()
 	switch {
-	case r.ended, r.order != nil, r.message.left.covers(d):
+	case r.ended, r.order != nil, r.message.left.covers(d), !at.delivers(d):
 		return subjects.Gone, at, nil
 	case r.attempt != nil:
+		r.deliveredAgainLocked(c.Ack, d)
 		return subjects.Elsewhere, at, nil
+	case r.message.seq > 0 && d.StreamSeq != r.message.seq: // an older copy, or another request's message
+		return subjects.Gone, at, nil
 	case !again && r.avoid[c.Worker]:
 		return subjects.OtherWorker, at, maps.Clone(r.avoid)
 	}
@@ -291,17 +344,34 @@ func (r *request) claim(c *subjects.Claim, d subjects.Delivery, again bool, now 
 	r.attempts++
 	r.attempt = &attempt{mark: c.Attempt, worker: c.Worker, name: c.Name, ack: c.Ack, number: r.attempts, rung: c.Rung, began: now, listed: now}
 	r.claimed = now
+	r.endTurnLocked()
 	return subjects.Granted, at, nil
+}
+
+// maxOthers bounds message.others: there is more than one only if the broker loses its state again and again.
+const maxOthers = 8
+
+// deliveredAgainLocked notes a delivery that is refused because the request runs. Of the same message, it replaces the one
+// that runs: the broker may have lost what it knew of that.
+func (r *request) deliveredAgainLocked(ack string, d subjects.Delivery) {
+	known, err := subjects.ParseAck(r.attempt.ack)
+	switch {
+	case err != nil || d.Stream != known.Stream:
+	case d.StreamSeq == known.StreamSeq:
+		r.attempt.ack = ack
+	case len(r.message.others) < maxOthers && !slices.Contains(r.message.others, ack):
+		r.message.others = append(r.message.others, ack)
+	}
 }
 
 // maxBuffered bounds the bytes of the frames that wait for the handler: what flow control allows, and a margin.
 const maxBuffered = 2*subjects.Window + 2*subjects.MaxFrame
 
-// onMessage takes in a message of frames from the broker.
-func (r *request) onMessage(p subjects.Prefix, msg []byte) {
+// onMessage takes in a message of frames that a worker sent through the broker.
+func (r *request) onMessage(worker string, p subjects.Prefix, msg []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.expectedLocked(p) {
+	if r.attempt == nil || r.attempt.worker != worker || !r.expectedLocked(p) {
 		return
 	}
 	for len(msg) > 0 {
@@ -393,7 +463,7 @@ func (r *request) onWorkerGone(worker, reason string) (had bool) {
 		r.failAttemptLocked(subjects.FailEngine, reason, true)
 		had = true
 	}
-	if r.waitsLocked() && r.target.Load().lane == worker {
+	if r.waitsLocked() && r.target.Load().lane == subjects.StableID(worker) {
 		r.moveLocked()
 	}
 	return had
@@ -423,16 +493,28 @@ func (r *request) onStreamLost(tier string) {
 	}
 }
 
+// onMessageLost makes the request be published again if it still waits, and its message is the one of that sequence.
+func (r *request) onMessageLost(seq uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.waitsLocked() || r.message.lost || r.message.seq != seq {
+		return false
+	}
+	r.message.lost = true
+	r.wake()
+	return true
+}
+
 // lostAfter is how long a worker may list more messages than have come: its link sends them again.
 const lostAfter = 10 * time.Second
 
 // onListed takes in that a worker lists an attempt as running, and how many messages it has sent. It returns how many bytes
 // the client has taken, as the worker was last told, and false if that is not the request's attempt.
-func (r *request) onListed(l subjects.AliveAttempt, now time.Time) (taken int64, wanted bool) {
+func (r *request) onListed(worker string, l subjects.AliveAttempt, now time.Time) (taken int64, wanted bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a := r.attempt
-	if r.ended || a == nil || a.mark != l.Attempt || a.over {
+	if r.ended || a == nil || a.worker != worker || a.mark != l.Attempt || a.over {
 		return 0, false
 	}
 	a.listed, a.late = now, l.Late
@@ -447,16 +529,15 @@ func (r *request) onListed(l subjects.AliveAttempt, now time.Time) (taken int64,
 	return a.taken.Load(), true
 }
 
-// checkListed fails an attempt that its live worker no longer lists. slept says that the gateway was stopped meanwhile, or
-// had no connection.
-func (r *request) checkListed(now time.Time, slept bool) {
+// checkListed fails an attempt that its live worker no longer lists. deaf says that this gateway did not hear the worker.
+func (r *request) checkListed(now time.Time, deaf bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a := r.attempt
 	switch {
 	case a == nil:
-	case slept:
-		a.listed = now
+	case deaf:
+		a.listed, a.behind = now, time.Time{}
 	case now.Sub(a.listed) > listDeadline:
 		r.failAttemptLocked(subjects.FailTruncated, "worker "+a.name+" lost the request", false)
 	}
@@ -469,6 +550,7 @@ type progress struct {
 	late     bool     // its first byte is late by its worker's measure
 	wasLate  bool     // the request was moved before because its first byte was late
 	last     bool     // after a failure of this attempt there is no other one
+	again    bool     // it waits for another attempt, or is about to
 }
 
 func (r *request) progress() progress {
@@ -476,9 +558,10 @@ func (r *request) progress() progress {
 	defer r.mu.Unlock()
 	a := r.attempt
 	if r.ended || a == nil || a.over {
-		return progress{answered: r.ended || r.begun, wasLate: r.wasLate}
+		answered := r.ended || r.begun
+		return progress{answered: answered, wasLate: r.wasLate, again: !answered && (a != nil || r.history.Failures > 0)}
 	}
-	return progress{a, r.begun, a.late, r.wasLate, r.history.Failures+1 >= r.history.MaxAttempts}
+	return progress{attempt: a, answered: r.begun, late: a.late, wasLate: r.wasLate, last: r.history.Failures+1 >= r.history.MaxAttempts}
 }
 
 // shunned returns the workers that should not have the request next: those that failed it, and the one that runs it.
@@ -492,7 +575,7 @@ func (r *request) shunned(a *attempt) (avoid map[string]bool) {
 
 // giveUp fails an attempt of whose answer nothing has reached the client, so that another worker has the request. late says
 // that the only reason is its first byte. It reports whether it has.
-func (r *request) giveUp(a *attempt, reason string, late bool) bool {
+func (r *request) giveUp(a *attempt, reason string, late bool, turn *turn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.attempt != a || a.over || r.begun || r.ended {
@@ -500,8 +583,14 @@ func (r *request) giveUp(a *attempt, reason string, late bool) bool {
 	}
 	r.wasLate = r.wasLate || late
 	fail := &subjects.Fail{Class: subjects.FailStalled, Reason: reason}
-	r.overLocked(event{Frame: subjects.Frame{Kind: subjects.KindFail, Fail: fail}, moved: true})
+	r.overLocked(event{Frame: subjects.Frame{Kind: subjects.KindFail, Fail: fail}, moved: true, turn: turn})
+	r.turn = turn
 	return true
+}
+
+func (r *request) endTurnLocked() {
+	r.turn.onTaken()
+	r.turn = nil
 }
 
 // cancel makes the handler end the request with an error.
@@ -528,10 +617,25 @@ func (r *request) cancelWaiting(err error) bool {
 func (r *request) piece(offset int64) []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.pieceLocked(offset)
+}
+
+func (r *request) pieceLocked(offset int64) []byte {
 	if offset < 0 || offset > int64(len(r.body)) {
 		return nil
 	}
 	return r.body[offset:]
+}
+
+// pieceFor returns the body from an offset on, if the worker runs the request; else nothing. An older worker does not say
+// which one it is.
+func (r *request) pieceFor(worker string, offset int64) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.attempt == nil || worker != "" && r.attempt.worker != worker {
+		return nil
+	}
+	return r.pieceLocked(offset)
 }
 
 func (r *request) info(gateway string, now time.Time) subjects.RequestInfo {

@@ -44,7 +44,7 @@ type named struct {
 	routeName string        // empty if the model has no route
 	route     *policy.Route // nil if the model has no route
 	pool      string        // without a route: the pool that serves it
-	known     bool          // that pool has ever had a worker
+	known     bool          // that pool has ever had a worker, or has settings in the policy
 	names     []string      // other names of the model, as its engine sees it
 }
 
@@ -55,7 +55,8 @@ func (ro *router) find(r *rules, model string) (n named) {
 		return n
 	}
 	pool, state, known := ro.fleet.find(model)
-	n.pool, n.known = pool, known
+	_, set := r.Policy.Pools[model]
+	n.pool, n.known = pool, known || set
 	if !state.anyCase {
 		return n
 	}
@@ -102,12 +103,11 @@ func (ro *router) route(r *rules, model named, call *api.Call, tenant string, h 
 			to.pin = at
 		}
 	}
-	to.lane = ro.lane(r.Policy, to.pool, session != "", home)
-	if ro.laneOfPin(r.Policy, to.pool, to.pin) {
-		to.lane = to.pin
+	if to.lane = ro.lane(r.Policy, to.pool, session != "", home); to.lane != subjects.Shared {
+		to.home = home.Worker
 	}
-	if to.lane != subjects.Shared {
-		to.home = to.lane
+	if ro.laneOfPin(r.Policy, to.pool, to.pin) {
+		to.lane, to.home = subjects.StableID(to.pin), to.pin
 	}
 	return to
 }
@@ -187,7 +187,7 @@ func (ro *router) serves(r *policy.Route, pool string, now time.Time) bool {
 		return true
 	}
 	t := ro.bus.rules.Load().tiers[policy.DefaultTier]
-	return ro.queues.get(pool, t.Name).expectedWait(t, p.slots, now) <= time.Duration(r.FallbackAfter)
+	return ro.queues.get(pool, t.Name).view(t, p.slots, p.free, now).Wait() <= time.Duration(r.FallbackAfter)
 }
 
 // fallback is the pool that a waiting request should move to; empty if it should stay.
@@ -224,15 +224,15 @@ func (ro *router) lane(p *policy.Policy, pool string, session bool, home subject
 			return subjects.Shared
 		}
 	}
-	if w := ro.fleet.worker(home.Worker); w == nil || !w.Live() || !w.Serves(pool) || !ro.lanes.exists(pool, home.Worker) {
+	if w := ro.fleet.worker(home.Worker); w == nil || !w.Live() || !w.Serves(pool) || !ro.lanes.exists(pool, subjects.StableID(home.Worker)) {
 		return subjects.Shared
 	}
-	return home.Worker
+	return subjects.StableID(home.Worker)
 }
 
 // laneOfPin says whether a request that only one worker should take can wait on the home lane of that.
 func (ro *router) laneOfPin(p *policy.Policy, pool, pin string) bool {
-	return pin != "" && p.AffinityOf(pool) != policy.AffinityOff && ro.fleet.live(pin) && ro.lanes.exists(pool, pin)
+	return pin != "" && p.AffinityOf(pool) != policy.AffinityOff && ro.fleet.live(pin) && ro.lanes.exists(pool, subjects.StableID(pin))
 }
 
 // sessionOf is the session that a request's headers of these names tell; empty if there is none.

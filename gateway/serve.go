@@ -23,6 +23,7 @@ const checkEvery = time.Second
 var (
 	errDeadline = errors.New("the request's deadline has passed")
 	errStopping = errors.New("the gateway is shutting down")
+	errKills    = errors.New("the request kills engines")
 )
 
 // errClientGone ends a request whose client went away. That is an outcome of its own, 499 in the log, and no failure.
@@ -30,22 +31,26 @@ var errClientGone = errors.New("client gone")
 
 // server takes admitted requests from their queue to their end.
 type server struct {
-	cfg        *Config
-	bus        *bus
-	requests   *requests
-	admission  *admission
-	router     *router
-	fleet      *fleet
-	lanes      *lanes
-	lengths    *lengths
-	queues     *queues
-	exchange   *exchange
-	publisher  *publisher
-	keys       *keyring
-	shifts     *shifts
-	retries    *retries
-	metrics    *metrics
-	background *background
+	cfg         *Config
+	bus         *bus
+	requests    *requests
+	admission   *admission
+	router      *router
+	fleet       *fleet
+	lanes       *lanes
+	lengths     *lengths
+	queues      *queues
+	exchange    *exchange
+	publisher   *publisher
+	settlements *settlements
+	keys        *keyring
+	shifts      *shifts
+	retries     *retries
+	metrics     *metrics
+	history     *history
+	ledger      *ledger
+	background  *background
+	headers     *answerHeaders
 }
 
 // background is the work that no client waits for. Gateway.Run sets its context and waits for it.
@@ -105,6 +110,7 @@ func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 				return err
 			}
 			progress = time.Now()
+			ans.observeGap(progress)
 			switch {
 			case ans.size > size:
 				due, size = r.patience.until(r.arrived, progress), ans.size
@@ -148,7 +154,7 @@ func earliest(times ...time.Time) time.Time { return slices.MinFunc(times, time.
 // checkIn is the time until a waiting request has to be checked.
 func checkIn(r *request) time.Duration {
 	in := checkEvery
-	if limit := time.Duration(r.target.Load().tier.MaxWait); limit > 0 {
+	if limit := time.Duration(r.target.Load().tier.MaxWait); limit > 0 && r.made() == 0 {
 		in = min(in, max(limit-time.Since(r.arrived), 0)+time.Millisecond)
 	}
 	return in
@@ -159,9 +165,10 @@ func checkIn(r *request) time.Duration {
 func (s *server) check(ctx context.Context, r *request) error {
 	now, at := time.Now(), r.target.Load()
 	waited := now.Sub(r.arrived)
-	if limit := time.Duration(at.tier.MaxWait); limit > 0 && waited >= limit {
+	if limit := time.Duration(at.tier.MaxWait); limit > 0 && waited >= limit && r.made() == 0 { // otherwise a worker did take it
 		s.metrics.refusals.WithLabelValues(at.queue.pool, at.tier.Name, "max_wait").Inc()
-		return &api.Error{Status: http.StatusTooManyRequests, Code: "queue_timeout", RetryAfter: time.Second,
+		retry := at.queue.refuse(s.viewOf(at, now), policy.SoonestWait(limit), now)
+		return &api.Error{Status: http.StatusTooManyRequests, Code: "queue_timeout", RetryAfter: retry,
 			Message: fmt.Sprintf("no worker took the request within the %v that tier %s allows", limit, at.tier.Name)}
 	}
 	if s.publisher.ackIsLate(r, now) {
@@ -175,13 +182,22 @@ func (s *server) check(ctx context.Context, r *request) error {
 	if waited > s.cfg.NoWorkerWait && (!known || !p.emptySince.IsZero() && now.Sub(p.emptySince) > s.cfg.NoWorkerWait) {
 		return api.Unavailable("no_worker", 10*time.Second, "no worker serves %s", api.Quote(r.wire.Model))
 	}
-	if s.lengths.stale(at.queue.pool, at.lane) {
+	if waited > s.cfg.NoWorkerWait && now.Sub(s.lengths.lastFor(at.queue.pool, at.lane, now)) > s.cfg.NoWorkerWait {
+		return api.Unavailable("no_worker", 10*time.Second, "no worker that has a context long enough for the request serves %s now", api.Quote(r.wire.Model))
+	}
+	if s.lengths.stale(at.queue.pool, at.lane, r.needs) {
 		return s.move(ctx, r, at.queue.pool, at.tier)
 	}
-	if at.lane != subjects.Shared && !subjects.IsLongLane(at.lane) && !(r.pin == at.lane && s.router.laneOfPin(s.bus.rules.Load().Policy, at.queue.pool, r.pin)) && now.Sub(r.laneSince) >= max(time.Duration(s.bus.rules.Load().Policy.Pools[at.queue.pool].StickFor), checkEvery) {
+	if at.lane != subjects.Shared && !subjects.IsLongLane(at.lane) && !(r.pin != "" && subjects.StableID(r.pin) == at.lane && s.router.laneOfPin(s.bus.rules.Load().Policy, at.queue.pool, r.pin)) && now.Sub(r.laneSince) >= max(time.Duration(s.bus.rules.Load().Policy.Pools[at.queue.pool].StickFor), checkEvery) {
 		return s.move(ctx, r, at.queue.pool, at.tier)
 	}
 	return s.publisher.publishIfLost(ctx, r)
+}
+
+// viewOf is the queue of a target as a new request would find it.
+func (s *server) viewOf(at *target, now time.Time) policy.Queue {
+	pool, _ := s.fleet.pool(at.queue.pool)
+	return at.queue.view(at.tier, pool.slots, pool.free, now)
 }
 
 // obey does what other goroutines want the request's handler to do.
@@ -189,13 +205,16 @@ func (s *server) obey(ctx context.Context, r *request) error {
 	o := r.takeOrders()
 	err := o.err
 	switch {
+	case errors.Is(err, errKills):
+		_, why := r.failures().After()
+		return s.bury(r, why, "the engine died shortly after it")
 	case err != nil:
 	case o.notStored != nil:
 		err = s.publisher.publishUntilStored(ctx, r, o.notStored)
 	case o.republish:
 		err = s.publisher.publish(r)
 	}
-	if err == nil && o.moveShared && r.ticket == nil && s.publisher.awaitAck(ctx, r, r.deadline) == 0 { // no worker bids on that lane: there is time to wait
+	if err == nil && o.moveShared && r.ticket == nil && s.publisher.awaitAck(ctx, r, r.ackDue()) == 0 { // no worker bids on that lane: there is time to wait
 		err = s.publisher.publishUntilStored(ctx, r, errNoAck)
 	}
 	if err != nil || !o.moveShared {
@@ -215,7 +234,7 @@ func (s *server) obey(ctx context.Context, r *request) error {
 // unknown the request stays until the next check.
 func (s *server) move(ctx context.Context, r *request, pool string, tier policy.Tier) error {
 	published := r.ticket == nil
-	if published && s.publisher.awaitAck(ctx, r, r.deadline) == 0 {
+	if published && s.publisher.awaitAck(ctx, r, r.ackDue()) == 0 {
 		return s.publisher.publishUntilStored(ctx, r, errNoAck)
 	}
 	left, moves := s.publisher.leaveBehind(r, published)
@@ -224,7 +243,7 @@ func (s *server) move(ctx context.Context, r *request, pool string, tier policy.
 	}
 	from := r.target.Load()
 	if published {
-		s.publisher.takeBack(r, left.stream, left.seq)
+		s.settlements.remove(context.WithoutCancel(ctx), r.wire.ID, left.stream, left.seq)
 		if r.undelay() {
 			from.queue.undelay(from.lane)
 		}
@@ -234,8 +253,10 @@ func (s *server) move(ctx context.Context, r *request, pool string, tier policy.
 		r.ticket = nil
 	}
 	to := &target{queue: s.queues.get(pool, tier.Name), tier: tier, lane: cmp.Or(s.lengths.lane(pool, r.needs), subjects.Shared)}
-	to.join = to.queue.join(time.Now())
+	to.since = time.Now()
+	to.join = to.queue.join(to.since)
 	r.target.Store(to)
+	r.record.moved(to)
 	s.bus.log.Info("request moved", "id", r.wire.ID, "pool", pool, "tier", tier.Name, "lane", to.lane, "from_pool", from.queue.pool, "from_tier", from.tier.Name, "from_lane", from.lane)
 	return s.enqueue(r)
 }
@@ -268,12 +289,11 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 	if fail == nil {
 		return true, ans.refuse(errMalformed)
 	}
+	defer ev.turn.onBack()
 	a, at := r.current(), r.target.Load()
-	class := string(fail.Class)
-	if ev.crashed {
-		class = "worker_lost"
-	}
-	s.metrics.attempts.WithLabelValues(at.queue.pool, class).Inc()
+	class := failureClass(fail.Class, ev.crashed)
+	s.metrics.attempts.WithLabelValues(at.queue.pool, at.tier.Name, class).Inc()
+	r.record.attemptFailed(a, class)
 	s.bus.log.Info("attempt failed", "id", r.wire.ID, "attempt", a.number, "worker", a.name, "class", fail.Class, "crashed", ev.crashed, "reason", fail.Reason, "after", time.Since(a.began))
 	s.shifts.failed(r, fail.Class)
 	s.router.affinity.forget(r.affinity, a.worker)
@@ -281,6 +301,7 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 		return true, ans.refuse(api.Errorf(http.StatusBadGateway, "upstream_lost", "the answer broke off: %s", fail.Reason))
 	}
 	history, refused := r.fail(a, fail.Class, ev.crashed)
+	r.note(a, class, fail.Reason, time.Now())
 	ours := fail.Class != subjects.FailRefused && fail.Class != subjects.FailMisfit && fail.Class != subjects.FailCredentials && fail.Class != subjects.FailDraining
 	if ours && !ev.crashed {
 		r.failedAt = append(r.failedAt, a.worker)
@@ -293,9 +314,9 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 		history.AllRefused = live == 0
 	}
 	if fail.Class == subjects.FailMisfit {
-		longer := true
-		r.needs, longer = s.lengths.onMisfit(at.queue.pool, a.worker, fail, r.needs, refused)
-		history.AllRefused = history.AllRefused || !longer
+		longer, away := true, false
+		r.needs, longer, away = s.lengths.onMisfit(at.queue.pool, a.worker, fail, r.needs, refused)
+		history.AllRefused = (history.AllRefused || !longer) && !away // it waits for the one that is away
 	}
 	next, why := history.After()
 	// A crash is bounded by itself: no request is started again after two. What moves was counted before.
@@ -309,22 +330,53 @@ func (s *server) onFail(ctx context.Context, r *request, ans *answer, ev event) 
 	switch next {
 	case policy.Retry:
 		ans.reset()
-		if err := s.retry(ctx, r, a, fail.Class, ev.crashed); err != nil {
+		if ours {
+			s.metrics.retried(r, fail.Class, ev.crashed || ev.moved)
+		}
+		if err := s.retry(ctx, r, a, fail.Class, ev.crashed, ev.turn); err != nil {
 			return true, ans.refuse(s.clientError(ctx, r, err))
 		}
 		return false, nil
 	case policy.ReturnRefusal:
 		return true, ans.giveBack(fail)
 	default:
-		if !r.unattended { // else it is a dead letter already, or a copy
-			s.publisher.deadLetter(r, fmt.Sprintf("%s; last error: %s", why, fail.Reason))
-		}
+		s.bury(r, why, fail.Reason)
 		if r.said != nil {
+			if history.Crashes > 0 && r.said.Answer.Header != nil { // it may kill an engine with each retry of an SDK, too
+				r.said.Answer.Header.Set("X-Should-Retry", "false")
+			}
 			return true, ans.giveBack(r.said)
 		}
-		return true, ans.refuse(&api.Error{Status: http.StatusBadGateway, Code: "dead_lettered", NoRetry: true,
-			Message: fmt.Sprintf("%s; attempts: %d; last error: %s", why, a.number, fail.Reason)})
+		return true, ans.refuse(deadLettered(r, why, fail.Reason))
 	}
+}
+
+// bury makes a request a dead letter, and returns what its client is told.
+func (s *server) bury(r *request, why, last string) *api.Error {
+	if !r.unattended { // else it is a dead letter already, or a copy
+		r.dead = true
+		at := r.target.Load()
+		s.metrics.dead.WithLabelValues(at.queue.pool, at.tier.Name).Inc()
+		s.publisher.deadLetter(r, fmt.Sprintf("%s; last error: %s", why, last))
+	}
+	return deadLettered(r, why, last)
+}
+
+func deadLettered(r *request, why, last string) *api.Error {
+	return &api.Error{Status: http.StatusBadGateway, Code: "dead_lettered", NoRetry: true,
+		Message: fmt.Sprintf("%s; attempts: %d; last error: %s", why, r.made(), last)}
+}
+
+// mostTries bounds request.tries: refusals may be many.
+const mostTries = 20
+
+// note adds an attempt that failed to what is kept with a dead letter.
+func (r *request) note(a *attempt, class, reason string, now time.Time) {
+	if len(r.tries) == mostTries {
+		r.tries = slices.Delete(r.tries, 0, 1)
+	}
+	r.tries = append(r.tries, fmt.Sprintf("attempt %d, worker %s, began %s, %s after %v: %s",
+		a.number, a.name, a.began.UTC().Format(time.RFC3339), class, now.Sub(a.began).Round(time.Millisecond), reason))
 }
 
 // blame tells the workers that failed a request that another one has answered it.
@@ -339,26 +391,35 @@ func (s *server) blame(r *request, by *attempt, ans *answer) {
 	}
 }
 
-// retry puts a request whose attempt a failed in front of its queue again.
-func (s *server) retry(ctx context.Context, r *request, a *attempt, class subjects.FailClass, crashed bool) error {
+// deathShows is how long it takes until it is known that an engine that has failed a request is gone.
+const deathShows = 1500 * time.Millisecond
+
+// retry puts a request whose attempt a failed in front of its queue again, when it is its turn.
+func (s *server) retry(ctx context.Context, r *request, a *attempt, class subjects.FailClass, crashed bool, turn *turn) error {
 	at := r.target.Load()
 	avoid := r.avoided()
 	var delay time.Duration
 	if live, _ := s.fleet.others(at.queue.pool, avoid); live == 0 { // give this one time to recover
 		delay = policy.Pause(a.number, 0)
 	}
+	if h := r.failures(); h.Failures >= 2 && h.Crashes < h.Failures { // its engines may be about to die: the next one must not
+		delay = max(delay, deathShows)
+	}
 	at.queue.requeue(at.lane)
 	if delay > 0 {
 		at.queue.delay(at.lane)
 	}
-	r.retry(delay > 0)
+	ack, others := r.retry(delay, time.Now())
 	if crashed || class == subjects.FailTruncated || class == subjects.FailStalled {
 		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, subjects.FailedOver) // should it still run
 	}
-	if err := s.publisher.handBack(ctx, r, a.ack, delay); err != nil {
+	for _, other := range others {
+		s.settlements.settle(r.wire.ID, other, subjects.Term("stored twice"))
+	}
+	if err := s.publisher.handBack(ctx, r, ack, delay, turn); err != nil {
 		return err
 	}
-	if long := s.lengths.lane(at.queue.pool, r.needs); at.lane != a.worker && (long == "" || long == at.lane || class != subjects.FailMisfit) {
+	if long := s.lengths.lane(at.queue.pool, r.needs); at.lane != subjects.StableID(a.worker) && (long == "" || long == at.lane || class != subjects.FailMisfit) {
 		return nil
 	}
 	return s.move(ctx, r, at.queue.pool, at.tier) // no other worker may bid on that lane
@@ -371,7 +432,8 @@ func (s *server) clientError(ctx context.Context, r *request, err error) error {
 	}
 	switch {
 	case errors.Is(err, errQueueFull):
-		return s.admission.full(r.target.Load(), err.Error())
+		at := r.target.Load()
+		return s.admission.full(at, s.viewOf(at, time.Now()), 0, err.Error(), errQueueFull.Error())
 	case errors.Is(err, errDeadline):
 		where := "it was running"
 		if _, waits := r.waiting(); waits {
@@ -389,7 +451,11 @@ func (s *server) clientError(ctx context.Context, r *request, err error) error {
 // finish ends a request: what still waits or runs for it is stopped, and what its answer says is counted.
 func (s *server) finish(ctx context.Context, r *request, ans *answer) {
 	s.requests.remove(r)
-	a, at := r.end(), r.target.Load()
+	a, others := r.end()
+	at := r.target.Load()
+	for _, other := range others {
+		s.settlements.settle(r.wire.ID, other, subjects.Term("stored twice"))
+	}
 	switch {
 	case r.ticket != nil:
 		at.queue.cancel(r.ticket)
@@ -399,16 +465,16 @@ func (s *server) finish(ctx context.Context, r *request, ans *answer) {
 			at.queue.undelay(at.lane)
 		}
 		at.queue.withdraw(at.lane)
-		s.background.Go(func() { s.publisher.takeBackLast(r) }) // the client need not wait for the broker
+		s.background.Go(func() { s.publisher.takeBackLast(s.background.ctx, r) }) // the client need not wait for the broker
 	case ans.whole:
 		s.blame(r, a, ans)
 		s.publisher.forgetAck(r)
-		s.bus.nc.Publish(a.ack, subjects.Ack)
+		s.settlements.settle(r.wire.ID, a.ack, subjects.Ack)
 		at.queue.observeService(time.Since(a.began))
 	default:
 		s.publisher.forgetAck(r)
 		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "request ended")
-		s.bus.nc.Publish(a.ack, subjects.Term("request ended"))
+		s.settlements.settle(r.wire.ID, a.ack, subjects.Term("request ended"))
 	}
 	if ans.whole {
 		s.lengths.learn(at.queue.pool, r.needs, ans.usage.InputTokens)
@@ -419,4 +485,7 @@ func (s *server) finish(ctx context.Context, r *request, ans *answer) {
 		s.shifts.observe(r, ans, gone)
 	}
 	s.metrics.ended(r, ans, a != nil, gone)
+	r.record.ended(r, a, ans, gone)
+	s.history.finished(r, ans, a, gone)
+	s.ledger.finished(r, ans, a, gone)
 }

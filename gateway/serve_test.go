@@ -93,3 +93,28 @@ func BenchmarkServe(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkTokens is a stream of 1000 tokens, a message each, from a worker in this process to a client.
+func BenchmarkTokens(b *testing.B) {
+	const tokens = 1000
+	token := []byte(`data: {"choices":[{"delta":{"content":"token"}}]}` + "\n\n")
+	g := runGateway(b, func() [][]subjects.Frame {
+		messages := streamAnswer()
+		end := messages[1]
+		messages = messages[:1]
+		for range tokens {
+			messages = append(messages, []subjects.Frame{{Kind: subjects.KindData, Data: token}})
+		}
+		return append(messages, end)
+	})
+	for range 20 {
+		g.chat(b.Context(), true)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if status, body, err := g.chat(b.Context(), true); status != 200 || err != nil {
+			b.Fatal(status, body, err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/tokens, "ns/token")
+}

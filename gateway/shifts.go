@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -23,7 +24,47 @@ type shifts struct {
 
 	mu      sync.Mutex
 	own     map[string]*stepResults // by route
+	seen    map[string]seenStep     // by route
 	reports map[string]peerResults  // by gateway
+}
+
+// seenStep is when a step began, by this gateway's clock.
+type seenStep struct{ since, at time.Time }
+
+// clocksAgree is how far apart clocks may be that count as the same.
+const clocksAgree = 5 * time.Second
+
+// beganLocked is when the present step of a running shift began, by this gateway's clock: the step was stamped by the clock of who
+// took it. A step that followed another one here began just now. Of one that was there before the gateway only the stamp is known.
+func (s *shifts) beganLocked(name string, r policy.Route, now time.Time) time.Time {
+	since := r.Shift.Since
+	was, known := s.seen[name]
+	if known && was.since.Equal(since) {
+		return was.at
+	}
+	at := since
+	if ago := now.Sub(since); ago < 0 || known && ago > clocksAgree {
+		at = now
+	}
+	if s.seen == nil {
+		s.seen = make(map[string]seenStep)
+	}
+	s.seen[name] = seenStep{since, at}
+	return at
+}
+
+func (s *shifts) began(name string, r policy.Route, now time.Time) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.beganLocked(name, r, now)
+}
+
+// since is a running shift whose present step began at a time of this gateway's clock.
+func since(r policy.Route, at time.Time) policy.Route {
+	shift := *r.Shift
+	shift.Since = at
+	r.Shift = &shift
+	return r
 }
 
 // stepResults are the results of a route's pools since a step began.
@@ -68,11 +109,14 @@ func (s *shifts) failed(r *request, class subjects.FailClass) {
 // add counts a result for the pool that a request is in, if its route is shifting.
 func (s *shifts) add(r *request, good bool, ttft, e2e time.Duration) {
 	route, ok := s.bus.rules.Load().Policy.Routes[r.routeName]
-	if !ok || !shifting(route) || r.arrived.Before(route.Shift.Since) {
+	if !ok || !shifting(route) {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if r.arrived.Before(s.beganLocked(r.routeName, route, time.Now())) {
+		return
+	}
 	own := s.own[r.routeName]
 	if own == nil || !own.since.Equal(route.Shift.Since) {
 		own = &stepResults{since: route.Shift.Since, pools: make(map[string]*policy.Side)}
@@ -138,6 +182,7 @@ func (s *shifts) report(running map[string]policy.Route) subjects.ShiftReport {
 	if len(running) == 0 {
 		clear(s.reports)
 	}
+	maps.DeleteFunc(s.seen, func(name string, _ seenStep) bool { return running[name].Shift == nil })
 	return report
 }
 
@@ -170,7 +215,8 @@ func (s *shifts) total(name string, r policy.Route) (canary, stable policy.Side)
 // step takes a route's next step if it is due.
 func (s *shifts) step(ctx context.Context, name string, r policy.Route) error {
 	canary, stable := s.total(name, r)
-	_, what := r.Step(canary, stable, time.Now())
+	began := s.began(name, r, time.Now())
+	_, what := since(r, began).Step(canary, stable, time.Now())
 	if what == "" {
 		return nil
 	}
@@ -186,7 +232,7 @@ func (s *shifts) step(ctx context.Context, name string, r policy.Route) error {
 		if !ok || !shifting(now) || !now.Shift.Since.Equal(r.Shift.Since) {
 			return errTaken
 		}
-		next, what := now.Step(canary, stable, time.Now())
+		next, what := since(now, began).Step(canary, stable, time.Now())
 		if what == "" {
 			return errTaken
 		}

@@ -34,6 +34,8 @@ type peerUsage struct {
 	at   time.Time
 	live bool
 	keys map[string]subjects.KeyUsage
+
+	answered uint64 // the number of this gateway's last question that it has answered
 }
 
 // otherUsage is what another gateway has used of a key. It is counted after the keyring's lock is released.
@@ -64,6 +66,8 @@ func (k *keyring) run(ctx context.Context) {
 			return
 		case m := <-reports:
 			k.onReport(m.Data, time.Now())
+		case <-k.ask:
+			k.askOthers()
 		case <-tick.C:
 			last := now
 			now = time.Now()
@@ -96,7 +100,7 @@ func (k *keyring) report(all, must bool) (published bool) {
 		message := subjects.UsageReport{Gateway: k.bus.id, Keys: make(map[string]subjects.KeyUsage)}
 		for _, key := range part {
 			if own := key.usage.own(); own != (policy.Used{}) {
-				message.Keys[key.ID] = subjects.KeyUsage{Requests: uint64(own.Requests), Tokens: uint64(own.Tokens), Running: own.Running}
+				message.Keys[key.ID] = reported(own)
 			}
 		}
 		if len(message.Keys) > 0 {
@@ -109,6 +113,39 @@ func (k *keyring) report(all, must bool) (published bool) {
 		published = true
 	}
 	return published
+}
+
+// reported is what a report says of the use of a key.
+func reported(own policy.Used) subjects.KeyUsage {
+	return subjects.KeyUsage{
+		Requests: uint64(own.Requests), Tokens: uint64(own.Tokens), Running: own.Running, Claims: own.Claims.Requests, ClaimTokens: own.Claims.Tokens,
+	}
+}
+
+// askOthers asks the other gateways about the keys of new claims, which the question tells them.
+func (k *keyring) askOthers() {
+	k.changedMu.Lock()
+	asking, number := k.asking, k.question
+	k.asking, k.question = nil, number+1
+	k.changedMu.Unlock()
+	message := subjects.UsageReport{Gateway: k.bus.id, Ask: number, Keys: make(map[string]subjects.KeyUsage)}
+	for _, key := range asking {
+		message.Keys[key.ID] = reported(key.usage.own())
+	}
+	k.bus.publish(subjects.UsageReports, message)
+}
+
+// answer answers the question of another gateway.
+func (k *keyring) answer(question *subjects.UsageReport) {
+	message := subjects.UsageReport{Gateway: k.bus.id, Answers: map[string]uint64{question.Gateway: question.Ask}, Keys: make(map[string]subjects.KeyUsage)}
+	keys := k.keys.Load()
+	for id := range question.Keys {
+		message.Keys[id] = subjects.KeyUsage{}
+		if keys != nil && (*keys)[id] != nil {
+			message.Keys[id] = reported((*keys)[id].usage.own())
+		}
+	}
+	k.bus.publish(subjects.UsageReports, message)
 }
 
 // takeChanged returns the keys to report: those that changed since the last call, or all.
@@ -137,8 +174,17 @@ func (k *keyring) onReport(body []byte, now time.Time) {
 	for _, u := range used {
 		u.key.usage.addOther(&u.key.Key, u.used, now)
 	}
+	if question := report.Answers[k.bus.id]; question > 0 {
+		k.heard(report.Gateway, question)
+		for _, u := range used {
+			u.key.usage.wake()
+		}
+	}
 	if isNew {
 		k.report(true, true)
+	}
+	if report.Ask > 0 {
+		k.answer(&report)
 	}
 }
 
@@ -164,7 +210,7 @@ func (k *keyring) record(report *subjects.UsageReport, now time.Time) (list []ot
 			continue // set catches up
 		}
 		key := (*keys)[id]
-		used := policy.Used{Running: u.Running - before.Running}
+		used := k.running(report.Gateway, u, before)
 		switch {
 		case unknown: // it ran before this gateway did: when it used what is unknown
 		case known && u.Requests >= before.Requests:
@@ -175,6 +221,17 @@ func (k *keyring) record(report *subjects.UsageReport, now time.Time) (list []ot
 		list = append(list, otherUsage{key, used})
 	}
 	return list, isNew
+}
+
+// running is what has changed in a gateway's counts. Gateways come in the order of their ids.
+func (k *keyring) running(gateway string, now, before subjects.KeyUsage) policy.Used {
+	used := policy.Used{
+		Running: now.Running - before.Running, Claims: policy.Claims{Requests: now.Claims - before.Claims, Tokens: now.ClaimTokens - before.ClaimTokens},
+	}
+	if gateway < k.bus.id {
+		used.First = used.Claims
+	}
+	return used
 }
 
 // firstUsed is what a gateway used of a key that is new to it: no more than the limits, else the key is not new.
@@ -204,14 +261,15 @@ func (k *keyring) expired(now time.Time, awake bool) (list []otherUsage) {
 		case silent > usageSilent && p.live:
 			p.live = false
 			for key, u := range p.keys {
-				if u.Running == 0 {
+				ended := u
+				ended.Running, ended.Claims, ended.ClaimTokens = 0, 0, 0
+				if u == ended {
 					continue
 				}
 				if keys != nil && (*keys)[key] != nil {
-					list = append(list, otherUsage{(*keys)[key], policy.Used{Running: -u.Running}})
+					list = append(list, otherUsage{(*keys)[key], k.running(id, ended, u)})
 				}
-				u.Running = 0
-				p.keys[key] = u
+				p.keys[key] = ended
 			}
 		}
 	}

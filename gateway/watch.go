@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pulley-lb/pulley/metric"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -27,18 +28,26 @@ const (
 // watch acts on what happens in the fleet: it takes in heartbeats, publishes events, sizes the queues, publishes the
 // references, and fails over what a worker had that is gone.
 type watch struct {
-	bus      *bus
-	fleet    *fleet
-	gpus     *gpuHistory
-	lanes    *lanes
-	queues   *queues
-	exchange *exchange
-	requests *requests
-	short    *shortages
-	links    *links
-	late     *late
+	bus       *bus
+	streams   *streams
+	publisher *publisher
+	fleet     *fleet
+	gpus      *metric.GPUHistory
+	lanes     *lanes
+	queues    *queues
+	exchange  *exchange
+	requests  *requests
+	short     *shortages
+	links     *links
+	late      *late
+	keyMover  *keyMover
+	silence   *silence
+	reports   *reports
+	homes     homeLists
+	rations   rations
 
-	gone chan goneWorker // workers whose requests run has to fail over
+	gone  chan goneWorker // workers whose requests run has to fail over
+	hangs chan struct{}   // signals that an engine was found to hang; capacity 1
 }
 
 // goneWorker is a worker that left or was lost, and the reason in a sentence.
@@ -50,7 +59,7 @@ type goneWorker struct {
 func (w *watch) onHeartbeat(m *nats.Msg) {
 	h, err := subjects.ParseHeartbeat(m)
 	if err != nil {
-		w.bus.log.Warn("heartbeat dropped", "err", err)
+		w.bus.seldom("heartbeat dropped", "subject", m.Subject, "err", err)
 		return
 	}
 	now := time.Now()
@@ -63,11 +72,28 @@ func (w *watch) onHeartbeat(m *nats.Msg) {
 		}
 		return
 	}
+	if omitted := w.fleet.admitPools(h, now); omitted > 0 {
+		w.bus.seldom("a worker announces too many pools; the others get no requests from this gateway", "worker", h.Name, "most", subjects.MaxPools, "omitted", omitted)
+	}
+	for i := range h.Pools {
+		if p, known := w.fleet.pool(h.Pools[i].Pool); known && !p.emptySince.IsZero() {
+			w.lanes.renew(h.Pools[i].Pool)
+		}
+	}
+	if h.State == subjects.Down && h.DownClass == "" {
+		if was := w.fleet.worker(h.Worker); was != nil && was.State != subjects.Down {
+			w.onEngineDied(h.Worker)
+		}
+	}
+	if w.fleet.overdue(h.Worker, now) {
+		w.links.onGap(h.Worker)
+	}
 	changes := w.fleet.onHeartbeat(h, now)
-	w.gpus.onHeartbeat(h, now)
+	w.links.onHeartbeat(h.Worker)
+	w.gpus.OnHeartbeat(h, now)
 	w.lanes.need(h)
 	for i := range h.Pools {
-		if all := w.fleet.lengthsOf(h.Pools[i].Pool); len(all) > 0 {
+		if all := w.fleet.lengthsKnown(h.Pools[i].Pool, now); len(all) > 0 {
 			w.lanes.needLong(h.Pools[i].Pool, all[1:])
 		}
 	}
@@ -79,8 +105,17 @@ func (w *watch) onHeartbeat(m *nats.Msg) {
 func (w *watch) onLeft(worker string) { w.report(w.fleet.onLeft(worker)) }
 
 func (w *watch) onReference(m *nats.Msg) {
-	if id, ok := subjects.GatewayOf(m.Subject); ok && id != w.bus.id {
-		w.fleet.onGateway(id, time.Now())
+	id, ok := subjects.GatewayOf(m.Subject)
+	if !ok || id == w.bus.id {
+		return
+	}
+	now := time.Now()
+	w.fleet.onGateway(id, now)
+	var ref struct {
+		Keys bool `json:"keys"`
+	}
+	if subjects.Unmarshal(m.Data, &ref) == nil {
+		w.keyMover.onReference(id, ref.Keys, now)
 	}
 }
 
@@ -105,9 +140,14 @@ func (w *watch) run(ctx context.Context) {
 		case <-refs.C:
 			w.publishReferences()
 		case <-status: // connected again: the workers were told that this gateway is not there
+			w.fleet.onConnected(time.Now())
+			w.links.onGap("")
 			w.publishReferences()
+			w.bus.cancelAgain(time.Now())
 		case <-acks.C:
 			w.links.acknowledge(time.Now())
+		case <-w.hangs:
+			w.late.move(w.requests.all(), time.Now())
 		case gone := <-w.gone:
 			failingOver.Go(func() { w.failOver(ctx, gone) })
 		}
@@ -116,8 +156,7 @@ func (w *watch) run(ctx context.Context) {
 
 // sweep finds workers that stopped sending heartbeats and attempts that their worker no longer lists, and sizes the queues.
 func (w *watch) sweep(now time.Time) {
-	connected := w.bus.nc.IsConnected()
-	lost, slept := w.fleet.sweep(now, connected)
+	lost, deaf := w.fleet.sweep(now, w.bus.conn.Hears(now))
 	gateways := w.fleet.gateways(now)
 	queues := w.queues.all()
 	for _, q := range queues {
@@ -132,26 +171,42 @@ func (w *watch) sweep(now time.Time) {
 		waiting = make(map[string]int)
 	}
 	requests := w.requests.all()
+	var loads map[string]poolLoad
+	if w.rations.any() {
+		loads = make(map[string]poolLoad)
+	}
 	for _, r := range requests {
-		r.checkListed(now, slept || !connected)
-		if cold == nil {
+		r.checkListed(now, deaf)
+		if cold == nil && loads == nil {
 			continue
 		}
 		pool := r.target.Load().queue.pool
-		if _, ok := cold[pool]; !ok {
-			continue
-		}
-		if _, waits := r.waiting(); waits {
+		_, waits := r.waiting()
+		if _, ok := cold[pool]; ok && waits {
 			waiting[pool]++
 		}
+		if loads != nil {
+			l := loads[pool]
+			switch {
+			case !waits:
+				l.running++
+			case now.Sub(r.arrived) > sweepEvery: // not only on its way
+				l.waiting++
+			}
+			loads[pool] = l
+		}
 	}
-	if w.short.observe(waiting, cold, now) {
+	outdated := loads != nil && w.rations.observe(loads, gateways)
+	if w.short.observe(waiting, cold, now) || outdated {
 		w.publishReferences()
 	}
-	if !slept {
+	if !deaf {
 		w.late.move(requests, now)
 	}
 }
+
+// joinedBefore is how long a worker runs that has not just joined, though a gateway that starts sees it for the first time.
+const joinedBefore = 10 * time.Second
 
 // report logs and publishes what happened to workers, and has the requests of those that are gone failed over.
 func (w *watch) report(changes []change) {
@@ -160,7 +215,11 @@ func (w *watch) report(changes []change) {
 		e := subjects.Event{Kind: c.kind, Worker: h.Name}
 		switch c.kind {
 		case subjects.EventWorkerJoined:
+			w.reports.onJoined(h.Worker)
 			w.bus.log.Info("worker joined", "worker", h.Name, "engine", h.URL, "slots", h.Slots)
+			if w.fleet.listensSince(time.Now()) < 2*subjects.WorkerDeadline && !h.Started.IsZero() && time.Since(h.Started) > joinedBefore { // it was there: other gateways have said so
+				continue
+			}
 			e.Text = fmt.Sprintf("worker %s joined with %d slots on %s", h.Name, h.Slots, h.URL)
 		case subjects.EventWorkerState:
 			e.Text = fmt.Sprintf("worker %s: %s → %s", h.Name, c.was.State, h.State)
@@ -177,7 +236,19 @@ func (w *watch) report(changes []change) {
 			if e.Text = fmt.Sprintf("worker %s gets few requests for %s: %s", h.Name, c.pool, c.why); c.why == "" {
 				e.Text = fmt.Sprintf("worker %s: the engine is no longer suspect for %s", h.Name, c.pool)
 			}
+		case subjects.EventWorkerNote:
+			e.Pool = c.pool
+			if e.Text = fmt.Sprintf("worker %s in pool %s: %s", h.Name, c.pool, c.why); c.why == "" {
+				e.Text = fmt.Sprintf("worker %s in pool %s: no longer %s", h.Name, c.pool, c.note)
+			}
+			w.bus.log.Info("worker differs from the others of its pool", "worker", h.Name, "pool", c.pool, "note", cmp.Or(c.why, "no longer "+c.note))
 		case subjects.EventWorkerFenced:
+			if h.Hangs() { // its requests need not wait for the next sweep
+				select {
+				case w.hangs <- struct{}{}:
+				default:
+				}
+			}
 			w.bus.log.Warn("worker fenced", "worker", h.Name, "reason", h.Reason)
 			e.Text = fmt.Sprintf("worker %s fenced: %s; %d in flight", h.Name, h.Reason, h.InFlight)
 		case subjects.EventWorkerUnfenced:
@@ -192,6 +263,8 @@ func (w *watch) report(changes []change) {
 			w.bus.log.Info("worker left", "worker", h.Name)
 			e.Text = "worker " + h.Name + " left"
 		case subjects.EventWorkerLost:
+			w.onEngineDied(h.Worker)
+			w.reports.onLost(*h, c.silent, time.Now())
 			w.forget(h, "worker "+h.Name+" stopped sending heartbeats")
 			w.bus.log.Warn("worker lost", "worker", h.Name, "silent", c.silent)
 			e.Text = fmt.Sprintf("worker %s stopped sending heartbeats; its requests move to other workers", h.Name)
@@ -200,11 +273,20 @@ func (w *watch) report(changes []change) {
 	}
 }
 
+func (w *watch) onEngineDied(worker string) {
+	now := time.Now()
+	for _, r := range w.requests.all() {
+		r.onEngineDied(worker, now)
+	}
+}
+
 // forget drops what is kept of a worker that is gone, and has run fail over its requests. Should there be too many such
 // workers at once, sweep finds their attempts later.
 func (w *watch) forget(h *subjects.Heartbeat, reason string) {
-	w.lanes.forget(h.Worker)
-	w.gpus.keep(w.fleet.heartbeats())
+	if id := subjects.StableID(h.Worker); !w.fleet.started(id) {
+		w.lanes.forget(id)
+	}
+	w.gpus.Keep(w.fleet.heartbeats())
 	select {
 	case w.gone <- goneWorker{h, reason}:
 	default:
@@ -268,7 +350,7 @@ func (w *watch) publishReferences() {
 	pools, cold := w.fleet.references(w.lanes.homes())
 	w.addWaits(pools, cold, time.Now())
 	for name, r := range pools {
-		if all := w.fleet.lengthsOf(name); len(all) > 1 {
+		if all := w.fleet.lengthsKnown(name, time.Now()); len(all) > 1 {
 			for _, n := range all[1:] {
 				if w.lanes.exists(name, subjects.LongLane(n)) {
 					r.Lengths = append(r.Lengths, n)
@@ -277,7 +359,10 @@ func (w *watch) publishReferences() {
 			pools[name] = r
 		}
 	}
+	now, perSecond := time.Now(), make(map[string]float64)
+	gateways := float64(w.fleet.gateways(now))
 	for _, q := range w.queues.all() {
+		perSecond[q.pool] += q.claimsPerSecond(now) * gateways
 		r, ok := pools[q.pool]
 		if n := q.heldCount(); ok && n > 0 {
 			if r.Held == nil {
@@ -287,7 +372,25 @@ func (w *watch) publishReferences() {
 			pools[q.pool] = r
 		}
 	}
-	w.bus.publish(subjects.GatewayRef(w.bus.id), subjects.Reference{Gateway: w.bus.id, Pools: pools})
+	for name, n := range w.silence.counts(time.Now()) {
+		if r, ok := pools[name]; ok {
+			r.Unclaimed = n
+			pools[name] = r
+		}
+	}
+	w.rations.apply(pools, w.fleet.free(), perSecond)
+	keep, joined := w.fleet.keepHomes()
+	w.homes.shorten(pools, keep, joined, now)
+	ref := subjects.Reference{
+		Gateway: w.bus.id, Pools: pools, Keys: true, Trouble: w.trouble(time.Now()), SilentBrokers: w.streams.brokers.silent(now),
+	}
+	w.reports.tell(ref)
+	w.bus.publish(subjects.GatewayRef(w.bus.id), ref)
+}
+
+// trouble is why requests, or those of some tiers, cannot be queued; empty if they can.
+func (w *watch) trouble(now time.Time) string {
+	return cmp.Or(w.streams.trouble(), w.publisher.trouble(now))
 }
 
 // addWaits adds for how long requests have waited whose model some worker would have to load: the worker weighs that

@@ -16,9 +16,11 @@ import (
 // 0.3·(the window's mean), the target max(1.3·b, min(stretch·b, objective)) and r = target/e:
 //
 //	overloaded: refusals; more preemptions; more than 2·engineQueue wait during
-//	            the whole window; p90 of TTFT above its objective   L = 0.85 · min(L, in flight), hold 5 s
+//	            the whole window, and slots are not configured or it
+//	            does not read prompts all the time; p90 of TTFT
+//	            above its objective                                 L = 0.85 · min(L, in flight), hold 5 s
 //	r < 0.9                                                         L = L · max(0.5, r)^0.3, hold 3 s
-//	r > 1.1, no hold, in flight ≥ 0.8·⌊L⌋, fewer than engineQueue
+//	r > 1.1, no hold, in flight ≥ 0.8·(⌊L⌋ − reserve), fewer than engineQueue
 //	wait during the whole window, no GPU sample stale               L = max(L + 1, L · min(1.5, r)^0.3)
 //	  the same, and L has never shrunk nor come near r = 1          L = max(L + 1, L · min(2, r)), with the window's mean for e if that is more
 //
@@ -30,6 +32,13 @@ import (
 // the queue stays as long until some of them end. See Scraped for what counts as waiting. The inter-token time of
 // answers that are not streamed is unknown: while only such answers end, overload shrinks the limit and every second
 // without overload adds one.
+//
+// # Beside a reserve
+//
+// Where the tiers below leave part of the capacity free for those above (Signals.Reserved), they keep the engine busy if they
+// fill what is left to them. Without that rule a limit of 8 of which 2 were in reserve stayed at 8 whatever the engine runs.
+// Since r is then the pace of fewer requests than L, it is at most L'/L, where L' of them would have the target as their
+// pace, on the line through the pace of those in flight and b.
 //
 // # Without engine metrics
 //
@@ -184,6 +193,8 @@ type LimitWindow struct {
 	maxInFlight int   // most requests in flight
 	minWaiting  Maybe // lowest number of waiting requests that any scrape found
 
+	scrapes, reading int // how many there were, and how many of these found the engine reading a prompt
+
 	prefilling, minPrefilling int
 }
 
@@ -234,7 +245,15 @@ func (w *LimitWindow) Scraped(s Scrape) {
 	if n, known := queue.Value(); known && (!w.minWaiting.known || n < w.minWaiting.value) {
 		w.minWaiting = queue
 	}
+	w.scrapes++
+	if s.reads() {
+		w.reading++
+	}
 }
+
+// reads reports whether every scrape of the window found the engine reading a prompt, so that others wait for that: with fewer
+// requests at once they would wait as long.
+func (w *LimitWindow) reads() bool { return w.scrapes > 0 && w.reading == w.scrapes }
 
 // Prefilling records how many streamed requests are in flight without a first token, whenever that
 // changes. It stands in for the waiting requests of an engine without metrics.
@@ -286,13 +305,16 @@ func (l *AdaptiveLimit) Update(w *LimitWindow, s Signals, now time.Time) Change 
 	}
 	was := l.value
 	change, runs := l.overloaded(w, s)
-	may := !now.Before(l.holdUntil) && float64(w.maxInFlight) >= busyPart*math.Floor(l.value) &&
+	may := !now.Before(l.holdUntil) && float64(w.maxInFlight) >= busyPart*max(math.Floor(l.value)-float64(s.Reserved), 1) &&
 		w.waits() < float64(engineQueue(l.value)) && s.GPUFreshness() != Stale
 	r := math.Inf(1)
 	if target := l.Target(); target > 0 {
 		r = target.Seconds() / l.pace
 		if now.Before(l.acceptedUntil) {
 			r = max(r, min(l.acceptedPace/l.pace, 1))
+		}
+		if s.Reserved > 0 && r > 1 {
+			r = max(1, min(r, l.meets(target, w.maxInFlight)/l.value))
 		}
 	}
 	switch {
@@ -314,7 +336,7 @@ func (l *AdaptiveLimit) Update(w *LimitWindow, s Signals, now time.Time) Change 
 	case streamed && r > 1+deadBand && may:
 		l.value = max(l.value+1, l.value*l.growth(r, w))
 		change = Grew
-	case l.profile.Stretch <= 0 && l.profile.ITL <= 0 && !now.Before(l.holdUntil): // configured slots are reduced only while there is overload
+	case l.asConfigured() && !now.Before(l.holdUntil): // configured slots are reduced only while there is overload
 		l.value++
 		change = Grew
 	case w.gaps.n == 0 && w.ended > 0 && may:
@@ -344,6 +366,15 @@ func (l *AdaptiveLimit) growth(r float64, w *LimitWindow) float64 {
 		return math.Pow(min(maxRatio, r), exponent)
 	}
 	return min(maxFirstRatio, r*min(1, l.pace/l.last))
+}
+
+// meets extrapolates how many requests would have the target as their pace, from the pace of n and that of one alone.
+func (l *AdaptiveLimit) meets(target time.Duration, n int) float64 {
+	pace := max(l.pace, l.last)
+	if n <= 1 || pace <= l.base {
+		return math.Inf(1)
+	}
+	return 1 + float64(n-1)*(target.Seconds()-l.base)/(pace-l.base)
 }
 
 // shrinkingDidNotHelp reports that the limit has been halved and the pace has hardly improved.
@@ -380,6 +411,9 @@ func (l *AdaptiveLimit) measure(w *LimitWindow, s Signals, now time.Time) {
 	}
 }
 
+// asConfigured reports that the limit aims at the configured slots and not at a pace.
+func (l *AdaptiveLimit) asConfigured() bool { return l.profile.Stretch <= 0 && l.profile.ITL <= 0 }
+
 // overloaded reports whether and how the engine is overloaded, and how many requests it runs all the same.
 func (l *AdaptiveLimit) overloaded(w *LimitWindow, s Signals) (how Change, runs float64) {
 	fresh := s.Scrape.Freshness() == Fresh
@@ -393,7 +427,7 @@ func (l *AdaptiveLimit) overloaded(w *LimitWindow, s Signals) (how Change, runs 
 		return ShrankRefuse, 0
 	case preempted:
 		return ShrankKV, 0
-	case w.waits() > float64(2*engineQueue(l.value)):
+	case w.waits() > float64(2*engineQueue(l.value)) && !(l.asConfigured() && w.reads()):
 		return ShrankQueue, float64(s.InFlight) - w.waits()
 	case w.firsts.n >= minFirstTokens && l.firstTokensLate(w.firsts.quantile(0.9), w):
 		return ShrankFirst, 0

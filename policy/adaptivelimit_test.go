@@ -128,6 +128,45 @@ func TestTheFirstGrowthIsQuickAndDoesNotOvershoot(t *testing.T) {
 	}
 }
 
+// The tiers below fill what a reserve leaves them. That the limit is in use shows in that, and what it can be in their pace.
+func TestLimitGrowsBesideAReserve(t *testing.T) {
+	pace := func(base, per time.Duration) func(int) time.Duration {
+		return func(n int) time.Duration { return base + time.Duration(n)*per }
+	}
+	for _, c := range []struct {
+		percent    int // of the limit in reserve
+		pace       func(int) time.Duration
+		used       float64 // part of what the reserve leaves
+		least, max float64
+	}{
+		{0, pace(10*ms, ms/5), 1, 90, 130},
+		{25, pace(10*ms, ms/5), 1, 90, 130},
+		{50, pace(10*ms, ms/5), 1, 90, 130},
+		{80, pace(10*ms, ms/5), 1, 90, 130},
+		{0, pace(10*ms, 2*ms), 1, 11, 16},
+		{25, pace(10*ms, 2*ms), 1, 11, 16},
+		{50, pace(10*ms, 2*ms), 1, 11, 16},
+		{25, pace(10*ms, ms/5), 0.5, 8, 8}, // there is no demand
+		{50, pace(10*ms, ms/5), 0.5, 8, 8},
+	} {
+		x := try(policy.Balanced, 1)
+		x.s.Slots = 0
+		x.s.Scrape.Waiting = policy.Known(0)
+		for alone := range 10 { // so that the pace of one alone is known
+			x.second(min(alone, 1), c.pace(1))
+		}
+		for range 120 {
+			left := max(x.full()-x.full()*c.percent/100, 1)
+			x.s.Reserved = x.full() - left
+			n := max(int(c.used*float64(left)), 1)
+			x.second(n, c.pace(n))
+		}
+		if got := x.Value(); got < c.least || got > c.max {
+			t.Errorf("%d %% in reserve, %.0f %% of the rest in use, alone %v: %.1f, want %v to %v", c.percent, 100*c.used, c.pace(1), got, c.least, c.max)
+		}
+	}
+}
+
 func TestLimitShrinksWhenRequestsAreSlow(t *testing.T) {
 	x := try(policy.Balanced, 4)
 	x.second(32, 10*ms)
@@ -517,4 +556,25 @@ func ExampleAdaptiveLimit() {
 	// 1 s: 16.0, grew
 	// 2 s: 32.0, grew
 	// 3 s: 26.5, shrank: tokens come too slowly
+}
+
+// Configured slots stay while the engine always reads prompts: with fewer, the others would wait as long. They are reduced
+// if it waits for something else in between.
+func TestPromptsThatWaitLeaveConfiguredSlots(t *testing.T) {
+	for what, c := range map[string]struct {
+		second func(x *tried)
+		want   policy.Change
+	}{
+		"it reads all the time":   {func(x *tried) { x.prefilling(12, 1); x.prefilling(14, 1) }, policy.Grew},
+		"it reads now and then":   {func(x *tried) { x.prefilling(12, 1); x.scraped(12, 7) }, policy.ShrankQueue},
+		"it does not read at all": {func(x *tried) { x.scraped(12, 7); x.scraped(12, 7) }, policy.ShrankQueue},
+	} {
+		x := try(policy.GivenSlots, 2)
+		x.scraped(0, 7)
+		x.second(x.full(), 20*ms)
+		c.second(x)
+		if got := x.idle(30); got != c.want {
+			t.Errorf("%s: %q, want %q", what, got, c.want)
+		}
+	}
 }

@@ -30,9 +30,12 @@ var Bounds = []Bound{
 
 // Capacity is how many requests a worker may have.
 type Capacity struct {
-	Total int   // requests in flight at once
-	More  int   // requests that may start now, beside those in flight and the open bids
-	Bound Bound // what limits Total
+	Total int // requests in flight at once
+	More  int // requests that may start now, beside those in flight and the open bids
+	// Behind is how many may start now behind prompts that wait in the engine while it reads others: More without the bound
+	// of its queue. It is for follow-ups of what this engine has cached: see [MayWaitAtHome].
+	Behind int
+	Bound  Bound // what limits Total
 	// Why explains a fence or a strain in words. Otherwise it is empty.
 	Why string
 	// Headroom is the free part, 0 to 1, of the scarcest resource.
@@ -91,6 +94,13 @@ const (
 	// Headroom. It takes effect before coolMargin, below which the GPU counts as warm.
 	easyMargin = 10
 )
+
+// reads reports whether the engine was reading a prompt. Others that wait then may do so for that and not for a slot: an engine
+// that lacks slots reads now and then, when it has got a place for one.
+func (s Scrape) reads() bool {
+	waiting, known := s.Waiting.Value()
+	return known && float64(s.Prefilling)-waiting >= 1
+}
 
 // EngineQueue is how many requests may wait inside the engine under an adaptive limit: 5 %, from 1 to 4. A few keep the
 // engine busy while one is prefilled; the rest should wait in Pulley's queue, where another worker can take them.
@@ -167,6 +177,10 @@ func (s Signals) Capacity() Capacity {
 		c.Total = max(c.Total, 1)
 	}
 	c.More = s.more(c)
+	c.Behind = c.More
+	if least.Bound == BoundQueue && s.Scrape.reads() {
+		c.Behind = s.behind(terms[:], c)
+	}
 	c.Ease = s.ease()
 	c.Headroom = c.Factor * min(s.free(terms[:]), c.Ease)
 	return c
@@ -340,6 +354,18 @@ func (s *Signals) more(c Capacity) int {
 		top = max(top, min(c.Total, 1))
 	}
 	return max(top-max(s.InFlight, 0)-max(s.Bids, 0), 0)
+}
+
+// behind is what more would be if no request waited in the engine.
+func (s *Signals) behind(terms []Term, c Capacity) int {
+	most := math.Inf(1)
+	for _, t := range terms {
+		if t.Bound != BoundQueue {
+			most = min(most, t.Max)
+		}
+	}
+	c.Total = floorInt(c.Factor * most)
+	return s.more(c)
 }
 
 // certain is how many requests the KV cache has room for even if they are large.

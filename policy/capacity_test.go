@@ -403,3 +403,35 @@ func BenchmarkCredit(b *testing.B) {
 		}
 	}
 }
+
+// A follow-up may join prompts that wait for others which the engine reads, and nothing else that waits.
+func TestBehindPromptsThatWait(t *testing.T) {
+	for what, c := range map[string]struct {
+		change       func(s *policy.Signals)
+		more, behind int
+	}{
+		"nothing waits": {func(s *policy.Signals) {}, 20, 20},
+		"prompts wait for another": {func(s *policy.Signals) {
+			s.Scrape.Waiting, s.Scrape.Prefilling = policy.Known(4), 5
+		}, 0, 20},
+		"no slot is left beside them": {func(s *policy.Signals) {
+			s.Scrape.Waiting, s.Scrape.Prefilling, s.Slots = policy.Known(4), 5, 10
+		}, 0, 0},
+		"the KV cache has room for three": {func(s *policy.Signals) {
+			s.Scrape.Waiting, s.Scrape.Prefilling, s.Scrape.KVUsed = policy.Known(4), 5, policy.Known(0.83)
+		}, 0, 3},
+		"they wait for a slot: no prompt is being read": {func(s *policy.Signals) {
+			s.Scrape.Waiting, s.Scrape.Prefilling = policy.Known(4), 4
+		}, 0, 0},
+		"they are of other clients": {func(s *policy.Signals) { s.Scrape.Waiting = policy.Known(4) }, 0, 0},
+		"a fence": {func(s *policy.Signals) {
+			s.Scrape.Waiting, s.Scrape.Prefilling, s.Fence = policy.Known(4), 5, "lost"
+		}, 0, 0},
+	} {
+		s := healthy()
+		c.change(&s)
+		if got := s.Capacity(); got.More != c.more || got.Behind != c.behind {
+			t.Errorf("%s: %d more, %d behind, want %d and %d", what, got.More, got.Behind, c.more, c.behind)
+		}
+	}
+}

@@ -17,6 +17,7 @@ type Test struct {
 	quantile float64 // of the metric; 0 for the error rate
 	bound    float64 // a rate, seconds, or a multiple of the stable side's value
 	relative bool    // bound is a multiple of the stable side's value
+	more     float64 // what is added to it, as a rate or in seconds
 	text     string  // the bound as it was written
 }
 
@@ -26,7 +27,8 @@ var quantiles = map[string]float64{"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 // ParseCondition parses a condition of the form METRIC>NUMBER and a unit. Metrics are error_rate, and p50_, p95_ and
 // p99_ of ttft and e2e. With the unit x the bound is a multiple of the stable side's value; with % (for a rate), ms or
-// s (for a time) it is absolute. Times are as exact as Side.Quantile is.
+// s (for a time) it is absolute. A multiple may have an absolute part, as in "p95_ttft>1.5x+50ms": where the stable side's
+// value is small, chance alone exceeds a multiple of it. Times are as exact as Side.Quantile is.
 func ParseCondition(s string) (Test, error) {
 	bad := func(format string, args ...any) (Test, error) {
 		return Test{}, fmt.Errorf("%q: %s, such as error_rate>1%% or p95_ttft>1.5x", s, fmt.Sprintf(format, args...))
@@ -43,6 +45,7 @@ func ParseCondition(s string) (Test, error) {
 			return bad("the metric must be error_rate, or p50, p95 or p99 of ttft or e2e")
 		}
 	}
+	value, more, hasMore := strings.Cut(value, "+")
 	value = strings.TrimSpace(value)
 	end := strings.IndexFunc(value, func(r rune) bool { return (r < '0' || r > '9') && r != '.' })
 	if end < 0 {
@@ -60,6 +63,17 @@ func ParseCondition(s string) (Test, error) {
 		if n <= 0 || n > 1000 {
 			return bad("the factor must be above 0 and at most 1000")
 		}
+		if !hasMore {
+			return t, nil
+		}
+		part, err := ParseCondition(t.name + ">" + more)
+		if err != nil || part.relative || strings.Contains(more, "+") {
+			return bad("what follows the + must be absolute, with a unit")
+		}
+		t.more = part.bound
+		return t, nil
+	case hasMore:
+		return bad("only a multiple, with x, may have a part after a +")
 	case t.quantile == 0 && unit == "%":
 		t.bound = n / 100
 		if n >= 100 {
@@ -93,7 +107,12 @@ func (t Test) Fails(canary, stable Side) (fails bool, why string) {
 	bound, limit := t.bound, t.text
 	if t.relative {
 		base, text := t.value(stable, 1)
-		bound, limit = t.bound*base, t.text+" "+text
+		bound, limit = t.bound*base+t.more, t.text+" "+text
+		if t.more > 0 && t.quantile > 0 {
+			limit += fmt.Sprintf(" + %d ms", int64(t.more*1000+0.5))
+		} else if t.more > 0 {
+			limit += fmt.Sprintf(" + %g %%", 100*t.more)
+		}
 	}
 	if value > bound*(1+1e-9) { // the tolerance keeps 1.1 · 0.1 from exceeding 0.11
 		return true, t.name + " " + is + " > " + limit

@@ -49,7 +49,8 @@
 //
 // A follow-up goes to the home lane of the worker that has the start of the conversation cached. That worker bids on it
 // at its price; the others bid [HomePenalty] rungs higher. So a conversation stays with its worker until that worker is
-// 2.2 times as expensive as another, full, or gone. A first request is taken by price. With stick_for, for engines that
+// 2.2 times as expensive as another, full, or gone. It is not full because prompts wait in its engine: follow-ups may
+// wait there too ([MayWaitAtHome]). A first request is taken by price. With stick_for, for engines that
 // keep a session's state, the other workers do not bid at all until that time has passed.
 //
 // # Swaps
@@ -92,6 +93,11 @@
 // A [Key] limits requests per minute, tokens per minute and concurrent requests ([KeyLimits]). The limits hold across
 // all gateways: n of them together admit at most n-1 requests too many. Tokens are counted as the engine reports them,
 // so requests in flight may exceed the limit. The excess is deducted from what follows.
+//
+// # Bodies
+//
+// The body of a request must come at a minimal rate, and within a time that grows with what has come ([BodyPace]). A client
+// whose keys are wrong too often is told when it may try again ([Allowance]).
 //
 // # Admission and retries
 //

@@ -425,3 +425,84 @@ func BenchmarkLimits(b *testing.B) {
 		})
 	}
 }
+
+// Two gateways with a claim each for what is left. Each has heard of the other's claim; the first of them gets it.
+func TestClaims(t *testing.T) {
+	for about, c := range map[string]struct {
+		key    policy.Key
+		used   policy.Used // by a third gateway
+		unsure bool        // whether Begin says so, of a gateway that has just used some itself
+		room   [2]bool     // whether there is room for the claims of the first and the second
+	}{
+		"one place left, of concurrency":  {policy.Key{Concurrency: 3}, policy.Used{}, true, [2]bool{true, false}},
+		"no place left, of concurrency":   {policy.Key{Concurrency: 3}, policy.Used{Running: 1}, true, [2]bool{false, false}},
+		"two places left, of concurrency": {policy.Key{Concurrency: 4}, policy.Used{}, true, [2]bool{true, true}},
+		"one request left":                {policy.Key{RPM: 3}, policy.Used{}, true, [2]bool{true, false}},
+		"no request left":                 {policy.Key{RPM: 3}, policy.Used{Requests: 1}, false, [2]bool{false, false}},
+		"two requests left":               {policy.Key{RPM: 4}, policy.Used{}, true, [2]bool{true, true}},
+		"one token left":                  {policy.Key{TPM: 21}, policy.Used{}, true, [2]bool{true, false}},
+		"no token left":                   {policy.Key{TPM: 21}, policy.Used{Tokens: 1}, false, [2]bool{false, false}},
+		"many tokens left":                {policy.Key{TPM: 31}, policy.Used{}, true, [2]bool{true, true}},
+		"one left of two limits":          {policy.Key{RPM: 3, TPM: 1000}, policy.Used{}, true, [2]bool{true, false}},
+		"nothing left of one of two":      {policy.Key{RPM: 3, Concurrency: 2}, policy.Used{Requests: 1}, false, [2]bool{false, false}},
+	} {
+		k := &c.key
+		var first, second policy.KeyLimits
+		for _, l := range []*policy.KeyLimits{&first, &second} {
+			if _, ok := l.Begin(k, 10, 1, noon); !ok {
+				t.Fatalf("%s: the first request is refused", about)
+			}
+			l.AddRemote(k, c.used, noon)
+		}
+		first.AddRemote(k, policy.Used{Requests: 1, Tokens: 10, Running: 1}, noon) // what the second has used
+		second.AddRemote(k, policy.Used{Requests: 1, Tokens: 10, Running: 1}, noon)
+		for i, l := range []*policy.KeyLimits{&first, &second} {
+			over, ok := l.Begin(k, 10, 10, noon)
+			if ok || over.Unsure != c.unsure {
+				t.Errorf("%s: gateway %d: %t, %+v", about, i, ok, over)
+			}
+			l.Claim(10)
+		}
+		claims := policy.Claims{Requests: 1, Tokens: 10}
+		if own := first.Own(); own.Claims != claims {
+			t.Errorf("%s: claims %+v", about, own.Claims)
+		}
+		first.AddRemote(k, policy.Used{Claims: claims}, noon)
+		second.AddRemote(k, policy.Used{Claims: claims, First: claims}, noon)
+		if ok := second.Decide(k, 10, noon); ok != c.room[1] {
+			t.Errorf("%s: the second: %t", about, ok)
+		} else if ok {
+			first.AddRemote(k, policy.Used{Requests: 1, Tokens: 10, Running: 1, Claims: policy.Claims{Requests: -1, Tokens: -10}}, noon)
+		}
+		if ok := first.Decide(k, 10, noon); ok != c.room[0] {
+			t.Errorf("%s: the first: %t", about, ok)
+		} else if !ok {
+			first.Drop(10)
+		}
+		if own := first.Own(); own.Claims != (policy.Claims{}) || own.Requests != int64(1+b2i(c.room[0]))*int64(min(k.RPM, 1)) && k.RPM > 0 {
+			t.Errorf("%s: at the end %+v", about, own)
+		}
+	}
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// A request of another gateway that is a claim has its place until that is decided.
+func TestClaimsOfOthersCount(t *testing.T) {
+	k := &policy.Key{RPM: 2, Concurrency: 2}
+	var l policy.KeyLimits
+	claims := policy.Claims{Requests: 2, Tokens: 9}
+	l.AddRemote(k, policy.Used{Claims: claims}, noon)
+	if e, ok := l.Begin(k, 1, 2, noon); ok || !e.Unsure {
+		t.Errorf("%+v, %t", e, ok)
+	}
+	l.AddRemote(k, policy.Used{Claims: policy.Claims{Requests: -2, Tokens: -9}}, noon)
+	if e, ok := l.Begin(k, 1, 2, noon); !ok {
+		t.Errorf("%+v", e)
+	}
+}

@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -17,23 +18,30 @@ func TestWhatShowsHowManyRunAtOnce(t *testing.T) {
 	with := func(s policy.Scrape, change func(*policy.Scrape)) policy.Scrape { change(&s); return s }
 	reading := func(s *policy.Scrape) { s.Prefilling += 1 }
 	full := func(s *policy.Scrape) { s.KVUsed = policy.Known(0.8) }
+	large := func(s *policy.Scrape) { s.KVUsed, s.Request = policy.Known(0.6), 0.1 }
+	small := func(s *policy.Scrape) { s.KVUsed, s.Request = policy.Known(0.6), 0.01 }
+	preempted := func(s *policy.Scrape) { s.Preempted = policy.Known(1) }
 	for name, c := range map[string]struct {
 		scrapes []policy.Scrape // one every half second
 		found   int
 		reach   int // if nothing is found
 	}{
-		"nothing":                         {nil, 0, 4},
-		"all run":                         {[]policy.Scrape{busy(4, 0), busy(5, 0), busy(7, 0)}, 0, 9},
-		"others wait":                     {[]policy.Scrape{busy(4, 0), busy(8, 2), busy(8, 1)}, 8, 0},
-		"others wait once":                {[]policy.Scrape{busy(8, 2)}, 0, 10},
-		"they run then":                   {[]policy.Scrape{busy(8, 2), busy(10, 0)}, 0, 13},
-		"of two transients at one number": {[]policy.Scrape{busy(8, 1), busy(7, 0), busy(7, 0), busy(8, 1), busy(6, 0)}, 0, 10},
-		"it has run more":                 {[]policy.Scrape{busy(12, 0), busy(8, 2), busy(8, 2), busy(8, 2)}, 0, 15},
-		"it runs fewer now":               {append([]policy.Scrape{busy(12, 0)}, repeat(busy(8, 2), 10)...), 8, 0},
-		"prompts are being read":          {repeat(with(busy(8, 2), reading), 20), 0, 10},
-		"the KV cache is full":            {repeat(with(busy(8, 2), full), 20), 0, 10},
-		"it runs more after all":          {[]policy.Scrape{busy(8, 2), busy(8, 2), busy(9, 0)}, 0, 12},
-		"only what waits is known":        {repeat(with(busy(8, 2), func(s *policy.Scrape) { s.Running = policy.Maybe{} }), 2), 8, 0},
+		"nothing":                              {nil, 0, 4},
+		"all run":                              {[]policy.Scrape{busy(4, 0), busy(5, 0), busy(7, 0)}, 0, 9},
+		"others wait":                          {[]policy.Scrape{busy(4, 0), busy(8, 2), busy(8, 1)}, 8, 0},
+		"others wait once":                     {[]policy.Scrape{busy(8, 2)}, 0, 10},
+		"they run then":                        {[]policy.Scrape{busy(8, 2), busy(10, 0)}, 0, 13},
+		"of two transients at one number":      {[]policy.Scrape{busy(8, 1), busy(7, 0), busy(7, 0), busy(8, 1), busy(6, 0)}, 0, 10},
+		"it has run more":                      {[]policy.Scrape{busy(12, 0), busy(8, 2), busy(8, 2), busy(8, 2)}, 0, 15},
+		"it runs fewer now":                    {append([]policy.Scrape{busy(12, 0)}, repeat(busy(8, 2), 10)...), 8, 0},
+		"prompts are being read":               {repeat(with(busy(8, 2), reading), 20), 0, 10},
+		"the KV cache is full":                 {repeat(with(busy(8, 2), full), 20), 0, 10},
+		"there may be no room for a large one": {repeat(with(busy(8, 2), large), 20), 0, 10},
+		"there is room":                        {repeat(with(busy(8, 2), small), 2), 8, 0},
+		"what was preempted waits":             {repeat(with(busy(8, 2), preempted), 20), 0, 10},
+		"it was preempted before":              {append(repeat(with(busy(8, 2), preempted), 20), with(busy(8, 0), preempted), with(busy(8, 2), preempted), with(busy(8, 2), preempted)), 8, 0},
+		"it runs more after all":               {[]policy.Scrape{busy(8, 2), busy(8, 2), busy(9, 0)}, 0, 12},
+		"only what waits is known":             {repeat(with(busy(8, 2), func(s *policy.Scrape) { s.Running = policy.Maybe{} }), 2), 8, 0},
 	} {
 		var p policy.Parallel
 		now := noon
@@ -112,6 +120,61 @@ func TestOneMoreIsTried(t *testing.T) {
 	}
 }
 
+// Beside a reserve, a confirmed number is tried after 10 min, and one that is not soon: then the tiers below may fill the reserve.
+func TestOneMoreIsTriedBesideAReserve(t *testing.T) {
+	var p policy.Parallel
+	now := noon
+	look := func(after time.Duration, running, waiting int) {
+		now = now.Add(after)
+		p.Reserve(2, now)
+		p.Scraped(busy(running, waiting), now)
+	}
+	want := func(what string, bound int, whole bool) {
+		t.Helper()
+		if p.Bound() != bound || p.Whole() != whole {
+			t.Errorf("%s: %d, the reserve can be filled %v; want %d, %v", what, p.Bound(), p.Whole(), bound, whole)
+		}
+	}
+	look(0, 8, 1)
+	look(time.Second, 8, 1)
+	want("found", 8, false)
+	look(time.Minute, 8, 0)
+	look(time.Minute, 6, 0)
+	want("after two minutes", 8, false)
+	look(9*time.Minute, 5, 0)
+	want("after ten, with a free slot", 8, false)
+	look(time.Second, 6, 0)
+	want("after ten", 9, true)
+	look(9*time.Second, 7, 0)
+	want("while it is tried", 9, true)
+	look(2*time.Second, 7, 0)
+	want("tried without a result", 8, false)
+	look(9*time.Minute, 6, 0)
+	want("before it is time again", 8, false)
+	p.Restart(now)
+	look(3*time.Second, 6, 0)
+	want("after a restart", 9, true)
+	look(time.Second, 8, 1)
+	look(time.Second, 8, 1)
+	want("confirmed", 8, false)
+	p.Restart(now)
+	look(3*time.Second, 6, 0)
+	look(time.Second, 9, 0)
+	want("it runs more now", 0, false)
+	for range 2 {
+		look(time.Second, 12, 1)
+	}
+	want("found again", 12, false)
+
+	p = policy.Parallel{}
+	p.Reserve(2, now)
+	p.Recall(8, now)
+	look(3*time.Second, 6, 0)
+	want("after a start of the worker", 9, true)
+	p.Reserve(0, now)
+	want("the reserve is gone", 9, false)
+}
+
 // queueing plays an engine without metrics that runs n streams at once, for a worker that gives it as many as it should, and
 // returns how many first tokens it took until that was right.
 func queueing(p *policy.Parallel, n, start int) (took, given int) {
@@ -158,10 +221,52 @@ func TestStreamsShowHowManyRunAtOnce(t *testing.T) {
 	if p.Found() != 0 || p.Reach(1) != 4 {
 		t.Errorf("found %d, goes as far as %d; want 4", p.Found(), p.Reach(1))
 	}
+	// It has fewer requests than it runs, and reads a prompt now and then.
+	p = policy.Parallel{}
+	p.Recall(24, noon)
+	p.FirstToken(24, 0, true, noon)
+	for i := range 500 {
+		p.FirstToken(17+i%2, 1-i%2, true, noon.Add(time.Duration(i)*time.Second))
+	}
+	if p.Found() != 24 {
+		t.Errorf("found %d with 18 requests, want 24 still", p.Found())
+	}
+	p = policy.Parallel{}
+	for i := range 50 {
+		p.FirstToken(1+i%3, 4, false, noon.Add(time.Duration(i)*time.Second))
+	}
 	for range 4 {
-		p.Answered(5, noon)
+		p.Answered(5, 5, noon)
 	}
 	if p.Reach(1) != 8 {
 		t.Errorf("goes as far as %d after an answer that has overtaken 5, want 8", p.Reach(1))
+	}
+}
+
+// Of answers that are not streamed only their order shows how many run at once: of those of unlike lengths, from 4 on.
+func TestOrderShowsHowManyRunAtOnce(t *testing.T) {
+	for n := 1; n <= 48; n++ {
+		for seed := range uint64(5) {
+			r := rand.New(rand.NewPCG(seed, uint64(n)))
+			var p, alike policy.Parallel
+			requests, took, most := 0, 0, 0
+			for ; took < 2000 && p.Found() == 0; took++ {
+				requests = max(p.Reach(2), 2)
+				most = max(most, requests)
+				p.Answered(r.IntN(min(n, requests)), requests-1, noon)
+			}
+			switch {
+			case n < 4 && (p.Found() != 0 || most > n+1):
+				t.Errorf("%d at once: found %d, with up to %d requests", n, p.Found(), most)
+			case n >= 4 && (p.Found() < n-1-n/16 || p.Found() > n || took > 150+30*n || most > n+max(n/4, 1)+1):
+				t.Errorf("%d at once: found %d after %d answers, with up to %d requests", n, p.Found(), took, most)
+			}
+			for range 1000 { // all are of one length, or nearly
+				alike.Answered(r.IntN(100)/95*min(n-1, 1), alike.Reach(8)-1, noon)
+			}
+			if alike.Found() != 0 {
+				t.Errorf("%d at once, answers of one length: found %d", n, alike.Found())
+			}
+		}
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"reflect"
+	"slices"
 	"strings"
 	"time"
 )
@@ -92,6 +94,9 @@ const (
 	AffinityOff     Affinity = "off"
 )
 
+// SpillPenalty is the usual penalty of a Spill. A bid on another worker's home lane has a penalty of 3.
+const SpillPenalty = 2
+
 // Spill names another pool whose workers help.
 type Spill struct {
 	Pool    string `json:"pool" yaml:"pool"`       // whose workers help
@@ -151,6 +156,43 @@ func (p *Policy) Clone() *Policy {
 		panic(err)
 	}
 	return c
+}
+
+// Settings returns a copy without what Pulley itself has written: the progress of shifts, and the pools without weight that
+// shifts leave behind. A route with a running shift is as it was before.
+func (p *Policy) Settings() *Policy {
+	c := p.Clone()
+	for model, r := range c.Routes {
+		c.Routes[model] = r.settings()
+	}
+	return c
+}
+
+func (r Route) settings() Route {
+	if s := r.Shift; s != nil && s.State == ShiftRunning && len(s.Before) > 0 {
+		r.To = s.Before
+	}
+	if weighted := slices.DeleteFunc(slices.Clone(r.To), func(t Target) bool { return t.Weight == 0 }); len(weighted) > 0 {
+		r.To = weighted
+	}
+	r.Shift = nil
+	return r
+}
+
+// Adopt leaves the routes as they are in now whose settings p does not change, so that a shift goes on. A route of p that has
+// a shift is left as it is in p.
+func (p *Policy) Adopt(now *Policy) {
+	current := now.Clone().Routes
+	for model, r := range p.Routes {
+		if is, ok := current[model]; ok && r.Shift == nil && reflect.DeepEqual(r.clone().settings(), is.settings()) {
+			p.Routes[model] = is
+		}
+	}
+}
+
+// clone returns a deep copy, in which an empty list is as in any other that was stored.
+func (r Route) clone() Route {
+	return (&Policy{Routes: map[string]Route{"": r}}).Clone().Routes[""]
 }
 
 // Tier finds a tier by name.

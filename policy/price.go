@@ -75,7 +75,12 @@ func (c *Curve) Price(mean Mean, n int, behind float64) (float64, bool) {
 	return p, p > 0
 }
 
-// Rung is the price's step above the pool's reference, which is the lowest no-load price among its live workers.
+// Reference is the price that the rungs of a pool are relative to: the lowest of its workers without load (idle), but at
+// most five rungs below the lowest of them as they are (now). The first is extrapolated where no worker has been idle, and
+// may be far too low; then all bids would be on the last rung, and those of slow workers no dearer than those of fast ones.
+func Reference(idle, now float64) float64 { return max(idle, now/rungs[Rungs/2]) }
+
+// Rung is the price's step above the pool's reference.
 func Rung(price, reference float64) int {
 	if price <= reference || reference <= 0 {
 		return 0
@@ -170,6 +175,29 @@ func AddPenalty(rung, by int) int { return min(rung+by, Rungs-1) }
 // leaves the worker that has its start cached when that worker is so much more expensive than another: a factor of 2.2.
 const HomePenalty = 3
 
+// HomeRung is the rung of a worker's bid on its own home lane: below that of others who would have to raise theirs beyond the
+// last one.
+func HomeRung(rung int) int { return min(rung, Rungs-2) }
+
+const (
+	// homeWait is how long the prompts may take that wait in an engine when a follow-up of what it has cached joins them.
+	homeWait = 30 * time.Second
+
+	// mostAtHome is how many follow-ups in a row may do so while other requests wait for the same worker.
+	mostAtHome = 8
+)
+
+// MayWaitAtHome reports whether a worker takes a follow-up of what its engine has cached though so much work waits there that
+// it takes no other request. work is how many seconds the engine needs for the prompts that wait; before is how many
+// follow-ups it has taken so since it began another request, and others says whether requests wait that are no such follow-ups.
+//
+// Other workers take the follow-up only if the price of this one, which has that work in it, is [HomePenalty] rungs above
+// theirs. If the worker did not bid at all, any that has a free slot would take it, however dear. Above the capacity that
+// engines have without their caches that is work done before, so that more and more requests wait: see docs/balance.md.
+func MayWaitAtHome(work float64, before int, others bool) bool {
+	return work < homeWait.Seconds() && (before < mostAtHome || !others)
+}
+
 const (
 	// With more than manyHomeLanes home lanes, a worker bids on its own and on othersInLargePool
 	// of the others: each parked bid costs the broker work.
@@ -212,16 +240,19 @@ const (
 )
 
 // Add adds a sample.
-func (r *Regression) Add(x, y float64, now time.Time) {
-	keep := sampleDecay
+func (r *Regression) Add(x, y float64, now time.Time) { r.AddOf(x, y, 1, now) }
+
+// AddOf adds a sample that counts as so many.
+func (r *Regression) AddOf(x, y, weight float64, now time.Time) {
+	keep := math.Pow(sampleDecay, weight)
 	if r.Faded(now) {
 		keep = fadedWeight / r.n
 	}
-	r.n = r.n*keep + 1
-	r.sx = r.sx*keep + x
-	r.sy = r.sy*keep + y
-	r.sxx = r.sxx*keep + x*x
-	r.sxy = r.sxy*keep + x*y
+	r.n = r.n*keep + weight
+	r.sx = r.sx*keep + weight*x
+	r.sy = r.sy*keep + weight*y
+	r.sxx = r.sxx*keep + weight*x*x
+	r.sxy = r.sxy*keep + weight*x*y
 	r.samples++
 	r.last = now
 }

@@ -35,6 +35,41 @@ func TestRung(t *testing.T) {
 	}
 }
 
+// Whatever the price without load is, the cheapest worker bids low enough that dearer ones can be told from it.
+func TestReferenceLeavesRungsAboveTheCheapest(t *testing.T) {
+	for _, c := range []struct{ idle, now, want float64 }{
+		{1, 1, 1}, {1, 2, 1}, {1, 3.7, 1}, // within five rungs, it is the price without load
+		{1, 10, 10 / math.Pow(1.3, 5)}, {0.001, 10, 10 / math.Pow(1.3, 5)}, {0, 10, 10 / math.Pow(1.3, 5)},
+		{1, 0, 1}, // nothing is known of now
+	} {
+		got := policy.Reference(c.idle, c.now)
+		if math.Abs(got-c.want) > 1e-6*c.want {
+			t.Errorf("Reference(%v, %v) = %v, want %v", c.idle, c.now, got, c.want)
+		}
+		if cheapest, twice := policy.Rung(c.now, got), policy.Rung(2*c.now, got); cheapest > policy.Rungs/2 || c.now > 0 && twice < cheapest+2 {
+			t.Errorf("Reference(%v, %v): the cheapest worker is on rung %d, one twice as dear on %d", c.idle, c.now, cheapest, twice)
+		}
+	}
+}
+
+func TestASampleCountsByItsWeight(t *testing.T) {
+	var r, alike policy.Regression
+	for i := range 50 {
+		at := noon.Add(time.Duration(i) * time.Second)
+		r.AddOf(float64(i%5), 2+float64(i%5), 4, at)
+		r.AddOf(float64(i%5), 100, 0.01, at)
+		alike.AddOf(float64(i%5), 2+float64(i%5), 1, at)
+	}
+	for _, x := range []float64{0, 2, 4} {
+		if got := r.Line().At(x); math.Abs(got-2-x) > 0.3 {
+			t.Errorf("at %v: %v, want %v: what counts little has moved it", x, got, 2+x)
+		}
+		if got := alike.Line().At(x); math.Abs(got-2-x) > 1e-9 {
+			t.Errorf("at %v: %v, want %v", x, got, 2+x)
+		}
+	}
+}
+
 func TestRungIsMonotoneAndScaleFree(t *testing.T) {
 	last := 0
 	for p := 0.1; p < 100; p *= 1.01 {
@@ -222,6 +257,34 @@ func TestAddPenalty(t *testing.T) {
 	for _, c := range []struct{ rung, by, want int }{{0, 2, 2}, {8, 2, 9}, {9, 9, 9}, {3, 0, 3}} {
 		if got := policy.AddPenalty(c.rung, c.by); got != c.want {
 			t.Errorf("AddPenalty(%d, %d) = %d, want %d", c.rung, c.by, got, c.want)
+		}
+	}
+}
+
+func TestMayWaitAtHome(t *testing.T) {
+	for what, c := range map[string]struct {
+		work   float64
+		before int
+		others bool
+		want   bool
+	}{
+		"little waits":  {3, 0, false, true},
+		"too much does": {31, 0, false, false},
+		"many follow-ups, and nothing else waits": {3, 100, false, true},
+		"a few, and others wait":                  {3, 7, true, true},
+		"many, and others wait":                   {3, 8, true, false},
+	} {
+		if got := policy.MayWaitAtHome(c.work, c.before, c.others); got != c.want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+}
+
+// However dear a worker is, its own home lane is dearer to the others that are as dear.
+func TestHomeRungIsBelowThatOfOthers(t *testing.T) {
+	for rung := range policy.Rungs {
+		if home, away := policy.HomeRung(rung), policy.AddPenalty(rung, policy.HomePenalty); home >= away || home > rung {
+			t.Errorf("rung %d: %d at home, %d elsewhere", rung, home, away)
 		}
 	}
 }

@@ -11,9 +11,11 @@ const MaxRetryAfter = 120 * time.Second
 
 // Queue is a gateway's view of one queue.
 type Queue struct {
-	Waiting int     // requests ahead of a new one
-	Max     int     // the largest number that may wait
-	Drain   float64 // requests per second that leave the queue; 0 if unknown
+	Waiting  int     // requests ahead of a new one
+	Free     int     // slots that some of these are about to take, so that they have not to wait
+	Max      int     // the largest number that may have to wait
+	Drain    float64 // requests per second that leave the queue; 0 if unknown
+	Measured bool    // requests wait whatever slots are free, and Drain is the rate at which they have left since: see Flow
 }
 
 // Wait is the expected wait of a new request; 0 if unknown.
@@ -21,8 +23,24 @@ func (q Queue) Wait() time.Duration {
 	if q.Drain <= 0 {
 		return 0
 	}
-	return time.Duration(min(float64(q.Waiting)/q.Drain, 1e6) * float64(time.Second))
+	n := q.behind()
+	if q.Measured {
+		n = q.Waiting
+	}
+	return time.Duration(min(float64(n)/q.Drain, 1e6) * float64(time.Second))
 }
+
+// Room is how long it takes until the queue accepts another request that may wait for limit; 0 if unknown.
+func (q Queue) Room(limit time.Duration) time.Duration {
+	if q.Drain <= 0 {
+		return 0
+	}
+	full := time.Duration(min(float64(q.Waiting-q.Free-q.Max+1)/q.Drain, 1e6) * float64(time.Second))
+	return max(full, q.Wait()-limit, 0)
+}
+
+// behind is how many requests have to wait for others to end.
+func (q Queue) behind() int { return max(q.Waiting-q.Free, 0) }
 
 // Admission says whether a request may join a queue, and if not, why.
 type Admission int
@@ -41,23 +59,12 @@ const minQueueForTooLate = 16
 // Admit decides about a request with this much time left until its deadline.
 func (q Queue) Admit(left time.Duration) Admission {
 	switch {
-	case q.Waiting >= q.Max:
+	case q.Waiting-q.Free >= q.Max:
 		return Full
-	case q.Waiting >= minQueueForTooLate && q.Wait() > left:
+	case (q.Measured || q.behind() >= minQueueForTooLate) && q.Wait() > left:
 		return TooLate
 	}
 	return Admitted
-}
-
-// RetryAfter is when a refused client may try again: when about an eighth of the queue has drained,
-// in whole seconds from 1 s to MaxRetryAfter.
-func (q Queue) RetryAfter() time.Duration {
-	w := q.Wait() / 8
-	if q.Drain <= 0 {
-		w = 5 * time.Second
-	}
-	secs := math.Ceil(w.Seconds())
-	return min(max(time.Duration(secs)*time.Second, time.Second), MaxRetryAfter)
 }
 
 // Rate measures events per second over about the last rateWindow. The zero value is ready to use.
@@ -278,6 +285,18 @@ func (f *Fair[T]) Remove(t *Ticket[T]) bool {
 	}
 	f.unlink(t)
 	return true
+}
+
+// After is how many waiting requests come after a new one of that tenant: each other tenant is served as many before it as the
+// tenant has itself. It looks at all tenants.
+func (f *Fair[T]) After(tenant string) (n int) {
+	before := f.Waiting(tenant) + 1
+	for name, q := range f.tenants {
+		if name != tenant {
+			n += max(q.n-before, 0)
+		}
+	}
+	return n
 }
 
 // Len is the number of waiting requests.

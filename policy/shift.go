@@ -112,7 +112,7 @@ func (r Route) Step(canary, stable Side, now time.Time) (next Route, what string
 		return r, ""
 	}
 	s := r.Shift
-	share := r.share()
+	share := r.ShiftShare()
 	if share <= 0 {
 		return r.StepNow(now)
 	}
@@ -131,7 +131,7 @@ func (r Route) StepNow(now time.Time) (next Route, what string) {
 	if !r.shifting() {
 		return r, ""
 	}
-	share := r.share()
+	share := r.ShiftShare()
 	if share >= 100 {
 		return r.ended(ShiftDone, "", r.To, now), "done: all requests to " + r.Shift.To
 	}
@@ -151,7 +151,7 @@ func (r Route) Promote(now time.Time) (next Route, what string) {
 	if !r.shifting() {
 		return r, ""
 	}
-	what = fmt.Sprintf("promoted at %.4g %%: all requests to %s", r.share(), r.Shift.To)
+	what = fmt.Sprintf("promoted at %.4g %%: all requests to %s", r.ShiftShare(), r.Shift.To)
 	return r.ended(ShiftDone, "promoted", withShare(r.To, r.Shift.To, 100), now), what
 }
 
@@ -164,7 +164,7 @@ func (r Route) AbortShift(reason string, now time.Time) (next Route, what string
 	if !(sumOf(before) > 0) {
 		before = r.To // no step was made yet
 	}
-	what = fmt.Sprintf("aborted at %.4g %% to %s: %s", r.share(), r.Shift.To, reason)
+	what = fmt.Sprintf("aborted at %.4g %% to %s: %s", r.ShiftShare(), r.Shift.To, reason)
 	return r.ended(ShiftAborted, reason, before, now), what
 }
 
@@ -178,8 +178,8 @@ func (r Route) ended(state ShiftState, reason string, to []Target, now time.Time
 	return r
 }
 
-// share is the percentage of the requests that the shift's pool gets.
-func (r Route) share() float64 {
+// ShiftShare is the percentage of the requests that the pool of the route's shift gets.
+func (r Route) ShiftShare() float64 {
 	i, sum := indexOf(r.To, r.Shift.To), sumOf(r.To)
 	if i < 0 || sum == 0 {
 		return 0

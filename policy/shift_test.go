@@ -278,23 +278,28 @@ func TestCondition(t *testing.T) {
 		fails          bool
 		why            string
 	}{
-		"error_rate>1%":    {bad, good, true, "error_rate 4.0 % (40 of 1000) > 1 %"},
-		"error_rate>4%":    {bad, good, false, "error_rate 4.0 % (40 of 1000) ≤ 4 %"},
-		"error_rate>3.95%": {bad, none, true, "error_rate 4.0 % (40 of 1000) > 3.95 %"},
-		"error_rate>2x":    {bad, sideOf(1000, 10, 1), true, "error_rate 4.0 % (40 of 1000) > 2× 1.0 % (10 of 1000)"},
-		"error_rate>4x":    {bad, sideOf(1000, 10, 1), false, "error_rate 4.0 % (40 of 1000) ≤ 4× 1.0 % (10 of 1000)"},
-		"error_rate>3x":    {sideOf(100, 3, 1), sideOf(100, 0, 1), false, "error_rate 3.0 % (3 of 100) ≤ 3× 1.0 % (1 of 100)"},
-		"error_rate>0%":    {sideOf(100, 0, 1), none, false, "error_rate 0.0 % (0 of 100) ≤ 0 %"},
-		"error_rate>2.5x":  {bad, none, false, ""},
-		"p95_ttft>1.5x":    {bad, good, true, "p95_ttft 806 ms > 1.5× 297 ms"},
-		"p50_ttft>3x":      {bad, good, false, "p50_ttft 806 ms ≤ 3× 297 ms"},
-		"p99_e2e>1.5x":     {bad, good, true, "p99_e2e 8.0 s > 1.5× 3.0 s"},
-		"p95_ttft>500ms":   {bad, none, true, "p95_ttft 806 ms > 500 ms"},
-		" p95_e2e > 0.5 s": {bad, none, true, "p95_e2e 8.0 s > 0.5 s"},
-		"p50_e2e>10s":      {bad, none, false, "p50_e2e 8.0 s ≤ 10 s"},
-		"p50_e2e>2s":       {none, good, false, ""},
-		"p95_e2e>1s":       {sideOf(10, 10, time.Hour), good, false, ""},
-		"p95_e2e>2x":       {bad, sideOf(10, 10, time.Hour), false, ""},
+		"error_rate>1%":         {bad, good, true, "error_rate 4.0 % (40 of 1000) > 1 %"},
+		"error_rate>4%":         {bad, good, false, "error_rate 4.0 % (40 of 1000) ≤ 4 %"},
+		"error_rate>3.95%":      {bad, none, true, "error_rate 4.0 % (40 of 1000) > 3.95 %"},
+		"error_rate>2x":         {bad, sideOf(1000, 10, 1), true, "error_rate 4.0 % (40 of 1000) > 2× 1.0 % (10 of 1000)"},
+		"error_rate>4x":         {bad, sideOf(1000, 10, 1), false, "error_rate 4.0 % (40 of 1000) ≤ 4× 1.0 % (10 of 1000)"},
+		"error_rate>3x":         {sideOf(100, 3, 1), sideOf(100, 0, 1), false, "error_rate 3.0 % (3 of 100) ≤ 3× 1.0 % (1 of 100)"},
+		"error_rate>0%":         {sideOf(100, 0, 1), none, false, "error_rate 0.0 % (0 of 100) ≤ 0 %"},
+		"error_rate>2.5x":       {bad, none, false, ""},
+		"p95_ttft>1.5x":         {bad, good, true, "p95_ttft 806 ms > 1.5× 297 ms"},
+		"p95_ttft>1.5x+50ms":    {bad, good, true, "p95_ttft 806 ms > 1.5× 297 ms + 50 ms"},
+		"p95_ttft>1.5x + 0.5 s": {bad, good, false, "p95_ttft 806 ms ≤ 1.5× 297 ms + 500 ms"},
+		"error_rate>2x+1%":      {bad, sideOf(1000, 10, 1), true, "error_rate 4.0 % (40 of 1000) > 2× 1.0 % (10 of 1000) + 1 %"},
+		"error_rate>2x+2.5%":    {bad, sideOf(1000, 10, 1), false, "error_rate 4.0 % (40 of 1000) ≤ 2× 1.0 % (10 of 1000) + 2.5 %"},
+		"p95_e2e>2x+1s":         {bad, sideOf(10, 10, time.Hour), false, ""},
+		"p50_ttft>3x":           {bad, good, false, "p50_ttft 806 ms ≤ 3× 297 ms"},
+		"p99_e2e>1.5x":          {bad, good, true, "p99_e2e 8.0 s > 1.5× 3.0 s"},
+		"p95_ttft>500ms":        {bad, none, true, "p95_ttft 806 ms > 500 ms"},
+		" p95_e2e > 0.5 s":      {bad, none, true, "p95_e2e 8.0 s > 0.5 s"},
+		"p50_e2e>10s":           {bad, none, false, "p50_e2e 8.0 s ≤ 10 s"},
+		"p50_e2e>2s":            {none, good, false, ""},
+		"p95_e2e>1s":            {sideOf(10, 10, time.Hour), good, false, ""},
+		"p95_e2e>2x":            {bad, sideOf(10, 10, time.Hour), false, ""},
 	} {
 		test, err := policy.ParseCondition(cond)
 		if err != nil {
@@ -336,6 +341,13 @@ func TestConditionsThatAreNone(t *testing.T) {
 		"p95_ttft>0ms":        "the time must be 1ms to 3600s",
 		"p95_ttft>3601s":      "the time must be 1ms to 3600s",
 		"p95_ttft>1.5x > 2x":  "a time is compared with",
+		"p95_ttft>50ms+1.5x":  "only a multiple, with x, may have a part after a +",
+		"p95_ttft>50ms+50ms":  "only a multiple, with x, may have a part after a +",
+		"p95_ttft>1.5x+":      "what follows the + must be absolute",
+		"p95_ttft>1.5x+2x":    "what follows the + must be absolute",
+		"p95_ttft>1.5x+5%":    "what follows the + must be absolute",
+		"p95_ttft>1x+1ms+1ms": "what follows the + must be absolute",
+		"error_rate>2x+50ms":  "what follows the + must be absolute",
 		"error_rate>1% or so": "error_rate is compared with",
 		"error_rate>" + strings.Repeat("9", 400) + "%": "a number must follow",
 	} {
@@ -347,7 +359,7 @@ func TestConditionsThatAreNone(t *testing.T) {
 }
 
 func FuzzParseCondition(f *testing.F) {
-	for _, s := range []string{"error_rate>1%", "error_rate>2x", "p95_ttft>1.5x", "p99_e2e>800ms", "p50_e2e > 3 s", ">", "p95_ttft>."} {
+	for _, s := range []string{"error_rate>1%", "error_rate>2x", "p95_ttft>1.5x", "p99_e2e>800ms", "p50_e2e > 3 s", ">", "p95_ttft>.", "p95_ttft>1.5x+50ms"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -34,6 +34,7 @@ type Signals struct {
 	Fixed     bool    // the slots are used as configured; only a fence binds
 	Limit     float64 // the adaptive limit, see [AdaptiveLimit.Value]; 0: none
 	Tokens    float64 // prompt and output of a mean request; 0: unknown
+	Reserved  int     // of the capacity: what the tiers with requests leave free for tiers above them, see [Ceiling]
 	QueueFull bool    // the last Capacity.QueueFull
 	// Fence is why no request may start: the engine is loading or down, it has stalled, or a GPU is
 	// lost. Empty if nothing is wrong.
@@ -66,6 +67,9 @@ type Scrape struct {
 	Waiting   Maybe // requests in the engine's own queue
 	KVUsed    Maybe // fraction of the KV cache, 0 to 1
 	Preempted Maybe // requests preempted for lack of KV cache since the engine started
+
+	// Request is the part of the KV cache, 0 to 1, that a mean request takes at its end; 0: unknown.
+	Request float64
 
 	// Prefilling is the number of the worker's own requests without a first token, wherever they
 	// were. Prefill is how long the engine takes for the prompt of a mean request; 0: unknown.

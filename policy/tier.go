@@ -23,8 +23,10 @@ type Tier struct {
 	// to five times while it is needed (see Ceiling).
 	Reserve  int     `json:"reserve,omitempty" yaml:"reserve,omitempty"`
 	Storage  Storage `json:"storage" yaml:"storage"`
-	MaxQueue int     `json:"max_queue" yaml:"max_queue"` // requests of one pool that may wait in the tier
-	// MaxWait is how long a request may wait for a worker before it is refused. Default 0: until its deadline.
+	MaxQueue int     `json:"max_queue" yaml:"max_queue"` // requests of one pool that may have to wait in the tier, beyond those that free slots take
+	// MaxWait is how long a request may wait for a worker before it is refused. One that is expected to wait longer is refused
+	// at once, and workers leave requests in the queue while their engines need longer for the prompts that wait there. Default
+	// 0: until its deadline.
 	MaxWait Duration `json:"max_wait,omitempty" yaml:"max_wait,omitempty"`
 	// FirstByteWithin is how long a stream may take to its first byte before it moves to another worker. Default 0: as the
 	// gateway is set, and else by what its worker has measured.
@@ -48,6 +50,19 @@ func DefaultTiers() []Tier {
 		{Name: "batch", Share: 1, Storage: File, MaxQueue: 10000, Retries: 2, Deadline: Duration(time.Hour)},
 	}
 }
+
+// TierDefaults is a new tier of that name: the settings that a policy may leave out.
+func TierDefaults(name string) Tier {
+	for _, t := range DefaultTiers() {
+		if t.Name == name {
+			return t
+		}
+	}
+	return Tier{Name: name, Share: 1, Storage: Memory, MaxQueue: 2000, Retries: 2, Deadline: Duration(10 * time.Minute)}
+}
+
+// IsTierName reports whether a tier can have that name.
+func IsTierName(name string) bool { return tierName.MatchString(name) }
 
 var tierName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
 
@@ -150,4 +165,17 @@ func reserveFor(load float64, slots, least, most int) int {
 // request of the tier above, which finds a slot at once, would queue behind that prefill.
 func MayBid(ceiling, inFlight, prefills int, activeAbove bool) bool {
 	return inFlight < ceiling && (prefills == 0 || !activeAbove)
+}
+
+// SoonestWait is the expected wait from which on a request is refused at once that may wait for maxWait: a wait is known only to
+// about a quarter, and whoever waits in vain has lost time.
+func SoonestWait(maxWait time.Duration) time.Duration { return maxWait * 3 / 4 }
+
+// leastWork is the work in seconds that a worker always takes, so that its engine does not idle until the next prompt comes.
+const leastWork = 0.25
+
+// HoldsBack reports whether a worker leaves requests that may wait for maxWait in the queue because its engine needs work seconds
+// for the prompts that wait in it. There they could not be refused any more, and no other worker could take them.
+func HoldsBack(maxWait time.Duration, work float64) bool {
+	return maxWait > 0 && work > max(maxWait.Seconds(), leastWork)
 }

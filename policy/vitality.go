@@ -25,7 +25,7 @@ func (v Vitality) String() string {
 type Awaited struct {
 	Expected time.Duration // the mean
 	Prompt   time.Duration // the time for its prompt if nothing of that is cached
-	Typical  time.Duration // the same, and the time for an answer of the usual length if it does not stream
+	Typical  time.Duration // the same with less of a margin, and the time for an answer of the usual length if it does not stream
 	Surely   time.Duration // the same, and the time for an answer that is as long as the client allows
 	Longest  time.Duration // the same with a margin, behind the prompts before it
 	Loads    bool          // it waits for the load of a model, which may take any time
@@ -40,19 +40,19 @@ const (
 	idleSilence = 30 * time.Second
 	// strangeSilence is the silence after which an engine of which nothing is known gets less: it may compile, or hang.
 	strangeSilence = 5 * time.Second
-	// slack is by which factor a request may exceed what was measured.
-	slack = 2
+	// slack is by which factor a request may exceed what was measured, and within which part of it more it should stay.
+	slack  = 2
+	within = 4
 	// probeTime is the least time for the answer to a probe, and probeLate when it begins to say something.
 	probeTime = time.Second
 	probeLate = 500 * time.Millisecond
 	// muteTime is how long an engine is mute before that counts: one question without an answer in time.
 	muteTime = time.Second
+	// askAfter is the silence after which it is worth a question whether the engine answers at all.
+	askAfter = 200 * time.Millisecond
 	// longMute is the same where nothing is known of the requests. Their move costs little then: to an engine that answers.
 	longMute = 30 * time.Second
 
-	// uncached is the time for a token of a prompt that no measurement excludes: 250 tokens per second, a fast CPU. What was
-	// measured may come from prompts that were cached. Engines read one prompt after the other, a probe's at last.
-	uncached = 4 * time.Millisecond
 	// leastLongest is the least time after which silence alone is enough, and leastTypical the same for an answer that does
 	// not stream, whose length is not bounded, of an engine that is mute.
 	leastLongest = 10 * time.Second
@@ -78,7 +78,9 @@ const (
 // A Prompt is a request as Await needs it.
 type Prompt struct {
 	Input  int           // tokens
-	Took   time.Duration // what such a prompt was measured to take; 0: unknown
+	Took   time.Duration // what such a prompt was measured to take, with what the engine did meanwhile; 0: unknown
+	Read   time.Duration // the same without that; 0: unknown
+	Pace   Reading       // of prompts that are not cached
 	Before time.Duration // the same for the prompts before it
 	// Whole says that the answer does not stream: its first byte comes with its last token.
 	Whole bool
@@ -91,15 +93,23 @@ type Prompt struct {
 	MayLoad bool
 	// Slowest is the longest time to the first byte of a stream that was measured lately with as many requests in flight; 0: none.
 	Slowest time.Duration
+	// Worst is the same for such a request, stream or not, by Worst.Of, and Usual the mean number of tokens of their prompts.
+	Worst time.Duration
+	Usual float64
 }
 
 // Await returns how long a request may take.
 func Await(p Prompt) Awaited {
-	a := Awaited{Expected: p.Took, Prompt: max(slack*p.Took, time.Duration(p.Input)*uncached)}
-	if p.MayLoad {
-		a.Prompt = max(a.Prompt, unseenLoad)
+	at, mute := p.Pace.prompt(p.Input)
+	read := p.Took // bytes and tokens of other requests end a silence: only without any of them is it as long as this
+	if p.Pace != (Reading{}) && p.Read > 0 {
+		read = p.Read
 	}
-	a.Typical, a.Surely, a.Longest = a.Prompt, a.Prompt, max(slack*(a.Prompt+p.Before), slack*p.Slowest)
+	a := Awaited{Expected: p.Took, Prompt: max(slack*p.Took, at), Typical: max(slack*read, mute)}
+	if p.MayLoad {
+		a.Prompt, a.Typical = max(a.Prompt, unseenLoad), max(a.Typical, unseenLoad)
+	}
+	a.Surely, a.Longest = a.Prompt, max(slack*(a.Prompt+p.Before), slack*p.Slowest)
 	switch {
 	case p.Whole && p.Seen > 0: // its prompt may be unknown: what is measured is the whole answer
 		if p.Token <= 0 {
@@ -115,7 +125,9 @@ func Await(p Prompt) Awaited {
 		a.Surely += all
 		a.Longest += all
 		if p.Most > 0 {
-			a.Typical = a.Surely
+			if a.Typical += all; p.Read == 0 && p.Pace != (Reading{}) { // the time for tokens contains that for prompts
+				a.Typical = max(a.Typical-all, all)
+			}
 		} else {
 			a.Typical = max(a.Typical+time.Duration(slack*longestOutputs/2*token*likely), leastTypical)
 		}
@@ -123,6 +135,42 @@ func Await(p Prompt) Awaited {
 		return Awaited{}
 	}
 	return a
+}
+
+// A Due is by when the first bytes of requests have come, if the engine works. The zero value is that of requests of which none like
+// them was measured, such as one whose answer may be longer than any so far.
+type Due struct {
+	Within time.Duration // what the slowest such request took lately with as many in flight, or its prompt if nothing of that is cached
+	Long   time.Duration // what those of the prompts take that are much longer than usual: others may wait for them
+}
+
+// DueOf returns by when a request is due.
+func DueOf(p Prompt) Due {
+	if p.Worst <= 0 || p.MayLoad || p.Whole && p.Seen > 0 && (p.Most == 0 || float64(p.Most) > p.Seen) {
+		return Due{}
+	}
+	_, mute := p.Pace.prompt(p.Input)
+	d := Due{Within: max(p.Worst+p.Worst/within, mute)}
+	if float64(p.Input) > slack*p.Usual {
+		d.Long = mute
+	}
+	return d
+}
+
+// With returns by when two requests are due: one may wait for the other.
+func (d Due) With(e Due) Due {
+	if d == (Due{}) || e == (Due{}) {
+		return Due{}
+	}
+	return Due{max(d.Within, e.Within), d.Long + e.Long}
+}
+
+// Overdue returns for how long one of them is overdue that has waited so long; 0: it is not.
+func (d Due) Overdue(waited time.Duration) time.Duration {
+	if d == (Due{}) {
+		return 0
+	}
+	return max(0, waited-d.Within-d.Long)
 }
 
 // With returns what is awaited of two requests together: the longer times. If nothing is known of one of them, nothing is
@@ -168,6 +216,8 @@ type Signs struct {
 	Mute    time.Duration // since it answers no question about itself; 0: it does
 	// Attentive says that it used to answer such questions while it had requests.
 	Attentive bool
+	// Overdue is for how long one of the requests is overdue: see Due. 0: none is.
+	Overdue time.Duration
 	// Quiet is the longest silence that it has ended by itself, with as many requests in flight, beyond what was expected.
 	Quiet time.Duration
 	// Beside says that it answers requests for other models meanwhile.
@@ -182,11 +232,13 @@ type Signs struct {
 
 // Vitality judges an engine by its signs. The verdict is late rather than wrong:
 //
-//	doubtful  silent for a second more than the prompts take if they are not cached, and a probe would not wait for an answer
+//	doubtful  silent for as long as the prompts take if they are not cached, and a probe would not wait for an answer; it counts when
+//	          the engine has been silent for a second more
 //	suspect   a probe has had no answer for half a second; or silent for as long as nothing explains; or several requests wait that a probe would wait behind
 //	          (a suspect gets less, and not nothing: see MostInDoubt)
 //	hung      a probe has had no answer for a second, or twice what was expected; or silent for twice as long as nothing explains
-//	frozen    mute for a second, and silent for as long as nothing explains; or, if it used to answer questions while it had requests, for longer than is typical
+//	frozen    mute for a second, and silent for as long as nothing explains; or, if it used to answer questions while it had requests, for
+//	          longer than is typical, which bytes for other requests do not extend, or with a request that is overdue for a second
 //
 // A request of which nothing is known, such as the first ones of an engine, excuses any silence of an engine that is not mute for
 // half a minute; it is suspect after five seconds, unless it loads a model. An engine that answers a probe is in doubt again after twice the silence.
@@ -209,12 +261,17 @@ func (s Signs) Vitality() Vitality {
 	if s.Idle > FadeAfter {
 		least = idleSilence
 	}
-	patience := max(least, slack*min(s.Quiet, mostQuiet)) + slack*s.Awaited.Expected
+	used := max(least, slack*min(s.Quiet, mostQuiet))
+	if s.Mute >= muteTime && s.Attentive && !s.Beside && s.Silent > max(used, slack*s.Answered) && (s.Silent > used+s.Awaited.Typical || s.Overdue > used) {
+		return Frozen
+	}
+	patience := used + slack*s.Awaited.Expected
 	if s.Silent <= max(patience, slack*s.Answered) {
 		return Working
 	}
 	longest := max(s.Awaited.Longest, leastLongest, patience)
 	sure, open := s.Silent > least+s.Awaited.Surely, s.Mute == 0 && s.Open && s.Silent > least+s.Awaited.Prompt
+	asks := s.Mute == 0 && s.Open && s.Silent > least+s.Awaited.Prompt-probeTime // so that the probe has had its time by then
 	switch {
 	case s.Beside && open && s.Probe > time.Duration(shared*float64(max(probeTime, slack*s.Awaited.Expected))):
 		return Hung
@@ -222,7 +279,7 @@ func (s Signs) Vitality() Vitality {
 		return Doubtful
 	case s.Beside:
 		return Working
-	case s.Mute >= muteTime && (sure || s.Attentive && s.Silent > least+s.Awaited.Typical), s.Mute > 0 && s.Silent > longest:
+	case s.Mute >= muteTime && sure, s.Mute > 0 && s.Silent > longest:
 		return Frozen
 	case s.Silent > longest:
 		return Hung
@@ -230,13 +287,16 @@ func (s Signs) Vitality() Vitality {
 		return Hung
 	case sure, open && s.Probe > probeLate:
 		return Suspect
-	case open:
-		return Doubtful
-	case s.Mute == 0 && s.Waiting >= several:
+	case s.Mute == 0 && s.Waiting >= several && !open:
 		return Suspect
+	case asks:
+		return Doubtful
 	}
 	return Working
 }
+
+// Ask reports whether the engine should be asked now whether it answers questions: it has been silent for a while.
+func (s Signs) Ask() bool { return s.Waiting > 0 && s.Silent >= askAfter }
 
 // ProbeTime is how long a probe may take after n that had no answer. It grows, so that one gets its answer even if the
 // engine has become much slower than it was.
@@ -281,6 +341,23 @@ func (w *Worst) With(n int, now time.Time) (took time.Duration) {
 		took = max(took, l.took)
 	}
 	return took
+}
+
+// Of returns what a time with n requests in flight may be at most: the longest with as many or more, or else the longest with
+// fewer, in proportion to n, for no engine gets slower than that; 0: there was none.
+func (w *Worst) Of(n int, now time.Time) time.Duration {
+	w.forget(now)
+	for _, l := range w.byLoad[w.class(n):] {
+		if l.took > 0 {
+			return max(w.With(n, now), l.took)
+		}
+	}
+	for class := w.class(n); class > 0; class-- {
+		if w.byLoad[class].took > 0 {
+			return w.With(n, now) * time.Duration(n) / time.Duration(max(1<<class>>1, 1))
+		}
+	}
+	return 0
 }
 
 func (w *Worst) forget(now time.Time) {

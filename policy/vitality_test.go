@@ -204,3 +204,101 @@ func TestLateUnderLoad(t *testing.T) {
 		t.Error("not late after more than twice the slowest and 3 s")
 	}
 }
+
+func TestWorstOf(t *testing.T) {
+	var w Worst
+	now := time.Now()
+	w.Add(8, 2*time.Second, now)
+	w.Add(3, 5*time.Second, now)
+	for n, want := range map[int]time.Duration{1: 5 * time.Second, 3: 5 * time.Second, 8: 5 * time.Second, 15: 5 * time.Second, 16: 10 * time.Second, 80: 50 * time.Second} {
+		if got := w.Of(n, now); got != want {
+			t.Errorf("with %d: %v, want %v", n, got, want)
+		}
+	}
+	if got := w.Of(3, now.Add(FadeAfter+1)); got != 0 {
+		t.Errorf("%v, want it forgotten", got)
+	}
+}
+
+// By when a request has had its first byte is known only of requests such as those that were measured.
+func TestDueOf(t *testing.T) {
+	const ms, s = time.Millisecond, time.Second
+	fast := Reading{Token: 300 * time.Microsecond, Longest: 4000, Counted: true}
+	for what, c := range map[string]struct {
+		prompt Prompt
+		want   time.Duration
+	}{
+		"a stream":                         {Prompt{Input: 1000, Pace: fast, Worst: 2 * s}, 2500 * ms},
+		"nothing is measured":              {Prompt{Input: 1000}, 0},
+		"only by other requests":           {Prompt{Input: 1000, Pace: fast, Slowest: 2 * s}, 0},
+		"others may have been cached":      {Prompt{Input: 1000, Pace: Reading{Token: 10 * time.Microsecond, Longest: 4000}, Worst: 100 * ms}, s},
+		"others were shorter by far":       {Prompt{Input: 14_000, Pace: fast, Worst: 2 * s}, 42400 * ms},
+		"the pace is unknown":              {Prompt{Input: 1000, Worst: 2 * s}, 4 * s},
+		"a load that is not reported":      {Prompt{Input: 1000, Pace: fast, Worst: 2 * s, MayLoad: true}, 0},
+		"a whole answer":                   {Prompt{Input: 1000, Pace: fast, Worst: 2 * s, Whole: true, Most: 20, Seen: 20}, 2500 * ms},
+		"one that may be longer than any":  {Prompt{Input: 1000, Pace: fast, Worst: 2 * s, Whole: true, Most: 21, Seen: 20}, 0},
+		"one without a bound":              {Prompt{Input: 1000, Pace: fast, Worst: 2 * s, Whole: true, Seen: 20}, 0},
+		"an embedding, which has no token": {Prompt{Input: 100, Pace: fast, Worst: 100 * ms, Whole: true}, 125 * ms},
+	} {
+		if got := DueOf(c.prompt); got.Within != c.want {
+			t.Errorf("%s: %v, want %v", what, got.Within, c.want)
+		}
+	}
+}
+
+// A request is due when what such requests took has passed, and the time for prompts that are much longer, which it may wait for.
+func TestOverdue(t *testing.T) {
+	const ms, s = time.Millisecond, time.Second
+	usual := Prompt{Input: 1000, Usual: 1000, Worst: 2 * s, Pace: Reading{Token: 300 * time.Microsecond, Longest: 40_000, Counted: true}}
+	long := usual
+	long.Input = 20_000
+	longer := long
+	longer.Usual = 10_000
+	for what, c := range map[string]struct {
+		prompts []Prompt
+		waited  time.Duration
+		want    time.Duration
+	}{
+		"within its time":           {[]Prompt{usual}, 2500 * ms, 0},
+		"overdue":                   {[]Prompt{usual}, 2700 * ms, 200 * ms},
+		"many are":                  {[]Prompt{usual, usual, usual, usual}, 2700 * ms, 200 * ms},
+		"beside a long one":         {[]Prompt{usual, long, usual}, 24100 * ms, 100 * ms},
+		"beside several long ones":  {[]Prompt{long, long, usual}, 36 * s, 0},
+		"where long ones are usual": {[]Prompt{longer, longer}, 12100 * ms, 100 * ms},
+		"beside one like none":      {[]Prompt{usual, {Input: 1000}, usual}, time.Hour, 0},
+		"like none":                 {[]Prompt{{Input: 1000}}, time.Hour, 0},
+	} {
+		due := DueOf(c.prompts[0])
+		for _, p := range c.prompts[1:] {
+			due = due.With(DueOf(p))
+		}
+		if got := due.Overdue(c.waited); got != c.want {
+			t.Errorf("%s: overdue for %v, want %v", what, got, c.want)
+		}
+	}
+}
+
+// An engine that used to answer questions, and does not, is frozen when a request is overdue by what such requests took, even
+// if its answer alone might take longer; a request that is overdue shows nothing without that.
+func TestFrozenWithARequestThatIsOverdue(t *testing.T) {
+	const ms, s = time.Millisecond, time.Second
+	whole := Awaited{Expected: s, Prompt: s, Typical: 4 * s, Surely: 8 * s, Longest: 16 * s}
+	for what, c := range map[string]struct {
+		signs Signs
+		want  Vitality
+	}{
+		"overdue":                       {Signs{Waiting: 4, Awaited: whole, Silent: 1600 * ms, Mute: s, Attentive: true, Overdue: 1001 * ms}, Frozen},
+		"for less than a second":        {Signs{Waiting: 4, Awaited: whole, Silent: 1600 * ms, Mute: s, Attentive: true, Overdue: s}, Working},
+		"something has come":            {Signs{Waiting: 4, Awaited: whole, Silent: 900 * ms, Mute: s, Attentive: true, Overdue: 2 * s}, Working},
+		"mute for less than a second":   {Signs{Waiting: 4, Awaited: whole, Silent: 2 * s, Mute: 900 * ms, Attentive: true, Overdue: 2 * s}, Working},
+		"it answers":                    {Signs{Waiting: 2, Awaited: whole, Silent: 2 * s, Attentive: true, Open: true, Overdue: 2 * s}, Working},
+		"it never answered beside work": {Signs{Waiting: 4, Awaited: whole, Silent: 3 * s, Mute: 2 * s, Overdue: 2 * s}, Working},
+		"it was as silent before":       {Signs{Waiting: 4, Awaited: whole, Silent: 2 * s, Mute: 2 * s, Attentive: true, Overdue: 2 * s, Quiet: s}, Working},
+		"it answers other models":       {Signs{Waiting: 4, Awaited: whole, Silent: 2 * s, Mute: 2 * s, Attentive: true, Overdue: 2 * s, Beside: true}, Working},
+		"it has answered a probe":       {Signs{Waiting: 4, Awaited: whole, Silent: 2 * s, Mute: s, Attentive: true, Overdue: 2 * s, Answered: s}, Working},
+	} {
+		if got := c.signs.Vitality(); got != c.want {
+			t.Errorf("%s: %v, want %v", what, got, c.want)
+		}
+	}
+}

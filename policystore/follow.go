@@ -45,7 +45,7 @@ func (f Follower) Run(ctx context.Context, nc *nats.Conn) error {
 	defer sub.Unsubscribe()
 	timer := time.NewTimer(policyPoll)
 	defer timer.Stop()
-	state := followState{f: f, nc: nc, all: unread, policy: unread, keys: unread}
+	state := followState{f: f, nc: nc, all: unread, policy: unread, keys: [2]uint64{unread, unread}}
 	var trouble error // the last poll's
 	for {
 		err := state.poll(ctx)
@@ -77,9 +77,9 @@ func (f Follower) Run(ctx context.Context, nc *nats.Conn) error {
 type followState struct {
 	f      Follower
 	nc     *nats.Conn
-	all    uint64 // last sequence of the bucket when everything had been read
-	policy uint64 // last revision reported; 0: the default
-	keys   uint64 // last sequence of any key reported
+	all    uint64    // last sequence of the policy's bucket when everything had been read
+	policy uint64    // last revision reported; 0: the default
+	keys   [2]uint64 // last sequences in the buckets of keys and of the policy when the keys were reported
 }
 
 // unread is no sequence: nothing has been read so far.
@@ -89,46 +89,58 @@ const unread = math.MaxUint64
 func (s *followState) poll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, policyTimeout)
 	defer cancel()
-	last, err := s.get(ctx, ">")
-	if err != nil || last.Sequence == s.all {
+	last, err := s.get(ctx, subjects.PolicyBucket, ">")
+	if err != nil {
 		return err
 	}
-	err = s.readPolicy(ctx)
-	if s.f.Keys != nil { // keys are reported even if the policy is damaged
-		err = errors.Join(err, s.readKeys(ctx))
+	if s.f.Keys == nil && last.Sequence == s.all {
+		return nil
 	}
-	if err == nil {
-		s.all = last.Sequence
+	if last.Sequence != s.all {
+		if err = s.readPolicy(ctx); err == nil {
+			s.all = last.Sequence
+		}
+	}
+	if s.f.Keys != nil { // keys are reported even if the policy is damaged
+		err = errors.Join(err, s.readKeys(ctx, last.Sequence))
 	}
 	return err
 }
 
-// get reads the last message of a key of the bucket, which may be a wildcard. Its sequence is 0 if there is none.
-func (s *followState) get(ctx context.Context, key string) (raw jetstream.RawStreamMsg, err error) {
-	m, err := s.nc.RequestWithContext(ctx, subjects.DirectGet(subjects.KVStream(subjects.PolicyBucket)),
-		fmt.Appendf(nil, `{"last_by_subj":%q}`, subjects.KVSubject(subjects.PolicyBucket, key)))
+// get reads the last message of a key of a bucket, which may be a wildcard. Its sequence is 0 if there is none.
+func (s *followState) get(ctx context.Context, bucket, key string) (raw jetstream.RawStreamMsg, err error) {
+	return s.ask(ctx, bucket, fmt.Appendf(nil, `{"last_by_subj":%q,`+subjects.DirectGetBound+`}`, subjects.KVSubject(bucket, key)))
+}
+
+// ask returns the message of a bucket that a query is about; its sequence is 0 if there is none.
+func (s *followState) ask(ctx context.Context, bucket string, query []byte) (raw jetstream.RawStreamMsg, err error) {
+	m, err := s.nc.RequestWithContext(ctx, subjects.DirectGet(subjects.KVStream(bucket)), query)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return raw, ErrNoBucket
 	}
+	what := "read the policy"
+	if bucket == subjects.KeysBucket {
+		what = "read the keys"
+	}
 	if err != nil {
-		return raw, fmt.Errorf("read the policy: %w", err)
+		return raw, fmt.Errorf("%s: %w", what, err)
 	}
 	switch m.Header.Get("Status") {
 	case "":
 	case "404":
 		return raw, nil
 	default:
-		return raw, fmt.Errorf("read the policy: %s %s", m.Header.Get("Status"), m.Header.Get("Description"))
+		return raw, fmt.Errorf("%s: %s %s", what, m.Header.Get("Status"), m.Header.Get("Description"))
 	}
 	raw = jetstream.RawStreamMsg{Header: m.Header, Data: m.Data}
 	if _, err := fmt.Sscan(m.Header.Get(jetstream.SequenceHeader), &raw.Sequence); err != nil {
-		return raw, fmt.Errorf("read the policy: sequence: %w", err)
+		return raw, fmt.Errorf("%s: sequence: %w", what, err)
 	}
 	return raw, nil
 }
 
 func (s *followState) readPolicy(ctx context.Context) error {
-	m, err := s.get(ctx, subjects.PolicyKey)
+	m, err := s.get(ctx, subjects.PolicyBucket, subjects.PolicyKey)
 	if err != nil {
 		return err
 	}
@@ -144,6 +156,9 @@ func (s *followState) readPolicy(ctx context.Context) error {
 	}
 	v, err := parsePolicy(m.Data, m.Sequence)
 	if err != nil {
+		if s.policy == unread {
+			s.recall(ctx, m.Sequence)
+		}
 		return err
 	}
 	s.policy = m.Sequence
@@ -151,10 +166,38 @@ func (s *followState) readPolicy(ctx context.Context) error {
 	return nil
 }
 
-func (s *followState) readKeys(ctx context.Context) error {
-	last, err := s.get(ctx, subjects.AllAPIKeys)
-	if err != nil || last.Sequence == s.keys {
+// recall reports the last valid version before a damaged one. A part that has just started has none in effect.
+func (s *followState) recall(ctx context.Context, damaged uint64) {
+	last := Version{Policy: policy.Default()}
+	for seq := uint64(1); ; {
+		m, err := s.ask(ctx, subjects.PolicyBucket, fmt.Appendf(nil, `{"seq":%d,"next_by_subj":%q,`+subjects.DirectGetBound+`}`, seq, subjects.KVSubject(subjects.PolicyBucket, subjects.PolicyKey)))
+		if err != nil {
+			return // the next poll tries again
+		}
+		if m.Sequence == 0 || m.Sequence >= damaged {
+			break
+		}
+		if v, err := parsePolicy(m.Data, m.Sequence); err == nil && m.Header.Get("KV-Operation") == "" {
+			last = v
+		} else if m.Header.Get("KV-Operation") != "" {
+			last = Version{Policy: policy.Default()}
+		}
+		seq = m.Sequence + 1
+	}
+	s.policy = last.Revision
+	s.f.Policy(last)
+}
+
+// readKeys reads and reports the keys if one of the two buckets has changed that may have some; old is the last sequence of
+// that of the policy.
+func (s *followState) readKeys(ctx context.Context, old uint64) error {
+	last, err := s.get(ctx, subjects.KeysBucket, ">")
+	if err != nil {
 		return err
+	}
+	at := [2]uint64{last.Sequence, old}
+	if at == s.keys {
+		return nil
 	}
 	store, err := Open(ctx, s.nc)
 	if err != nil {
@@ -164,7 +207,7 @@ func (s *followState) readKeys(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.keys = last.Sequence
+	s.keys = at
 	s.f.Keys(keys)
 	return nil
 }

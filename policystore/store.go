@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -41,7 +40,8 @@ var ErrNoBucket = errors.New("no policy bucket on this broker: start a gateway")
 // Store reads and changes the policy and the keys.
 type Store struct {
 	nc *nats.Conn
-	kv jetstream.KeyValue
+	js jetstream.JetStream
+	kv jetstream.KeyValue // of the policy
 }
 
 // Open opens the bucket. It returns ErrNoBucket if there is none.
@@ -57,7 +57,7 @@ func Open(ctx context.Context, nc *nats.Conn) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bucket %s: %w", subjects.PolicyBucket, err)
 	}
-	return &Store{nc: nc, kv: kv}, nil
+	return &Store{nc: nc, js: js, kv: kv}, nil
 }
 
 // Load reads the current policy. It returns a DamagedError if the stored policy is not valid.
@@ -117,6 +117,28 @@ func (s *Store) Update(ctx context.Context, by, why string, change func(*policy.
 	}
 }
 
+// unstored is the error of a write. nats-server does not answer a message that it cannot write to its disk.
+func unstored(what string, err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%s: the broker does not confirm it (%w): its disk may be full or read-only, or the bucket has no leader; see the broker's log", what, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// Note stores a revision that changes nothing, so that the history has what was done, and by whom.
+func (s *Store) Note(ctx context.Context, by, why string) (Version, error) {
+	for {
+		v, err := s.Load(ctx)
+		if err != nil {
+			return v, err
+		}
+		written, err := s.Put(ctx, Version{Revision: v.Revision, By: by, Why: why, Policy: v.Policy})
+		if !errors.Is(err, ErrChanged) {
+			return written, err
+		}
+	}
+}
+
 // ErrChanged means that another writer has changed the policy in the meantime.
 var ErrChanged = errors.New("the policy has changed meanwhile")
 
@@ -133,12 +155,17 @@ func (s *Store) Put(ctx context.Context, v Version) (Version, error) {
 	if most := s.nc.MaxPayload() - 1024; int64(len(b)) > most {
 		return v, fmt.Errorf("the policy has %d bytes: the broker takes at most %d in one message", len(b), most)
 	}
-	revision, err := s.kv.Update(ctx, subjects.PolicyKey, b, v.Revision)
-	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || errors.Is(err, jetstream.ErrKeyExists) {
+	var revision uint64
+	if v.Revision == 0 { // never stored, or deleted by hand
+		revision, err = s.kv.Create(ctx, subjects.PolicyKey, b)
+	} else {
+		revision, err = s.kv.Update(ctx, subjects.PolicyKey, b, v.Revision)
+	}
+	if err != nil && wrongRevision(err) {
 		return v, ErrChanged
 	}
 	if err != nil {
-		return v, fmt.Errorf("store policy: %w", err)
+		return v, unstored("store policy", err)
 	}
 	v.Revision = revision
 	s.announce(subjects.PolicyKey, revision)
@@ -169,70 +196,4 @@ func (s *Store) History(ctx context.Context) ([]Version, error) {
 	}
 	slices.Reverse(list)
 	return list, nil
-}
-
-// Keys reads all API keys, by id. A record that cannot be read is a key with the reason as its Damage.
-func (s *Store) Keys(ctx context.Context) (map[string]policy.Key, error) {
-	keys := make(map[string]policy.Key)
-	w, err := s.kv.Watch(ctx, subjects.AllAPIKeys, jetstream.IgnoreDeletes())
-	if err != nil {
-		return nil, fmt.Errorf("read keys: %w", err)
-	}
-	defer w.Stop()
-	for {
-		select {
-		case e := <-w.Updates():
-			if e == nil { // all current values have been delivered
-				return keys, nil
-			}
-			k := parseKey(e)
-			keys[k.ID] = k
-		case <-ctx.Done():
-			return nil, fmt.Errorf("read keys: %w", ctx.Err())
-		}
-	}
-}
-
-func parseKey(e jetstream.KeyValueEntry) policy.Key {
-	var k policy.Key
-	id := strings.TrimPrefix(e.Key(), subjects.APIKey(""))
-	err := subjects.Unmarshal(e.Value(), &k)
-	switch {
-	case err != nil:
-	case k.ID != id:
-		err = fmt.Errorf("it is the record of key %.20q", k.ID)
-	default:
-		err = k.Check()
-	}
-	if err != nil {
-		return policy.Key{ID: id, Created: e.Created(), Damage: err.Error()}
-	}
-	return k
-}
-
-// PutKey stores an API key.
-func (s *Store) PutKey(ctx context.Context, k policy.Key) error {
-	if err := k.Check(); err != nil {
-		return err
-	}
-	b, err := subjects.Marshal(k)
-	if err != nil {
-		return err
-	}
-	revision, err := s.kv.Put(ctx, subjects.APIKey(k.ID), b)
-	if err != nil {
-		return fmt.Errorf("store key %s: %w", k.ID, err)
-	}
-	s.announce(subjects.APIKey(k.ID), revision)
-	return nil
-}
-
-// RemoveKey revokes an API key. All gateways reject it within a second.
-func (s *Store) RemoveKey(ctx context.Context, id string) error {
-	// Purge leaves a message, so that a follower that was disconnected sees that something changed.
-	if err := s.kv.Purge(ctx, subjects.APIKey(id)); err != nil {
-		return fmt.Errorf("remove key %s: %w", id, err)
-	}
-	s.announce(subjects.APIKey(id), 0)
-	return nil
 }

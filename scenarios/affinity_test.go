@@ -173,48 +173,59 @@ func replayConversations(t *testing.T, turns []turn, engines []sim.Config) []ans
 	return as
 }
 
-// sendTurns sends each turn at its time, whatever happened to those before it.
+// sendTurns sends each turn at its time, whatever happened to those before it, or after the answer
+// that it follows.
 func sendTurns(t *testing.T, turns []turn, client *http.Client, url string, bodies func(int) string) []answered {
 	as := make([]answered, len(turns))
+	answer := make([]chan struct{}, len(turns))
+	for i := range turns {
+		answer[i] = make(chan struct{})
+	}
 	begun := time.Now()
 	var wg sync.WaitGroup
+	send := func(i int) {
+		defer close(answer[i])
+		var err error
+		if as[i], err = converse(client, url, bodies(i)); err != nil {
+			t.Errorf("request %d: %v", i, err)
+		}
+	}
 	for i, tn := range turns {
+		if tn.after >= 0 {
+			wg.Go(func() {
+				<-answer[tn.after]
+				time.Sleep(seconds(tn.think))
+				send(i)
+			})
+			continue
+		}
 		time.Sleep(time.Until(begun.Add(seconds(tn.at))))
-		wg.Go(func() {
-			var err error
-			if as[i], err = converse(client, url, bodies(i)); err != nil {
-				t.Errorf("request %d: %v", i, err)
-			}
-		})
+		wg.Go(func() { send(i) })
 	}
 	wg.Wait()
 	return as
 }
 
-// bodiesOf makes the bodies of the turns. Each body starts with the messages of the previous turn.
-// The text of an answer does not matter, only that the next turn repeats it.
+// bodiesOf makes the bodies of the turns. The text of an answer does not matter, only that the next
+// turn repeats it.
 func bodiesOf(turns []turn) func(i int) string {
-	longest := make(map[int]int)
-	for _, tn := range turns {
-		longest[tn.session] = max(longest[tn.session], tn.input)
-	}
-	texts := make(map[int]string)
-	for session, n := range longest {
-		texts[session] = text(uint64(session), n)
+	texts := make(map[uint64]string)
+	for _, t := range turns {
+		for _, m := range t.messages {
+			if _, ok := texts[m.ID]; !ok {
+				texts[m.ID] = text(m.ID, m.Tokens)
+			}
+		}
 	}
 	return func(i int) string {
 		tn := turns[i]
 		var b strings.Builder
 		fmt.Fprintf(&b, `{"model":"m","stream":true,"stream_options":{"include_usage":true},"max_tokens":%d,"messages":[`, tn.output)
-		from := 0
-		for k, end := range tn.ends {
+		for k, m := range tn.messages {
 			if k > 0 {
 				b.WriteByte(',')
 			}
-			fmt.Fprintf(&b, `{"role":%q,"content":"`, []string{"user", "assistant"}[k%2])
-			b.WriteString(texts[tn.session][4*from : 4*end])
-			b.WriteString(`"}`)
-			from = end
+			fmt.Fprintf(&b, `{"role":%q,"content":"%s"}`, m.Role, texts[m.ID])
 		}
 		b.WriteString(`]}`)
 		return b.String()
@@ -244,7 +255,7 @@ func converse(client *http.Client, url, body string) (answered, error) {
 		text, _ := io.ReadAll(resp.Body)
 		return answered{}, fmt.Errorf("%s: %s", resp.Status, text)
 	}
-	var a answered
+	a := answered{from: resp.Header.Get("X-Sim-Name")}
 	var last []byte
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {

@@ -2,18 +2,22 @@ package scenarios
 
 import (
 	"cmp"
+	"container/heap"
+	"container/list"
 	"encoding/csv"
 	"fmt"
 	"hash/fnv"
 	"math"
 	"os"
 	"slices"
+	"sort"
 	"strconv"
 	"testing"
 	"time"
 
 	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/testenv/traffic"
 )
 
 // The model of model_test.go with a prefix cache in each engine, and a trace of conversations for
@@ -31,14 +35,31 @@ const block = 16
 // turn.
 type turn struct {
 	traced
-	session int
-	ends    []int // ends of its messages, in tokens; user and assistant alternate
-	before  int   // tokens of the previous turn; 0: it is the first
+	session  int
+	tenant   int
+	after    int     // index of the turn whose answer it follows; -1: of none, so that it comes at its time
+	think    float64 // seconds from that answer
+	messages []traffic.Message
+	blocks   []uint64 // names of the blocks of its prompt
+	before   int      // tokens that an earlier prompt began with too; 0: none
 }
 
 // cacheable is how much of the prompt is cached on an engine that served the previous turn and has
 // evicted nothing.
 func (t *turn) cacheable() int { return min(t.before/block, (t.input-1)/block) * block }
+
+// newTurn makes a turn of its messages. A block has the name of the message in which it ends, and
+// its number: that message has come after the same ones before.
+func newTurn(at float64, output, session int, messages []traffic.Message) turn {
+	t := turn{traced: traced{at: at, output: output}, session: session, after: -1, messages: messages}
+	for _, m := range messages {
+		t.input += m.Tokens
+		for n := len(t.blocks); n < t.input/block; n++ {
+			t.blocks = append(t.blocks, m.ID<<20|uint64(n))
+		}
+	}
+	return t
+}
 
 // readTurns makes conversations of a trace with the columns arrival_seconds, input_tokens,
 // output_tokens, session and reused_prefix_blocks. A first turn is as long as in the trace. A later
@@ -69,16 +90,22 @@ func readTurns(t testing.TB, file string) []turn {
 		if err != nil {
 			t.Fatalf("%s: line %d: %v", file, i+2, err)
 		}
-		tn := turn{traced: traced{at: at, output: max(n[1], 1)}, session: n[2]}
-		if l := last[tn.session]; l == nil {
-			tn.input = max(n[0]/coarse, 1)
-			tn.ends = []int{tn.input}
+		var messages []traffic.Message
+		add := func(of traffic.Role, tokens int) {
+			messages = append(messages, traffic.Message{ID: uint64(n[2])<<16 | uint64(len(messages)), Tokens: tokens, Role: of})
+		}
+		before := 0
+		if l := last[n[2]]; l == nil {
+			add(traffic.User, max(n[0]/coarse, 1))
 		} else {
 			fresh := max((n[0]-n[3]*reusedBlock)/coarse, 2)
 			answer := min(max(l.output/coarse, 1), fresh-1)
-			tn.input, tn.before = l.input+fresh, l.input
-			tn.ends = append(slices.Clone(l.ends), l.input+answer, tn.input)
+			messages, before = slices.Clone(l.messages), l.input
+			add(traffic.Assistant, answer)
+			add(traffic.User, fresh-answer)
 		}
+		tn := newTurn(at, max(n[1], 1), n[2], messages)
+		tn.before = before
 		last[tn.session] = &tn
 		turns = append(turns, tn)
 	}
@@ -132,25 +159,29 @@ type turnJob struct {
 	turn   *turn
 	takes  float64 // expected seconds of prefill
 	cached int     // tokens; known when its prefill starts
+	engine string
 }
 
 // cachingEngine is an engine with a prefix cache in the model.
 type cachingEngine struct {
 	modelEngine
-	line    []*turnJob  // jobs whose prefill waits or runs
-	cache   map[int]int // cached blocks by session
-	used    []int       // the sessions in the cache, most recently used last
-	blocks  int         // blocks in the cache
-	prefill float64     // recent mean seconds of a prefill
+	line    []*turnJob               // jobs whose prefill waits or runs
+	cache   map[uint64]*list.Element // the blocks in the cache, by name
+	used    *list.List               // their names, the most recently used first
+	prefill float64                  // recent mean seconds of a prefill
+}
+
+// hits is how many blocks of a turn's prompt are cached. No block is without those before it.
+func (e *cachingEngine) hits(t *turn) int {
+	return sort.Search(len(t.blocks), func(i int) bool { return e.cache[t.blocks[i]] == nil })
 }
 
 // knows is how many blocks of a turn's prompt will be cached when the jobs in line are done.
 func (e *cachingEngine) knows(t *turn) int {
-	n := e.cache[t.session]
+	n := e.hits(t)
 	for _, j := range e.line {
-		if j.turn.session == t.session {
-			n = max(n, j.turn.input/block)
-		}
+		same := j.turn.blocks
+		n = max(n, sort.Search(min(len(same), len(t.blocks)), func(i int) bool { return same[i] != t.blocks[i] }))
 	}
 	return min(n, (t.input-1)/block)
 }
@@ -173,7 +204,7 @@ func (e *cachingEngine) backlog(now float64) float64 {
 }
 
 func (e *cachingEngine) give(j *turnJob, t float64) {
-	j.takes = e.takes(j.turn)
+	j.takes, j.engine = e.takes(j.turn), e.Name
 	e.prefill += (j.takes - e.prefill) / 50
 	e.line = append(e.line, j)
 	if len(e.line) == 1 {
@@ -182,7 +213,7 @@ func (e *cachingEngine) give(j *turnJob, t float64) {
 	e.start(&j.job, t)
 }
 
-func (e *cachingEngine) step() {
+func (e *cachingEngine) step() *job {
 	if len(e.line) > 0 && e.prefillEnd <= e.next() {
 		e.keep(e.line[0].turn)
 		e.line = e.line[1:]
@@ -190,31 +221,28 @@ func (e *cachingEngine) step() {
 			e.look(e.line[0])
 		}
 	}
-	e.modelEngine.step()
+	return e.modelEngine.step()
 }
 
 // look determines what part of a prompt is cached when its prefill starts.
 func (e *cachingEngine) look(j *turnJob) {
 	t := j.turn
-	j.cached = block * min(e.cache[t.session], (t.input-1)/block)
+	j.cached = block * min(e.hits(t), (t.input-1)/block)
 	j.input = t.input - j.cached
 }
 
-// keep caches a prompt. The last blocks of the least recently used session are evicted first.
+// keep caches a prompt. The last blocks of the least recently used prompt are evicted first.
 func (e *cachingEngine) keep(t *turn) {
 	room := e.PrefixCache / block
-	n := max(e.cache[t.session], min(t.input/block, room))
-	e.blocks += n - e.cache[t.session]
-	e.cache[t.session] = n
-	e.used = append(slices.DeleteFunc(e.used, func(s int) bool { return s == t.session }), t.session)
-	for over := e.blocks - room; over > 0; over = e.blocks - room {
-		oldest := e.used[0]
-		gone := min(over, e.cache[oldest])
-		e.blocks -= gone
-		if e.cache[oldest] -= gone; e.cache[oldest] == 0 {
-			delete(e.cache, oldest)
-			e.used = e.used[1:]
+	for _, name := range slices.Backward(t.blocks[:min(len(t.blocks), room)]) {
+		if at := e.cache[name]; at != nil {
+			e.used.MoveToFront(at)
+		} else {
+			e.cache[name] = e.used.PushFront(name)
 		}
+	}
+	for e.used.Len() > room {
+		delete(e.cache, e.used.Remove(e.used.Back()).(uint64))
 	}
 }
 
@@ -224,7 +252,8 @@ type turnRoute func(engines []*cachingEngine, t *turn, now float64) *cachingEngi
 // answered is the client's view of one turn.
 type answered struct {
 	latency
-	cached int // tokens of the prompt
+	cached int    // tokens of the prompt
+	from   string // name of the engine
 }
 
 // replayTurns runs a trace of conversations over engines.
@@ -235,15 +264,28 @@ func replayTurns(turns []turn, engines []sim.Config, pick turnRoute) []answered 
 		input += float64(t.input) / float64(len(turns))
 	}
 	for _, cfg := range engines {
-		es = append(es, &cachingEngine{modelEngine: modelEngine{Config: cfg}, cache: make(map[int]int), prefill: input / cfg.PrefillRate})
+		es = append(es, &cachingEngine{modelEngine: modelEngine{Config: cfg}, cache: make(map[uint64]*list.Element), used: list.New(), prefill: input / cfg.PrefillRate})
 	}
 	jobs := make([]turnJob, len(turns))
+	index := make(map[*job]int, len(turns))
+	follow := make(map[int][]int)
+	var coming arrivals
+	for i := range turns {
+		jobs[i].turn, jobs[i].traced = &turns[i], turns[i].traced
+		index[&jobs[i].job] = i
+		if after := turns[i].after; after >= 0 {
+			follow[after] = append(follow[after], i)
+		} else {
+			coming = append(coming, arrival{turns[i].at, i})
+		}
+	}
+	heap.Init(&coming)
 	var queue []*turnJob
-	arrived, taken := 0, 0
+	taken := 0
 	for {
 		now, at := math.Inf(1), (*cachingEngine)(nil)
-		if arrived < len(turns) {
-			now = turns[arrived].at
+		if len(coming) > 0 {
+			now = coming[0].at
 		}
 		for _, e := range es {
 			if n := e.next(); n < now {
@@ -252,12 +294,14 @@ func replayTurns(turns []turn, engines []sim.Config, pick turnRoute) []answered 
 		}
 		switch {
 		case at != nil:
-			at.step()
-		case arrived < len(turns):
-			j := &jobs[arrived]
-			j.turn, j.traced = &turns[arrived], turns[arrived].traced
-			queue = append(queue, j)
-			arrived++
+			if ended := at.step(); ended != nil {
+				for _, i := range follow[index[ended]] {
+					jobs[i].at = now + turns[i].think
+					heap.Push(&coming, arrival{jobs[i].at, i})
+				}
+			}
+		case len(coming) > 0:
+			queue = append(queue, &jobs[heap.Pop(&coming).(arrival).turn])
 		default:
 			return answersOf(jobs)
 		}
@@ -274,10 +318,30 @@ func replayTurns(turns []turn, engines []sim.Config, pick turnRoute) []answered 
 	}
 }
 
+// arrivals are turns that will come, the next one first.
+type arrivals []arrival
+
+type arrival struct {
+	at   float64
+	turn int
+}
+
+func (h arrivals) Len() int { return len(h) }
+func (h arrivals) Less(i, j int) bool {
+	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].turn < h[j].turn
+}
+func (h arrivals) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *arrivals) Push(x any)   { *h = append(*h, x.(arrival)) }
+func (h *arrivals) Pop() any {
+	last := (*h)[len(*h)-1]
+	*h = (*h)[:len(*h)-1]
+	return last
+}
+
 func answersOf(jobs []turnJob) []answered {
 	as := make([]answered, len(jobs))
 	for i, j := range jobs {
-		as[i] = answered{latency{ttft: j.first - j.at, e2e: j.end - j.at}, j.cached}
+		as[i] = answered{latency{ttft: j.first - j.at, e2e: j.end - j.at}, j.cached, j.engine}
 	}
 	return as
 }
@@ -370,18 +434,28 @@ func central(turns []turn) turnRoute {
 	}
 }
 
-// affinityFigures are the share of cacheable tokens that were cached, and percentiles of the
-// latencies.
+// affinityFigures are the share of cacheable tokens that were cached, percentiles of the latencies,
+// the part of the requests that met their SLO, and Jain's index of that over tenants.
 type affinityFigures struct {
 	hit  float64
 	ttft [3]float64 // p50, p90, p99
 	e2e  [2]float64 // p50, p99
+	good float64
+	jain float64
 }
 
 func affinityFiguresOf(turns []turn, as []answered) (f affinityFigures) {
 	cached, cacheable := 0, 0
 	var ttft, e2e []float64
+	good := make(map[int][2]float64) // by tenant: requests, and those that met their SLO
 	for i, a := range as {
+		g := good[turns[i].tenant]
+		g[0]++
+		if bound := sloOf(&turns[i]); a.ttft <= bound.ttft && a.e2e <= bound.e2e {
+			g[1]++
+			f.good += 1 / float64(len(as))
+		}
+		good[turns[i].tenant] = g
 		cached += a.cached
 		cacheable += turns[i].cacheable()
 		ttft = append(ttft, a.ttft)
@@ -394,7 +468,24 @@ func affinityFiguresOf(turns []turn, as []answered) (f affinityFigures) {
 	}
 	f.ttft = [3]float64{of(ttft, .5), of(ttft, .9), of(ttft, .99)}
 	f.e2e = [2]float64{of(e2e, .5), of(e2e, .99)}
+	f.jain = jain(good)
 	return f
+}
+
+// jain is (Σx)²/(n·Σx²) of the parts of their requests that met the SLO, over tenants with at least
+// ten requests; 1 is equal parts.
+func jain(good map[int][2]float64) float64 {
+	var sum, squares, n float64
+	for _, g := range good {
+		if g[0] >= 10 {
+			x := g[1] / g[0]
+			sum, squares, n = sum+x, squares+x*x, n+1
+		}
+	}
+	if squares == 0 {
+		return 0
+	}
+	return sum * sum / (n * squares)
 }
 
 func (f affinityFigures) String() string {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/pulley-lb/pulley/engine/sim"
 	"github.com/pulley-lb/pulley/gateway"
+	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/worker"
 )
@@ -27,7 +30,8 @@ type badFleet struct {
 
 	mu    sync.Mutex
 	named map[string]string        // the first state and reason that name a bad engine, by worker
-	after map[string]time.Duration // when that was, after turned
+	after map[string]time.Duration // when that was, after turned; of a note, after it first had a request
+	first map[string]time.Time     // when each worker first had a request
 	kinds map[string][]string      // kinds of events about each worker
 	gauge string                   // the metrics that name workers, at the end
 
@@ -40,7 +44,7 @@ func replayBad(t *testing.T, trace []traced, bad bool, turn time.Duration) *badF
 	t.Helper()
 	f := &badFleet{
 		trace: trace, ls: make([]latency, len(trace)), errs: make([]error, len(trace)),
-		named: make(map[string]string), after: make(map[string]time.Duration), kinds: make(map[string][]string),
+		named: make(map[string]string), after: make(map[string]time.Duration), first: make(map[string]time.Time), kinds: make(map[string][]string),
 	}
 	run(t, func(t *testing.T, env *Env) {
 		g := env.Gateway(gateway.Config{})
@@ -126,6 +130,15 @@ func (f *badFleet) listen(t *testing.T, env *Env) {
 	onHeartbeats(t, env, func(h *subjects.Heartbeat) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
+		if _, had := f.first[h.Name]; !had && h.InFlight > 0 {
+			f.first[h.Name] = time.Now()
+		}
+		if f.named[h.Name] == "" && h.Notes() != "" && !f.begun.IsZero() {
+			f.named[h.Name], f.after[h.Name] = "note: "+h.Notes(), 0 // before it had a request
+			if at, had := f.first[h.Name]; had {
+				f.after[h.Name] = time.Since(at)
+			}
+		}
 		if f.named[h.Name] != "" || h.Reason == "" || f.turned.IsZero() || time.Now().Before(f.turned) || h.State == subjects.Left {
 			return
 		}
@@ -160,6 +173,17 @@ func (f *badFleet) from(at time.Duration) (ls []latency, failed int) {
 	return ls, failed
 }
 
+// twice returns a trace that is followed by itself.
+func twice(trace []traced) []traced {
+	last := trace[len(trace)-1].at
+	both := slices.Clone(trace)
+	for _, r := range trace {
+		r.at += last
+		both = append(both, r)
+	}
+	return both
+}
+
 // A fleet with one engine that hangs, one that swallows requests, a slow one and a small one serves as the four good ones do
 // alone, from a minute after they turned bad on. Each bad one is named with its reason.
 func TestBadEnginesInAFleet(t *testing.T) {
@@ -180,6 +204,9 @@ func TestBadEnginesInAFleet(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			trace := atLoad(0.6, slice(t, c.file, c.requests), good)
+			if c.turn > 0 { // a p99 of the requests of one minute would be that of ten
+				trace = twice(trace)
+			}
 			inMostRuns(t, func() []claim {
 				alone, f := replayBad(t, trace, false, 0), replayBad(t, trace, true, c.turn)
 				from := c.turn + time.Minute
@@ -199,7 +226,7 @@ func TestBadEnginesInAFleet(t *testing.T) {
 					atMost("failed requests of 1000", float64(failed)/float64(len(got)+failed)*1000, 1),
 					atMost("TTFT p99, relative to the good ones alone", b.ttft[2], 1.3*a.ttft[2]),
 				}
-				for _, name := range []string{"hung", "hole"} {
+				for _, name := range []string{"hung", "hole", "small", "slow"} {
 					after := 1e9
 					if f.named[name] != "" {
 						after = f.after[name].Seconds()
@@ -207,6 +234,20 @@ func TestBadEnginesInAFleet(t *testing.T) {
 					claims = append(claims, atMost("seconds until "+name+" is named", after, 10))
 					if !strings.Contains(f.gauge, fmt.Sprintf("worker=%q", name)) {
 						t.Errorf("no metric of worker %s", name)
+					}
+				}
+				host, _ := os.Hostname()
+				for name, kind := range map[string]string{"small": policy.NoteSmall, "slow": policy.NoteSlow} {
+					if !strings.HasPrefix(f.named[name], "note: m: "+kind) || !slices.Contains(f.kinds[name], string(subjects.EventWorkerNote)) {
+						t.Errorf("%s: %q, events %q", name, f.named[name], f.kinds[name])
+					}
+					if want := fmt.Sprintf(`pulley_worker_note{host=%q,kind=%q,worker=%q} 1`, host, kind, name); !strings.Contains(f.gauge, want) {
+						t.Errorf("no metric %s", want)
+					}
+				}
+				for name, reason := range f.named {
+					if strings.HasPrefix(name, "good") && strings.HasPrefix(reason, "note") {
+						t.Errorf("%s: %q", name, reason)
 					}
 				}
 				return claims

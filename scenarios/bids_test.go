@@ -56,7 +56,7 @@ func TestDeletedHomeLane(t *testing.T) {
 		usual := follow().took
 		js := env.JetStream()
 		for _, w := range ws {
-			if err := js.DeleteConsumer(t.Context(), subjects.ReqStream("standard"), subjects.ReqConsumer("m", w.ID())); err != nil {
+			if err := js.DeleteConsumer(t.Context(), subjects.ReqStream("standard"), subjects.ReqConsumer("m", subjects.StableID(w.ID()))); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -3,6 +3,7 @@ package scenarios
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -352,6 +353,64 @@ func TestStreamsOutliveTheBroker(t *testing.T) {
 				}
 				if s := es[0].Stats(); s.Received != streams || s.Aborted != 0 {
 					t.Errorf("the engine was asked %d times for %d streams, and %d were aborted", s.Received, streams, s.Aborted)
+				}
+				emptyQueues(t, env)
+			})
+		})
+	}
+}
+
+// After an outage the parts do not come back at the same time. Answers that ended meanwhile, and those that go on, are complete
+// as soon as both ends are there.
+func TestPartsComeBackOneAfterTheOther(t *testing.T) {
+	for _, c := range []struct {
+		gateway, worker time.Duration // how long each is away
+		tokens          []int         // 3 s and 5 s: they end meanwhile
+	}{
+		{6 * time.Second, 6 * time.Second, []int{30, 30, 50, 300}},
+		{6 * time.Second, 7 * time.Second, []int{30, 30, 50, 300}}, {6 * time.Second, 7800 * time.Millisecond, []int{30, 30, 50, 300}},
+		{7 * time.Second, 6 * time.Second, []int{30, 50, 300}}, {14 * time.Second, 5 * time.Second, []int{30, 50, 300}},
+		{6 * time.Second, 7800 * time.Millisecond, []int{30, 50}},
+		{7 * time.Second, 6 * time.Second, []int{30, 50}}, {9 * time.Second, 6 * time.Second, []int{30, 50}},
+		{12 * time.Second, 6 * time.Second, []int{30, 50}}, {14 * time.Second, 5 * time.Second, []int{30, 40}},
+	} {
+		if raceEnabled && len(c.tokens) != 2 {
+			continue
+		}
+		t.Run(fmt.Sprintf("gateway after %v, worker after %v, %v tokens", c.gateway, c.worker, c.tokens), func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				cfg := slow("a")
+				cfg.Slots = 8
+				g, es, ws := pair(t, env, cfg)
+				type ended struct {
+					reply
+					at time.Time
+				}
+				replies := make([]ended, len(c.tokens))
+				var wg sync.WaitGroup
+				for i := range replies {
+					wg.Go(func() {
+						replies[i].reply = ask(t, g, chat("m", i > 0, c.tokens[i]), "")
+						replies[i].at = time.Now()
+					})
+				}
+				time.Sleep(time.Second)
+				g.Link.Cut(true)
+				ws[0].Link.Cut(true)
+				back := time.Now().Add(max(c.gateway, c.worker))
+				time.AfterFunc(c.gateway, g.Link.Mend)
+				time.AfterFunc(c.worker, ws[0].Link.Mend)
+				wg.Wait()
+				for i, r := range replies {
+					if r.status != 200 || words(content(t, r.body)) != c.tokens[i] {
+						t.Errorf("reply %d: %d, %d words, ends with %q", i, r.status, words(content(t, r.body)), r.body[max(0, len(r.body)-200):])
+					}
+					if late := r.at.Sub(back); c.tokens[i] <= 50 && late > 1500*time.Millisecond {
+						t.Errorf("reply %d came %v after both were back", i, late)
+					}
+				}
+				if s := es[0].Stats(); int(s.Received) != len(c.tokens) {
+					t.Errorf("the engine was asked %d times for %d requests", s.Received, len(c.tokens))
 				}
 				emptyQueues(t, env)
 			})

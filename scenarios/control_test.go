@@ -213,6 +213,18 @@ func TestOrders(t *testing.T) {
 		cfg.Slots = 1
 		g, es, _ := pair(t, env, cfg)
 		nc, _ := env.Connect("operator")
+		events, err := nc.SubscribeSync(subjects.EventSubject(subjects.EventCancel))
+		if err != nil {
+			t.Fatal(err)
+		}
+		told := func(t *testing.T) (e subjects.Event) {
+			t.Helper()
+			m, err := events.NextMsg(time.Second)
+			if err != nil || subjects.Unmarshal(m.Data, &e) != nil {
+				t.Errorf("no event: %v", err)
+			}
+			return e
+		}
 		var wg sync.WaitGroup
 		running := make(chan reply, 1)
 		wg.Go(func() { running <- ask(t, g, chat("m", false, 600), "") })
@@ -239,8 +251,11 @@ func TestOrders(t *testing.T) {
 			t.Errorf("details of the request: %+v", d)
 		}
 		for _, id := range []string{one, waits} {
-			if o := command[subjects.Outcome](t, nc, subjects.DoCancel, subjects.RequestQuery{ID: id}); o.Count != 1 {
+			if o := command[subjects.Outcome](t, nc, subjects.DoCancel, subjects.RequestQuery{ID: id, By: "ada@desk"}); o.Count != 1 {
 				t.Errorf("cancel: %+v", o)
+			}
+			if e := told(t); e.Request != id || e.Pool != "m" || !strings.HasSuffix(e.Text, " in m (tier standard) was cancelled by ada@desk") {
+				t.Errorf("event %+v", e)
 			}
 		}
 		for _, r := range []reply{<-running, <-queued} {
@@ -266,6 +281,9 @@ func TestOrders(t *testing.T) {
 		time.Sleep(time.Second)
 		if o := command[subjects.Outcome](t, nc, subjects.DoPurge, subjects.PurgeOrder{Pool: "m", Tier: "standard"}); o.Count != 5 {
 			t.Errorf("purge: %+v", o)
+		}
+		if e := told(t); e.Text != "the requests that waited in m (tier standard) were cancelled by an operator" {
+			t.Errorf("event %+v", e)
 		}
 		for range 5 {
 			if r := <-queued; r.status != 503 || !strings.Contains(r.body, "purged") {

@@ -4,10 +4,13 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -51,6 +54,97 @@ func TestDoorsOfEngines(t *testing.T) {
 		}
 		if path := seen.Load(); path != nil {
 			t.Errorf("the engine saw %s", *path)
+		}
+	})
+}
+
+// No spelling of a management path reaches an engine, on a raw connection that normalizes nothing, nor does another method.
+func TestManagementOfEngines(t *testing.T) {
+	run(t, func(t *testing.T, env *Env) {
+		var mu sync.Mutex
+		seen := make(map[string]bool)
+		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			defer mu.Unlock()
+			seen[r.Method+" "+r.RequestURI] = true
+		})
+		conn := func() net.Conn {
+			c, err := g.Listener.DialContext(t.Context(), "", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		paths := strings.Fields(`
+			/v1/load_lora_adapter /v1/unload_lora_adapter /load_lora_adapter /unload_lora_adapter /sleep /sleep?level=2 /wake_up /pause /resume
+			/reset_prefix_cache /reset_mm_cache /collective_rpc /update_weights /abort_requests /scale_elastic_ep /start_profile /stop_profile
+			/abort_request /flush_cache /update_weights_from_disk /update_weights_from_tensor /release_memory_occupation /resume_memory_occupation
+			/set_internal_state /configure_logging /server_info /clear_hicache_storage_backend
+			/api/pull /api/push /api/create /api/copy /api/delete /api/blobs/sha256:0 /api/show /api/ps
+			/slots/0?action=erase /slots/0?action=save /props /models/load /models/unload /lora-adapters
+			/v2/repository/models/m/unload /v2/repository/models/m/load /v2/repository/index /v2/logging /v2/models/m/trace/setting /v2/cudasharedmemory/register
+			/api/v1/models/unload /api/v1/models/download /admin/x /metrics /debug/pprof/ /v1/models /v1/files /v1/fine_tuning/jobs /v1/batches`)
+		const far = "/v1/chat/completions"
+		spell := map[string]func(path string) string{
+			"as it is":            func(p string) string { return p },
+			"doubled":             func(p string) string { return "/" + strings.ReplaceAll(p, "/", "//") },
+			"a slash at the end":  func(p string) string { return p + "/" },
+			"upper case":          strings.ToUpper,
+			"dots":                func(p string) string { return "/v1/.." + p },
+			"encoded dots":        func(p string) string { return "/v1/%2e%2E" + p },
+			"double encoded dots": func(p string) string { return "/v1/%252e%252e" + p },
+			"from an allowed one": func(p string) string { return far + "/../../.." + p },
+			"encoded slashes":     func(p string) string { return far + strings.ReplaceAll("/../../.."+p, "/", "%2f") },
+			"only some encoded":   func(p string) string { return far + "/..%2f..%2f.." + p },
+			"backslashes":         func(p string) string { return far + `\..\..\..` + strings.ReplaceAll(p, "/", `\`) },
+			"encoded backslashes": func(p string) string { return far + `/..%5c..%5c..` + p },
+			"parameters":          func(p string) string { return far + "/..;/..;/..;" + p },
+			"a parameter":         func(p string) string { return p + ";x" },
+			"an infix":            func(p string) string { return "/v2/models/..%2f.." + strings.ReplaceAll(p, "/", "%2f") + "/infer" },
+			"an absolute form":    func(p string) string { return "http://elsewhere" + p },
+			"another scheme":      func(p string) string { return "x://elsewhere" + p },
+			"an opaque form":      func(p string) string { return "x:" + p },
+			"a user":              func(p string) string { return "http://u:p@elsewhere" + p },
+			"a NUL":               func(p string) string { return p + "%00" },
+			"an encoded letter":   func(p string) string { return fmt.Sprintf("/%%%02x%s", p[1], p[2:]) },
+			"an overlong slash":   func(p string) string { return far + "/..%c0%af..%c0%af.." + p },
+			"a fragment":          func(p string) string { return p + "#" + far },
+			"a query":             func(p string) string { return p + "?" + far },
+			"no slash":            func(p string) string { return p[1:] },
+		}
+		for how, spelled := range spell {
+			c := conn()
+			answers := bufio.NewReader(c)
+			for _, path := range paths {
+				for _, method := range []string{"POST", "PUT", "DELETE", "PATCH", "GET", "post", "OPTIONS"} {
+					if method != "POST" && how != "as it is" {
+						continue
+					}
+					go fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nContent-Length: 23\r\n\r\n{\"model\":\"m\",\"name\":\"\"}", method, spelled(path))
+					c.SetReadDeadline(time.Now().Add(time.Minute))
+					r, err := http.ReadResponse(answers, &http.Request{Method: method})
+					if err != nil {
+						t.Fatalf("%s: %s %s: %v", how, method, spelled(path), err)
+					}
+					io.Copy(io.Discard, r.Body)
+					r.Body.Close()
+					ours := method == "GET" && (strings.HasPrefix(path, "/v1/models") || path == "/metrics") // the gateway's own
+					if r.StatusCode < 300 && !ours || r.StatusCode >= 500 {
+						t.Errorf("%s: %s %s: got %s", how, method, spelled(path), r.Status)
+					}
+					if r.Close {
+						c.Close()
+						c = conn()
+						answers = bufio.NewReader(c)
+					}
+				}
+			}
+			c.Close()
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for call := range seen {
+			t.Errorf("the engine saw %s", call)
 		}
 	})
 }
@@ -101,7 +195,7 @@ func TestRefusalOfEndlessBody(t *testing.T) {
 	})
 }
 
-// Where the gateway decides which web pages may read answers, the engine does not.
+// The gateway decides which web pages may read answers, the engine does not.
 func TestOneAllowedOrigin(t *testing.T) {
 	const page = "https://chat.example"
 	for _, sent := range []string{"", "*", "null", page, "https://other.example"} {
@@ -129,29 +223,89 @@ func TestOneAllowedOrigin(t *testing.T) {
 				}
 			}
 			open := with(t, env, gateway.Config{}, engine)
-			if r := do(t, open, "POST", "/v1/x", `{"model":"m"}`, "Origin", page); !slices.Equal(r.header["Access-Control-Allow-Origin"], []string{sent}) {
-				t.Errorf("without CORS: %q, want %q", r.header["Access-Control-Allow-Origin"], sent)
+			if r := do(t, open, "POST", "/v1/x", `{"model":"m"}`, "Origin", page); r.header["Access-Control-Allow-Origin"] != nil || r.header.Get("Access-Control-Allow-Credentials") != "" {
+				t.Errorf("without CORS the engine allows: %v", r.header)
 			}
 		})
 	}
 }
 
-// A redirect of an engine leads to the gateway.
+// A redirect of an engine to itself is followed, with the same body; no client gets one.
 func TestRedirectsOfEngines(t *testing.T) {
 	run(t, func(t *testing.T, env *Env) {
-		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Location", r.Header.Get("X-To"))
-			w.Header().Set("Content-Location", r.Header.Get("X-To"))
-			w.WriteHeader(307)
-		})
-		for to, want := range map[string]string{
-			"http://10.0.0.7:8000/v1/embeddings?a=b": "/v1/embeddings?a=b", "https://gpu-7/v1/x/": "/v1/x/", "//gpu-7:80/a%2Fb": "/a%2Fb",
-			"http://gpu-7": "/", "/v1/embeddings": "/v1/embeddings", "http://u:p@gpu-7//x": "/x", "http://gpu-7:x/": "",
-		} {
-			r := do(t, g, "POST", "/v1/x", `{"model":"m"}`, "X-To", to)
-			if r.status != 307 || r.header.Get("Location") != want || r.header.Get("Content-Location") != want {
-				t.Errorf("to %s: got %d, %q, %q, want %q", to, r.status, r.header["Location"], r.header["Content-Location"], want)
+		var seen atomic.Pointer[[]string]
+		engine := func(w http.ResponseWriter, r *http.Request) {
+			b, _ := io.ReadAll(r.Body)
+			for old := seen.Load(); ; old = seen.Load() {
+				now := append(slices.Clone(*old), r.RequestURI+" "+string(b))
+				if seen.CompareAndSwap(old, &now) {
+					break
+				}
 			}
+			to, status := r.Header.Get("X-To"), 307
+			if s, err := strconv.Atoi(r.Header.Get("X-Status")); err == nil {
+				status = s
+			}
+			w.Header().Set("Content-Type", "application/json")
+			if to == "" || r.RequestURI == to || strings.HasSuffix(to, r.RequestURI) && strings.Contains(to, r.Host) {
+				io.WriteString(w, `{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}],"data":[{"embedding":[1]}],"count":1}`)
+				return
+			}
+			w.Header().Set("Location", to)
+			w.Header().Set("Content-Location", to)
+			w.WriteHeader(status)
+		}
+		g := with(t, env, gateway.Config{}, engine)
+		for _, c := range []struct {
+			path, to string
+			status   string
+			want     []string // what the engine sees after the first call
+		}{
+			{"/v1/embeddings", "/v1/embeddings/", "", []string{"/v1/embeddings/"}},
+			{"/v1/embeddings", "/v1/embeddings/", "308", []string{"/v1/embeddings/"}},
+			{"/v1/embeddings", "http://HOST/v1/embeddings/", "", []string{"/v1/embeddings/"}},
+			{"/v1/x", "/v1/x/", "", []string{"/v1/x/"}},
+			{"/v1/x", "/v1/chat/completions?a=b", "", []string{"/v1/chat/completions?a=b"}},
+			{"/tokenize", "/tokenize/", "", []string{"/tokenize/"}},
+			{"/v1/x", "/v1/x?again", "301", nil}, // would become a GET
+			{"/v1/x", "/v1/x?again", "302", nil},
+			{"/v1/x", "/sleep", "", nil},
+			{"/v1/x", "/v1/../sleep", "", nil},
+			{"/v1/x", "/v1/chat/completions/../../../sleep", "", nil},
+			{"/v1/x", "/v1/%2e%2e/sleep", "", nil},
+			{"/v1/x", "http://10.0.0.7:8000/v1/embeddings", "", nil},
+			{"/v1/x", "https://HOST/v1/embeddings", "", nil},
+			{"/v1/x", "//gpu-7/v1/embeddings", "", nil},
+			{"/v1/x", "///gpu-7/v1/embeddings", "", nil},
+			{"/v1/x", `/\gpu-7/v1/embeddings`, "", nil},
+			{"/v1/x", "http://u:p@HOST/v1/embeddings", "", nil},
+			{"/v1/x", "javascript:alert(1)", "", nil},
+		} {
+			seen.Store(new([]string))
+			host := "e"
+			const body = `{"model":"m","x":[1,2]}`
+			r := do(t, g, "POST", c.path, body, "X-To", strings.ReplaceAll(c.to, "HOST", host), "X-Status", c.status)
+			status := 200
+			if c.want == nil {
+				if status = 307; c.status != "" {
+					status, _ = strconv.Atoi(c.status)
+				}
+			}
+			if r.status != status || r.header["Location"] != nil || r.header["Content-Location"] != nil {
+				t.Errorf("%s to %s: got %d %v %q, want %d", c.path, c.to, r.status, r.header, r.body, status)
+			}
+			want := []string{c.path + " " + body}
+			for _, w := range c.want {
+				want = append(want, w+" "+body)
+			}
+			if got := *seen.Load(); !slices.Equal(got, want) {
+				t.Errorf("%s to %s: the engine saw %q, want %q", c.path, c.to, got, want)
+			}
+		}
+		// One that never ends.
+		seen.Store(new([]string))
+		if r := do(t, g, "POST", "/v1/x", `{"model":"m"}`, "X-To", "/v1/x?round"); r.status != 200 && r.status != 307 || len(*seen.Load()) > 4 {
+			t.Errorf("got %d after %q", r.status, *seen.Load())
 		}
 	})
 }

@@ -232,7 +232,7 @@ func TestModelNames(t *testing.T) {
 		`quo"ted\`, "a\r\nb", strings.Repeat("x", 256), strings.Repeat("x", 255) + "y", strings.Repeat("é", 128), strings.Repeat(".", 256),
 	}
 	run(t, func(t *testing.T, env *Env) {
-		g := env.Gateway(gateway.Config{})
+		g := env.Gateway(gateway.Config{PassHeaders: []string{"X-Serves"}})
 		for _, name := range names {
 			e := env.Handler("e", engineOf(func(w http.ResponseWriter, r *http.Request) {
 				io.Copy(io.Discard, r.Body)
@@ -439,7 +439,7 @@ func TestAnswersPass(t *testing.T) {
 	large := noise(12 << 20)
 	latin := "caf\xe9"
 	runBoth(t, func(t *testing.T, env *Env) {
-		g := with(t, env, gateway.Config{}, func(w http.ResponseWriter, r *http.Request) {
+		g := with(t, env, gateway.Config{PassHeaders: []string{"x-multi", "X-Latin"}}, func(w http.ResponseWriter, r *http.Request) {
 			var order struct {
 				Status  int
 				Type    string
@@ -452,6 +452,7 @@ func TestAnswersPass(t *testing.T) {
 			h := w.Header()
 			h["X-Multi"] = []string{"1", "2, 3"}
 			h["Set-Cookie"] = []string{"a=1; Path=/", "b=2"}
+			h["X-Other"] = []string{"1"}
 			h["X-Latin"] = []string{latin}
 			h["Content-Disposition"] = []string{`attachment; filename="ü.txt"`}
 			h["X-Request-Id"] = []string{"the engine's"}
@@ -489,7 +490,7 @@ func TestAnswersPass(t *testing.T) {
 							continue
 						}
 						for k, want := range map[string][]string{
-							"X-Multi": {"1", "2, 3"}, "Set-Cookie": {"a=1; Path=/", "b=2"}, "X-Latin": {latin},
+							"X-Multi": {"1", "2, 3"}, "X-Latin": {latin}, "Set-Cookie": nil, "X-Other": nil,
 							"Content-Disposition": {`attachment; filename="ü.txt"`}, "X-Hop": nil, "Keep-Alive": nil,
 						} {
 							if got := r.header[k]; !slices.Equal(got, want) {
@@ -522,13 +523,16 @@ func TestHeadersToEngine(t *testing.T) {
 			defer mu.Unlock()
 			seen, path = r.Header.Clone(), r.RequestURI
 		})
-		r := do(t, g, "POST", "/v1/x%2Fy/z?q=a+b&c=%00&d=%C3%BC", `{"model":"m"}`,
+		r := do(t, g, "POST", "/v1/x%2Fy/z?q=a+b&api-key=secret&c=%00&%6bey=secret&d=%C3%BC&access_token=secret", `{"model":"m"}`,
 			"Content-Type", "application/json", "User-Agent", "client/1", "X-Custom", "1", "X-Custom", "2", "X-Latin", "caf\xe9", "X-Unicode", "ü",
 			"Openai-Organization", "org", "Anthropic-Version", "2023-06-01", "Traceparent", "00-1-2-01",
 			"Authorization", "Bearer secret", "X-Api-Key", "secret", "Api-Key", "secret", "Cookie", "secret=1", "Proxy-Authorization", "secret",
 			"Connection", "X-Hop, close", "X-Hop", "secret", "Te", "trailers", "Keep-Alive", "secret", "Upgrade", "secret", "Trailer", "X-Secret",
 			"Origin", "http://secret", "Referer", "http://secret/", "Nats-Msg-Id", "secret", "X-Pulley-Tenant", "secret", "X-Request-Id", "the secret",
-			"Sec-Fetch-Site", "secret", "X-Request-Timeout", "60")
+			"Sec-Fetch-Site", "secret", "X-Request-Timeout", "60",
+			"X-Goog-Api-Key", "secret", "X-Auth-Token", "secret", "X-Openai-Api-Key", "secret", "Ocp-Apim-Subscription-Key", "secret", "x_auth_token", "secret",
+			"X-Original-URL", "/secret", "X-Rewrite-URL", "/secret", "X-HTTP-Method-Override", "secret", "X-Data-Parallel-Rank", "secret",
+			"X-Forwarded-For", "secret", "X-Forwarded-Host", "secret", "X-Forwarded-Prefix", "/secret", "Forwarded", "for=secret", "X-Real-IP", "secret")
 		if r.status != 200 {
 			t.Fatalf("got %d %q", r.status, r.body)
 		}

@@ -2,8 +2,11 @@ package scenarios
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +26,10 @@ type Env struct {
 	*testenv.Env
 	t     testing.TB
 	local *subjects.Local // set if the workers and gateways share a process
+
+	direct bool          // workers can reach gateways past the broker
+	late   time.Duration // how long what comes there takes longer than through the broker
+	ports  sync.Map      // the *testenv.Listener of each gateway, by its address
 }
 
 // run calls test in a bubble with a running broker.
@@ -51,8 +58,21 @@ type Worker struct {
 // Worker starts a worker for an engine. It sets the fields Engine, Transport and Local of cfg.
 func (e *Env) Worker(en *testenv.Engine, cfg worker.Config) *Worker {
 	e.t.Helper()
-	cfg.Engine, cfg.Transport, cfg.Local = en.URL, engine.NewTransport(en.URL, en.Transport), e.local
 	nc, link := e.Connect("worker")
+	return e.workerAt(nc, link, en, cfg)
+}
+
+// workerAt does the same on a connection that a link belongs to.
+func (e *Env) workerAt(nc *nats.Conn, link *testenv.Link, en *testenv.Engine, cfg worker.Config) *Worker {
+	e.t.Helper()
+	cfg.Engine, cfg.Transport, cfg.Local = en.URL, engine.NewTransport(en.URL, en.Transport), e.local
+	cfg.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		port, ok := e.ports.Load(address)
+		if !ok {
+			return nil, errors.New("no such address")
+		}
+		return port.(*testenv.Listener).DialContext(ctx, network, address)
+	}
 	w, err := worker.New(cfg, nc)
 	if err != nil {
 		e.t.Fatal(err)
@@ -80,13 +100,48 @@ type Gateway struct {
 	Link     *testenv.Link
 	Client   *http.Client // reaches the gateway at http://gateway and its admin side at http://admin
 	Listener *testenv.Listener
+	Direct   *testenv.Listener // of connections past the broker; nil: there are none
+}
+
+// lateListener delays each read of its connections.
+type lateListener struct {
+	net.Listener
+	by time.Duration
+}
+
+func (l lateListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return lateConn{c, l.by}, err
+}
+
+type lateConn struct {
+	net.Conn
+	by time.Duration
+}
+
+func (c lateConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	time.Sleep(c.by)
+	return n, err
 }
 
 // Gateway starts a gateway and waits until it is ready.
 func (e *Env) Gateway(cfg gateway.Config) *Gateway {
 	e.t.Helper()
 	nc, link := e.Connect("gateway")
+	return e.gatewayAt(nc, link, cfg)
+}
+
+// gatewayAt does the same on a connection that a link belongs to.
+func (e *Env) gatewayAt(nc *nats.Conn, link *testenv.Link, cfg gateway.Config) *Gateway {
+	e.t.Helper()
 	cfg.Local = e.local
+	var direct *testenv.Listener
+	if e.direct {
+		direct = testenv.NewListener()
+		cfg.Direct, cfg.DirectAddress = lateListener{direct, e.late}, fmt.Sprintf("%p", direct)
+		e.ports.Store(cfg.DirectAddress, direct)
+	}
 	g, err := gateway.New(cfg, nc)
 	if err != nil {
 		e.t.Fatal(err)
@@ -101,7 +156,7 @@ func (e *Env) Gateway(cfg gateway.Config) *Gateway {
 			return ingress.DialContext(ctx, network, addr)
 		},
 	}
-	r := &Gateway{Gateway: g, Link: link, Listener: ingress, Client: &http.Client{Transport: transport}}
+	r := &Gateway{Gateway: g, Link: link, Listener: ingress, Direct: direct, Client: &http.Client{Transport: transport}}
 	r.Process = testenv.Start(func(ctx context.Context) error { return g.Run(ctx, ingress, admin) })
 	e.t.Cleanup(func() {
 		link.Thaw()

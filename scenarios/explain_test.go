@@ -91,7 +91,8 @@ func TestReceipt(t *testing.T) {
 		if got := receipt(ask(t, g, talk(3, "two"), "")); got["Worker"] != "a" || got["Affinity"] != "hit" {
 			t.Errorf("the second turn: %v", got)
 		}
-		// While a is busy, another takes the conversation over.
+		// While a is busy, another takes the conversation over. Right after an answer, a's next bid may be on its way.
+		time.Sleep(100 * time.Millisecond)
 		busy := make(chan reply, 1)
 		go func() { busy <- ask(t, g, talk(100, "two", "long"), "") }()
 		time.Sleep(time.Second)

@@ -796,7 +796,7 @@ func TestManyRequestsOfAHungEngine(t *testing.T) {
 				a := newFickle(t, cfg)
 				cfg.Name = "b"
 				b := newFickle(t, cfg)
-				g := fickles(t, env, gateway.Config{}, worker.Config{Slots: 64}, []string{chat("m", true, 5)}, a, b)
+				g := fickles(t, env, gateway.Config{}, worker.Config{Slots: 40}, []string{chat("m", true, 5)}, a, b)
 				env.SetPolicy(func(p *policy.Policy) {
 					for i := range p.Tiers {
 						p.Tiers[i].Retries = retries
@@ -818,7 +818,7 @@ func TestManyRequestsOfAHungEngine(t *testing.T) {
 					})
 				}
 				wg.Wait()
-				if posts, _ := a.asked(); posts < 20 {
+				if posts, _ := a.asked(); posts < 10 { // of 60, of which the other has slots for 40
 					t.Errorf("a got %d requests: nothing was tested", posts)
 				}
 			})

@@ -134,7 +134,7 @@ func TestDamagedKey(t *testing.T) {
 				g := with(t, env, gateway.Config{}, using(1, 1, nil))
 				k, body := keysOf(t, env), chat("m", false, 1)
 				damaged, other := k.put(policy.Key{ID: "aaaaaaaaaa"}), k.put(policy.Key{ID: "cccccccccc"})
-				kv, err := env.JetStream().KeyValue(t.Context(), subjects.PolicyBucket)
+				kv, err := env.JetStream().KeyValue(t.Context(), subjects.KeysBucket)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -12,10 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/testenv"
+	"github.com/pulley-lb/pulley/worker"
 )
 
 // standing is what the headers of an answer report about a limit.
@@ -420,4 +423,132 @@ func TestATenantsShareOfAQueue(t *testing.T) {
 			t.Errorf("%d of 20 without a share wait beside %d, want the rest of 10", got, waiting)
 		}
 	})
+}
+
+// Clients that each send one request after the other, to one gateway or to all in turn, are refused nothing within the limits of
+// their key, and what is beyond them is refused.
+func TestSequentialRequestsAreExact(t *testing.T) {
+	for about, c := range map[string]struct {
+		key      policy.Key
+		gateways int
+		clients  int
+		requests int // of each client
+		turn     int // 1: a client goes from gateway to gateway; 0: it stays at one
+		stream   bool
+		over     bool // one more request is refused
+	}{
+		"one at once, two gateways":               {policy.Key{Concurrency: 1}, 2, 1, 40, 1, false, false},
+		"one at once, three gateways":             {policy.Key{Concurrency: 1}, 3, 1, 40, 1, false, false},
+		"one at once, one gateway, streams":       {policy.Key{Concurrency: 1}, 1, 1, 40, 0, true, false},
+		"one at once, three gateways, streams":    {policy.Key{Concurrency: 1}, 3, 1, 40, 1, true, false},
+		"four at once by four, three gateways":    {policy.Key{Concurrency: 4}, 3, 4, 30, 1, false, false},
+		"four at once by four, each stays":        {policy.Key{Concurrency: 4}, 2, 4, 30, 0, true, false},
+		"requests a minute, one of three":         {policy.Key{RPM: 30}, 3, 1, 30, 0, false, true},
+		"requests a minute, three in turn":        {policy.Key{RPM: 30}, 3, 1, 30, 1, false, true},
+		"tokens a minute, one of three":           {policy.Key{TPM: 3000}, 3, 1, 30, 0, false, false},
+		"all limits, three gateways, two clients": {policy.Key{RPM: 40, TPM: 1e6, Concurrency: 2}, 3, 2, 20, 1, false, true},
+	} {
+		t.Run(about, func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				var gs []*Gateway
+				for range c.gateways {
+					gs = append(gs, env.Gateway(gateway.Config{}))
+				}
+				env.Worker(env.Handler("e", engineOf(func(w http.ResponseWriter, r *http.Request) {
+					if !c.stream {
+						using(50, 50, nil)(w, r)
+						return
+					}
+					w.Header().Set("Content-Type", "text/event-stream")
+					io.WriteString(w, "data: {\"choices\":[{\"delta\":{\"content\":\"yes\"}}]}\n\ndata: [DONE]\n\n")
+					w.(http.Flusher).Flush()
+					time.Sleep(20 * time.Millisecond) // the client has all of it already
+				}, "m")), worker.Config{Name: "e", Slots: 100})
+				for _, g := range gs {
+					g.Serves(t, "m")
+				}
+				c.key.ID = "aaaaaaaaaa"
+				header := keysOf(t, env).put(c.key)
+				time.Sleep(2 * inForce)
+				var wg sync.WaitGroup
+				for i := range c.clients {
+					wg.Go(func() {
+						for n := range c.requests {
+							resp, err := post(t.Context(), gs[(i+n*c.turn)%len(gs)], "/v1/chat/completions", chat("m", c.stream, 1), "", header...)
+							if err != nil {
+								t.Errorf("client %d, request %d: %v", i, n, err)
+								continue
+							}
+							if resp.StatusCode != 200 {
+								t.Errorf("client %d, request %d: %d", i, n, resp.StatusCode)
+							}
+							for all := []byte{}; !strings.Contains(string(all), "[DONE]"); {
+								b := make([]byte, 1000)
+								got, err := resp.Body.Read(b)
+								if all = append(all, b[:got]...); err != nil {
+									break
+								}
+							}
+							wg.Go(func() { // as an SDK that reads no further
+								io.Copy(io.Discard, resp.Body)
+								resp.Body.Close()
+							})
+						}
+					})
+				}
+				wg.Wait()
+				if c.over {
+					for _, g := range gs {
+						wantError(t, ask(t, g, chat("m", false, 1), "", header...), 429, "rate_limit_exceeded")
+					}
+				}
+			})
+		})
+	}
+}
+
+// A request that only what another gateway knows can admit waits for its answer, though that gateway is slow, but not for long.
+func TestAGatewayThatAnswersLate(t *testing.T) {
+	for about, c := range map[string]struct {
+		after   time.Duration // of the answer
+		running int           // what it says
+		status  int
+		took    time.Duration // at most
+	}{
+		"at once, it has ended":  {0, 0, 200, 100 * time.Millisecond},
+		"late, it has ended":     {600 * time.Millisecond, 0, 200, 700 * time.Millisecond},
+		"at once, it still runs": {0, 1, 429, 400 * time.Millisecond},
+		"late, it still runs":    {600 * time.Millisecond, 1, 429, 700 * time.Millisecond},
+		"too late":               {2 * time.Second, 0, 429, 1100 * time.Millisecond},
+	} {
+		t.Run(about, func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				g := with(t, env, gateway.Config{}, using(1, 1, nil))
+				header := keysOf(t, env).put(policy.Key{ID: "aaaaaaaaaa", Concurrency: 1})
+				time.Sleep(inForce)
+				used := func(running int) map[string]subjects.KeyUsage {
+					return map[string]subjects.KeyUsage{"aaaaaaaaaa": {Requests: 1, Running: running}}
+				}
+				nc, _ := env.Connect("other")
+				if _, err := nc.Subscribe(subjects.UsageReports, func(m *nats.Msg) {
+					var asked subjects.UsageReport
+					if json.Unmarshal(m.Data, &asked) != nil || asked.Ask == 0 {
+						return
+					}
+					time.AfterFunc(c.after, func() {
+						b, _ := json.Marshal(subjects.UsageReport{Gateway: "other", Answers: map[string]uint64{asked.Gateway: asked.Ask}, Keys: used(c.running)})
+						nc.Publish(subjects.UsageReports, b)
+					})
+				}); err != nil {
+					t.Fatal(err)
+				}
+				peer(t, env)("other", used(1))
+				began := time.Now()
+				r := ask(t, g, chat("m", false, 1), "", header...)
+				if took := time.Since(began); r.status != c.status || took > c.took {
+					t.Errorf("%d after %v, want %d within %v", r.status, took, c.status, c.took)
+				}
+			})
+		})
+	}
 }

@@ -6,10 +6,12 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
 
+	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/testenv"
 	"github.com/pulley-lb/pulley/worker"
@@ -22,6 +24,7 @@ type short struct {
 	context int // 0: it does not say, and takes anything
 	slots   chan struct{}
 	takes   time.Duration
+	down    atomic.Bool // it answers that it is not ready
 
 	mu      sync.Mutex
 	lengths []int // of the prompts with their answers that it has answered
@@ -48,6 +51,10 @@ func tokensOf(text string) int {
 
 func (s *short) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
+	if s.down.Load() {
+		http.Error(w, "starting", http.StatusServiceUnavailable)
+		return
+	}
 	switch r.URL.Path {
 	case "/v1/models":
 		length := ""
@@ -278,5 +285,97 @@ func TestLongRequestsWaitForTheLargeWorker(t *testing.T) {
 			m, _, _ := engines[2].counts()
 			return m > n
 		})
+	})
+}
+
+// While the only worker that a long request fits is away, the request waits for it, and is refused as one without a worker is.
+// What fits the others goes on, also what only seems to be too long.
+func TestLongRequestsWaitForAWorkerThatIsAway(t *testing.T) {
+	for what, gone := range map[string]func(w *Worker, s *short, at *testenv.Engine){
+		"it has left":        func(w *Worker, _ *short, _ *testenv.Engine) { w.Stop() },
+		"it is lost":         func(w *Worker, _ *short, at *testenv.Engine) { w.Kill(at) },
+		"its engine is down": func(_ *Worker, s *short, _ *testenv.Engine) { s.down.Store(true) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				g, engines, _ := shorts(t, env, 2000)
+				large := &short{name: "large", context: 8000, slots: make(chan struct{}, 4), takes: 100 * time.Millisecond}
+				at := env.Handler("large", large)
+				w := env.Worker(at, worker.Config{Name: "large", Slots: 4})
+				engines = append(engines, large)
+				time.Sleep(2 * time.Second)
+				for i := range 10 {
+					say(t, g, languages["English"], 500+100*i, 10, false)
+				}
+				gone(w, large, at)
+				time.Sleep(5 * time.Second)
+				if r := say(t, g, languages["English"], 5000, 100, false); r.status != 503 || !strings.Contains(r.body, "no_worker") {
+					t.Errorf("without it: %d after %v %s, want 503", r.status, r.took, r.body)
+				}
+				if r := say(t, g, languages["English"], 1000, 100, false); r.status != 200 {
+					t.Errorf("a short one: %d %s", r.status, r.body)
+				}
+				if r := say(t, g, languages["English"], 1880, 100, false); r.status != 200 || r.took > time.Second {
+					t.Errorf("one that just fits: %d after %v %s", r.status, r.took, r.body)
+				}
+				var wg sync.WaitGroup
+				defer wg.Wait()
+				for range 6 {
+					wg.Go(func() {
+						if r := say(t, g, languages["English"], 5000, 100, false); r.status != 200 {
+							t.Errorf("while it comes back: %d after %v %s", r.status, r.took, r.body)
+						}
+					})
+				}
+				time.Sleep(2 * time.Second)
+				if engines[1].down.Load() {
+					engines[1].down.Store(false)
+				} else {
+					env.Worker(env.Handler("again", engines[1]), worker.Config{Name: "again", Slots: 4})
+				}
+				wg.Wait()
+				if r := say(t, g, languages["English"], 9000, 100, false); r.status != 400 || !strings.Contains(r.body, "8000 tokens") {
+					t.Errorf("one that fits nowhere: %d %s", r.status, r.body)
+				}
+			})
+		})
+	}
+}
+
+// The contexts of LM Studio's models are those with which they are loaded.
+func TestLongRequestsToLMStudio(t *testing.T) {
+	run(t, func(t *testing.T, env *Env) {
+		beats := recordBeats(t, env)
+		g := env.Gateway(gateway.Config{})
+		engines := make(map[string]*fickle)
+		for name, context := range map[string]int{"short": 2048, "long": 16_384} {
+			cfg := brisk(name, engine.DialectLMStudio)
+			cfg.Context = context
+			engines[name] = newFickle(t, cfg)
+			env.Worker(env.Handler(name, engines[name]), worker.Config{Name: name, Slots: 4})
+		}
+		g.Serves(t, "m")
+		time.Sleep(2 * time.Second)
+		for name, want := range map[string]int64{"short": 2048, "long": 16_384} {
+			if h := beats.of(name); len(h.Pools) != 1 || h.Pools[0].Length != want {
+				t.Errorf("%s: %+v, want a context of %d", name, h.Pools, want)
+			}
+		}
+		for i := range 10 {
+			if r := ask(t, g, prompt(fmt.Sprint(i), 8000, true, 5), ""); r.status != 200 || words(content(t, r.body)) != 5 {
+				t.Errorf("a long one: %d %.300s", r.status, r.body)
+			}
+		}
+		if posts, _ := engines["short"].asked(); posts != 0 {
+			t.Errorf("the short one got %d", posts)
+		}
+		for i := range 10 {
+			if r := ask(t, g, prompt(fmt.Sprint(i), 100, true, 5), ""); r.status != 200 {
+				t.Errorf("a short one: %d %.300s", r.status, r.body)
+			}
+		}
+		if posts, _ := engines["short"].asked(); posts == 0 {
+			t.Error("the short one got nothing")
+		}
 	})
 }

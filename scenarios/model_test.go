@@ -73,8 +73,8 @@ func (e *modelEngine) next() float64 {
 	return t
 }
 
-// step processes the next event.
-func (e *modelEngine) step() {
+// step processes the next event. It returns the job that ends with it; nil if none does.
+func (e *modelEngine) step() *job {
 	t := e.next()
 	prefilled := len(e.prefilling) > 0 && e.prefillEnd <= t
 	if len(e.decoding) > 0 {
@@ -90,15 +90,17 @@ func (e *modelEngine) step() {
 		if len(e.prefilling) > 0 {
 			e.prefillEnd = t + e.prefill(e.prefilling[0])
 		}
-		return
+		return nil
 	}
 	j := heap.Pop(&e.decoding).(*job)
 	e.progress = max(e.progress, j.due)
 	j.end = t
 	if len(e.waiting) > 0 {
-		j, e.waiting = e.waiting[0], e.waiting[1:]
-		e.start(j, t)
+		next := e.waiting[0]
+		e.waiting = e.waiting[1:]
+		e.start(next, t)
 	}
+	return j
 }
 
 // give hands a request to the engine: it starts, or waits for a slot there.

@@ -45,8 +45,8 @@ func swapEnv(t *testing.T, env *Env, engines ...sim.Config) (*Gateway, []*testen
 	return g, es, ws
 }
 
-// traffic is clients that each send one request after the other.
-type traffic struct {
+// swapClients are clients that each send one request after the other.
+type swapClients struct {
 	mu   sync.Mutex
 	took map[string][]time.Duration // until the first byte, by model
 	wg   sync.WaitGroup
@@ -54,21 +54,21 @@ type traffic struct {
 	ctx  context.Context
 }
 
-func newTraffic(t *testing.T) *traffic {
+func newTraffic(t *testing.T) *swapClients {
 	ctx, stop := context.WithCancel(t.Context())
-	tr := &traffic{took: make(map[string][]time.Duration), ctx: ctx, stop: stop}
+	tr := &swapClients{took: make(map[string][]time.Duration), ctx: ctx, stop: stop}
 	t.Cleanup(tr.end)
 	return tr
 }
 
 // end stops the clients and waits for their running requests.
-func (tr *traffic) end() {
+func (tr *swapClients) end() {
 	tr.stop()
 	tr.wg.Wait()
 }
 
 // clients starts n clients for a model, with a pause between requests.
-func (tr *traffic) clients(t *testing.T, g *Gateway, n int, model string, tokens int, pause time.Duration) {
+func (tr *swapClients) clients(t *testing.T, g *Gateway, n int, model string, tokens int, pause time.Duration) {
 	for i := range n {
 		tr.wg.Go(func() {
 			time.Sleep(time.Duration(i) * 170 * time.Millisecond)
@@ -117,7 +117,7 @@ func firstByte(ctx context.Context, g *Gateway, model string, tokens int) (time.
 }
 
 // look returns the number of answers and the longest wait so far.
-func (tr *traffic) look(model string) (n int, worst time.Duration) {
+func (tr *swapClients) look(model string) (n int, worst time.Duration) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	if n = len(tr.took[model]); n > 0 {

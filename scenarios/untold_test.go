@@ -44,13 +44,10 @@ func TestPriorityBesideBatchWithNothingTold(t *testing.T) {
 		engines  []sim.Config
 		requests int
 		reserve  int
-		p99      float64 // how much longer the 99th percentile may be
 		batch    float64 // which part of the batch requests are served at least
 	}{
-		{"16, 8 and 4 slots", ofSlots(16, 8, 4), 800, 10, untoldWithin, 1 / 1.05},
-		// Some engines are found to run fewer requests than they do. So this is not within untoldWithin yet: the medians of
-		// several series are 1.5 to 1.7 times and 0.85.
-		{"five unlike engines, a larger reserve", unlike(), 600, 25, 2.5, 0.78},
+		{"16, 8 and 4 slots", ofSlots(16, 8, 4), 800, 10, 1 / 1.05},
+		{"five unlike engines, a larger reserve", unlike(), 600, 25, 1 / 1.05},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			trace := readTrace(t, "testdata/azure_conv_slice.csv")[:c.requests]
@@ -68,7 +65,7 @@ func TestPriorityBesideBatchWithNothingTold(t *testing.T) {
 				const p50, p99 = 0, 2
 				return []claim{
 					atMost("TTFT p50, relative to told", no.priority.ttft[p50], untoldWithin*yes.priority.ttft[p50]),
-					atMost("TTFT p99, relative to told", no.priority.ttft[p99], c.p99*yes.priority.ttft[p99]),
+					atMost("TTFT p99, relative to told", no.priority.ttft[p99], untoldWithin*yes.priority.ttft[p99]),
 					atLeast("batch requests per second, relative to told", no.batch, c.batch*yes.batch),
 				}
 			})
@@ -98,8 +95,8 @@ func TestNothingToldAtHighLoad(t *testing.T) {
 				}
 				const p99 = 2
 				return []claim{
-					// Relative to told it is 0.9 to 1.8 times, from run to run.
-					atMost("TTFT p99, relative to a central queue", no.ttft[p99], 1.35*central.ttft[p99]),
+					// Told it is 0.7 to 1.0 times that of a central queue, from run to run; the ratio of two runs says little.
+					atMost("TTFT p99, relative to a central queue", no.ttft[p99], untoldWithin*central.ttft[p99]),
 					atMost("E2E p99, relative to told", no.e2e[p99], untoldWithin*yes.e2e[p99]),
 				}
 			})
@@ -207,25 +204,49 @@ func TestThroughputWithNothingTold(t *testing.T) {
 	}
 }
 
-// TestEngineComesBackWithOtherSlots restarts an engine under load with more slots, and with fewer.
+// TestEngineComesBackWithOtherSlots restarts an engine under load with more slots, and with fewer: while its worker looks, and
+// while the worker is stopped, so that it starts with a number that was found before. With a reserve, which this load has to leave
+// free.
 func TestEngineComesBackWithOtherSlots(t *testing.T) {
-	for _, dialect := range []engine.Dialect{engine.DialectVLLM, engine.DialectOpenAI} {
-		t.Run(string(dialect), func(t *testing.T) {
-			if raceEnabled && dialect == engine.DialectVLLM {
-				t.Skip("slow with the race detector, and concurrent as the other")
+	for _, c := range []struct {
+		dialect engine.Dialect
+		reserve int
+		both    bool // the worker is started again too
+	}{
+		{engine.DialectVLLM, 0, false}, {engine.DialectOpenAI, 0, false}, {engine.DialectVLLM, 25, true}, {engine.DialectOpenAI, 25, false},
+		{engine.DialectOllama, 0, true}, {engine.DialectOllama, 25, true},
+	} {
+		t.Run(fmt.Sprintf("%s, reserve %d, the worker too %v", c.dialect, c.reserve, c.both), func(t *testing.T) {
+			if raceEnabled && (c.dialect != engine.DialectOpenAI || c.reserve > 0) {
+				t.Skip("slow with the race detector, and concurrent as the others")
 			}
 			run(t, func(t *testing.T, env *Env) {
 				cfg := ofSlots(12)[0]
-				cfg.Dialect, cfg.TokensPerEvent = dialect, 4
+				cfg.Dialect, cfg.TokensPerEvent = c.dialect, 4
 				all := newClients(t, env, cfg, 100, true, worker.Config{})
+				env.SetPolicy(func(p *policy.Policy) { p.Tiers[0].Reserve = c.reserve })
 				time.Sleep(40 * time.Second)
 				for _, slots := range []int{24, 6, 12} {
+					if c.both {
+						all.h.Worker.Stop()
+					}
+					if c.reserve > 0 { // an outage that its worker sees: such a load does not show that an engine runs more
+						all.h.breaks("/health", "/v1/models", "/api/tags", "/")
+						time.Sleep(15 * time.Second)
+					}
 					cfg.Slots = slots
 					all.h.restart(t, cfg)
+					all.h.breaks()
+					if c.both {
+						all.h.Worker = env.Worker(all.h.Engine, worker.Config{Name: cfg.Name})
+					}
 					time.Sleep(40 * time.Second)
 					_, most := all.during(20 * time.Second)
 					if ran := all.h.stats().MaxRunning; ran != slots || most > slots+1 {
 						t.Errorf("of %d slots it used %d, and had %d requests at once", slots, ran, most)
+					}
+					if left := slots * c.reserve / 100; left > 0 && most > slots-left {
+						t.Errorf("of %d slots it had %d requests at once, want %d in reserve", slots, most, left)
 					}
 				}
 				all.stop()
@@ -251,6 +272,37 @@ func TestSlotsThatWereFoundAreKept(t *testing.T) {
 				}
 				if _, most := all.during(20 * time.Second); most > 7 {
 					t.Errorf("%d requests at once, want at most 7", most)
+				}
+				all.stop()
+			})
+		})
+	}
+}
+
+// TestNumberOfAnEngineWhoseMetricsAreLate keeps an engine busy whose metrics page fails at first, at times, or always.
+func TestNumberOfAnEngineWhoseMetricsAreLate(t *testing.T) {
+	for name, fails := range map[string]func(s int) bool{
+		"for half a minute": func(s int) bool { return s < 30 },
+		"every other 5 s":   func(s int) bool { return s/5%2 == 1 },
+		"always":            func(int) bool { return true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				cfg := ofSlots(12)[0]
+				cfg.TokensPerEvent = 4
+				all := newClients(t, env, cfg, 48, true, worker.Config{})
+				most := 0
+				for s := range 80 {
+					if all.h.breaks(); fails(s) {
+						all.h.breaks("/metrics")
+					}
+					_, n := all.during(time.Second)
+					if s >= 60 {
+						most = max(most, n)
+					}
+				}
+				if ran := all.h.stats().MaxRunning; ran != cfg.Slots || most > cfg.Slots+1 {
+					t.Errorf("of %d slots it used %d, and had %d requests at once", cfg.Slots, ran, most)
 				}
 				all.stop()
 			})

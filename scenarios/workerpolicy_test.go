@@ -445,21 +445,21 @@ func TestHomeLanesAreBidOn(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		for _, w := range ws {
 			// two of its own, and one on each of the others
-			if n := parked(t, env, "standard", "m", w.ID()); n < 3 || n > 6 {
+			if n := parked(t, env, "standard", "m", subjects.StableID(w.ID())); n < 3 || n > 6 {
 				t.Errorf("%d bids on the home lane of %s, want about 4", n, w.ID())
 			}
 		}
 		setPool(env, "m", policy.Pool{StickFor: policy.Duration(time.Minute)})
 		time.Sleep(10 * time.Second) // until the bids of others expire
 		for _, w := range ws {
-			if n := parked(t, env, "standard", "m", w.ID()); n < 1 || n > 2 {
+			if n := parked(t, env, "standard", "m", subjects.StableID(w.ID())); n < 1 || n > 2 {
 				t.Errorf("sticky: %d bids on the home lane of %s, want its own alone", n, w.ID())
 			}
 		}
 		setPool(env, "m", policy.Pool{Affinity: policy.AffinityOff})
 		time.Sleep(10 * time.Second)
 		for _, w := range ws {
-			if n := parked(t, env, "standard", "m", w.ID()); n != 0 {
+			if n := parked(t, env, "standard", "m", subjects.StableID(w.ID())); n != 0 {
 				t.Errorf("affinity off: %d bids on the home lane of %s", n, w.ID())
 			}
 		}
@@ -474,7 +474,7 @@ func TestHomeLaneOfACordonedWorkerStays(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		setWorker(env, "a", policy.Worker{})
 		time.Sleep(time.Second)
-		if n := parked(t, env, "standard", "m", ws[0].ID()); n == 0 {
+		if n := parked(t, env, "standard", "m", subjects.StableID(ws[0].ID())); n == 0 {
 			t.Error("no bid is parked on it")
 		}
 		for range 3 { // all except the first are follow-ups

@@ -179,6 +179,19 @@ type Head struct {
 type End struct {
 	OutputTokens int `json:"output_tokens"` // as reported by the engine, otherwise as counted; 0 if unknown
 	InputTokens  int `json:"input_tokens"`  // as reported by the engine; 0 if unknown
+
+	// CachedTokens are tokens of the prompt that the engine found in its cache; 0 if it does not say, and from an older worker.
+	// CachedApart: InputTokens are without them, as in Anthropic's API.
+	CachedTokens int  `json:"cached_tokens,omitzero"`
+	CachedApart  bool `json:"cached_apart,omitzero"`
+}
+
+// Prompt is how many tokens the prompt had; 0 if unknown.
+func (e *End) Prompt() int {
+	if e.CachedApart {
+		return e.InputTokens + e.CachedTokens
+	}
+	return e.InputTokens
 }
 
 // FailClass says what a failed attempt means for the request and for the worker.
@@ -270,6 +283,12 @@ func (h *Head) read(payload string) bool {
 func (e *End) build(b *builder) {
 	b.int(`{"output_tokens":`, int64(e.OutputTokens))
 	b.int(`,"input_tokens":`, int64(e.InputTokens))
+	if e.CachedTokens != 0 {
+		b.int(`,"cached_tokens":`, int64(e.CachedTokens))
+	}
+	if e.CachedApart {
+		b.bool(`,"cached_apart":`, true)
+	}
 	b.lit(`}`)
 }
 
@@ -277,6 +296,8 @@ func (e *End) read(payload string) bool {
 	j := reader{payload}
 	return j.lit(`{"output_tokens":`) && j.int(&e.OutputTokens) &&
 		j.lit(`,"input_tokens":`) && j.int(&e.InputTokens) &&
+		(!j.lit(`,"cached_tokens":`) || j.int(&e.CachedTokens)) &&
+		(!j.lit(`,"cached_apart":`) || j.bool(&e.CachedApart)) &&
 		j.rest == `}`
 }
 

@@ -45,7 +45,7 @@ func TestByHandIsAsTheLibrary(t *testing.T) {
 			Path: "/v1?a=<b>&c=d", Header: header, Stream: true, InputTokens: 3, MaxOutput: 500, BodySize: 12, ByReference: true},
 		&Claim{}, &Claim{ID: NewID(), Attempt: math.MaxUint64, Worker: "w-1", Name: "w", Ack: "$JS.ACK.S.c.2.30.4.1700000000000000000.7", Rung: 7, Confirm: true},
 		&Head{}, &Head{Status: 200, Header: header, Length: -1},
-		&End{}, &End{OutputTokens: 100, InputTokens: 16},
+		&End{}, &End{OutputTokens: 100, InputTokens: 16, CachedTokens: 4, CachedApart: true},
 	} {
 		want, err := json.Marshal(v)
 		if err != nil {

@@ -3,6 +3,8 @@ package subjects
 import (
 	"net/http"
 	"time"
+
+	"github.com/pulley-lb/pulley/policy"
 )
 
 // The subjects on which the operator's commands reach gateways and workers, on core NATS. Each
@@ -14,8 +16,18 @@ const (
 	DoRetry    = "pulley.do.retry"    // a RetryOrder; one gateway (queue group "pulley") answers with a RetryResult when the retry has ended
 )
 
-// WorkerDrain is the subject on which a worker receives the order to drain and leave; it answers with an Outcome.
-func WorkerDrain(w string) string { return "pulley.wk." + w + ".drain" }
+// WorkerDrain is the subject on which a worker receives the order to drain and leave; it answers with an Outcome. It is none of the subjects Worker(w) + ".>": those a broker with accounts passes to the worker without the way back of an answer.
+func WorkerDrain(w string) string { return "pulley.drain." + w }
+
+// Started is what a worker publishes on WorkerStarted when it has started, and when it has connected again, and what another
+// one with the same stable id answers on WorkerRival.
+type Started struct {
+	Worker  string    `json:"worker"` // its id
+	Host    string    `json:"host"`
+	Process int       `json:"pid"`
+	At      time.Time `json:"at"`    // when it started
+	Given   bool      `json:"given"` // the stable id is configured
+}
 
 // GatewayGroup is the queue group for work that exactly one gateway has to do.
 const GatewayGroup = "pulley"
@@ -73,7 +85,7 @@ type Event struct {
 	At   time.Time `json:"at"`
 	Kind EventKind `json:"kind"`
 	From string    `json:"from"` // gateway, worker or cli, and its name
-	Text string    `json:"text"` // a sentence
+	Text string    `json:"text"` // a sentence, without figures that gateways see differently: by it readers tell one event from its repeats
 	// The objects that the event is about, as far as they apply.
 	Worker  string `json:"worker,omitempty"`
 	Pool    string `json:"pool,omitempty"`
@@ -95,6 +107,7 @@ const (
 	EventWorkerUnfenced EventKind = "worker-unfenced" // the worker accepts requests again
 	EventWorkerFailing  EventKind = "worker-failing"  // requests of a pool fail at a worker, or no longer do
 	EventWorkerSuspect  EventKind = "worker-suspect"  // an engine shows no progress with requests of a pool, or no longer is suspect
+	EventWorkerNote     EventKind = "worker-note"     // a worker is much slower or smaller than is usual in a pool, or no longer is
 	EventModelLoading   EventKind = "model-loading"   // an engine has begun to load a model
 	EventModelLoaded    EventKind = "model-loaded"    // it has loaded one
 	EventModelEvicted   EventKind = "model-evicted"   // it no longer has one loaded
@@ -103,6 +116,8 @@ const (
 	EventDead           EventKind = "dead"            // a request became a dead letter
 	EventFull           EventKind = "full"            // a queue is full; at most once in 10 s per queue
 	EventKey            EventKind = "key"             // added, rotated, removed
+	EventCancel         EventKind = "cancel"          // an operator has cancelled a request, or those that waited in a queue
+	EventBroker         EventKind = "broker"          // a member of the brokers' cluster is silent, or is heard again
 )
 
 // AllEvents matches every event.
@@ -129,6 +144,17 @@ type RequestInfo struct {
 	QueueMS  int64     `json:"queue_ms"`
 	AgeMS    int64     `json:"age_ms"`
 	BytesOut int64     `json:"bytes_out"`
+}
+
+// PoolResults is what became of a pool's requests that ended at a gateway within the last five minutes. Times are those of the
+// answered ones.
+type PoolResults struct {
+	Pool      string      `json:"pool"`
+	Answered  int         `json:"answered"`
+	Failed    int         `json:"failed"`  // with a 5xx, or broken off
+	Refused   int         `json:"refused"` // with any other error of the gateway's own
+	Cancelled int         `json:"cancelled"`
+	Times     policy.Side `json:"times"`
 }
 
 // PolicyChanged announces a stored change on the subject PolicyChanges. A part that misses it finds

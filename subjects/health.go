@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -59,22 +60,24 @@ type Heartbeat struct {
 	Capacity     *Capacity      `json:"room,omitempty"`
 	EngineStatus *EngineStatus  `json:"tells,omitempty"` // nil until the engine was read
 	Ranks        []Rank         `json:"ranks,omitempty"` // data-parallel ranks, if the worker chooses among them
-	NVML         *NVML          `json:"nvml,omitempty"`  // nil if NVML is off
+	// KeepsHomes says that the worker keeps PoolReference.HomeLanes while References leave them out. An older one does not.
+	KeepsHomes bool  `json:"keeps_homes,omitzero"`
+	NVML       *NVML `json:"nvml,omitempty"` // nil if NVML is off
 }
 
 // maxCount bounds the numbers of a heartbeat: far above what any worker has, and small enough that
 // sums over all workers stay exact.
 const maxCount = 1 << 24
 
-// ParseHeartbeat parses a heartbeat as untrusted input. The worker's id must match the subject, its pools must have
+// ParseHeartbeat parses a heartbeat as untrusted input. The subject must be that of the worker, its pools must have
 // names, and its counts, weight and prices must be finite numbers in range. Any state or engine name is accepted.
 func ParseHeartbeat(m *nats.Msg) (*Heartbeat, error) {
 	h := new(Heartbeat)
 	if err := Unmarshal(m.Data, h); err != nil {
 		return nil, fmt.Errorf("heartbeat on %s: %w", m.Subject, err)
 	}
-	if h.Worker != LastToken(m.Subject) {
-		return nil, fmt.Errorf("heartbeat on %s: published by worker %q", m.Subject, h.Worker)
+	if m.Subject != Heartbeats(h.Worker) {
+		return nil, fmt.Errorf("heartbeat on %s: of worker %.80q", m.Subject, h.Worker)
 	}
 	err := cmp.Or(
 		inRange("slots", float64(h.Slots)), inRange("in_flight", float64(h.InFlight)),
@@ -171,6 +174,8 @@ type EngineStatus struct {
 	KVTokens    *int64    `json:"kv_tokens,omitempty"`
 	KVUsage     *float64  `json:"kv_usage,omitempty"`
 	Preemptions *int64    `json:"preemptions,omitempty"`
+	// TokenMS is the mean time for a token of one of the worker's requests, by the engine's counter of tokens; 0: unknown.
+	TokenMS float64 `json:"token_ms,omitempty"`
 	// Loaded lists the models that answer without a load, for an engine that swaps models.
 	Loaded []string `json:"loaded,omitempty"`
 }
@@ -219,6 +224,8 @@ type PoolStatus struct {
 	// is suspect, and Failing why it hangs. Both are empty otherwise.
 	Vitality string `json:"vitality,omitempty"`
 	Doubt    string `json:"doubt,omitempty"`
+	// Notes say how the worker differs from what is usual in the pool: see policy.Note.
+	Notes []policy.Note `json:"notes,omitempty"`
 	// WillLoad says that the model is cold and the worker is about to load it.
 	WillLoad bool `json:"loads,omitempty"`
 	// Spare says that the model is cold, and that loading it would push out nothing that is in use; Evicts that it may push
@@ -239,6 +246,10 @@ type PoolStatus struct {
 	// Listed is what the engine's list of models says of the model; nil if it does not list it.
 	Listed *ListedModel `json:"listed,omitempty"`
 }
+
+// MaxPools is how many pools gateways take in from a worker: each has a consumer for each tier, and its home lane as many
+// more. So nobody who may send heartbeats can have any number of consumers made.
+const MaxPools = 100
 
 // MaxAdapters is how many names of adapters a heartbeat has for each pool at most.
 const MaxAdapters = 1024
@@ -348,6 +359,43 @@ func (h *Heartbeat) Doubt() string {
 		}
 	}
 	return ""
+}
+
+// Notes returns how the worker differs from others, in one line for each of its pools; empty if it does not.
+func (h *Heartbeat) Notes() string {
+	var all []string
+	for i := range h.Pools {
+		p := &h.Pools[i]
+		for _, n := range p.Notes {
+			all = append(all, p.Pool+": "+n.String())
+		}
+	}
+	return strings.Join(all, "; ")
+}
+
+// Peer returns what the worker is compared by with others of a pool that it serves.
+func (h *Heartbeat) Peer(pool *PoolStatus) (p policy.Peer) {
+	if c := h.Capacity; c != nil {
+		p.Token, p.Slots = c.AloneMS/1000, c.Terms[policy.BoundSlots]
+	}
+	if s := h.EngineStatus; s != nil && p.Token == 0 {
+		p.Token = s.TokenMS / 1000
+	}
+	if c := pool.Curve; c != nil && c.ITL != nil {
+		p.Token = c.ITL.At(1)
+	} else if c != nil && c.Prefill != nil && pool.Mean.Output < 1 && pool.Mean.Input >= 1 { // embeddings and the like
+		p.Token = c.Prefill.At(pool.Mean.Input) / pool.Mean.Input
+	}
+	if s := h.EngineStatus; s != nil && s.KVTokens != nil {
+		p.KV = float64(*s.KVTokens)
+	}
+	if s := h.EngineStatus; s != nil && s.Slots != nil && (p.Slots == 0 || float64(*s.Slots) < p.Slots) {
+		p.Slots = float64(*s.Slots)
+	}
+	if pool.Length > 0 && pool.Length < policy.AnyLength {
+		p.Context = float64(pool.Length)
+	}
+	return p
 }
 
 // Live reports whether the worker accepts new requests, now or after a moment.

@@ -44,6 +44,12 @@ func TestParseHeartbeat(t *testing.T) {
 			t.Errorf("got %v, want an error that says %s and the subject", err, want)
 		}
 	}
+	body, _ := json.Marshal(good())
+	for _, subject := range []string{"pulley.req.standard.m.w-1", "pulley.hb.x.w-1", "pulley.hb.w-1.x", "w-1", "pulley.wk.w-1"} {
+		if _, err := subjects.ParseHeartbeat(&nats.Msg{Subject: subject, Data: body}); err == nil {
+			t.Errorf("a heartbeat on %s was accepted", subject)
+		}
+	}
 	if _, err := subjects.ParseHeartbeat(&nats.Msg{Subject: subjects.Heartbeats("w-1"), Data: []byte("{")}); err == nil {
 		t.Error("half a heartbeat was accepted")
 	}

@@ -22,6 +22,7 @@ type ItemKind byte
 const (
 	ItemClaim  ItemKind = 'c' // a Claim, as JSON
 	ItemFrames ItemKind = 'f' // a Prefix, and the frames of one attempt
+	ItemAlive  ItemKind = 'a' // an Alive, as JSON
 )
 
 // AppendItem appends an item to a link's message.

@@ -157,6 +157,35 @@ func TestTierOf(t *testing.T) {
 	}
 }
 
+func TestMatch(t *testing.T) {
+	for _, c := range []struct {
+		pattern, subject string
+		want             bool
+	}{
+		{"a.b", "a.b", true}, {"a.b", "a.c", false}, {"a.b", "a.b.c", false}, {"a.b.c", "a.b", false},
+		{"a.*", "a.b", true}, {"a.*", "a", false}, {"a.*", "a.b.c", false}, {"a.*.c", "a.b.c", true}, {"a.*.c", "a.b.d", false},
+		{"a.>", "a.b", true}, {"a.>", "a.b.c", true}, {"a.>", "a", false}, {"a.>", "b.c", false}, {">", "a.b", true},
+		{subjects.AllGateways, "pulley.gw.g.ref", true}, {subjects.AllGateways, "pulley.req.standard.m.shared", false},
+		{subjects.AllHeartbeats, subjects.Heartbeats("w"), true}, {subjects.AllHeartbeats, "pulley.req.standard.m.w", false},
+	} {
+		if got := subjects.Match(c.pattern, c.subject); got != c.want {
+			t.Errorf("Match(%q, %q) = %t", c.pattern, c.subject, got)
+		}
+	}
+}
+
+func TestMayAnswer(t *testing.T) {
+	for reply, want := range map[string]bool{
+		"_INBOX.abc.def": true, "_INBOX_operator.abc": true, "_R_.abc.def": true, "answers": true,
+		"": false, "$JS.API.STREAM.DELETE.S": false, "$JS.ACK.S.c.1.1.1.1.0": false, "$KV.B.k": false, "$SYS.REQ": false,
+		"pulley.policy": false, "pulley.wk.w.drain": false, "_INBOX.>": false, "_INBOX.a b": false, "_INBOX.a\r\nPUB": false,
+	} {
+		if got := subjects.MayAnswer(reply); got != want {
+			t.Errorf("MayAnswer(%q) = %t", reply, got)
+		}
+	}
+}
+
 func TestLastToken(t *testing.T) {
 	for subject, want := range map[string]string{"a.b.c": "c", "a": "a", "": "", "a.": ""} {
 		if got := subjects.LastToken(subject); got != want {

@@ -7,20 +7,37 @@ import "github.com/pulley-lb/pulley/policy"
 type Reference struct {
 	Gateway string                   `json:"gw"`
 	Pools   map[string]PoolReference `json:"pools"`
+	Keys    bool                     `json:"keys,omitzero"` // the gateway reads API keys in KeysBucket; an older one does not
+	// Trouble is why the gateway cannot put requests on the queue; empty if it can. Workers ignore it.
+	Trouble string `json:"trouble,omitempty"`
+	// SilentBrokers are the members of the brokers' cluster that the others do not hear, and for how many milliseconds. Workers
+	// ignore it.
+	SilentBrokers map[string]int64 `json:"silent_brokers,omitempty"`
 }
 
 // PoolReference gives workers, which do not exchange messages, a common price reference.
 type PoolReference struct {
-	Price   float64     `json:"price"` // in seconds: the lowest no-load price; 0 if unknown
+	Price   float64     `json:"price"` // in seconds, see policy.Reference; 0 if unknown
 	Mean    policy.Mean `json:"mean"`
 	Workers int         `json:"workers"` // number of live workers
 	// Slots and Weight are sums over the live workers.
 	Slots  int     `json:"slots"`
 	Weight float64 `json:"weight"`
+	// Usual is what is usual among the live workers whose requests of the pool do not fail. Its zero values are not known, or
+	// the gateway is an older one.
+	Usual policy.Peer `json:"usual,omitzero"`
 	// Held is how many requests wait in this gateway to be published, by tier.
 	Held map[string]int `json:"held,omitempty"`
-	// HomeLanes are the ids of the workers that have a home lane.
+	// Unclaimed is how many deliveries of this gateway's requests no worker has claimed in time within the last minute.
+	Unclaimed int `json:"unclaimed,omitempty"`
+	// HomeLanes are the stable ids of the workers that have a home lane.
 	HomeLanes []string `json:"homes,omitempty"`
+	// HomesID stands for HomeLanes where they are many. A Reference with it and without HomeLanes says that they are those of an
+	// earlier one of the same gateway: see Heartbeat.KeepsHomes.
+	HomesID uint64 `json:"homes_id,omitzero,string"`
+	// Ration says which workers of a large pool park bids on its shared lanes; nil: all of them. An older gateway has none, and
+	// an older worker parks anyway.
+	Ration *policy.Ration `json:"ration,omitempty"`
 	// Lengths are those of the LongLanes: the lengths of contexts of workers, in tokens, without the least of them.
 	Lengths []int64 `json:"lengths,omitempty"`
 	// Loaded and WaitsMS are set if a worker would have to load the pool's model. Loaded is how many live workers have

@@ -40,9 +40,10 @@ type HeldQueue struct {
 
 // The subjects of the soft state that gateways share. It is never stored.
 const (
-	AffinityReports = "pulley.homes" // AffinityReport, every AffinityEvery while there are new entries
-	UsageReports    = "pulley.usage" // UsageReport, every UsageEvery
-	ShiftReports    = "pulley.sides" // ShiftReport, every ShiftEvery while a shift runs
+	AffinityReports = "pulley.homes"  // AffinityReport, every AffinityEvery while there are new entries
+	UsageReports    = "pulley.usage"  // UsageReport, every UsageEvery
+	ShiftReports    = "pulley.sides"  // ShiftReport, every ShiftEvery while a shift runs
+	DemandReports   = "pulley.demand" // DemandReport, every second while there is demand, and when pools begin or cease to have some
 )
 
 const (
@@ -69,6 +70,11 @@ type AffinityEntry struct {
 type UsageReport struct {
 	Gateway string              `json:"gw"`
 	Keys    map[string]KeyUsage `json:"keys"` // by key id; the keys that changed since the last report, and all keys every 5 s
+
+	// Ask is the number of a question: each other gateway answers at once with a report of the same keys, which has that number in
+	// Answers under the id of the gateway that asked. 0: it is none. An older gateway does not answer.
+	Ask     uint64            `json:"ask,omitzero"`
+	Answers map[string]uint64 `json:"answers,omitempty"`
 }
 
 // KeyUsage is what one gateway has used of one key's limits.
@@ -76,6 +82,10 @@ type KeyUsage struct {
 	Requests uint64 `json:"r"`
 	Tokens   uint64 `json:"t"`
 	Running  int    `json:"c"`
+
+	// Claims wait until the other gateways have answered a question: see policy.KeyLimits. Older gateways do not know them.
+	Claims      int   `json:"w,omitzero"`
+	ClaimTokens int64 `json:"wt,omitzero"`
 }
 
 // ShiftReport is how the sides of each shifting route did at a gateway since the present step started.
@@ -83,4 +93,17 @@ type ShiftReport struct {
 	Gateway string                            `json:"gw"`
 	Routes  map[string]map[string]policy.Side `json:"routes"` // by route and pool
 	Since   map[string]time.Time              `json:"since"`  // start of each route's step
+}
+
+// DemandReport is the work that is outstanding at a gateway: see policy.Demand.
+type DemandReport struct {
+	Gateway string                `json:"gw"`
+	Pools   map[string]PoolDemand `json:"pools,omitempty"` // only those with a request
+}
+
+// PoolDemand is the demand of a pool's requests at one gateway.
+type PoolDemand struct {
+	Requests int     `json:"requests"` // that wait or run
+	Seconds  float64 `json:"seconds"`  // that all workers of the pool take for them
+	Measured bool    `json:"measured"` // false: no worker has measured how long they take
 }

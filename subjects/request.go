@@ -23,6 +23,7 @@ const (
 	HeaderTTL     = "Nats-TTL"       // whole seconds until the client's deadline, as in 600s; the broker removes the message then
 	HeaderAttempt = "Pulley-Attempt" // of a call: the gateway's mark of the attempt, 64 bits as a decimal number
 	HeaderReason  = "Pulley-Reason"  // of a dead letter: why it could not be answered
+	HeaderHistory = "Pulley-History" // of a dead letter: a line for people for each attempt, the oldest first
 )
 
 // Request is the description that travels with a body through the queue.
@@ -262,14 +263,16 @@ type Delivery struct {
 	Delivered        uint64 // number of deliveries including this one and those that were handed back
 	StreamSeq        uint64
 	ConsumerSeq      uint64
-	Pending          uint64 // messages that wait behind it in its queue
+	Stored           time.Time // by the broker's clock; zero if that cannot be parsed
+	Pending          uint64    // messages that wait behind it in its queue
 }
 
-// ParseAck parses an ack subject, in the form with or without domain and account hash.
+// ParseAck parses an ack subject, in the form with or without domain and account hash. It may be published to: it has no
+// wildcard and no white space.
 func ParseAck(subject string) (Delivery, error) {
 	t, ok := strings.CutPrefix(subject, "$JS.ACK.")
 	dots := strings.Count(t, ".")
-	if !ok || dots != 6 && dots < 8 {
+	if !ok || dots != 6 && dots < 8 || !literal(t) {
 		return Delivery{}, fmt.Errorf("%q is not an ack subject", subject)
 	}
 	next := func() (token string) {
@@ -286,7 +289,10 @@ func ParseAck(subject string) (Delivery, error) {
 	}
 	for _, p := range []*uint64{&d.Delivered, &d.StreamSeq, &d.ConsumerSeq, nil, &d.Pending} {
 		token := next()
-		if p == nil { // timestamp
+		if p == nil {
+			if stored, err := strconv.ParseInt(token, 10, 64); err == nil {
+				d.Stored = time.Unix(0, stored)
+			}
 			continue
 		}
 		v, err := strconv.ParseUint(token, 10, 64)
@@ -296,6 +302,16 @@ func ParseAck(subject string) (Delivery, error) {
 		*p = v
 	}
 	return d, nil
+}
+
+// literal reports whether a subject has neither a wildcard nor white space nor control characters.
+func literal(subject string) bool {
+	for i := range len(subject) {
+		if c := subject[i]; c <= ' ' || c >= 0x7f || c == '*' || c == '>' {
+			return false
+		}
+	}
+	return true
 }
 
 // AckSubject is the subject on which a party that did not receive a delivery can settle it. consumerSeq may be any

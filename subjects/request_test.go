@@ -164,15 +164,19 @@ func FuzzParseRequest(f *testing.F) {
 }
 
 func TestParseAck(t *testing.T) {
-	want := subjects.Delivery{Stream: "S", Consumer: "c", Delivered: 2, StreamSeq: 30, ConsumerSeq: 4, Pending: 7}
+	want := subjects.Delivery{Stream: "S", Consumer: "c", Delivered: 2, StreamSeq: 30, ConsumerSeq: 4, Pending: 7, Stored: time.Unix(1_700_000_000, 0)}
 	for about, subject := range map[string]string{
 		"short form":                     "$JS.ACK.S.c.2.30.4.1700000000000000000.7",
 		"long form":                      "$JS.ACK.dom.acchash.S.c.2.30.4.1700000000000000000.7.rnd",
 		"long form, no domain":           "$JS.ACK._.acchash.S.c.2.30.4.1700000000000000000.7.rnd",
 		"long form, no random part":      "$JS.ACK._.acchash.S.c.2.30.4.1700000000000000000.7",
 		"long form with later additions": "$JS.ACK._.acchash.S.c.2.30.4.1700000000000000000.7.rnd.new.newer",
-		"the time is not parsed":         "$JS.ACK.S.c.2.30.4.x.7",
+		"the time cannot be parsed":      "$JS.ACK.S.c.2.30.4.x.7",
 	} {
+		want := want
+		if strings.Contains(subject, ".x.") {
+			want.Stored = time.Time{}
+		}
 		if got, err := subjects.ParseAck(subject); err != nil || got != want {
 			t.Errorf("%s: ParseAck(%q) = %+v, %v, want %+v", about, subject, got, err, want)
 		}
@@ -187,6 +191,10 @@ func TestParseAck(t *testing.T) {
 		"a negative number":  "$JS.ACK.S.c.-2.30.4.1.7",
 		"a number too large": "$JS.ACK.S.c.2.30.4.1.18446744073709551616",
 		"no stream":          "$JS.ACK..c.2.30.4.1.7",
+		"a wildcard":         "$JS.ACK.S.c.2.30.4.*.7",
+		"a wider wildcard":   "$JS.ACK._.h.S.c.2.30.4.1.7.>",
+		"a space":            "$JS.ACK.S.c.2.30.4.1 2.7",
+		"a second line":      "$JS.ACK.S.c.2.30.4.1\r\nPUB x 0\r\n.7",
 		"no consumer":        "$JS.ACK._.h.S..2.30.4.1.7.r",
 	} {
 		if got, err := subjects.ParseAck(subject); err == nil {

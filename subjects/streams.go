@@ -4,12 +4,28 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/policy"
 )
+
+// memberDeadline is after how long without an answer to its leader a broker is silent. It answers each second.
+const memberDeadline = 2500 * time.Millisecond
+
+// SilentMember returns for how long a leader has not heard a replica; 0 if it does, or does not know: a leader that was just
+// elected may not have heard all.
+func SilentMember(p *jetstream.PeerInfo) time.Duration {
+	switch {
+	case p.Active > memberDeadline:
+		return p.Active
+	case p.Offline:
+		return max(p.Active, memberDeadline)
+	}
+	return 0
+}
 
 const (
 	// AckWait is how long a delivery may go without a sign of life before the queue redelivers it.
@@ -31,6 +47,12 @@ const (
 	duplicateWindow = 20 * time.Second
 
 	deadMaxAge = 7 * 24 * time.Hour
+
+	// mostDead and leastDead bound the store that dead letters reserve: the most that the broker has room for, halved until it
+	// does. Nothing else reserves any, but without a byte left nothing can be created.
+	mostDead  = 1 << 30
+	leastDead = 1 << 20
+
 	workersTTL = 10 * time.Second
 	learnedTTL = 90 * 24 * time.Hour
 )
@@ -42,9 +64,51 @@ const StreamFull jetstream.ErrorCode = 10077
 // PriorityGroup is the only group of every request consumer.
 const PriorityGroup = "pulley"
 
-// EnsureStreams creates the stream of every tier, the dead letters and the buckets where they are
-// missing. What exists is left as it is.
+// EnsureStreams creates the stream of every tier, the dead letters and the buckets where they are missing. What exists is left
+// as it is, but if the broker has no store left for the rest, dead letters reserve less, as long as those that are there fit.
 func EnsureStreams(ctx context.Context, js jetstream.JetStream, tiers []policy.Tier, replicas int) error {
+	dead := int64(mostDead)
+	for {
+		err := ensureStreams(ctx, js, tiers, replicas, dead)
+		if !lacksStore(err) {
+			return err
+		}
+		existing, shrunk := shrinkDead(ctx, js)
+		if !shrunk && (existing || dead <= leastDead) {
+			return err
+		}
+		dead /= 2
+	}
+}
+
+// lacksStore says whether the broker refuses a stream on disk because it has no store left for it.
+func lacksStore(err error) bool {
+	refusal, ok := errors.AsType[*jetstream.APIError](err)
+	if !ok {
+		return false
+	}
+	const account, disk, noPeers = 10002, 10047, 10005
+	return refusal.ErrorCode == account || refusal.ErrorCode == disk ||
+		refusal.ErrorCode == noPeers && strings.Contains(refusal.Description, "insufficient storage")
+}
+
+// shrinkDead halves what the dead letters reserve. It says whether they exist, and whether they now reserve less.
+func shrinkDead(ctx context.Context, js jetstream.JetStream) (existing, shrunk bool) {
+	stream, err := js.Stream(ctx, DeadStream)
+	if err != nil {
+		return false, false
+	}
+	info := stream.CachedInfo()
+	cfg := info.Config
+	cfg.MaxBytes /= 2
+	if cfg.MaxBytes < leastDead || info.State.Bytes > uint64(cfg.MaxBytes) {
+		return true, false
+	}
+	_, err = js.UpdateStream(ctx, cfg)
+	return true, err == nil
+}
+
+func ensureStreams(ctx context.Context, js jetstream.JetStream, tiers []policy.Tier, replicas int, dead int64) error {
 	for _, t := range tiers {
 		storage := jetstream.MemoryStorage
 		if t.Storage == policy.File {
@@ -76,14 +140,15 @@ func EnsureStreams(ctx context.Context, js jetstream.JetStream, tiers []policy.T
 		Replicas:    replicas,
 		Discard:     jetstream.DiscardOld,
 		MaxMsgs:     10_000,
-		MaxBytes:    1 << 30,
+		MaxBytes:    dead,
 		MaxAge:      deadMaxAge,
 	}); err != nil {
 		return err
 	}
 	for _, b := range []jetstream.KeyValueConfig{
 		{Bucket: WorkersBucket, Description: "Pulley: the latest heartbeat of each worker", TTL: workersTTL, Storage: jetstream.MemoryStorage, Replicas: replicas},
-		{Bucket: PolicyBucket, Description: "Pulley: the operator's policy and keys", History: policyHistory, Storage: jetstream.FileStorage, Replicas: replicas},
+		{Bucket: PolicyBucket, Description: "Pulley: the operator's policy", History: policyHistory, Storage: jetstream.FileStorage, Replicas: replicas},
+		{Bucket: KeysBucket, Description: "Pulley: API keys", Storage: jetstream.FileStorage, Replicas: replicas},
 		{Bucket: PoolsBucket, Description: "Pulley: pools that workers have served", Storage: jetstream.FileStorage, Replicas: replicas},
 		{Bucket: LearnedBucket, Description: "Pulley: what workers have measured of their engines", TTL: learnedTTL, Storage: jetstream.FileStorage, Replicas: replicas},
 	} {

@@ -3,10 +3,14 @@ package testenv
 import (
 	"context"
 	"crypto/rand"
+	"errors"
+	"io/fs"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -80,6 +84,31 @@ func (p *Process) Stop() error {
 	return p.err
 }
 
+// Wait waits until the part has returned by itself.
+func (p *Process) Wait() error {
+	<-p.done
+	return p.err
+}
+
+// Broker runs a broker in real time, with a store of its own, until the test ends. It returns a connection to it.
+func Broker(t testing.TB, cfg broker.Config) *nats.Conn {
+	t.Helper()
+	cfg.StoreDir = t.TempDir()
+	b, err := broker.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := Start(b.Run)
+	t.Cleanup(func() { p.Stop() })
+	<-b.Ready()
+	nc, err := nats.Connect("", nats.InProcessServer(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
 // StartBroker starts the broker; after StopBroker, with the same store.
 func (e *Env) StartBroker() {
 	e.t.Helper()
@@ -98,6 +127,13 @@ func (e *Env) StartBroker() {
 	e.broker, e.serve = p, b
 }
 
+// Broker is the one that runs.
+func (e *Env) Broker() *broker.Broker {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.serve
+}
+
 // StopBroker stops the broker. Memory streams are lost, file streams are kept.
 func (e *Env) StopBroker() {
 	e.t.Helper()
@@ -106,6 +142,32 @@ func (e *Env) StopBroker() {
 	synctest.Wait()
 	if err := e.broker.Stop(); err != nil {
 		e.t.Error(err)
+	}
+}
+
+// FillDisk makes what the broker writes to a stream on disk from now on meet a full disk, at the latest with the third message. The
+// returned function makes room again; the stream works when the broker was stopped and started after it.
+func (e *Env) FillDisk(stream string) (free func()) {
+	e.t.Helper()
+	probe := filepath.Join(e.dir, "jetstream", "probe") // else the broker would find that there is room
+	if err := os.MkdirAll(filepath.Join(probe, "full"), 0o700); err != nil {
+		e.t.Fatal(err)
+	}
+	full := []string{}
+	for i := range 100 {
+		block := filepath.Join(e.dir, "jetstream", "$G", "streams", stream, "msgs", strconv.Itoa(i)+".blk")
+		if err := os.Symlink("/dev/full", block); err == nil {
+			full = append(full, block)
+		} else if !errors.Is(err, fs.ErrExist) {
+			e.t.Fatal(err)
+		}
+	}
+	return func() {
+		for _, path := range append(full, probe) {
+			if err := os.RemoveAll(path); err != nil {
+				e.t.Error(err)
+			}
+		}
 	}
 }
 
@@ -131,6 +193,30 @@ func (e *Env) Connect(name string) (*nats.Conn, *Link) {
 	})
 	return nc, link
 }
+
+// ConnectCluster opens a connection as to a cluster of two servers. Freezing one of the links is what freezing that server
+// is to this part.
+func (e *Env) ConnectCluster(name string) (*nats.Conn, [2]*Link) {
+	e.t.Helper()
+	d := clusterDialer{"10.0.0.1:4222": {dial: e.dial}, "10.0.0.2:4222": {dial: e.dial}}
+	nc, err := nats.Connect("nats://10.0.0.1:4222,nats://10.0.0.2:4222", nats.SetCustomDialer(d), nats.DontRandomize(), nats.Name(name), nats.MaxReconnects(-1),
+		nats.ReconnectWait(100*time.Millisecond), nats.ReconnectJitter(0, 0), nats.PingInterval(time.Hour), nats.ReconnectBufSize(-1))
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	links := [2]*Link{d["10.0.0.1:4222"], d["10.0.0.2:4222"]}
+	e.t.Cleanup(func() {
+		links[0].Thaw()
+		links[1].Thaw()
+		nc.Close()
+	})
+	return nc, links
+}
+
+// clusterDialer has a link for each server, by its address.
+type clusterDialer map[string]*Link
+
+func (d clusterDialer) Dial(_, address string) (net.Conn, error) { return d[address].InProcessConn() }
 
 // JetStream opens a connection to inspect streams.
 func (e *Env) JetStream() jetstream.JetStream {
@@ -257,4 +343,16 @@ func (e *Env) AddKey(tenant string, set ...func(*policy.Key)) string {
 	}
 	time.Sleep(time.Second)
 	return key
+}
+
+// RemoveKey revokes a key that AddKey has made, and waits until all gateways refuse it.
+func (e *Env) RemoveKey(key string) {
+	e.t.Helper()
+	ctx, store, done := e.policyStore()
+	defer done()
+	id, _, _ := strings.Cut(strings.TrimPrefix(key, "sk-pulley-"), "-")
+	if err := store.RemoveKey(ctx, id); err != nil {
+		e.t.Fatal(err)
+	}
+	time.Sleep(time.Second)
 }

@@ -3,6 +3,7 @@ package testenv
 import (
 	"context"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,26 @@ func (l *Listener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pi
 // DialContext connects; a closed listener refuses.
 func (l *Listener) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
 	server, client := net.Pipe()
+	return l.connect(ctx, server, client)
+}
+
+// From returns a function that connects as DialContext does, from an IP address.
+func (l *Listener) From(addr netip.Addr) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		server, client := net.Pipe()
+		return l.connect(ctx, &connFrom{server, net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, 40_000))}, client)
+	}
+}
+
+// connFrom is a connection from an address.
+type connFrom struct {
+	net.Conn
+	addr net.Addr
+}
+
+func (c *connFrom) RemoteAddr() net.Addr { return c.addr }
+
+func (l *Listener) connect(ctx context.Context, server, client net.Conn) (net.Conn, error) {
 	select {
 	case l.conns <- server:
 		l.mu.Lock()
@@ -139,6 +160,7 @@ type linkConn struct {
 
 	mu     sync.Mutex
 	frozen bool
+	closed bool   // by the part
 	got    []byte // arrived, not read yet
 	unsent []byte // written while frozen
 	err    error  // of the underlying connection, returned after got
@@ -186,6 +208,10 @@ func (c *linkConn) freeze(frozen bool) {
 func (c *linkConn) Read(b []byte) (int, error) {
 	for {
 		c.mu.Lock()
+		if c.closed {
+			c.mu.Unlock()
+			return 0, net.ErrClosed
+		}
 		if !c.frozen && len(c.got) > 0 {
 			n := copy(b, c.got)
 			c.got = c.got[n:]
@@ -199,6 +225,15 @@ func (c *linkConn) Read(b []byte) (int, error) {
 		c.mu.Unlock()
 		<-c.in
 	}
+}
+
+// Close also ends a Read that waits, frozen or not.
+func (c *linkConn) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	defer c.wake()
+	return c.Conn.Close()
 }
 
 func (c *linkConn) Write(b []byte) (int, error) {

@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -275,4 +276,30 @@ func TestRunnersRunOneAttemptAfterTheOther(t *testing.T) {
 		}
 		rs.close() // the bubble ends when all of them have
 	})
+}
+
+// Deliveries of attempts that have ended lately are kept, those of each gateway for itself.
+func TestAttemptsRememberFinished(t *testing.T) {
+	as, now := newAttempts(), time.Now()
+	finish := func(gateway, ack string, at time.Duration) {
+		as.onFinished(newAttempt(&nats.Msg{Reply: ack}, &subjects.Request{Gateway: gateway}, task{}, now), now.Add(at))
+	}
+	finish("g", "1", 0)
+	finish("g", "2", time.Second)
+	finish("h", "3", time.Second)
+	finish("g", "4", unsettledFor+time.Millisecond)
+	if got := as.takeFinished("g"); !slices.Equal(got, []string{"2", "4"}) {
+		t.Errorf("remembered are %q", got)
+	}
+	if got := as.takeFinished("g"); len(got) > 0 {
+		t.Errorf("they are remembered again: %q", got)
+	}
+	as.forget(now.Add(time.Second + unsettledFor))
+	if got := as.takeFinished("h"); !slices.Equal(got, []string{"3"}) {
+		t.Errorf("of another gateway are remembered %q", got)
+	}
+	finish("h", "5", 0)
+	if as.forget(now.Add(unsettledFor + 1)); len(as.finished) > 0 {
+		t.Errorf("remembered for too long: %v", as.finished)
+	}
 }

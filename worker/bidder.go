@@ -49,8 +49,9 @@ type bidder struct {
 	mu sync.Mutex
 	laneSet
 	tiers   []tier
-	total   int // load.total and load.extra that the ceilings of the tiers were computed for
+	total   int // load.total, load.extra and load.whole that the ceilings of the tiers were computed for
 	extra   int
+	whole   bool
 	wheel   policy.Wheel
 	shares  []int        // of the tiers that the wheel chooses from
 	turns   uint64       // of the wheel
@@ -59,12 +60,15 @@ type bidder struct {
 	lost    bool         // the broker may have lost the open bids: the next plan starts without any
 	ticked  bool         // the next plan touches home lanes, and bids on those of other workers
 	planned []plannedBid // by the last plan
+	ages    ages
+	atHome  int // follow-ups taken beyond load.free since another request was taken
 }
 
 // tier is a service class as the bidder sees it.
 type tier struct {
 	policy.Tier
 	ceiling int       // requests in flight up to which it may bid
+	leaves  int       // what it leaves free for the tiers above it
 	seen    time.Time // when a request of it last began here
 	load    tierLoad
 
@@ -89,10 +93,12 @@ func (l *tierLoad) add(n int) {
 type load struct {
 	open     bool // the worker accepts new requests
 	inFlight int
-	free     int // requests that may start now
-	total    int // requests that may be in flight now
-	extra    int // of these: beyond what the engine runs at once, so that no reserve is made of them
-	slots    int // requests that may be in flight while none waits in the engine
+	free     int  // requests that may start now
+	behind   int  // the same behind those that wait in the engine
+	total    int  // requests that may be in flight now
+	extra    int  // of these: beyond what the engine runs at once, so that no reserve is made of them
+	whole    bool // the tiers below a reserve may fill it for now: see policy.Parallel.Whole
+	slots    int  // requests that may be in flight while none waits in the engine
 	prefills prefills
 	models   map[string]modelState // by pool; nil: every model is loaded
 	shut     map[string]bool       // pools that accept nothing now because their requests fail here; nil: none
@@ -172,6 +178,18 @@ func (b *bidder) onLengths(pools []subjects.PoolStatus) {
 	}
 	if changed {
 		b.arrangeLocked()
+	}
+}
+
+// compare adds to a heartbeat how the worker differs from what is usual in its pools.
+func (b *bidder) compare(h *subjects.Heartbeat, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range h.Pools {
+		s := &h.Pools[i]
+		if p := b.pools[s.Pool]; p != nil {
+			s.Notes = p.peers.Notes(h.Peer(s), p.ref.Usual, now)
+		}
 	}
 }
 
@@ -270,6 +288,9 @@ func (b *bidder) plan(ld load, now time.Time) (bids []plannedBid, gate time.Time
 			gate = b.gateAt
 		}
 	}
+	if ld.free <= 0 {
+		b.parkAtHomeLocked(&ld, now)
+	}
 	wasFull := ld.open && ld.free == 1 && now.Sub(b.awayAt) > awayAgain
 	if ticked || wasFull { // no bids for them were placed while the worker was full
 		b.awayAt = now
@@ -339,7 +360,9 @@ type task struct {
 	source string // the served pool whose model answers it
 	model  string // as the engine calls it
 	tier   string
-	rung   int // of the bid that was answered
+	rung   int           // of the bid that was answered
+	waited time.Duration // in the stream
+	again  bool          // it was delivered before
 }
 
 // onDelivery handles a request that answered a bid. It reports whether the worker
@@ -353,7 +376,7 @@ func (b *bidder) onDelivery(d subjects.Delivery, ld load, now time.Time) (t task
 	}
 	answered := l.answered()
 	l.served++
-	l.waiting, l.waitingAt = d.Pending, now
+	l.busy, l.waiting, l.waitingAt = now, d.Pending, now
 	b.useLocked(&ld)
 	if !b.holdsLocked(l, answered, d.Delivered, &ld, now) {
 		l.waiting++
@@ -361,22 +384,28 @@ func (b *bidder) onDelivery(d subjects.Delivery, ld load, now time.Time) (t task
 		return task{}, false
 	}
 	l.again = l.away && l.waiting > 0
+	switch {
+	case !l.own():
+		b.atHome = 0
+	case ld.free <= 0:
+		b.atHome++
+	}
 	tr := &b.tiers[l.tier]
 	tr.seen = now
-	return task{pool: l.pool.name, source: l.pool.source.name, model: l.pool.source.model, tier: tr.Name, rung: answered.rung}, true
+	return task{waited: b.ages.of(d.Stored, now), again: d.Delivered > 1, pool: l.pool.name, source: l.pool.source.name, model: l.pool.source.model, tier: tr.Name, rung: answered.rung}, true
 }
 
 // holdsLocked reports whether the bid that a delivery answered would be placed now,
 // at no higher price. It may be seconds old.
 func (b *bidder) holdsLocked(l *lane, answered bid, delivered uint64, ld *load, now time.Time) bool {
 	switch {
-	case !ld.open || l.pool.paused || ld.models[l.pool.source.name].blocked || ld.closes(l.pool.source.name) || l.retired || ld.free <= 0:
+	case !ld.open || l.pool.paused || ld.models[l.pool.source.name].blocked || ld.closes(l.pool.source.name) || l.retired:
 		return false
 	case answered.kind == dealt:
-		return ld.inFlight < answered.ceiling
+		return ld.free > 0 && ld.inFlight < answered.ceiling
 	}
 	b.surveyLocked(ld, now)
-	if !b.opensLocked(l.tier, 1, ld) {
+	if ld.free > 0 && !b.opensLocked(l.tier, 1, ld) || ld.free <= 0 && !b.mayWaitLocked(l, ld, now) {
 		return false
 	}
 	if l.away {
@@ -385,7 +414,13 @@ func (b *bidder) holdsLocked(l *lane, answered bid, delivered uint64, ld *load, 
 	// Requests that came by other lanes may have raised the price since the bid. A request that was handed back before
 	// is accepted all the same, unless the engine is suspect, and so is one with others behind it: then every slot is needed.
 	_, doubted := ld.doubted[l.pool.source.name]
-	return delivered > mostBounces && !doubted || l.waiting > 0 || b.rungLocked(l.pool, ld.inFlight+1, 0, ld) <= answered.rung
+	if delivered > mostBounces && !doubted || l.waiting > 0 {
+		return true
+	}
+	if l.own() { // no other worker bids less than the penalty on it
+		return b.homeRungLocked(l, ld) <= max(answered.rung, policy.HomePenalty)
+	}
+	return b.rungLocked(l.pool, ld.inFlight+1, 0, ld) <= answered.rung
 }
 
 // alone reports whether no other worker serves the pool of a delivery.
@@ -462,8 +497,8 @@ func (b *bidder) demand(now time.Time) demand {
 
 // useLocked updates what depends on the load.
 func (b *bidder) useLocked(ld *load) {
-	if ld.total != b.total || ld.extra != b.extra {
-		b.total, b.extra = ld.total, ld.extra
+	if ld.total != b.total || ld.extra != b.extra || ld.whole != b.whole {
+		b.total, b.extra, b.whole = ld.total, ld.extra, ld.whole
 		b.ceilLocked()
 	}
 }
@@ -475,11 +510,24 @@ func (b *bidder) ceilLocked() {
 	}
 	for i := range b.tiers {
 		ceiling := policy.Ceiling(b.policy.Tiers, loads, i, b.total-b.extra)
-		if ceiling == b.total-b.extra { // nothing is in reserve above it
+		b.tiers[i].leaves = b.total - b.extra - ceiling
+		if b.whole || ceiling == b.total-b.extra { // nothing is in reserve above it
 			ceiling = b.total
 		}
 		b.tiers[i].ceiling = ceiling
 	}
+}
+
+// reserved returns how much of the capacity the lowest tier that had a request here of late leaves free for those above.
+func (b *bidder) reserved(now time.Time) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range slices.Backward(b.tiers) {
+		if t := &b.tiers[i]; now.Sub(t.seen) < activeFor {
+			return max(t.leaves, 0)
+		}
+	}
+	return 0
 }
 
 // surveyLocked finds which tiers are active and which have a backlog. It returns the
@@ -523,6 +571,9 @@ func (ld *load) closes(pool string) bool {
 // opensLocked reports whether a tier may bid for the k-th next request.
 func (b *bidder) opensLocked(tier, k int, ld *load) bool {
 	t := &b.tiers[tier]
+	if ld.prefills.holdBack(time.Duration(t.MaxWait), k-1) {
+		return false
+	}
 	return policy.MayBid(t.ceiling, ld.inFlight+k-1, ld.prefills.n+k-1, t.below)
 }
 
@@ -530,11 +581,14 @@ func (b *bidder) parkLocked(ld *load, now time.Time) {
 	open := 0
 	for _, l := range b.lanes {
 		open += len(l.open)
-		if (l.home != "" || l.long > 0) && len(l.open) > 0 {
-			open-- // only one bid more than there are slots counts for each tier, that of its shared lane
+		switch { // only one bid more than there are slots counts for each tier, that of its shared lane
+		case l.own():
+			open -= l.prices()
+		case l.long > 0 && len(l.open) > 0:
+			open--
 		}
 		l.most = 0
-		if !l.closed(ld, now) {
+		if !l.closed(ld, now) && !b.asideLocked(l, ld, now) {
 			l.most = max(l.depth(ld), 1)
 		}
 	}
@@ -546,6 +600,10 @@ func (b *bidder) parkLocked(ld *load, now time.Time) {
 				continue
 			}
 			some = true
+			if l.own() && k == 1 {
+				b.parkOwnLocked(l, ld, now)
+				continue
+			}
 			if l.pool != priced {
 				priced, rung = l.pool, b.rungLocked(l.pool, ld.inFlight+k, k-1, ld)
 			}
@@ -554,13 +612,54 @@ func (b *bidder) parkLocked(ld *load, now time.Time) {
 			if len(l.open) >= k && l.open[k-1].rung <= rung || k > 1 && len(l.open) >= 2*l.most {
 				continue
 			}
-			b.placeLocked(l, bid{rung: rung, kind: b.kindLocked(l, ld)}, now)
+			b.placeLocked(l, bid{rung: rung, kind: b.kindLocked(l, ld, now)}, now)
 			open++
 		}
 		if !some {
 			return
 		}
 	}
+}
+
+// parkAtHomeLocked parks a bid on each of the worker's own home lanes while it bids on no other, because requests wait in the
+// engine.
+func (b *bidder) parkAtHomeLocked(ld *load, now time.Time) {
+	if !ld.open || ld.behind <= 0 {
+		return
+	}
+	b.surveyLocked(ld, now)
+	for _, l := range b.lanes {
+		if b.mayWaitLocked(l, ld, now) && !l.closed(ld, now) {
+			b.parkOwnLocked(l, ld, now)
+		}
+	}
+}
+
+// parkOwnLocked parks a bid on an own home lane at the price of now, beside those at other prices. If one that was cheaper
+// brings a request that the worker hands back, since it is dearer now, this one still comes before those of other workers.
+func (b *bidder) parkOwnLocked(l *lane, ld *load, now time.Time) {
+	rung := b.homeRungLocked(l, ld)
+	if !slices.ContainsFunc(l.open, func(o bid) bool { return o.rung == rung }) {
+		b.placeLocked(l, bid{rung: rung, kind: b.kindLocked(l, ld, now)}, now)
+	}
+}
+
+func (b *bidder) homeRungLocked(l *lane, ld *load) int {
+	rung := b.rungLocked(l.pool, ld.inFlight+1, 0, ld)
+	if _, doubted := ld.doubted[l.pool.source.name]; doubted {
+		return rung
+	}
+	return policy.HomeRung(rung)
+}
+
+// mayWaitLocked reports whether the worker takes a request of a lane behind those that wait in the engine.
+func (b *bidder) mayWaitLocked(l *lane, ld *load, now time.Time) bool {
+	t := &b.tiers[l.tier]
+	if !l.own() || t.below || ld.behind <= t.leaves || !ld.prefills.known || ld.prefills.holdBack(time.Duration(t.MaxWait), 0) {
+		return false
+	}
+	others := slices.ContainsFunc(b.lanes, func(o *lane) bool { return !o.own() && o.backlogged(now) })
+	return policy.MayWaitAtHome(ld.prefills.work, b.atHome, others)
 }
 
 // dealLocked deals the free slots that the first tier with a backlog may bid for to all tiers with a backlog, by their
@@ -576,8 +675,8 @@ func (b *bidder) dealLocked(first int, ld *load, now time.Time) {
 		}
 	}
 	for _, l := range b.lanes { // lanes without a backlog keep one bid each
-		if len(l.open) == 0 && !l.backlogged(now) && !l.closed(ld, now) && b.opensLocked(l.tier, 1, ld) {
-			b.placeLocked(l, bid{rung: b.rungLocked(l.pool, ld.inFlight+1, 0, ld), kind: b.kindLocked(l, ld)}, now)
+		if len(l.open) == 0 && !l.backlogged(now) && !l.closed(ld, now) && !b.asideLocked(l, ld, now) && b.opensLocked(l.tier, 1, ld) {
+			b.placeLocked(l, bid{rung: b.rungLocked(l.pool, ld.inFlight+1, 0, ld), kind: b.kindLocked(l, ld, now)}, now)
 		}
 	}
 	for ; out < ld.free && b.opensLocked(first, out+1, ld); out++ {
@@ -618,7 +717,11 @@ func (b *bidder) parkAwayLocked(l *lane, ld *load, now time.Time) {
 		return
 	}
 	if rung := b.awayRungLocked(l, ld); len(l.open) == 0 || rung < l.open[0].rung {
-		b.placeLocked(l, bid{rung: rung, kind: parked}, now)
+		kind := parked
+		if l.rests(now) {
+			kind = resting
+		}
+		b.placeLocked(l, bid{rung: rung, kind: kind}, now)
 	}
 }
 
@@ -628,6 +731,22 @@ func (b *bidder) awayRungLocked(l *lane, ld *load) int {
 
 func (b *bidder) placeLocked(l *lane, placed bid, now time.Time) {
 	b.planned = append(b.planned, plannedBid{l, l.add(placed, now), placed.kind, placed.rung})
+}
+
+// asideLocked reports whether the ration of a large pool leaves the lane's requests to other workers. A backlog that is known is
+// everybody's, and so is everything while no gateway is heard. Under RoundRobin every worker has its turn.
+func (b *bidder) asideLocked(l *lane, ld *load, now time.Time) bool {
+	p := l.pool
+	if p.ref.Ration == nil || p.balance == policy.RoundRobin || l.home != "" || l.long > 0 || l.backlogged(now) {
+		return false
+	}
+	if p.aside == undecided {
+		p.aside = stays
+		if p.ref.Ration.Parks(b.rungLocked(p, ld.inFlight+1, 0, ld), p.draw) {
+			p.aside = parks
+		}
+	}
+	return p.aside == stays && now.Sub(p.heard) <= referenceHolds
 }
 
 // depth returns how many bids to park on the lane. All workers of its pool together stay near parkedPerLane.
@@ -645,9 +764,12 @@ func (l *lane) depth(ld *load) int {
 	return min(need, bidDepth, max(parkedPerLane/max(l.pool.ref.Workers, 1), 1))
 }
 
-func (b *bidder) kindLocked(l *lane, ld *load) bidKind {
-	if b.tiers[l.tier].below || ld.models[l.pool.source.name].cold {
+func (b *bidder) kindLocked(l *lane, ld *load, now time.Time) bidKind {
+	switch {
+	case b.tiers[l.tier].below || ld.models[l.pool.source.name].cold:
 		return brief
+	case l.rests(now):
+		return resting
 	}
 	return parked
 }
@@ -725,7 +847,9 @@ func (w *Worker) bidLoop(ctx context.Context) {
 		case <-status: // connected again: the broker may have lost the parked bids
 			w.presence.onReconnect(time.Now())
 			w.presence.beat()
+			w.who.announce()
 			w.links.resend(true, time.Now())
+			signal(w.attempts.listing) // a cancel may be lost, and the list brings it again
 			w.bidder.onReconnect()
 		case <-w.plans.gate.C:
 		case <-tick.C:
@@ -758,6 +882,9 @@ func (w *Worker) bid() {
 }
 
 func (w *Worker) publishBids() {
+	if !w.presence.mayBid() {
+		return
+	}
 	now := time.Now()
 	ld := w.load(now)
 	if ld.models != nil {

@@ -142,6 +142,7 @@ func busyWorker(t testing.TB, homes int) *Worker {
 		w.onFirstByte(a, true, now)
 	}
 	w.bidder.tiers[0].seen = now
+	w.publishHeartbeat(now) // without one it does not bid
 	w.bid()
 	return w
 }
@@ -182,7 +183,7 @@ func placed(b *bidder, bids []plannedBid) string {
 		if l.home != "" {
 			name += "@" + l.home
 		}
-		all = append(all, fmt.Sprintf("%s/%s:%d%s", b.tiers[l.tier].Name, name, l.open[i].rung, []string{"", " brief", " dealt", " touch"}[l.open[i].kind]))
+		all = append(all, fmt.Sprintf("%s/%s:%d%s", b.tiers[l.tier].Name, name, l.open[i].rung, []string{"", " brief", " dealt", " touch", " resting"}[l.open[i].kind]))
 	}
 	return strings.Join(all, ", ")
 }
@@ -414,6 +415,119 @@ func TestOnlyAPriceThatHoldsIsTaken(t *testing.T) {
 	}
 }
 
+// While prompts wait in the engine, a worker bids on its own home lane alone, and takes what that brings.
+func TestFollowUpsWaitAtHome(t *testing.T) {
+	now := time.Now()
+	queued := func(change func(*load)) (*bidder, load) {
+		b, ld := busyBidder(now, 8)
+		for _, l := range b.byQueue {
+			l.noBids()
+		}
+		b.tiers[1].seen = now
+		ld.free, ld.total, ld.behind = 0, ld.inFlight, 32
+		ld.prefills = prefills{n: 4, work: 3, known: true}
+		change(&ld)
+		return b, ld
+	}
+	for what, change := range map[string]func(*load){
+		"":                          func(*load) {},
+		"no slot is left":           func(ld *load) { ld.behind = 0 },
+		"the prompts take too long": func(ld *load) { ld.prefills.work = 40 },
+		"their time is not known":   func(ld *load) { ld.prefills.known = false },
+		"nothing may start":         func(ld *load) { ld.open = false },
+	} {
+		b, ld := queued(change)
+		bids, _ := b.plan(ld, now)
+		for _, p := range bids {
+			if !p.lane.own() || what != "" {
+				t.Errorf("%s: %s", what, placed(b, bids))
+			}
+		}
+		if _, accept := b.onDelivery(deliveryOf("standard", "worker-3", 0), ld, now); (what == "") != accept {
+			t.Errorf("%s: accept %v", what, accept)
+		}
+		if _, accept := b.onDelivery(deliveryOf("standard", subjects.Shared, 0), ld, now); accept {
+			t.Errorf("%s: a request of the shared lane is taken", what)
+		}
+	}
+	b, ld := queued(func(*load) {})
+	if _, accept := b.onDelivery(deliveryOf("batch", "worker-3", 0), ld, now); accept {
+		t.Error("a request below an active tier is taken")
+	}
+	for n := range 20 {
+		shared := b.byQueue[queueName{subjects.ReqStream("standard"), subjects.ReqConsumer("m", subjects.Shared)}]
+		shared.held = 1
+		b.plan(ld, now)
+		if _, accept := b.onDelivery(deliveryOf("standard", "worker-3", 0), ld, now); accept != (n < 8) {
+			t.Errorf("with others that wait, follow-up %d: accept %v", n, accept)
+		}
+	}
+}
+
+// A worker leaves requests that may not wait for long in the queue while its engine has more prompts to read than that: it
+// neither bids for them nor takes what older bids bring. Other tiers are not concerned.
+func TestBidderHoldsBack(t *testing.T) {
+	now := time.Now()
+	for what, c := range map[string]struct {
+		maxWait  time.Duration
+		prefills prefills
+		holds    bool
+	}{
+		"any wait is allowed":        {0, prefills{n: 8, work: 20, known: true}, false},
+		"the prompts are read soon":  {2 * time.Second, prefills{n: 8, work: 1.5, known: true}, false},
+		"they take too long":         {2 * time.Second, prefills{n: 8, work: 2.5, known: true}, true},
+		"their time is not known":    {2 * time.Second, prefills{n: 8, work: 2.5}, false},
+		"no prompt waits any longer": {2 * time.Second, prefills{known: true}, false},
+	} {
+		b, ld := busyBidder(now, 8)
+		for _, l := range b.byQueue {
+			l.noBids()
+		}
+		for i := range b.tiers {
+			if b.tiers[i].Name == "standard" {
+				b.tiers[i].MaxWait = policy.Duration(c.maxWait)
+			}
+		}
+		ld.prefills = c.prefills
+		bids, _ := b.plan(ld, now)
+		bid := map[string]bool{}
+		for _, p := range bids {
+			bid[b.tiers[p.lane.tier].Name] = true
+		}
+		if bid["standard"] == c.holds || !bid["priority"] {
+			t.Errorf("%s: bids %s", what, placed(b, bids))
+		}
+		for _, lane := range []string{subjects.Shared, "worker-3"} { // the second is its own
+			if _, accept := b.onDelivery(deliveryOf("standard", lane, 3), ld, now); accept == c.holds {
+				t.Errorf("%s: a delivery on lane %s is accepted: %v", what, lane, accept)
+			}
+		}
+	}
+}
+
+// A worker whose price has risen bids on its own home lane at the price of now, beside the cheaper bids that it has there. What
+// these bring it takes nevertheless, as long as no other worker can be cheaper.
+func TestOwnHomeLaneHasABidAtThePriceOfNow(t *testing.T) {
+	now := time.Now()
+	b, ld := busyBidder(now, 8)
+	i := slices.IndexFunc(b.lanes, func(l *lane) bool { return l.own() && b.tiers[l.tier].Name == "standard" })
+	home := b.lanes[i]
+	was := home.open[0].rung
+	for n := range 28 {
+		b.plan(ld.with(n), now)
+	}
+	busier := ld.with(28)
+	price := b.homeRungLocked(home, &busier)
+	if price <= was || !slices.ContainsFunc(home.open, func(o bid) bool { return o.rung == price }) {
+		t.Errorf("the price rose from %d to %d, and the bids are %+v", was, price, home.open)
+	}
+	for _, rung := range []int{0, price - 1, price} {
+		if got, want := b.holdsLocked(home, bid{rung: rung}, 1, &busier, now), price <= max(rung, policy.HomePenalty); got != want {
+			t.Errorf("a bid of rung %d at a price of %d: accept %v", rung, price, got)
+		}
+	}
+}
+
 // However many goroutines have bids published, they reach the broker in the order
 // in which they were recorded.
 func TestBidsArePublishedInTheirOrder(t *testing.T) {
@@ -517,5 +631,136 @@ func TestBidderInDoubt(t *testing.T) {
 	ld.doubted = nil
 	if bids, _ := b.plan(ld, now); len(bids) == 0 || bids[0].rung == policy.Rungs-1 {
 		t.Errorf("no longer in doubt: %+v", bids)
+	}
+}
+
+// Bids on home lanes that bring nothing wait longer than others: most lanes of an idle fleet are such.
+func TestBidsOnQuietHomeLanesRest(t *testing.T) {
+	begun := time.Now()
+	b, ld := busyBidder(begun, 8)
+	kinds := func(lanes []*lane, now time.Time) map[bidKind]int {
+		for _, l := range lanes {
+			l.noBids()
+		}
+		b.tick(nil, now)
+		n := make(map[bidKind]int)
+		bids, _ := b.plan(ld, now)
+		for _, placed := range bids {
+			if slices.Contains(lanes, placed.lane) {
+				n[placed.kind]++
+			}
+		}
+		return n
+	}
+	var own, shared []*lane
+	for _, l := range b.lanes {
+		if l.home != "" {
+			own = append(own, l)
+		} else {
+			shared = append(shared, l)
+		}
+	}
+	kinds(b.away, begun) // the first bids there
+	for _, step := range []struct {
+		what  string
+		after time.Duration
+		lanes []*lane
+		rests bool
+	}{
+		{"another's home lane, at first", time.Second, b.away, false},
+		{"its own, at first", time.Second, own, false},
+		{"another's, after a while", restAfter + time.Second, b.away, true},
+		{"its own, after a while", restAfter + time.Second, own, true},
+		{"the shared lane, after a while", time.Minute, shared, false},
+	} {
+		n := kinds(step.lanes, begun.Add(step.after))
+		if rests := n[resting] > 0; rests != step.rests || n[parked] > 0 == step.rests {
+			t.Errorf("%s: %v, want resting %v", step.what, n, step.rests)
+		}
+	}
+	later := begun.Add(time.Hour)
+	if _, ok := b.onDelivery(deliveryOf(b.tiers[own[0].tier].Name, own[0].home, 0), ld, later); !ok {
+		t.Fatal("a delivery on the home lane is refused")
+	}
+	if n := kinds(own[:1], later.Add(time.Second)); n[parked] == 0 || n[resting] > 0 {
+		t.Errorf("after a delivery: %v, want none that rests", n)
+	}
+}
+
+// A worker of a large pool parks bids on the shared lanes only as the ration says. It decides once for each reference; home lanes
+// and a backlog are not rationed.
+func TestBidsAreRationed(t *testing.T) {
+	none, all := &policy.Ration{Rung: 0, Part: 0}, &policy.Ration{Rung: policy.Rungs - 1, Part: 1}
+	begun := time.Now()
+	for name, c := range map[string]struct {
+		ration  *policy.Ration
+		balance policy.Balance
+		held    int
+		after   time.Duration // the reference
+		parks   bool
+	}{
+		"no ration":              {nil, policy.Price, 0, 0, true},
+		"all may":                {all, policy.Price, 0, 0, true},
+		"others do":              {none, policy.Price, 0, 0, false},
+		"requests are held":      {none, policy.Price, 3, 0, true},
+		"no gateway is heard":    {none, policy.Price, 0, time.Minute, true},
+		"everybody has its turn": {none, policy.RoundRobin, 0, 0, true},
+	} {
+		b, ld := busyBidder(begun, 8)
+		b.follow(&policy.Policy{Tiers: policy.Default().Tiers, Pools: map[string]policy.Pool{"m": {Balance: c.balance}}})
+		ref := poolOf8(8)
+		ref.Workers, ref.Ration = 500, c.ration
+		if c.held > 0 {
+			ref.Held = map[string]int{b.tiers[0].Name: c.held, b.tiers[1].Name: c.held, b.tiers[2].Name: c.held}
+		}
+		b.onReference(&subjects.Reference{Gateway: "gw", Pools: map[string]subjects.PoolReference{"m": ref}}, begun)
+		b.onReconnect() // it starts without bids
+		bids, _ := b.plan(ld, begun.Add(c.after))
+		shared, home := 0, 0
+		for _, p := range bids {
+			switch {
+			case p.lane.away:
+			case p.lane.home != "":
+				home++
+			default:
+				shared++
+			}
+		}
+		if parks := shared > 0; parks != c.parks || home == 0 && c.held == 0 {
+			t.Errorf("%s: %d bids on shared lanes, %d on home lanes, want %v", name, shared, home, c.parks)
+		}
+	}
+}
+
+// One that parks goes on while it takes requests and becomes dearer, until the next reference.
+func TestARationHoldsUntilTheNextReference(t *testing.T) {
+	now := time.Now()
+	b, ld := busyBidder(now, 0)
+	ref := poolOf8(0)
+	ref.Workers = 500
+	mine := b.rungLocked(b.pools["m"], ld.inFlight+1, 0, &ld)
+	ref.Ration = &policy.Ration{Rung: mine + 1} // those at its rung park
+	refer := func() {
+		b.onReference(&subjects.Reference{Gateway: "gw", Pools: map[string]subjects.PoolReference{"m": ref}}, now)
+	}
+	shared := func(ld load) int {
+		b.onReconnect()
+		bids, _ := b.plan(ld, now)
+		return len(bids)
+	}
+	refer()
+	if shared(ld) == 0 {
+		t.Fatal("it does not park at its price")
+	}
+	dearer := ld.with(30)
+	if b.rungLocked(b.pools["m"], dearer.inFlight+1, 0, &dearer) <= mine {
+		t.Fatal("30 more requests do not make it dearer")
+	}
+	if shared(dearer) == 0 {
+		t.Error("it has taken requests, and does not park any longer before the next reference")
+	}
+	refer()
+	if shared(dearer) != 0 {
+		t.Error("it is dearer than those that park, and parks after the next reference")
 	}
 }

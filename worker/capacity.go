@@ -3,6 +3,7 @@ package worker
 import (
 	"cmp"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"slices"
@@ -31,6 +32,9 @@ const (
 	// mostPrompt is the part of the time for a prompt that has to pass between the end of a stream and the first token of
 	// another one for the second to have waited for the first.
 	mostPrompt = 0.7
+
+	// onlyStreams is how long after the last request for an answer in one piece all answers count as streamed.
+	onlyStreams = time.Minute
 
 	// scarce is the free part of KV cache, memory or degrees below which the price
 	// rises, up to twice as much with nothing left.
@@ -73,6 +77,7 @@ type capacity struct {
 	downAt    time.Time     // when it last went down
 	lastToken time.Time
 	turned    time.Time     // when a request last began or ended
+	pieceAt   time.Time     // when a request last began whose answer comes in one piece
 	waiting   int           // requests for streams without a first token
 	streaming int           // streams that have had it
 	order     []*slot       // those in flight, in the order in which they began; only of an engine that reports nothing
@@ -140,7 +145,11 @@ func (c *capacity) boundLocked() {
 	case c.cfg.Slots > 0:
 	case c.silentLocked():
 		if s.Slots = c.parallel.Bound(); s.Slots == 0 {
-			s.Slots = c.parallel.Reach(c.startLocked())
+			s.Reach = c.parallel.Reach(c.startLocked())
+			s.Slots = s.Reach
+			if c.turned.Sub(c.pieceAt) > onlyStreams { // answers in one piece show late, or not at all, that there are too many
+				s.Slots = c.parallel.ReachWithReserve(c.startLocked())
+			}
 		}
 	default:
 		s.Found = c.parallel.Bound()
@@ -151,10 +160,9 @@ func (c *capacity) boundLocked() {
 	}
 }
 
-// silentLocked reports whether the engine reports nothing about its load.
+// silentLocked reports whether the engine reports nothing about its load, or no longer does.
 func (c *capacity) silentLocked() bool {
-	st := &c.status
-	return st.Slots == nil && st.Running == nil && st.Waiting == nil && st.KVUsage == nil
+	return c.status.Slots == nil && c.signals.Scrape.Freshness() == policy.Missing
 }
 
 // startLocked returns how many requests the engine gets before it has shown how many it runs at once.
@@ -181,7 +189,7 @@ func (c *capacity) load() load {
 	defer c.mu.Unlock()
 	c.fitLocked()
 	return load{
-		open: c.fence.reason == "", inFlight: c.inFlight, free: c.current.More, total: c.current.Total, extra: c.extraLocked(), slots: c.slots,
+		open: c.fence.reason == "", inFlight: c.inFlight, free: c.current.More, behind: c.current.Behind, total: c.current.Total, extra: c.extraLocked(), whole: c.parallel.Whole(), slots: c.slots,
 		models: c.models.states(), assumed: c.gpus.weight, speed: c.speedLocked(),
 	}
 }
@@ -281,6 +289,9 @@ func (c *capacity) begin(s *slot, pool string, streams bool, now time.Time) (loa
 	beside = c.inFlight
 	c.inFlight++
 	c.turned = now
+	if !streams {
+		c.pieceAt = now
+	}
 	s.model, s.load = c.models.begin(pool, now)
 	s.load.unseen = len(c.models.served) > 1 && (c.status.Dialect == engine.DialectOpenAI || c.status.Dialect == "")
 	c.waitsLocked(s, streams)
@@ -364,7 +375,7 @@ func (c *capacity) onAnswer(s *slot, now time.Time) {
 	defer c.mu.Unlock()
 	if older := slices.Index(c.order, s); older >= 0 && !c.models.swaps && !c.models.loading() && c.silentLocked() {
 		was := c.parallel.Found()
-		c.parallel.Answered(older, now)
+		c.parallel.Answered(older, c.inFlight-1, now)
 		c.decidedLocked(was, now)
 		c.boundLocked()
 	}
@@ -572,6 +583,9 @@ func (c *capacity) onStatus(st engine.Status, work workload, now time.Time) {
 			KVUsed: maybe(st.KVUsage), Preempted: maybe(st.Preemptions),
 			Prefilling: work.prefills, Prefill: work.prompt,
 		}
+		if s.KVTokens > 0 {
+			s.Scrape.Request = work.tokens / s.KVTokens
+		}
 		c.window.Scraped(s.Scrape)
 		if c.cfg.Slots == 0 {
 			c.foundLocked(s.Scrape, now)
@@ -660,6 +674,7 @@ type poolAttempts struct {
 	oldestWaiting time.Time      // when that began
 	awaited       policy.Awaited // of all that wait
 	lastByte      time.Time      // of the answers that have begun
+	due           policy.Due     // the same; zero: one of them is like none that was measured, or began beside far fewer
 
 	parallel int             // see runningAttempts
 	others   *policy.Awaited // of all that wait for other pools; nil: none does
@@ -695,9 +710,23 @@ type fenceChange struct {
 	lasted   time.Duration // how long the fence was up that is down now
 }
 
+// tell logs the change, and reports whether there is one: other parts should know of it then.
+func (f fenceChange) tell(log *slog.Logger) bool {
+	switch {
+	case !f.changed:
+		return false
+	case f.reason == "":
+		log.Info("worker no longer fenced", "fenced_for", f.lasted)
+	default:
+		log.Warn("worker fenced; it takes no new requests", "reason", f.reason, "in_flight", f.inFlight)
+	}
+	return true
+}
+
 // look checks the last sample of the GPUs (nil: without NVML), updates the adaptive
-// limit, and decides whether the fence is up. weight is the one that an operator set.
-func (c *capacity) look(gpus *gpu.Reading, work workload, running runningAttempts, weight float64, now time.Time) (gpuNews, fenceChange) {
+// limit, and decides whether the fence is up. weight is the one that an operator set;
+// reserved is what of the capacity is left free for higher tiers.
+func (c *capacity) look(gpus *gpu.Reading, work workload, running runningAttempts, weight float64, reserved int, now time.Time) (gpuNews, fenceChange) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var news gpuNews
@@ -705,6 +734,9 @@ func (c *capacity) look(gpus *gpu.Reading, work workload, running runningAttempt
 		news = c.lookAtGPUsLocked(*gpus, weight, now)
 	}
 	c.ageLocked(work, now)
+	c.signals.Reserved = reserved
+	c.parallel.Reserve(reserved, now)
+	c.boundLocked()
 	before := math.Floor(c.limit.Value())
 	if c.models.loading() { // requests that wait for a load do not show how many the engine can run
 		c.emptyWindowLocked()
@@ -744,6 +776,18 @@ func (c *capacity) onListing(good bool, asked time.Time, running runningAttempts
 		c.fence.suspect = ""
 	}
 	return c.fenceLocked(running, now)
+}
+
+// onVitals handles a judgement of the engine: running says whether it hangs.
+func (c *capacity) onVitals(running runningAttempts, now time.Time) fenceChange {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fence := c.fenceLocked(running, now)
+	if fence.changed {
+		c.fitLocked()
+		c.slots = c.slotsLocked()
+	}
+	return fence
 }
 
 // fenceLocked decides whether the fence is up. While it is, attempts without a first byte fail sooner, so that another
@@ -850,8 +894,7 @@ func (d *decisions) addLimit(now time.Time, from, to float64, change policy.Chan
 }
 
 // report adds to a heartbeat what only capacity knows.
-// context is the length of the engine's context, if it has one model; 0 if that is unknown.
-func (c *capacity) report(h *subjects.Heartbeat) (fence string, dialect engine.Dialect, context int64) {
+func (c *capacity) report(h *subjects.Heartbeat) (fence string, dialect engine.Dialect, contexts contexts) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	fit := c.current
@@ -872,9 +915,24 @@ func (c *capacity) report(h *subjects.Heartbeat) (fence string, dialect engine.D
 		h.NVML = c.gpus.report(c.cfg.NVMLRequired)
 	}
 	if n := c.status.Context; n != nil {
-		context = *n
+		contexts.only = *n
 	}
-	return c.fence.reason, c.status.Dialect, context
+	contexts.models = c.status.Models
+	return c.fence.reason, c.status.Dialect, contexts
+}
+
+// contexts are the lengths of an engine's contexts, as far as it reports them.
+type contexts struct {
+	only   int64          // if it has one model; 0: not reported
+	models []engine.Model // they are never changed
+}
+
+// of returns the length of a model's context; 0 if that is unknown.
+func (c contexts) of(model string) int64 {
+	if i := slices.IndexFunc(c.models, func(m engine.Model) bool { return m.Name == model }); i >= 0 && c.models[i].Context > 0 {
+		return c.models[i].Context
+	}
+	return c.only
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
@@ -901,36 +959,17 @@ func (w *Worker) lookAtCapacity(now time.Time) {
 		gpus = &all
 	}
 	_, weight := w.presence.open(now)
-	signs := w.capacity.signs(now)
-	signs.gap = w.estimates.gap(signs.inFlight)
-	running := w.attempts.summary(signs.gap, now)
-	verdicts, changed := w.vitals.look(running, signs, w.estimates.lastHeard(), now)
+	running := w.attempts.summary(0, now)
 	running.hangs = w.vitals.hangs()
-	changed = w.onHealth(w.presence.onWork(!running.oldest.IsZero(), now), now) || changed
-	if changed {
-		verdicts.log(w.log)
-		w.presence.beat()
-	}
-	news, fence := w.capacity.look(gpus, w.estimates.workload(now), running, weight, now)
+	news, fence := w.capacity.look(gpus, w.estimates.workload(now), running, weight, w.bidder.reserved(now), now)
 	if f := news.unwatched; f != nil {
 		w.log.Warn("GPUs are not monitored", "reason", f.Error(), "remedy", f.Remedy())
 	}
 	if news.suspect != "" {
 		w.scraper.Look()
 	}
-	w.onFence(fence)
-	w.bid()
-}
-
-// onFence logs a change of the fence and publishes it in a heartbeat.
-func (w *Worker) onFence(f fenceChange) {
-	switch {
-	case !f.changed:
-		return
-	case f.reason == "":
-		w.log.Info("worker no longer fenced", "fenced_for", f.lasted)
-	default:
-		w.log.Warn("worker fenced; it takes no new requests", "reason", f.reason, "in_flight", f.inFlight)
+	if fence.tell(w.log) {
+		w.presence.beat()
 	}
-	w.presence.beat()
+	w.bid()
 }

@@ -31,7 +31,7 @@ func TestSlotsWithoutConfiguration(t *testing.T) {
 	} {
 		c := newCapacity(test.cfg)
 		c.onStatus(test.status, workload{}, now)
-		c.look(nil, workload{}, runningAttempts{}, 0, now)
+		c.look(nil, workload{}, runningAttempts{}, 0, 0, now)
 		if got := c.load().slots; got != test.slots {
 			t.Errorf("%s: %d slots, want %d", what, got, test.slots)
 		}
@@ -81,8 +81,8 @@ func TestCapacityOfAnEngineThatStartsAgain(t *testing.T) {
 	c := newCapacity(Config{Profile: policy.Balanced})
 	c.onStatus(vllm(now, 0, 0, 0, 1000), workload{}, now)
 	stream(c, 20*time.Millisecond, 100, now)
-	c.look(nil, workload{}, runningAttempts{}, 0, now)
-	c.look(nil, workload{}, runningAttempts{}, 0, now.Add(2*time.Second))
+	c.look(nil, workload{}, runningAttempts{}, 0, 0, now)
+	c.look(nil, workload{}, runningAttempts{}, 0, 0, now.Add(2*time.Second))
 	if got := c.limit.Baseline(); got != 20*time.Millisecond {
 		t.Fatalf("the baseline is %v, want 20ms", got)
 	}
@@ -141,7 +141,7 @@ func TestPaceOfEventsWithSeveralTokens(t *testing.T) {
 		t.Errorf("%v tokens per event, want 4", c.perEvent)
 	}
 	for i := range 5 { // 39 gaps in 1.1 s, and enough for a window
-		c.look(nil, workload{}, runningAttempts{}, 0, now.Add(time.Duration(i)*time.Second))
+		c.look(nil, workload{}, runningAttempts{}, 0, 0, now.Add(time.Duration(i)*time.Second))
 	}
 	if got, want := c.limit.Pace(), 1100*time.Millisecond/39; got.Round(10*time.Microsecond) != want.Round(10*time.Microsecond) {
 		t.Errorf("a token takes %v, want %v", got, want)

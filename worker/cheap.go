@@ -13,6 +13,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/api"
+	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/plain"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -79,10 +81,13 @@ func (c *cheapCalls) run(a *attempt) {
 	defer a.stop(nil)
 	a.out = a.newResponder(c.cfg.Local, c.links)
 	defer a.out.Free()
+	c.engine.tracer.begin(a)
+	defer func() { c.engine.tracer.end(a, time.Now()) }()
 	fail := c.call(a)
 	if fail == nil {
 		return
 	}
+	a.failed = fail.Class
 	switch cause := context.Cause(a.ctx); {
 	case errors.Is(cause, errGatewayGone), errors.Is(cause, errCancelled):
 		return
@@ -103,24 +108,24 @@ func (c *cheapCalls) run(a *attempt) {
 // call calls the engine and passes its answer on. It returns why the attempt failed; nil if it did not.
 func (c *cheapCalls) call(a *attempt) *subjects.Fail {
 	failed := func(class subjects.FailClass, err error) *subjects.Fail {
-		return &subjects.Fail{Class: class, Reason: fmt.Sprintf("engine %s: %v", c.cfg.Name, err)}
+		return &subjects.Fail{Class: class, Reason: fmt.Sprintf("engine %s: %s", c.cfg.Name, plain.Error(err))}
 	}
-	body, err := fetchBody(c.nc, a)
+	body, err := fetchBody(c.nc, c.links.worker, a)
 	path := a.req.Path
 	if err == nil {
 		path, body, err = api.RenameModel(a.req, body, a.task.model)
 	}
 	if err != nil {
-		return &subjects.Fail{Class: subjects.FailBody, Reason: err.Error()}
+		return &subjects.Fail{Class: subjects.FailBody, Reason: plain.Error(err)}
 	}
 	r, err := c.engine.request(a, path, body)
 	if err != nil {
 		return failed(subjects.FailEngine, err)
 	}
-	resp, err := c.cfg.Transport.RoundTrip(r)
+	resp, err := c.engine.send(c.cfg.Transport, r)
 	if err != nil {
 		c.look()
-		if connectionBroke(err) {
+		if engine.Broke(err) {
 			return failed(subjects.FailCrashed, err)
 		}
 		return failed(subjects.FailEngine, err)
@@ -175,8 +180,9 @@ func (c *cheapCalls) relay(a *attempt, resp *http.Response, head *subjects.Head)
 		n, err := resp.Body.Read(buf)
 		now := time.Now()
 		if n > 0 {
-			in.Observe(buf[:n])
-			a.out.Commit(n)
+			if n = in.Observe(buf[:n]); n > 0 {
+				a.out.Commit(n)
+			}
 			sent += int64(n)
 			a.lastByte.set(a.started, now)
 		}
@@ -196,7 +202,7 @@ func (c *cheapCalls) relay(a *attempt, resp *http.Response, head *subjects.Head)
 			a.send()
 			return nil
 		case err != nil:
-			return &subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: answer broke off: %v", c.cfg.Name, err)}
+			return &subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: answer broke off: %s", c.cfg.Name, plain.Error(err))}
 		case n > 0 && verdict != api.Undecided:
 			a.firstByte.set(a.started, now)
 			a.send()

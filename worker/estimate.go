@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/policy"
 )
 
@@ -19,8 +20,15 @@ const (
 	// gate opens late rather than early.
 	itlPerPrefill = 100
 
+	// mostWeight bounds how many samples a long answer counts as.
+	mostWeight = 4
+
 	// longestKept is the part of the longest answer that remains after another one: half after 70 answers.
 	longestKept = 0.99
+
+	// together is within which time requests begin that may come to the engine in any order. If the first of them is not the
+	// one whose prompt is read first, the time for that one would be lost, and so for a prompt that the others then find cached.
+	together = 50 * time.Millisecond
 
 	// curveEvery is how often a curve is computed again without a new sample, to see whether it has faded.
 	curveEvery = time.Second
@@ -38,7 +46,33 @@ type estimator struct {
 	waiting   []*timing       // requests that wait for their first token, the oldest first
 	lastFirst time.Time       // when a request last stopped waiting
 	decoding  meter
+	counted   *prefixCount  // what the engine last reported; nil: nothing
+	prefilled *prefillCount // the same
+	tokens    tokenCount
 }
+
+// prefixCount are an engine's counters of its prefix cache.
+type prefixCount struct{ queries, hits int64 }
+
+// prefillCount are an engine's counters of the prompt tokens that it has computed, and of the time for these.
+type prefillCount struct {
+	tokens int64
+	took   time.Duration
+}
+
+// tokenCount is the time for tokens by the engine's counter of them.
+type tokenCount struct {
+	last   *int64  // as last reported; nil: it was not
+	area   float64 // of estimator.decoding at that time
+	tokens float64 // since decoding began to be counted, or fewer: see keptTokens
+	took   float64 // seconds of requests that decode, for these
+}
+
+const (
+	// fewTokens is how many have to be counted before their time is known, and keptTokens how many count at most.
+	fewTokens  = 16
+	keptTokens = 1000
+)
 
 // poolEstimate is what was measured with the requests of one pool. All fields but curve are guarded by estimator.mu.
 type poolEstimate struct {
@@ -47,8 +81,11 @@ type poolEstimate struct {
 	itl     policy.Regression
 	mean    policy.Mean
 	first   policy.Regression // seconds to the first byte over input tokens, whatever else the engine had to do
+	pace    policy.PromptPace // of prompts, by the first tokens of streams
+	whole   policy.PromptPace // the same by whole answers, which took longer than their prompts
 	longest float64           // tokens of the longest answer; older ones count less
 	slowest policy.Worst      // first bytes of streams
+	wholes  policy.Worst      // whole answers
 	heard   time.Time         // when an answer last began or ended
 	fitted  time.Time         // when curve was computed; zero: there are newer samples
 
@@ -74,8 +111,11 @@ type timing struct {
 	firstBy     time.Time     // until when it counts as waiting for its first token, if it does not stream
 	firstByte   time.Time
 	prefillTook time.Duration // time that the engine spent on its prompt; 0: unknown
+	readTook    time.Duration // the same, also if it may have come to the engine before an older one; 0: unknown
+	fresh       float64       // tokens of the prompt that were not cached, by its answer; 0: unknown
 	decodes     bool          // it counts in estimator.decoding
 	areaAtFirst float64       // area of estimator.decoding at its first byte
+	ahead       time.Duration // what the engine needed for those that waited for their first token when it began, as far as known
 }
 
 // coldLoad is the load of a model that an attempt waits for. The zero value is an attempt whose model is loaded.
@@ -119,16 +159,18 @@ func (e *estimator) pool(name string) *poolEstimate {
 	return &poolEstimate{name: name}
 }
 
-// begin adds an attempt to those that wait for their first token. It returns how long that should take.
-func (e *estimator) begin(t *timing) (awaited policy.Awaited) {
+// begin adds an attempt to those that wait for their first token. It returns how long that should take: see policy.Await and
+// policy.DueOf.
+func (e *estimator) begin(t *timing) (awaited policy.Awaited, due policy.Due) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	before := e.prefillsLocked(t.started)
-	t.alone = before.n == 0
+	t.alone, t.ahead = before.n == 0, time.Duration(before.work*float64(time.Second))
 	curve := t.pool.curveLocked(t.started)
 	t.expect(curve)
 	if awaited.Loads = t.load.waits; !t.load.waits && curve != nil {
-		awaited = t.await(curve, time.Duration(before.work*float64(time.Second)))
+		p := t.prompt(curve, t.ahead)
+		awaited, due = policy.Await(p), policy.DueOf(p)
 	}
 	e.waiting = append(e.waiting, t)
 	e.begun.Add(1)
@@ -136,13 +178,20 @@ func (e *estimator) begin(t *timing) (awaited policy.Awaited) {
 	if !t.streams { // its first token cannot be seen: it counts as decoding from the start
 		e.decodesLocked(t, t.started)
 	}
-	return awaited
+	return awaited, due
 }
 
-func (t *timing) await(c *policy.Curve, before time.Duration) policy.Awaited {
-	p := policy.Prompt{Input: int(t.input), Took: t.expectFirst, Before: before, Whole: !t.streams, Most: t.most, Seen: t.pool.longest, MayLoad: t.load.unseen}
+func (t *timing) prompt(c *policy.Curve, before time.Duration) policy.Prompt {
+	p := policy.Prompt{
+		Input: int(t.input), Took: t.expectFirst, Read: t.expectFirst, Before: before, Pace: t.pool.pace.Reading(),
+		Whole: !t.streams, Most: t.most, Seen: t.pool.longest, MayLoad: t.load.unseen,
+	}
+	if p.Pace == (policy.Reading{}) {
+		p.Pace = t.pool.whole.Reading().AtMost()
+	}
+	p.Worst, p.Usual = t.pool.wholes.Of(t.beside+1, t.started), t.pool.mean.Input
 	if t.streams {
-		p.Slowest = t.pool.slowest.With(t.beside+1, t.started)
+		p.Slowest, p.Worst = t.pool.slowest.With(t.beside+1, t.started), t.pool.slowest.Of(t.beside+1, t.started)
 	}
 	if first := t.pool.first.Line(); first != nil && t.streams {
 		p.Took = max(p.Took, time.Duration(first.At(t.input)*float64(time.Second)))
@@ -150,7 +199,7 @@ func (t *timing) await(c *policy.Curve, before time.Duration) policy.Awaited {
 	if c.ITL != nil {
 		p.Token = time.Duration(c.ITL.At(float64(t.beside+1)) * float64(time.Second))
 	}
-	return policy.Await(p)
+	return p
 }
 
 // expect sets when the attempt should have its first token. If several attempts wait
@@ -176,11 +225,17 @@ func (e *estimator) firstByte(t *timing, afterLoad bool, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	t.firstByte, t.pool.heard = now, now
-	if len(e.waiting) > 0 && e.waiting[0] == t && !afterLoad {
+	if len(e.waiting) > 0 && !afterLoad {
 		// An engine prefills one prompt after the other, this one since the last was done. Requests that come to an
 		// idle engine would show the time more exactly, but under load there are none, and then a faded estimate would
 		// make the worker too cheap.
-		t.prefillTook = now.Sub(later(t.started, e.lastFirst))
+		took, first := now.Sub(later(t.started, e.lastFirst)), e.waiting[0]
+		if first == t {
+			t.prefillTook = took
+		}
+		if t.started.Sub(first.started) <= together {
+			t.readTook = took
+		}
 	}
 	e.prefilledLocked(t, now)
 	e.decodesLocked(t, now)
@@ -202,6 +257,16 @@ func (e *estimator) learn(t *timing, output int, streamed, disturbed bool, now t
 		return
 	}
 	p.fitted = time.Time{}
+	if !streamed && !t.streams && !t.load.waits {
+		p.wholes.Add(t.beside+1, now.Sub(t.started), now)
+	}
+	add := func(pace *policy.PromptPace, took time.Duration) {
+		if t.fresh > 0 {
+			pace.AddFresh(t.input, t.fresh, took, now)
+		} else {
+			pace.Add(t.input, took, now)
+		}
+	}
 	switch {
 	case streamed && !t.firstByte.IsZero():
 		if !t.load.waits {
@@ -211,16 +276,106 @@ func (e *estimator) learn(t *timing, output int, streamed, disturbed bool, now t
 		if t.prefillTook > 0 {
 			p.prefill.Add(t.input, t.prefillTook.Seconds(), now)
 		}
+		add(&p.pace, t.readTook)
 		if d := now.Sub(t.firstByte).Seconds(); output > 4 && d > 0 {
-			p.itl.Add((e.decoding.until(now)-t.areaAtFirst)/d, d/float64(output-1), now)
+			p.itl.AddOf((e.decoding.until(now)-t.areaAtFirst)/d, d/float64(output-1), p.weightOf(output), now)
 		}
 	case t.load.waits: // its time contains the load
 	case output > 0:
-		if d := now.Sub(t.started) - t.expectFirst; d > 0 {
-			p.itl.Add(float64(t.beside+1), d.Seconds()/float64(output), now)
+		add(&p.whole, now.Sub(t.started))
+		if d := now.Sub(t.started) - t.ahead - t.expectFirst; d > 0 {
+			p.itl.AddOf(float64(t.beside+1), d.Seconds()/float64(output), p.weightOf(output), now)
 		}
 	case t.alone: // embeddings and the like: all of it is prefill
 		p.prefill.Add(t.input, now.Sub(t.started).Seconds(), now)
+		p.pace.Add(t.input, now.Sub(t.started), now)
+	}
+}
+
+// weightOf is how much the time of an answer says about a token: as much as it has tokens, relative to the mean.
+func (p *poolEstimate) weightOf(output int) float64 {
+	return min(float64(output)/max(p.mean.Output, 1), mostWeight)
+}
+
+// onGenerated takes in the engine's counter of tokens; nil: it has none. While a request decodes, the counter tells how long a
+// token takes before any answer has ended.
+func (e *estimator) onGenerated(n *int64, now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c, area := &e.tokens, e.decoding.until(now)
+	was, before := c.last, c.area
+	c.last, c.area = n, area
+	if n == nil || was == nil || *n < *was || area <= before {
+		return
+	}
+	c.tokens += float64(*n - *was)
+	c.took += area - before
+	if over := c.tokens / keptTokens; over > 1 {
+		c.tokens, c.took = c.tokens/over, c.took/over
+	}
+}
+
+// countedToken returns the mean time for a token of one request by the engine's counter; 0: unknown.
+func (e *estimator) countedToken() time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.tokens.tokens < fewTokens {
+		return 0
+	}
+	return time.Duration(e.tokens.took / e.tokens.tokens * float64(time.Second))
+}
+
+// onCache takes in the engine's counters of tokens that it looked up in its prefix cache, and found there; nil: it has none.
+func (e *estimator) onCache(queries, hits *int64, now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if queries == nil || hits == nil {
+		e.counted = nil
+		return
+	}
+	was := e.counted
+	e.counted = &prefixCount{*queries, *hits}
+	if was == nil { // what it did before is of other requests
+		return
+	}
+	for _, p := range e.served {
+		for _, pace := range []*policy.PromptPace{&p.pace, &p.whole} {
+			pace.Count(*queries-was.queries, *hits-was.hits, now)
+		}
+	}
+}
+
+// onPrefilled takes in the engine's counters of prompt tokens that it has computed, and of the time for these; nil: it has none.
+func (e *estimator) onPrefilled(tokens *int64, took *time.Duration, now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	was := e.prefilled
+	if e.prefilled = nil; tokens == nil || took == nil {
+		return
+	}
+	e.prefilled = &prefillCount{*tokens, *took}
+	if was == nil { // what it did before is of other requests
+		return
+	}
+	for _, p := range e.served {
+		p.computed(*tokens-was.tokens, *took-was.took, now)
+	}
+}
+
+func (p *poolEstimate) computed(tokens int64, took time.Duration, now time.Time) {
+	p.pace.Computed(tokens, took, now)
+	p.whole.Computed(tokens, took, now)
+}
+
+// onPrompt takes in what the answer to an attempt says of its prompt, before learn.
+func (e *estimator) onPrompt(t *timing, said api.PromptReport, now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if said.Counted && said.Tokens > 0 {
+		t.fresh = max(t.input*(1-float64(said.Cached)/float64(said.Tokens)), 1)
+	}
+	if e.prefilled == nil { // else it is counted with the others
+		t.pool.computed(int64(said.Computed), said.Took, now)
 	}
 }
 
@@ -284,6 +439,12 @@ type prefills struct {
 	known bool      // work contains every one of them
 }
 
+// holdBack reports whether so many prompts wait that a request of a tier with such a longest wait should not join them, behind
+// more mean ones.
+func (p *prefills) holdBack(maxWait time.Duration, more int) bool {
+	return p.known && p.n > 0 && policy.HoldsBack(maxWait, p.work*(1+float64(more)/float64(p.n)))
+}
+
 // load returns the requests that wait for their first token, and updates the curves.
 func (e *estimator) load(now time.Time) prefills {
 	e.mu.Lock()
@@ -296,7 +457,13 @@ func (e *estimator) load(now time.Time) prefills {
 
 func (e *estimator) prefillsLocked(now time.Time) prefills {
 	was := len(e.waiting)
-	e.waiting = slices.DeleteFunc(e.waiting, func(t *timing) bool { return !t.streams && !now.Before(t.firstBy) })
+	e.waiting = slices.DeleteFunc(e.waiting, func(t *timing) bool {
+		over := !t.streams && !now.Before(t.firstBy)
+		if over { // from then on the engine was free for the next one
+			e.lastFirst = later(e.lastFirst, t.firstBy)
+		}
+		return over
+	})
 	if len(e.waiting) < was {
 		e.countLocked()
 	}

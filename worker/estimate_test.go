@@ -1,8 +1,11 @@
 package worker
 
 import (
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/pulley-lb/pulley/api"
 )
 
 // An attempt that was in flight while the worker was fenced, or its engine down,
@@ -130,6 +133,61 @@ func TestEstimatorOfAnswersThatDoNotStream(t *testing.T) {
 	}
 }
 
+// A token takes as long in a short answer as in a long one, though the short one waited for a prompt before its own.
+func TestWhatATokenTakesInAnswersThatDoNotStream(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		long, short int // tokens
+		every       int // the short one comes each so many times
+	}{{"equal", 100, 100, 1}, {"short ones", 300, 10, 1}, {"mostly long ones", 300, 2, 3}} {
+		t.Run(c.name, func(t *testing.T) {
+			const token, prompt = 0.01, 1.0
+			start := time.Now()
+			at := func(s float64) time.Time { return start.Add(time.Duration(s * float64(time.Second))) }
+			e := newEstimator()
+			e.serve([]string{"m"})
+			p := e.pool("m")
+			now := 0.0
+			for range 2 { // two streams tell how long a prompt takes
+				s := &timing{pool: p, input: 1000, streams: true, started: at(now)}
+				e.begin(s)
+				e.firstByte(s, false, at(now+prompt))
+				e.learn(s, 2, true, false, at(now+prompt+token))
+				e.end(s, at(now+prompt+token))
+				now += 5
+			}
+			for i := range 30 {
+				a := &timing{pool: p, input: 1000, started: at(now)}
+				b := &timing{pool: p, input: 1000, started: at(now), beside: 1}
+				e.begin(a)
+				both := i%c.every == 0
+				if both {
+					e.begin(b)
+				}
+				took := map[*timing]float64{a: prompt + float64(c.long)*token, b: 2*prompt + float64(c.short)*token}
+				tokens := map[*timing]int{a: c.long, b: c.short}
+				order := []*timing{a, b}
+				if took[b] < took[a] {
+					order = []*timing{b, a}
+				}
+				for _, r := range order {
+					if r == a || both {
+						e.learn(r, tokens[r], false, false, at(now+took[r]))
+						e.end(r, at(now+took[r]))
+					}
+				}
+				now += 10
+			}
+			c := e.measurements(at(now))["m"].curve
+			for _, n := range []float64{1, 1.5, 2} {
+				if got := c.ITL.At(n); got < 0.98*token || got > 1.02*token {
+					t.Errorf("with %v at once a token takes %.4f s, want %v", n, got, token)
+				}
+			}
+		})
+	}
+}
+
 // Requests that wait for the load of a model wait as long for their first token,
 // and only the first of them counts it as work of the engine.
 func TestEstimatorExpectsALoad(t *testing.T) {
@@ -161,5 +219,126 @@ func TestEstimatorKeepsWhatIsServed(t *testing.T) {
 	}
 	if e.pool("a").curve.Load() != nil {
 		t.Error("a pool that is served no more keeps its curve")
+	}
+}
+
+// While no answer has ended, the engine's counter tells how long a token takes.
+func TestTokensByTheEnginesCounter(t *testing.T) {
+	now := time.Now()
+	at := func(s float64) time.Time { return now.Add(time.Duration(s * float64(time.Second))) }
+	e := newEstimator()
+	e.serve([]string{"m"})
+	p := e.pool("m")
+	count := func(n int64, s float64) { e.onGenerated(&n, at(s)) }
+	count(1000, 0)
+	var streams []*timing
+	for range 2 {
+		a := &timing{pool: p, input: 100, streams: true, started: at(0)}
+		e.begin(a)
+		e.firstByte(a, false, at(1))
+		streams = append(streams, a)
+	}
+	count(1006, 1.5)
+	if got := e.countedToken(); got != 0 {
+		t.Errorf("after six tokens: %v, want unknown", got)
+	}
+	count(1036, 2.8) // two streams for 1.8 s
+	if got := e.countedToken(); got != 100*time.Millisecond {
+		t.Errorf("got %v, want 100ms", got)
+	}
+	count(3, 3) // it has started again
+	for _, a := range streams {
+		e.end(a, at(3))
+	}
+	count(500, 10) // for others
+	if got := e.countedToken(); got != 100*time.Millisecond {
+		t.Errorf("after a restart, and tokens of others: %v, want 100ms", got)
+	}
+	e.onGenerated(nil, at(11))
+	count(600, 12)
+	if got := e.countedToken(); got != 100*time.Millisecond {
+		t.Errorf("after a page that was not read: %v, want 100ms", got)
+	}
+}
+
+// How much of the prompts was cached is known from the engine's counters of what it computed, or from its answers.
+func TestEstimatorKnowsWhatWasCached(t *testing.T) {
+	const ms, s = time.Millisecond, time.Second
+	for what, c := range map[string]struct {
+		said    api.PromptReport
+		counts  bool // the engine counts 2 000 tokens in 6 s beside
+		counted bool
+		token   time.Duration
+	}{
+		"nothing is said":        {api.PromptReport{}, false, false, 100 * time.Microsecond},
+		"it was cached":          {api.PromptReport{Counted: true, Cached: 900, Tokens: 1000}, false, true, ms},
+		"a part was, as it says": {api.PromptReport{Counted: true, Cached: 450, Tokens: 500}, false, true, ms},
+		"llama.cpp's answers":    {api.PromptReport{Computed: 200, Took: 400 * ms}, false, true, 2 * ms},
+		"its counters":           {api.PromptReport{Computed: 200, Took: 400 * ms}, true, true, 3 * ms},
+	} {
+		e := newEstimator()
+		e.serve([]string{"m"})
+		p, now := e.pool("m"), time.Now()
+		if c.counts {
+			for _, n := range []int64{1000, 3000} {
+				took := time.Duration(n) * 3 * ms
+				e.onPrefilled(&n, &took, now)
+			}
+		}
+		for range 10 {
+			a := &timing{pool: p, input: 1000, streams: true, started: now.Add(-s), firstByte: now.Add(-900 * ms), readTook: 100 * ms}
+			e.onPrompt(a, c.said, now)
+			e.learn(a, 10, true, false, now)
+		}
+		if got := p.pace.Reading(); got.Counted != c.counted || (got.Token-c.token).Abs() > time.Microsecond {
+			t.Errorf("%s: %v for a token, counted %t; want %v, %t", what, got.Token, got.Counted, c.token, c.counted)
+		}
+	}
+}
+
+// The pace of prompts is that of the slowest, also if it was not the first of those that came at once, by the worker's order:
+// the others find in the cache what it has read. Of a prompt that came later it is not known what was read before it.
+func TestEstimatorMeasuresPromptsThatComeAtOnce(t *testing.T) {
+	const ms = time.Millisecond
+	for what, c := range map[string]struct {
+		apart  time.Duration // from each request to the next
+		first  int           // which one the engine reads first
+		counts bool
+	}{
+		"in order":               {0, 0, true},
+		"the last one first":     {0, 3, true},
+		"a few milliseconds":     {10 * ms, 3, true},
+		"one that is much later": {200 * ms, 3, false},
+	} {
+		e := newEstimator()
+		e.serve([]string{"m"})
+		p, now := e.pool("m"), time.Now()
+		read := func(at time.Time, took time.Duration, as ...*timing) {
+			for _, a := range as {
+				e.firstByte(a, false, at)
+				e.end(a, at)
+				e.learn(a, 1, true, false, at)
+				at = at.Add(took)
+			}
+		}
+		var as []*timing
+		for range 4 {
+			a := &timing{pool: p, input: 1000, streams: true, started: now}
+			e.begin(a)
+			as = append(as, a)
+			now = now.Add(c.apart)
+		}
+		slow := as[c.first]
+		now = now.Add(2 * time.Second)
+		read(now, 10*ms, append([]*timing{slow}, slices.DeleteFunc(as, func(a *timing) bool { return a == slow })...)...)
+		for range 8 {
+			now = now.Add(time.Second)
+			a := &timing{pool: p, input: 1000, streams: true, started: now}
+			e.begin(a)
+			read(now.Add(10*ms), 0, a)
+		}
+		if got := p.pace.Reading().Token; (got >= 2*ms) != c.counts {
+			t.Errorf("%s: %v for a token, want that of the slowest: %t", what, got, c.counts)
+		}
 	}
 }

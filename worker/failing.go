@@ -17,15 +17,6 @@ type failingPool struct {
 	trial  bool   // after a pause, one request runs to find out whether the engine answers again
 }
 
-// failure is a failed attempt, as far as presence needs to know.
-type failure struct {
-	pool    string
-	request uint64 // hash of its content
-	reason  string
-	setup   bool // it is certainly the engine's, and will happen again
-	blamed  bool // another worker has answered the request
-}
-
 // onFailure counts a failure. began reports whether the worker pauses for the pool because of it, for the first time
 // since the last success.
 func (p *presence) onFailure(f failure, now time.Time) (began bool) {

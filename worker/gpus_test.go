@@ -49,9 +49,9 @@ func TestStallIsOfAGPUThatWorked(t *testing.T) {
 			now := time.Now()
 			c.begin(new(slot), "m", true, now)
 			running := runningAttempts{oldest: now}
-			c.look(b.reading(), workload{}, running, 0, now)
+			c.look(b.reading(), workload{}, running, 0, 0, now)
 			b.utilization = 0
-			c.look(b.reading(), workload{}, running, 0, now.Add(time.Second))
+			c.look(b.reading(), workload{}, running, 0, 0, now.Add(time.Second))
 			if why := c.stallLocked(running, now.Add(time.Second+stalledFirst)); (why != "") != test.stalled {
 				t.Errorf("%q, stalled: %v", why, test.stalled)
 			}
@@ -88,7 +88,7 @@ func TestRequiredGPUsByName(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			b := new(board)
 			c := newCapacity(Config{Slots: 64, NVML: b, GPUs: test.names, NVMLRequired: true})
-			c.look(b.reading(), workload{}, runningAttempts{}, 0, time.Now())
+			c.look(b.reading(), workload{}, runningAttempts{}, 0, 0, time.Now())
 			if got := c.blindLocked(); got != test.blind {
 				t.Errorf("without word of its GPUs: %v", got)
 			}
@@ -145,7 +145,7 @@ func TestAFenceIsReportedOnce(t *testing.T) {
 	c := newCapacity(Config{Slots: 4, NVML: b, Profile: policy.GivenSlots})
 	now := time.Now()
 	look := func(after time.Duration) fenceChange {
-		_, change := c.look(b.reading(), workload{}, runningAttempts{}, 0, now.Add(after))
+		_, change := c.look(b.reading(), workload{}, runningAttempts{}, 0, 0, now.Add(after))
 		return change
 	}
 	if change := look(0); change.changed {

@@ -18,6 +18,11 @@ const (
 	// cancelled: that would race with a delivery and strand it.
 	bidExpires = 8 * time.Second
 
+	// restExpires is the same on a home lane that brought nothing for restAfter. Most home lanes of an idle fleet are such, and
+	// each worker bids on a few: it must be shorter than homeTouch, so that the broker keeps the consumers.
+	restExpires = 24 * time.Second
+	restAfter   = 10 * time.Second
+
 	// briefExpires is the same for a tier below an active one. A request that arrives while the prefill gate is closed
 	// is handed back, so few such bids should be parked.
 	briefExpires = 2 * time.Second
@@ -60,16 +65,17 @@ const (
 type bidKind int
 
 const (
-	parked bidKind = iota
-	brief          // parked for a short time, for a tier below an active one
-	dealt          // for a slot that was dealt to a backlog
-	touch          // does not wait: keeps the consumer of a home lane alive
+	parked  bidKind = iota
+	brief           // parked for a short time, for a tier below an active one
+	dealt           // for a slot that was dealt to a backlog
+	touch           // does not wait: keeps the consumer of a home lane alive
+	resting         // parked for a long time, on a quiet home lane
 	bidKinds
 )
 
 // expires is how long a bid waits; 0 if it does not.
 func (k bidKind) expires() time.Duration {
-	return [bidKinds]time.Duration{bidExpires, briefExpires, dealtExpires, 0}[k]
+	return [bidKinds]time.Duration{bidExpires, briefExpires, dealtExpires, 0, restExpires}[k]
 }
 
 // bidBodies are the messages of all possible bids.
@@ -90,7 +96,7 @@ var bidBodies = func() (bodies [bidKinds][policy.Rungs][]byte) {
 type lane struct {
 	// Fixed.
 	number  int    // in the subjects of its bids; no other lane ever has it
-	home    string // id of the worker whose home lane it is; empty for the shared lane
+	home    string // stable id of the worker whose home lane it is; empty for the shared lane
 	away    bool   // it is the home lane of another worker
 	long    int64  // it is the lane for requests that fit into a context of this length; 0: it is not
 	subject string
@@ -108,12 +114,26 @@ type lane struct {
 	held      int       // requests that gateways hold back
 	restsTill time.Time // no bids are placed before
 	last      time.Time // when the last bid was placed
+	busy      time.Time // when it last brought a request; at first when the first bid was placed
 	bids      int       // number of bids so far
 	most      int       // bids that may be open, in the present plan
 	dealtTurn uint64    // bidder.turns when it was last dealt a slot
 	served    int       // deliveries since the last tick
 	rate      float64   // mean deliveries per tick
 	again     bool      // the next plan bids on it, although it is another worker's home lane
+}
+
+// own reports whether it is the worker's own home lane.
+func (l *lane) own() bool { return l.home != "" && !l.away }
+
+// prices is at how many different prices bids are open.
+func (l *lane) prices() (n int) {
+	for i, b := range l.open {
+		if i == 0 || b.rung != l.open[i-1].rung {
+			n++
+		}
+	}
+	return n
 }
 
 // bid is an open bid.
@@ -133,6 +153,9 @@ type queueName struct{ stream, consumer string }
 func (l *lane) add(b bid, now time.Time) (number int) {
 	l.bids++
 	l.last, b.number, b.expires = now, l.bids, now.Add(b.kind.expires())
+	if l.busy.IsZero() {
+		l.busy = now
+	}
 	at, _ := slices.BinarySearchFunc(l.open, b.rung+1, func(b bid, rung int) int { return cmp.Compare(b.rung, rung) })
 	l.open = slices.Insert(l.open, at, b)
 	return b.number
@@ -145,6 +168,11 @@ func (l *lane) unsent(number int, now time.Time) {
 	}
 	l.open = slices.DeleteFunc(l.open, func(b bid) bool { return b.number == number })
 	l.restsTill = now.Add(retryBid)
+}
+
+// rests reports whether the lane is a home lane that has brought nothing for a while.
+func (l *lane) rests(now time.Time) bool {
+	return l.home != "" && !l.busy.IsZero() && now.Sub(l.busy) > restAfter
 }
 
 // backlogged reports whether requests are known to wait here.
@@ -248,6 +276,7 @@ type servedPool struct{ pool, model string }
 // arrange computes the lanes of these tiers. A lane that stays keeps its bids. One
 // that does not is retired: requests that its bids still bring are handed back.
 func (s *laneSet) arrange(tiers []tier) {
+	own := subjects.StableID(s.worker)
 	lanes, away := make([]*lane, 0, len(s.lanes)), make([]*lane, 0, len(s.away))
 	byQueue := make(map[queueName]*lane, len(s.byQueue))
 	of := func(p *pool, tier int, home string, long int64) *lane {
@@ -261,11 +290,11 @@ func (s *laneSet) arrange(tiers []tier) {
 		if spills && len(p.refs) == 0 { // its queues may not exist: perhaps no worker ever served it
 			continue
 		}
-		_, home := slices.BinarySearch(p.homes, s.worker)
+		_, home := slices.BinarySearch(p.homes, own)
 		for t := range tiers {
 			lanes = append(lanes, of(p, t, "", 0))
 			if home && p.affinity && !spills {
-				lanes = append(lanes, of(p, t, s.worker, 0))
+				lanes = append(lanes, of(p, t, own, 0))
 			}
 			for _, length := range p.lengths {
 				if !spills && (p.length == 0 || p.length >= length) {
@@ -276,7 +305,7 @@ func (s *laneSet) arrange(tiers []tier) {
 		if !p.affinity || p.sticky || spills {
 			continue
 		}
-		for _, home := range policy.OtherHomeLanes(s.worker, p.homes) {
+		for _, home := range policy.OtherHomeLanes(own, p.homes) {
 			for t := range tiers {
 				away = append(away, of(p, t, home, 0))
 			}
@@ -298,7 +327,7 @@ func (s *laneSet) arrangePools() (pools []*pool) {
 	add := func(name string) *pool {
 		p := was[name]
 		if p == nil {
-			p = &pool{name: name, curve: new(atomic.Pointer[policy.Curve])}
+			p = &pool{name: name, curve: new(atomic.Pointer[policy.Curve]), draw: policy.Draw(s.worker, name)}
 		}
 		rules := s.policy.Pools[name]
 		p.balance, p.paused = s.policy.BalanceOf(name), rules.Paused
@@ -336,7 +365,7 @@ func (s *laneSet) lane(p *pool, tier, home string, long int64) (queueName, *lane
 	l := s.byQueue[queue]
 	if l == nil {
 		s.numbers++
-		l = &lane{number: s.numbers, home: home, away: home != "" && home != s.worker, long: long, subject: subjects.BidSubject(tier, p.name, owner)}
+		l = &lane{number: s.numbers, home: home, away: home != "" && home != subjects.StableID(s.worker), long: long, subject: subjects.BidSubject(tier, p.name, owner)}
 		for kind := range l.inboxes {
 			l.inboxes[kind] = fmt.Sprintf("%s.%d.%d.", subjects.WorkerBids(s.worker), l.number, kind)
 		}
@@ -383,12 +412,47 @@ type pool struct {
 	sticky   bool // no worker bids on the home lane of another
 
 	ref   subjects.PoolReference // the last one, of whichever gateway
+	heard time.Time              // when it came
 	refs  map[string]reference   // the last one of each gateway
+	told  map[string]toldHomes   // the home lanes that each gateway has last listed
 	homes []string               // home lanes in any of refs, sorted
+	draw  float64                // see policy.Draw
+	aside aside                  // whether the ration lets it park no bids
 	// lengths are those of the lanes for long requests in any of refs, sorted.
 	lengths []int64
 
 	length int64 // most tokens of a request that the engine accepts; 0: unknown
+	peers  policy.Comparison
+}
+
+// aside is whether a worker parks no bids on the shared lanes of a pool, because enough others do: see policy.Ration. It holds
+// until the next reference, so that the workers that park take a burst.
+type aside int
+
+const (
+	undecided aside = iota // there was a reference since the last plan
+	parks
+	stays
+)
+
+// toldHomes are the home lanes that a gateway has listed.
+type toldHomes struct {
+	lanes []string
+	at    time.Time // of the last reference that had them, or stood for them
+}
+
+// homesOf returns the home lanes of a gateway's reference. One that leaves them out stands for those listed before.
+func (p *pool) homesOf(gateway string, r *subjects.PoolReference, now time.Time) []string {
+	lanes := r.HomeLanes
+	if lanes == nil && r.HomesID != 0 {
+		lanes = p.told[gateway].lanes
+	}
+	if p.told == nil {
+		p.told = make(map[string]toldHomes)
+	}
+	p.told[gateway] = toldHomes{lanes, now}
+	maps.DeleteFunc(p.told, func(_ string, t toldHomes) bool { return now.Sub(t.at) > gatewayForgotten })
+	return lanes
 }
 
 // reference is a gateway's reference for a pool, with its time of arrival.
@@ -400,11 +464,18 @@ type reference struct {
 // onReference stores a gateway's reference for the pool, and reports whether the lanes to bid on may have changed.
 func (p *pool) onReference(gateway string, r subjects.PoolReference, now time.Time) (changed bool) {
 	changed = len(p.refs) == 0
+	p.aside, p.heard = undecided, now
+	leftOut := r.HomeLanes == nil && r.HomesID != 0
+	r.HomeLanes = p.homesOf(gateway, &r, now)
 	p.ref = r
+	was, known := p.refs[gateway]
 	if p.refs == nil {
 		p.refs = make(map[string]reference)
 	}
 	p.refs[gateway] = reference{r, now}
+	if leftOut && known && now.Sub(was.at) <= referenceHolds && len(p.refs) == 1 && slices.Equal(was.Lengths, r.Lengths) {
+		return false // a long list is not sorted again each second
+	}
 	var homes []string
 	var lengths []int64
 	for gw, r := range p.refs {
@@ -479,7 +550,7 @@ func (p *pool) shortage(worker string, now time.Time) (s policy.Shortage) {
 // different time, and the order differs from pool to pool. In a pool without home lanes two workers may wait for the
 // same time, since they do not know of each other.
 func (p *pool) later(worker string) time.Duration {
-	mine, ok := slices.BinarySearch(p.homes, worker)
+	mine, ok := slices.BinarySearch(p.homes, subjects.StableID(worker))
 	n := len(p.homes)
 	if !ok {
 		mine, n = hashOf(worker), p.ref.Workers

@@ -1,8 +1,11 @@
 package worker
 
 import (
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/pulley-lb/pulley/subjects"
 )
 
 // However the answers come, there are as many bids as the broker has.
@@ -116,5 +119,38 @@ func TestADeletedConsumerLeavesNoBidOfBefore(t *testing.T) {
 	l.answered()
 	if l.noConsumer(1); len(l.open) != 0 {
 		t.Errorf("open: %+v", l.open)
+	}
+}
+
+// A reference that leaves its home lanes out stands for those that its gateway has listed, for as long as it comes.
+func TestHomeLanesThatAReferenceLeavesOut(t *testing.T) {
+	type ref struct {
+		gateway string
+		homes   []string
+		id      uint64
+		after   time.Duration
+	}
+	for name, c := range map[string]struct {
+		refs []ref
+		want []string
+	}{
+		"listed":            {[]ref{{"a", []string{"y", "x"}, 5, 0}}, []string{"x", "y"}},
+		"left out":          {[]ref{{"a", []string{"y", "x"}, 5, 0}, {"a", nil, 5, 1}, {"a", nil, 5, 1}}, []string{"x", "y"}},
+		"none any longer":   {[]ref{{"a", []string{"y", "x"}, 5, 0}, {"a", nil, 0, 1}}, nil},
+		"a list was lost":   {[]ref{{"a", []string{"y", "x"}, 5, 0}, {"a", nil, 6, 1}}, []string{"x", "y"}},
+		"never listed":      {[]ref{{"a", nil, 5, 0}}, nil},
+		"after a break":     {[]ref{{"a", []string{"y", "x"}, 5, 0}, {"a", nil, 5, 20}}, []string{"x", "y"}},
+		"of two gateways":   {[]ref{{"a", []string{"x"}, 5, 0}, {"b", []string{"y"}, 6, 0}, {"a", nil, 5, 1}, {"b", nil, 6, 0}}, []string{"x", "y"}},
+		"one of two is new": {[]ref{{"a", []string{"x"}, 5, 0}, {"b", []string{"y"}, 6, 0}, {"a", nil, 5, 1}, {"b", []string{"z"}, 7, 0}}, []string{"x", "z"}},
+	} {
+		p := &pool{name: "m"}
+		now := time.Now()
+		for _, r := range c.refs {
+			now = now.Add(r.after * time.Second)
+			p.onReference(r.gateway, subjects.PoolReference{Workers: 2, HomeLanes: r.homes, HomesID: r.id}, now)
+		}
+		if !slices.Equal(p.homes, c.want) {
+			t.Errorf("%s: %q, want %q", name, p.homes, c.want)
+		}
 	}
 }

@@ -1,12 +1,14 @@
 package worker
 
 import (
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/pulley-lb/pulley/brokerconn"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -21,6 +23,14 @@ const (
 	// maxKept bounds, in bytes, what is kept for one gateway until it acknowledges it.
 	maxKept = 256 << 20
 
+	// probeEvery is how often a message asks the broker to say if there is no such gateway. A broker with accounts keeps the way
+	// back of each such message for a while.
+	probeEvery = 200 * time.Millisecond
+
+	// probeIdle is how long after the last such message one is sent only to ask, while something runs for the gateway. With
+	// noGatewayFor, what a gateway leaves behind that is killed runs for less than 2 s.
+	probeIdle = 400 * time.Millisecond
+
 	// leaveTime bounds how long a worker that leaves waits for gateways to acknowledge its last messages. They do after
 	// half of that time; it is shorter than subjects.WorkerDeadline.
 	leaveTime = resendAfter / 2
@@ -29,15 +39,22 @@ const (
 // links are the worker's ways to the gateways of other processes.
 type links struct {
 	nc     *nats.Conn
+	conn   *brokerconn.Watch // says whether nc hears anybody
 	worker string
+
+	log  *slog.Logger
+	dial dialer
 
 	mu        sync.Mutex
 	byGateway map[string]*link
 	highest   uint64 // number of any message of the links that were dropped
+	closed    bool
+
+	directs sync.WaitGroup // the direct connections, each with a goroutine
 }
 
-func newLinks(nc *nats.Conn, worker string) *links {
-	return &links{nc: nc, worker: worker, byGateway: make(map[string]*link)}
+func newLinks(nc *nats.Conn, worker string, dial dialer, log *slog.Logger) *links {
+	return &links{nc: nc, conn: brokerconn.New(nc, log), worker: worker, log: log, dial: dial, byGateway: make(map[string]*link)}
 }
 
 // get returns the link to a gateway. The first call makes it.
@@ -64,17 +81,12 @@ func (ls *links) all() []*link {
 	return all
 }
 
-// tend sends again what gateways have not acknowledged for long, and forgets the links to those that are gone. It returns
-// the latter; without a connection to the broker, nothing.
-func (ls *links) tend(gone []string, now time.Time) []string {
-	if !ls.nc.IsConnected() {
-		return nil
-	}
+// tend sends again what gateways have not acknowledged for long, and forgets the links to those that are gone.
+func (ls *links) tend(gone []string, now time.Time) {
 	ls.resend(false, now)
 	for _, gateway := range gone {
 		ls.drop(gateway)
 	}
-	return gone
 }
 
 // drop forgets the link to a gateway that is gone.
@@ -105,6 +117,43 @@ func (ls *links) onAck(gateway string, m *nats.Msg) {
 	}
 }
 
+// probe asks the broker whether gateways are there for which something runs, unless messages have asked it a moment ago: while
+// an engine is silent, or its answer is not a stream, there are none.
+func (ls *links) probe(gateways []string, now time.Time) {
+	for _, gateway := range gateways {
+		ls.mu.Lock()
+		l := ls.byGateway[gateway]
+		ls.mu.Unlock()
+		if l == nil { // it is in this process
+			continue
+		}
+		if l.probe(now) {
+			ls.ask(gateway)
+		}
+	}
+}
+
+// ask has the broker say if a gateway is not there.
+func (ls *links) ask(gateway string) {
+	ls.nc.PublishRequest(subjects.GatewayAlive(gateway, ls.worker), subjects.WorkerGone(ls.worker, gateway), subjects.MustMarshal(subjects.Alive{Worker: ls.worker}))
+}
+
+// sendAlive sends a gateway the list of its attempts, behind all that was added to its link: the gateway cancels an attempt
+// that is listed before its claim.
+func (ls *links) sendAlive(gateway string, list []byte) {
+	ls.mu.Lock()
+	l := ls.byGateway[gateway]
+	ls.mu.Unlock()
+	if l != nil {
+		if l.current() != nil {
+			l.add(subjects.ItemAlive, list, only)
+			return
+		}
+		l.flush()
+	}
+	ls.nc.PublishRequest(subjects.GatewayAlive(gateway, ls.worker), subjects.WorkerGone(ls.worker, gateway), list)
+}
+
 // resend sends again what gateways have not acknowledged for long; if lost is set, all that they have not acknowledged.
 func (ls *links) resend(lost bool, now time.Time) {
 	for _, l := range ls.all() {
@@ -132,10 +181,11 @@ type link struct {
 	to, gone string
 	most     int           // size of a message, in bytes
 	timer    *time.Timer   // calls onTimer when a message has waited for bundleTime
-	turn     chan struct{} // held by the goroutine that publishes; not a lock of the state
+	turn     chan struct{} // held by the goroutine that sends; not a lock of the state
 
 	mu      sync.Mutex
-	open    []byte    // the message that is filled; empty if there is none
+	direct  *direct   // the connection past the broker; nil: there is none
+	open    []byte    // the message that is filled, behind room for the header of a direct connection; empty if there is none
 	items   int       // how many items it has
 	due     bool      // it is to be sent
 	kept    [][]byte  // the messages that are not acknowledged, oldest first
@@ -145,6 +195,7 @@ type link struct {
 	size    int       // bytes kept
 	free    [][]byte  // memory of messages that were acknowledged, to be used again
 	sentAt  time.Time // when a message was last published
+	probed  time.Time // when one was published whose answer says that the gateway is not there
 	sending []byte    // the message that is published now; nil: none
 	streams int       // attempts that have begun to answer, and go on
 	closed  bool
@@ -174,7 +225,7 @@ func (l *link) add(kind subjects.ItemKind, payload []byte, w when) bool {
 		l.mu.Unlock()
 		return false
 	}
-	if len(l.open) > 0 && len(l.open)+subjects.ItemSize(len(payload)) > l.most {
+	if l.items > 0 && len(l.open)-subjects.DirectHeader+subjects.ItemSize(len(payload)) > l.most {
 		l.closeLocked()
 	}
 	if l.items == 0 {
@@ -213,7 +264,10 @@ func (l *link) abandon() {
 }
 
 // onTimer sends the message that waits: nothing more comes now.
-func (l *link) onTimer() {
+func (l *link) onTimer() { l.flush() }
+
+// flush sends the message that waits.
+func (l *link) flush() {
 	l.mu.Lock()
 	l.due = l.due || l.items > 0
 	send := l.dueLocked()
@@ -236,7 +290,7 @@ func (l *link) beginLocked() {
 	if n := len(l.free); n > 0 {
 		l.open, l.free = l.free[n-1], l.free[:n-1]
 	}
-	l.open = l.open[:subjects.LinkHeader]
+	l.open = l.open[:subjects.DirectHeader+subjects.LinkHeader]
 }
 
 // closeLocked completes the message that is filled.
@@ -244,35 +298,57 @@ func (l *link) closeLocked() {
 	l.last++
 	l.kept = append(l.kept, l.open)
 	l.size += len(l.open)
+	subjects.PutDirectHeader(l.open)
 	l.open, l.items, l.due = nil, 0, false
 }
 
 // dueLocked reports whether there is something to send.
 func (l *link) dueLocked() bool { return !l.closed && (l.due || l.next < len(l.kept)) }
 
-// send publishes what is due, and returns when it has been published. The goroutines that call it take turns, so that the
+// send sends what is due, and returns when that has been done. The goroutines that call it take turns, so that the
 // messages keep their order, and that each goes on when its own item has left: the next bid follows the end of an answer.
 func (l *link) send() {
 	l.turn <- struct{}{}
 	defer func() { <-l.turn }()
 	for {
-		l.mu.Lock()
-		if l.next >= len(l.kept) && l.due {
-			l.closeLocked()
-		}
-		if l.next >= len(l.kept) || l.closed {
-			l.sending = nil
-			l.mu.Unlock()
+		msg, direct, gone := l.nextMessage(time.Now())
+		switch {
+		case msg == nil:
 			return
+		case direct != nil:
+			if direct.write(msg) != nil {
+				l.onDirectLost(direct)
+			}
+		case gone == "":
+			l.nc.Publish(l.to, msg[subjects.DirectHeader:])
+		default:
+			l.nc.PublishRequest(l.to, gone, msg[subjects.DirectHeader:])
 		}
-		msg := l.kept[l.next]
-		oldest := l.oldestLocked()
-		subjects.PutLinkHeader(msg, oldest+uint64(l.next), oldest)
-		l.next++
-		l.sentAt, l.sending = time.Now(), msg
-		l.mu.Unlock()
-		l.nc.PublishRequest(l.to, l.gone, msg)
 	}
+}
+
+// nextMessage returns the message that is to be sent now, with the header of a direct connection; nil if there is none. It
+// goes by the direct connection, or, if there is none, through the broker, which is to say on gone that the gateway is not
+// there. The caller holds the turn.
+func (l *link) nextMessage(now time.Time) (msg []byte, direct *direct, gone string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.next >= len(l.kept) && l.due {
+		l.closeLocked()
+	}
+	if l.next >= len(l.kept) || l.closed {
+		l.sending = nil
+		return nil, nil, ""
+	}
+	msg = l.kept[l.next]
+	oldest := l.oldestLocked()
+	subjects.PutLinkHeader(msg[subjects.DirectHeader:], oldest+uint64(l.next), oldest)
+	l.next++
+	if l.direct == nil && now.Sub(l.probed) >= probeEvery {
+		l.probed, gone = now, l.gone
+	}
+	l.sentAt, l.sending = now, msg
+	return msg, l.direct, gone
 }
 
 // oldestLocked is the number of the oldest message that is kept; if there is none, of the next one.
@@ -280,11 +356,18 @@ func (l *link) oldestLocked() uint64 { return l.last - uint64(len(l.kept)) + 1 }
 
 // onAck forgets what the gateway has, and sends again what it misses.
 func (l *link) onAck(ack subjects.LinkAck) {
+	if l.acknowledge(ack) {
+		l.send()
+	}
+}
+
+// acknowledge forgets what the gateway has. It reports whether something is to be sent.
+func (l *link) acknowledge(ack subjects.LinkAck) (due bool) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	oldest := l.oldestLocked()
 	if ack.Next < oldest || ack.Next > l.last+1 {
-		l.mu.Unlock()
-		return
+		return false
 	}
 	n := int(ack.Next - oldest)
 	if n > 0 {
@@ -301,11 +384,18 @@ func (l *link) onAck(ack subjects.LinkAck) {
 	if ack.Again {
 		l.next = 0
 	}
-	send := l.dueLocked()
-	l.mu.Unlock()
-	if send {
-		l.send()
+	return l.dueLocked()
+}
+
+// probe reports whether it is time to ask whether the gateway is there.
+func (l *link) probe(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.probed) < probeIdle {
+		return false
 	}
+	l.probed = now
+	return true
 }
 
 func (l *link) resend(lost bool, now time.Time) {
@@ -331,6 +421,9 @@ func (l *link) settled() bool {
 // close ends the link, and returns the number of its newest message.
 func (l *link) close() (last uint64) {
 	l.timer.Stop()
+	if d := l.current(); d != nil {
+		defer d.conn.Close()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	last = l.last

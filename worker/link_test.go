@@ -3,6 +3,7 @@ package worker
 import (
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -76,7 +77,7 @@ func linked(t *testing.T, lose func() bool, test func(t *testing.T, ls *links, r
 		gateway, _ := env.Connect("gateway")
 		worker, _ := env.Connect("worker")
 		r := &receiver{nc: gateway, next: 1, lose: lose}
-		ls := newLinks(worker, "w")
+		ls := newLinks(worker, "w", nil, slog.New(slog.DiscardHandler))
 		for _, sub := range []func() (*nats.Subscription, error){
 			func() (*nats.Subscription, error) {
 				return gateway.Subscribe(subjects.GatewayLink("g", "w"), r.onMessage)

@@ -4,12 +4,12 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/subjects"
@@ -98,7 +98,7 @@ func (l *loader) remember(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	err := l.exchange(ctx, is)
-	if err != nil && !errors.Is(err, jetstream.ErrBucketNotFound) { // a gateway creates the bucket
+	if err != nil && !errors.Is(err, nats.ErrNoResponders) { // a gateway creates the bucket
 		l.next = now.Add(rememberAgain)
 		l.log.Debug("measurements not kept", "err", err)
 	}
@@ -108,16 +108,8 @@ func (l *loader) remember(ctx context.Context) {
 func sameTime(a, b time.Duration) bool { return (a - b).Abs() <= b/10 }
 
 func (l *loader) exchange(ctx context.Context, is learned) error {
-	js, err := jetstream.New(l.nc)
-	if err != nil {
-		return err
-	}
-	kv, err := js.KeyValue(ctx, subjects.LearnedBucket)
-	if err != nil {
-		return err
-	}
 	if !l.recalled {
-		return l.recall(ctx, kv)
+		return l.recall(ctx)
 	}
 	entry := subjects.Learned{Loads: make(map[string]int64, len(is.loads)), Parallel: is.parallel}
 	for model, took := range is.loads {
@@ -127,25 +119,32 @@ func (l *loader) exchange(ctx context.Context, is learned) error {
 	if err != nil {
 		return err
 	}
-	if _, err := kv.Put(ctx, l.key, body); err != nil {
+	m, err := l.nc.RequestWithContext(ctx, subjects.KVSubject(subjects.LearnedBucket, l.key), body)
+	if err != nil {
+		return err
+	}
+	if _, err := subjects.ParsePublishAck(m); err != nil {
 		return err
 	}
 	l.kept = is
 	return nil
 }
 
-func (l *loader) recall(ctx context.Context, kv jetstream.KeyValue) error {
-	entry, err := kv.Get(ctx, l.key)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		l.recalled = true
-		return nil
-	}
+func (l *loader) recall(ctx context.Context) error {
+	m, err := l.nc.RequestWithContext(ctx, subjects.DirectGetKey(subjects.LearnedBucket, l.key), nil)
 	if err != nil {
 		return err
 	}
+	switch status := m.Header.Get("Status"); {
+	case status == "404", m.Header.Get("KV-Operation") != "":
+		l.recalled = true
+		return nil
+	case status != "":
+		return fmt.Errorf("%s %s", status, m.Header.Get("Description"))
+	}
 	l.recalled, l.kept.loads = true, make(map[string]time.Duration)
 	var was subjects.Learned
-	if err := subjects.Unmarshal(entry.Value(), &was); err != nil {
+	if err := subjects.Unmarshal(m.Data, &was); err != nil {
 		return err
 	}
 	for model, ms := range was.Loads {

@@ -53,6 +53,9 @@ func (w *Worker) onPolicy(v policystore.Version) {
 
 // onDrainOrder makes Run drain and return.
 func (w *Worker) onDrainOrder(m *nats.Msg) {
-	w.order.once.Do(func() { close(w.order.given) })
+	w.order.give(ErrDrained)
+	if !subjects.MayAnswer(m.Reply) {
+		return
+	}
 	m.Respond(subjects.MustMarshal(subjects.Outcome{From: w.id, Count: w.capacity.load().inFlight}))
 }

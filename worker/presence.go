@@ -2,7 +2,6 @@ package worker
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,9 +11,9 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/plain"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -62,10 +61,15 @@ type presence struct {
 	again     time.Time                        // when that was not the first time; else zero
 	gateways  map[string]time.Time             // last sign of life, by id
 	missing   map[string]time.Time             // since when the broker knows no gateway of an id
+	reach     map[string]reach                 // whether gateways that are heard can be reached, by id
+	lonely    bool                             // it was said that no gateway is heard
 	listed    map[string]*subjects.ListedModel // what the engine's list says of its models, by name; the values are never changed
 	adapters  map[string][]string              // names of the adapters in that list, by their parent; the values are never changed
 	unserved  []string                         // models of the engine beside the one that a configured pool serves
 	dialect   engine.Dialect                   // as last detected
+	excess    int                              // how many models the engine had when they were last too many; 0: they never were
+	served    uint64                           // counts the changes of the pools that the worker serves
+	announced uint64                           // served, as of the last heartbeat
 }
 
 func newPresence(weight float64) *presence {
@@ -143,6 +147,47 @@ func (p *presence) onUnserved(models []string) (news bool) {
 	return news
 }
 
+// onExcess stores how many models the engine has, which are too many. It reports whether that is new.
+func (p *presence) onExcess(models int) (news bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	news = models != p.excess
+	p.excess = models
+	return news
+}
+
+// onServe notes that the worker is about to serve other pools. Until a heartbeat has said so, it does not bid: gateways
+// refuse claims of a worker that, by its heartbeats, does not serve the pool.
+func (p *presence) onServe() {
+	p.mu.Lock()
+	p.served++
+	p.mu.Unlock()
+	p.beat()
+}
+
+// serves returns what a heartbeat that is made now may announce.
+func (p *presence) serves() (served uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.served
+}
+
+// onAnnounced notes that a heartbeat was published. It reports whether that lets the worker bid again.
+func (p *presence) onAnnounced(served uint64) (bids bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	bids = p.announced != served && p.served == served
+	p.announced = served
+	return bids
+}
+
+// mayBid reports whether heartbeats have announced the pools that the worker serves.
+func (p *presence) mayBid() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.announced == p.served
+}
+
 // onTrouble stores the kind of obstacle of the engine's last listing.
 func (p *presence) onTrouble(t engine.Trouble) {
 	p.mu.Lock()
@@ -201,7 +246,7 @@ func (p *presence) onListing(err error, late bool) healthChange {
 	defer p.mu.Unlock()
 	p.unlisted, p.noList = "", late
 	if err != nil {
-		p.unlisted = err.Error()
+		p.unlisted = plain.Error(err)
 	}
 	return p.judgeLocked()
 }
@@ -308,7 +353,16 @@ func (p *presence) onReconnect(now time.Time) {
 	if !p.connected.IsZero() {
 		p.again = now
 	}
+	p.connected, p.lonely = now, false
+	clear(p.reach)
+}
+
+// onDeaf records that this worker hears nobody. The silence of gateways counts from then on.
+func (p *presence) onDeaf(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.connected = now
+	clear(p.missing)
 }
 
 func (p *presence) onGateway(id string, now time.Time) {
@@ -316,6 +370,63 @@ func (p *presence) onGateway(id string, now time.Time) {
 	defer p.mu.Unlock()
 	p.gateways[id] = now
 	delete(p.missing, id)
+}
+
+const (
+	// reachAfter is how many References in a row of a gateway that the broker says is not there show that this worker cannot
+	// reach it.
+	reachAfter = 3
+
+	// lonelyAfter is how long a worker that is connected hears no gateway until it says so.
+	lonelyAfter = 10 * time.Second
+)
+
+// reach is whether a gateway that is heard can be reached. If it cannot, the broker hides it from this user.
+type reach struct {
+	asked  bool // the broker was asked since the last Reference
+	failed int  // how often in a row the answer was that there is no such gateway
+	known  bool // it can be reached, or it was said that it cannot
+}
+
+// tryToReach reports whether to ask the broker now, when a Reference of a gateway has come, and whether it is now clear that
+// the gateway cannot be reached.
+func (p *presence) tryToReach(id string) (ask, unreachable bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reach == nil {
+		p.reach = make(map[string]reach)
+	}
+	r := p.reach[id]
+	_, missing := p.missing[id]
+	switch {
+	case r.known:
+		return false, false
+	case r.asked && !missing:
+		r.known = true
+	case r.asked:
+		r.failed++
+		unreachable = r.failed == reachAfter
+		r.known = unreachable
+	}
+	r.asked = !r.known
+	p.reach[id] = r
+	return r.asked, unreachable
+}
+
+// hearsNobody reports, once for each connection, that no gateway is heard.
+func (p *presence) hearsNobody(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lonely || now.Sub(p.connected) < lonelyAfter {
+		return false
+	}
+	for _, at := range p.gateways {
+		if now.Sub(at) < lonelyAfter {
+			return false
+		}
+	}
+	p.lonely = true
+	return true
 }
 
 // onNoGateway records that the broker knows no gateway of that id. It may be about to connect again, as the broker may
@@ -337,21 +448,43 @@ func (p *presence) onRequestOf(gateway string, now time.Time) {
 	}
 }
 
+// quiet reports whether a sign of life of a gateway is overdue: it may be gone.
+func (p *presence) quiet(gateway string, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return now.Sub(p.gateways[gateway]) > subjects.ReferenceEvery+subjects.ReferenceEvery/2
+}
+
 // gone returns the gateways that are gone: the broker does not know them, or they are silent. When this worker has lost
-// its connection to the broker, they may have too, and are given time to come back.
+// its connection to the broker, they may have too, and are given time to come back, unless they have been heard since.
 func (p *presence) gone(now time.Time) (gateways []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id, at := range p.gateways {
-		since, missing := p.missing[id]
-		switch {
-		case missing && now.Sub(since) >= noGatewayFor && now.Sub(p.again) >= subjects.GatewayGone:
-			gateways = append(gateways, id)
-		case now.Sub(at) >= subjects.GatewayGone && now.Sub(p.connected) >= subjects.GatewayGone:
+	for id := range p.gateways {
+		if p.goneLocked(id, now) {
 			gateways = append(gateways, id)
 		}
 	}
 	return gateways
+}
+
+// isGone reports whether a gateway is gone.
+func (p *presence) isGone(gateway string, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.goneLocked(gateway, now)
+}
+
+func (p *presence) goneLocked(gateway string, now time.Time) bool {
+	at, known := p.gateways[gateway]
+	since, missing := p.missing[gateway]
+	switch {
+	case !known:
+		return false
+	case missing && now.Sub(since) >= noGatewayFor && (now.Sub(p.again) >= subjects.GatewayGone || at.After(p.again)):
+		return true
+	}
+	return now.Sub(at) >= subjects.GatewayGone && now.Sub(p.connected) >= subjects.GatewayGone
 }
 
 // forgetGateways forgets gateways that have been silent for long, except those in use.
@@ -362,6 +495,7 @@ func (p *presence) forgetGateways(inUse map[string]*subjects.Alive, now time.Tim
 		return inUse[id] == nil && now.Sub(at) > gatewayForgotten
 	})
 	maps.DeleteFunc(p.missing, func(id string, _ time.Time) bool { return p.gateways[id].IsZero() })
+	maps.DeleteFunc(p.reach, func(id string, _ reach) bool { return p.gateways[id].IsZero() })
 }
 
 // onListing handles the engine's list of its models. It reports whether the worker can serve with it.
@@ -386,7 +520,10 @@ func (w *Worker) onListing(l engine.Listing) (good bool) {
 	changed := w.onHealth(w.presence.onListing(err, l.Late), now)
 	running := w.attempts.summary(0, now)
 	running.hangs = w.vitals.hangs()
-	w.onFence(w.capacity.onListing(err == nil, l.Asked, running, now))
+	fence := w.capacity.onListing(err == nil, l.Asked, running, now)
+	if fence.tell(w.log) {
+		w.presence.beat()
+	}
 	w.bid()
 	if changed {
 		w.presence.beat()
@@ -455,11 +592,19 @@ func (w *Worker) serve(models []string) {
 		s := servedPool{pool: cmp.Or(w.cfg.Pool, m), model: m}
 		pools, names = append(pools, s), append(names, s.pool)
 	}
+	if n := len(pools); n > subjects.MaxPools {
+		pools, names = pools[:subjects.MaxPools], names[:subjects.MaxPools]
+		if w.presence.onExcess(n) {
+			w.log.Warn("the engine has too many models: the first ones are served, in alphabetical order", "models", n, "served", subjects.MaxPools)
+		}
+	}
 	if slices.Equal(pools, w.bidder.serving()) {
 		return
 	}
+	w.presence.onServe()
 	w.capacity.serve(pools, time.Now())
 	w.bidder.serve(pools, w.estimates.serve(names))
+	w.presence.onServe() // a heartbeat that was made meanwhile may have the pools of before
 }
 
 func (w *Worker) onStatus(st engine.Status) {
@@ -470,6 +615,9 @@ func (w *Worker) onStatus(st engine.Status) {
 	}
 	changed := w.onHealth(w.presence.onStatus(unhealthy, !st.Late.IsZero()), now)
 	changed = w.presence.onDialect(st.Dialect) || changed
+	w.estimates.onCache(st.PrefixQueries, st.PrefixHits, now)
+	w.estimates.onPrefilled(st.Prefilled, st.PrefillTime, now)
+	w.estimates.onGenerated(st.Generated, now)
 	w.capacity.onStatus(st, w.estimates.workload(now), now)
 	w.bid()
 	if changed {
@@ -506,30 +654,50 @@ func (w *Worker) onReference(m *nats.Msg) {
 		return
 	}
 	now := time.Now()
+	ask, unreachable := w.presence.tryToReach(ref.Gateway)
+	if unreachable {
+		w.log.Warn("a gateway is heard, but the broker lets nothing through to it; the NATS credentials may be those of another role, or of another worker's id", "gateway", ref.Gateway)
+	}
 	w.presence.onGateway(ref.Gateway, now)
+	if ask {
+		w.links.ask(ref.Gateway)
+	}
 	w.bidder.onReference(&ref, now)
 	w.bid()
 }
 
 // publishHeartbeat is called by one goroutine at a time, so that an older heartbeat cannot overtake a newer one.
 func (w *Worker) publishHeartbeat(now time.Time) {
-	body, err := subjects.Marshal(w.heartbeat(now))
+	served := w.presence.serves()
+	h := w.heartbeat(now)
+	w.cfg.meters.onHeartbeat(&h, now)
+	body, err := subjects.Marshal(h)
 	if err != nil {
 		w.log.Error("heartbeat not sent", "err", err)
 		return
 	}
-	w.nc.Publish(subjects.Heartbeats(w.id), body)
+	idle := h.InFlight == 0
+	w.links.conn.Calm(idle)
+	if idle {
+		defer w.links.conn.Look()
+	}
+	if w.nc.Publish(subjects.Heartbeats(w.id), body) == nil && w.presence.onAnnounced(served) {
+		w.bid()
+	}
 }
 
 func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 	ld := w.load(now)
 	h := subjects.Heartbeat{
-		Worker: w.id, Name: w.cfg.Name, URL: w.cfg.Engine, Host: w.host, Version: w.cfg.Version, Started: w.started,
-		Slots: ld.slots, InFlight: ld.inFlight, Prefills: ld.prefills.n, Calls: maxCheap, Weight: ld.assumed,
+		Worker: w.id, Name: w.cfg.Name, URL: w.cfg.Engine, Host: w.who.host, Version: w.cfg.Version, Started: w.started,
+		Slots: ld.slots, InFlight: ld.inFlight, Prefills: ld.prefills.n, Calls: maxCheap, KeepsHomes: true, Weight: ld.assumed,
 		Done: w.attempts.done.Load(), Failed: w.attempts.failed.Load(),
 	}
 	h.DownClass = w.presence.downClass()
-	fence, dialect, context := w.capacity.report(&h)
+	fence, dialect, contexts := w.capacity.report(&h)
+	if h.EngineStatus != nil {
+		h.EngineStatus.TokenMS = ms(w.estimates.countedToken())
+	}
 	h.Engine = engineName(w.cfg, dialect)
 	if h.State, h.Reason = w.presence.report(fence); h.State != subjects.Fenced {
 		h.FenceClass = ""
@@ -548,7 +716,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		s.Evicts = model.cold && model.evicts
 		s.LoadMS = loads[s.Pool].Milliseconds()
 		s.Listed, s.Adapters = facts[cmp.Or(s.Model, s.Pool)], adapters[cmp.Or(s.Model, s.Pool)]
-		length := lengthOf(dialect, s.Listed, context)
+		length := lengthOf(dialect, s.Listed, contexts.of(cmp.Or(s.Model, s.Pool)))
 		s.Length = cmp.Or(length, policy.AnyLength)
 		if l := s.Listed; l != nil && cmp.Or(l.MaxModelLen, l.ContextLength, l.ContextWindow) == 0 && length > 0 { // clients look there
 			listed := *s.Listed
@@ -558,6 +726,7 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 		h.Pools = append(h.Pools, s)
 	}
 	w.bidder.onLengths(h.Pools)
+	w.bidder.compare(&h, now)
 	if h.State == subjects.Ready {
 		h.Reason = cmp.Or(h.Failing(), h.Doubt())
 	}
@@ -568,12 +737,12 @@ func (w *Worker) heartbeat(now time.Time) subjects.Heartbeat {
 }
 
 // lengthOf returns the most tokens of a prompt with its answer that an engine accepts, by what its list says of the model and
-// what it says of itself; 0 if that is unknown. Ollama cuts prompts, and LM Studio lists what a model could have.
+// what it says of itself (context); 0 if that is unknown. Ollama cuts prompts, and LM Studio lists what a model could have.
 func lengthOf(d engine.Dialect, listed *subjects.ListedModel, context int64) int64 {
 	switch {
-	case d == engine.DialectOllama || d == engine.DialectLMStudio:
+	case d == engine.DialectOllama:
 		return 0
-	case listed == nil:
+	case listed == nil, d == engine.DialectLMStudio:
 		return context
 	}
 	return cmp.Or(listed.MaxModelLen, context, listed.ContextLength, listed.ContextWindow)
@@ -586,41 +755,14 @@ func engineName(cfg Config, d engine.Dialect) string {
 	return cmp.Or(string(d), string(engine.DialectOpenAI))
 }
 
-// updateMembership writes the worker's entry in the membership bucket, for gateways that start later.
-func (w *Worker) updateMembership(ctx context.Context) {
-	body, err := subjects.Marshal(w.heartbeat(time.Now()))
-	if err == nil {
-		err = inMembership(ctx, w.nc, func(ctx context.Context, kv jetstream.KeyValue) error {
-			_, err := kv.Put(ctx, w.id, body)
-			return err
-		})
-	}
-	if err != nil {
-		w.log.Debug("membership not updated", "err", err)
-	}
-}
-
-// inMembership calls do with the membership bucket. The first gateway creates the
-// bucket; until then there is an error, and heartbeats work without it.
-func inMembership(ctx context.Context, nc *nats.Conn, do func(context.Context, jetstream.KeyValue) error) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return err
-	}
-	kv, err := js.KeyValue(ctx, subjects.WorkersBucket)
-	if err != nil {
-		return err
-	}
-	return do(ctx, kv)
-}
+// maxListed bounds the attempts in one Alive: a list of 11 000 would exceed the max_payload of a broker.
+const maxListed = 1000
 
 // publishAlive sends every gateway the list of its attempts that run here, renews the leases of their deliveries, and
 // stops attempts whose engine is silent. It runs every subjects.AliveEvery.
 func (w *Worker) publishAlive(now time.Time) {
 	ill, explained := w.capacity.illSince(w.presence.down()), w.capacity.explainsWaits(int(w.attempts.parallel.Load()), now)
-	lists := make(map[string]*subjects.Alive)
+	excused, lists := w.vitals.excused(), make(map[string]*subjects.Alive)
 	for _, a := range w.attempts.all() {
 		gateway := a.req.Gateway
 		switch {
@@ -637,10 +779,12 @@ func (w *Worker) publishAlive(now time.Time) {
 			l = &subjects.Alive{Worker: w.id}
 			lists[gateway] = l
 		}
-		l.Attempts = append(l.Attempts, subjects.AliveAttempt{ID: a.req.ID, Attempt: a.mark, Sent: a.sent.Load(), Taken: a.taken.Load(), Late: !explained && a.late(now)})
+		l.Attempts = append(l.Attempts, subjects.AliveAttempt{ID: a.req.ID, Attempt: a.mark, Sent: a.sent.Load(), Taken: a.taken.Load(), Late: !explained && a.late(excused, now)})
 	}
 	for gateway, l := range lists {
-		w.nc.PublishRequest(subjects.GatewayAlive(gateway), subjects.WorkerGone(w.id, gateway), subjects.MustMarshal(l))
+		for attempts := range slices.Chunk(l.Attempts, maxListed) {
+			w.links.sendAlive(gateway, subjects.MustMarshal(subjects.Alive{Worker: l.Worker, Attempts: attempts}))
+		}
 	}
 	w.attempts.forget(now)
 	w.presence.forgetGateways(lists, now)

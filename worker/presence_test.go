@@ -117,6 +117,15 @@ func TestPresenceOfGateways(t *testing.T) {
 	if lives(at(4*subjects.GatewayGone + noGatewayFor)) {
 		t.Error("long after a reconnect it is not gone when the broker does not know it")
 	}
+	p.onReconnect(at(5 * subjects.GatewayGone))
+	p.onGateway("g", at(5*subjects.GatewayGone+1))
+	p.onNoGateway("g", at(5*subjects.GatewayGone+2))
+	if !lives(at(5*subjects.GatewayGone + 1 + noGatewayFor)) {
+		t.Error("it is gone sooner because it was heard after a reconnect")
+	}
+	if lives(at(5*subjects.GatewayGone + 2 + noGatewayFor)) {
+		t.Error("it was heard after a reconnect, and is not gone when the broker does not know it any more")
+	}
 	p.onGateway("g", at(subjects.GatewayGone+noGatewayFor))
 	late := at(subjects.GatewayGone + noGatewayFor + gatewayForgotten + 1)
 	if p.forgetGateways(map[string]*subjects.Alive{"g": nil}, late); len(p.gateways) != 0 {
@@ -167,5 +176,58 @@ func TestModelsOfAListing(t *testing.T) {
 		if got := fmt.Sprint(models); got != test.models || text != test.err {
 			t.Errorf("%s: %s, %q; want %s, %q", what, got, text, test.models, test.err)
 		}
+	}
+}
+
+// A gateway that is heard, and that the broker says is not there, cannot be reached. That is said once.
+func TestPresenceReachesGateways(t *testing.T) {
+	for about, c := range map[string]struct {
+		hidden func(reference int) bool // whether the broker answers that there is no such gateway
+		says   int                      // after which Reference it is said; 0: never
+		asks   int                      // how often the broker is asked
+	}{
+		"reached":                {func(int) bool { return false }, 0, 1},
+		"hidden":                 {func(int) bool { return true }, reachAfter + 1, reachAfter},
+		"once, as by a restart":  {func(n int) bool { return n == 1 }, 0, 2},
+		"hidden after a moment":  {func(n int) bool { return n > 1 }, 0, 1},
+		"hidden, and then there": {func(n int) bool { return n <= reachAfter-1 }, 0, reachAfter},
+	} {
+		p, now := newPresence(0), time.Now()
+		p.onReconnect(now)
+		says, asks := 0, 0
+		for n := 1; n < 20; n++ {
+			now = now.Add(subjects.ReferenceEvery)
+			ask, unreachable := p.tryToReach("g")
+			if unreachable {
+				if says > 0 {
+					t.Errorf("%s: said again", about)
+				}
+				says = n
+			}
+			p.onGateway("g", now)
+			if ask {
+				asks++
+				if c.hidden(n) {
+					p.onNoGateway("g", now)
+				}
+			}
+		}
+		if says != c.says || asks != c.asks {
+			t.Errorf("%s: said after Reference %d, want %d; asked %d times, want %d", about, says, c.says, asks, c.asks)
+		}
+		if p.onReconnect(now); !func() bool { ask, _ := p.tryToReach("g"); return ask }() {
+			t.Errorf("%s: not asked again after a reconnect", about)
+		}
+	}
+
+	p, now := newPresence(0), time.Now()
+	p.onReconnect(now)
+	if p.hearsNobody(now.Add(lonelyAfter-1)) || !p.hearsNobody(now.Add(lonelyAfter)) || p.hearsNobody(now.Add(2*lonelyAfter)) {
+		t.Error("it does not say once that nobody is heard")
+	}
+	p.onReconnect(now)
+	p.onGateway("g", now.Add(lonelyAfter))
+	if p.hearsNobody(now.Add(lonelyAfter + 1)) {
+		t.Error("it says that nobody is heard, and a gateway is")
 	}
 }

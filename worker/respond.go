@@ -12,7 +12,9 @@ import (
 
 	"github.com/pulley-lb/pulley/api"
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/plain"
 	"github.com/pulley-lb/pulley/subjects"
+	"github.com/pulley-lb/pulley/tracing"
 )
 
 // responder sends the answer of an attempt to its gateway. Frames are gathered until
@@ -168,6 +170,9 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 	in.Begin(a.req.Path, resp)
 	a.out.Head(head)
 	size := 8 << 10
+	if resp.ContentLength < 0 { // most likely a stream: it keeps the buffer
+		size = 2 << 10
+	}
 	var sent int64
 	var p pace
 	for {
@@ -175,8 +180,9 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 		n, err := resp.Body.Read(buf)
 		now := time.Now()
 		if n > 0 {
-			in.Observe(buf[:n])
-			a.out.Commit(n)
+			if n = in.Observe(buf[:n]); n > 0 {
+				a.out.Commit(n)
+			}
 			sent += int64(n)
 			if n == len(buf) {
 				size = int(min(2*int64(size), 64<<10, w.nc.MaxPayload()/2))
@@ -191,7 +197,7 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 		switch verdict := in.Verdict(); {
 		case verdict == api.Failed && !a.firstByte.isSet() && (err == nil || ended):
 			f, due, status := noAnswer(w.cfg.Name, in, head)
-			failAs(w, a, due, status, 0, f)
+			w.failAs(a, due, status, 0, f)
 			return
 		case broken != "":
 			w.fail(a, subjects.Fail{Class: subjects.FailTruncated, Reason: fmt.Sprintf("engine %s: %s", w.cfg.Name, broken)})
@@ -201,11 +207,11 @@ func (w *Worker) relay(a *attempt, resp *http.Response, head *subjects.Head) {
 			return
 		case err != nil:
 			class := subjects.FailTruncated
-			if connectionBroke(err) && a.ctx.Err() == nil {
+			if engine.Broke(err) && a.ctx.Err() == nil {
 				class = subjects.FailCrashed
 				w.scraper.Look()
 			}
-			w.fail(a, subjects.Fail{Class: class, Reason: fmt.Sprintf("engine %s: answer broke off: %v", w.cfg.Name, err)})
+			w.fail(a, subjects.Fail{Class: class, Reason: fmt.Sprintf("engine %s: answer broke off: %s", w.cfg.Name, plain.Error(err))})
 			return
 		case n > 0 && verdict != api.Undecided && sent != head.Length: // with its last byte, the end goes along
 			a.send()
@@ -230,13 +236,20 @@ func (w *Worker) onRead(a *attempt, status int, in *api.Inspector, p *pace, now 
 	default:
 		a.streamed = in.Stream
 		w.onFirstByte(a, status < 300, now)
+		if a.streamed {
+			w.cfg.meters.firstToken.Observe(now.Sub(a.started).Seconds())
+		}
 		w.presence.endTrial(a.task.source)
 		if a.streamed {
 			w.bid() // one prompt less waits, so the price has fallen
 		}
 	}
 	if a.streamed {
+		last, events := p.at, p.events
 		w.capacity.onTokens(p, in.Events, in.Ended, w.estimates.mark(), now)
+		if more := in.Events - events; more > 0 && !last.IsZero() {
+			w.cfg.meters.interToken.Observe(now.Sub(last)/time.Duration(more), more)
+		}
 	} else {
 		w.capacity.onBytes(now)
 	}
@@ -262,7 +275,8 @@ func (e *engineCalls) probe(ctx context.Context, transport http.RoundTripper, pa
 
 // engineCalls makes the calls of the engine. Its transport adds the credentials.
 type engineCalls struct {
-	base string // of its URLs
+	base   string // of its URLs
+	tracer *tracer
 }
 
 // request returns the call for an attempt. Most calls have the same path as the one before, so that its URL need not be
@@ -285,9 +299,14 @@ func (e *engineCalls) request(a *attempt, path string, body []byte) (*http.Reque
 	if r.Header = a.req.Header; r.Header == nil {
 		r.Header = make(http.Header)
 	}
-	if a.rank >= 0 {
+	if a.rank >= 0 || a.span != nil {
 		r.Header = r.Header.Clone()
+	}
+	if a.rank >= 0 {
 		r.Header.Set(headerRank, strconv.Itoa(a.rank))
+	}
+	if a.span != nil {
+		tracing.Inject(a.span, r.Header)
 	}
 	return r, nil
 }

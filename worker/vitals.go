@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/gpu"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
@@ -16,7 +17,7 @@ import (
 
 // vitals decides whether the engine works, by what it shows while it has requests: see policy.Signs. It judges each served
 // pool by itself, since an engine may hang for one model alone. Once it hangs, it does until an answer begins or goes on,
-// or a probe of one token is answered.
+// or a probe of one token is answered; what was frozen and answers a question keeps its requests, and gets no others until then.
 type vitals struct {
 	due    chan struct{}            // signals that a probe is due; capacity 1
 	latest atomic.Pointer[verdicts] // nil: nothing is wrong
@@ -28,8 +29,9 @@ type vitals struct {
 
 // hearing is whether the engine answers questions about itself.
 type hearing struct {
-	muteFrom  time.Time // since when it answers none; zero: it does
+	muteFrom  time.Time // since when an answer of it is overdue; zero: none is
 	checked   time.Time // when it last answered one
+	pulsed    time.Time // when it last answered one of engine.Scraper.Pulse
 	attentive int       // how often it has answered one beside a request, since it last was mute
 	excused   time.Time // until when its silence says nothing, since it was mute before
 }
@@ -56,12 +58,24 @@ const (
 	// probePause is the time from a probe without an answer to the next one.
 	probePause = time.Second
 
+	// justNow is how long an answer in a silence shows that the engine answers: until the next question.
+	justNow = 400 * time.Millisecond
+
 	// An answer about the engine's health counts as one beside a request if it took less than besideFor and the request ran
 	// for longer before: one with a single thread answers between two requests. fewAnswers of them show that the engine
 	// answers while it works.
 	besideFor  = 50 * time.Millisecond
 	fewAnswers = 2
+
+	// answerDue is how long the answer about the engine's health may take: after that the engine is mute. Together with the
+	// second for which it has to be (see policy.Signs), it bridges a pause of the whole process for 1.5 s. A question in a
+	// silence, which may be sent at the moment when such a pause begins, has pulseDue.
+	answerDue = 500 * time.Millisecond
+	pulseDue  = 550 * time.Millisecond
 )
+
+// vitalsTick is how often the engine is judged: a verdict comes as much later at most.
+const vitalsTick = 100 * time.Millisecond
 
 // fenceCause is why the fence has to be up. The zero value is no reason.
 type fenceCause struct {
@@ -148,6 +162,7 @@ type engineSigns struct {
 	late     time.Time     // see engine.Status
 	checked  time.Time     // when it last answered a question about its health, or did not in time
 	took     time.Duration // how long that took
+	pulse    engine.Pulse  // the last question beside these
 	queue    queueSign
 	inFlight int
 	served   int           // pools
@@ -165,8 +180,8 @@ const (
 )
 
 // look judges the engine by the attempts that run, what capacity knows, and when something last came of an answer, by pool.
-// It reports whether that is another judgement than before.
-func (v *vitals) look(r runningAttempts, s engineSigns, heard map[string]time.Time, now time.Time) (found *verdicts, changed bool) {
+// It reports whether that is another judgement than before, and whether the engine should be asked now whether it answers.
+func (v *vitals) look(r runningAttempts, s engineSigns, heard map[string]time.Time, now time.Time) (found *verdicts, changed, ask bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.hearing.listen(r.oldest, s, now)
@@ -180,9 +195,11 @@ func (v *vitals) look(r runningAttempts, s engineSigns, heard map[string]time.Ti
 	hanging := 0
 	for pool, o := range v.byPool {
 		o.heard = later(o.heard, heard[pool])
-		if o.look(r.of(pool), s, &v.hearing, now) {
+		send, silent := o.look(r.of(pool), s, &v.hearing, now)
+		if send {
 			signal(v.due)
 		}
+		ask = ask || silent
 		switch {
 		case o.verdict == policy.Frozen:
 			found.fence = o.cause
@@ -209,7 +226,7 @@ func (v *vitals) look(r runningAttempts, s engineSigns, heard map[string]time.Ti
 		found = nil
 	}
 	was := v.latest.Swap(found)
-	return found, !was.same(found)
+	return found, !was.same(found), ask
 }
 
 // same reports whether two judgements look alike from outside.
@@ -222,38 +239,72 @@ func (f *verdicts) same(g *verdicts) bool {
 
 // listen follows whether the engine answers questions about itself. One that was blocked gets as much time again.
 func (h *hearing) listen(oldest time.Time, s engineSigns, now time.Time) {
-	switch {
-	case s.late.IsZero() && !h.muteFrom.IsZero():
-		h.excused, h.attentive = now.Add(min(now.Sub(h.muteFrom), mostExcused)), 0
-	case s.late.IsZero() && s.checked.After(h.checked) && s.took < besideFor && !oldest.IsZero() && s.checked.Sub(oldest) > 2*besideFor:
+	from := s.mute(now)
+	beside := func(answered time.Time, took time.Duration) bool {
+		return took < besideFor && !oldest.IsZero() && answered.Sub(oldest) > 2*besideFor
+	}
+	switch p := s.pulse; {
+	case from.IsZero() && !h.muteFrom.IsZero():
+		mute := now.Sub(h.muteFrom)
+		if h.excused = now.Add(min(mute, mostExcused)); mute >= answerDue {
+			h.attentive = 0
+		}
+	case !from.IsZero():
+	case s.checked.After(h.checked) && beside(s.checked, s.took), // or in the middle of a silence:
+		p.Answered.After(h.pulsed) && beside(p.Answered, p.Answered.Sub(p.Asked)) && !s.progress.After(p.Asked):
 		h.attentive++
 	}
-	h.muteFrom, h.checked = s.late, s.checked
+	h.muteFrom, h.checked, h.pulsed = from, s.checked, later(h.pulsed, s.pulse.Answered)
 }
 
-// look judges by the attempts of the pool. It reports whether a probe is to be sent.
-func (o *vital) look(r poolAttempts, s engineSigns, h *hearing, now time.Time) (send bool) {
+// mute returns since when an answer of the engine to a question about itself is overdue; zero: none is.
+func (s *engineSigns) mute(now time.Time) (due time.Time) {
+	if !s.late.IsZero() && !s.pulse.Answered.After(s.late) { // else it answers, though the scraper does not know it yet
+		due = s.late.Add(answerDue)
+	}
+	if p := s.pulse; !p.Asked.IsZero() && p.Answered.IsZero() {
+		later := s.late.IsZero() && s.checked.Add(-s.took).After(p.Asked) // a question that was answered
+		if at := p.Asked.Add(pulseDue); !later && (due.IsZero() || at.Before(due)) {
+			due = at
+		}
+	}
+	if now.Before(due) {
+		return time.Time{}
+	}
+	return due
+}
+
+// look judges by the attempts of the pool. It reports whether a probe is to be sent, and whether the engine is silent.
+func (o *vital) look(r poolAttempts, s engineSigns, h *hearing, now time.Time) (send, silent bool) {
 	o.heard = later(o.heard, r.lastByte)
 	if r.waiting > 0 || r.stuck > 0 {
 		if w := &o.waited; w.waiting > 0 && r.waiting > 0 && w.oldestWaiting.Before(r.oldestWaiting) && !o.heard.After(w.oldestWaiting) {
 			// Those that waited for longer were moved, or their clients have gone. The engine has not answered them.
-			r.oldestWaiting, r.awaited = w.oldestWaiting, w.awaited.With(r.awaited)
+			r.oldestWaiting, r.awaited, r.due = w.oldestWaiting, w.awaited.With(r.awaited), policy.Due{}
 		}
 		o.waited = r
 		o.probe.path, o.probe.model, o.probe.stream, o.probe.expected = r.head.req.Path, r.head.task.model, r.head.req.Stream, r.awaited.Expected
 	}
 	was := o.verdict
-	if was >= policy.Hung {
-		if o.heard.After(o.since) || o.probe.answered.After(o.since) {
-			o.set(policy.Working, now)
-			return false
-		}
-		return (r.waiting == 0 || !now.Before(h.excused)) && o.send(h, now)
+	switch {
+	case was < policy.Hung:
+	case o.heard.After(o.since) || o.probe.answered.After(o.since):
+		o.set(policy.Working, now)
+		return false, false
+	case was == policy.Frozen && h.muteFrom.IsZero(): // it goes on with the requests that it still has
+		o.set(policy.Suspect, now)
+		o.doubted, o.most = now, 0
+		o.suspicion = "it was frozen and answers questions again; it gets no requests until it has answered one of those it has, or one for a token"
+		return r.waiting == 0 && o.send(h, now), false
+	default:
+		return (r.waiting == 0 || !now.Before(h.excused)) && o.send(h, now), false
 	}
 	signs := o.signs(r, s, h, now)
 	o.learn(signs, s, h, now)
 	verdict := signs.Vitality()
-	if midway := o.signsMidway(r, s, h, now); midway.Vitality() > verdict {
+	midway := o.signsMidway(r, s, h, now)
+	silent = signs.Ask() || midway.Ask()
+	if midway.Vitality() > verdict {
 		signs, verdict = midway, midway.Vitality()
 	}
 	shown := later(later(s.progress, o.heard), o.probe.answered).After(o.doubted)
@@ -276,9 +327,10 @@ func (o *vital) look(r poolAttempts, s engineSigns, h *hearing, now time.Time) (
 	} else if o.doubted.IsZero() {
 		o.doubted = now
 	}
-	// If its pages do not answer either, a probe shows no more than that. So it waits for the next answer of one.
+	// If its pages do not answer either, a probe shows no more than that. So it waits for the next answer of one, if none has
+	// just come.
 	return o.verdict > policy.Working && o.verdict < policy.Hung && (signs.Open && !signs.Recovers || s.inFlight == 0) &&
-		s.checked.After(o.doubted) && o.send(h, now)
+		later(s.checked, h.pulsed.Add(justNow)).After(o.doubted) && o.send(h, now), silent
 }
 
 func (o *vital) set(verdict policy.Vitality, now time.Time) {
@@ -313,6 +365,9 @@ func (o *vital) signs(r poolAttempts, s engineSigns, h *hearing, now time.Time) 
 	}
 	signs := o.signsSince(from, r, s, h, now)
 	signs.Waiting, signs.Awaited, signs.Beside, signs.Idle = r.waiting, r.awaited, beside, r.oldestWaiting.Sub(o.heard)
+	if r.others == nil {
+		signs.Overdue = r.due.Overdue(now.Sub(r.oldestWaiting))
+	}
 	if !o.heard.After(s.started) { // what was measured is of before
 		signs.Awaited = policy.Awaited{}
 	}
@@ -392,6 +447,13 @@ func (v *vitals) hangs() fenceCause {
 	return fenceCause{}
 }
 
+// excused returns until when the silence of the engine says nothing, since it was mute before; zero: it was not.
+func (v *vitals) excused() time.Time {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.hearing.excused
+}
+
 // send reports whether a probe is to be sent: none is out, and it is time for one.
 func (o *vital) send(h *hearing, now time.Time) bool {
 	if o.probe.path == "" || !o.probe.sent.IsZero() || now.Before(o.probe.next) || !h.muteFrom.IsZero() {
@@ -450,4 +512,27 @@ func (v *vitals) onProbe(pool string, answered bool, now time.Time) {
 	}
 	p.failed++
 	p.next = now.Add(probePause)
+}
+
+// lookAtVitals judges the engine by what it shows, and asks it whether it answers if it is silent. It runs every vitalsTick.
+func (w *Worker) lookAtVitals(now time.Time) {
+	signs := w.capacity.signs(now)
+	signs.pulse, signs.gap = w.scraper.LatestPulse(), w.estimates.gap(signs.inFlight)
+	running := w.attempts.summary(signs.gap, now)
+	verdicts, changed, ask := w.vitals.look(running, signs, w.estimates.lastHeard(), now)
+	if ask {
+		w.scraper.Pulse()
+	}
+	running.hangs = w.vitals.hangs()
+	fence := w.capacity.onVitals(running, now)
+	if w.onHealth(w.presence.onWork(!running.oldest.IsZero(), now), now) || changed {
+		verdicts.log(w.log)
+		w.presence.beat()
+	}
+	if fence.tell(w.log) {
+		w.presence.beat()
+	}
+	if changed || fence.changed {
+		w.bid()
+	}
 }

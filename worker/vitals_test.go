@@ -168,6 +168,61 @@ func TestVitalsOfAFrozenEngine(t *testing.T) {
 	}
 }
 
+// An engine that was frozen and answers a question again keeps the requests that it still has: it is no longer frozen. It gets no
+// others until it has answered one of them, or a probe.
+func TestVitalsOfAnEngineThatThaws(t *testing.T) {
+	thaw := func() *vitalsBench {
+		b := newVitalsBench()
+		b.wait(quick)
+		b.signs.late = b.now
+		if b.pass(2 * time.Second); b.cause.class != subjects.FenceFrozen {
+			t.Fatalf("%+v, want it frozen", b.cause)
+		}
+		b.signs.late = time.Time{}
+		b.pass(capacityTick)
+		return b
+	}
+	closed := func(b *vitalsBench) bool {
+		ld := load{inFlight: b.signs.inFlight}
+		b.v.latest.Load().limit(&ld)
+		return ld.closes("m")
+	}
+	b := thaw()
+	if b.cause.reason != "" || !strings.Contains(b.why, "was frozen and answers") || !closed(b) || b.probed() {
+		t.Fatalf("it answers questions: %+v %q, closed %t; want its requests to stay, and no others", b.cause, b.why, closed(b))
+	}
+	if excused := b.v.excused(); !excused.After(b.now) {
+		t.Errorf("excused until %v, want as long again as it was mute", excused.Sub(b.now))
+	}
+	b.answered = b.now.Add(time.Millisecond)
+	b.pool.waiting, b.signs.inFlight = 0, 0
+	if b.pass(capacityTick); b.why != "" || closed(b) {
+		t.Errorf("it has answered one: %q", b.why)
+	}
+
+	b = thaw()
+	b.pool.waiting, b.signs.inFlight = 0, 0 // its clients have gone
+	if b.pass(capacityTick); !b.probed() {
+		t.Fatal("nothing is in its way, and no probe is due")
+	}
+	b.v.onProbe("m", true, b.now)
+	if b.pass(2 * capacityTick); b.why != "" || closed(b) {
+		t.Errorf("a probe was answered: %q", b.why)
+	}
+
+	b = thaw()
+	b.pass(4 * time.Second)
+	if !b.probed() || b.cause.class != subjects.FenceHung {
+		t.Errorf("%+v, want it to hang: it had as long again, and a probe has no answer", b.cause)
+	}
+
+	b = thaw()
+	b.signs.late = b.now
+	if b.pass(3 * time.Second); b.cause.class != subjects.FenceFrozen {
+		t.Errorf("%+v, want it frozen again", b.cause)
+	}
+}
+
 // One that was blocked and still has its requests gets as much time as that took.
 func TestVitalsOfAnEngineThatWasBlocked(t *testing.T) {
 	b := newVitalsBench()
@@ -371,6 +426,115 @@ func TestCapacityFollowsProgress(t *testing.T) {
 		}
 		if got := c.progressedLocked(was, s.is); got != s.want {
 			t.Errorf("%s: %t, want %t", what, got, s.want)
+		}
+	}
+}
+
+// A question in a silence that has no answer shows at once since when the engine is mute, unless a later one was answered.
+func TestVitalsByPulses(t *testing.T) {
+	const ms, s = time.Millisecond, time.Second
+	behind := policy.Awaited{Expected: 500 * ms, Prompt: 9 * s, Typical: 900 * ms, Surely: 9 * s, Longest: 18 * s}
+	for what, c := range map[string]struct {
+		pulses  int           // that it answered before
+		asked   time.Duration // when the last question was sent, after the request
+		checked time.Duration // when it last answered another one; 0: never
+		frozen  time.Duration // when it is; 0: it is not
+	}{
+		"it answered before":               {2, 300 * ms, 0, 2 * s},
+		"it never did beside its work":     {0, 300 * ms, 0, 0},
+		"once":                             {1, 300 * ms, 0, 0},
+		"it was asked late":                {3, 1200 * ms, 0, 2750 * ms},
+		"it has answered something since":  {3, 300 * ms, 400 * ms, 0},
+		"it answered something before":     {3, 300 * ms, 250 * ms, 2 * s},
+		"and was asked long before it was": {3, 300 * ms, 3 * s, 2 * s},
+	} {
+		b := newVitalsBench()
+		b.signs.queue = queueFull // no probe
+		at := b.now
+		b.running.oldest = at.Add(-time.Minute)
+		for range c.pulses {
+			b.signs.pulse.Asked = b.now
+			b.signs.pulse.Answered = b.now.Add(ms)
+			b.now = b.now.Add(vitalsTick)
+			b.v.look(b.running, b.signs, nil, b.now)
+		}
+		b.signs.progress, b.answered = b.now, b.now
+		began := b.now
+		b.wait(behind)
+		var frozen time.Duration
+		for b.now.Sub(began) < 2900*ms && frozen == 0 {
+			b.now = b.now.Add(50 * ms)
+			if b.signs.pulse.Asked.Before(began) && b.now.Sub(began) >= c.asked {
+				b.signs.pulse.Asked, b.signs.pulse.Answered = b.now, time.Time{}
+			}
+			if c.checked > 0 && b.now.Sub(began) >= c.checked && b.signs.checked.Before(began) {
+				b.signs.checked = b.now
+			}
+			b.v.look(b.running, b.signs, map[string]time.Time{"m": b.answered}, b.now)
+			if b.v.hangs().class == subjects.FenceFrozen {
+				frozen = b.now.Sub(began)
+			}
+		}
+		if (frozen - c.frozen).Abs() > 50*ms {
+			t.Errorf("%s: frozen after %v, want %v", what, frozen, c.frozen)
+		}
+	}
+}
+
+// An answer in a silence ends what the scrapes only know at their next question.
+func TestVitalsHearThePulse(t *testing.T) {
+	b := newVitalsBench()
+	b.wait(quick)
+	b.signs.late = b.now
+	b.pass(1250 * time.Millisecond)
+	b.signs.pulse = engine.Pulse{Asked: b.now.Add(-time.Second), Answered: b.now.Add(100 * time.Millisecond)}
+	if b.pass(capacityTick); b.cause.class == subjects.FenceFrozen {
+		t.Errorf("it has answered: %+v", b.cause)
+	}
+}
+
+// The engine is asked whether it answers when nothing has come for a while from one with requests.
+func TestVitalsAskInASilence(t *testing.T) {
+	b := newVitalsBench()
+	asks := func() bool {
+		b.now = b.now.Add(vitalsTick)
+		_, _, ask := b.v.look(b.running, b.signs, map[string]time.Time{"m": b.answered}, b.now)
+		return ask
+	}
+	for range 10 {
+		if asks() {
+			t.Fatal("asked without a request")
+		}
+	}
+	b.wait(quick)
+	b.pool.oldestWaiting = b.now
+	if asks() {
+		t.Error("asked after 0.1 s")
+	}
+	if asks(); !asks() {
+		t.Error("not asked after 0.3 s")
+	}
+	b.signs.progress = b.now
+	if asks() {
+		t.Error("asked although a token has just come")
+	}
+	if asks(); !asks() {
+		t.Error("not asked in the next silence")
+	}
+}
+
+// A request is not late for as long as the engine was mute, and as long again.
+func TestLateOfAnEngineThatWasBlocked(t *testing.T) {
+	began := time.Now()
+	a := &attempt{started: began}
+	if a.late(time.Time{}, began.Add(time.Hour)) {
+		t.Error("late before it is known how long it takes")
+	}
+	a.awaited.Store(&quick)
+	late := 3*time.Second + quick.Longest + time.Millisecond
+	for excused, want := range map[time.Duration]time.Duration{-time.Minute: late, 0: late, 4 * time.Second: 4*time.Second + late} {
+		if until := began.Add(excused); a.late(until, began.Add(want-10*time.Millisecond)) || !a.late(until, began.Add(want)) {
+			t.Errorf("excused until %v: not late after %v, or before", excused, want)
 		}
 	}
 }

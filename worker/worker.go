@@ -3,20 +3,18 @@ package worker
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"sync"
 	"time"
 	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/gpu"
@@ -31,6 +29,10 @@ type Config struct {
 	Engine string
 	// Name is for people. Default: host and port of Engine.
 	Name string
+	// ID is the stable part of the worker's id, which the permissions of the broker name: letters, digits, '-' and '_', at most
+	// 64. Of several processes with the same one, the latest serves, and the others drain. Default: the name, and a hash of it
+	// with the names of this host and of the engine; then all of them serve.
+	ID string
 	// EngineName is what people call such an engine, as in "vllm". Default: the dialect that is detected.
 	EngineName string
 	// Credentials are sent to the engine. Default: none.
@@ -82,15 +84,25 @@ type Config struct {
 	// Ungated lets tiers bid while prompts wait for their first token, whatever tier is active above them: to measure
 	// what the prefill gate does. Default false.
 	Ungated bool
+	// TracerProvider makes a span for each attempt: see docs/observability.md. Default nil: there are none, and the engine gets the
+	// trace's context that the gateway sent.
+	TracerProvider trace.TracerProvider
 	// Local has the gateways of this process. Default nil: there are none.
 	Local *subjects.Local
 	// Transport calls the engine, with the Credentials added. Default: one of its own, without compression and by TLS.
 	Transport http.RoundTripper
+	// Dial opens connections to gateways that offer to take answers past the broker. Default: a [net.Dialer].
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Metrics measure the worker. Those of several workers of a process may be the same ones. Default: of its own, which nobody
+	// sees.
+	Metrics *Metrics
 	// Version is published in heartbeats. Default "dev".
 	Version string
 	// Logger gets a line when the worker starts or stops, when its engine goes down or
 	// up, and when the worker is fenced or cordoned. Default: silent.
 	Logger *slog.Logger
+
+	meters *meters // set by New
 }
 
 // GPUs reports the state of the machine's GPUs, and how old that report is. A [gpu.Sampler] does.
@@ -102,13 +114,13 @@ type GPUs interface {
 var ErrDrained = errors.New("drained by an operator's order")
 
 // Worker serves one engine. Create it with New, then Run it once. Its state belongs to
-// six owners, which it asks one after the other: see the package comment.
+// seven owners, which it asks one after the other: see the package comment.
 type Worker struct {
 	// Fixed after New.
 	cfg     Config
 	id      string
 	engine  engineCalls
-	host    string
+	who     *identity
 	nc      *nats.Conn
 	log     *slog.Logger
 	scraper *engine.Scraper
@@ -126,7 +138,7 @@ type Worker struct {
 
 	started time.Time // when Run began
 	plans   plans
-	order   order
+	order   *order
 }
 
 // New checks the configuration. It starts nothing.
@@ -152,18 +164,17 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		return nil, fmt.Errorf("engine %s: %w", cfg.Engine, err)
 	}
 	cfg.Transport = client
-	var mark [3]byte
-	rand.Read(mark[:])
-	host, _ := os.Hostname()
 	w := &Worker{
 		cfg:    cfg,
-		id:     subjects.Token(cfg.Name) + "-" + hex.EncodeToString(mark[:]),
 		engine: engineCalls{base: cfg.Engine},
-		host:   host,
 		nc:     nc,
 		log:    cfg.Logger.With("worker", cfg.Name),
-		order:  order{given: make(chan struct{})},
+		order:  newOrder(),
 	}
+	w.who = newIdentity(&cfg, nc, w.log, w.order)
+	w.id = w.who.id
+	w.cfg.meters = cfg.Metrics.of(w.who.id, cfg.Name, w.who.host)
+	w.engine.tracer = newTracer(&w.cfg, w.id)
 	w.presence = newPresence(cfg.Weight)
 	w.bidder = newBidder(w.id, cfg.Ungated)
 	w.capacity = newCapacity(cfg)
@@ -171,7 +182,8 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 	w.attempts = newAttempts()
 	w.vitals = newVitals()
 	w.runners = newRunners(w.run)
-	w.links = newLinks(nc, w.id)
+	w.links = newLinks(nc, w.id, cfg.Dial, w.log)
+	w.cfg.meters.watch(w.links.conn, nc)
 	w.cheap = cheapCalls{
 		cfg: &w.cfg, engine: &w.engine, nc: nc, log: w.log, attempts: w.attempts, links: w.links, look: func() { w.scraper.Look() },
 		accepts: func(pool string) (model string, state subjects.State) {
@@ -207,7 +219,7 @@ func New(cfg Config, nc *nats.Conn) (*Worker, error) {
 		w.scraper.Doubt()
 	}
 	w.loader = loader{
-		capacity: w.capacity, engine: w.scraper, nc: nc, log: w.log, key: subjects.LearnedKey(host, cfg.Name),
+		capacity: w.capacity, engine: w.scraper, nc: nc, log: w.log, key: w.who.learnedKey(cfg.Name),
 		changed: func() { w.presence.beat(); w.bid() },
 	}
 	return w, nil
@@ -256,6 +268,12 @@ func (cfg Config) complete() (Config, error) {
 	cfg.StallTimeout = cmp.Or(cfg.StallTimeout, 2*time.Minute)
 	cfg.SwapAfter = cmp.Or(cfg.SwapAfter, policy.SwapAfter)
 	cfg.Version = cmp.Or(cfg.Version, "dev")
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewMetrics()
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = new(net.Dialer).DialContext
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -275,6 +293,8 @@ func (cfg *Config) check() error {
 		return fmt.Errorf("pool %q takes one model, but %d are configured", cfg.Pool, len(cfg.Models))
 	case !named(cfg.Pool, subjects.MaxName):
 		return fmt.Errorf("pool %.40q: a name has 1 to %d bytes of UTF-8", cfg.Pool, subjects.MaxName)
+	case cfg.ID != "" && CheckID(cfg.ID) != nil:
+		return CheckID(cfg.ID)
 	case !named(cfg.Name, maxWorkerName):
 		return fmt.Errorf("name %.40q: a name has at most %d bytes of UTF-8", cfg.Name, maxWorkerName)
 	case cfg.Slots < 0:
@@ -294,16 +314,20 @@ func (w *Worker) ID() string { return w.id }
 
 // Run serves until ctx is done or an operator orders the worker to leave. Then it drains: it accepts no new requests,
 // lets running ones finish within DrainTimeout, hands the others over to other workers, and leaves. It returns after
-// that: ErrDrained if an operator ordered it, else nil.
+// that: ErrDrained if an operator ordered it, ErrReplaced if another process has started with its id, else nil.
 func (w *Worker) Run(ctx context.Context) error {
 	w.started = time.Now()
+	w.who.started = w.started
 	w.presence.onReconnect(w.started)
+	w.cfg.meters.onHeartbeat(new(w.heartbeat(w.started)), w.started)
 	w.plans.gate = time.NewTimer(time.Hour) // publishBids resets it
 	defer w.plans.gate.Stop()
 	var subs []*nats.Subscription
 	for subject, handle := range map[string]nats.MsgHandler{
-		subjects.Worker(w.id) + ".>": w.receive,
-		subjects.AllGateways:         w.onReference,
+		subjects.Worker(w.id) + ".>":                    w.receive,
+		subjects.AllGateways:                            w.onReference,
+		subjects.WorkerDrain(w.id):                      w.onDrainOrder,
+		subjects.WorkerStarted(subjects.StableID(w.id)): w.who.onStarted,
 	} {
 		sub, err := w.nc.Subscribe(subject, handle)
 		if err != nil {
@@ -312,27 +336,51 @@ func (w *Worker) Run(ctx context.Context) error {
 		sub.SetPendingLimits(-1, -1) // bounded by slots, bids and windows
 		subs = append(subs, sub)
 	}
-	w.log.Info("worker started", "engine", w.cfg.Engine, "slots", w.capacity.load().slots, "profile", w.cfg.Profile.Name)
+	w.who.announce()
+	w.log.Info("worker started", "id", w.id, "engine", w.cfg.Engine, "slots", w.capacity.load().slots, "profile", w.cfg.Profile.Name)
 
 	// Two contexts: ctx ends bidding, life ends everything else.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	var loops sync.WaitGroup
 	loops.Go(func() { every(life, subjects.HeartbeatEvery, w.presence.due, w.publishHeartbeat) })
-	loops.Go(func() { every(life, memberEvery, w.presence.members, func(time.Time) { w.updateMembership(life) }) })
+	loops.Go(func() {
+		// The worker's entry in the membership bucket is for gateways that start later. The first gateway creates the bucket;
+		// until then, and if an entry is lost, heartbeats work without it.
+		every(life, memberEvery, w.presence.members, func(now time.Time) {
+			if body, err := subjects.Marshal(w.heartbeat(now)); err == nil {
+				w.nc.Publish(subjects.KVSubject(subjects.WorkersBucket, w.id), body)
+			}
+		})
+	})
 	loops.Go(func() {
 		w.loader.remember(life)
 		every(life, memberEvery, nil, func(time.Time) { w.loader.remember(life) })
 	})
 	loops.Go(func() { w.loader.run(life) })
+	loops.Go(func() { w.links.conn.Run(life) })
 	loops.Go(func() { w.bidLoop(life) })
 	loops.Go(func() { w.policyLoop(life) })
 	loops.Go(func() { w.scraper.Run(life) })
-	loops.Go(func() { every(life, subjects.AliveEvery, nil, w.publishAlive) })
+	loops.Go(func() { every(life, subjects.AliveEvery, w.attempts.listing, w.publishAlive) })
+	loops.Go(func() { every(life, vitalsTick, nil, w.lookAtVitals) })
 	loops.Go(func() { every(life, capacityTick, nil, w.lookAtCapacity) })
 	loops.Go(func() {
 		every(life, resendAfter/4, nil, func(now time.Time) {
-			for _, gateway := range w.links.tend(w.presence.gone(now), now) {
+			if !w.links.conn.Hears(now) {
+				w.presence.onDeaf(now)
+				return
+			}
+			if w.presence.hearsNobody(now) {
+				w.log.Warn("no gateway is heard: none runs, or the NATS credentials are those of another role")
+			}
+			gone := w.presence.gone(now)
+			w.links.tend(gone, now)
+			w.links.probe(w.attempts.gateways(), now)
+			for _, gateway := range gone {
 				w.attempts.onGatewayGone(gateway)
+				for _, ack := range w.attempts.takeFinished(gateway) {
+					w.nc.Publish(ack, subjects.Term("gateway gone"))
+				}
 			}
 		})
 	})
@@ -347,8 +395,11 @@ func (w *Worker) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		w.drain("")
 	case <-w.order.given:
-		left = ErrDrained
-		w.drain("drained by an operator")
+		why := "drained by an operator"
+		if left = w.order.why; errors.Is(left, ErrReplaced) {
+			why = left.Error()
+		}
+		w.drain(why)
 	}
 	end()
 	loops.Wait()
@@ -358,14 +409,10 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	w.runners.close()
 	w.cheap.runners.close()
+	w.links.close()
+	w.cfg.Metrics.drop(w.cfg.meters)
 	w.log.Info("worker stopped", "done", w.attempts.done.Load(), "failed", w.attempts.failed.Load())
 	return left
-}
-
-// order is an operator's order to leave.
-type order struct {
-	given chan struct{} // closed when there is one
-	once  sync.Once     // closes it
 }
 
 // every calls do at an interval, and whenever due signals, until ctx is done.
@@ -409,12 +456,7 @@ func (w *Worker) leave() {
 	w.links.await()
 	w.presence.set(subjects.Left, "")
 	w.publishHeartbeat(time.Now())
-	err := inMembership(context.Background(), w.nc, func(ctx context.Context, kv jetstream.KeyValue) error {
-		return kv.Purge(ctx, w.id)
-	})
-	if err != nil {
-		w.log.Debug("membership not removed", "err", err)
-	}
+	w.nc.PublishMsg(subjects.Purge(subjects.WorkersBucket, w.id))
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	w.nc.FlushWithContext(ctx)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pulley-lb/pulley/bench"
+	"github.com/pulley-lb/pulley/bench/parts"
 )
 
 // idleStreams is the name of the scenario that opens streams which then send nothing.
@@ -24,23 +25,24 @@ const idleTime = 5 * time.Second
 
 // measureIdleStreams opens streams through a gateway in a separate process. Each sends one token and then hangs.
 func measureIdleStreams(ctx context.Context, cfg Config, report *Report) error {
-	return withFleet(cfg, func(f *fleet) error {
-		engine, err := f.engine(ctx, "engine")
+	return parts.With(cfg.parts(), func(set *parts.Set) error {
+		engine, err := set.Engine(ctx, "engine", model)
 		if err != nil {
 			return err
 		}
-		gateway, url, err := f.apart(ctx, engine)
+		apart, err := startParts(ctx, set, engine)
 		if err != nil {
 			return err
 		}
-		if err := ready(ctx, url); err != nil {
+		gateway := apart.gateway
+		if err := parts.Ready(ctx, gateway.URL, model); err != nil {
 			return err
 		}
-		before, err := gateway.residentBytes()
+		before, err := gateway.ResidentBytes()
 		if err != nil {
 			return err
 		}
-		during, err := whileIdle(ctx, cfg, url, gateway.residentBytes)
+		during, err := whileIdle(ctx, cfg, gateway.URL, gateway.ResidentBytes)
 		if err != nil {
 			return err
 		}

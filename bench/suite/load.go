@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/pulley-lb/pulley/bench"
+	"github.com/pulley-lb/pulley/bench/parts"
 )
 
 // load is a scenario that puts the same load on several sides and compares them.
@@ -38,12 +39,12 @@ var loads = []load{
 type side struct {
 	name    string
 	url     string
-	process *process // nil for the engine, whose two processes serve all sides
+	process *parts.Process // nil for the engine, whose two processes serve all sides
 }
 
 func measureLoads(ctx context.Context, cfg Config, report *Report) error {
-	return withFleet(cfg, func(f *fleet) error {
-		sides, err := startSides(ctx, f)
+	return parts.With(cfg.parts(), func(set *parts.Set) error {
+		sides, err := startSides(ctx, set)
 		if err != nil {
 			return err
 		}
@@ -61,26 +62,26 @@ func measureLoads(ctx context.Context, cfg Config, report *Report) error {
 	})
 }
 
-func startSides(ctx context.Context, f *fleet) ([]side, error) {
+func startSides(ctx context.Context, set *parts.Set) ([]side, error) {
 	var engines []string
 	for _, name := range []string{"engine 1", "engine 2"} {
-		url, err := f.engine(ctx, name)
+		url, err := set.Engine(ctx, name, model)
 		if err != nil {
 			return nil, err
 		}
 		engines = append(engines, url)
 	}
-	proxy, proxyURL, err := f.yardstick(ctx, engines...)
+	proxy, proxyURL, err := set.Yardstick(ctx, engines...)
 	if err != nil {
 		return nil, err
 	}
-	pulley, pulleyURL, err := f.up(ctx, engines...)
+	pulley, pulleyURL, err := set.Up(ctx, engineFlags(engines)...)
 	if err != nil {
 		return nil, err
 	}
 	sides := []side{{sideEngine, engines[0], nil}, {sideYardstick, proxyURL, proxy}, {sidePulley, pulleyURL, pulley}}
 	for _, s := range sides {
-		if err := ready(ctx, s.url); err != nil {
+		if err := parts.Ready(ctx, s.url, model); err != nil {
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
@@ -152,5 +153,5 @@ func (s side) cpuTime() time.Duration {
 	if s.process == nil {
 		return 0
 	}
-	return s.process.cpuTime()
+	return s.process.Usage().CPU
 }

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,19 +41,27 @@ input_tokens and output_tokens; each prompt has that many words.
 Several targets, given as URL or NAME=URL, are measured in turn, --rounds times (A B A B …), and printed side by side
 with ratios to the first.
 
-Ctrl-C ends the run early and reports the results so far. The exit code is 1 if all requests to a target failed.`,
+--fail-if says when a result is not good enough: error_rate, goodput (of --slo-ttft and --slo-e2e), rps, tps (output
+tokens per second), or p50_, p90_, p95_, p99_, p99.9_, max_ or mean_ of ttft, itl (inter-token), gap, e2e or queue, with <
+or > and a bound.
+
+Ctrl-C ends the run early and reports the results so far. The exit code is 1 if all requests to a target failed, or if a
+threshold of --fail-if was missed.`,
 		Example: `  # 16 clients for 30 seconds
   pulley bench --url http://127.0.0.1:8080 --model llama --concurrency 16 --duration 30s
 
   # ten minutes of a recorded load at twice its speed, with a plot
   pulley bench --url http://127.0.0.1:8080 --model llama --trace azure.csv --trace-limit 10m --speedup 2 --plot cdf.png
 
+  # in a pipeline: fail unless 99 of 100 requests get their first token within half a second
+  pulley bench --url http://127.0.0.1:8080 --model llama --rate 5 --fail-if 'p99_ttft>500ms' --fail-if 'error_rate>0%' -o csv
+
   # two balancers side by side
   pulley bench --url pulley=http://127.0.0.1:8080 --url nginx=http://127.0.0.1:8000 --model llama --rate 20 --rounds 5`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return b.run(cmd) },
 	}
 	b.declare(cmd)
-	cmd.AddCommand(newBenchSuiteCommand(), newYardstickCommand())
+	cmd.AddCommand(newBenchSuiteCommand(), newBenchFleetCommand(), newYardstickCommand(), newFleetWorkersCommand())
 	return cmd
 }
 
@@ -68,7 +77,9 @@ type benchFlags struct {
 	warmup, apiKeyEnv string
 	rounds            int
 	output            *string
-	plot              string
+	plot, html        string
+	failIf            []string
+	thresholds        []bench.Threshold
 	progress          bool
 }
 
@@ -105,7 +116,9 @@ func (b *benchFlags) declare(cmd *cobra.Command) {
 	f.DurationVar(&c.SLOTTFT, "slo-ttft", 0, "objective for the TTFT; the fraction of requests that meet all objectives is reported as goodput")
 	f.DurationVar(&c.SLOE2E, "slo-e2e", 0, "objective for the end-to-end latency")
 	f.IntVar(&b.rounds, "rounds", 0, "number of rounds; each measures every URL once (default 1, or 3 for several URLs)")
-	b.output = cli.AddOutput(cmd, cli.Table, cli.JSON)
+	f.StringArrayVar(&b.failIf, "fail-if", nil, "`threshold` such as 'p99_ttft>500ms', 'error_rate>1%' or 'rps<20'; the exit code is 1 if a target misses it (repeatable)")
+	b.output = cli.AddOutput(cmd, cli.Table, cli.JSON, cli.CSV)
+	f.StringVar(&b.html, "html", "", "write the report with its plot to an .html `file`")
 	f.StringVar(&b.plot, "plot", "", "plot the latency distributions to a .png or .svg `file`")
 	f.BoolVar(&b.progress, "progress", false, "report progress even if stderr is not a terminal")
 }
@@ -123,8 +136,18 @@ func (b *benchFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return cli.Usagef("%w", err) // nothing was sent
 	}
-	if err := writeReport(cmd, *b.output, comparison); err != nil {
+	if *b.output == cli.CSV {
+		err = comparison.WriteCSV(cmd.OutOrStdout())
+	} else {
+		err = writeReport(cmd, *b.output, comparison)
+	}
+	if err != nil {
 		return err
+	}
+	if b.html != "" {
+		if err := writeFile(b.html, comparison.WriteHTML); err != nil {
+			return fmt.Errorf("--html: %w", err)
+		}
 	}
 	if b.plot != "" {
 		if err := bench.Plot(b.plot, comparison.Totals()...); err != nil {
@@ -139,7 +162,24 @@ func (b *benchFlags) run(cmd *cobra.Command) error {
 			return fmt.Errorf("every request to %s failed: %s", total.Name, total.Errors[0].Class)
 		}
 	}
-	return nil
+	var missed []error
+	for _, total := range comparison.Totals() {
+		for _, t := range b.thresholds {
+			if why := t.Missed(total); why != "" {
+				missed = append(missed, errors.New(why))
+			}
+		}
+	}
+	return errors.Join(missed...)
+}
+
+// writeFile writes a file.
+func writeFile(name string, write func(io.Writer) error) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(write(f), f.Close())
 }
 
 func (b *benchFlags) configs(cmd *cobra.Command) ([]bench.Config, error) {
@@ -168,8 +208,17 @@ func (b *benchFlags) check() error {
 		return errors.New("--model is required")
 	case b.plot != "" && !strings.HasSuffix(b.plot, ".png") && !strings.HasSuffix(b.plot, ".svg"):
 		return fmt.Errorf("--plot %q: must end in .png or .svg", b.plot)
+	case b.html != "" && !strings.HasSuffix(b.html, ".html"):
+		return fmt.Errorf("--html %q: must end in .html", b.html)
 	case b.rounds < 0:
 		return fmt.Errorf("--rounds %d: must be a positive number", b.rounds)
+	}
+	for _, text := range b.failIf {
+		t, err := bench.ParseThreshold(text)
+		if err != nil {
+			return fmt.Errorf("--fail-if %w", err)
+		}
+		b.thresholds = append(b.thresholds, t)
 	}
 	return nil
 }
@@ -277,7 +326,7 @@ func writeReport(cmd *cobra.Command, output string, report interface{ WriteTable
 func newBenchSuiteCommand() *cobra.Command {
 	var cfg suite.Config
 	var output *string
-	var check, verbose bool
+	var check, verbose, apart bool
 	cmd := &cobra.Command{
 		Use:   "suite",
 		Short: "Compare Pulley with a plain reverse proxy, and with its targets",
@@ -285,13 +334,28 @@ func newBenchSuiteCommand() *cobra.Command {
 simulated engines that take no time, a plain Go reverse proxy in front of them (the yardstick), and "pulley up" in front
 of them. It puts the same load on each in turn. The figures are medians of interleaved rounds.
 
-Scenarios: ` + strings.Join(suite.Scenarios(), ", "),
+Scenarios: ` + strings.Join(suite.Scenarios(), ", ") + `
+
+With --apart it measures what a fleet costs whose broker, gateway and workers are processes of their own, beside the
+engines alone (direct), the yardstick and "pulley up" on the same engines: CPU time and context switches of each part for
+each request or token, added latency, and the gaps between tokens. It does so for each of --workers, with an engine for
+each worker: engines that take no time, and engines that batch as a GPU does, with 20 ms + 0.1 ms × (requests in the
+batch) a step. There, a round is one answer of each stream. What the parts use while idle is shown too, and is contained
+in the other figures.
+
+Scenarios with --apart: ` + strings.Join(suite.ApartScenarios(), ", ") + `
+
+Ctrl-C ends all processes that were started.`,
+		Example: `  pulley bench suite --check
+  pulley bench suite --apart
+  pulley bench suite --apart --workers 4 --scenario small-16 --scenario stream-64 -o json`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
 			if verbose {
 				cfg.Output = cmd.ErrOrStderr()
 			}
-			report, err := suite.Run(cmd.Context(), cfg)
+			report, err := runSuite(cmd.Context(), cfg, apart)
 			if err != nil {
 				return err
 			}
@@ -305,15 +369,42 @@ Scenarios: ` + strings.Join(suite.Scenarios(), ", "),
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&cfg.Rounds, "rounds", 5, "number of rounds; each measures all sides in turn")
-	f.DurationVar(&cfg.RoundTime, "round-time", 4*time.Second, "how long each side is measured in a round")
+	f.BoolVar(&apart, "apart", false, "measure broker, gateway and workers as processes of their own")
+	f.IntSliceVar(&cfg.Workers, "workers", nil, "with --apart: `numbers` of workers to measure (default 1,4,16)")
+	f.IntVar(&cfg.Rounds, "rounds", 0, "number of rounds; each measures all sides in turn (default 5, with --apart 3)")
+	f.DurationVar(&cfg.RoundTime, "round-time", 0, "how long each side is measured in a round (default 4s, with --apart 2s)")
 	f.StringArrayVar(&cfg.Scenarios, "scenario", nil, "scenario to run (repeatable; default all)")
+	cmd.RegisterFlagCompletionFunc("scenario", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		names := append(suite.Scenarios(), suite.ApartScenarios()...)
+		if apart {
+			names = suite.ApartScenarios()
+		}
+		return slices.Compact(slices.Sorted(slices.Values(names))), cobra.ShellCompDirectiveNoFileComp
+	})
 	f.IntVar(&cfg.IdleStreams, "idle-streams", 2000, "number of streams in the scenario idle-streams")
 	f.StringVar(&cfg.Binary, "binary", "", "pulley binary `file` to measure (default this one)")
 	f.BoolVar(&check, "check", false, "exit with 1 if a target is missed")
 	f.BoolVar(&verbose, "verbose", false, "show the output of the processes")
 	output = cli.AddOutput(cmd, cli.Table, cli.JSON)
 	return cmd
+}
+
+// suiteReport is a report of either kind of measurement.
+type suiteReport interface {
+	WriteTable(io.Writer) error
+	Met() bool
+}
+
+func runSuite(ctx context.Context, cfg suite.Config, apart bool) (suiteReport, error) {
+	switch {
+	case cfg.Rounds < 0 || cfg.RoundTime < 0:
+		return nil, cli.Usagef("--rounds and --round-time: must be positive")
+	case apart:
+		return suite.RunApart(ctx, cfg)
+	case len(cfg.Workers) > 0:
+		return nil, cli.Usagef("--workers: only with --apart")
+	}
+	return suite.Run(ctx, cfg)
 }
 
 // newYardstickCommand is pulley bench yardstick, the reverse proxy that the suite compares Pulley with.

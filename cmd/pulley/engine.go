@@ -16,6 +16,7 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/plain"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/worker"
 )
@@ -23,7 +24,7 @@ import (
 const engineHelp = "`URL[,KEY=VALUE]...` of an engine (repeatable); keys: " + engineKeys
 
 const engineKeys = "name, model, pool, slots, dp, profile, weight, gpus, dialect, metrics, baseline-itl, swap-after, preload, " +
-	"key-env, key-file, username, password-env, password-file, tls-ca, tls-cert, tls-key, tls-verify"
+	"key-env, key-file, username, password-env, password-file, tls-ca, tls-cert, tls-key, tls-verify, id"
 
 // completeEngine completes the keys of --engine after its URL, and the values of those that have fixed ones.
 func completeEngine(_ *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
@@ -68,7 +69,7 @@ func parseEngine(spec string) (worker.Config, error) {
 	}
 	at, err := engine.ParseAddress(cfg.Engine)
 	if err != nil {
-		return bad("%v", err)
+		return bad("%s", plain.Error(err))
 	}
 	cfg.Engine = at.URL
 	for _, p := range parts[1:] {
@@ -91,21 +92,26 @@ func parseEngine(spec string) (worker.Config, error) {
 			}
 		case "name":
 			cfg.Name = v
+		case "id":
+			if err := worker.CheckID(v); err != nil {
+				return bad("%s", plain.Error(err))
+			}
+			cfg.ID = v
 		case "weight":
 			if cfg.Weight, err = strconv.ParseFloat(v, 64); err != nil || !(cfg.Weight > 0) || cfg.Weight > 1e6 {
 				return bad("weight=%s: must be a number above 0", v)
 			}
 		case "profile":
 			if cfg.Profile, err = parseProfile(v); err != nil {
-				return bad("profile %v", err)
+				return bad("profile %s", plain.Error(err))
 			}
 		case "gpus":
 			if cfg.GPUs, err = parseGPUs(v); err != nil {
-				return bad("%v", err)
+				return bad("%s", plain.Error(err))
 			}
 		case "dialect":
 			if cfg.Dialect, err = engine.ParseDialect(v); err != nil {
-				return bad("dialect %v", err)
+				return bad("dialect %s", plain.Error(err))
 			}
 		case "metrics":
 			if cfg.MetricsURL = v; !isHTTP(v) {
@@ -154,10 +160,10 @@ func parseEngine(spec string) (worker.Config, error) {
 		return bad("pool= allows one model=, not %d", len(cfg.Models))
 	}
 	if cfg.Credentials, err = cfg.Credentials.With(at); err != nil {
-		return bad("%v", err)
+		return bad("%s", plain.Error(err))
 	}
 	if _, err := engineClient(cfg); err != nil { // files that cannot be read are an error at the start only
-		return bad("%v", err)
+		return bad("%s", plain.Error(err))
 	}
 	return cfg, nil
 }

@@ -61,7 +61,7 @@ func TestParseEngine(t *testing.T) {
 		"http://h:1,metrics=/metrics":                `metrics=/metrics: must be a URL such as`,
 		"http://h:1,baseline-itl=12":                 `baseline-itl=12: must be the time per token of a request that runs alone, such as 12ms`,
 		"http://h:1,key-env=PULLEY_NO_SUCH_KEY":      "PULLEY_NO_SUCH_KEY is empty or not set",
-		"http://h:1,key-file=/no/such/file":          "open /no/such/file: no such file",
+		"http://h:1,key-file=/no/such/file":          "/no/such/file: no such file",
 		"http://h:1,key-file=/dev/null":              "/dev/null is empty",
 		"http://h:1,username=ann,key-env=ENGINE_KEY": "exclude each other",
 		"http://ann:x@h:1,key-env=ENGINE_KEY":        "exclude each other",

@@ -108,7 +108,7 @@ func startGPUWorker(t *testing.T, lib *fakenvml.Library, url, flags, keys string
 		t.Fatal(err)
 	}
 	t.Cleanup(w.nc.Close)
-	if w.beats, err = w.nc.SubscribeSync(subjects.Heartbeats("*")); err != nil {
+	if w.beats, err = w.nc.SubscribeSync(subjects.AllHeartbeats); err != nil {
 		t.Fatal(err)
 	}
 	w.nc.Flush()

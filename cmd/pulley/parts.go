@@ -25,6 +25,7 @@ func runParts(ctx context.Context, stages [][]part) error {
 	collecting, stopCollecting := context.WithCancel(context.WithoutCancel(ctx))
 	var collector sync.WaitGroup
 	collector.Go(func() { collectLess(collecting) })
+	collector.Go(func() { stayAwake(collecting) })
 	defer collector.Wait()
 	defer stopCollecting()
 
@@ -74,7 +75,8 @@ func runParts(ctx context.Context, stages [][]part) error {
 	return errors.Join(errs...)
 }
 
-// collectLess lets a small heap grow to smallHeap before it is collected, and adjusts this as the heap changes. A
+// collectLess lets a small heap grow to smallHeap before it is collected, and a large one by half; it adjusts this as the heap
+// changes. A
 // gateway or worker has some 15 MB of live data and produces garbage at the rate of its requests: with Go's default it
 // collected dozens of times a second, which took a tenth of the CPU at 16 requests in flight. If $GOGC is set,
 // collectLess does nothing.
@@ -90,7 +92,7 @@ func collectLess(ctx context.Context) {
 		metrics.Read(live)
 		percent := uint64(800)
 		if n := live[0].Value.Uint64(); n > 0 {
-			percent = min(max((smallHeap-min(n, smallHeap))*100/n, 100), 800)
+			percent = min(max((smallHeap-min(n, smallHeap))*100/n, 50), 800)
 		}
 		debug.SetGCPercent(int(percent))
 		select {

@@ -39,6 +39,41 @@ func pulleyProcess(t *testing.T, args string) *exec.Cmd {
 	return cmd
 }
 
+// upProcess starts pulley up, and waits for its banner. stop ends it and returns what it logged.
+func upProcess(t *testing.T, env []string, args string) (cmd *exec.Cmd, url string, stop func() string) {
+	t.Helper()
+	cmd = pulleyProcess(t, "up --listen 127.0.0.1:0 --admin= --nats-listen 127.0.0.1:0 --store-dir "+filepath.Join(t.TempDir(), "store")+" "+args)
+	cmd.Env = append(cmd.Env, env...)
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stderr := new(bytes.Buffer)
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	banner := regexp.MustCompile(`gateway +(http://\S+)`)
+	for seen := make([]byte, 0, 1<<14); url == ""; {
+		n, err := stdout.Read(seen[len(seen):cap(seen)])
+		if err != nil {
+			t.Fatalf("%v: %s", err, stderr)
+		}
+		seen = seen[:len(seen)+n]
+		if m := banner.FindSubmatch(seen); m != nil {
+			url = string(m[1])
+		}
+	}
+	return cmd, url, func() string {
+		t.Helper()
+		cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("after SIGTERM: %v; %s", err, stderr)
+		}
+		return stderr.String()
+	}
+}
+
 func TestBrokerProcessStopsOnSignal(t *testing.T) {
 	store := filepath.Join(t.TempDir(), "store")
 	cmd := pulleyProcess(t, "broker --listen 127.0.0.1:0 --store-dir "+store)

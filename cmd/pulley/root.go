@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/spf13/cobra"
@@ -20,11 +21,17 @@ var commands = []func() *cobra.Command{
 	newGatewayCommand,
 	newWorkerCommand,
 	newBrokerCommand,
+	newNATSConfigCommand,
 	top.NewCommand,
 	doctor.NewCommand,
 	newBenchCommand,
 	newSimCommand,
+	newChatCommand,
+	newBatchCommand,
+	newFileCommand,
 	newGPUProbeCommand,
+	newConfigCommand,
+	newManCommand,
 	newVersionCommand,
 	newConceptsTopic,
 }
@@ -34,10 +41,25 @@ var groups = []struct {
 	title    string
 	commands []string
 }{
-	{"Run Pulley:", []string{"up", "gateway", "worker", "broker"}},
-	{"Operate:", []string{"tier", "route", "pool", "queue", "request", "dead", "key", "policy"}},
-	{"Observe:", []string{"top", "events", "doctor", "gpu"}},
-	{"Measure and test:", []string{"bench", "sim"}},
+	{"Run Pulley:", []string{"up", "gateway", "worker", "broker", "nats-config", "config"}},
+	{"Operate:", []string{"model", "tier", "route", "pool", "queue", "request", "dead", "response", "batch", "file", "key", "policy"}},
+	{"Observe:", []string{"top", "events", "usage", "doctor", "gpu"}},
+	{"Measure and test:", []string{"chat", "bench", "sim"}},
+}
+
+// suggestFor are words of other command lines for commands of this one.
+var suggestFor = map[string][]string{
+	"chat":   {"ask", "prompt", "complete"},
+	"up":     {"run", "serve", "start", "server", "launch", "quickstart", "demo"},
+	"doctor": {"status", "check", "health", "diagnose", "problems"},
+	"top":    {"stats", "monitor", "watch", "dashboard", "ui"},
+	"events": {"logs", "log", "tail"},
+	"bench":  {"benchmark", "load", "loadtest", "measure"},
+	"sim":    {"simulate", "mock", "fake"},
+
+	"worker ls":  {"ps"},
+	"model ls":   {"list", "ls"},
+	"model info": {"show"},
 }
 
 func newRootCommand() *cobra.Command {
@@ -46,6 +68,11 @@ func newRootCommand() *cobra.Command {
 		list = append(list, newCommand())
 	}
 	root := cli.NewRoot(rootHelp, buildVersion(), list...)
+	for name, words := range suggestFor {
+		if cmd, _, err := root.Find(strings.Fields(name)); err == nil {
+			cmd.SuggestFor = words
+		}
+	}
 	for _, g := range groups {
 		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
 		for _, name := range g.commands {

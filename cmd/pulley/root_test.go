@@ -48,7 +48,7 @@ func TestHelpIsNotWide(t *testing.T) {
 
 // Every verb has a description, and an example that contains its name.
 func TestEveryVerbHasHelp(t *testing.T) {
-	nouns := []string{"gpu", "tier", "route", "pool", "worker", "queue", "request", "dead", "key", "policy"}
+	nouns := []string{"gpu", "model", "tier", "route", "pool", "worker", "queue", "request", "dead", "key", "policy"}
 	seen := make(map[string]bool)
 	for _, cmd := range newRootCommand().Commands() {
 		if !slices.Contains(nouns, cmd.Name()) {

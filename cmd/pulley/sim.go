@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -130,9 +129,9 @@ func runSim(cmd *cobra.Command, listen string, cfg sim.Config) error {
 	if err != nil {
 		return err
 	}
-	ln, err := net.Listen("tcp", listen)
+	ln, err := openPort("listen", listen)
 	if err != nil {
-		return fmt.Errorf("--listen: %w", err)
+		return err
 	}
 	srv := &http.Server{Handler: eng, ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan error, 1)

@@ -2,16 +2,22 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/pulley-lb/pulley/broker"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
@@ -28,6 +34,7 @@ type upFlags struct {
 	storeDir   string
 	engines    []string
 	capacity   *capacityFlags
+	traces     *traceFlags
 	drain      time.Duration
 }
 
@@ -40,16 +47,23 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 		}
 		ctx = cli.WithLogger(ctx, log)
 	}
-	if err := u.capacity.check(); err != nil {
-		return err
-	}
 	cfg, err := u.gateway.config(ctx)
 	if err != nil {
 		return err
 	}
 	cfg.DrainTimeout = u.drain
+	if cfg.AccessLog, err = u.gateway.access.open(cmd); err != nil {
+		return err
+	}
 
-	engines, simulated, err := u.findEngines(ctx)
+	provider, endTraces, err := u.traces.open(cmd, "pulley")
+	if err != nil {
+		return err
+	}
+	defer endTraces()
+	cfg.TracerProvider = provider
+
+	engines, simulated, err := u.findEngines(ctx, cmd.Flag("listen").Changed)
 	if err != nil {
 		return err
 	}
@@ -61,7 +75,8 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 
-	ingress, admin, err := u.gateway.listeners()
+	moved := u.makeWay(cmd.Flags(), engines)
+	ingress, admin, err := u.gateway.listeners(cfg.Logger)
 	if err != nil {
 		return err
 	}
@@ -82,13 +97,22 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 	defer nc.Close()
 	local := new(subjects.Local)
 	cfg.Local = local
-	gw, err := gateway.New(cfg, nc)
+	if err := u.gateway.openDirect(&cfg, nc); err != nil {
+		return err
+	}
+	metrics := worker.NewMetrics()
+	cfg.Collectors = append(metrics.Own(), b.Collector())
+	if err := u.gateway.addServices(&cfg, nc); err != nil {
+		return err
+	}
+	gw, err := newGateway(cfg, nc, ingress, admin, &u.gateway.access)
 	if err != nil {
-		return cli.Usagef("%w", err)
+		return err
 	}
 	var workers []part
 	for _, cfg := range engines {
-		cfg.DrainTimeout, cfg.Logger, cfg.Version, cfg.Local = u.drain, cli.Logger(ctx), buildVersion(), local
+		cfg.Metrics = metrics
+		cfg.DrainTimeout, cfg.Logger, cfg.Version, cfg.Local, cfg.TracerProvider = u.drain, cli.Logger(ctx), buildVersion(), local, provider
 		wnc, err := connect("pulley worker " + cfg.Name)
 		if err != nil {
 			return err
@@ -100,14 +124,14 @@ func (u *upFlags) run(cmd *cobra.Command) error {
 		}
 		workers = append(workers, part{"worker " + cfg.Name, w.Run})
 	}
-	ban := &banner{out: cmd.OutOrStdout(), gateway: gw, auth: cfg.Auth, ingress: ingress.Addr(), broker: b.ClientURL(), store: u.storeDir, engines: engines, simulated: len(simulated) > 0}
+	ban := &banner{out: cmd.OutOrStdout(), gateway: gw.Gateway, auth: cfg.Auth, url: u.gateway.url(ingress.Addr()), broker: b.ClientURL(), store: u.storeDir, engines: engines, simulated: len(simulated) > 0, moved: moved}
 	if admin != nil {
 		ban.admin = admin.Addr()
 	}
 	return u.capacity.during(ctx, func() error {
 		return runParts(ctx, [][]part{
-			append(workers, part{"banner", ban.run}),
-			{{"gateway", func(ctx context.Context) error { return gw.Run(ctx, ingress, admin) }}},
+			append(append(workers, part{"banner", ban.run}), gw.page...),
+			{gw.run},
 		})
 	})
 }
@@ -130,14 +154,59 @@ func (u *upFlags) startBroker(ctx context.Context) (b *broker.Broker, stop func(
 	}
 }
 
-// findEngines returns the engines of --engine, else those on this machine, else simulated ones.
-func (u *upFlags) findEngines(ctx context.Context) ([]worker.Config, simulations, error) {
+// makeWay moves the ports of the gateway that the user has not chosen, if something else has them, such as llama.cpp on
+// 8080: to the next port that is free. Another Pulley does not count, since a second one is rarely meant. It returns what to
+// tell the user.
+func (u *upFlags) makeWay(fs *pflag.FlagSet, engines []worker.Config) (moved []string) {
+	const tries = 20
+	taken := func(address string) bool {
+		if slices.ContainsFunc(engines, func(e worker.Config) bool { return isAt(e.Engine, address) }) {
+			return true
+		}
+		l, err := net.Listen("tcp", address)
+		if err == nil {
+			l.Close()
+		}
+		return errors.Is(err, syscall.EADDRINUSE)
+	}
+	move := func(flag string, address *string, first int, but string) {
+		if fs.Changed(flag) || !taken(*address) || isPulley(*address) {
+			return
+		}
+		host, _, _ := net.SplitHostPort(*address)
+		for port := range tries {
+			next := net.JoinHostPort(host, strconv.Itoa(first+port))
+			if next != but && !taken(next) {
+				moved = append(moved, fmt.Sprintf("%s is taken: --%s is %s", *address, flag, next))
+				*address = next
+				return
+			}
+		}
+	}
+	move("listen", &u.gateway.listen, 8090, u.gateway.admin)
+	move("admin", &u.gateway.admin, 8091, u.gateway.listen)
+	return moved
+}
+
+// isAt says whether a URL of an engine leads to an address of this machine.
+func isAt(engine, address string) bool {
+	u, err := url.Parse(engine)
+	if err != nil {
+		return false
+	}
+	_, port, _ := net.SplitHostPort(address)
+	return loopback(u.Hostname()) && u.Port() == port
+}
+
+// findEngines returns the engines of --engine, else those on this machine, else simulated ones. On the port of the gateway
+// it looks only if that is not the user's choice.
+func (u *upFlags) findEngines(ctx context.Context, chosen bool) ([]worker.Config, simulations, error) {
 	if len(u.engines) > 0 {
 		cfgs, err := workerConfigs(ctx, u.engines)
 		return cfgs, nil, err
 	}
 	var specs []string
-	for _, found := range engine.Local(ctx, func(addr string) bool { return addr == u.gateway.listen }) {
+	for _, found := range engine.Local(ctx, func(addr string) bool { return chosen && addr == u.gateway.listen || isPulley(addr) }) {
 		specs = append(specs, found.URL)
 	}
 	if len(specs) > 0 {
@@ -156,15 +225,23 @@ func newUpCommand() *cobra.Command {
 
 Without --engine, Pulley looks for engines on the usual ports of this machine:
 Ollama 11434, vLLM 8000, llama.cpp 8080, SGLang 30000, LM Studio 1234. If it finds
-none, it starts two simulated engines of different speed.
+none, it starts two simulated engines of different speed. If another program has port
+8080 or 8081, such as llama.cpp, the API and the admin port move to the next free ones
+from 8090 on, unless --listen or --admin say where they must be.
 
 'pulley worker --help' describes the keys of --engine and the capacity of workers.
 
 Workers on other machines can join with 'pulley worker --nats …' if they can reach
-the address of --nats-listen. Ctrl-C lets running requests finish, then exits; a
+the address of --nats-listen. The broker has no users: whoever reaches it can read and
+answer every request, so it listens on loopback unless you say otherwise. For machines
+that you trust less use 'pulley broker' with 'pulley nats-config'. Ctrl-C lets running requests finish, then exits; a
 second Ctrl-C exits at once.`,
 		Example: `  pulley up
   pulley up --engine http://127.0.0.1:11434 --engine http://10.0.0.7:8000,slots=64,name=big`,
+		PreRunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := parseEngines(u.engines)
+			return errors.Join(u.capacity.check(), u.gateway.check(cmd.Context()), err)
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return u.run(cmd) },
 	}
 	fs := cmd.Flags()
@@ -173,6 +250,8 @@ second Ctrl-C exits at once.`,
 	cmd.RegisterFlagCompletionFunc("engine", completeEngine)
 	u.capacity = addCapacityFlags(cmd)
 	u.gateway = addGatewayFlags(fs)
+	cli.CompleteFixed(cmd, "access-log-format", "text", "json")
+	u.traces = addTraceFlags(cmd)
 	fs.StringVar(&u.natsListen, "nats-listen", "127.0.0.1:4222", "`host:port` of the broker; port 0 chooses a free one")
 	fs.StringVar(&u.storeDir, "store-dir", cli.DefaultStoreDir(), "`directory` for the streams of the broker")
 	fs.DurationVar(&u.drain, "drain-timeout", 30*time.Second, "how long running requests may continue after Ctrl-C")
@@ -181,27 +260,29 @@ second Ctrl-C exits at once.`,
 
 // banner prints what was started and how to try it.
 type banner struct {
-	out            io.Writer
-	gateway        *gateway.Gateway
-	auth           gateway.AuthMode
-	ingress, admin net.Addr
-	broker, store  string
-	engines        []worker.Config
-	simulated      bool
+	out           io.Writer
+	gateway       *gateway.Gateway
+	auth          gateway.AuthMode
+	url           string // of the API
+	admin         net.Addr
+	broker, store string
+	engines       []worker.Config
+	simulated     bool
+	moved         []string // ports that are not the usual ones, and why
 }
 
 // run prints the banner once there is a model, or after a few seconds without one. Then it waits for ctx, since it is
 // one of the parts.
 func (b *banner) run(ctx context.Context) error {
-	url := "http://" + b.ingress.String()
+	url := b.url
 	models := b.waitForModels(ctx, 5*time.Second)
 	var s strings.Builder
 	fmt.Fprintf(&s, "\nPulley %s\n\n", buildVersion())
 	fmt.Fprintf(&s, "  gateway  %-28s  OpenAI-compatible API\n", url)
 	if b.admin != nil {
-		fmt.Fprintf(&s, "  admin    %-28s  /readyz /metrics\n", "http://"+b.admin.String())
+		fmt.Fprintf(&s, "  admin    %-28s  live page; /readyz /metrics\n", "http://"+b.admin.String())
 	}
-	fmt.Fprintf(&s, "  broker   %-28s  store %s\n", b.broker, b.store)
+	fmt.Fprintf(&s, "  broker   %-28s  store %s; no users: open to whoever reaches it\n", b.broker, b.store)
 	auto := "none: every client on this machine may use the API (pulley key add --tenant NAME)"
 	if b.gateway.KeysRequired() {
 		auto = "required"
@@ -213,6 +294,9 @@ func (b *banner) run(ctx context.Context) error {
 			kind = "not answering yet"
 		}
 		fmt.Fprintf(&s, "  engine   %-28s  %s (%s)\n", e.Engine, e.Name, kind)
+	}
+	for _, m := range b.moved {
+		fmt.Fprintf(&s, "  note     %s\n", m)
 	}
 	if b.simulated {
 		s.WriteString("\n  No engine was found on this machine: two simulated engines were started.\n  To use your own: pulley up --engine http://127.0.0.1:8000\n")

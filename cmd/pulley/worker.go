@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -13,11 +14,13 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/ops"
 	"github.com/pulley-lb/pulley/engine"
+	"github.com/pulley-lb/pulley/subjects"
 	"github.com/pulley-lb/pulley/worker"
 )
 
 func newWorkerCommand() *cobra.Command {
 	var engines []string
+	var id string
 	var drain, stall time.Duration
 	cmd := &cobra.Command{
 		Use:   "worker",
@@ -77,6 +80,12 @@ only that model when the worker starts, or name it with model=. Adapters (LoRA) 
 vLLM lists with their parent do not count; a route may send them to the same pool, and
 the engine is asked for the adapter.
 
+A worker has an id that stays when it is started again: --id, or id= for one engine. By
+default it follows from the name, the host and the engine. With an id that is set, a
+second process that starts with it takes over: the first one finishes what it has,
+and leaves with an error. 'pulley nats-config' gives a worker of an id the right to its
+own messages, and to no others.
+
 Stop a worker with SIGTERM, or from anywhere with 'pulley worker drain': it accepts
 no new requests, finishes the running ones, and leaves. Requests that still run
 after --drain-timeout continue on other workers. The command ends when all its
@@ -86,35 +95,59 @@ Terms: docs/concepts.md`,
 		Example: `  pulley worker --nats nats://broker-1:4222 --engine http://127.0.0.1:8000,slots=64
   pulley worker --engine http://127.0.0.1:11434,model=llama3.2,slots=4,name=desk
   pulley worker --engine http://127.0.0.1:8000,gpus=0+1 --engine http://127.0.0.1:8001,gpus=2,profile=latency
-  pulley worker --engine http://127.0.0.1:8001,pool=llama-70b-canary,name=canary-1`,
+  pulley worker --engine http://127.0.0.1:8001,pool=llama-70b-canary,name=canary-1
+  pulley worker --nats tls://broker-1:4222 --tls-ca ca.pem --nkey worker-gpu-1.nk --id gpu-1 \
+    --engine http://127.0.0.1:8000`,
 	}
 	fs := cmd.Flags()
 	fs.SortFlags = false
 	fs.StringArrayVar(&engines, "engine", nil, engineHelp)
 	cmd.RegisterFlagCompletionFunc("engine", completeEngine)
+	fs.StringVar(&id, "id", "", "stable `id` of the worker, as 'pulley nats-config --worker' names it; a second engine gets the id with -2, and so on (default from the name, the host and the engine)")
+	cmd.RegisterFlagCompletionFunc("id", cobra.NoFileCompletions)
 	capacity := addCapacityFlags(cmd)
+	admin := addAdminFlags(fs, "127.0.0.1:8083")
 	fs.DurationVar(&drain, "drain-timeout", 10*time.Minute, "how long running requests may continue after SIGTERM")
 	fs.DurationVar(&stall, "stall-timeout", 2*time.Minute, "how long a streaming engine may send nothing before the attempt fails")
+	traces := addTraceFlags(cmd)
 	c := cli.AddConnectFlags(fs)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		if len(engines) == 0 {
 			return cli.Usagef("missing flag: --engine URL, such as --engine http://127.0.0.1:8000")
 		}
-		if err := capacity.check(); err != nil {
-			return err
+		cfgs, err := parseEngines(engines)
+		if err == nil {
+			err = nameWorkers(cfgs, id)
 		}
+		return errors.Join(capacity.check(), err, c.Check(cmd.Context()))
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx := cmd.Context()
 		cfgs, err := workerConfigs(ctx, engines)
+		if err == nil {
+			err = nameWorkers(cfgs, id)
+		}
 		if err != nil {
 			return err
 		}
 		if err := capacity.equip(ctx, cfgs); err != nil {
 			return err
 		}
+		provider, endTraces, err := traces.open(cmd, "pulley-worker")
+		if err != nil {
+			return err
+		}
+		defer endTraces()
+		port, err := admin.open(cli.Logger(ctx))
+		if err != nil {
+			return err
+		}
 		var parts []part
+		metrics := worker.NewMetrics()
 		for _, cfg := range cfgs {
+			cfg.Metrics = metrics
 			cfg.DrainTimeout, cfg.StallTimeout = drain, stall
-			cfg.Logger, cfg.Version = cli.Logger(ctx), buildVersion()
+			cfg.Logger, cfg.Version, cfg.TracerProvider = cli.Logger(ctx), buildVersion(), provider
 			nc, err := c.ConnectPatiently(ctx, "pulley worker "+cfg.Name)
 			if err != nil {
 				return err
@@ -125,23 +158,42 @@ Terms: docs/concepts.md`,
 				return cli.Usagef("%w", err)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "worker   %s  %s\n", w.ID(), cfg.Engine)
-			parts = append(parts, part{"worker " + cfg.Name, w.Run})
+			parts = append(parts, part{"worker " + cmp.Or(cfg.Name, w.ID()), w.Run})
 		}
-		return capacity.during(ctx, func() error { return runParts(ctx, [][]part{parts}) })
+		if port != nil {
+			fmt.Fprintf(cmd.OutOrStdout(), "admin    %s\n", port.url())
+		}
+		return port.during(ctx, metrics.Collectors(), metrics.NotReady, func() error {
+			return capacity.during(ctx, func() error { return runParts(ctx, [][]part{parts}) })
+		})
 	}
 	cmd.AddCommand(ops.WorkerVerbs()...)
 	return cmd
 }
 
-// workerConfigs parses the values of --engine, and asks the engines for the rest.
-func workerConfigs(ctx context.Context, specs []string) ([]worker.Config, error) {
-	var cfgs []worker.Config
-	names := make(map[string]bool)
+// parseEngines parses the values of --engine, and returns what is wrong with any of them.
+func parseEngines(specs []string) (cfgs []worker.Config, err error) {
+	var errs []error
 	for _, s := range specs {
 		cfg, err := parseEngine(s)
 		if err != nil {
-			return nil, err
+			errs = append(errs, err)
 		}
+		cfgs = append(cfgs, cfg)
+	}
+	return cfgs, errors.Join(errs...)
+}
+
+// workerConfigs parses the values of --engine, and asks the engines for the rest.
+func workerConfigs(ctx context.Context, specs []string) ([]worker.Config, error) {
+	parsed, err := parseEngines(specs)
+	if err != nil {
+		return nil, err
+	}
+	var cfgs []worker.Config
+	names := make(map[string]bool)
+	for i, s := range specs {
+		cfg := parsed[i]
 		learnEngine(ctx, &cfg)
 		if cfg.Name != "" && names[cfg.Name] {
 			return nil, cli.Usagef("--engine %q: another engine has the name %q", s, cfg.Name)
@@ -150,6 +202,29 @@ func workerConfigs(ctx context.Context, specs []string) ([]worker.Config, error)
 		cfgs = append(cfgs, cfg)
 	}
 	return cfgs, nil
+}
+
+// nameWorkers gives ids to the workers of one process: id to the first, and id-2, id-3 and so on to the others. An id that
+// the flag of an engine names stays.
+func nameWorkers(cfgs []worker.Config, id string) error {
+	if id != "" {
+		if err := worker.CheckID(id); err != nil {
+			return cli.Usagef("--id: %w", err)
+		}
+	}
+	used := make(map[string]bool)
+	for i := range cfgs {
+		if c := &cfgs[i]; c.ID == "" && id != "" {
+			if c.ID = subjects.EngineID(id, i+1); worker.CheckID(c.ID) != nil {
+				return cli.Usagef("--id %s: too long for %d engines", id, len(cfgs))
+			}
+		}
+		if used[cfgs[i].ID] {
+			return cli.Usagef("--id, id=: two engines have the id %s", cfgs[i].ID)
+		}
+		used[cfgs[i].ID] = cfgs[i].ID != ""
+	}
+	return nil
 }
 
 // engineName returns a name for the engine at a URL, such as vllm-8000, of what people call such an engine.

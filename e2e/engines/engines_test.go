@@ -8,7 +8,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -19,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/pulley-lb/pulley/e2e/process"
 )
 
 const (
@@ -30,22 +31,23 @@ const (
 // Three engines of one model: a fast one, a slow one, and one that has not loaded it. Whatever happens to them, no request is
 // lost, and only a stream that an engine broke ends early, and says so.
 func TestRealEngines(t *testing.T) {
-	if os.Getenv("PULLEY_BIN") == "" || os.Getenv("REALENGINE_MODEL") == "" {
-		t.Skip("PULLEY_BIN names no binary, or REALENGINE_MODEL no model: this is run by make e2e")
+	pulley := process.Pulley(t)
+	if os.Getenv("REALENGINE_MODEL") == "" {
+		t.Skip("REALENGINE_MODEL names no model: this is run by make e2e")
 	}
-	free := addresses(t, 5)
+	free := process.Addresses(t, 5)
 	broker, gateway := free[0], free[1]
-	start(t, os.Getenv("PULLEY_BIN"), "broker", "--listen", broker, "--store-dir", t.TempDir())
-	start(t, os.Getenv("PULLEY_BIN"), "gateway", "--nats", "nats://"+broker, "--listen", gateway, "--admin", "127.0.0.1:0")
+	process.Start(t, pulley, "broker", "--listen", broker, "--store-dir", t.TempDir())
+	process.Start(t, pulley, "gateway", "--nats", "nats://"+broker, "--listen", gateway, "--admin", "127.0.0.1:0")
 	fast := &realEngine{addr: free[2], args: []string{"--slots", "4", "--itl", "15"}}
 	slow := &realEngine{addr: free[3], args: []string{"--slots", "4", "--itl", "60"}}
 	cold := &realEngine{addr: free[4], args: []string{"--slots", "2", "--itl", "15", "--cold", "--load-time", "1500"}}
 	for name, e := range map[string]*realEngine{"fast": fast, "slow": slow, "cold": cold} {
 		e.start(t, "tiny")
 		slots := e.args[1]
-		start(t, os.Getenv("PULLEY_BIN"), "worker", "--nats", "nats://"+broker, "--stall-timeout", stall, "--engine", fmt.Sprintf("http://%s,name=%s,slots=%s", e.addr, name, slots))
+		process.Start(t, pulley, "worker", "--nats", "nats://"+broker, "--stall-timeout", stall, "--engine", fmt.Sprintf("http://%s,name=%s,slots=%s", e.addr, name, slots))
 	}
-	eventually(t, "all engines are known", func() bool { return serves(gateway, "tiny") })
+	process.Eventually(t, "all engines are known", func() bool { return process.Serves(gateway, "tiny") })
 
 	l := &load{url: "http://" + gateway + "/v1/chat/completions", model: "tiny"}
 	ctx, stop := context.WithCancel(t.Context())
@@ -71,9 +73,9 @@ func TestRealEngines(t *testing.T) {
 	// More than the warm engines can carry: the cold one loads, and takes its part.
 	add(10)
 	begun := time.Now()
-	eventually(t, "the cold engine has loaded", func() bool { return cold.stats(t).Loads == 1 })
+	process.Eventually(t, "the cold engine has loaded", func() bool { return cold.stats(t).Loads == 1 })
 	t.Logf("measured: the cold engine had loaded %v after the load grew", time.Since(begun).Round(100*time.Millisecond))
-	eventually(t, "the cold engine takes its part", func() bool { return cold.stats(t).Finished >= 10 })
+	process.Eventually(t, "the cold engine takes its part", func() bool { return cold.stats(t).Finished >= 10 })
 	ofFast, ofSlow = shares(t, l, fast, slow)
 	t.Logf("measured: above capacity, %d requests to the fast engine, %d to the slow one", ofFast, ofSlow)
 	if ofSlow == 0 || ofFast < 3*ofSlow/2 {
@@ -93,7 +95,7 @@ func TestRealEngines(t *testing.T) {
 		t.Errorf("%d streams broke of an engine with 4 slots: %s", killed, l.troubles())
 	}
 	fast.start(t, "tiny")
-	eventually(t, "the engine that was killed serves again", func() bool { return fast.stats(t).Finished >= 10 })
+	process.Eventually(t, "the engine that was killed serves again", func() bool { return fast.stats(t).Finished >= 10 })
 
 	// The slow one is frozen: what it has ends, one way or the other, and everything else goes on.
 	before, frozenAt := l.broken.Load(), time.Now()
@@ -110,13 +112,13 @@ func TestRealEngines(t *testing.T) {
 	}
 	slow.signal(t, syscall.SIGCONT)
 	started := slow.stats(t).Started
-	eventually(t, "the engine that was frozen serves again", func() bool { return slow.stats(t).Started >= started+5 })
+	process.Eventually(t, "the engine that was frozen serves again", func() bool { return slow.stats(t).Started >= started+5 })
 
 	// The slow one is replaced by another model.
 	before = l.broken.Load()
 	slow.kill(t)
 	slow.start(t, "tiny2")
-	eventually(t, "the other model is served", func() bool { return serves(gateway, "tiny2") })
+	process.Eventually(t, "the other model is served", func() bool { return process.Serves(gateway, "tiny2") })
 	other := &load{url: l.url, model: "tiny2"}
 	other.once(ctx)
 	if other.whole.Load() != 1 {
@@ -276,14 +278,14 @@ func (l *load) inFlight() (running []int) {
 func (l *load) await(t *testing.T, n int64) {
 	t.Helper()
 	until := l.whole.Load() + n
-	eventually(t, fmt.Sprintf("%d more whole streams", n), func() bool { return l.whole.Load() >= until })
+	process.Eventually(t, fmt.Sprintf("%d more whole streams", n), func() bool { return l.whole.Load() >= until })
 }
 
 // awaitAll returns when these requests have ended, and how long that took.
 func (l *load) awaitAll(t *testing.T, these []int) time.Duration {
 	t.Helper()
 	begun := time.Now()
-	eventually(t, "the requests in flight end", func() bool {
+	process.Eventually(t, "the requests in flight end", func() bool {
 		now := l.inFlight()
 		return !slices.ContainsFunc(these, func(n int) bool { return slices.Contains(now, n) })
 	})
@@ -317,8 +319,8 @@ type engineStats struct {
 
 func (e *realEngine) start(t *testing.T, model string) {
 	t.Helper()
-	e.cmd = start(t, "node", append([]string{"../realengine/server.mjs", "--model", os.Getenv("REALENGINE_MODEL"), "--name", model, "--listen", e.addr}, e.args...)...)
-	eventually(t, "the engine listens", func() bool {
+	e.cmd = process.Start(t, "node", append([]string{"../realengine/server.mjs", "--model", os.Getenv("REALENGINE_MODEL"), "--name", model, "--listen", e.addr}, e.args...)...)
+	process.Eventually(t, "the engine listens", func() bool {
 		resp, err := http.Get("http://" + e.addr + "/health")
 		if err == nil {
 			resp.Body.Close()
@@ -351,72 +353,4 @@ func (e *realEngine) stats(t *testing.T) (s engineStats) {
 		t.Fatal(err)
 	}
 	return s
-}
-
-// start starts a process and ends it with the test.
-func start(t *testing.T, name string, args ...string) *exec.Cmd {
-	t.Helper()
-	cmd := exec.Command(name, args...)
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(setting string) bool { return strings.HasPrefix(setting, "PULLEY_") })
-	output, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var read sync.WaitGroup
-	read.Go(func() {
-		for lines := bufio.NewScanner(output); lines.Scan(); {
-			if line := lines.Text(); strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") {
-				t.Logf("%s: %s", args[0], line)
-			}
-		}
-	})
-	t.Cleanup(func() {
-		if cmd.ProcessState == nil {
-			cmd.Process.Signal(syscall.SIGCONT)
-			cmd.Process.Signal(syscall.SIGTERM)
-			timer := time.AfterFunc(5*time.Second, func() { cmd.Process.Kill() })
-			defer timer.Stop()
-		}
-		read.Wait()
-		if cmd.ProcessState == nil {
-			cmd.Wait()
-		}
-	})
-	return cmd
-}
-
-// addresses are n on loopback that are free now.
-func addresses(t *testing.T, n int) (free []string) {
-	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		free = append(free, l.Addr().String())
-	}
-	return free
-}
-
-func serves(gateway, model string) bool {
-	resp, err := http.Get("http://" + gateway + "/v1/models/" + model)
-	if err != nil {
-		return false
-	}
-	resp.Body.Close()
-	return resp.StatusCode == http.StatusOK
-}
-
-// eventually waits until something holds. It is patient: how long anything takes is logged, and not judged.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patient); !holds(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s: not within %v", what, patient)
-		}
-	}
 }

@@ -290,6 +290,76 @@ func TestResponses(t *testing.T) {
 	}
 }
 
+func TestBackgroundResponses(t *testing.T) {
+	x := setup(t)
+	if !x.simulated || !x.pulley {
+		t.Skip("needs Pulley and simulated engines")
+	}
+	client := x.client()
+	ask := responses.ResponseNewParams{
+		Model:           x.model,
+		Input:           responses.ResponseNewParamsInputUnion{OfString: openai.String("Tell me a story.")},
+		MaxOutputTokens: openai.Int(60),
+		Background:      openai.Bool(true),
+	}
+	answer, err := client.Responses.New(t.Context(), ask)
+	if err != nil || answer.Status != responses.ResponseStatusQueued {
+		t.Fatalf("%v: %s", err, answer.RawJSON())
+	}
+	for answer.Status == responses.ResponseStatusQueued || answer.Status == responses.ResponseStatusInProgress {
+		time.Sleep(50 * time.Millisecond)
+		if answer, err = client.Responses.Get(t.Context(), answer.ID, responses.ResponseGetParams{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if answer.Status != responses.ResponseStatusCompleted || answer.OutputText() == "" {
+		t.Fatalf("ended as %s", answer.RawJSON())
+	}
+
+	var id, text string
+	at := int64(-1)
+	note := func(event responses.ResponseStreamEventUnion) {
+		if event.SequenceNumber != at+1 {
+			t.Fatalf("event %d comes after %d", event.SequenceNumber, at)
+		}
+		at = event.SequenceNumber
+		if event.Type == "response.output_text.delta" {
+			text += event.Delta
+		}
+	}
+	stream := client.Responses.NewStreaming(t.Context(), ask)
+	for len(text) < 100 && stream.Next() {
+		note(stream.Current())
+		if id == "" {
+			id = stream.Current().Response.ID
+		}
+	}
+	stream.Close()
+	rest := client.Responses.GetStreaming(t.Context(), id, responses.ResponseGetParams{StartingAfter: openai.Int(at)})
+	for rest.Next() {
+		note(rest.Current())
+	}
+	if rest.Err() != nil || text != answer.OutputText() {
+		t.Fatalf("%v: %q, want %q", rest.Err(), text, answer.OutputText())
+	}
+
+	ask.MaxOutputTokens = openai.Int(100_000)
+	long, err := client.Responses.New(t.Context(), ask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if c, err := client.Responses.Cancel(t.Context(), long.ID); err != nil || c.Status != responses.ResponseStatusCancelled {
+			t.Fatalf("cancelled: %v, %+v", err, c)
+		}
+	}
+	if err := client.Responses.Delete(t.Context(), long.ID); err != nil {
+		t.Fatal(err)
+	}
+	_, err = client.Responses.Get(t.Context(), long.ID, responses.ResponseGetParams{})
+	wantStatus(t, err, http.StatusNotFound)
+}
+
 func wantStatus(t *testing.T, err error, status int) *openai.Error {
 	t.Helper()
 	apiErr, ok := errors.AsType[*openai.Error](err)

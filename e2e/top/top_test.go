@@ -5,9 +5,6 @@ package top
 import (
 	"bytes"
 	"fmt"
-	"net"
-	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -16,6 +13,7 @@ import (
 	"time"
 
 	"github.com/charmbracelet/x/ansi"
+	"github.com/pulley-lb/pulley/e2e/process"
 )
 
 func TestTop(t *testing.T) {
@@ -129,18 +127,16 @@ func start(t *testing.T) *fleet {
 	if _, err := exec.LookPath("tmux"); err != nil {
 		t.Skip("tmux is not installed: it is Debian's package tmux")
 	}
-	f := &fleet{t: t, bin: os.Getenv("PULLEY_BIN"), dir: t.TempDir(), nats: address(t), gateway: address(t)}
-	if f.bin == "" {
-		t.Skip("PULLEY_BIN names no binary: this is run by make e2e")
-	}
+	free := process.Addresses(t, 2)
+	f := &fleet{t: t, bin: process.Pulley(t), dir: t.TempDir(), nats: free[0], gateway: free[1]}
 	f.socket = filepath.Join(f.dir, "tmux")
 	t.Cleanup(func() { exec.Command("tmux", "-S", f.socket, "kill-server").Run() })
 
 	f.upArgs = []string{"up", "--listen", f.gateway, "--admin", "", "--nats-listen", f.nats, "--store-dir", filepath.Join(f.dir, "store")}
 	for name, itl := range map[string]string{"fast": "10ms", "slow": "30ms"} {
-		engine := address(t)
+		engine := process.Addresses(t, 1)[0]
 		f.pulley("sim", "--listen", engine, "--name", name, "--slots", "4", "--itl", itl)
-		f.await("engine "+name, func() bool { return answers("http://" + engine + "/health") })
+		process.Eventually(f.t, "engine "+name, func() bool { return process.OK("http://" + engine + "/health") })
 		f.upArgs = append(f.upArgs, "--engine", fmt.Sprintf("http://%s,name=%s,slots=4", engine, name))
 	}
 	f.startUp()
@@ -152,14 +148,14 @@ func start(t *testing.T) *fleet {
 func (f *fleet) startUp() {
 	f.t.Helper()
 	f.up = f.pulley(f.upArgs...)
-	f.await("the gateway", func() bool { return answers("http://" + f.gateway + "/v1/models/sim") })
+	process.Eventually(f.t, "the gateway", func() bool { return process.Serves(f.gateway, "sim") })
 }
 
 // pulley starts pulley, and kills it at the end.
 func (f *fleet) pulley(args ...string) *exec.Cmd {
 	f.t.Helper()
 	cmd := exec.Command(f.bin, args...)
-	cmd.Env = environ()
+	cmd.Env = process.Environ()
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
@@ -179,52 +175,12 @@ func (f *fleet) pulley(args ...string) *exec.Cmd {
 func (f *fleet) run(args ...string) string {
 	f.t.Helper()
 	cmd := exec.Command(f.bin, append(args, "--nats", f.nats)...)
-	cmd.Env = environ()
+	cmd.Env = process.Environ()
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		f.t.Errorf("pulley %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
-}
-
-func (f *fleet) await(what string, holds func() bool) {
-	f.t.Helper()
-	for end := time.Now().Add(20 * time.Second); !holds(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			f.t.Fatalf("waited in vain for %s", what)
-		}
-	}
-}
-
-func answers(url string) bool {
-	res, err := http.Get(url)
-	if err != nil {
-		return false
-	}
-	res.Body.Close()
-	return res.StatusCode == http.StatusOK
-}
-
-// address is one that nobody listens on.
-func address(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
-// environ is the environment without what would change pulley's ways.
-func environ() (list []string) {
-	for _, v := range os.Environ() {
-		name, _, _ := strings.Cut(v, "=")
-		if !strings.HasPrefix(name, "PULLEY_") && !strings.HasPrefix(name, "NATS_") && name != "NO_COLOR" {
-			list = append(list, v)
-		}
-	}
-	return list
 }
 
 // terminal is a window of tmux in which pulley top runs.
@@ -247,7 +203,7 @@ func (f *fleet) terminal(width, height int, env ...string) *terminal {
 func (x *terminal) tmux(args ...string) string {
 	x.f.t.Helper()
 	cmd := exec.Command("tmux", append([]string{"-S", x.f.socket}, args...)...)
-	cmd.Env = environ()
+	cmd.Env = process.Environ()
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		x.f.t.Fatalf("tmux %s: %v\n%s", strings.Join(args, " "), err, out)

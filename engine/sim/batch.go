@@ -23,10 +23,12 @@ type sequence struct {
 
 	// Guarded by batch.mu.
 	started  bool
-	fresh    int // prompt tokens that were not cached when it first reached the head of the queue; -1: not looked up yet
-	cached   int // prompt tokens that were cached when the prefill first started
-	made     int // tokens for which the waiter was woken
-	again    int // tokens produced before it was preempted, to be prefilled with its prompt
+	fresh    int           // prompt tokens that were not cached when it first reached the head of the queue; -1: not looked up yet
+	cached   int           // prompt tokens that were cached when the prefill first started
+	computed int           // tokens that its last prefill computed
+	read     time.Duration // how long that took
+	made     int           // tokens for which the waiter was woken
+	again    int           // tokens produced before it was preempted, to be prefilled with its prompt
 	ended    bool
 	decoding bool
 	first    time.Time // time of its first token, while it is resting
@@ -77,6 +79,7 @@ type batch struct {
 	most       int         // tokens that they may come to hold
 	prefilling []*sequence // the first one is being prefilled
 	reading    int         // tokens of all of these
+	prefillAt  time.Time   // when that of the first one began
 	prefillEnd time.Time   // of the first one
 	resting    []*sequence // prefilled, ordered by the time of their first token
 	decoding   []*sequence // ordered by due
@@ -85,10 +88,12 @@ type batch struct {
 	maxRunning int
 	started    int64
 	preempted  int64
-	cache      *prefixCache // nil: none
-	queried    int64        // prompt tokens that were looked up in the cache
-	cached     int64        // prompt tokens that were found
-	timer      *time.Timer  // nil while no event is due
+	cache      *prefixCache  // nil: none
+	queried    int64         // prompt tokens that were looked up in the cache
+	cached     int64         // prompt tokens that were found
+	computed   int64         // prompt tokens that were prefilled
+	read       time.Duration // how long that took
+	timer      *time.Timer   // nil while no event is due
 }
 
 func newBatch(cfg Config) *batch {
@@ -186,7 +191,7 @@ func (b *batch) stats() (st Stats, held int) {
 	b.advanceLocked(time.Now())
 	return Stats{
 		Running: len(b.admitted), Waiting: len(b.waiting), MaxRunning: b.maxRunning, Started: b.started,
-		Preempted: b.preempted, Queried: b.queried, Cached: b.cached, Clock: b.clock,
+		Preempted: b.preempted, Queried: b.queried, Cached: b.cached, Computed: b.computed, PrefillTime: b.read, Clock: b.clock,
 	}, b.heldLocked()
 }
 
@@ -344,7 +349,7 @@ func (b *batch) admitLocked() {
 
 // prefillLocked starts the first prefill, if there is one.
 func (b *batch) prefillLocked() {
-	b.prefillEnd = b.at
+	b.prefillAt, b.prefillEnd = b.at, b.at
 	if len(b.prefilling) == 0 {
 		return
 	}
@@ -355,8 +360,9 @@ func (b *batch) prefillLocked() {
 		b.queried += int64(q.in)
 		b.cached += int64(cached)
 	}
+	q.computed = q.in + q.again - cached
 	if b.cfg.PrefillRate > 0 {
-		seconds := float64(q.in+q.again-cached) / b.cfg.PrefillRate / b.clock
+		seconds := float64(q.computed) / b.cfg.PrefillRate / b.clock
 		b.prefillEnd = b.at.Add(time.Duration(math.Round(seconds * float64(time.Second))))
 	}
 }
@@ -382,6 +388,9 @@ func (b *batch) prefilledLocked() {
 	if q.caches {
 		b.cache.use(q.blocks)
 	}
+	q.read = b.at.Sub(b.prefillAt)
+	b.computed += int64(q.computed)
+	b.read += q.read
 	b.prefilling = b.prefilling[1:]
 	b.reading -= q.toRead()
 	b.prefillLocked()

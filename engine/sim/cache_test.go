@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/engine/sim"
 )
 
@@ -221,6 +222,37 @@ func BenchmarkPrefixCache(b *testing.B) {
 			for b.Loop() {
 				req, _ := http.NewRequest(http.MethodPost, "/v1/chat/completions", bytes.NewReader(body))
 				eng.ServeHTTP(discard{http.Header{}}, req)
+			}
+		})
+	}
+}
+
+// llama.cpp says in its answers how many tokens of the prompt it computed, and how long that took, and counts both; others do not.
+func TestLlamaCppTellsHowItReadsPrompts(t *testing.T) {
+	for dialect, tells := range map[engine.Dialect]bool{engine.DialectLlamaCpp: true, engine.DialectVLLM: false} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, sim.Config{PrefillRate: 1000, PrefixCache: 10_000, Dialect: dialect})
+			text := distinct("w", 0, 100)
+			const first, again = `"timings":{"cache_n":0,"prompt_n":100,"prompt_ms":100}`, `"timings":{"cache_n":96,"prompt_n":4,"prompt_ms":4}`
+			n := 0
+			for path, body := range map[string]string{
+				"/v1/chat/completions": `{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"` + text + `"}]`,
+				"/v1/completions":      `{"model":"m","max_tokens":1,"prompt":"` + text + `"`,
+			} {
+				for _, rest := range []string{`}`, `,"stream":true}`, `,"stream":true,"stream_options":{"include_usage":true}}`} {
+					want := first
+					if n > 0 {
+						want = again
+					}
+					n++
+					_, _, answer, err := r.answer(path, "", body+rest)
+					if err != nil || strings.Contains(answer, want) != tells || strings.Contains(answer, "timings") != tells || strings.Count(answer, "timings") > 1 {
+						t.Errorf("%s, %s%s: %s %v\nwant %s: %t", dialect, path, rest, answer, err, want, tells)
+					}
+				}
+			}
+			if got := r.sim.Stats(); got.Computed != 120 || got.PrefillTime != 120*time.Millisecond {
+				t.Errorf("computed %d in %v, want 120 in as many ms", got.Computed, got.PrefillTime)
 			}
 		})
 	}

@@ -58,6 +58,20 @@ func (wk *work) usageOf() *usage {
 	return u
 }
 
+// timings are what llama.cpp says of a prompt in the last part of an answer.
+type timings struct {
+	CacheN   int     `json:"cache_n"`  // tokens found in the cache
+	PromptN  int     `json:"prompt_n"` // tokens computed
+	PromptMS float64 `json:"prompt_ms"`
+}
+
+func (wk *work) timingsOf() *timings {
+	if !wk.timed {
+		return nil
+	}
+	return &timings{wk.cached, wk.computed, float64(wk.read.Microseconds()) / 1000}
+}
+
 type chatCompletion struct {
 	ID                string       `json:"id"`
 	Object            string       `json:"object"`
@@ -66,6 +80,7 @@ type chatCompletion struct {
 	Choices           []chatChoice `json:"choices"`
 	Usage             *usage       `json:"usage"`
 	SystemFingerprint string       `json:"system_fingerprint"`
+	Timings           *timings     `json:"timings,omitempty"`
 }
 
 type chatChoice struct {
@@ -102,6 +117,7 @@ type chatChunk struct {
 	SystemFingerprint string            `json:"system_fingerprint"`
 	Choices           []chatChunkChoice `json:"choices"`
 	Usage             json.RawMessage   `json:"usage,omitempty"`
+	Timings           *timings          `json:"timings,omitempty"`
 }
 
 type chatChunkChoice struct {
@@ -122,7 +138,7 @@ func (wk *work) completion(m chatMessage, finish string) []byte {
 	return jsonOf(&chatCompletion{
 		ID: wk.id, Object: "chat.completion", Created: wk.created, Model: wk.model,
 		Choices: []chatChoice{{Message: m, FinishReason: finish}},
-		Usage:   wk.usageOf(), SystemFingerprint: wk.engine,
+		Usage:   wk.usageOf(), SystemFingerprint: wk.engine, Timings: wk.timingsOf(),
 	})
 }
 
@@ -138,6 +154,8 @@ func (wk *work) chunk(d chatDelta, finish string) []byte {
 	}
 	if wk.usage {
 		c.Usage = json.RawMessage("null")
+	} else if finish != "" {
+		c.Timings = wk.timingsOf()
 	}
 	return jsonOf(c)
 }
@@ -154,7 +172,7 @@ func (wk *work) endChunks(st *stream, finish string) {
 	st.event("", wk.chunk(chatDelta{}, finish))
 	if wk.usage {
 		c := wk.emptyChunk()
-		c.Usage = jsonOf(wk.usageOf())
+		c.Usage, c.Timings = jsonOf(wk.usageOf()), wk.timingsOf()
 		st.event("", jsonOf(c))
 	}
 	st.event("", []byte("[DONE]"))

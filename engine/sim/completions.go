@@ -24,6 +24,7 @@ type textCompletion struct {
 	Choices           []textChoice    `json:"choices"`
 	Usage             json.RawMessage `json:"usage,omitempty"`
 	SystemFingerprint string          `json:"system_fingerprint"`
+	Timings           *timings        `json:"timings,omitempty"`
 }
 
 type textChoice struct {
@@ -33,10 +34,10 @@ type textChoice struct {
 	FinishReason *string         `json:"finish_reason"`
 }
 
-func (c *completion) object(usage json.RawMessage, choices ...textChoice) []byte {
+func (c *completion) object(usage json.RawMessage, said *timings, choices ...textChoice) []byte {
 	return jsonOf(&textCompletion{
 		ID: c.id, Object: "text_completion", Created: c.created, Model: c.model,
-		Choices: append([]textChoice{}, choices...), Usage: usage, SystemFingerprint: c.engine,
+		Choices: append([]textChoice{}, choices...), Usage: usage, SystemFingerprint: c.engine, Timings: said,
 	})
 }
 
@@ -49,20 +50,22 @@ func (c *completion) noUsage() json.RawMessage {
 
 func (c *completion) whole() (string, []byte) {
 	choice := textChoice{Text: jsonOf(c.text()), FinishReason: new(c.finish("length", "stop"))}
-	return "application/json", c.object(jsonOf(c.usageOf()), choice)
+	return "application/json", c.object(jsonOf(c.usageOf()), c.timingsOf(), choice)
 }
 
 func (c *completion) begin(*stream) {
-	c.frame = newEventFrame(c.object(c.noUsage(), textChoice{Text: framePiece}))
+	c.frame = newEventFrame(c.object(c.noUsage(), nil, textChoice{Text: framePiece}))
 }
 
 func (c *completion) tokens(st *stream, i, n int) { c.frame.write(st, c.work, i, n) }
 
 func (c *completion) end(st *stream) {
 	last := textChoice{Text: json.RawMessage(`""`), FinishReason: new(c.finish("length", "stop"))}
-	st.event("", c.object(c.noUsage(), last))
-	if c.usage {
-		st.event("", c.object(jsonOf(c.usageOf())))
+	if !c.usage {
+		st.event("", c.object(nil, c.timingsOf(), last))
+	} else {
+		st.event("", c.object(c.noUsage(), nil, last))
+		st.event("", c.object(jsonOf(c.usageOf()), c.timingsOf()))
 	}
 	st.event("", []byte("[DONE]"))
 }

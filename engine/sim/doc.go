@@ -54,7 +54,8 @@
 // used block is evicted, and of a prompt's blocks the last one first. Answers are not kept.
 //
 // The usage reports the hits as prompt_tokens_details.cached_tokens, input_tokens_details.cached_tokens, or
-// cache_read_input_tokens, which in Anthropic's API are not included in input_tokens.
+// cache_read_input_tokens, which in Anthropic's API are not included in input_tokens. With engine.DialectLlamaCpp the last part of
+// a completion has timings: cache_n, prompt_n and prompt_ms.
 //
 // # The KV cache
 //

@@ -320,22 +320,25 @@ func (s *Engine) refusal(status int) *apiError {
 
 // Stats counts the requests of an Engine.
 type Stats struct {
-	Name       string  `json:"name"`
-	Slots      int     `json:"slots"`
-	Running    int     `json:"running"`     // have a slot
-	Waiting    int     `json:"waiting"`     // in the engine's queue
-	MaxRunning int     `json:"max_running"` // highest number that ran at once
-	Received   int64   `json:"received"`    // inference requests received, answered or not
-	Started    int64   `json:"started"`     // got a slot
-	Finished   int64   `json:"finished"`    // computed to their end for a client that was still connected
-	Aborted    int64   `json:"aborted"`     // disconnected before that, waiting or running
-	Refused    int64   `json:"refused"`     // 429 or 503, because the queue was full or on request
-	Failed     int64   `json:"failed"`      // 500, closed or cut, on request
-	Preempted  int64   `json:"preempted"`   // preemptions for lack of KV cache
-	Queried    int64   `json:"queried"`     // prompt tokens looked up in the prefix cache
-	Cached     int64   `json:"cached"`      // prompt tokens found there
-	Loads      int64   `json:"loads"`       // loads of models
-	Clock      float64 `json:"clock"`       // see SetClock
+	Name       string `json:"name"`
+	Slots      int    `json:"slots"`
+	Running    int    `json:"running"`     // have a slot
+	Waiting    int    `json:"waiting"`     // in the engine's queue
+	MaxRunning int    `json:"max_running"` // highest number that ran at once
+	Received   int64  `json:"received"`    // inference requests received, answered or not
+	Started    int64  `json:"started"`     // got a slot
+	Finished   int64  `json:"finished"`    // computed to their end for a client that was still connected
+	Aborted    int64  `json:"aborted"`     // disconnected before that, waiting or running
+	Refused    int64  `json:"refused"`     // 429 or 503, because the queue was full or on request
+	Failed     int64  `json:"failed"`      // 500, closed or cut, on request
+	Preempted  int64  `json:"preempted"`   // preemptions for lack of KV cache
+	Queried    int64  `json:"queried"`     // prompt tokens looked up in the prefix cache
+	Cached     int64  `json:"cached"`      // prompt tokens found there
+	Computed   int64  `json:"computed"`    // prompt tokens prefilled
+	// PrefillTime is the time for these.
+	PrefillTime time.Duration `json:"prefill_time"`
+	Loads       int64         `json:"loads"` // loads of models
+	Clock       float64       `json:"clock"` // see SetClock
 }
 
 // Stats returns a snapshot. A client that has its whole answer is counted as finished.

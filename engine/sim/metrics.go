@@ -202,7 +202,8 @@ func (s *Engine) tgiInfo(st state) any {
 
 func (s *Engine) llamacppMetrics(st state) []metric {
 	return withLabels("llamacpp:", "", []metric{
-		{"prompt_tokens_total", "", "counter", "Number of prompt tokens processed.", float64(st.in)},
+		{"prompt_tokens_total", "", "counter", "Number of prompt tokens processed.", float64(st.Computed)},
+		{"prompt_seconds_total", "", "counter", "Prompt process time", st.PrefillTime.Seconds()},
 		{"tokens_predicted_total", "", "counter", "Number of generation tokens processed.", float64(st.out)},
 		{"requests_processing", "", "gauge", "Number of requests processing.", float64(st.Running)},
 		{"requests_deferred", "", "gauge", "Number of requests deferred.", float64(st.Waiting)},

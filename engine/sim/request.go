@@ -163,20 +163,23 @@ func (b *body) readPart(p *multipart.Part) error {
 
 // work is a request as the engine processes it.
 type work struct {
-	id      string
-	engine  string
-	model   string // as the client named it
-	served  string // as the engine lists it
-	created int64
-	in, out int      // tokens
-	cached  int      // part of in; known after the prefill
-	blocks  []uint64 // blocks of the prompt, if the engine caches prompts
-	hash    uint64
-	capped  bool // the request set its output length
-	stream  bool
-	usage   bool // the stream ends with the usage
-	caches  bool // this engine caches prompts
-	ollama  bool
+	id       string
+	engine   string
+	model    string // as the client named it
+	served   string // as the engine lists it
+	created  int64
+	in, out  int // tokens
+	cached   int // part of in; known after the prefill, as the next two
+	computed int
+	read     time.Duration
+	blocks   []uint64 // blocks of the prompt, if the engine caches prompts
+	hash     uint64
+	capped   bool // the request set its output length
+	stream   bool
+	usage    bool // the stream ends with the usage
+	caches   bool // this engine caches prompts
+	ollama   bool
+	timed    bool // it says how long the prompt took: llama.cpp
 }
 
 func (s *Engine) newWork(r *http.Request, e endpoint, b *body) (*work, error) {
@@ -194,6 +197,7 @@ func (s *Engine) newWork(r *http.Request, e endpoint, b *body) (*work, error) {
 		usage:   b.StreamOptions.IncludeUsage,
 		caches:  e.decodes && s.batch.cache != nil,
 		ollama:  s.cfg.Dialect == engine.DialectOllama,
+		timed:   s.cfg.Dialect == engine.DialectLlamaCpp && e.decodes,
 	}
 	block := 0
 	if wk.caches {

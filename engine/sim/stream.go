@@ -100,7 +100,7 @@ func (s *Engine) writeWhole(w http.ResponseWriter, r *http.Request, wk *work, a 
 	if _, _, err := s.batch.await(r.Context(), q, q.limit); err != nil { // beyond the limit there is only the end
 		return err
 	}
-	wk.cached = q.cached
+	wk.cached, wk.computed, wk.read = q.cached, q.computed, q.read
 	contentType, body := a.whole()
 	if !o.cut {
 		s.count(wk)
@@ -131,7 +131,7 @@ func (s *Engine) writeStream(w http.ResponseWriter, r *http.Request, wk *work, a
 		}
 		for sent < made && st.err == nil {
 			if sent == 0 {
-				wk.cached = q.cached
+				wk.cached, wk.computed, wk.read = q.cached, q.computed, q.read
 				a.begin(st)
 			}
 			n := q.next(sent)

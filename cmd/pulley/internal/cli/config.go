@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/pulley-lb/pulley/plain"
 )
 
 // configure sets each flag of cmd that the command line does not give, from the environment or else from the
@@ -47,7 +50,7 @@ func TakesConfig(cmd *cobra.Command) bool {
 		cmd = cmd.Parent()
 	}
 	switch cmd.Name() {
-	case "completion", "help", "concepts", "version", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd:
+	case "completion", "help", "concepts", "version", "config", "man", cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd:
 		return false
 	}
 	return true
@@ -122,6 +125,74 @@ func readConfig(cmd *cobra.Command) (map[string]setting, error) {
 		f.read(top, commands[0], commands[1:], true)
 	}
 	return f.settings, errors.Join(f.errs...)
+}
+
+// CheckConfig says what is wrong with the configuration file that --config names: its keys, its values, and what the commands
+// say of them that it has a section for. It returns the names of these. The root must be one that runs nothing afterwards,
+// since its flags are set.
+func CheckConfig(ctx context.Context, root *cobra.Command) (sections []string, err error) {
+	path := root.PersistentFlags().Lookup("config").Value.String()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, Usagef("%w", err)
+	}
+	top, err := ParseYAML(b)
+	if err != nil {
+		return nil, Usagef("%s:%w", path, err)
+	}
+	var problems []string
+	add := func(err error) {
+		for line := range strings.SplitSeq(plain.Error(err), "\n") {
+			if err != nil && !slices.Contains(problems, line) {
+				problems = append(problems, line)
+			}
+		}
+	}
+	ForEachCommand(root, func(cmd *cobra.Command) {
+		if !TakesConfig(cmd) {
+			return
+		}
+		settings, err := readConfig(cmd)
+		if err != nil {
+			add(err)
+			return
+		}
+		valid := true
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if s, ok := settings[f.Name]; ok && Configurable(f) && !f.Changed {
+				err := s.set(cmd, f)
+				valid = valid && err == nil
+				add(err)
+			}
+		})
+		if !hasSection(top, cmd) {
+			return
+		}
+		sections = append(sections, cmd.Name())
+		if valid && cmd.PreRunE != nil {
+			cmd.SetContext(ctx)
+			if err := cmd.PreRunE(cmd, nil); err != nil {
+				add(fmt.Errorf("%s: %s: %w", path, cmd.Name(), err))
+			}
+		}
+	})
+	if problems == nil {
+		return sections, nil
+	}
+	return sections, Usagef("%s", strings.Join(problems, "\n"))
+}
+
+// hasSection says whether a file has a section for a command below the root.
+func hasSection(top *yaml.Node, cmd *cobra.Command) bool {
+	if top == nil || !cmd.HasParent() || cmd.Parent().HasParent() {
+		return false
+	}
+	for i := 0; i+1 < len(top.Content); i += 2 {
+		if top.Content[i].Value == cmd.Name() {
+			return true
+		}
+	}
+	return false
 }
 
 // configFile collects the settings for one command from a configuration file.

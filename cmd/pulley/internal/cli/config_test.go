@@ -128,7 +128,7 @@ func TestConfigurationErrors(t *testing.T) {
 		"two documents":             {nil, "slots: 1\n---\nslots: 2\n", []string{"FILE:2: must be one YAML document"}},
 		"not YAML":                  {nil, "listen: a\n  slots: [\n", []string{"FILE:2: "}},
 		"wrong type in environment": {map[string]string{"PULLEY_SLOTS": "many"}, "", []string{`PULLEY_SLOTS: invalid value "many": must be a whole number`}},
-		"no such file":              {map[string]string{"PULLEY_CONFIG": "/nowhere.yaml"}, "", []string{"--config: open /nowhere.yaml: no such file"}},
+		"no such file":              {map[string]string{"PULLEY_CONFIG": "/nowhere.yaml"}, "", []string{"--config: /nowhere.yaml: no such file"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -3,6 +3,8 @@ package cli
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,6 +18,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/spf13/pflag"
 	"github.com/synadia-io/orbit.go/natscontext"
+
+	"github.com/pulley-lb/pulley/plain"
 )
 
 // ConnectFlags are the flags that say how a command connects to NATS.
@@ -91,8 +95,18 @@ func readSecret(path string) (string, error) {
 	return secret, nil
 }
 
+// Secret returns a function that reads a file with a secret. While that fails later on it returns the last secret, and logs
+// that what the secret is was not read.
+func Secret(path, what string, log *slog.Logger) (func() string, error) {
+	secret, err := readSecret(path)
+	if err != nil {
+		return nil, err
+	}
+	return reread(path, secret, what, log), nil
+}
+
 // reread returns a function that reads a file with a secret again. While that fails it returns the last secret.
-func reread(path, last string, log *slog.Logger) func() string {
+func reread(path, last, what string, log *slog.Logger) func() string {
 	var mu sync.Mutex
 	failing := ""
 	return func() string {
@@ -105,10 +119,17 @@ func reread(path, last string, log *slog.Logger) func() string {
 		last = secret
 		mu.Unlock()
 		if news {
-			log.Warn("credentials for NATS not read; the last ones are used", "err", err)
+			log.Warn(what+" not read; the last ones are used", "err", err)
 		}
 		return secret
 	}
+}
+
+// Check says what is wrong with the flags, and with the files that they name. It dials nothing.
+func (c *ConnectFlags) Check(ctx context.Context) error {
+	urls, _ := c.target()
+	_, err := c.credentials(Logger(ctx))
+	return errors.Join(err, checkURLs(urls))
 }
 
 // Connect opens a connection for an operator's verb. It fails within seconds if no server answers; once connected it
@@ -150,7 +171,7 @@ type unreachableError struct {
 }
 
 func (e unreachableError) Error() string {
-	reason := strings.TrimPrefix(e.err.Error(), "nats: ")
+	reason := plain.Error(e.err)
 	if errors.Is(e.err, nats.ErrNoServers) { // the client's error for it
 		reason = "connection refused"
 	}
@@ -246,13 +267,13 @@ func (c *ConnectFlags) credentials(log *slog.Logger) ([]nats.Option, error) {
 		}
 		opts = append(opts, opt)
 	case c.user != "":
-		read := reread(c.passwordFile, password, log)
+		read := reread(c.passwordFile, password, "credentials for NATS", log)
 		opts = append(opts, func(o *nats.Options) error {
 			o.User, o.Password, o.UserInfo = "", "", func() (string, string) { return c.user, read() }
 			return nil
 		})
 	case token != "":
-		read := reread(c.tokenFile, token, log)
+		read := reread(c.tokenFile, token, "credentials for NATS", log)
 		opts = append(opts, func(o *nats.Options) error {
 			o.Token, o.TokenHandler = "", read
 			return nil
@@ -261,11 +282,42 @@ func (c *ConnectFlags) credentials(log *slog.Logger) ([]nats.Option, error) {
 	if (c.tlsCert == "") != (c.tlsKey == "") {
 		return nil, Usagef("--tls-cert and --tls-key must be used together")
 	}
+	secure, err := c.tls(log)
+	if err != nil {
+		return nil, Usagef("NATS settings: %w", err)
+	}
+	return append(opts, secure...), nil
+}
+
+// tls returns the options for TLS. The files are read again for each connection; while that fails the last ones are used.
+func (c *ConnectFlags) tls(log *slog.Logger) (opts []nats.Option, err error) {
 	if c.tlsCert != "" {
-		opts = append(opts, nats.ClientCert(c.tlsCert, c.tlsKey))
+		cert, err := readFiles("client certificate for NATS", log, func() (tls.Certificate, error) { return tls.LoadX509KeyPair(c.tlsCert, c.tlsKey) }, c.tlsCert, c.tlsKey)
+		if err != nil {
+			return nil, fmt.Errorf("--tls-cert: %w", err)
+		}
+		opts = append(opts, func(o *nats.Options) error {
+			o.Secure, o.TLSCertCB = true, func() (tls.Certificate, error) { return cert.get(), nil }
+			return nil
+		})
 	}
 	if c.tlsCA != "" {
-		opts = append(opts, nats.RootCAs(c.tlsCA))
+		ca, err := readFiles("authorities for NATS", log, func() (*x509.CertPool, error) { return readAuthorities(c.tlsCA) }, c.tlsCA)
+		if err != nil {
+			return nil, fmt.Errorf("--tls-ca: %w", err)
+		}
+		opts = append(opts, func(o *nats.Options) error {
+			o.Secure, o.RootCAsCB = true, func() (*x509.CertPool, error) { return ca.get(), nil }
+			return nil
+		})
+	}
+	if opts != nil {
+		opts = append(opts, func(o *nats.Options) error {
+			if o.TLSConfig == nil {
+				o.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+			}
+			return nil
+		})
 	}
 	return opts, nil
 }
@@ -281,7 +333,8 @@ func ConnOptions(log *slog.Logger, name string) []nats.Option {
 		nats.ReconnectWait(250 * time.Millisecond),
 		nats.ReconnectJitter(100*time.Millisecond, 250*time.Millisecond),
 		nats.PingInterval(10 * time.Second),
-		nats.ReconnectBufSize(-1), // what was refused meanwhile must not be sent later
+		nats.FlusherTimeout(2 * time.Second), // while a write waits for a frozen server, the client cannot go to another
+		nats.ReconnectBufSize(-1),            // what was refused meanwhile must not be sent later
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				problems.warn("disconnected from NATS", "err", err)

@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/pulley-lb/pulley/plain"
 )
 
 // NewRoot makes the root command of a command line. It adds to the given commands what all have in common: the flags
@@ -86,11 +88,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	if !cmd.HasAvailableSubCommands() {
 		return fmt.Errorf("unexpected argument %q", args[0])
 	}
-	var names []string
-	for _, sub := range cmd.Commands() {
-		names = append(names, sub.Name())
-	}
-	return fmt.Errorf("unknown command %q%s", args[0], DidYouMean(args[0], names))
+	return fmt.Errorf("unknown command %q%s", args[0], suggest(cmd, args))
 }
 
 // Execute runs the command that args name, prints its error if there is one, and returns the exit code. An error before
@@ -125,7 +123,7 @@ func report(ctx context.Context, cmd *cobra.Command, err error, stderr io.Writer
 	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, ErrInterrupted)) {
 		return ExitInterrupted
 	}
-	fmt.Fprintf(stderr, "pulley: %v\n", err)
+	fmt.Fprintf(stderr, "pulley: %s\n", plain.Error(err))
 	code := ExitFailed
 	if e, ok := errors.AsType[Error](err); ok {
 		code = e.Code
@@ -179,7 +177,7 @@ func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	if !ok {
 		return nil, Usagef("--log-level %q: must be debug, info, warn or error", level)
 	}
-	options := slog.HandlerOptions{Level: l}
+	options := slog.HandlerOptions{Level: l, ReplaceAttr: plainErrors}
 	switch format {
 	case "text":
 		return slog.New(slog.NewTextHandler(w, &options)), nil
@@ -187,6 +185,16 @@ func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 		return slog.New(slog.NewJSONHandler(w, &options)), nil
 	}
 	return nil, Usagef("--log-format %q: must be text or json", format)
+}
+
+// plainErrors logs errors in plain words.
+func plainErrors(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindAny {
+		if err, ok := a.Value.Any().(error); ok {
+			a.Value = slog.StringValue(plain.Error(err))
+		}
+	}
+	return a
 }
 
 type loggerKey struct{}

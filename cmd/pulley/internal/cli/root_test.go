@@ -61,6 +61,54 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// Words of other command lines lead to the command that is meant.
+func TestSuggestions(t *testing.T) {
+	verb := func(use string, aliases ...string) *cobra.Command {
+		return &cobra.Command{Use: use, Aliases: aliases, RunE: func(*cobra.Command, []string) error { return nil }}
+	}
+	noun := func(name string, verbs ...*cobra.Command) *cobra.Command {
+		cmd := &cobra.Command{Use: name}
+		cmd.AddCommand(verbs...)
+		return cmd
+	}
+	root := func() *cobra.Command {
+		doctor := verb("doctor")
+		doctor.SuggestFor = []string{"status"}
+		return cli.NewRoot("", "test", doctor,
+			noun("worker", verb("ls"), verb("info WORKER"), verb("drain WORKER")),
+			noun("policy", verb("export", "show"), verb("history")),
+			noun("tier", verb("ls"), verb("set TIER"), verb("rm TIER")))
+	}
+	for args, want := range map[string]string{
+		"worker ps":             `unknown command "ps"; did you mean "ls"?`,
+		"worker get":            `unknown command "get"; did you mean "ls"?`,
+		"worker get gpu-1":      `unknown command "get"; did you mean "info"?`,
+		"worker describe gpu-1": `unknown command "describe"; did you mean "info"?`,
+		"worker inspect gpu-1":  `unknown command "inspect"; did you mean "info"?`,
+		"worker stop gpu-1":     `unknown command "stop"; did you mean "drain"?`,
+		"worker drian gpu-1":    `unknown command "drian"; did you mean "drain"?`,
+		"worker zzzzzz":         `unknown command "zzzzzz"` + "\n",
+		"tier create x":         `unknown command "create"; did you mean "set"?`,
+		"tier delete x":         `unknown command "delete"; did you mean "rm"?`,
+		"get workers":           `unknown command "get"; did you mean 'pulley worker ls'?`,
+		"get worker gpu-1":      `unknown command "get"; did you mean 'pulley worker info gpu-1'?`,
+		"describe worker gpu-1": `unknown command "describe"; did you mean 'pulley worker info gpu-1'?`,
+		"delete tier a b":       `unknown command "delete"; did you mean 'pulley tier rm a b'?`,
+		"get policies":          `unknown command "get"` + "\n",
+		"describe policy":       `unknown command "describe"; did you mean 'pulley policy export'?`,
+		"workers":               `unknown command "workers"; did you mean 'pulley worker'?`,
+		"workers ls":            `unknown command "workers"; did you mean 'pulley worker ls'?`,
+		"status":                `unknown command "status"; did you mean 'pulley doctor'?`,
+		"doctr":                 `unknown command "doctr"; did you mean "doctor"?`,
+		"Describe WORKER gpu-1": `unknown command "Describe"`,
+	} {
+		code, _, stderr := clitest.Run(root(), strings.Fields(args)...)
+		if code != cli.ExitUsage || !strings.HasPrefix(stderr, "pulley: "+want) {
+			t.Errorf("pulley %s: exit code %d, %q; want %d, %q", args, code, stderr, cli.ExitUsage, want)
+		}
+	}
+}
+
 func TestInterruptedCommandIsSilent(t *testing.T) {
 	root := cli.NewRoot("", "test", &cobra.Command{Use: "try", RunE: func(cmd *cobra.Command, _ []string) error {
 		return fmt.Errorf("ask: %w", context.Cause(cmd.Context()))

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/plain"
 )
 
 // Noun makes a command whose verbs share the flags for the connection to NATS.
@@ -88,6 +89,33 @@ func Listing(cmd *cobra.Command, c *ConnectFlags, read func(s *Session) (View, e
 	})
 }
 
+// Describing makes cmd a verb that prints a view of each object that its arguments name, with the flags of a Listing. The
+// value of one object is its own, that of several is a list.
+func Describing(cmd *cobra.Command, c *ConnectFlags, read func(s *Session, name string) (View, error)) *cobra.Command {
+	return Listing(cmd, c, func(s *Session) (View, error) {
+		var views []View
+		var values []any
+		for _, name := range s.Args {
+			v, err := read(s, name)
+			if err != nil {
+				return View{}, err
+			}
+			views, values = append(views, v), append(values, v.Value)
+		}
+		if len(views) == 1 {
+			return views[0], nil
+		}
+		return View{Value: values, Print: func(p *term.Page) {
+			for i, v := range views {
+				if i > 0 {
+					p.Line("")
+				}
+				v.Print(p)
+			}
+		}}, nil
+	})
+}
+
 // ShowListing prints a view as the flags --output and --watch of a Listing say. The title is for --watch.
 func ShowListing(ctx context.Context, cmd *cobra.Command, title string, read func() (View, error)) error {
 	format := cmd.Flag("output").Value.String()
@@ -111,6 +139,11 @@ func requiredArgs(cmd *cobra.Command) cobra.PositionalArgs {
 		}
 		names = append(names, word)
 	}
+	return RequiredArgs(names...)
+}
+
+// RequiredArgs requires arguments with these names, and no others; "NAME..." is one or more.
+func RequiredArgs(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		for i, name := range names {
 			if len(args) <= i {
@@ -168,6 +201,11 @@ func (s *Session) Printf(format string, args ...any) {
 
 // Warnf prints a warning on standard error.
 func (s *Session) Warnf(format string, args ...any) {
+	for i, arg := range args {
+		if err, ok := arg.(error); ok {
+			args[i] = plain.Error(err)
+		}
+	}
 	p := term.Page{Terminal: term.Of(s.Cmd.ErrOrStderr())}
 	fmt.Fprintf(s.Cmd.ErrOrStderr(), "%s %s\n", p.Paint(term.Yellow, "warning:"), fmt.Sprintf(format, args...))
 }

@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/plain"
 )
 
 // The formats that --output may have. Each command has some of them.
@@ -22,6 +23,7 @@ const (
 	Text  = "text"
 	JSON  = "json"
 	YAML  = "yaml"
+	CSV   = "csv"
 )
 
 // outputFormats is the annotation of the flag --output with the formats that its command has.
@@ -102,7 +104,7 @@ func watch(ctx context.Context, out io.Writer, title, format string, read func()
 			text, err = v.render(format, t)
 		}
 		if err != nil {
-			text = fmt.Appendf(nil, "%s\n", term.Printable(err.Error()))
+			text = fmt.Appendf(nil, "%s\n", term.Printable(plain.Error(err)))
 		}
 		if t.Width > 0 {
 			text = term.Frame(text, title, t)

@@ -8,12 +8,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/plain"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
@@ -72,7 +74,7 @@ func (e *examination) findJetStream() []fleet.Finding {
 	case e.accountErr != nil && len(e.denied) > 0:
 		return []fleet.Finding{{Verdict: fleet.Unknown, Text: "could not be read, see permissions"}}
 	case e.accountErr != nil:
-		return []fleet.Finding{fleet.NewProblem(fmt.Sprintf("JetStream does not answer: %v", e.accountErr),
+		return []fleet.Finding{fleet.NewProblem(fmt.Sprintf("JetStream does not answer: %s", plain.Error(e.accountErr)),
 			"check that a majority of the cluster's servers is up; see the log of "+e.server)}
 	}
 	var found []fleet.Finding
@@ -102,7 +104,7 @@ func (l *deniedList) onError(_ *nats.Conn, _ *nats.Subscription, err error) {
 	// The text is: Permissions Violation for Publish to "$JS.API.INFO"
 	_, what, found := strings.Cut(err.Error(), "Violation for ")
 	if !found {
-		what = err.Error()
+		what = plain.Error(err)
 	}
 	what, _, _ = strings.Cut(what, " using queue")
 	what = strings.Replace(what, "Subscription to", "subscribe to", 1)
@@ -125,7 +127,7 @@ func lowerFirst(s string) string { return strings.ToLower(s[:1]) + s[1:] }
 // findStreams compares the streams and buckets with those that a gateway would create.
 func (e *examination) findStreams() []fleet.Finding {
 	if e.streamsErr != nil {
-		return []fleet.Finding{fleet.NewProblem(fmt.Sprintf("streams cannot be read: %v", e.streamsErr), "see permissions and jetstream above")}
+		return []fleet.Finding{fleet.NewProblem(fmt.Sprintf("streams cannot be read: %s", plain.Error(e.streamsErr)), "see permissions and jetstream above")}
 	}
 	var found []fleet.Finding
 	expected := make(map[string]bool)
@@ -141,20 +143,29 @@ func (e *examination) findStreams() []fleet.Finding {
 			found = append(found, fleet.NewProblem(fmt.Sprintf("stream %s: %s", want.Name, strings.Join(differ, "; ")),
 				"gateways do not change existing streams: correct it with 'nats stream edit', or remove the stream while it is empty and let a gateway create it again"))
 		}
-		found = append(found, replicaFindings(info)...)
+		if info.Cluster != nil && info.Cluster.Leader == "" {
+			found = append(found, fleet.NewProblem(fmt.Sprintf("stream %s has no leader", info.Config.Name), "restart the missing servers: a majority of its replicas must run"))
+		}
 	}
+	found = append(found, replicaFindings(e.streams)...)
 	if len(missing) > 0 {
 		found = slices.Insert(found, 0, fleet.NewProblem("missing: "+strings.Join(missing, ", "),
-			"start a gateway: it creates them within seconds, or logs why it cannot"))
+			"start a gateway: it creates them within seconds; if one runs, see gateways below for why it cannot"))
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.streams)) {
-		if strings.HasPrefix(name, fleet.ReqStreamPrefix) || expected[name] {
+		if strings.HasPrefix(name, fleet.ReqStreamPrefix) || expected[name] || slices.Contains(serviceStreams, name) {
 			continue // the check of tiers reports streams of tiers that are not in the policy
 		}
 		found = append(found, fleet.NewProblem(fmt.Sprintf("stream %s captures subjects of Pulley: %s", name, strings.Join(e.streams[name].Config.Subjects, ", ")),
 			"remove pulley.> from its subjects: it prevents the creation of Pulley's streams, and answers requests that are meant for gateways"))
 	}
 	return found
+}
+
+// serviceStreams are those that gateways create when they are first needed, or not at all.
+var serviceStreams = []string{
+	subjects.UsageStream, subjects.FilesStream, subjects.RecordsStream, subjects.ResultsStream,
+	subjects.BackgroundJobs, subjects.BackgroundStates, subjects.BackgroundData, subjects.IdempotencyStream, subjects.IdempotencyUses,
 }
 
 // differences lists the settings of a stream that differ from the expected ones.
@@ -182,20 +193,33 @@ func differences(got, want jetstream.StreamConfig) []string {
 	return list
 }
 
-// replicaFindings reports a stream without a leader, and replicas that lag.
-func replicaFindings(info *jetstream.StreamInfo) []fleet.Finding {
-	if info.Cluster == nil {
-		return nil
-	}
-	const remedy = "restart the missing servers; see 'nats stream report'"
-	if info.Cluster.Leader == "" {
-		return []fleet.Finding{fleet.NewProblem(fmt.Sprintf("stream %s has no leader", info.Config.Name), remedy)}
-	}
-	var found []fleet.Finding
-	for _, r := range info.Cluster.Replicas {
-		if r.Offline || !r.Current && r.Lag > 0 {
-			found = append(found, fleet.NewWarning(fmt.Sprintf("stream %s: the replica on %s is offline or behind", info.Config.Name, r.Name), remedy))
+// replicaFindings reports the brokers that are silent, or whose replicas lag, each once.
+func replicaFindings(streams map[string]*jetstream.StreamInfo) (found []fleet.Finding) {
+	silent, behind := make(map[string]time.Duration), make(map[string][]string) // streams by broker
+	for _, name := range slices.Sorted(maps.Keys(streams)) {
+		if streams[name].Cluster == nil {
+			continue
 		}
+		for _, r := range streams[name].Cluster.Replicas {
+			if s := subjects.SilentMember(r); s > 0 {
+				silent[r.Name] = max(silent[r.Name], s)
+			} else if !r.Current && r.Lag > 0 {
+				behind[r.Name] = append(behind[r.Name], name)
+			}
+		}
+	}
+	of := func(names []string) string {
+		if len(names) == 1 {
+			return "stream " + names[0]
+		}
+		return fmt.Sprintf("%d streams, such as %s", len(names), names[0])
+	}
+	for _, broker := range slices.Sorted(maps.Keys(silent)) {
+		found = append(found, fleet.SilentBroker(broker, silent[broker]))
+		delete(behind, broker)
+	}
+	for _, broker := range slices.Sorted(maps.Keys(behind)) {
+		found = append(found, fleet.NewWarning(fmt.Sprintf("broker %s: its replica is behind of %s", broker, of(behind[broker])), "it catches up by itself; if it does not, see its log, disk and network"))
 	}
 	return found
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pulley-lb/pulley/batch"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/clitest"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
@@ -35,7 +36,23 @@ func healthy(t *testing.T) *examination {
 	for _, cfg := range e.expected.all() {
 		e.streams[cfg.Name] = &jetstream.StreamInfo{Config: cfg}
 	}
+	e.streams[subjects.UsageStream] = &jetstream.StreamInfo{Config: jetstream.StreamConfig{Name: subjects.UsageStream, Subjects: []string{subjects.AllUsage}}}
+	for _, cfg := range append(batchStreams(), backgroundStreams()...) {
+		e.streams[cfg.Name] = &jetstream.StreamInfo{Config: cfg}
+	}
+	e.stored.at = clitest.Noon
+	e.stored.open = []batch.Open{openBatch(func(*batch.Open) {})}
 	return e
+}
+
+// openBatch is a batch that goes on at noon, but for what change changes.
+func openBatch(change func(*batch.Open)) batch.Open {
+	b := batch.Open{
+		ID: "batch_1", Tenant: "acme", Status: batch.InProgress, Lines: 9, Done: 3, Owned: true, Written: clitest.Noon.Add(-2 * time.Second), Moved: clitest.Noon.Add(-time.Minute),
+		Until: clitest.Noon.Add(time.Hour),
+	}
+	change(&b)
+	return b
 }
 
 func TestFindingsFitTheTerminal(t *testing.T) {
@@ -96,8 +113,35 @@ func TestFindings(t *testing.T) {
 		"nearly full": {func(e *examination) {
 			e.account.Store, e.account.Limits.MaxStore = 95<<20, 100<<20
 		}, fleet.Warning, "jetstream", "95 MiB of the account's 100 MiB of disk", "limit"},
-		"a stream is missing": {func(e *examination) { delete(e.streams, "PULLEY_REQ_BATCH") }, fleet.Problem, "streams", "missing: PULLEY_REQ_BATCH", "gateway"},
-		"a bucket is missing": {func(e *examination) { delete(e.streams, "KV_PULLEY_WORKERS") }, fleet.Problem, "streams", "missing: KV_PULLEY_WORKERS", "gateway"},
+		"a stream of batches is missing":   {func(e *examination) { delete(e.streams, subjects.ResultsStream) }, fleet.Problem, "batches", "missing: PULLEY_BATCH_RESULTS", "restart a gateway"},
+		"a stream of batches is otherwise": {func(e *examination) { e.streams[subjects.FilesStream].Config.AllowMsgTTL = false }, fleet.Problem, "batches", "PULLEY_FILES: message TTL allowed is false", "nats stream edit"},
+		"batches have little room": {func(e *examination) {
+			e.stored.settings.Disk = 100 << 20
+			e.streams[subjects.FilesStream].State.Bytes, e.streams[subjects.ResultsStream].State.Bytes = 60<<20, 35<<20
+		}, fleet.Warning, "batches", "95 MiB of 100 MiB are used", "--batch-disk"},
+		"batches have no room": {func(e *examination) {
+			e.stored.settings.Disk, e.streams[subjects.FilesStream].State.Bytes = 1<<20, 1<<20
+		}, fleet.Problem, "batches", "more is refused", "pulley file rm"},
+		"batches cannot be read": {func(e *examination) { e.stored.err = errors.New("timeout") }, fleet.Problem, "batches", "cannot be read: timeout", "permissions"},
+		"a batch without a gateway": {func(e *examination) {
+			e.stored.open = []batch.Open{openBatch(func(b *batch.Open) { b.Owned, b.Written = false, clitest.Noon.Add(-3*time.Minute) })}
+		}, fleet.Warning, "batches", "batch_1 of tenant acme, 3 of 9 requests ended: no gateway has taken it for 3m", "--batch-running"},
+		"a batch whose gateway died": {func(e *examination) {
+			e.stored.open = []batch.Open{openBatch(func(b *batch.Open) { b.Written = clitest.Noon.Add(-3 * time.Minute) })}
+		}, fleet.Problem, "batches", "its gateway has written nothing for 3m", "start a gateway"},
+		"a batch that does not go on": {func(e *examination) {
+			e.stored.open = []batch.Open{openBatch(func(b *batch.Open) { b.Moved = clitest.Noon.Add(-20 * time.Minute) })}
+		}, fleet.Warning, "batches", "none has ended for 20m", "pulley pool ls"},
+		"many batches": {func(e *examination) {
+			e.stored.open = slices.Repeat([]batch.Open{openBatch(func(b *batch.Open) { b.Written = time.Time{} })}, 12)
+		}, fleet.Problem, "batches", "; 11 more like it", "start a gateway"},
+		"background responses have little room": {func(e *examination) {
+			s := e.streams[subjects.BackgroundData]
+			s.Config.MaxBytes, s.State.Bytes = 100<<20, 95<<20
+		}, fleet.Warning, "background", "PULLEY_BACKGROUND_DATA: 95 MiB of 100 MiB are used", "max-bytes"},
+		"a stream of background responses is missing": {func(e *examination) { delete(e.streams, subjects.BackgroundData) }, fleet.Problem, "background", "missing: PULLEY_BACKGROUND_DATA", "restart a gateway"},
+		"a stream is missing":                         {func(e *examination) { delete(e.streams, "PULLEY_REQ_BATCH") }, fleet.Problem, "streams", "missing: PULLEY_REQ_BATCH", "gateway"},
+		"a bucket is missing":                         {func(e *examination) { delete(e.streams, "KV_PULLEY_WORKERS") }, fleet.Problem, "streams", "missing: KV_PULLEY_WORKERS", "gateway"},
 		"a tier has no stream": {func(e *examination) {
 			e.expected.streams = append(e.expected.streams, jetstream.StreamConfig{Name: "PULLEY_REQ_GOLD"})
 		}, fleet.Problem, "streams", "missing: PULLEY_REQ_GOLD", "gateway"},
@@ -107,7 +151,15 @@ func TestFindings(t *testing.T) {
 		}, fleet.Problem, "streams", "AUDIT captures subjects of Pulley: pulley.>", "remove pulley.>"},
 		"a copy is away": {func(e *examination) {
 			e.streams["PULLEY_REQ_BATCH"].Cluster = &jetstream.ClusterInfo{Leader: "n1", Replicas: []*jetstream.PeerInfo{{Name: "n2", Current: true}, {Name: "n3", Offline: true}}}
-		}, fleet.Warning, "streams", "the replica on n3 is offline", "restart the missing servers"},
+		}, fleet.Warning, "streams", "broker n3 is silent", "start it again"},
+		"a broker is gone": {func(e *examination) {
+			for _, name := range []string{"PULLEY_REQ_BATCH", "KV_PULLEY_POLICY"} {
+				e.streams[name].Cluster = &jetstream.ClusterInfo{Leader: "n1", Replicas: []*jetstream.PeerInfo{{Name: "n2", Current: true, Active: time.Second}, {Name: "n3", Current: true, Active: 7 * time.Second, Lag: 7}}}
+			}
+		}, fleet.Warning, "streams", "broker n3 is silent: the others have not heard it for 7.0s", "start it again"},
+		"a broker is behind": {func(e *examination) {
+			e.streams["PULLEY_REQ_BATCH"].Cluster = &jetstream.ClusterInfo{Leader: "n1", Replicas: []*jetstream.PeerInfo{{Name: "n2", Lag: 7}}}
+		}, fleet.Warning, "streams", "broker n2: its replica is behind of stream PULLEY_REQ_BATCH", "catches up"},
 		"a stream without a leader": {func(e *examination) { e.streams["PULLEY_REQ_BATCH"].Cluster = &jetstream.ClusterInfo{} }, fleet.Problem, "streams", "no leader", "restart the missing servers"},
 		"no policy bucket":          {func(e *examination) { e.policyErr = policystore.ErrNoBucket }, fleet.Problem, "policy", "PULLEY_POLICY does not exist", "policy apply"},
 		"the policy is damaged": {func(e *examination) {
@@ -185,7 +237,7 @@ func TestFindings(t *testing.T) {
 		"queue full": {snapshot(func(s *fleet.Snapshot) { s.Held = map[fleet.PoolTier]int{{Pool: "qwen", Tier: "standard"}: 2000} }), fleet.Warning, "tiers", "pool qwen, tier standard: the queue is full with 2000", "--max-queue 4000"},
 		"no such tier": {snapshot(func(s *fleet.Snapshot) {
 			s.Lanes = append(s.Lanes, fleet.Lane{Pool: "qwen", Tier: "gold"})
-		}), fleet.Warning, "tiers", "tier gold", "nats stream rm PULLEY_REQ_GOLD"},
+		}), fleet.Warning, "tiers", "tier gold", "pulley tier rm gold"},
 		"requests in no such tier": {snapshot(func(s *fleet.Snapshot) {
 			s.Lanes = append(s.Lanes, fleet.Lane{Pool: "qwen", Tier: "gold", Waiting: 2})
 		}), fleet.Problem, "tiers", "2 requests in tier gold", "pulley tier set gold"},

@@ -122,7 +122,7 @@ func TestDoctorWithoutPermissions(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	wantFinding(t, found, fleet.Problem, "permissions", `publish to "$JS.API.INFO"`)
-	wantFinding(t, found, fleet.Problem, "permissions", `subscribe to "pulley.hb.*"`)
+	wantFinding(t, found, fleet.Problem, "permissions", `subscribe to "pulley.hb.>"`)
 	wantFinding(t, found, fleet.Unknown, "keys", "could not be read")
 	wantFinding(t, found, fleet.Unknown, "dead letters", "could not be read")
 }

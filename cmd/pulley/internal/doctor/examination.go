@@ -36,8 +36,10 @@ type examination struct {
 	keys       map[string]policy.Key
 	keysErr    error
 	fleet      fleet.Snapshot
+	stored     stored
 
-	local *localGPUs // nil without --local
+	local   *localGPUs // nil without --local
+	unheard string     // what a gateway says that is not heard through NATS; empty: none was found
 }
 
 // examine reads everything. It fails only if it cannot begin.
@@ -66,6 +68,7 @@ func examine(ctx context.Context, c *cli.ConnectFlags) (*examination, error) {
 		func(ctx context.Context) { e.account, e.accountErr = js.AccountInfo(ctx) },
 		func(ctx context.Context) { e.streams, e.streamsErr = readStreams(ctx, js) },
 		func(ctx context.Context) { e.readPolicy(ctx, nc) },
+		func(ctx context.Context) { e.stored = readStored(ctx, nc) },
 	} {
 		reads.Go(func() {
 			within, cancel := context.WithTimeout(ctx, fleet.ReadTimeout)
@@ -138,11 +141,12 @@ var checks = []check{
 		return term.Count(len(e.expected.streams), "stream") + " and " + term.Count(len(e.expected.buckets), "bucket") + " as expected"
 	}},
 	{"policy", (*examination).findPolicy, func(e *examination) string { return e.fleet.Revision.Text(e.fleet.At) }},
-	{"gateways", ofFleet((*fleet.Snapshot).FindGateways), func(e *examination) string { return term.Count(len(e.fleet.Gateways), "gateway") + " live" }},
+	{"gateways", (*examination).findGateways, func(e *examination) string { return term.Count(len(e.fleet.Gateways), "gateway") + " live" }},
 	{"workers", ofFleet((*fleet.Snapshot).FindWorkers), func(e *examination) string {
 		t := e.fleet.Totals
 		return fmt.Sprintf("%s with %s, %d in flight", term.Count(t.Live, "worker"), term.Count(t.Slots, "slot"), t.InFlight)
 	}},
+	{"peers", ofFleet((*fleet.Snapshot).FindPeers), func(*examination) string { return "no worker is much slower or smaller than is usual in its pool" }},
 	{"gpus", ofFleet((*fleet.Snapshot).FindGPUs), func(e *examination) string { return e.fleet.GPUSummary() }},
 	{"headroom", ofFleet((*fleet.Snapshot).FindHeadroom), func(e *examination) string { return e.fleet.HeadroomSummary() }},
 	{"pools", ofFleet((*fleet.Snapshot).FindPools), func(e *examination) string {
@@ -160,6 +164,8 @@ var checks = []check{
 		}
 		return term.Count(len(e.keys), "key")
 	}},
+	{"batches", (*examination).findBatches, (*examination).batchesText},
+	{"background", (*examination).findBackground, (*examination).backgroundText},
 	{"dead letters", (*examination).findDead, func(e *examination) string {
 		if e.streams[subjects.DeadStream] == nil {
 			return ""

@@ -46,18 +46,18 @@ func AskAll[T any](ctx context.Context, nc *nats.Conn, subject string) ([]T, err
 	return list, err
 }
 
-// ask returns the answers, and how many gateways have answered.
-func ask[T any](ctx context.Context, nc *nats.Conn, subject string, all bool) (list []T, answered int, err error) {
+// ask returns the answers, and the headers at the end of the answer of each gateway.
+func ask[T any](ctx context.Context, nc *nats.Conn, subject string, all bool) (list []T, ends []nats.Header, err error) {
 	ctx, cancel := context.WithTimeout(ctx, AskTimeout)
 	defer cancel()
 	inbox := nc.NewInbox()
 	sub, err := nc.SubscribeSync(inbox)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	defer sub.Unsubscribe()
 	if err := nc.PublishRequest(subject, inbox, nil); err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
 	list = []T{}
 	waiting := ctx
@@ -65,17 +65,17 @@ func ask[T any](ctx context.Context, nc *nats.Conn, subject string, all bool) (l
 		m, err := sub.NextMsgWithContext(waiting)
 		switch {
 		case errors.Is(err, nats.ErrNoResponders):
-			return nil, 0, err
-		case errors.Is(err, context.DeadlineExceeded) && answered > 0:
-			return list, answered, nil
+			return nil, nil, err
+		case errors.Is(err, context.DeadlineExceeded) && len(ends) > 0:
+			return list, ends, nil
 		case errors.Is(err, context.DeadlineExceeded):
-			return nil, 0, fmt.Errorf("no gateway answered within %v", AskTimeout)
+			return nil, nil, fmt.Errorf("no gateway answered within %v", AskTimeout)
 		case err != nil:
-			return nil, 0, err
+			return nil, nil, err
 		}
 		if len(m.Data) == 0 { // the end of one gateway's list
-			if answered++; !all {
-				return list, answered, nil
+			if ends = append(ends, m.Header); !all {
+				return list, ends, nil
 			}
 			var stop context.CancelFunc
 			waiting, stop = context.WithTimeout(ctx, furtherAnswers)
@@ -84,7 +84,7 @@ func ask[T any](ctx context.Context, nc *nats.Conn, subject string, all bool) (l
 		}
 		var part []T
 		if err := subjects.Unmarshal(m.Data, &part); err != nil {
-			return nil, 0, fmt.Errorf("answer of a gateway: %w", err)
+			return nil, nil, fmt.Errorf("answer of a gateway: %w", err)
 		}
 		list = append(list, part...)
 	}
@@ -114,7 +114,8 @@ func Call[T any](ctx context.Context, nc *nats.Conn, subject string, command any
 
 // CallAll sends a command to every gateway, and returns the sum of what they did.
 func CallAll(ctx context.Context, nc *nats.Conn, subject string, command any) (done int, err error) {
-	_, gateways, err := ask[subjects.Heartbeat](ctx, nc, subjects.AskWorkers, true)
+	_, ends, err := ask[subjects.Heartbeat](ctx, nc, subjects.AskWorkers, true)
+	gateways := len(ends)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return 0, ErrNoGateway
 	}

@@ -20,6 +20,7 @@ type DeadLetter struct {
 	Sequence    uint64      `json:"seq"`
 	At          time.Time   `json:"at"`
 	Reason      string      `json:"reason"`
+	History     []string    `json:"history,omitempty"` // of its attempts, the oldest first
 	ID          string      `json:"id"`
 	Pool        string      `json:"pool"`
 	Tier        string      `json:"tier"`
@@ -36,7 +37,7 @@ type DeadLetter struct {
 
 // ReadDeadLetter reads a message of the stream of dead letters.
 func ReadDeadLetter(subject string, header nats.Header, body []byte, sequence uint64, at time.Time) DeadLetter {
-	d := DeadLetter{Sequence: sequence, At: at, Reason: header.Get(subjects.HeaderReason), Body: string(body)}
+	d := DeadLetter{Sequence: sequence, At: at, Reason: header.Get(subjects.HeaderReason), History: header[subjects.HeaderHistory], Body: string(body)}
 	if parts := strings.Split(subject, "."); len(parts) == 4 {
 		d.Tier, _ = subjects.Untoken(parts[2])
 		d.Pool, _ = subjects.Untoken(parts[3])
@@ -58,6 +59,35 @@ func DeadStream(ctx context.Context, js jetstream.JetStream) (jetstream.Stream, 
 		return nil, fmt.Errorf("stream %s: %w", subjects.DeadStream, err)
 	}
 	return stream, nil
+}
+
+// LatestDeadLetters reads at most n of the latest dead letters, without their bodies, the oldest first. total is how many there
+// are. What it costs does not depend on that.
+func LatestDeadLetters(ctx context.Context, js jetstream.JetStream, n int) (list []DeadLetter, total uint64, err error) {
+	stream, err := DeadStream(ctx, js)
+	if err != nil {
+		return nil, 0, err
+	}
+	state := stream.CachedInfo().State
+	list = []DeadLetter{}
+	if state.Msgs == 0 {
+		return list, 0, nil
+	}
+	from := max(state.FirstSeq, state.LastSeq-min(state.LastSeq, uint64(n)-1))
+	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from, HeadersOnly: true})
+	if err != nil {
+		return nil, 0, fmt.Errorf("read %s: %w", subjects.DeadStream, err)
+	}
+	batch, err := consumer.FetchNoWait(n)
+	if err != nil {
+		return nil, 0, fmt.Errorf("read %s: %w", subjects.DeadStream, err)
+	}
+	for m := range batch.Messages() {
+		if meta, err := m.Metadata(); err == nil {
+			list = append(list, ReadDeadLetter(m.Subject(), m.Headers(), nil, meta.Sequence.Stream, meta.Timestamp))
+		}
+	}
+	return list, state.Msgs, batch.Error()
 }
 
 // DeadLetters reads the latest dead letters that match a subject, without their bodies, the oldest first, and counts

@@ -40,6 +40,7 @@ type Verdict string
 // The verdicts, from the best to the worst.
 const (
 	OK      Verdict = "ok"
+	Notice  Verdict = "notice" // nothing is wrong, but it may not be what someone wants
 	Unknown Verdict = "unknown"
 	Warning Verdict = "warning"
 	Problem Verdict = "problem"
@@ -56,7 +57,7 @@ func (v Verdict) Style() term.Style {
 	return term.Green
 }
 
-func (v Verdict) rank() int { return slices.Index([]Verdict{OK, Unknown, Warning, Problem}, v) }
+func (v Verdict) rank() int { return slices.Index([]Verdict{OK, Notice, Unknown, Warning, Problem}, v) }
 
 // PrintFindings writes findings, each with its remedy below it.
 func PrintFindings(p *term.Page, list []Finding) {
@@ -76,7 +77,7 @@ func (s *Snapshot) findAll() []Finding {
 		name string
 		find func(*Snapshot) []Finding
 	}{
-		{"policy", (*Snapshot).FindPolicy}, {"gateways", (*Snapshot).FindGateways}, {"workers", (*Snapshot).FindWorkers},
+		{"policy", (*Snapshot).FindPolicy}, {"streams", (*Snapshot).FindBrokers}, {"gateways", (*Snapshot).FindGateways}, {"workers", (*Snapshot).FindWorkers},
 		{"gpus", (*Snapshot).FindGPUs}, {"headroom", (*Snapshot).FindHeadroom}, {"pools", (*Snapshot).FindPools}, {"tiers", (*Snapshot).FindTiers},
 	} {
 		for _, f := range check.find(s) {
@@ -100,13 +101,35 @@ func (s *Snapshot) FindPolicy() []Finding {
 	return nil
 }
 
+// FindBrokers reports the members of the brokers' cluster that the others do not hear.
+func (s *Snapshot) FindBrokers() (found []Finding) {
+	for _, name := range slices.Sorted(maps.Keys(s.SilentBrokers)) {
+		found = append(found, SilentBroker(name, s.SilentBrokers[name]))
+	}
+	return found
+}
+
+// SilentBroker is the finding of a broker that the other members of its cluster have not heard for a time.
+func SilentBroker(name string, silent time.Duration) Finding {
+	return NewWarning(fmt.Sprintf("broker %s is silent: the others have not heard it for %s", name, term.Age(silent)),
+		"start it again, or see its log, its disk and its network; while most brokers run, requests go on")
+}
+
 // FindGateways reports that there is no gateway, or that gateways do not answer.
 func (s *Snapshot) FindGateways() []Finding {
 	if !s.Settled() {
 		return nil
 	}
 	if len(s.Gateways) == 0 {
-		return []Finding{NewProblem("no gateway: clients cannot send requests", "start one with 'pulley gateway' or 'pulley up'")}
+		return []Finding{NewProblem("no gateway: clients cannot send requests", "start one with 'pulley gateway' or 'pulley up'; if one runs, its log and /readyz say why it is not seen, such as wrong NATS credentials")}
+	}
+	if len(s.Trouble) > 0 {
+		var found []Finding
+		for _, id := range slices.Sorted(maps.Keys(s.Trouble)) {
+			found = append(found, NewProblem(fmt.Sprintf("gateway %s cannot queue requests: %s", id, s.Trouble[id]),
+				"the gateway tries again by itself, and is ready as soon as the broker lets it"))
+		}
+		return found
 	}
 	if why := s.Unread["requests"]; why != "" {
 		return []Finding{NewWarning("gateways do not list their requests: "+why, "see the logs of the gateways")}
@@ -117,12 +140,19 @@ func (s *Snapshot) FindGateways() []Finding {
 // FindWorkers reports workers that do not accept requests.
 func (s *Snapshot) FindWorkers() []Finding {
 	if s.Settled() && len(s.Workers) == 0 {
-		return []Finding{NewProblem("no worker: requests wait, and are then refused", "start one with 'pulley worker --engine URL'")}
+		return []Finding{NewProblem("no worker: requests wait, and are then refused", "start one with 'pulley worker --engine URL'; if one runs, its log says why it is not seen, such as NATS credentials of another role or id")}
 	}
-	var found []Finding
+	found := s.findRivals()
 	for _, w := range s.Workers {
 		name, quoted := "worker "+w.Name, cli.ShellWord(w.Name)
+		if n := len(w.Pools); n > subjects.MaxPools {
+			found = append(found, NewProblem(fmt.Sprintf("%s announces %d pools: gateways take in %d of one worker, and send it no requests of the others", name, n, subjects.MaxPools),
+				"name the models that it should serve with model=, or run several workers for its engine; if it is no worker of yours, revoke its credentials"))
+		}
 		switch {
+		case w.Lost > lostShown:
+			found = append(found, NewWarning(fmt.Sprintf("%s was lost %s ago, and is not back", name, term.Age(w.Lost)),
+				fmt.Sprintf("start it again on %s; if it is not to come back, this is reported for %s", cmp.Or(w.Host, "its host"), cli.FormatDuration(lostReported))))
 		case w.Lost > 0:
 			found = append(found, NewProblem(fmt.Sprintf("%s is lost: no heartbeat for %s", name, term.Age(w.Lost)),
 				fmt.Sprintf("check its process on %s, and its connection to NATS", cmp.Or(w.Host, "its host"))))
@@ -145,6 +175,36 @@ func (s *Snapshot) FindWorkers() []Finding {
 				fmt.Sprintf("if this continues, give it fewer slots (it has %d), or the engine more capacity", w.Slots)))
 		case w.State == subjects.Cordoned:
 			found = append(found, NewWarning(name+" is cordoned: it accepts no new requests", "pulley worker uncordon "+quoted))
+		}
+	}
+	return found
+}
+
+// FindPeers reports workers that differ much from the others of their pools.
+func (s *Snapshot) FindPeers() []Finding {
+	var found []Finding
+	for _, w := range s.Workers {
+		if notes := w.Notes(); notes != "" && w.Lost == 0 {
+			found = append(found, Finding{Verdict: Notice, Text: fmt.Sprintf("worker %s: %s", w.Name, notes),
+				Remedy: "none needed: it gets as much as its price is worth; if it should be like the others, compare its machine and its engine's settings with theirs"})
+		}
+	}
+	return found
+}
+
+// findRivals reports workers that have the same stable id.
+func (s *Snapshot) findRivals() (found []Finding) {
+	hosts := make(map[string][]string)
+	for _, w := range s.Workers {
+		if id := subjects.StableID(w.Worker); id != w.Worker && w.Lost == 0 && w.State != subjects.Draining {
+			hosts[id] = append(hosts[id], cmp.Or(w.Host, "an unknown host"))
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(hosts)) {
+		if n := len(hosts[id]); n > 1 {
+			slices.Sort(hosts[id])
+			found = append(found, NewWarning(fmt.Sprintf("%d processes run as worker %s: on %s", n, id, strings.Join(hosts[id], ", ")),
+				"stop all but one if they serve the same engine; else give each its own --id, name= or host name"))
 		}
 	}
 	return found
@@ -175,13 +235,17 @@ func (s *Snapshot) FindPools() []Finding {
 	live := make(map[string]bool)
 	for _, p := range s.Pools {
 		live[p.Pool] = p.Live > 0
+		if n := s.Unclaimed[p.Pool]; n > 1 {
+			found = append(found, NewProblem(fmt.Sprintf("pool %s: %d deliveries of the last minute had no claim within 2 seconds: a worker takes requests and keeps silent", p.Pool, n),
+				"see the logs of its workers; if all are well, somebody has the credentials of one: with an account for each worker, 'nats server report accounts' shows which account receives"))
+		}
 		oldest, free, waiting := Millis(p.OldestMS), p.Slots-p.Busy, term.Count(p.Waiting, "request")
 		switch {
 		case p.Paused:
 			found = append(found, NewWarning(fmt.Sprintf("pool %s is paused: %s waiting", p.Pool, waiting), "pulley pool resume "+cli.ShellWord(p.Pool)))
 		case p.Live == 0 && p.Waiting > 0 && s.Settled():
 			found = append(found, NewProblem(fmt.Sprintf("pool %s: %s waiting, and no live worker", p.Pool, waiting),
-				"start a worker for it: pulley worker --engine "+cli.ShellWord("URL,model="+p.Pool)))
+				fmt.Sprintf("start a worker for it: pulley worker --engine %s; if no client waits any more: pulley queue prune", cli.ShellWord("URL,model="+p.Pool))))
 		case oldest > stuckAfter && free > 0 && p.Live > 0:
 			found = append(found, NewWarning(fmt.Sprintf("pool %s: a request has waited for %s although there are %s", p.Pool, term.Age(oldest), term.Count(free, "free slot")),
 				"see the logs of the workers; check that they may publish to $JS.API.CONSUMER.MSG.NEXT.>"))
@@ -211,11 +275,11 @@ func (s *Snapshot) FindTiers() []Finding {
 	for _, t := range s.Tiers {
 		if n := t.Waiting + t.InFlight; t.Unknown && n > 0 {
 			found = append(found, NewProblem(fmt.Sprintf("%s in tier %s, which is not in the policy: no worker serves it", term.Count(n, "request"), t.Name),
-				"create the tier: pulley tier set "+t.Name))
+				fmt.Sprintf("create the tier: pulley tier set %s; or remove those whose gateway is gone: pulley queue prune", t.Name)))
 			continue
 		}
 		if t.Unknown {
-			found = append(found, NewWarning(fmt.Sprintf("tier %s has a stream, but is not in the policy", t.Name), "nats stream rm "+subjects.ReqStream(t.Name)))
+			found = append(found, NewWarning(fmt.Sprintf("tier %s has a stream, but is not in the policy", t.Name), "pulley tier rm "+cli.ShellWord(t.Name)))
 			continue
 		}
 		for _, pool := range slices.Sorted(maps.Keys(t.Pools)) {

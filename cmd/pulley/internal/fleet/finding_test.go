@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -27,6 +28,30 @@ func TestFindingsNameBadEngines(t *testing.T) {
 		}
 		if strings.Join(got, "; ") != want {
 			t.Errorf("%s %q: %q, want %q", h.State, h.Reason, got, want)
+		}
+	}
+}
+
+// A worker that differs from the others is a notice: nothing is wrong.
+func TestFindingsNameUnlikeWorkers(t *testing.T) {
+	slow := policy.Note{Kind: policy.NoteSlow, Text: "60ms for a token, 5.0 times the usual 12ms"}
+	small := policy.Note{Kind: policy.NoteSmall, Text: "2 at once, where 16 are usual"}
+	for want, h := range map[string]subjects.Heartbeat{
+		"": {State: subjects.Ready, Pools: []subjects.PoolStatus{{Pool: "m"}}},
+		"notice worker w: m: slow: 60ms for a token, 5.0 times the usual 12ms":                                          {State: subjects.Ready, Pools: []subjects.PoolStatus{{Pool: "m", Notes: []policy.Note{slow}}}},
+		"notice worker w: m: slow: 60ms for a token, 5.0 times the usual 12ms; n: small: 2 at once, where 16 are usual": {State: subjects.Ready, Pools: []subjects.PoolStatus{{Pool: "m", Notes: []policy.Note{slow}}, {Pool: "n", Notes: []policy.Note{small}}}},
+	} {
+		h.Worker, h.Name = "w", "w"
+		s := &Snapshot{Workers: []WorkerStatus{{Heartbeat: h}}}
+		var got []string
+		for _, f := range s.FindPeers() {
+			got = append(got, string(f.Verdict)+" "+f.Text)
+		}
+		if strings.Join(got, "; ") != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+		if all := append(s.FindWorkers(), s.findAll()...); len(all) > 0 {
+			t.Errorf("%v is wrong with it", all)
 		}
 	}
 }

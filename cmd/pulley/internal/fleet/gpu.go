@@ -166,6 +166,56 @@ func GPUStatus(g subjects.GPU) (status, reason, remedy string) {
 	return "ok", "", ""
 }
 
+// GPUSum sums up the GPUs of a worker: the worst status with its reason, the highest temperature and use, the memory and the
+// power of all.
+type GPUSum struct {
+	Count       int     `json:"count"`
+	Status      string  `json:"status"`
+	Reason      string  `json:"reason,omitempty"`
+	Name        string  `json:"name,omitempty"` // of the first
+	Temperature *int    `json:"temperature,omitempty"`
+	Use         *int    `json:"use,omitempty"` // percent
+	Used        uint64  `json:"memory_used,omitempty"`
+	Total       uint64  `json:"memory_total,omitempty"`
+	Power       float64 `json:"power,omitempty"`
+}
+
+// GPUSum sums up the worker's GPUs; nil if it is lost, or reports none and no reason why.
+func (w *WorkerStatus) GPUSum() *GPUSum {
+	switch {
+	case w.NVML == nil || w.Lost > 0:
+		return nil
+	case len(w.NVML.GPUs) == 0 && w.NVML.Failure == nil:
+		return nil
+	case len(w.NVML.GPUs) == 0:
+		return &GPUSum{Status: "unknown", Reason: w.NVML.Failure.Error()}
+	}
+	sum := &GPUSum{Count: len(w.NVML.GPUs), Status: "ok", Name: w.NVML.GPUs[0].Name}
+	for _, g := range w.NVML.GPUs {
+		if status, reason, _ := GPUStatus(g); GPURank(status) > GPURank(sum.Status) {
+			sum.Status, sum.Reason = status, fmt.Sprintf("GPU %s: %s", g.Label(), reason)
+		}
+		if t := g.Temperature; t != nil && (sum.Temperature == nil || *t > *sum.Temperature) {
+			sum.Temperature = t
+		}
+		if u := g.Utilization; u != nil && (sum.Use == nil || u.GPU > *sum.Use) {
+			sum.Use = &u.GPU
+		}
+		if g.Memory != nil {
+			sum.Used, sum.Total = sum.Used+g.Memory.Used, sum.Total+g.Memory.Total
+		}
+		if g.Power != nil {
+			sum.Power += *g.Power
+		}
+	}
+	return sum
+}
+
+// GPURank orders the statuses of a GPU from good to bad.
+func GPURank(status string) int {
+	return slices.Index([]string{"ok", "stale", "unknown", "strained", "throttled", "fenced"}, status)
+}
+
 // Unfence says what ends the fence of a GPU.
 func Unfence(g gpu.Snapshot) string {
 	switch {

@@ -21,14 +21,22 @@ type Snapshot struct {
 	Since  time.Time `json:"since"`            // when the connection was made, or lost
 
 	// Received and read by a Watcher.
-	Gateways []string               `json:"gateways"` // ids
+	Gateways []string               `json:"gateways"`          // ids
+	Trouble  map[string]string      `json:"trouble,omitempty"` // why gateways cannot queue requests, by id
 	Workers  []WorkerStatus         `json:"workers"`
 	Lanes    []Lane                 `json:"queues"`
 	Requests []subjects.RequestInfo `json:"requests"`         // the oldest first
+	Results  []subjects.PoolResults `json:"-"`                // of each gateway; it is not changed
 	Policy   *policystore.Version   `json:"-"`                // nil until it was read
 	Unread   map[string]string      `json:"unread,omitempty"` // what could not be read, and why
 	Events   []subjects.Event       `json:"events"`           // the oldest first
 	Held     map[PoolTier]int       `json:"-"`                // requests that gateways hold back from the broker's queue
+	// SilentBrokers are the members of the brokers' cluster that the others do not hear, and for how long.
+	SilentBrokers map[string]time.Duration `json:"-"`
+	// Unclaimed is how many deliveries of the last minute no worker has claimed in time, by pool.
+	Unclaimed map[string]int `json:"-"`
+
+	heard bool // every part was asked, and has answered
 
 	// Computed by Complete.
 	Totals   Totals         `json:"totals"`
@@ -39,7 +47,9 @@ type Snapshot struct {
 }
 
 // Settled says whether every part has had time to report.
-func (s *Snapshot) Settled() bool { return s.Server != "" && s.At.Sub(s.Since) >= settledAfter }
+func (s *Snapshot) Settled() bool {
+	return s.Server != "" && (s.heard || s.At.Sub(s.Since) >= settledAfter)
+}
 
 // Complete sorts what was read, and computes the rest of the snapshot from it.
 func (s *Snapshot) Complete() {
@@ -131,6 +141,19 @@ func (s *Snapshot) completePools(loads map[PoolTier]*Load) {
 		p := pool(k.Pool)
 		p.Tiers[k.Tier] = *l
 		p.add(*l)
+	}
+	times := make(map[string]*policy.Side)
+	for i := range s.Results {
+		r := &s.Results[i]
+		p := pool(r.Pool)
+		p.Answered, p.Failed, p.Refused, p.Cancelled = p.Answered+r.Answered, p.Failed+r.Failed, p.Refused+r.Refused, p.Cancelled+r.Cancelled
+		if times[r.Pool] == nil {
+			times[r.Pool] = new(policy.Side)
+		}
+		times[r.Pool].Merge(r.Times)
+	}
+	for name, side := range times {
+		pool(name).TTFT, pool(name).E2E = PercentilesOf(*side)
 	}
 	var spill map[string]policy.Pool
 	if s.Policy != nil {
@@ -272,6 +295,37 @@ type PoolStatus struct {
 	Busy    int    `json:"busy"`  // of these slots, by requests of any pool
 	Load
 	Tiers map[string]Load `json:"tiers"`
+
+	// What became of the requests that ended within the last five minutes.
+	Answered  int          `json:"answered"`
+	Failed    int          `json:"failed"`
+	Refused   int          `json:"refused"`
+	Cancelled int          `json:"cancelled"`
+	TTFT      *Percentiles `json:"ttft_ms,omitempty"` // nil without an answer
+	E2E       *Percentiles `json:"e2e_ms,omitempty"`
+}
+
+// Percentiles are times in milliseconds.
+type Percentiles struct {
+	P50 int64 `json:"p50"`
+	P95 int64 `json:"p95"`
+	P99 int64 `json:"p99"`
+}
+
+// PercentilesOf returns the times to the first and to the last byte of a side; nil if it has no answer.
+func PercentilesOf(side policy.Side) (ttft, e2e *Percentiles) {
+	of := func(m policy.Metric) *Percentiles {
+		p := new(Percentiles)
+		for q, to := range map[float64]*int64{0.5: &p.P50, 0.95: &p.P95, 0.99: &p.P99} {
+			d, ok := side.Quantile(m, q)
+			if !ok {
+				return nil
+			}
+			*to = d.Milliseconds()
+		}
+		return p
+	}
+	return of(policy.TTFT), of(policy.E2E)
 }
 
 // TierStatus is the state of a tier.

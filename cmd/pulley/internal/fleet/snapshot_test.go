@@ -6,10 +6,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/clitest"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/policy"
+	"github.com/pulley-lb/pulley/subjects"
 )
 
 func TestSnapshotAddsUp(t *testing.T) {
@@ -37,6 +39,34 @@ func TestSnapshotAddsUp(t *testing.T) {
 	}
 	if got := strings.Join(tiers, ", "); got != "priority 0, standard 2, batch 32" {
 		t.Errorf("tiers %s", got)
+	}
+}
+
+// Pools have the results of all gateways, also those without a worker.
+func TestSnapshotAddsUpResults(t *testing.T) {
+	side := func(n int, took time.Duration) (s policy.Side) {
+		for range n {
+			s.Observe(true, took/10, took)
+		}
+		return s
+	}
+	s := clitest.SnapshotAtNoon()
+	s.Results = []subjects.PoolResults{
+		{Pool: "qwen", Answered: 90, Failed: 1, Times: side(90, time.Second)}, {Pool: "gone", Refused: 2}, {Pool: "qwen", Answered: 10, Refused: 3, Cancelled: 4, Times: side(10, 8*time.Second)},
+	}
+	for range 2 { // it may be completed again
+		s.Complete()
+	}
+	pools := make(map[string]fleet.PoolStatus)
+	for _, p := range s.Pools {
+		pools[p.Pool] = p
+	}
+	near := func(got, want int64) bool { return got > want*95/100 && got < want*105/100 }
+	if p := pools["qwen"]; p.Answered != 100 || p.Failed != 1 || p.Refused != 3 || p.Cancelled != 4 || !near(p.TTFT.P50, 100) || !near(p.TTFT.P95, 800) || !near(p.E2E.P50, 1000) || !near(p.E2E.P99, 8000) {
+		t.Errorf("got %+v, %+v, %+v", p, p.TTFT, p.E2E)
+	}
+	if p := pools["gone"]; p.Refused != 2 || p.TTFT != nil || p.E2E != nil || pools["llama-70b"].TTFT != nil {
+		t.Errorf("got %+v", p)
 	}
 }
 
@@ -90,5 +120,22 @@ func TestSnapshotAsJSON(t *testing.T) {
 	}
 	if back.Policy.Revision != 17 || len(back.Pools) != 4 || back.Tiers[1].Name != "standard" || back.Workers[0].Name != "fast" || back.Workers[0].DonePerSecond != 4.5 {
 		t.Errorf("got %+v of %s", back, b)
+	}
+}
+
+// A gateway that cannot queue requests says why, and that is the first thing that is wrong.
+func TestFindsGatewaysWithoutAQueue(t *testing.T) {
+	s := clitest.SnapshotAtNoon()
+	s.Trouble = map[string]string{"g2": "no disk", "g1": "no memory"}
+	s.Complete()
+	var got []string
+	for _, f := range s.Findings {
+		if f.Check == "gateways" {
+			got = append(got, string(f.Verdict)+": "+f.Text)
+		}
+	}
+	want := []string{"problem: gateway g1 cannot queue requests: no memory", "problem: gateway g2 cannot queue requests: no disk"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

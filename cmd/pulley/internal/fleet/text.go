@@ -18,11 +18,11 @@ import (
 // StateStyle returns the colour for the state of a worker, a pool, a request, a shift or a key.
 func StateStyle(s string) term.Style {
 	switch state, _, _ := strings.Cut(s, " "); state {
-	case "ready", "answering", "running", "done", "active":
+	case "ready", "answering", "running", "done", "active", "in_progress", "completed":
 		return term.Green
-	case "paused", "busy", "draining", "cordoned", "queued", "rotating":
+	case "paused", "busy", "draining", "cordoned", "queued", "rotating", "incomplete":
 		return term.Yellow
-	case "down", "left", "fenced", "aborted", "expired", "damaged", "no":
+	case "down", "left", "fenced", "aborted", "expired", "damaged", "no", "failed":
 		return term.Red
 	}
 	return term.Unstyled

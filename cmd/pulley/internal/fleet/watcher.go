@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/pulley-lb/pulley/plain"
 	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -34,8 +35,10 @@ const (
 	// gatewayDeadline is the silence after which a gateway counts as gone.
 	gatewayDeadline = 3*subjects.ReferenceEvery + subjects.ReferenceEvery/2
 
-	// lostShown is how long a worker that is lost stays in the snapshots.
-	lostShown = time.Minute
+	// lostShown is how long a worker that is lost stays in the snapshots of a watcher, and lostReported how long in that of
+	// ReadSnapshot, which also has those that gateways have lost before.
+	lostShown    = time.Minute
+	lostReported = 10 * time.Minute
 
 	// eventsKept is how many events a snapshot has at most.
 	eventsKept = 100
@@ -56,10 +59,16 @@ type Watcher struct {
 	lanes     []Lane
 	taken     map[laneName]*rate // deliveries of each lane
 	requests  []subjects.RequestInfo
-	policy    *policystore.Version // nil until read
-	unread    map[string]error     // why the last attempt to read something failed
-	tried     map[string]bool      // what was read, or failed, at least once
-	events    []subjects.Event     // the oldest first
+	results   []subjects.PoolResults // of each gateway
+	policy    *policystore.Version   // nil until read
+	unread    map[string]error       // why the last attempt to read something failed
+	tried     map[string]bool        // what was read, or failed, at least once
+	events    []subjects.Event       // the oldest first
+	once      Once                   // of events
+	heard     bool                   // ask has succeeded
+
+	lostFor time.Duration // lostShown or lostReported
+	now     chan struct{} // asks for a snapshot at once
 }
 
 // gatewayState is the last message of a gateway, and when it arrived.
@@ -70,9 +79,9 @@ type gatewayState struct {
 
 // workerState is the last heartbeat of a worker, and when it arrived.
 type workerState struct {
-	beat         subjects.Heartbeat
-	at           time.Time
-	done, failed rate
+	beat  subjects.Heartbeat
+	at    time.Time
+	rates workerRates
 }
 
 type laneName struct{ tier, pool, lane string }
@@ -87,7 +96,7 @@ func NewWatcher(nc *nats.Conn) (*Watcher, error) {
 	return &Watcher{
 		nc: nc, js: js, connected: true, since: now, last: now,
 		gateways: make(map[string]*gatewayState), workers: make(map[string]*workerState), taken: make(map[laneName]*rate),
-		unread: make(map[string]error), tried: make(map[string]bool),
+		unread: make(map[string]error), tried: make(map[string]bool), lostFor: lostShown, now: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -108,6 +117,7 @@ func (w *Watcher) Run(ctx context.Context, show func(Snapshot)) error {
 	defer loops.Wait()
 	loops.Go(func() { w.readLoop(ctx, "requests", w.readRequests) })
 	loops.Go(func() { w.readLoop(ctx, "queues", w.readLanes) })
+	loops.Go(func() { w.readLoop(ctx, "results", w.readResults) })
 	loops.Go(func() {
 		f := policystore.Follower{Policy: w.onPolicy, Trouble: func(err error) { w.setUnread("policy", err) }}
 		if err := f.Run(ctx, w.nc); err != nil {
@@ -120,12 +130,13 @@ func (w *Watcher) Run(ctx context.Context, show func(Snapshot)) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case now := <-tick.C:
-			s := w.snapshot(now)
-			s.Complete()
-			show(s)
-			tick.Reset(snapshotEvery)
+		case <-tick.C:
+		case <-w.now:
 		}
+		s := w.snapshot(time.Now())
+		s.Complete()
+		show(s)
+		tick.Reset(snapshotEvery)
 	}
 }
 
@@ -141,7 +152,7 @@ func (w *Watcher) onReference(m *nats.Msg) {
 
 func (w *Watcher) onHeartbeat(m *nats.Msg) {
 	var h subjects.Heartbeat
-	if subjects.Unmarshal(m.Data, &h) != nil || h.Worker != subjects.LastToken(m.Subject) {
+	if subjects.Unmarshal(m.Data, &h) != nil || m.Subject != subjects.Heartbeats(h.Worker) {
 		return
 	}
 	now := time.Now()
@@ -157,8 +168,7 @@ func (w *Watcher) onHeartbeat(m *nats.Msg) {
 		w.workers[h.Worker] = s
 	}
 	s.beat, s.at = h, now
-	s.done.add(now, h.Done)
-	s.failed.add(now, h.Failed)
+	s.rates.add(now, &h)
 }
 
 func (w *Watcher) onEvent(m *nats.Msg) {
@@ -168,6 +178,9 @@ func (w *Watcher) onEvent(m *nats.Msg) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if !w.once.IsNew(e, time.Now()) {
+		return
+	}
 	if w.events = append(w.events, e); len(w.events) > eventsKept {
 		w.events = slices.Delete(w.events, 0, len(w.events)-eventsKept)
 	}
@@ -223,6 +236,18 @@ func (w *Watcher) readRequests(ctx context.Context) error {
 	return nil
 }
 
+// readResults asks for what became of requests. Older gateways do not answer.
+func (w *Watcher) readResults(ctx context.Context) error {
+	list, err := AskAll[subjects.PoolResults](ctx, w.nc, subjects.AskResults)
+	if err != nil && !errors.Is(err, nats.ErrNoResponders) {
+		return fmt.Errorf("ask the gateways: %w", err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.results = list
+	return nil
+}
+
 func (w *Watcher) readLanes(ctx context.Context) error {
 	list, err := Lanes(ctx, w.js)
 	if err != nil {
@@ -266,8 +291,8 @@ func (w *Watcher) snapshot(now time.Time) Snapshot {
 	}
 	w.last = now
 	s := Snapshot{
-		At: now, Since: w.since, Policy: w.policy, Lanes: slices.Clone(w.lanes), Requests: slices.Clone(w.requests), Events: slices.Clone(w.events),
-		Held: make(map[PoolTier]int), Unread: make(map[string]string),
+		At: now, Since: w.since, heard: w.heard && connected, Policy: w.policy, Lanes: slices.Clone(w.lanes), Requests: slices.Clone(w.requests), Results: w.results, Events: slices.Clone(w.events),
+		Held: make(map[PoolTier]int), Unclaimed: make(map[string]int), Unread: make(map[string]string), Trouble: make(map[string]string),
 	}
 	if connected {
 		s.Server = server
@@ -278,7 +303,19 @@ func (w *Watcher) snapshot(now time.Time) Snapshot {
 			continue
 		}
 		s.Gateways = append(s.Gateways, id)
+		if g.ref.Trouble != "" {
+			s.Trouble[id] = g.ref.Trouble
+		}
+		for broker, ms := range g.ref.SilentBrokers {
+			if s.SilentBrokers == nil {
+				s.SilentBrokers = make(map[string]time.Duration)
+			}
+			s.SilentBrokers[broker] = max(s.SilentBrokers[broker], Millis(ms))
+		}
 		for pool, ref := range g.ref.Pools {
+			if ref.Unclaimed > 0 {
+				s.Unclaimed[pool] += ref.Unclaimed
+			}
 			for tier, n := range ref.Held {
 				s.Held[PoolTier{pool, tier}] += n
 			}
@@ -286,21 +323,21 @@ func (w *Watcher) snapshot(now time.Time) Snapshot {
 	}
 	for id, k := range w.workers {
 		silent := now.Sub(k.at)
-		if silent > lostShown {
+		if silent > w.lostFor {
 			delete(w.workers, id)
 			continue
 		}
-		status := WorkerStatus{Heartbeat: k.beat, DonePerSecond: k.done.perSecond(), FailedPerSecond: k.failed.perSecond(), TokensPerSecond: tokensPerSecond(&k.beat)}
-		if silent > subjects.WorkerDeadline && now.Sub(w.since) >= settledAfter { // workers may still be reconnecting, too
+		lost := time.Duration(0)
+		if silent > subjects.WorkerDeadline && (w.heard || now.Sub(w.since) >= settledAfter) { // workers may still be reconnecting, too
 			if w.replacedLocked(k) {
 				continue
 			}
-			status.Lost, status.DonePerSecond, status.FailedPerSecond, status.TokensPerSecond = silent, 0, 0, 0
+			lost = silent
 		}
-		s.Workers = append(s.Workers, status)
+		s.Workers = append(s.Workers, k.rates.status(&k.beat, lost))
 	}
 	for what, err := range w.unread {
-		s.Unread[what] = err.Error()
+		s.Unread[what] = plain.Error(err)
 	}
 	return s
 }
@@ -319,10 +356,67 @@ func (w *Watcher) replacedLocked(lost *workerState) bool {
 func (w *Watcher) triedAll() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.tried["requests"] && w.tried["queues"] && (w.policy != nil || w.tried["policy"])
+	return w.tried["requests"] && w.tried["queues"] && w.tried["results"] && (w.policy != nil || w.tried["policy"])
 }
 
-// ReadSnapshot watches until everything was read once, and returns a snapshot.
+// ask asks all gateways what a watcher would hear from them and from the workers within some seconds. If a worker is missing
+// whose heartbeat is in the broker, or a gateway is an older one, that is left to listening.
+func (w *Watcher) ask(ctx context.Context) {
+	beats, ends, err := ask[subjects.Heartbeat](ctx, w.nc, subjects.AskWorkers, true)
+	if err != nil {
+		return
+	}
+	reports := make([]subjects.Report, len(ends))
+	for i, h := range ends {
+		if err := subjects.Unmarshal([]byte(h.Get(subjects.HeaderReport)), &reports[i]); err != nil || reports[i].Gateway == "" {
+			return
+		}
+	}
+	members, err := membersInBucket(ctx, w.nc)
+	if err != nil {
+		return
+	}
+	for _, m := range members {
+		heard := slices.ContainsFunc(beats, func(h subjects.Heartbeat) bool { return h.Worker == m.Worker })
+		if !heard && !slices.ContainsFunc(reports, func(r subjects.Report) bool { return lost(r, m.Worker) }) {
+			return
+		}
+	}
+	now := time.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range reports {
+		if w.gateways[r.Gateway] == nil {
+			ref := subjects.Reference{Gateway: r.Gateway, Trouble: r.Trouble, SilentBrokers: r.Silent, Pools: make(map[string]subjects.PoolReference)}
+			for name, p := range r.Pools {
+				ref.Pools[name] = subjects.PoolReference{Held: p.Held, Unclaimed: p.Unclaimed}
+			}
+			w.gateways[r.Gateway] = &gatewayState{ref, now}
+		}
+	}
+	for _, h := range beats {
+		if w.workers[h.Worker] == nil {
+			w.workers[h.Worker] = &workerState{beat: h, at: now}
+		}
+	}
+	for _, r := range reports {
+		for _, l := range r.Lost {
+			if w.workers[l.Worker] == nil {
+				w.workers[l.Worker] = &workerState{beat: subjects.Heartbeat{Worker: l.Worker, Name: l.Name, Host: l.Host, Started: l.Started}, at: now.Add(-Millis(l.SilentMS))}
+			}
+		}
+	}
+	w.heard = true
+}
+
+// lost says whether a gateway has lost a worker.
+func lost(r subjects.Report, worker string) bool {
+	return slices.ContainsFunc(r.Lost, func(l subjects.LostWorker) bool { return l.Worker == worker })
+}
+
+// ReadSnapshot asks and watches until everything was read once, and returns a snapshot. Workers that gateways have lost within
+// the last 10 minutes are in it, unless they were started again. It takes some tenths of a second where all parts answer, and
+// otherwise as long as it takes to know that they do not.
 func ReadSnapshot(ctx context.Context, nc *nats.Conn) (Snapshot, error) {
 	w, err := NewWatcher(nc)
 	if err != nil {
@@ -330,6 +424,16 @@ func ReadSnapshot(ctx context.Context, nc *nats.Conn) (Snapshot, error) {
 	}
 	within, done := context.WithTimeout(ctx, 2*ReadTimeout)
 	defer done()
+	w.lostFor = lostReported
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	asking.Go(func() {
+		w.ask(within)
+		for within.Err() == nil && !w.triedAll() {
+			time.Sleep(5 * time.Millisecond)
+		}
+		w.now <- struct{}{}
+	})
 	var last Snapshot
 	err = w.Run(within, func(s Snapshot) {
 		if last = s; s.Settled() && w.triedAll() {
@@ -340,34 +444,4 @@ func ReadSnapshot(ctx context.Context, nc *nats.Conn) (Snapshot, error) {
 		return last, context.Cause(ctx)
 	}
 	return last, err
-}
-
-// rateOver is the time over which rates are measured.
-const rateOver = 5 * time.Second
-
-// rate measures how fast a counter grows. The zero value is ready.
-type rate struct{ samples []sample }
-
-type sample struct {
-	at time.Time
-	n  uint64
-}
-
-// add records the counter. A counter that has fallen has restarted: earlier samples are dropped.
-func (r *rate) add(at time.Time, n uint64) {
-	if len(r.samples) > 0 && n < r.samples[len(r.samples)-1].n {
-		r.samples = r.samples[:0]
-	}
-	r.samples = append(r.samples, sample{at, n})
-	for len(r.samples) > 2 && at.Sub(r.samples[1].at) >= rateOver {
-		r.samples = slices.Delete(r.samples, 0, 1)
-	}
-}
-
-func (r *rate) perSecond() float64 {
-	if len(r.samples) < 2 {
-		return 0
-	}
-	first, last := r.samples[0], r.samples[len(r.samples)-1]
-	return float64(last.n-first.n) / last.at.Sub(first.at).Seconds()
 }

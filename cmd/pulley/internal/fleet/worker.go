@@ -60,10 +60,33 @@ func readBucket(ctx context.Context, nc *nats.Conn, bucket string) (kv jetstream
 	if kv, err = js.KeyValue(ctx, bucket); err == nil {
 		keys, err = kv.Keys(ctx)
 	}
+	if (errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, nats.ErrJetStreamNotEnabled)) && kv != nil { // a monitor may not create the consumer that lists them
+		keys, err = keysByName(ctx, js, kv)
+	}
 	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
 		return nil, nil, fmt.Errorf("bucket %s: %w", bucket, err)
 	}
-	return kv, keys, nil
+	slices.Sort(keys)
+	return kv, slices.Compact(keys), nil // a key that is written meanwhile is listed twice
+}
+
+// keysByName lists the keys of a bucket without a consumer.
+func keysByName(ctx context.Context, js jetstream.JetStream, kv jetstream.KeyValue) (keys []string, err error) {
+	stream, err := js.Stream(ctx, subjects.KVStream(kv.Bucket()))
+	if err != nil {
+		return nil, err
+	}
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(">"))
+	if err != nil {
+		return nil, err
+	}
+	for subject := range info.State.Subjects {
+		key := strings.TrimPrefix(subject, subjects.KVSubject(kv.Bucket(), ""))
+		if _, err := kv.Get(ctx, key); err == nil { // else it was deleted
+			keys = append(keys, key)
+		}
+	}
+	return keys, nil
 }
 
 // FindWorker returns the worker with a name or an id, or with the only name or id that begins so.

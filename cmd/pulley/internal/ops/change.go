@@ -91,16 +91,56 @@ func printChange(s *cli.Session, v policyChange, created bool, kind, name string
 	return nil
 }
 
-// removeFromPolicy changes the policy after a confirmation, and prints what was done.
-func removeFromPolicy(s *cli.Session, question, done string, edit func(*policy.Policy)) error {
-	if err := s.Confirm("%s", question); err != nil {
+// removal says what a verb removes from the policy.
+type removal struct {
+	noun     string // kind of object
+	question string // %s stands for the objects
+	done     string // what the verb has done: "removed"
+}
+
+// removeFromPolicy removes each object that the arguments name from the policy, after one confirmation and in one revision,
+// and prints what was done.
+func removeFromPolicy(s *cli.Session, r removal, edit func(p *policy.Policy, name string)) error {
+	if err := s.Confirm("%s", strings.Replace(r.question, "%s", counted(r.noun, s.Args), 1)); err != nil {
 		return err
 	}
-	v, err := changePolicy(s, func(p *policy.Policy) error { edit(p); return nil })
-	if err == nil {
-		s.Printf("%s, policy revision %d", done, v.Revision)
+	v, err := changePolicy(s, func(p *policy.Policy) error {
+		for _, name := range s.Args {
+			edit(p, name)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	return err
+	for _, name := range s.Args {
+		s.Printf("%s %s %s, policy revision %d", r.noun, term.Printable(name), r.done, v.Revision)
+	}
+	return nil
+}
+
+// counted names objects for a question, such as "pool a" or "3 pools: a, b and c".
+func counted(noun string, names []string) string {
+	shown := make([]string, len(names))
+	for i, name := range names {
+		shown[i] = term.Printable(name)
+	}
+	if len(names) == 1 {
+		return noun + " " + shown[0]
+	}
+	return fmt.Sprintf("%s: %s", term.Count(len(names), noun), term.Shorten(strings.Join(shown, ", "), 160))
+}
+
+// eachOf does something to each object, and goes on after an error. It returns the errors, each with the object that it is
+// about, joined.
+func eachOf(names []string, do func(name string) error) error {
+	var errs []error
+	for _, name := range names {
+		if err := do(name); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // publishEvent publishes an event in the name of the user.
@@ -116,25 +156,33 @@ type toggle struct {
 	done  string // what the verb has done: "paused", "resumed"
 	state string // the state: "paused"
 
-	// edit changes the policy, and returns the full name of the object.
-	edit func(s *cli.Session, named string, on bool) (name string, v policyChange, err error)
+	// edit changes the policy for all objects that the arguments name, in one revision.
+	edit func(s *cli.Session, on bool) ([]toggled, policyChange, error)
+}
+
+// toggled is what a verb has done to one object.
+type toggled struct {
+	name string // in full
+	same bool   // it was so already
 }
 
 // verb makes cmd the verb that t describes.
 func (t toggle) verb(c *cli.ConnectFlags, cmd *cobra.Command) *cobra.Command {
 	return cli.Action(cmd, c, func(s *cli.Session) error {
-		name, v, err := t.edit(s, s.Args[0], t.on)
+		list, v, err := t.edit(s, t.on)
 		if err != nil {
 			return err
 		}
-		what := t.done
-		switch {
-		case v.same && t.on:
-			what = "already " + t.state
-		case v.same:
-			what = "was not " + t.state
+		for _, o := range list {
+			what := t.done
+			switch {
+			case o.same && t.on:
+				what = "already " + t.state
+			case o.same:
+				what = "was not " + t.state
+			}
+			s.Printf("%s %s %s, policy revision %d", t.noun, term.Printable(o.name), what, v.Revision)
 		}
-		s.Printf("%s %s %s, policy revision %d", t.noun, term.Printable(name), what, v.Revision)
 		return nil
 	})
 }

@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/term"
+	"github.com/pulley-lb/pulley/plain"
 	"github.com/pulley-lb/pulley/subjects"
 )
 
@@ -67,14 +69,14 @@ func newDeadListCommand(c *cli.ConnectFlags) *cobra.Command {
 func newDeadShowCommand(c *cli.ConnectFlags) *cobra.Command {
 	var showBody bool
 	cmd := &cobra.Command{
-		Use: "show SEQ", Short: "Describe a dead letter", Long: "Describe a dead letter. Its prompt is shown only with --show-body.",
+		Use: "show SEQ...", Short: "Describe dead letters", Long: "Describe a dead letter. Its prompt is shown only with --show-body.",
 		Example: `  pulley dead show 17
   pulley dead show 17 --show-body -o json | jq -r .body`,
-		ValidArgsFunction: cli.Complete(c, 1, liveDeadLetters),
+		ValidArgsFunction: cli.Complete(c, 0, liveDeadLetters),
 	}
 	cmd.Flags().BoolVar(&showBody, "show-body", false, showBodyHelp)
-	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
-		list, err := sequences(s.Args)
+	return cli.Describing(cmd, c, func(s *cli.Session, named string) (cli.View, error) {
+		list, err := sequences([]string{named})
 		if err != nil {
 			return cli.View{}, err
 		}
@@ -106,6 +108,9 @@ func newDeadShowCommand(c *cli.ConnectFlags) *cobra.Command {
 				term.KV("path", strings.TrimSpace(d.Method+" "+d.Path)),
 				term.KV("body", fmt.Sprintf("%s, about %d tokens", term.Bytes(d.Size), d.InputTokens)),
 			)
+			for _, line := range d.History {
+				p.Fields(term.KV("attempt", strings.TrimPrefix(line, "attempt ")))
+			}
 			printHeaders(p, d.Header)
 			if showBody {
 				printBody(p, d.Body, d.Size)
@@ -124,6 +129,22 @@ func sequences(args []string) ([]uint64, error) {
 		list = append(list, n)
 	}
 	return list, nil
+}
+
+// missingDead is the error about the first of the dead letters that were named and that are not there; nil if all are, or if that
+// is not known.
+func missingDead(s *cli.Session) error {
+	named, _ := sequences(s.Args)
+	stream, err := fleet.DeadStream(s.Context(), s.JS)
+	if err != nil {
+		return nil
+	}
+	for _, n := range named {
+		if _, err := stream.GetMsg(s.Context(), n); errors.Is(err, jetstream.ErrMsgNotFound) {
+			return noDeadLetter(n)
+		}
+	}
+	return nil
 }
 
 func noDeadLetter(sequence uint64) error {
@@ -236,7 +257,11 @@ any failed.`,
 			s.Printf("no dead letters")
 			return nil
 		}
-		return retryDead(s, chosen, timeout, showBody)
+		err = retryDead(s, chosen, timeout, showBody)
+		if err == nil || errors.Is(err, fleet.ErrNoGateway) || s.Context().Err() != nil {
+			return err
+		}
+		return cmp.Or(missingDead(s), err)
 	})
 }
 
@@ -273,7 +298,7 @@ func retryDead(s *cli.Session, chosen []uint64, timeout time.Duration, showBody 
 		case errors.Is(e.err, fleet.ErrNoAnswer):
 			e.result.Error = fmt.Sprintf("no answer within %v", timeout)
 		case e.err != nil:
-			e.result.Error = e.err.Error()
+			e.result.Error = plain.Error(e.err)
 		}
 		if !printRetry(s, e.sequence, e.result, showBody) {
 			failed++

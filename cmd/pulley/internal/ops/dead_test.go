@@ -26,6 +26,8 @@ func TestDeadLetters(t *testing.T) {
 		step{"dead retry 1", 0, `1  200  answered, removed\n`},
 		step{"dead retry 1 --show-body", 0, `1  200  answered, removed\n\nthe answer\n\n`},
 		step{"dead retry --pool qwen", 1, `(2  500  kept\n|3  200  answered, removed\n){2}pulley: 1 of 2 failed again\n`},
+		step{"dead retry 1 2", 1, `.*pulley: 1 of 2 failed again\n`},
+		step{"dead retry 1 8", 3, `.*pulley: no dead letter 8; see 'pulley dead ls'\n`},
 		step{"dead retry", 2, `pulley: missing argument: SEQ, --pool or --all \(see 'pulley dead ls'\)\nrun .*`},
 		step{"dead retry 1 --all", 2, `pulley: SEQ, --pool and --all exclude each other\nrun .*`},
 		step{"dead rm 2", 4, `pulley: permanently remove 1 dead letter: needs a confirmation, and standard input is not a terminal; use --force to skip it\n`},

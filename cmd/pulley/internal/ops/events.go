@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
@@ -31,6 +32,7 @@ var eventKinds = []struct {
 	{subjects.EventWorkerUnfenced, "a fenced worker accepts requests again"},
 	{subjects.EventWorkerFailing, "requests of a pool fail at a worker, or no longer do"},
 	{subjects.EventWorkerSuspect, "an engine shows no progress with requests of a pool, or is no longer suspect"},
+	{subjects.EventWorkerNote, "a worker is much slower or smaller than is usual in its pool, or no longer is"},
 	{subjects.EventModelLoading, "an engine has begun to load a model"},
 	{subjects.EventModelLoaded, "an engine has loaded a model"},
 	{subjects.EventModelEvicted, "an engine no longer has a model loaded"},
@@ -39,6 +41,8 @@ var eventKinds = []struct {
 	{subjects.EventDead, "a request became a dead letter"},
 	{subjects.EventFull, "a queue is full"},
 	{subjects.EventKey, "a key was added, rotated or removed"},
+	{subjects.EventCancel, "an operator has cancelled a request, or those that waited in a queue"},
+	{subjects.EventBroker, "a member of a cluster of brokers is silent, or is heard again"},
 }
 
 func newEventsCommand() *cobra.Command {
@@ -47,7 +51,8 @@ func newEventsCommand() *cobra.Command {
 		Use:   "events",
 		Short: "Follow events: workers, policy, full queues, dead letters",
 		Long: `Print events as they happen, one per line, until Ctrl-C. Events are not stored:
-earlier ones are only in the logs of the gateways. With -o json each line is a JSON
+earlier ones are only in the logs of the gateways. Each is printed once, however many
+gateways report it. With -o json each line is a JSON
 object.
 
 Kinds
@@ -95,6 +100,7 @@ func followEvents(cmd *cobra.Command, nc *nats.Conn, only eventFilter, asJSON bo
 		return fmt.Errorf("subscribe %s: %w", subjects.AllEvents, err)
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "following %s on %s; stop with Ctrl-C\n", only, nc.ConnectedUrlRedacted())
+	var once fleet.Once
 	for {
 		m, err := sub.NextMsgWithContext(ctx)
 		if ctx.Err() != nil {
@@ -108,7 +114,7 @@ func followEvents(cmd *cobra.Command, nc *nats.Conn, only eventFilter, asJSON bo
 			cli.Logger(ctx).Warn("event dropped", "subject", m.Subject, "err", err)
 			continue
 		}
-		if !only.wants(e) {
+		if !once.IsNew(e, time.Now()) || !only.wants(e) {
 			continue
 		}
 		line := fleet.EventLine(&term.Page{Terminal: t}, e) + "\n"

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -30,7 +31,7 @@ it as 'Authorization: Bearer KEY'. Once a key exists, every request needs one. A
 is printed only when it is created: Pulley stores nothing but its hash.
 
 Keys are not part of the policy: a rollback does not restore a removed key.`,
-		newKeyAddCommand, newKeyListCommand, newKeySetCommand, newKeyRotateCommand, newKeyRemoveCommand)
+		newKeyAddCommand, newKeyListCommand, newKeyInfoCommand, newKeySetCommand, newKeyRotateCommand, newKeyRemoveCommand)
 }
 
 func newKeyAddCommand(c *cli.ConnectFlags) *cobra.Command {
@@ -364,6 +365,75 @@ func newKeyListCommand(c *cli.ConnectFlags) *cobra.Command {
 					percentOr(k.MaxQueueShare), term.Clock(k.Created), expires, term.Clock(k.OldUntil))
 			}
 			p.Table(t)
+		}}, nil
+	})
+}
+
+func newKeyInfoCommand(c *cli.ConnectFlags) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "info ID...", Short: "Describe keys",
+		Long:              "Describe a key: its limits, and what its tenant has in progress. Secrets are not kept.",
+		Example:           `  pulley key info 4k7qz2m9xa`,
+		ValidArgsFunction: cli.Complete(c, 0, liveKeys),
+	}
+	return cli.Describing(cmd, c, func(s *cli.Session, named string) (cli.View, error) {
+		_, k, err := findKey(s, named)
+		if err != nil {
+			return cli.View{}, err
+		}
+		requests, err := fleet.Requests(s.Context(), s.NC)
+		if err != nil && !errors.Is(err, fleet.ErrNoGateway) {
+			return cli.View{}, err
+		}
+		waiting, running := 0, 0
+		for _, r := range requests {
+			switch {
+			case r.Tenant != k.Tenant:
+			case r.State == "queued":
+				waiting++
+			default:
+				running++
+			}
+		}
+		l := keyLineOf(k, time.Now())
+		value := struct {
+			keyLine
+			Damage   string `json:"damage,omitempty"`
+			Waiting  int    `json:"tenant_waiting"`
+			InFlight int    `json:"tenant_in_flight"`
+		}{l, k.Damage, waiting, running}
+		return cli.View{Value: value, Print: func(p *term.Page) {
+			none := func(n int, unit string) string {
+				if n == 0 {
+					return "no limit"
+				}
+				return fmt.Sprintf("%d %s", n, unit)
+			}
+			expires := "never"
+			if !l.Expires.IsZero() {
+				expires = fmt.Sprintf("%s, in %s", term.Clock(l.Expires), term.Age(time.Until(l.Expires)))
+			}
+			old := ""
+			if !l.OldUntil.IsZero() {
+				old = "works until " + term.Clock(l.OldUntil)
+			}
+			p.Fields(
+				term.KV("key", l.ID, term.Bold),
+				term.KV("tenant", l.Tenant),
+				term.KV("state", l.State, fleet.StateStyle(l.State)),
+				term.KV("damage", k.Damage),
+				term.KV("tiers", cmp.Or(strings.Join(l.Tiers, ", "), "standard and the tiers after it")),
+				term.KV("models", cmp.Or(strings.Join(l.Models, ", "), "all")),
+				term.KV("requests", none(l.RPM, "per minute")),
+				term.KV("tokens", none(l.TPM, "per minute")),
+				term.KV("concurrency", none(l.Concurrency, "requests in flight")),
+				term.KV("max queue share", percentOr(l.MaxQueueShare)),
+				term.KV("explain", map[bool]string{true: "on x-pulley-explain: 1"}[l.Explain]),
+				term.KV("created", term.Clock(l.Created)),
+				term.KV("expires", expires),
+				term.KV("old secret", old),
+				term.KV("tenant has now", fmt.Sprintf("%d waiting, %d in flight", waiting, running)),
+			)
 		}}, nil
 	})
 }

@@ -73,7 +73,7 @@ func TestKeysAreUnlike(t *testing.T) {
 func TestDamagedKeyIsListedAndRemoved(t *testing.T) {
 	s := newSite(t)
 	s.ok("key add --tenant acme")
-	kv, err := s.js.KeyValue(t.Context(), subjects.PolicyBucket)
+	kv, err := s.js.KeyValue(t.Context(), subjects.KeysBucket)
 	if err == nil {
 		_, err = kv.PutString(t.Context(), subjects.APIKey("aaaaaaaaaa"), "{")
 	}

@@ -25,7 +25,8 @@ func TestLiveCompletion(t *testing.T) {
 	s.held = []subjects.RequestDetail{held("01", "llama", "batch", "queued", time.Second)}
 	tests := map[string]string{
 		"tier rm":                     "priority\tshare 8|standard\tshare 4|batch\tshare 1",
-		"tier rm batch":               "",
+		"tier rm batch":               "priority\tshare 8|standard\tshare 4",
+		"tier set batch":              "",
 		"pool pause":                  "llama|org/qwen:7b",
 		"route rm":                    "chat\tto llama",
 		"route shift":                 "chat\tto llama|llama\tpool|org/qwen:7b\tpool",

@@ -1,5 +1,5 @@
-// Package ops has the operator's commands: pulley tier, route, pool, worker, queue, request, dead, key, gpu, policy and
-// events. Each noun has its files.
+// Package ops has the operator's commands: pulley tier, route, pool, model, worker, queue, request, dead, response, key, gpu,
+// policy, events and usage. Each noun has its files.
 package ops
 
 import (
@@ -12,7 +12,7 @@ import (
 func Commands() []*cobra.Command {
 	return []*cobra.Command{
 		newGPUCommand(), newTierCommand(), newRouteCommand(), newPoolCommand(), newQueueCommand(), newRequestCommand(),
-		newDeadCommand(), newKeyCommand(), newPolicyCommand(), newEventsCommand(),
+		newDeadCommand(), newResponseCommand(), newKeyCommand(), newPolicyCommand(), newEventsCommand(), newModelCommand(), newUsageCommand(),
 	}
 }
 

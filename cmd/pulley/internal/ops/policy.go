@@ -22,19 +22,21 @@ import (
 )
 
 func newPolicyCommand() *cobra.Command {
-	return cli.Noun("policy", "The whole policy as a file: export, diff, apply, history, rollback", `The policy is one versioned document with everything that the verbs of tier, route,
+	return cli.Noun("policy", "The whole policy as a file: export, validate, diff, apply, history", `The policy is one versioned document with everything that the verbs of tier, route,
 pool and worker set. It changes as a whole or not at all: a policy that is not valid
 is refused, with the line and the reason of each mistake.
 
 API keys are not part of the policy: files do not contain them, and a rollback does
 not restore them.`,
-		newPolicyExportCommand, newPolicyDiffCommand, newPolicyApplyCommand, newPolicyHistoryCommand, newPolicyRollbackCommand)
+		newPolicyExportCommand, newPolicyValidateCommand, newPolicyDiffCommand, newPolicyApplyCommand, newPolicyHistoryCommand, newPolicyRollbackCommand)
 }
 
 func newPolicyExportCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "export [REVISION]", Aliases: []string{"show"}, Short: "Print the current policy, or an old one",
-		Long: "Print the current policy, or an old revision, as YAML for 'pulley policy apply'.",
+		Long: `Print the current policy, or an old revision, as YAML for 'pulley policy apply'. The
+progress of shifts is not part of it: a route that is shifted is printed as it was
+before. 'pulley route shift MODEL' shows the progress.`,
 		Example: `  pulley policy export > policy.yaml
   pulley policy export 17`,
 		Args:              cobra.MaximumNArgs(1),
@@ -46,10 +48,11 @@ func newPolicyExportCommand(c *cli.ConnectFlags) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		p := v.Policy.Settings()
 		if *output == cli.JSON {
-			return cli.Show(s.Cmd, cli.View{Value: v.Policy}, cli.JSON)
+			return cli.Show(s.Cmd, cli.View{Value: p}, cli.JSON)
 		}
-		fmt.Fprintf(s.Cmd.OutOrStdout(), "# %s\n%s", term.Printable(versionText(v)), policyfile.Format(v.Policy))
+		fmt.Fprintf(s.Cmd.OutOrStdout(), "# %s\n%s", term.Printable(versionText(v)), policyfile.Format(p))
 		return nil
 	})
 }
@@ -115,7 +118,7 @@ revision, up to the current policy or to a second revision.`,
 		case file != "" && len(s.Args) > 0:
 			return cli.Usagef("--file and REVISION exclude each other")
 		case file != "":
-			next, err := readPolicyFile(s, file)
+			next, err := readPolicyFile(s.Cmd, file)
 			if err != nil {
 				return err
 			}
@@ -123,6 +126,7 @@ revision, up to the current policy or to a second revision.`,
 			if err != nil {
 				return err
 			}
+			next.Adopt(v.Policy)
 			before, after = v.Policy, next
 		case len(s.Args) == 0:
 			return cli.Usagef("missing argument: REVISION or --file (see 'pulley policy history')")
@@ -241,10 +245,12 @@ func newPolicyApplyCommand(c *cli.ConnectFlags) *cobra.Command {
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use: "apply -f FILE", Short: "Replace the policy with a file",
-		Long: `Replace the whole policy with a file. Everything that the file does not contain is
-removed. Nothing is applied if the file is not valid, or if the policy changes at the
-same time. A file that would remove a tier with requests, or change a route with a
-running shift, is applied only with --force.`,
+		Long: `Replace the whole policy with a file. Routes, pools and workers that the file does
+not contain are removed. Tiers, and single settings of one, that are left out have the
+defaults. Nothing is applied if the file is not valid, or if the policy changes at the
+same time. A shift goes on unless the file changes its route. A file that would do so,
+or remove a tier with requests, is applied only with --force, which ends the shifts of
+all routes in the file.`,
 		Example: `  pulley policy apply -f policy.yaml --dry-run
   pulley policy apply -f policy.yaml
   pulley policy export | sed 's/share: 8/share: 16/' | pulley policy apply -f -`,
@@ -255,11 +261,11 @@ running shift, is applied only with --force.`,
 		if file == "" {
 			return cli.Usagef("missing flag: --file FILE")
 		}
-		next, err := readPolicyFile(s, file)
+		next, err := readPolicyFile(s.Cmd, file)
 		if err != nil {
 			return err
 		}
-		return replacePolicy(s, next, dryRun)
+		return replacePolicy(s, next, !s.Force, dryRun)
 	})
 }
 
@@ -279,33 +285,62 @@ policy. It is refused where 'pulley policy apply' would be. Keys do not change.`
 		if err != nil {
 			return err
 		}
-		return replacePolicy(s, v.Policy, dryRun)
+		return replacePolicy(s, v.Policy, false, dryRun)
 	})
 }
 
 // readPolicyFile reads a policy from a file, or from standard input.
-func readPolicyFile(s *cli.Session, file string) (*policy.Policy, error) {
+func readPolicyFile(cmd *cobra.Command, file string) (*policy.Policy, error) {
 	read, name := os.ReadFile, file
 	if file == "-" {
-		read, name = func(string) ([]byte, error) { return io.ReadAll(s.Cmd.InOrStdin()) }, "standard input"
+		read, name = func(string) ([]byte, error) { return io.ReadAll(cmd.InOrStdin()) }, "standard input"
 	}
 	b, err := read(file)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, cli.NotFoundf("--file %s: no such file", file)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("--file: %w", err)
+		return nil, cli.Usagef("--file: %w", err)
 	}
 	return policyfile.Parse(name, b)
 }
 
-// replacePolicy replaces the whole policy, even a damaged one.
-func replacePolicy(s *cli.Session, next *policy.Policy, dryRun bool) error {
+func newPolicyValidateCommand(*cli.ConnectFlags) *cobra.Command {
+	return &cobra.Command{
+		Use: "validate FILE...", Short: "Check policy files, without a broker",
+		Long: `Check policy files without a broker, as 'pulley policy apply' would: every mistake is
+printed with its line, and the exit code is 2. - is standard input.
+
+Editors check a file while it is written if it begins with this line (the schema is in
+the directory docs of the repository):
+
+  # yaml-language-server: $schema=docs/policy.schema.json`,
+		Example: `  pulley policy validate policy.yaml
+  pulley policy export | pulley policy validate -`,
+		Args: cli.RequiredArgs("FILE..."),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return eachOf(args, func(file string) error {
+				p, err := readPolicyFile(cmd, file)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s is valid: %s, %s, %s\n", term.Printable(file), term.Count(len(p.Tiers), "tier"), term.Count(len(p.Routes), "route"), term.Count(len(p.Pools), "pool"))
+				return nil
+			})
+		},
+	}
+}
+
+// replacePolicy replaces the whole policy, even a damaged one. With adopt, shifts go on whose routes do not change.
+func replacePolicy(s *cli.Session, next *policy.Policy, adopt, dryRun bool) error {
 	store, err := fleet.OpenStore(s.Context(), s.NC)
 	if err != nil {
 		return err
 	}
 	v, err := store.Load(s.Context())
+	if err == nil && adopt {
+		next.Adopt(v.Policy)
+	}
 	damaged, isDamaged := errors.AsType[policystore.DamagedError](err)
 	switch {
 	case isDamaged:

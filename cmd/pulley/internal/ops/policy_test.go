@@ -43,19 +43,87 @@ func TestPolicyApply(t *testing.T) {
 	// A policy that would lose requests or end a shift is refused.
 	s.put("batch", "llama", "gw", "{}")
 	s.ok("route shift chat --to llama-next")
+	other := clitest.WriteFile(t, "other.yaml", exported+"routes:\n  chat:\n    to: [{pool: llama, weight: 1}]\n    fallback: [llama-next]\n")
 	lacksBatch, _, _ := strings.Cut(exported, "  - name: batch")
 	s.story(
 		step{"policy apply -f " + clitest.WriteFile(t, "nobatch.yaml", lacksBatch), 4, `.*pulley: tier batch has 1 request: .*`},
-		step{"policy apply -f " + file, 4, `.*pulley: route chat: a shift to llama-next is running; .*`},
-		step{"policy apply --dry-run -f " + file, 4, `.*pulley: route chat: a shift to llama-next is running; .*`},
+		step{"policy apply -f " + other, 4, `.*pulley: route chat: a shift to llama-next is running; .*`},
+		step{"policy apply --dry-run -f " + other, 4, `.*pulley: route chat: a shift to llama-next is running; .*`},
 		step{"policy apply --force -f " + file, 0, `.*revision 4 is current\n`},
 	)
+}
+
+// What Pulley itself writes into the policy is in no exported file, and an exported file that is applied again changes none of it.
+func TestShiftsAreNotExported(t *testing.T) {
+	s := newSite(t)
+	s.serve("llama", "llama-next")
+	s.ok("route set chat --to llama")
+	s.ok("route shift chat --to llama-next --by 10% --every 1m")
+	exported := s.ok("policy export")
+	if !strings.HasSuffix(exported, "routes:\n  chat:\n    to:\n      - pool: llama\n        weight: 1\n") {
+		t.Errorf("while it runs:\n%s", exported)
+	}
+	file := clitest.WriteFile(t, "policy.yaml", exported)
+	s.story(
+		step{"policy apply -f " + file, 0, `nothing to change: revision 2 is current\n`},
+		step{"policy diff -f " + file, 0, "no difference\n"},
+		step{"policy apply -f " + clitest.WriteFile(t, "more.yaml", strings.Replace(exported, "share: 8", "share: 9", 1)), 0, `.*share: 9.*revision 3 is current\n`},
+	)
+	if r := s.policy().Routes["chat"]; r.Shift == nil || r.Shift.State != policy.ShiftRunning {
+		t.Errorf("the shift has ended: %+v", r)
+	}
+	s.ok("route abort chat")
+	if again := s.ok("policy export"); strings.Contains(again, "llama-next") || strings.Contains(again, "shift") {
+		t.Errorf("after it was aborted:\n%s", again)
+	}
+	s.ok("route shift chat --to llama-next")
+	s.ok("route promote chat")
+	if again := s.ok("policy export"); !strings.HasSuffix(again, "    to:\n      - pool: llama-next\n        weight: 100\n") {
+		t.Errorf("after it was promoted:\n%s", again)
+	}
+}
+
+func TestPolicyValidate(t *testing.T) {
+	file := func(text string) string { return clitest.WriteFile(t, "p.yaml", text) }
+	for text, want := range map[string]struct {
+		code int
+		want string
+	}{
+		"routes: {chat: {to: [{pool: llama}]}}\n": {0, " is valid: 3 tiers, 1 route, 0 pools\n"},
+		"tiers: [{name: standard}]\n":             {0, " is valid: 1 tier, 0 routes, 0 pools\n"},
+		"tiers: [{name: gold}]\n":                 {2, `:1: tiers: no tier "standard"`},
+		"pools: {llama: {balance: fair}}\n":       {2, `:1: pools.llama.balance: "fair": must be one of`},
+		"":                                        {2, `:1: tiers: no tier "standard"`},
+	} {
+		code, stdout, stderr := clitest.Run(testRoot(), "policy", "validate", file(text), "--nats", "nats://127.0.0.1:1")
+		if code != want.code || !strings.Contains(stdout+stderr, want.want) {
+			t.Errorf("%q: exit code %d, %q, %q; want %d, %q", text, code, stdout, stderr, want.code, want.want)
+		}
+	}
+	code, stdout, stderr := clitest.Run(testRoot(), "policy", "validate", file("tiers: x\n"), file("pools: {}\n"), "/nowhere.yaml")
+	if code != 2 || !strings.Contains(stdout, "is valid") || !strings.Contains(stderr, "must be a list") || !strings.Contains(stderr, "/nowhere.yaml: no such file") {
+		t.Errorf("several files: exit code %d, %q, %q", code, stdout, stderr)
+	}
+	root := testRoot()
+	root.SetIn(strings.NewReader("workers: {gpu-1: {weight: -1}}\n"))
+	if code, _, stderr := clitest.Run(root, "policy", "validate", "-"); code != 2 || !strings.Contains(stderr, "standard input:1: workers.gpu-1.weight: -1: must be") {
+		t.Errorf("standard input: exit code %d, %q", code, stderr)
+	}
+	if code, _, stderr := clitest.Run(root, "policy", "validate"); code != 2 || !strings.Contains(stderr, "missing argument: FILE") {
+		t.Errorf("no file: exit code %d, %q", code, stderr)
+	}
 }
 
 func TestPolicyHistoryAndRollback(t *testing.T) {
 	s := newSite(t)
 	s.ok("tier set gold --share 2")
-	s.ok("key add --tenant acme") // keys share the bucket, not the history
+	kv, err := s.js.KeyValue(t.Context(), subjects.PolicyBucket)
+	if err == nil {
+		_, err = kv.PutString(t.Context(), subjects.APIKey("aaaaaaaaaa"), "{}") // keys of older versions share the bucket, not the history
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.ok("route set chat --to llama")
 	s.story(
 		step{"policy history", 0, `REVISION   AGE  BY +WHY

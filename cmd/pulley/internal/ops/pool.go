@@ -63,19 +63,19 @@ func spills(list []policy.Spill) string {
 
 func newPoolInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "info POOL", Short: "Describe a pool", Long: "Describe a pool: its settings, workers and queues, and the routes that lead to it.",
+		Use: "info POOL...", Short: "Describe pools", Long: "Describe a pool: its settings, workers and queues, and the routes that lead to it.",
 		Example:           `  pulley pool info llama-70b`,
-		ValidArgsFunction: cli.Complete(c, 1, livePools),
+		ValidArgsFunction: cli.Complete(c, 0, livePools),
 	}
-	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
+	return cli.Describing(cmd, c, func(s *cli.Session, name string) (cli.View, error) {
 		list, pol, err := fleet.Pools(s.Context(), s.NC)
 		if err != nil {
 			return cli.View{}, err
 		}
 		names := fleet.NamesOf(list, func(p fleet.Pool) string { return p.Pool })
-		n := slices.Index(names, s.Args[0])
+		n := slices.Index(names, name)
 		if n < 0 {
-			return cli.View{}, cli.NoSuch("pool", s.Args[0], names)
+			return cli.View{}, cli.NoSuch("pool", name, names)
 		}
 		i := list[n]
 		routes := routesTo(i.Pool, pol)
@@ -162,70 +162,69 @@ func curveNow(st subjects.PoolStatus, h subjects.Heartbeat) (first, each string)
 
 func newPoolRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "rm POOL", Aliases: []string{"reset"}, Short: "Reset a pool to the defaults",
-		Long: `Reset the settings of a pool to the defaults; a paused pool is resumed. Its workers
-and queues stay.`,
+		Use: "rm POOL...", Aliases: []string{"reset"}, Short: "Reset pools to the defaults",
+		Long: `Reset the settings of pools to the defaults; a paused pool is resumed. Workers and
+queues stay.`,
 		Example:           `  pulley pool rm llama-70b`,
-		ValidArgsFunction: cli.Complete(c, 1, livePools),
+		ValidArgsFunction: cli.Complete(c, 0, livePools),
 	}
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
-		name := s.Args[0]
 		p, err := fleet.LoadPolicy(s.Context(), s.NC)
 		if err != nil {
 			return err
 		}
-		if _, ok := p.Pools[name]; !ok {
-			return cli.NotFoundf("pool %q has no settings%s", name, cli.DidYouMean(name, slices.Sorted(maps.Keys(p.Pools))))
+		for _, name := range s.Args {
+			if _, ok := p.Pools[name]; !ok {
+				return cli.NotFoundf("pool %q has no settings%s", name, cli.DidYouMean(name, slices.Sorted(maps.Keys(p.Pools))))
+			}
 		}
-		shown := term.Printable(name)
-		return removeFromPolicy(s, "reset pool "+shown+" to defaults", "pool "+shown+" reset to defaults", func(p *policy.Policy) { delete(p.Pools, name) })
+		return removeFromPolicy(s, removal{"pool", "reset %s to defaults", "reset to defaults"}, func(p *policy.Policy, name string) { delete(p.Pools, name) })
 	})
 }
 
 func newPoolPauseCommand(c *cli.ConnectFlags) *cobra.Command {
 	return toggle{noun: "pool", on: true, done: "paused", state: "paused", edit: setPaused}.verb(c, &cobra.Command{
-		Use: "pause POOL", Short: "Hold a pool's requests in their queues",
+		Use: "pause POOL...", Short: "Hold the requests of pools in their queues",
 		Long: `Hold the requests of a pool in their queues: its workers accept no new ones.
 Running requests continue. Waiting requests keep their deadlines, and the queues
 fill up.`,
 		Example:           `  pulley pool pause llama-70b`,
-		ValidArgsFunction: cli.Complete(c, 1, livePools),
+		ValidArgsFunction: cli.Complete(c, 0, livePools),
 	})
 }
 
 func newPoolResumeCommand(c *cli.ConnectFlags) *cobra.Command {
 	return toggle{noun: "pool", done: "resumed", state: "paused", edit: setPaused}.verb(c, &cobra.Command{
-		Use: "resume POOL", Short: "Resume a paused pool",
-		Long:              "Resume a paused pool: its workers accept requests again.",
+		Use: "resume POOL...", Short: "Resume paused pools",
+		Long:              "Resume paused pools: their workers accept requests again.",
 		Example:           `  pulley pool resume llama-70b`,
-		ValidArgsFunction: cli.Complete(c, 1, livePools),
+		ValidArgsFunction: cli.Complete(c, 0, livePools),
 	})
 }
 
-func setPaused(s *cli.Session, name string, paused bool) (string, policyChange, error) {
+func setPaused(s *cli.Session, paused bool) ([]toggled, policyChange, error) {
 	served, err := fleet.ServedPools(s.Context(), s.NC)
 	if err != nil {
-		return name, policyChange{}, err
+		return nil, policyChange{}, err
 	}
+	var list []toggled
 	v, err := changePolicy(s, func(p *policy.Policy) error {
-		pool, set := p.Pools[name]
-		if !set && !slices.Contains(served, name) {
-			return cli.NoSuch("pool", name, served)
+		list = nil
+		for _, name := range s.Args {
+			pool, set := p.Pools[name]
+			if !set && !slices.Contains(served, name) {
+				return cli.NoSuch("pool", name, served)
+			}
+			list = append(list, toggled{name, pool.Paused == paused})
+			p.EditPool(name, func(pool *policy.Pool) { pool.Paused = paused })
 		}
-		pool.Paused = paused
-		setPool(p, name, pool)
 		return nil
 	})
-	return name, v, err
+	return list, v, err
 }
 
-const (
-	// hardStick is the duration of --stick hard.
-	hardStick = 30 * time.Second
-
-	// spillPenalty is the penalty of --spill POOL in rungs. A bid on another worker's home lane has a penalty of 3.
-	spillPenalty = 2
-)
+// hardStick is the duration of --stick hard.
+const hardStick = 30 * time.Second
 
 func newPoolSetCommand(c *cli.ConnectFlags) *cobra.Command {
 	var balance, affinity, stick string
@@ -296,7 +295,7 @@ Terms: docs/concepts.md`,
 			override(fs.Changed("affinity"), &pool.Affinity, policy.Affinity(affinity))
 			override(fs.Changed("stick") || fs.Changed("stick-for"), &pool.StickFor, policy.Duration(stickFor))
 			override(fs.Changed("spill"), &pool.Spill, spills)
-			setPool(p, name, pool)
+			p.EditPool(name, func(was *policy.Pool) { *was = pool })
 			return nil
 		})
 		if err != nil {
@@ -305,17 +304,6 @@ Terms: docs/concepts.md`,
 		warnUnservedPools(s, append(fleet.NamesOf(spills, func(sp policy.Spill) string { return sp.Pool }), name)...)
 		return printChange(s, v, false, "pool", name)
 	})
-}
-
-// setPool sets a pool in a policy. A pool with default settings is left out.
-func setPool(p *policy.Policy, name string, pool policy.Pool) {
-	if p.Pools == nil {
-		p.Pools = make(map[string]policy.Pool)
-	}
-	p.Pools[name] = pool
-	if pool.Balance == "" && pool.Affinity == "" && pool.StickFor == 0 && !pool.Paused && len(pool.Spill) == 0 {
-		delete(p.Pools, name)
-	}
 }
 
 func parseStick(text string) (time.Duration, error) {
@@ -337,7 +325,7 @@ func parseStick(text string) (time.Duration, error) {
 
 func parseSpill(list []string) (spills []policy.Spill, err error) {
 	for _, text := range notEmpty(list) {
-		pool, rungs, err := parsePart(text, spillPenalty)
+		pool, rungs, err := parsePart(text, policy.SpillPenalty)
 		if err == nil && rungs != float64(int(rungs)) {
 			err = errors.New("the number of rungs must be whole")
 		}

@@ -22,12 +22,12 @@ import (
 )
 
 func newQueueCommand() *cobra.Command {
-	return cli.Noun("queue", "Waiting requests: list, peek, purge", `There is one queue for each pool and tier. Some of the waiting requests are in the
+	return cli.Noun("queue", "Waiting requests: list, peek, purge, prune", `There is one queue for each pool and tier. Some of the waiting requests are in the
 broker, where the bids of workers pull them. The others wait in the gateways, which
 release them fairly over the tenants.
 
 Terms: docs/concepts.md`,
-		newQueueListCommand, newQueuePeekCommand, newQueuePurgeCommand)
+		newQueueListCommand, newQueuePeekCommand, newQueuePurgeCommand, newQueuePruneCommand)
 }
 
 func newQueueListCommand(c *cli.ConnectFlags) *cobra.Command {
@@ -133,6 +133,81 @@ continue. To hold requests back instead, pause the pool.`,
 	})
 }
 
+func newQueuePruneCommand(c *cli.ConnectFlags) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "prune", Short: "Remove what nobody waits for",
+		Long: `Remove what nobody waits for: the waiting requests of gateways that are gone, in the
+queues of all pools, and the empty streams of tiers that are not in the policy.
+Requests whose clients wait stay. 'pulley queue purge' drops those too.`,
+		Example: `  pulley queue prune`,
+	}
+	return cli.Destructive(cmd, c, func(s *cli.Session) error {
+		lanes, err := fleet.Lanes(s.Context(), s.JS)
+		if err != nil {
+			return err
+		}
+		p, err := fleet.LoadPolicy(s.Context(), s.NC)
+		if err != nil {
+			return err
+		}
+		streams, err := streamsOfUnknownTiers(s, p)
+		if err != nil {
+			return err
+		}
+		if err := s.Confirm("remove the waiting requests of gateways that are gone, and the empty streams of tiers that are not in the policy"); err != nil {
+			return err
+		}
+		dropped := 0
+		done := make(map[fleet.PoolTier]bool)
+		for _, l := range lanes {
+			queue := fleet.PoolTier{Pool: l.Pool, Tier: l.Tier}
+			if done[queue] {
+				continue
+			}
+			done[queue] = true
+			n, err := dropOrphans(s, l.Tier, l.Pool)
+			if err != nil {
+				return err
+			}
+			dropped += n
+		}
+		s.Printf("%s of gateways that are gone removed", term.Count(dropped, "request"))
+		for _, name := range streams {
+			stream, err := s.JS.Stream(s.Context(), name)
+			switch {
+			case errors.Is(err, jetstream.ErrStreamNotFound):
+				continue
+			case err != nil:
+				return fmt.Errorf("stream %s: %w", name, err)
+			case stream.CachedInfo().State.Msgs > 0:
+				s.Warnf("the stream %s remains, since it has %s; %s", name, term.Count(stream.CachedInfo().State.Msgs, "request"), "'pulley tier rm --force' deletes them")
+				continue
+			}
+			if err := s.JS.DeleteStream(s.Context(), name); err != nil {
+				return fmt.Errorf("delete stream %s: %w", name, err)
+			}
+			s.Printf("stream %s removed", name)
+		}
+		return nil
+	})
+}
+
+// streamsOfUnknownTiers returns the streams of tiers that are not in a policy.
+func streamsOfUnknownTiers(s *cli.Session, p *policy.Policy) (names []string, err error) {
+	list := s.JS.StreamNames(s.Context())
+	for name := range list.Name() {
+		known := slices.ContainsFunc(p.Tiers, func(t policy.Tier) bool { return subjects.ReqStream(t.Name) == name })
+		if strings.HasPrefix(name, fleet.ReqStreamPrefix) && !known {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	if err := list.Err(); err != nil {
+		return nil, fmt.Errorf("list streams: %w", err)
+	}
+	return names, nil
+}
+
 // dropOrphans deletes the waiting requests of gateways that are gone.
 func dropOrphans(s *cli.Session, tier, pool string) (dropped int, err error) {
 	_, delivered, err := deliveryState(s, tier, pool)
@@ -164,7 +239,7 @@ func dropOrphans(s *cli.Session, tier, pool string) (dropped int, err error) {
 
 // gatewayGone says whether a gateway no longer answers.
 func gatewayGone(s *cli.Session, id string) bool {
-	_, err := s.NC.RequestWithContext(s.Context(), subjects.GatewayBody(id), []byte("{}"))
+	_, err := s.NC.RequestWithContext(s.Context(), subjects.GatewayThere(id), nil)
 	return errors.Is(err, nats.ErrNoResponders)
 }
 

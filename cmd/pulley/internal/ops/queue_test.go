@@ -1,8 +1,11 @@
 package ops
 
 import (
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/pulley-lb/pulley/subjects"
 )
@@ -45,6 +48,37 @@ func TestQueuePurge(t *testing.T) {
 		t.Errorf("the gateway received %q", got)
 	}
 	for tier, want := range map[string]uint64{"standard": 1, "batch": 1} {
+		stream, err := s.js.Stream(t.Context(), subjects.ReqStream(tier))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := stream.CachedInfo().State.Msgs; got != want {
+			t.Errorf("%d requests left in %s, want %d", got, tier, want)
+		}
+	}
+}
+
+// A prune removes what nobody waits for, and nothing else.
+func TestQueuePrune(t *testing.T) {
+	s := newSite(t)
+	s.serve("llama", "qwen")
+	s.answer()
+	s.put("standard", "llama", "gone-gateway", "orphan")
+	s.put("standard", "qwen", "gone-gateway", "orphan")
+	s.put("batch", "llama", "gone-gateway", "orphan")
+	s.put("standard", "llama", "gw", "the gateway's own business")
+	for _, name := range []string{"OLD", "OLDER"} {
+		if _, err := s.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "PULLEY_REQ_" + name, Subjects: []string{"pulley.req." + strings.ToLower(name) + ".>"}, AllowMsgTTL: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.put("older", "llama", "gw", "{}")
+	s.story(
+		step{"queue prune", 4, `pulley: remove the waiting requests of gateways that are gone, and .*: needs a confirmation, .*`},
+		step{"queue prune --force", 0, `3 requests of gateways that are gone removed\nstream PULLEY_REQ_OLD removed\nwarning: the stream PULLEY_REQ_OLDER remains, since it has 1 request; .*`},
+		step{"queue prune --force", 0, `0 requests of gateways that are gone removed\nwarning: the stream PULLEY_REQ_OLDER remains.*`},
+	)
+	for tier, want := range map[string]uint64{"standard": 1, "batch": 0} {
 		stream, err := s.js.Stream(t.Context(), subjects.ReqStream(tier))
 		if err != nil {
 			t.Fatal(err)

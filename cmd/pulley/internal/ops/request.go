@@ -73,15 +73,15 @@ func newRequestListCommand(c *cli.ConnectFlags) *cobra.Command {
 func newRequestInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 	var showBody bool
 	cmd := &cobra.Command{
-		Use: "info ID", Short: "Describe a request", Long: "Describe a request in progress. Its prompt is shown only with --show-body.",
+		Use: "info ID...", Short: "Describe requests", Long: "Describe a request in progress. Its prompt is shown only with --show-body.",
 		Example: `  pulley request info 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a901
   pulley request info 3f1c5be2a901 --show-body
   pulley request info my-own-x-request-id`,
-		ValidArgsFunction: cli.Complete(c, 1, liveRequests),
+		ValidArgsFunction: cli.Complete(c, 0, liveRequests),
 	}
 	cmd.Flags().BoolVar(&showBody, "show-body", false, showBodyHelp)
-	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
-		id, err := fleet.FindRequest(s.Context(), s.NC, s.Args[0])
+	return cli.Describing(cmd, c, func(s *cli.Session, named string) (cli.View, error) {
+		id, err := fleet.FindRequest(s.Context(), s.NC, named)
 		if err != nil {
 			return cli.View{}, err
 		}
@@ -136,28 +136,34 @@ func printRequest(p *term.Page, r subjects.RequestDetail, showBody bool) {
 
 func newRequestCancelCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "cancel ID", Short: "Cancel a request",
-		Long: `Cancel a request: remove it from its queue, or stop it on its worker. Its client
-gets an error.`,
+		Use: "cancel ID...", Short: "Cancel requests",
+		Long: `Cancel requests: remove each from its queue, or stop it on its worker. Its client
+gets an error. Nothing is cancelled if one of them does not exist.`,
 		Example:           `  pulley request cancel 0197b2f0-7d4c-7e1a-9a4e-3f1c5be2a901`,
-		ValidArgsFunction: cli.Complete(c, 1, liveRequests),
+		ValidArgsFunction: cli.Complete(c, 0, liveRequests),
 	}
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
-		id, err := fleet.FindRequest(s.Context(), s.NC, s.Args[0])
-		if err != nil {
+		var ids []string
+		for _, named := range s.Args {
+			id, err := fleet.FindRequest(s.Context(), s.NC, named)
+			if err != nil {
+				return err
+			}
+			ids = append(ids, id)
+		}
+		if err := s.Confirm("cancel %s", counted("request", ids)); err != nil {
 			return err
 		}
-		if err := s.Confirm("cancel request %s", id); err != nil {
-			return err
-		}
-		o, err := fleet.CallRequest[subjects.Outcome](s.Context(), s.NC, subjects.DoCancel, subjects.RequestQuery{ID: id, By: s.User()})
-		if err != nil {
-			return err
-		}
-		if o.Error != "" {
-			return cli.Refusedf("request %s: %s", id, o.Error)
-		}
-		s.Printf("request %s cancelled", id)
-		return nil
+		return eachOf(ids, func(id string) error {
+			o, err := fleet.CallRequest[subjects.Outcome](s.Context(), s.NC, subjects.DoCancel, subjects.RequestQuery{ID: id, By: s.User()})
+			if err != nil {
+				return err
+			}
+			if o.Error != "" {
+				return cli.Refusedf("request %s: %s", id, o.Error)
+			}
+			s.Printf("request %s cancelled", id)
+			return nil
+		})
 	})
 }

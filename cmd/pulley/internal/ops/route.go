@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -21,7 +22,7 @@ pool of the same name. A route whose name ends in * applies to all models that
 begin so; the longest match wins. A change takes effect within a second.
 
 Terms: docs/concepts.md`,
-		newRouteListCommand, newRouteSetCommand, newRouteRemoveCommand,
+		newRouteListCommand, newRouteInfoCommand, newRouteSetCommand, newRouteRemoveCommand,
 		newRouteShiftCommand, newRoutePromoteCommand, newRouteAbortCommand)
 }
 
@@ -66,6 +67,81 @@ func newRouteListCommand(c *cli.ConnectFlags) *cobra.Command {
 			p.Table(t)
 		}}, nil
 	})
+}
+
+func newRouteInfoCommand(c *cli.ConnectFlags) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "info MODEL...", Short: "Describe routes",
+		Long: `Describe the route of a model: the pools that it leads to and whether they have
+workers. 'pulley route shift MODEL' shows the progress of a shift, 'pulley model info'
+what serves any model, also one that only a pattern matches.`,
+		Example: `  pulley route info gpt-4o
+  pulley route info 'gpt-*' -o json`,
+		ValidArgsFunction: cli.Complete(c, 0, liveRoutes),
+	}
+	return cli.Describing(cmd, c, func(s *cli.Session, name string) (cli.View, error) {
+		pools, p, err := fleet.Pools(s.Context(), s.NC)
+		if err != nil {
+			return cli.View{}, err
+		}
+		r, ok := p.Routes[name]
+		if !ok {
+			return cli.View{}, cli.NoSuch("route", name, slices.Sorted(maps.Keys(p.Routes)))
+		}
+		return cli.View{Value: routeLine{name, r}, Print: func(p *term.Page) {
+			p.Fields(append([]term.Field{term.KV("route", name, term.Bold), term.KV("to", targets(r.To)), term.KV("fallback", strings.Join(r.Fallback, ", "))}, routeFields(r)...)...)
+			p.Heading("pools")
+			t := term.Table{Columns: []term.Column{term.Text("POOL"), term.Text("USE"), term.Styled(term.Fixed("STATE"), fleet.StateStyle), term.Number("WORKERS"), term.Number("IN FLIGHT"), term.Number("WAITING")}}
+			row := func(pool, use string) {
+				i := slices.IndexFunc(pools, func(p fleet.Pool) bool { return p.Pool == pool })
+				if i < 0 {
+					t.Row(pool, use, "no worker", 0, 0, 0)
+					return
+				}
+				t.Row(pool, use, pools[i].State, pools[i].Live, pools[i].InFlight, pools[i].Waiting)
+			}
+			sum := 0.0
+			for _, to := range r.To {
+				sum += to.Weight
+			}
+			for _, to := range r.To {
+				row(to.Pool, term.Percent(100*to.Weight/max(sum, 1e-9)))
+			}
+			for _, m := range r.Mirror {
+				row(m.Pool, "mirror "+term.Percent(m.Percent))
+			}
+			for _, pool := range r.Fallback {
+				row(pool, "fallback")
+			}
+			p.Table(t)
+		}}, nil
+	})
+}
+
+// routeFields describes a route, except for where it leads to.
+func routeFields(r policy.Route) []term.Field {
+	after := ""
+	switch {
+	case len(r.Fallback) > 0 && r.FallbackAfter > 0:
+		after = durationOr(r.FallbackAfter) + " of waiting, expected or actual"
+	case len(r.Fallback) > 0:
+		after = "no live worker"
+	}
+	answers := ""
+	if r.RestoreModel {
+		answers = "the model's name as the client asked for it"
+	}
+	sticky := ""
+	if len(r.To) > 1 {
+		sticky = string(cmp.Or(r.StickyBy, policy.StickySession))
+	}
+	return []term.Field{
+		term.KV("mirror", strings.TrimPrefix(mirrors(r.Mirror), "-")),
+		term.KV("fallback after", after),
+		term.KV("sticky by", sticky),
+		term.KV("answers have", answers),
+		term.KV("shift", shiftText(r)),
+	}
 }
 
 // targets lists the pools of a split, each with its percentage.
@@ -200,29 +276,25 @@ func warnUnservedPools(s *cli.Session, pools ...string) {
 
 func newRouteRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "rm MODEL", Aliases: []string{"remove"}, Short: "Remove a route",
-		Long:              `Remove a route. Requests for the model then go to the pool of its name.`,
+		Use: "rm MODEL...", Aliases: []string{"remove"}, Short: "Remove routes",
+		Long:              `Remove routes. Requests for each model then go to the pool of its name.`,
 		Example:           `  pulley route rm gpt-4o`,
-		ValidArgsFunction: cli.Complete(c, 1, liveRoutes),
+		ValidArgsFunction: cli.Complete(c, 0, liveRoutes),
 	}
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
-		model := s.Args[0]
-		if _, err := findRoute(s, model); err != nil {
+		p, err := fleet.LoadPolicy(s.Context(), s.NC)
+		if err != nil {
 			return err
 		}
-		question := fmt.Sprintf("remove route %s, so that its requests go to pool %[1]s", term.Printable(model))
-		return removeFromPolicy(s, question, "route "+term.Printable(model)+" removed", func(p *policy.Policy) { delete(p.Routes, model) })
+		for _, model := range s.Args {
+			if _, ok := p.Routes[model]; !ok {
+				return cli.NoSuch("route", model, slices.Sorted(maps.Keys(p.Routes)))
+			}
+		}
+		question := "remove %s, so that requests go to the pools of the models' names"
+		if len(s.Args) == 1 {
+			question = "remove %s, so that its requests go to pool " + term.Printable(s.Args[0])
+		}
+		return removeFromPolicy(s, removal{"route", question, "removed"}, func(p *policy.Policy, model string) { delete(p.Routes, model) })
 	})
-}
-
-func findRoute(s *cli.Session, model string) (policy.Route, error) {
-	p, err := fleet.LoadPolicy(s.Context(), s.NC)
-	if err != nil {
-		return policy.Route{}, err
-	}
-	r, ok := p.Routes[model]
-	if !ok {
-		return r, cli.NoSuch("route", model, slices.Sorted(maps.Keys(p.Routes)))
-	}
-	return r, nil
 }

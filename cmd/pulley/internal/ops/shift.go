@@ -38,13 +38,14 @@ Without --to: show the progress of the shift.
 
 A condition is METRIC>BOUND. The metrics are error_rate, and p50_, p95_ and p99_ of
 ttft (time to first byte) and e2e (time to last byte). A bound with x is a multiple
-of the value on the stable side; a bound with %, ms or s is absolute. Conditions are
-checked once each side has --min-sample answers in the current step; until then the
-step waits.
+of the value on the stable side; a bound with %, ms or s is absolute. A multiple may
+have an absolute part, as in p95_ttft>1.5x+50ms: chance alone exceeds a multiple of a
+few milliseconds. Conditions are checked once each side has --min-sample answers in
+the current step; until then the step waits.
 
 Exit code of --follow: 0 if the shift is completed, 1 if it is aborted.`,
 		Example: `  pulley route shift chat --to llama-next --by 10% --every 2m \
-      --abort-if 'error_rate>1%' --abort-if 'p95_ttft>1.5x' --follow
+      --abort-if 'error_rate>1%' --abort-if 'p95_ttft>1.5x+50ms' --follow
   pulley route shift chat              # progress
   pulley route shift chat --now        # next step now
   pulley route promote chat            # all requests to the canary
@@ -55,7 +56,7 @@ Exit code of --follow: 0 if the shift is completed, 1 if it is aborted.`,
 	cli.NameFlag(cmd, c, &shift.To, "to", "target `pool`", livePools)
 	fs.Var((*shareValue)(&shift.By), "by", "`percent` of all requests that each step moves")
 	fs.DurationVar(&every, "every", 2*time.Minute, "minimum duration of a step")
-	fs.StringArrayVar(&abortIf, "abort-if", nil, "`condition` that aborts the shift, such as 'error_rate>1%' or 'p95_ttft>1.5x' (repeatable)")
+	fs.StringArrayVar(&abortIf, "abort-if", nil, "`condition` that aborts the shift, such as 'error_rate>1%' or 'p95_ttft>1.5x+50ms' (repeatable)")
 	fs.IntVar(&shift.MinSample, "min-sample", policy.DefaultMinSample, "answers that each side needs before the conditions are checked")
 	fs.BoolVar(&now, "now", false, "take the next step now")
 	fs.BoolVarP(&follow, "follow", "f", false, "show the progress until the shift ends")
@@ -106,26 +107,15 @@ Exit code of --follow: 0 if the shift is completed, 1 if it is aborted.`,
 
 func startShift(s *cli.Session, model string, shift policy.Shift) error {
 	v, err := changePolicy(s, func(p *policy.Policy) error {
-		r, exists := p.Routes[model]
-		if !exists {
-			pattern, of := policy.NewRouter(p).Find(model)
-			if r = (policy.Route{To: []policy.Target{{Pool: model, Weight: 100}}}); of != nil {
-				s.Warnf("route %s no longer applies to %s, which now has its own route", pattern, term.Printable(model))
-				r = *of
-				r.Shift = nil
-			}
-		}
-		if r.Shift != nil && r.Shift.State == policy.ShiftRunning {
-			return cli.Refusedf("route %s: a shift to %s is running; end it with 'pulley route abort %[1]s' or 'pulley route promote %[1]s'", model, r.Shift.To)
-		}
-		next := policy.NewShift(r, shift, time.Now())
-		if shareOf(next) >= 100 {
+		pattern, err := p.StartShift(model, shift, time.Now())
+		switch {
+		case errors.Is(err, policy.ErrShifting):
+			return cli.Refusedf("route %s: a shift to %s is running; end it with 'pulley route abort %[1]s' or 'pulley route promote %[1]s'", model, p.Routes[model].Shift.To)
+		case errors.Is(err, policy.ErrNothingToShift):
 			return cli.Refusedf("route %s: all requests already go to %s", model, shift.To)
+		case pattern != "":
+			s.Warnf("route %s no longer applies to %s, which now has its own route", pattern, term.Printable(model))
 		}
-		if p.Routes == nil {
-			p.Routes = make(map[string]policy.Route)
-		}
-		p.Routes[model] = next
 		return nil
 	})
 	if err != nil {
@@ -170,20 +160,22 @@ func noShift(model string, r policy.Route) error {
 
 func newRoutePromoteCommand(c *cli.ConnectFlags) *cobra.Command {
 	return cli.Action(&cobra.Command{
-		Use: "promote MODEL", Short: "Complete a shift: send all requests to the new pool",
-		Long:              "Complete the shift of a model now: send all its requests to the new pool.",
+		Use: "promote MODEL...", Short: "Complete shifts: send all requests to the new pool",
+		Long:              "Complete the shift of each model now: send all its requests to the new pool.",
 		Example:           `  pulley route promote chat`,
-		ValidArgsFunction: cli.Complete(c, 1, liveShifts),
-	}, c, func(s *cli.Session) error { return stepShift(s, s.Args[0], policy.Route.Promote) })
+		ValidArgsFunction: cli.Complete(c, 0, liveShifts),
+	}, c, func(s *cli.Session) error {
+		return eachOf(s.Args, func(model string) error { return stepShift(s, model, policy.Route.Promote) })
+	})
 }
 
 func newRouteAbortCommand(c *cli.ConnectFlags) *cobra.Command {
 	var reason string
 	cmd := &cobra.Command{
-		Use: "abort MODEL", Short: "Abort a shift: send all requests back",
-		Long:              "Abort the shift of a model: send all its requests back to the previous pools.",
+		Use: "abort MODEL...", Short: "Abort shifts: send all requests back",
+		Long:              "Abort the shift of each model: send all its requests back to the previous pools.",
 		Example:           `  pulley route abort chat --reason 'answers in Latin'`,
-		ValidArgsFunction: cli.Complete(c, 1, liveShifts),
+		ValidArgsFunction: cli.Complete(c, 0, liveShifts),
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "reason, for the history (default your user name)")
 	return cli.Action(cmd, c, func(s *cli.Session) error {
@@ -191,7 +183,9 @@ func newRouteAbortCommand(c *cli.ConnectFlags) *cobra.Command {
 		if why == "" {
 			why = "by " + s.User()
 		}
-		return stepShift(s, s.Args[0], func(r policy.Route, now time.Time) (policy.Route, string) { return r.AbortShift(why, now) })
+		return eachOf(s.Args, func(model string) error {
+			return stepShift(s, model, func(r policy.Route, now time.Time) (policy.Route, string) { return r.AbortShift(why, now) })
+		})
 	})
 }
 
@@ -201,26 +195,12 @@ func shiftText(r policy.Route) string {
 	case s == nil:
 		return ""
 	case s.State == policy.ShiftRunning:
-		return fmt.Sprintf("running to %s, %s", s.To, term.Percent(shareOf(r)))
+		return fmt.Sprintf("running to %s, %s", s.To, term.Percent(r.ShiftShare()))
 	case s.Reason != "" && s.State == policy.ShiftAborted:
 		return "aborted: " + s.Reason
 	default:
 		return string(s.State)
 	}
-}
-
-// shareOf returns the percentage of requests that the canary gets.
-func shareOf(r policy.Route) float64 {
-	canary, sum := 0.0, 0.0
-	for _, t := range r.To {
-		if sum += t.Weight; t.Pool == r.Shift.To {
-			canary = t.Weight
-		}
-	}
-	if sum == 0 {
-		return 0
-	}
-	return 100 * canary / sum
 }
 
 // shiftReports receives the reports of gateways about the two sides of a shift.
@@ -274,7 +254,7 @@ func (l *shiftReports) read(ctx context.Context, within time.Duration) (shiftVie
 			return shiftView{}, context.Cause(ctx)
 		}
 	}
-	view := shiftView{model: l.model, route: r, share: shareOf(r)}
+	view := shiftView{model: l.model, route: r, share: r.ShiftShare()}
 	for _, report := range l.last {
 		if !report.Since[l.model].Equal(r.Shift.Since) {
 			continue

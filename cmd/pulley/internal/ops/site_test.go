@@ -2,6 +2,7 @@ package ops
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"regexp"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"github.com/pulley-lb/pulley/broker"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/cli"
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/clitest"
+	"github.com/pulley-lb/pulley/cmd/pulley/internal/fleet"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/policystore"
 	"github.com/pulley-lb/pulley/subjects"
@@ -185,13 +187,21 @@ func (s *site) answer() {
 	handle(subjects.DoRetry, func(m *nats.Msg) {
 		var o subjects.RetryOrder
 		json.Unmarshal(m.Data, &o)
-		if o.Sequence == 2 {
+		stream, err := fleet.DeadStream(s.t.Context(), s.js)
+		if err == nil {
+			_, err = stream.GetMsg(s.t.Context(), o.Sequence)
+		}
+		switch {
+		case err != nil:
+			respondJSON(m, subjects.RetryResult{Error: fmt.Sprintf("dead letter %d: %v", o.Sequence, err)})
+			return
+		case o.Sequence == 2:
 			respondJSON(m, subjects.RetryResult{Status: 500})
 			return
 		}
 		respondJSON(m, subjects.RetryResult{Status: 200, Body: []byte("the answer")})
 	})
-	handle(subjects.GatewayBody("gw"), func(m *nats.Msg) { m.Respond(nil) })
+	handle(subjects.GatewayThere("gw"), func(m *nats.Msg) { m.Respond(nil) })
 	if err := s.nc.Flush(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -264,6 +274,13 @@ func (s *site) put(tier, pool, gateway, body string) string {
 	}
 	if _, err := s.js.PublishMsg(s.t.Context(), m); err != nil {
 		s.t.Fatal(err)
+	}
+	if c, err := s.js.Consumer(s.t.Context(), subjects.ReqStream(tier), subjects.ReqConsumer(pool, subjects.Shared)); err == nil { // it counts the message a little later
+		for c.CachedInfo().NumPending == 0 {
+			if _, err := c.Info(s.t.Context()); err != nil {
+				s.t.Fatal(err)
+			}
+		}
 	}
 	return r.ID.String()
 }

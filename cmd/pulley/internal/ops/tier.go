@@ -1,10 +1,12 @@
 package ops
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -24,7 +26,7 @@ worker's slots free for a tier and the tiers before it. A change takes effect
 within a second.
 
 Terms: docs/concepts.md`,
-		newTierListCommand, newTierSetCommand, newTierRemoveCommand)
+		newTierListCommand, newTierInfoCommand, newTierSetCommand, newTierRemoveCommand)
 }
 
 // tierLine is a line of pulley tier ls.
@@ -41,23 +43,9 @@ func newTierListCommand(c *cli.ConnectFlags) *cobra.Command {
 		Example: `  pulley tier ls
   pulley tier ls -o yaml`,
 	}, c, func(s *cli.Session) (cli.View, error) {
-		p, err := fleet.LoadPolicy(s.Context(), s.NC)
+		list, _, err := tiers(s)
 		if err != nil {
 			return cli.View{}, err
-		}
-		_, all, err := fleet.Queues(s.Context(), s.NC, p)
-		if err != nil {
-			return cli.View{}, err
-		}
-		list := make([]tierLine, len(p.Tiers))
-		for i, t := range p.Tiers {
-			list[i].Tier = t
-			for _, q := range all {
-				if q.Tier == t.Name {
-					list[i].Waiting += q.Waiting
-					list[i].InFlight += q.InFlight
-				}
-			}
 		}
 		return cli.View{Value: list, Print: func(p *term.Page) {
 			t := term.Table{Columns: []term.Column{term.Text("NAME"), term.Number("SHARE"), term.Number("RESERVE"), term.Number("MAX QUEUE"), term.NonEmpty(term.Number("MAX WAIT")),
@@ -68,6 +56,100 @@ func newTierListCommand(c *cli.ConnectFlags) *cobra.Command {
 			p.Table(t)
 		}}, nil
 	})
+}
+
+// tiers returns the tiers in order of priority, and all queues.
+func tiers(s *cli.Session) ([]tierLine, []fleet.Queue, error) {
+	p, err := fleet.LoadPolicy(s.Context(), s.NC)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, all, err := fleet.Queues(s.Context(), s.NC, p)
+	if err != nil {
+		return nil, nil, err
+	}
+	list := make([]tierLine, len(p.Tiers))
+	for i, t := range p.Tiers {
+		list[i].Tier = t
+		for _, q := range all {
+			if q.Tier == t.Name {
+				list[i].Waiting += q.Waiting
+				list[i].InFlight += q.InFlight
+			}
+		}
+	}
+	return list, all, nil
+}
+
+func newTierInfoCommand(c *cli.ConnectFlags) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "info TIER...", Short: "Describe tiers",
+		Long:              "Describe a tier: its settings, its queues, and the keys that name it.",
+		Example:           `  pulley tier info batch`,
+		ValidArgsFunction: cli.Complete(c, 0, liveTiers),
+	}
+	return cli.Describing(cmd, c, func(s *cli.Session, name string) (cli.View, error) {
+		list, all, err := tiers(s)
+		if err != nil {
+			return cli.View{}, err
+		}
+		names := fleet.NamesOf(list, func(l tierLine) string { return l.Name })
+		i := slices.Index(names, name)
+		if i < 0 {
+			return cli.View{}, cli.NoSuch("tier", name, names)
+		}
+		l := list[i]
+		queues := slices.DeleteFunc(all, func(q fleet.Queue) bool { return q.Tier != name })
+		keys := keysWithTier(s, name)
+		value := struct {
+			tierLine
+			Order  int           `json:"order"` // from 1, the first
+			Queues []fleet.Queue `json:"queues"`
+			Keys   []string      `json:"keys,omitempty"`
+		}{l, i + 1, queues, keys}
+		return cli.View{Value: value, Print: func(p *term.Page) {
+			reserve := ""
+			if l.Reserve > 0 && i < len(list)-1 {
+				reserve = fmt.Sprintf("%d%% of each worker's slots are left free by %s", l.Reserve, term.Join(names[i+1:]))
+			}
+			until := "its deadline"
+			if l.MaxWait > 0 {
+				until = durationOr(l.MaxWait)
+			}
+			p.Fields(
+				term.KV("tier", l.Name, term.Bold),
+				term.KV("order", fmt.Sprintf("%d of %d", i+1, len(list))),
+				term.KV("share", fmt.Sprintf("%d of freed slots while tiers have a backlog", l.Share)),
+				term.KV("reserve", reserve),
+				term.KV("storage", string(l.Storage)),
+				term.KV("max queue", fmt.Sprintf("%d requests of a pool", l.MaxQueue)),
+				term.KV("max wait", until),
+				term.KV("deadline", durationOr(l.Deadline)+" if the client sets none"),
+				term.KV("first byte", durationOr(l.FirstByteWithin)),
+				term.KV("retries", fmt.Sprint(l.Retries)),
+				term.KV("waiting", fmt.Sprint(l.Waiting)),
+				term.KV("in flight", fmt.Sprint(l.InFlight)),
+				term.KV("keys", strings.Join(keys, ", ")),
+			)
+			p.Heading("queues")
+			t := term.Table{Columns: []term.Column{term.Text("POOL"), term.Number("WAITING"), term.Number("OLDEST"), term.Number("MAX QUEUE"), term.Number("IN FLIGHT"), term.Number("BIDS")}, Empty: "none"}
+			for _, q := range queues {
+				t.Row(q.Pool, q.Waiting, q.Oldest(), q.MaxQueue, q.InFlight, q.Bids)
+			}
+			p.Table(t)
+		}}, nil
+	})
+}
+
+// keysWithTier returns the ids of the keys that name a tier.
+func keysWithTier(s *cli.Session, tier string) (ids []string) {
+	keys, _ := fleet.Keys(s.Context(), s.NC)
+	for _, id := range slices.Sorted(maps.Keys(keys)) {
+		if slices.Contains(keys[id].Tiers, tier) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 func newTierSetCommand(c *cli.ConnectFlags) *cobra.Command {
@@ -87,15 +169,16 @@ because its queue is created again.`,
   pulley tier set night --order 2      # before the tier that was second`,
 		ValidArgsFunction: cli.Complete(c, 1, liveTiers),
 	}
+	usual := policy.TierDefaults("")
 	fs := cmd.Flags()
-	fs.IntVar(&t.Share, "share", 1, "`weight` of the tier while several tiers have a backlog")
+	fs.IntVar(&t.Share, "share", usual.Share, "`weight` of the tier while several tiers have a backlog")
 	fs.Var((*percentValue)(&t.Reserve), "reserve", "`percent` of each worker's slots that later tiers leave free (default 0)")
-	fs.IntVar(&t.MaxQueue, "max-queue", 2000, "requests that may wait in each pool's queue")
+	fs.IntVar(&t.MaxQueue, "max-queue", usual.MaxQueue, "requests that may have to wait in each pool's queue, beyond those that free slots take")
 	fs.DurationVar(&maxWait, "max-wait", 0, "how long a request may wait for a worker before it is refused; 0: until its deadline")
-	fs.DurationVar(&deadline, "deadline", 10*time.Minute, "how long a request may take if the client sets no deadline")
+	fs.DurationVar(&deadline, "deadline", time.Duration(usual.Deadline), "how long a request may take if the client sets no deadline")
 	fs.DurationVar(&firstByte, "first-byte-within", 0, "how long a stream may take to its first byte before it moves to another worker; 0: as the gateway says")
-	fs.IntVar(&t.Retries, "retries", 2, "further attempts after a failed one, before the request becomes a dead letter")
-	fs.StringVar(&storage, "storage", string(policy.Memory), "storage of the queue: memory or file")
+	fs.IntVar(&t.Retries, "retries", usual.Retries, "further attempts after a failed one, before the request becomes a dead letter")
+	fs.StringVar(&storage, "storage", string(usual.Storage), "storage of the queue: memory or file")
 	fs.IntVar(&order, "order", 0, "position among the tiers; 1 is the first (default last)")
 	cli.CompleteFixed(cmd, "storage", "memory", "file")
 	return cli.Action(cmd, c, func(s *cli.Session) error {
@@ -139,33 +222,94 @@ because its queue is created again.`,
 
 func newTierRemoveCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "rm TIER", Aliases: []string{"remove"}, Short: "Remove a tier",
-		Long: `Remove a tier. A tier with requests is only removed with --force: gateways then
-move its waiting requests to tier standard. The tier standard itself, which serves
-requests that ask for no tier, cannot be removed.`,
+		Use: "rm TIER...", Aliases: []string{"remove"}, Short: "Remove tiers",
+		Long: `Remove tiers. A tier with requests is only removed with --force: gateways then
+move its waiting requests to tier standard. Its stream is removed too, once it is
+empty. The tier standard itself, which serves requests that ask for no tier, cannot
+be removed.`,
 		Example:           `  pulley tier rm night`,
-		ValidArgsFunction: cli.Complete(c, 1, liveTiers),
+		ValidArgsFunction: cli.Complete(c, 0, liveTiers),
 	}
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
-		name := s.Args[0]
-		if name == policy.DefaultTier {
-			return cli.Refusedf("tier %s cannot be removed: it serves the requests that ask for no tier", name)
-		}
 		p, err := fleet.LoadPolicy(s.Context(), s.NC)
 		if err != nil {
 			return err
 		}
-		if _, ok := p.Tier(name); !ok {
-			return cli.NoSuch("tier", name, tierNames(p))
+		for _, name := range s.Args {
+			if name == policy.DefaultTier {
+				return cli.Refusedf("tier %s cannot be removed: it serves the requests that ask for no tier", name)
+			}
+			if _, ok := p.Tier(name); !ok && len(s.Args) == 1 {
+				return removeUnknownTier(s, p, name)
+			} else if !ok {
+				return cli.NoSuch("tier", name, tierNames(p))
+			}
 		}
-		err = removeFromPolicy(s, "remove tier "+name, "tier "+name+" removed", func(p *policy.Policy) {
+		err = removeFromPolicy(s, removal{"tier", "remove %s", "removed"}, func(p *policy.Policy, name string) {
 			p.Tiers = slices.DeleteFunc(p.Tiers, func(t policy.Tier) bool { return t.Name == name })
 		})
-		if err == nil {
+		if err != nil {
+			return err
+		}
+		for _, name := range s.Args {
 			warnOfKeys(s, name)
 		}
-		return err
+		return eachOf(s.Args, func(name string) error { return removeTierStream(s, name) })
 	})
+}
+
+// removeUnknownTier deletes the stream of a tier that is not in the policy, such as one that an older version has left.
+func removeUnknownTier(s *cli.Session, p *policy.Policy, tier string) error {
+	stream, err := tierStream(s, tier)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrInvalidStreamName):
+		return cli.NoSuch("tier", tier, tierNames(p))
+	case err != nil:
+		return err
+	}
+	if n := stream.CachedInfo().State.Msgs; n > 0 && !s.Force {
+		return cli.Refusedf("tier %s is not in the policy, but has %s: 'pulley tier set %s' serves them, --force deletes them", tier, term.Count(n, "request"), tier)
+	}
+	if err := s.JS.DeleteStream(s.Context(), subjects.ReqStream(tier)); err != nil {
+		return fmt.Errorf("delete stream %s: %w", subjects.ReqStream(tier), err)
+	}
+	s.Printf("stream %s removed", subjects.ReqStream(tier))
+	return nil
+}
+
+const (
+	// policyTakes is how long gateways take to follow the policy: until then they may publish to the stream, or make it again.
+	policyTakes = time.Second
+
+	// movingTakes bounds the wait until gateways have moved what waits in the stream.
+	movingTakes = 3 * time.Second
+)
+
+// removeTierStream deletes the stream of a tier that is no longer in the policy, as soon as it is empty. If it does not become
+// empty, since requests of it run or no gateway moves them, it warns.
+func removeTierStream(s *cli.Session, tier string) error {
+	end := time.Now().Add(movingTakes)
+	for wait := policyTakes; ; wait = policyTakes / 4 {
+		select {
+		case <-s.Context().Done():
+			return context.Cause(s.Context())
+		case <-time.After(wait):
+		}
+		n, err := tierMessages(s, tier)
+		if err == nil && n == 0 {
+			err = s.JS.DeleteStream(s.Context(), subjects.ReqStream(tier))
+		}
+		switch {
+		case err == nil && n == 0, errors.Is(err, jetstream.ErrStreamNotFound):
+			return nil
+		case err != nil:
+			s.Warnf("the stream %s remains: %v", subjects.ReqStream(tier), err)
+			return nil
+		case time.Now().After(end):
+			s.Warnf("the stream %s remains, since it has %s: 'pulley doctor' says when it can be removed", subjects.ReqStream(tier), term.Count(n, "request"))
+			return nil
+		}
+	}
 }
 
 func tierNames(p *policy.Policy) []string {
@@ -174,14 +318,7 @@ func tierNames(p *policy.Policy) []string {
 
 // warnOfKeys warns about keys that still allow a removed tier.
 func warnOfKeys(s *cli.Session, tier string) {
-	keys, _ := fleet.Keys(s.Context(), s.NC)
-	var ids []string
-	for _, id := range slices.Sorted(maps.Keys(keys)) {
-		if slices.Contains(keys[id].Tiers, tier) {
-			ids = append(ids, id)
-		}
-	}
-	if len(ids) > 0 {
+	if ids := keysWithTier(s, tier); len(ids) > 0 {
 		s.Warnf("tier %s is still allowed by %s: %s", tier, term.Count(len(ids), "key"), term.Shorten(term.Join(ids), 60))
 	}
 }

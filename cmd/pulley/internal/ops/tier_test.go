@@ -2,6 +2,7 @@ package ops
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,7 +70,49 @@ func TestTierWithRequestsIsNotRemovedUnasked(t *testing.T) {
 	if code != 4 || !strings.HasSuffix(stderr, want) {
 		t.Errorf("exit code %d, %q; want 4, %q", code, stderr, want)
 	}
-	s.story(step{"tier rm batch --force", 0, `tier batch removed, policy revision \d+\nwarning: tier batch is still allowed by 1 key: \w{10}\n`})
+	s.story(step{"tier rm batch --force", 0, `tier batch removed, policy revision \d+\nwarning: tier batch is still allowed by 1 key: \w{10}\n` +
+		`warning: the stream PULLEY_REQ_BATCH remains, since it has 1 request: 'pulley doctor' says when it can be removed\n`})
+}
+
+// A tier takes its stream along. One that an older version has left is removed too, and unasked only while it is empty.
+func TestTierTakesItsStreamAlong(t *testing.T) {
+	s := newSite(t)
+	s.serve("llama")
+	streams := func() (names []string) {
+		list := s.js.StreamNames(t.Context())
+		for name := range list.Name() {
+			if strings.HasPrefix(name, "PULLEY_REQ_") {
+				names = append(names, name)
+			}
+		}
+		slices.Sort(names)
+		return names
+	}
+	s.story(step{"tier rm batch --force", 0, `tier batch removed, policy revision \d+\n`})
+	if got := streams(); slices.Contains(got, "PULLEY_REQ_BATCH") || len(got) != 2 {
+		t.Errorf("streams %v", got)
+	}
+	for _, n := range []int{0, 1} {
+		if _, err := s.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "PULLEY_REQ_OLD", Subjects: []string{"pulley.req.old.>"}, AllowMsgTTL: true}); err != nil {
+			t.Fatal(err)
+		}
+		for range n {
+			s.put("old", "llama", "gw", "{}")
+		}
+		if n > 0 {
+			atTerminal(t)
+			root := testRoot()
+			root.SetIn(strings.NewReader("y\n"))
+			if code, _, stderr := clitest.Run(root, "tier", "rm", "old", "--nats", s.url); code != 4 || !strings.Contains(stderr, "tier old is not in the policy, but has 1 request: ") {
+				t.Errorf("unasked: %d %s", code, stderr)
+			}
+		}
+		s.story(step{"tier rm old --force", 0, "stream PULLEY_REQ_OLD removed\n"})
+		if got := streams(); slices.Contains(got, "PULLEY_REQ_OLD") {
+			t.Errorf("streams %v", got)
+		}
+	}
+	s.story(step{"tier rm old --force", 3, `pulley: no tier "old".*\n`})
 }
 
 func TestTierMovesBetweenMemoryAndFile(t *testing.T) {

@@ -112,12 +112,13 @@ func ranksText(h *subjects.Heartbeat) string {
 	return strings.Join(each, "+")
 }
 
-// reasonOf says why a worker accepts fewer requests than it could.
+// reasonOf says why a worker accepts fewer requests than it could, or else how it differs from the others of its pool.
 func reasonOf(h *subjects.Heartbeat) string {
-	if h.Reason == "" && h.Capacity != nil {
-		return h.Capacity.Why
+	why := ""
+	if h.Capacity != nil {
+		why = h.Capacity.Why
 	}
-	return h.Reason
+	return cmp.Or(h.Reason, why, h.Notes())
 }
 
 // gpuLabels lists the numbers of a worker's GPUs, with the status of those that are not ok.
@@ -165,51 +166,52 @@ func rungsOf(h *subjects.Heartbeat) string {
 	return fmt.Sprintf("%d-%d", low, high)
 }
 
-// setWorker changes the settings of a worker in the policy. The worker must be live, or have settings already.
-func setWorker(s *cli.Session, named string, edit func(*policy.Worker)) (name string, v policyChange, err error) {
-	h, notFound := fleet.FindWorker(s.Context(), s.NC, named)
-	name = h.Name
+// setWorkers changes the settings of workers in the policy, in one revision. Each must be live, or have settings already.
+func setWorkers(s *cli.Session, named []string, edit func(*policy.Worker)) (list []toggled, v policyChange, err error) {
+	live := make([]subjects.Heartbeat, len(named))
+	notFound := make([]error, len(named))
+	for i, n := range named {
+		live[i], notFound[i] = fleet.FindWorker(s.Context(), s.NC, n)
+	}
 	v, err = changePolicy(s, func(p *policy.Policy) error {
-		if _, known := p.Workers[named]; notFound != nil && known {
-			name = named
-		} else if notFound != nil {
-			return notFound
-		}
-		w := p.Workers[name]
-		edit(&w)
-		if p.Workers == nil {
-			p.Workers = make(map[string]policy.Worker)
-		}
-		p.Workers[name] = w
-		if w == (policy.Worker{}) {
-			delete(p.Workers, name)
+		list = nil
+		for i, n := range named {
+			name := live[i].Name
+			if _, known := p.Workers[n]; notFound[i] != nil && known {
+				name = n
+			} else if notFound[i] != nil {
+				return notFound[i]
+			}
+			before := p.Workers[name]
+			p.EditWorker(name, edit)
+			list = append(list, toggled{name, p.Workers[name] == before})
 		}
 		return nil
 	})
-	return name, v, err
+	return list, v, err
 }
 
 func newWorkerCordonCommand(c *cli.ConnectFlags) *cobra.Command {
 	return toggle{noun: "worker", on: true, done: "cordoned", state: "cordoned", edit: setCordoned}.verb(c, &cobra.Command{
-		Use: "cordon WORKER", Short: "Stop giving a worker new requests",
-		Long: `Stop giving a worker new requests; running requests continue. A worker stays
+		Use: "cordon WORKER...", Short: "Stop giving workers new requests",
+		Long: `Stop giving workers new requests; running requests continue. A worker stays
 cordoned until it is uncordoned, also if it restarts under the same name.`,
-		Example:           `  pulley worker cordon gpu-3`,
-		ValidArgsFunction: cli.Complete(c, 1, liveWorkers),
+		Example:           `  pulley worker cordon gpu-3 gpu-4`,
+		ValidArgsFunction: cli.Complete(c, 0, liveWorkers),
 	})
 }
 
 func newWorkerUncordonCommand(c *cli.ConnectFlags) *cobra.Command {
 	return toggle{noun: "worker", done: "uncordoned", state: "cordoned", edit: setCordoned}.verb(c, &cobra.Command{
-		Use: "uncordon WORKER", Short: "Give a cordoned worker requests again",
-		Long:              "Give a cordoned worker requests again.",
+		Use: "uncordon WORKER...", Short: "Give cordoned workers requests again",
+		Long:              "Give cordoned workers requests again.",
 		Example:           `  pulley worker uncordon gpu-3`,
-		ValidArgsFunction: cli.Complete(c, 1, liveWorkers),
+		ValidArgsFunction: cli.Complete(c, 0, liveWorkers),
 	})
 }
 
-func setCordoned(s *cli.Session, named string, cordoned bool) (string, policyChange, error) {
-	return setWorker(s, named, func(w *policy.Worker) { w.Cordoned = cordoned })
+func setCordoned(s *cli.Session, cordoned bool) ([]toggled, policyChange, error) {
+	return setWorkers(s, s.Args, func(w *policy.Worker) { w.Cordoned = cordoned })
 }
 
 func newWorkerWeightCommand(c *cli.ConnectFlags) *cobra.Command {
@@ -225,58 +227,97 @@ requests as if it were twice as fast. 0 restores the weight it was started with.
 		if err != nil {
 			return cli.Usagef("weight %q: not a number; use 0 to restore the weight it was started with", s.Args[1])
 		}
-		name, v, err := setWorker(s, s.Args[0], func(w *policy.Worker) { w.Weight = weight })
+		list, v, err := setWorkers(s, s.Args[:1], func(w *policy.Worker) { w.Weight = weight })
 		if err != nil {
 			return err
 		}
-		return printChange(s, v, false, "worker", name)
+		return printChange(s, v, false, "worker", list[0].name)
 	})
 }
 
 func newWorkerDrainCommand(c *cli.ConnectFlags) *cobra.Command {
 	var noWait bool
 	cmd := &cobra.Command{
-		Use: "drain WORKER", Short: "Let a worker finish its requests and exit",
-		Long: `Drain a worker: it accepts no new requests, finishes the running ones, and exits.
-The command waits until the worker has left; Ctrl-C ends the wait, not the drain.
-To use the worker again later without a restart, cordon it instead.`,
-		Example: `  pulley worker drain gpu-3
+		Use: "drain WORKER...", Short: "Let workers finish their requests and exit",
+		Long: `Drain workers: each accepts no new requests, finishes the running ones, and exits.
+The command waits until all have left; Ctrl-C ends the wait, not the drain. To use a
+worker again later without a restart, cordon it instead.`,
+		Example: `  pulley worker drain gpu-3 gpu-4
   pulley worker drain gpu-3 --force --no-wait`,
-		ValidArgsFunction: cli.Complete(c, 1, liveWorkers),
+		ValidArgsFunction: cli.Complete(c, 0, liveWorkers),
 	}
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "do not wait until the worker has left")
 	return cli.Destructive(cmd, c, func(s *cli.Session) error {
-		h, err := fleet.FindWorker(s.Context(), s.NC, s.Args[0])
-		if err != nil {
+		var list []subjects.Heartbeat
+		for _, named := range s.Args {
+			h, err := fleet.FindWorker(s.Context(), s.NC, named)
+			if err != nil {
+				return err
+			}
+			list = append(list, h)
+		}
+		names := fleet.NamesOf(list, func(h subjects.Heartbeat) string { return h.Name })
+		question := "drain %s, so that it finishes its requests and exits"
+		if len(list) > 1 {
+			question = "drain %s, so that they finish their requests and exit"
+		}
+		if err := s.Confirm(question, counted("worker", names)); err != nil {
 			return err
 		}
-		if err := s.Confirm("drain worker %s, so that it finishes its requests and exits", h.Name); err != nil {
-			return err
+		var draining []*drain
+		var errs []error
+		for _, h := range list {
+			d, err := beginDrain(s, h)
+			switch {
+			case err != nil:
+				errs = append(errs, err)
+			case noWait:
+				s.Printf("worker %s is draining", h.Name)
+				d.beats.Unsubscribe()
+			default:
+				defer d.beats.Unsubscribe()
+				draining = append(draining, d)
+			}
 		}
-		beats, err := s.NC.SubscribeSync(subjects.Heartbeats(h.Worker))
-		if err != nil {
-			return err
+		for _, d := range draining {
+			errs = append(errs, d.await(s))
 		}
-		defer beats.Unsubscribe()
-		o, err := fleet.Call[subjects.Outcome](s.Context(), s.NC, subjects.WorkerDrain(h.Worker), struct{}{}, fleet.AskTimeout)
-		switch {
-		case errors.Is(err, nats.ErrNoResponders), errors.Is(err, fleet.ErrNoAnswer):
-			return fmt.Errorf("drain worker %s: no answer; it may have just left, see 'pulley worker ls'", h.Name)
-		case err != nil:
-			return fmt.Errorf("drain worker %s: %w", h.Name, err)
-		case o.Error != "":
-			return cli.Refusedf("drain worker %s: %s", h.Name, o.Error)
-		case noWait:
-			s.Printf("worker %s is draining", h.Name)
-			return nil
-		}
-		return awaitLeft(s, h, beats)
+		return errors.Join(errs...)
 	})
 }
 
-// awaitLeft shows the progress of a drain until the worker has left.
-func awaitLeft(s *cli.Session, h subjects.Heartbeat, beats *nats.Subscription) error {
-	began := time.Now()
+// drain is a worker that was told to drain, with its heartbeats since.
+type drain struct {
+	worker subjects.Heartbeat
+	began  time.Time
+	beats  *nats.Subscription
+}
+
+// beginDrain tells a worker to drain.
+func beginDrain(s *cli.Session, h subjects.Heartbeat) (*drain, error) {
+	beats, err := s.NC.SubscribeSync(subjects.Heartbeats(h.Worker))
+	if err != nil {
+		return nil, err
+	}
+	o, err := fleet.Call[subjects.Outcome](s.Context(), s.NC, subjects.WorkerDrain(h.Worker), struct{}{}, fleet.AskTimeout)
+	switch {
+	case errors.Is(err, nats.ErrNoResponders), errors.Is(err, fleet.ErrNoAnswer):
+		err = fmt.Errorf("drain worker %s: no answer; it may have just left, see 'pulley worker ls'", h.Name)
+	case err != nil:
+		err = fmt.Errorf("drain worker %s: %w", h.Name, err)
+	case o.Error != "":
+		err = cli.Refusedf("drain worker %s: %s", h.Name, o.Error)
+	}
+	if err != nil {
+		beats.Unsubscribe()
+		return nil, err
+	}
+	return &drain{h, time.Now(), beats}, nil
+}
+
+// await shows the progress of a drain until the worker has left.
+func (d *drain) await(s *cli.Session) error {
+	h := d.worker
 	t := term.Of(s.Cmd.ErrOrStderr())
 	show := func(text string) { fmt.Fprintln(s.Cmd.ErrOrStderr(), text) }
 	if t.Width > 0 { // one line that is overwritten
@@ -286,7 +327,7 @@ func awaitLeft(s *cli.Session, h subjects.Heartbeat, beats *nats.Subscription) e
 	last := ""
 	for {
 		waiting, cancel := context.WithTimeout(s.Context(), 2*subjects.WorkerDeadline)
-		m, err := beats.NextMsgWithContext(waiting)
+		m, err := d.beats.NextMsgWithContext(waiting)
 		cancel()
 		if s.Context().Err() != nil {
 			return context.Cause(s.Context())
@@ -309,6 +350,6 @@ func awaitLeft(s *cli.Session, h subjects.Heartbeat, beats *nats.Subscription) e
 	if t.Width > 0 {
 		fmt.Fprint(s.Cmd.ErrOrStderr(), "\r\x1b[K")
 	}
-	s.Printf("worker %s has left after %s", h.Name, term.Age(time.Since(began)))
+	s.Printf("worker %s has left after %s", h.Name, term.Age(time.Since(d.began)))
 	return nil
 }

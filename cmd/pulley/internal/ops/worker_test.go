@@ -1,8 +1,11 @@
 package ops
 
 import (
+	"maps"
 	"strings"
 	"testing"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/cmd/pulley/internal/clitest"
 	"github.com/pulley-lb/pulley/policy"
@@ -25,6 +28,7 @@ gpu-2  down   vllm          0/8   0-1    12       0  llama, qwen  connection ref
 		step{"worker info gpv-1", 3, `pulley: no worker "gpv-1"; did you mean "gpu-1"\?\n`},
 		step{"worker cordon gpu-1", 0, `worker gpu-1 cordoned, policy revision 1\n`},
 		step{"worker cordon gpu-1-0", 0, `worker gpu-1 already cordoned, policy revision 1\n`},
+		step{"worker cordon gpu-1 gpu-9", 3, `pulley: no worker "gpu-9".*`},
 		step{"worker weight gpu-1 2.5", 0, `worker gpu-1 changed, policy revision 2\n`},
 		step{"worker weight gpu-1 heavy", 2, `pulley: weight "heavy": not a number; .*`},
 		step{"worker weight gpu-1 2e9", 2, `pulley: .*must be 0 .*`},
@@ -42,6 +46,49 @@ gpu-2  down   vllm          0/8   0-1    12       0  llama, qwen  connection ref
 	if workers := s.policy().Workers; len(workers) != 0 {
 		t.Errorf("workers %v are left in the policy", workers)
 	}
+}
+
+// One command does the same to several workers, in one revision of the policy, or to none of them.
+func TestSeveralWorkers(t *testing.T) {
+	s := newSite(t)
+	s.answer()
+	s.workers = []subjects.Heartbeat{clitest.Beat("gpu-1", subjects.Ready, 0, "llama"), clitest.Beat("gpu-2", subjects.Ready, 0, "llama"), clitest.Beat("gpu-3", subjects.Ready, 0, "llama")}
+	s.story(
+		step{"worker cordon gpu-1 gpu-2", 0, `worker gpu-1 cordoned, policy revision 1\nworker gpu-2 cordoned, policy revision 1\n`},
+		step{"worker cordon gpu-3 gpu-2", 0, `worker gpu-3 cordoned, policy revision 2\nworker gpu-2 already cordoned, policy revision 2\n`},
+		step{"worker uncordon gpu-1 gpu-9 gpu-2", 3, `pulley: no worker "gpu-9".*`},
+		step{"worker uncordon gpu-1 gpu-2", 0, `worker gpu-1 uncordoned, policy revision 3\nworker gpu-2 uncordoned, policy revision 3\n`},
+		step{"worker info gpu-1 gpu-3", 0, `worker   gpu-1\n.*\n\nworker   gpu-3\n.*`},
+		step{"worker info gpu-1 gpu-3 -o json", 0, `\[\n  {\n.*gpu-1.*gpu-3.*\]\n`},
+		step{"worker info gpu-1 -o json", 0, `{\n.*gpu-1.*}\n`},
+		step{"worker drain gpu-1 gpu-2", 4, `pulley: drain 2 workers: gpu-1, gpu-2, so that they finish their requests and exit: needs a confirmation, .*`},
+		step{"worker drain gpu-1 gpu-2 --force", 1, `pulley: drain worker gpu-1: no answer; .*\ndrain worker gpu-2: no answer; .*`},
+	)
+	if got, want := s.policy().Workers, (map[string]policy.Worker{"gpu-3": {Cordoned: true}}); !maps.Equal(got, want) {
+		t.Errorf("policy %+v, want %+v", got, want)
+	}
+	left := make(chan string, 2)
+	for _, h := range s.workers[:2] { // each leaves once both were told to
+		sub, err := s.nc.Subscribe(subjects.WorkerDrain(h.Worker), func(m *nats.Msg) {
+			respondJSON(m, subjects.Outcome{From: h.Worker})
+			if left <- h.Worker; len(left) == 2 {
+				for range 2 {
+					id := <-left
+					b, err := subjects.Marshal(subjects.Heartbeat{Worker: id, State: subjects.Left})
+					if err != nil {
+						t.Error(err)
+					}
+					s.nc.Publish(subjects.Heartbeats(id), b)
+				}
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sub.Unsubscribe()
+	}
+	s.nc.Flush()
+	s.story(step{"worker drain gpu-1 gpu-2 --force", 0, `worker gpu-1 has left after .*\nworker gpu-2 has left after .*\n`})
 }
 
 func TestWorkersWithRoom(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 
 func newWorkerInfoCommand(c *cli.ConnectFlags) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "info WORKER", Short: "Describe a worker",
+		Use: "info WORKER...", Short: "Describe workers",
 		Long: `Describe a worker: its capacity and what limits it, what its engine and its GPUs
 report, what it has measured, and its latest decisions. Headroom is the free part
 of the scarcest resource: slots, KV cache, GPU memory, or degrees until the GPU is
@@ -26,10 +26,10 @@ throttled.
 
 Terms: docs/concepts.md`,
 		Example:           `  pulley worker info gpu-3`,
-		ValidArgsFunction: cli.Complete(c, 1, liveWorkers),
+		ValidArgsFunction: cli.Complete(c, 0, liveWorkers),
 	}
-	return cli.Listing(cmd, c, func(s *cli.Session) (cli.View, error) {
-		h, err := fleet.FindWorker(s.Context(), s.NC, s.Args[0])
+	return cli.Describing(cmd, c, func(s *cli.Session, name string) (cli.View, error) {
+		h, err := fleet.FindWorker(s.Context(), s.NC, name)
 		if err != nil {
 			return cli.View{}, err
 		}
@@ -64,7 +64,8 @@ func printWorker(p *term.Page, h subjects.Heartbeat) {
 		if st.Length > 0 && st.Length < policy.AnyLength {
 			context = fmt.Sprintf("%d tokens of a prompt with its answer", st.Length)
 		}
-		p.Fields(append([]term.Field{term.KV("engine's model", model), term.KV("context", context), term.KV("loaded", loadText(&st)), term.KV("adapters", strings.Join(st.Adapters, ", "))}, priceFields(st, h)...)...)
+		notes := strings.Join(fleet.NamesOf(st.Notes, policy.Note.String), "; ")
+		p.Fields(append([]term.Field{term.KV("note", notes), term.KV("engine's model", model), term.KV("context", context), term.KV("loaded", loadText(&st)), term.KV("adapters", strings.Join(st.Adapters, ", "))}, priceFields(st, h)...)...)
 	}
 	printDecisions(p, &h)
 }

@@ -14,11 +14,12 @@ import (
 
 func TestWorkerInfoInWords(t *testing.T) {
 	h := clitest.Beat("gpu-1", subjects.Ready, 3, "llama")
-	h.Pools[0] = subjects.PoolStatus{Pool: "llama", Model: "org/llama", Rung: 2, Mean: policy.Mean{Input: 100, Output: 50, Samples: 9},
+	h.Pools[0] = subjects.PoolStatus{Pool: "llama", Model: "org/llama", Rung: 2, Notes: []policy.Note{{Kind: policy.NoteSlow, Text: "12ms for a token, 4.0 times the usual 3ms"}}, Mean: policy.Mean{Input: 100, Output: 50, Samples: 9},
 		Curve: &policy.Curve{Prefill: &policy.Line{A: 0.05, B: 0.001}, ITL: &policy.Line{A: 0.01, B: 0.002}}}
 	var p term.Page
 	printWorker(&p, h)
 	for _, want := range []string{
+		"note            slow: 12ms for a token, 4.0 times the usual 3ms\n",
 		"engine's model  org/llama\n",
 		"next bid        rung 2 (0 is the lowest price, 9 the highest); expected latency 1.1 s\n",
 		"first token     50 ms + 1 ms per input token\n",

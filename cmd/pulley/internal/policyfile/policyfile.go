@@ -30,7 +30,9 @@ func Format(p *policy.Policy) string {
 	return string(b)
 }
 
-// Parse parses a policy in YAML or JSON. Its error lists all mistakes with their lines.
+// Parse parses a policy in YAML or JSON. What it leaves out has the defaults: all tiers, or single settings of one; the weight
+// of a route's pool is 1, the percentage of a mirror 100, the penalty of a spill policy.SpillPenalty, and a shift moves 10
+// percent every 2 minutes. Its error lists all mistakes with their lines.
 func Parse(name string, b []byte) (*policy.Policy, error) {
 	top, err := cli.ParseYAML(b)
 	if err != nil {
@@ -42,9 +44,13 @@ func Parse(name string, b []byte) (*policy.Policy, error) {
 		f.check(top, reflect.TypeFor[policy.Policy](), nil)
 	}
 	if f.problems == nil && top != nil {
+		complete(top)
 		if err := top.Decode(p); err != nil { // check has missed a mistake
 			return nil, cli.Usagef("%s:%w", name, cli.YAMLError(err))
 		}
+	}
+	if top != nil && field(top, "tiers") == nil { // an empty file is a mistake
+		p.Tiers = policy.DefaultTiers()
 	}
 	if f.problems == nil {
 		if invalid, ok := errors.AsType[policy.Invalid](p.Check()); ok {

@@ -86,6 +86,30 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
+// A file says only what is not as usual.
+func TestDefaultsMayBeLeftOut(t *testing.T) {
+	night := policy.TierDefaults("night")
+	night.Share = 3
+	standard := policy.TierDefaults("standard")
+	standard.Retries = 0
+	pools := map[string]policy.Pool{"a": {Spill: []policy.Spill{{Pool: "b", Penalty: policy.SpillPenalty}, {Pool: "c"}}}}
+	routes := map[string]policy.Route{"chat": {To: []policy.Target{{Pool: "a", Weight: 1}, {Pool: "b", Weight: 0}}, Mirror: []policy.Mirror{{Pool: "b", Percent: 100}},
+		Shift: &policy.Shift{To: "b", By: 10, Every: policy.Duration(2 * time.Minute)}}}
+	for text, want := range map[string]*policy.Policy{
+		"pools: {}\n": {Tiers: policy.DefaultTiers(), Pools: map[string]policy.Pool{}},
+		"tiers: [{name: standard, retries: 0}, {name: night, share: 3}]\n":                               {Tiers: []policy.Tier{standard, night}},
+		"tiers:\n  - &t {name: standard, retries: 0}\n":                                                  {Tiers: []policy.Tier{standard}},
+		"pools: {a: {spill: [{pool: b}, {pool: c, penalty: 0}]}}\n":                                      {Tiers: policy.DefaultTiers(), Pools: pools},
+		"routes: {chat: {to: [{pool: a}, {pool: b, weight: 0}], mirror: [{pool: b}], shift: {to: b}}}\n": {Tiers: policy.DefaultTiers(), Routes: routes},
+		`{"tiers": [{"name": "standard"}, {"name": "batch"}]}`:                                           {Tiers: []policy.Tier{policy.TierDefaults("standard"), policy.TierDefaults("batch")}},
+	} {
+		got, err := Parse("p.yaml", []byte(text))
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s\ngot  %v, %+v\nwant %+v", text, err, got, want)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(Format(everything())))
 	f.Add([]byte("tiers: [{name: 1, share: x}, *a]\n? [a]\n: b\n"))

@@ -30,6 +30,14 @@ func TestGlyphs(t *testing.T) {
 	}
 }
 
+func TestLatency(t *testing.T) {
+	for ms, want := range map[int64]string{0: "0ms", 7: "7ms", 999: "999ms", 1000: "1.00s", 9994: "9.99s", 9996: "10.0s", 61_250: "61.2s", 150_000: "2m30s"} {
+		if got := latency(ms); got != want {
+			t.Errorf("%d: got %q, want %q", ms, got, want)
+		}
+	}
+}
+
 func TestPerSecond(t *testing.T) {
 	for x, want := range map[float64]string{0: "0.0", 0.25: "0.2", 9.96: "10", 123.4: "123", 9999: "9999", 12_345: "12k", 1.25e6: "1.2M"} {
 		if got := perSecond(x); got != want {

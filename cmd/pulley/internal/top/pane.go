@@ -74,6 +74,30 @@ func oldestCell(l fleet.Load) paneCell {
 	return valueCell(term.Age(fleet.Millis(l.OldestMS)), float64(l.OldestMS))
 }
 
+// timeCell shows a percentile; nil shows none.
+func timeCell(p *fleet.Percentiles, of func(*fleet.Percentiles) int64) paneCell {
+	if p == nil {
+		return paneCell{text: "-", by: -1}
+	}
+	return valueCell(latency(of(p)), float64(of(p)))
+}
+
+func p50(p *fleet.Percentiles) int64 { return p.P50 }
+func p95(p *fleet.Percentiles) int64 { return p.P95 }
+
+// latency formats milliseconds with three digits.
+func latency(ms int64) string {
+	switch s := float64(ms) / 1000; {
+	case ms < 1000:
+		return fmt.Sprintf("%dms", ms)
+	case s < 9.995:
+		return fmt.Sprintf("%.2fs", s)
+	case s < 99.95:
+		return fmt.Sprintf("%.1fs", s)
+	}
+	return term.Age(fleet.Millis(ms))
+}
+
 // perSecond formats a rate in at most four characters.
 func perSecond(x float64) string {
 	switch {

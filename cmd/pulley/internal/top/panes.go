@@ -27,6 +27,9 @@ var poolsPane = pane{
 		{name: "IN FLIGHT", right: true, drop: 4},
 		{name: "OLDEST", right: true, drop: 3},
 		{name: "TAKEN/S", right: true, drop: 5},
+		{name: "TTFT P50", right: true, drop: 7},
+		{name: "TTFT P95", right: true, drop: 6},
+		{name: "E2E P95", right: true, drop: 6},
 	},
 	rows: func(s *fleet.Snapshot, g glyphs) []paneRow {
 		var rows []paneRow
@@ -41,7 +44,7 @@ var poolsPane = pane{
 			rows = append(rows, paneRow{p.Pool, []paneCell{
 				textCell(p.Pool), stateCell(state), valueCell(fmt.Sprintf("%d of %d", p.Live, p.Workers), float64(p.Live)),
 				valueCell(g.bar(p.Busy, p.Slots, barWidth), float64(p.Busy)),
-				numberCell(p.Waiting), numberCell(p.InFlight), oldestCell(p.Load), rateCell(p.TakenPerSecond),
+				numberCell(p.Waiting), numberCell(p.InFlight), oldestCell(p.Load), rateCell(p.TakenPerSecond), timeCell(p.TTFT, p50), timeCell(p.TTFT, p95), timeCell(p.E2E, p95),
 			}})
 		}
 		return rows
@@ -61,6 +64,17 @@ var poolsPane = pane{
 			list = append(list, term.KV("paused", "yes: requests wait", term.Yellow))
 		}
 		list = append(list, term.KV("slots", fmt.Sprintf("%d of %d busy", p.Busy, p.Slots)))
+		if p.TTFT != nil && p.E2E != nil {
+			for _, t := range []struct {
+				name string
+				*fleet.Percentiles
+			}{{"TTFT", p.TTFT}, {"E2E", p.E2E}} {
+				list = append(list, term.KV(t.name, fmt.Sprintf("p50 %s, p95 %s, p99 %s", latency(t.P50), latency(t.P95), latency(t.P99))))
+			}
+		}
+		if ended := p.Answered + p.Failed + p.Refused + p.Cancelled; ended > 0 {
+			list = append(list, term.KV("in 5 minutes", fmt.Sprintf("%d answered, %d failed, %d refused, %d cancelled", p.Answered, p.Failed, p.Refused, p.Cancelled)))
+		}
 		for _, tier := range slices.Sorted(maps.Keys(p.Tiers)) {
 			l := p.Tiers[tier]
 			list = append(list, term.KV(named("tier", tier), l.String()))
@@ -190,55 +204,34 @@ var workersPane = pane{
 // gpuCell summarises the GPUs of a worker: the worst status if it is not ok, the highest temperature and utilisation,
 // and the memory of all. Failed GPUs sort first, then hot ones.
 func gpuCell(w *fleet.WorkerStatus) paneCell {
-	if w.NVML == nil || len(w.NVML.GPUs) == 0 || w.Lost > 0 {
+	sum := w.GPUSum()
+	if sum == nil || sum.Count == 0 {
 		return paneCell{text: "-", by: -1}
 	}
 	var parts []string
 	cell := paneCell{}
-	var hottest, busiest *int
-	var used, total uint64
-	worst := "ok"
-	for _, g := range w.NVML.GPUs {
-		if status, _, _ := fleet.GPUStatus(g); gpuRank(status) > gpuRank(worst) {
-			worst = status
-		}
-		if t := g.Temperature; t != nil && (hottest == nil || *t > *hottest) {
-			hottest = t
-		}
-		if u := g.Utilization; u != nil && (busiest == nil || u.GPU > *busiest) {
-			busiest = &u.GPU
-		}
-		if g.Memory != nil {
-			used, total = used+g.Memory.Used, total+g.Memory.Total
+	if sum.Status != "ok" {
+		parts, cell.style = append(parts, sum.Status), fleet.GPUStatusStyle(sum.Status)
+	}
+	if sum.Temperature != nil {
+		parts = append(parts, term.WithUnit(sum.Temperature, "C"))
+		cell.by = float64(*sum.Temperature)
+	}
+	if sum.Status != "fenced" && sum.Status != "unknown" {
+		parts = append(parts, strings.Fields(term.WithUnit(sum.Use, "%"))...)
+		if sum.Total > 0 {
+			parts = append(parts, fmt.Sprintf("%d/%dG", sum.Used>>30, sum.Total>>30))
 		}
 	}
-	if worst != "ok" {
-		parts, cell.style = append(parts, worst), fleet.GPUStatusStyle(worst)
-	}
-	if hottest != nil {
-		parts = append(parts, term.WithUnit(hottest, "C"))
-		cell.by = float64(*hottest)
-	}
-	if worst != "fenced" && worst != "unknown" {
-		parts = append(parts, strings.Fields(term.WithUnit(busiest, "%"))...)
-		if total > 0 {
-			parts = append(parts, fmt.Sprintf("%d/%dG", used>>30, total>>30))
-		}
-	}
-	cell.by += 1000 * float64(gpuRank(worst))
+	cell.by += 1000 * float64(fleet.GPURank(sum.Status))
 	cell.text = strings.Join(parts, " ")
 	return cell
-}
-
-// gpuRank orders the statuses of a GPU from good to bad.
-func gpuRank(status string) int {
-	return slices.Index([]string{"ok", "stale", "unknown", "strained", "throttled", "fenced"}, status)
 }
 
 func workerFields(w *fleet.WorkerStatus, s *fleet.Snapshot) []term.Field {
 	list := []term.Field{
 		term.KV("worker", w.Name), term.KV("id", w.Worker),
-		term.KV("state", w.StateText(), fleet.StateStyle(w.StateText())), term.KV("reason", w.Reason),
+		term.KV("state", w.StateText(), fleet.StateStyle(w.StateText())), term.KV("reason", w.Reason), term.KV("note", w.Notes()),
 		term.KV("engine", w.Engine+" at "+w.URL),
 		term.KV("host", w.Host), term.KV("version", w.Version),
 		term.KV("uptime", term.Age(s.At.Sub(w.Started))),

@@ -68,6 +68,7 @@ WAITING    requests waiting in gateways and queues; OLDEST: for how long
 TAKEN/S    requests taken from the queues per second
 BOUND      what limits the worker's capacity, see 'pulley worker ls --help'
 GPU        temperature, use and memory of the GPUs, or what is wrong
+TTFT, E2E  time to the first and the last byte, of the last 5 minutes
 RUNG       price of the next bid, from 0 (lowest) to 9 (highest)
 TOK/S      tokens per second, from the measured inter-token time
 

@@ -83,6 +83,30 @@ func TestScreenAt80By24(t *testing.T) {
 	}
 }
 
+// A pool has the latencies of its requests where there is room for them, and in its details.
+func TestScreenShowsLatency(t *testing.T) {
+	var times policy.Side
+	for range 50 {
+		times.Observe(true, 250*time.Millisecond, 4*time.Second)
+	}
+	m := screenAtNoon(140, 30)
+	m.latest.Results = []subjects.PoolResults{{Pool: "qwen", Answered: 50, Refused: 2, Times: times}}
+	m.latest.Complete()
+	ttft, e2e := fleet.PercentilesOf(times)
+	got := m.seen()
+	for _, want := range []string{"TTFT P50", "TTFT P95", "E2E P95", latency(ttft.P95), latency(e2e.P95)} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+	got = m.keys("end", "enter").seen()
+	for _, want := range []string{fmt.Sprintf("p50 %s, p95 %[1]s, p99 %[1]s", latency(ttft.P50)), "p50 " + latency(e2e.P50), "50 answered, 0 failed, 2 refused, 0 cancelled"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+}
+
 // Workers with capacity and GPU data show both, and still fit.
 func TestScreenShowsCapacityAndGPUs(t *testing.T) {
 	m := screenAtNoon(80, 24)
