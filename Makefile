@@ -62,19 +62,24 @@ release: man ## write archives, packages, checksums and a bill of materials into
 	go run $(CYCLONEDX) bin -json -version '$(VERSION)' -output dist/release/pulley_$(VERSION).cdx.json bin/pulley
 	cd dist/release && sha256sum * > SHA256SUMS
 
+# A test that fails is run once more, and listed as failed even if it passes then: some tests run
+# in real time, and machines are noisy. More than a few failures, a data race or a panic fail at once.
+GOTESTSUM := gotest.tools/gotestsum@v1.13.0
+TESTSUM = go run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=5 --rerun-fails-abort-on-data-race
+TEST = -timeout 40m
+
 # The scenarios take longest, and one processor: two halves of them run at once, here and in
 # make race.
-TEST = go test -timeout 40m
 define scenarios
-@tests=$$($(1) -list '^(Test|Fuzz|Example)' ./scenarios | grep -E '^(Test|Fuzz|Example)' | \
+@tests=$$(go test $(1) -list '^(Test|Fuzz|Example)' ./scenarios | grep -E '^(Test|Fuzz|Example)' | \
 	awk 'NR % 2 == ("$(2)" == "odd")' | paste -sd'|'); \
 if [ -z "$$tests" ]; then echo "scenarios: no tests found"; exit 1; fi; \
-$(1) ./scenarios -run "^($$tests)\$$"
+$(TESTSUM) --packages=./scenarios -- $(1) -run "^($$tests)\$$"
 endef
 
 .PHONY: test test-odd test-even
 test: ## run all Go tests
-	$(TEST) $$(go list ./... | grep -v '/scenarios$$')
+	$(TESTSUM) --packages="$$(go list ./... | grep -v '/scenarios$$' | paste -sd' ')" -- $(TEST)
 	@$(MAKE) --no-print-directory -j2 -Otarget test-odd test-even
 test-odd test-even: test-%:
 	$(call scenarios,$(TEST),$*)
@@ -112,10 +117,10 @@ endif
 # vet has run on its own. One processor for each test binary: with more, timers of a
 # synctest bubble that fire at once share one context of the race detector, which then
 # crashes (https://go.dev/issue/78156). It sees the races of one processor all the same.
-RACE = go test -race -cpu 1 -vet=off -timeout 40m
+RACE = -race -cpu 1 -vet=off -timeout 40m
 .PHONY: race race-odd race-even
 race:
-	$(RACE) $$(go list ./... | grep -v '/scenarios$$')
+	$(TESTSUM) --packages="$$(go list ./... | grep -v '/scenarios$$' | paste -sd' ')" -- $(RACE)
 	@$(MAKE) --no-print-directory -j2 -Otarget race-odd race-even
 race-odd race-even: race-%:
 	$(call scenarios,$(RACE),$*)
