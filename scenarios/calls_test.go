@@ -37,6 +37,9 @@ func TestOneCallForEachAttempt(t *testing.T) {
 	} {
 		for _, workers := range []int{1, 2, 3} {
 			t.Run(about+", workers "+strconv.Itoa(workers), func(t *testing.T) {
+				if raceEnabled && workers != 2 {
+					t.Skip("concurrent as with two workers")
+				}
 				runBoth(t, func(t *testing.T, env *Env) {
 					var calls atomic.Int64
 					g := env.Gateway(gateway.Config{RetryBudget: 100})

@@ -35,6 +35,9 @@ func TestAFloodingTenantQueuesBehindItself(t *testing.T) {
 			inMostRuns(t, func() []claim {
 				var p99 [2]time.Duration
 				for i, flood := range []int{0, 300} {
+					if raceEnabled && flood == 0 {
+						continue // the comparison is of the full speed
+					}
 					waits := c.lightWaits(t, flood)
 					p99[i] = waits[len(waits)*99/100]
 					sum := time.Duration(0)
@@ -42,6 +45,9 @@ func TestAFloodingTenantQueuesBehindItself(t *testing.T) {
 						sum += w
 					}
 					t.Logf("flood of %d: %d waits, mean %v, p99 %v", flood, len(waits), sum/time.Duration(len(waits)), p99[i])
+				}
+				if raceEnabled {
+					return nil
 				}
 				t.Logf("%.2f times", p99[1].Seconds()/p99[0].Seconds())
 				return []claim{atMost("p99 of the light tenants' waits with the flood, in seconds", p99[1].Seconds(), 2*p99[0].Seconds())}

@@ -504,6 +504,9 @@ func TestSlowIsNotHung(t *testing.T) {
 		"one thread, long whole answer unbounded": {cfg: single, warm: []string{chat("m", false, 5)}, ask: []string{unbounded, unbounded}, one: true},
 	} {
 		t.Run(what, func(t *testing.T) {
+			if raceEnabled && c.late == 0 && !c.one {
+				t.Skip("concurrent as those whose pages are late")
+			}
 			run(t, func(t *testing.T, env *Env) {
 				a := newFickle(t, c.cfg)
 				if c.one {
@@ -557,6 +560,9 @@ func TestFirstByteWithin(t *testing.T) {
 		"by the measurements":      {0, 0, 3 * time.Second},
 	} {
 		t.Run(what, func(t *testing.T) {
+			if raceEnabled && c.flag != 0 {
+				t.Skip("concurrent as the one by the measurements")
+			}
 			runBoth(t, func(t *testing.T, env *Env) {
 				a, b := newFickle(t, brisk("a", engine.DialectVLLM)), newFickle(t, brisk("b", engine.DialectVLLM))
 				g := fickles(t, env, gateway.Config{FirstByteWithin: c.flag}, worker.Config{Slots: 8}, []string{chat("m", true, 5)}, a, b)
