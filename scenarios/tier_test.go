@@ -194,7 +194,7 @@ func TestASingleRequestBelowABusyTier(t *testing.T) {
 				stop := keepBusy(t, g, c.above, c.busy)
 				time.Sleep(70 * time.Second) // longer than anything that the worker knows of earlier requests
 				for i := range c.asked {
-					r := ask(t, other, chat("m", false, 1, fmt.Sprintf(`"service_tier":%q`, c.below)), "")
+					r := ask(t, other, chat("m", false, 1, fmt.Sprintf(`"service_tier":%q`, c.below)), "", "X-Request-Timeout", "120")
 					t.Logf("request %d: %d after %v", i, r.status, r.took)
 					if r.status != 200 || r.took > c.within {
 						t.Errorf("request %d: %d after %v, want at most %v", i, r.status, r.took, c.within)
