@@ -37,21 +37,23 @@ type queue struct {
 	stream, shared string // names of its stream, and of the consumer of its shared lane
 
 	mu        sync.Mutex
-	waiting   int                   // requests of this gateway that wait, held here or in the broker
-	held      int                   // how many of these are held here, on all lanes
-	lanes     map[string]*laneQueue // the shared lane, and the home lanes on which requests wait
-	window    int                   // how many requests the broker may have on the shared lane
-	depth     int                   // requests of all gateways in the broker: as a delivery reported it, updated since
-	depthAt   time.Time             // when a delivery last reported the depth
-	drain     policy.Rate           // claims of this gateway's requests
-	flow      policy.Flow           // the same while they have to wait
-	returns   policy.Returns        // of refused clients
-	delayed   int                   // requests of this gateway that wait, and may be taken only after a while
-	service   float64               // mean seconds for which a request occupies a slot
-	servedAt  time.Time             // when that was last measured
-	served    float64               // how many requests that mean is of, at most policy.MeanMemory
-	departed  uint64                // how many requests of this gateway have ceased to wait
-	fullEvent time.Time             // when an event last said that the queue is full
+	waiting   int                     // requests of this gateway that wait, held here or in the broker
+	held      int                     // how many of these are held here, on all lanes
+	lanes     map[string]*laneQueue   // the shared lane, and the home lanes on which requests wait
+	window    int                     // how many requests the broker may have on the shared lane
+	depth     int                     // requests of all gateways in the broker: as a delivery reported it, updated since
+	depthAt   time.Time               // when a delivery last reported the depth
+	drain     policy.Rate             // claims of this gateway's requests
+	flow      policy.Flow             // the same while they have to wait
+	returns   policy.Returns          // of refused clients
+	delayed   int                     // requests of this gateway that wait, and may be taken only after a while
+	service   float64                 // mean seconds for which a request occupies a slot
+	ended     int                     // how many were measured
+	latest    [latestServices]float64 // the latest of which that is the mean
+	servedAt  time.Time               // when that was last measured
+	served    float64                 // how many requests that mean is of, at most policy.MeanMemory
+	departed  uint64                  // how many requests of this gateway have ceased to wait
+	fullEvent time.Time               // when an event last said that the queue is full
 
 	// What the gateways decide together: see fairness.go.
 	gateways     int                   // how many there are, this one included
@@ -138,15 +140,28 @@ func (q *queue) waitingLocked(now time.Time) int {
 // noteWaitingLocked tells the flow whether requests wait that a worker could take.
 func (q *queue) noteWaitingLocked(now time.Time) { q.flow.Waiting(q.waiting > q.delayed, now) }
 
-// serviceHolds is how long it is known for which time requests occupy a slot, after the last one that ended.
-const serviceHolds = time.Minute
+// For how long requests occupy a slot is known from leastServices that have ended, until serviceHolds and four such times after
+// the last of them.
+const (
+	latestServices = 16
+	leastServices  = 8
+	serviceHolds   = time.Minute
+)
 
-// drainBySlotsLocked is how many requests a second leave the queue, by how long they occupy slots; 0 if unknown.
+// drainBySlotsLocked is how many requests a second leave the queue, by how long half of the latest occupied slots; 0 if unknown.
+// Of the other half some may have waited in their slots, as for a model that was loaded.
 func (q *queue) drainBySlotsLocked(slots int, now time.Time) float64 {
-	if slots == 0 || q.service == 0 || now.Sub(q.servedAt) > max(serviceHolds, time.Duration(4*q.service*float64(time.Second))) {
+	n := min(q.ended, latestServices)
+	if slots == 0 || n < leastServices {
 		return 0
 	}
-	return max(float64(slots)/q.service, q.drain.Per(now))
+	latest := q.latest
+	slices.Sort(latest[:n])
+	half := max(latest[(n-1)/2], 1e-3)
+	if now.Sub(q.servedAt) > max(serviceHolds, time.Duration(4*half*float64(time.Second))) {
+		return 0
+	}
+	return max(float64(slots)/half, q.drain.Per(now))
 }
 
 func (q *queue) viewLocked(t policy.Tier, slots, free int, now time.Time) policy.Queue {
@@ -392,6 +407,8 @@ func (q *queue) observeService(d time.Duration, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.servedAt = now
+	q.latest[q.ended%latestServices] = d.Seconds()
+	q.ended++
 	q.served = min(q.served+1, policy.MeanMemory)
 	q.service += (d.Seconds() - q.service) / q.served
 	q.flow.Service(time.Duration(q.service * float64(time.Second)))

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pulley-lb/pulley/engine"
 	"github.com/pulley-lb/pulley/gateway"
 	"github.com/pulley-lb/pulley/policy"
 	"github.com/pulley-lb/pulley/worker"
@@ -61,7 +62,8 @@ func (o *outcomes) offer(t *testing.T, g *Gateway, perSecond float64, lasts time
 
 func (o *outcomes) String() string {
 	o.wg.Wait()
-	return fmt.Sprintf("%d sent, %d answered, the longest after %v, %d refused at once, %d after max_wait %s", o.sent, o.answered, o.longest, o.early, o.late, o.first)
+	return fmt.Sprintf("%d sent, %d answered, the longest after %v, %d refused at once, %d after max_wait %s",
+		o.sent, o.answered, o.longest, o.early, o.late, o.first)
 }
 
 // maxWait sets the longest wait of requests that ask for no tier.
@@ -134,6 +136,42 @@ func TestMaxWaitOfABurst(t *testing.T) {
 			})
 		})
 	}
+}
+
+// While a model is loaded nothing is taken, and that is no rate: not of those that wait for it, and not of those that come after.
+func TestMaxWaitWhileAModelLoads(t *testing.T) {
+	run(t, func(t *testing.T, env *Env) {
+		g, es, _ := swapEnv(t, env, swapping("a", engine.DialectOllama, "m", "n"))
+		roomy(t, g)
+		maxWait(env, 20*time.Second)
+		var before, burst, then outcomes
+		before.offer(t, g, 8, 30*time.Second)
+		t.Logf("while it loads for the first time, and then: %v", &before)
+		if float64(before.answered) < 0.95*20*4/1.1 {
+			t.Errorf("%d were answered, want about %.0f", before.answered, 20*4/1.1)
+		}
+		for range 3 {
+			if r := ask(t, g, chat("n", false, 10), ""); r.status != 200 {
+				t.Errorf("the other model: %d %s", r.status, r.body)
+			}
+		}
+		loads := es[0].Stats().Loads
+		for range 12 {
+			burst.send(t, g)
+		}
+		time.Sleep(loadTime + time.Second)
+		for range 12 {
+			then.send(t, g)
+		}
+		t.Logf("while it loads: %v", &burst)
+		t.Logf("after it: %v", &then)
+		if n := es[0].Stats().Loads - loads; n != 1 {
+			t.Errorf("%d loads, want 1", n)
+		}
+		if burst.answered != burst.sent || then.answered != then.sent {
+			t.Errorf("%d of %d that waited for the model were answered, and %d of %d after them", burst.answered, burst.sent, then.answered, then.sent)
+		}
+	})
 }
 
 // At half of what workers can do nothing is refused. At twice of it, as many are answered as can be, in time, and the others
@@ -239,7 +277,8 @@ func TestMaxWaitChanges(t *testing.T) {
 		if r := waits(2*time.Second, time.Minute); r.status != 200 || r.took < 8*time.Second {
 			t.Errorf("raised to a minute: %d %s after %v", r.status, r.body, r.took)
 		}
-		if r := waits(time.Minute, 4*time.Second); r.status != 429 || !strings.Contains(r.body, "queue_timeout") || !strings.Contains(r.body, "4s") || r.took > 5100*time.Millisecond {
+		r := waits(time.Minute, 4*time.Second)
+		if r.status != 429 || !strings.Contains(r.body, "queue_timeout") || !strings.Contains(r.body, "4s") || r.took > 5100*time.Millisecond {
 			t.Errorf("lowered to 4 s: %d %s after %v", r.status, r.body, r.took)
 		}
 		if r := waits(0, 3*time.Second); r.status != 429 || r.took > 4100*time.Millisecond {

@@ -731,7 +731,7 @@ func (b *bidder) feedLocked(ld *load, now time.Time) {
 	longest := starvesAfter
 	for i := range b.tiers {
 		t := &b.tiers[i]
-		if t.waits.IsZero() || now.Sub(t.tried) < starvesAgain || ld.prefills.holdBack(time.Duration(t.MaxWait), 0) || b.opensLocked(i, 1, ld) {
+		if t.waits.IsZero() || now.Sub(t.tried) < starvesAgain || b.opensLocked(i, 1, ld) || ld.prefills.holdBack(time.Duration(t.MaxWait), 0) {
 			continue
 		}
 		if starves := now.Sub(later(later(t.waits, t.seen), t.ran)); starves >= longest {
