@@ -37,19 +37,23 @@ type queue struct {
 	stream, shared string // names of its stream, and of the consumer of its shared lane
 
 	mu        sync.Mutex
-	waiting   int                   // requests of this gateway that wait, held here or in the broker
-	held      int                   // how many of these are held here, on all lanes
-	lanes     map[string]*laneQueue // the shared lane, and the home lanes on which requests wait
-	window    int                   // how many requests the broker may have on the shared lane
-	depth     int                   // requests of all gateways in the broker: as a delivery reported it, updated since
-	depthAt   time.Time             // when a delivery last reported the depth
-	drain     policy.Rate           // claims of this gateway's requests
-	flow      policy.Flow           // the same while they have to wait
-	returns   policy.Returns        // of refused clients
-	service   float64               // mean seconds for which a request occupies a slot
-	served    float64               // how many requests that mean is of, at most policy.MeanMemory
-	departed  uint64                // how many requests of this gateway have ceased to wait
-	fullEvent time.Time             // when an event last said that the queue is full
+	waiting   int                     // requests of this gateway that wait, held here or in the broker
+	held      int                     // how many of these are held here, on all lanes
+	lanes     map[string]*laneQueue   // the shared lane, and the home lanes on which requests wait
+	window    int                     // how many requests the broker may have on the shared lane
+	depth     int                     // requests of all gateways in the broker: as a delivery reported it, updated since
+	depthAt   time.Time               // when a delivery last reported the depth
+	drain     policy.Rate             // claims of this gateway's requests
+	flow      policy.Flow             // the same while they have to wait
+	returns   policy.Returns          // of refused clients
+	delayed   int                     // requests of this gateway that wait, and may be taken only after a while
+	service   float64                 // mean seconds for which a request occupies a slot
+	ended     int                     // how many were measured
+	latest    [latestServices]float64 // the latest of which that is the mean
+	servedAt  time.Time               // when that was last measured
+	served    float64                 // how many requests that mean is of, at most policy.MeanMemory
+	departed  uint64                  // how many requests of this gateway have ceased to wait
+	fullEvent time.Time               // when an event last said that the queue is full
 
 	// What the gateways decide together: see fairness.go.
 	gateways     int                   // how many there are, this one included
@@ -122,6 +126,7 @@ func (q *queue) joinLocked(now time.Time) joinPoint {
 	at := joinPoint{ahead: q.waitingLocked(now), departed: q.departed}
 	q.waiting++
 	at.share = min(float64(q.waiting)/float64(at.ahead+1), 1)
+	q.noteWaitingLocked(now)
 	return at
 }
 
@@ -132,16 +137,43 @@ func (q *queue) waitingLocked(now time.Time) int {
 	return max(q.waiting, q.depth+q.held)
 }
 
+// noteWaitingLocked tells the flow whether requests wait that a worker could take.
+func (q *queue) noteWaitingLocked(now time.Time) { q.flow.Waiting(q.waiting > q.delayed, now) }
+
+// For how long requests occupy a slot is known from leastServices that have ended, until serviceHolds and four such times after
+// the last of them.
+const (
+	latestServices = 16
+	leastServices  = 8
+	serviceHolds   = time.Minute
+)
+
+// drainBySlotsLocked is how many requests a second leave the queue, by how long half of the latest occupied slots; 0 if unknown.
+// Of the other half some may have waited in their slots, as for a model that was loaded.
+func (q *queue) drainBySlotsLocked(slots int, now time.Time) float64 {
+	n := min(q.ended, latestServices)
+	if slots == 0 || n < leastServices {
+		return 0
+	}
+	latest := q.latest
+	slices.Sort(latest[:n])
+	half := max(latest[(n-1)/2], 1e-3)
+	if now.Sub(q.servedAt) > max(serviceHolds, time.Duration(4*half*float64(time.Second))) {
+		return 0
+	}
+	return max(float64(slots)/half, q.drain.Per(now))
+}
+
 func (q *queue) viewLocked(t policy.Tier, slots, free int, now time.Time) policy.Queue {
-	view := policy.Queue{Waiting: q.waitingLocked(now), Free: free, Max: t.MaxQueue, Drain: q.drain.Per(now)}
-	if rate, ok := q.flow.PerSecond(now); ok {
+	view := policy.Queue{Waiting: q.waitingLocked(now), Free: free, Max: t.MaxQueue}
+	if rate, ok := q.flow.PerSecond(now); ok && slots > 0 {
 		view.Drain, view.Measured = rate, true
-	}
-	if q.waiting > 0 && view.Waiting > q.waiting { // the measured rate is this gateway's share
-		view.Drain *= float64(view.Waiting) / float64(q.waiting)
-	}
-	if q.service > 0 && !view.Measured {
-		view.Drain = max(view.Drain, float64(slots)/q.service)
+		if view.Waiting > q.waiting { // it is this gateway's share, also of the requests that wait
+			view.Drain *= float64(view.Waiting+1) / float64(q.waiting+1)
+		}
+		view.Taken = q.flow.Starts(now)
+	} else {
+		view.Drain = q.drainBySlotsLocked(slots, now)
 	}
 	return view
 }
@@ -291,12 +323,13 @@ func (q *queue) position(p joinPoint, now time.Time) int {
 func (q *queue) claimed(lane string, waited time.Duration, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.leaveLocked(lane)
 	q.drain.Add(now)
 	if lane != subjects.Shared && !subjects.IsLongLane(lane) { // who waits for one worker does not show that others are taken
 		waited = -1
 	}
 	q.flow.Took(waited, now)
+	q.leaveLocked(lane)
+	q.noteWaitingLocked(now)
 	q.window-- // one slot less is free
 	q.grantLocked(lane)
 }
@@ -346,6 +379,7 @@ func (q *queue) delay(lane string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.laneLocked(lane).published--
+	q.delayed++
 	q.grantLocked(lane)
 }
 
@@ -353,6 +387,7 @@ func (q *queue) undelay(lane string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.laneLocked(lane).published++
+	q.delayed--
 }
 
 // delivered takes in the depth that a delivery on the shared lane leaves behind. It returns the gateways that may release
@@ -368,11 +403,15 @@ func (q *queue) delivered(pending uint64, now time.Time) (releases []string, cha
 }
 
 // observeService notes for how long a request occupied its slot.
-func (q *queue) observeService(d time.Duration) {
+func (q *queue) observeService(d time.Duration, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.servedAt = now
+	q.latest[q.ended%latestServices] = d.Seconds()
+	q.ended++
 	q.served = min(q.served+1, policy.MeanMemory)
 	q.service += (d.Seconds() - q.service) / q.served
+	q.flow.Service(time.Duration(q.service * float64(time.Second)))
 }
 
 // resize sets how many requests the broker may have, by the slots of the pool and the number of gateways.
@@ -380,6 +419,7 @@ func (q *queue) resize(slots, free, gateways int, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.gateways = gateways
+	q.noteWaitingLocked(now)                      // some may have been given up
 	if _, waits := q.flow.PerSecond(now); waits { // nobody takes the slots that are free
 		free = 0
 	}

@@ -114,6 +114,13 @@ func TestQueueGivenUp(t *testing.T) {
 	}
 }
 
+// ended lets a queue see requests that occupied their slots for so long, as many as it takes to know that.
+func ended(q *queue, d time.Duration, now time.Time) {
+	for range leastServices {
+		q.observeService(d, now)
+	}
+}
+
 func TestQueueAdmits(t *testing.T) {
 	tier := policy.Tier{Name: "standard", MaxQueue: 20}
 	now := noon
@@ -122,14 +129,30 @@ func TestQueueAdmits(t *testing.T) {
 		c       candidate
 		want    policy.Admission
 	}{
-		"an empty queue":                  {func(q *queue) {}, candidate{left: time.Minute}, policy.Admitted},
-		"as many as may wait":             {func(q *queue) { enqueued(q, subjects.Shared, "b", 20, now) }, candidate{left: time.Minute}, policy.Full},
-		"as many in the broker":           {func(q *queue) { q.delivered(20, now) }, candidate{left: time.Minute}, policy.Full},
-		"its tenant has its share":        {func(q *queue) { enqueued(q, subjects.Shared, "a", 6, now) }, candidate{share: 5, left: time.Minute}, policy.ShareFull},
-		"another tenant has its share":    {func(q *queue) { enqueued(q, subjects.Shared, "b", 6, now) }, candidate{share: 5, left: time.Minute}, policy.Admitted},
-		"it would be served too late":     {func(q *queue) { q.observeService(10 * time.Second); enqueued(q, subjects.Shared, "a", 18, now) }, candidate{slots: 1, left: time.Minute}, policy.TooLate},
-		"its tenant is served before":     {func(q *queue) { q.observeService(10 * time.Second); enqueued(q, subjects.Shared, "b", 18, now) }, candidate{slots: 1, left: time.Minute}, policy.Admitted},
-		"it would be served just in time": {func(q *queue) { q.observeService(10 * time.Second); enqueued(q, subjects.Shared, "b", 18, now) }, candidate{slots: 3, left: time.Minute}, policy.Admitted},
+		"an empty queue":               {func(q *queue) {}, candidate{left: time.Minute}, policy.Admitted},
+		"as many as may wait":          {func(q *queue) { enqueued(q, subjects.Shared, "b", 20, now) }, candidate{left: time.Minute}, policy.Full},
+		"as many in the broker":        {func(q *queue) { q.delivered(20, now) }, candidate{left: time.Minute}, policy.Full},
+		"its tenant has its share":     {func(q *queue) { enqueued(q, subjects.Shared, "a", 6, now) }, candidate{share: 5, left: time.Minute}, policy.ShareFull},
+		"another tenant has its share": {func(q *queue) { enqueued(q, subjects.Shared, "b", 6, now) }, candidate{share: 5, left: time.Minute}, policy.Admitted},
+		"it would be served too late":  {func(q *queue) { ended(q, 10*time.Second, now); enqueued(q, subjects.Shared, "a", 18, now) }, candidate{slots: 1, left: time.Minute}, policy.TooLate},
+		"its tenant is served before":  {func(q *queue) { ended(q, 10*time.Second, now); enqueued(q, subjects.Shared, "b", 18, now) }, candidate{slots: 1, left: time.Minute}, policy.Admitted},
+		"half of those that ended waited for a model": {func(q *queue) {
+			for range leastServices / 2 {
+				q.observeService(time.Minute, now)
+				q.observeService(time.Second, now)
+			}
+			enqueued(q, subjects.Shared, "a", 18, now)
+		}, candidate{slots: 1, left: time.Minute}, policy.Admitted},
+		"too few have ended": {func(q *queue) {
+			q.observeService(10*time.Second, now)
+			enqueued(q, subjects.Shared, "a", 18, now)
+		}, candidate{slots: 1, left: time.Minute}, policy.Admitted},
+		"no worker is there": {func(q *queue) { ended(q, 10*time.Second, now); enqueued(q, subjects.Shared, "a", 18, now) }, candidate{left: time.Second}, policy.Admitted},
+		"nothing has ended for an hour": {func(q *queue) {
+			ended(q, 10*time.Second, now.Add(-time.Hour))
+			enqueued(q, subjects.Shared, "a", 18, now)
+		}, candidate{slots: 1, left: time.Second}, policy.Admitted},
+		"it would be served just in time": {func(q *queue) { ended(q, 10*time.Second, now); enqueued(q, subjects.Shared, "b", 18, now) }, candidate{slots: 3, left: time.Minute}, policy.Admitted},
 	} {
 		t.Run(about, func(t *testing.T) {
 			q := new(queue)
@@ -160,8 +183,9 @@ func TestQueueRefusesByTheRateOfWhatIsTaken(t *testing.T) {
 	flow := func(waited time.Duration, lane string) (*queue, time.Time) {
 		q, now := new(queue), noon
 		q.resize(100, 60, 1, now)
-		q.observeService(time.Second)
-		for range 100 { // ten a second
+		ended(q, time.Second, now)
+		enqueued(q, lane, "a", 1, now) // there is always one that waits
+		for range 100 {                // ten a second
 			now = now.Add(100 * time.Millisecond)
 			enqueued(q, lane, "a", 1, now)
 			q.claimed(lane, waited, now)
@@ -170,8 +194,8 @@ func TestQueueRefusesByTheRateOfWhatIsTaken(t *testing.T) {
 		return q, now
 	}
 	q, now := flow(500*time.Millisecond, subjects.Shared)
-	if held := enqueued(q, subjects.Shared, "a", 5, now); len(held) != 4 {
-		t.Errorf("%d of 5 requests are held, want 4: the free slots are not taken", len(held))
+	if held := enqueued(q, subjects.Shared, "a", 4, now); len(held) != 4 {
+		t.Errorf("%d of 4 requests are held, want all behind the one that waits: the free slots are not taken", len(held))
 	}
 	if _, view, a := q.admit(of("a"), now); a != policy.Admitted {
 		t.Errorf("half a second of others is before it: %v with %+v", a, view)

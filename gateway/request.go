@@ -185,6 +185,13 @@ func (r *request) waiting() (seq uint64, waits bool) {
 	return r.message.seq, r.waitsLocked()
 }
 
+// stands says whether the request waits in the broker, and any worker may take it now.
+func (r *request) stands(now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.waitsLocked() && r.message.seq > 0 && !(r.delayed && now.Before(r.due))
+}
+
 func (r *request) waitsLocked() bool { return !r.ended && r.attempt == nil && !r.cheap }
 
 // begin notes that an answer begins to reach the client. It returns when the attempt was granted.

@@ -86,7 +86,7 @@ func (s *server) enqueue(r *request) error {
 func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 	progress := time.Now()                     // when something last came
 	keepAlive := progress.Add(s.cfg.KeepAlive) // when a keep-alive may be due
-	check := progress.Add(checkIn(r))          // when to check on the queue
+	check := progress.Add(s.checkIn(r))        // when to check on the queue
 	due, size := r.deadline, int64(0)          // when the client's patience ends, and what had come of the answer
 	timer := time.NewTimer(time.Until(earliest(due, keepAlive, check)))
 	defer timer.Stop()
@@ -115,7 +115,7 @@ func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 			case ans.size > size:
 				due, size = r.patience.until(r.arrived, progress), ans.size
 			case ans.got == nil: // it waits for a worker, perhaps again
-				check, due, size = progress.Add(checkIn(r)), r.deadline, 0
+				check, due, size = progress.Add(s.checkIn(r)), r.deadline, 0
 				timer.Reset(earliest(due, keepAlive, check).Sub(progress))
 			}
 		case <-ctx.Done():
@@ -139,7 +139,7 @@ func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 					if err := s.check(ctx, r); err != nil {
 						return ans.refuse(s.clientError(ctx, r, err))
 					}
-					check = time.Now().Add(checkIn(r))
+					check = time.Now().Add(s.checkIn(r))
 				} else { // if the attempt fails, the handler is woken
 					check = now.Add(s.cfg.MaxDeadline)
 				}
@@ -152,12 +152,20 @@ func (s *server) follow(ctx context.Context, r *request, ans *answer) error {
 func earliest(times ...time.Time) time.Time { return slices.MinFunc(times, time.Time.Compare) }
 
 // checkIn is the time until a waiting request has to be checked.
-func checkIn(r *request) time.Duration {
+func (s *server) checkIn(r *request) time.Duration {
 	in := checkEvery
-	if limit := time.Duration(r.target.Load().tier.MaxWait); limit > 0 && r.made() == 0 {
+	if limit := s.maxWait(r.target.Load()); limit > 0 && r.made() == 0 {
 		in = min(in, max(limit-time.Since(r.arrived), 0)+time.Millisecond)
 	}
 	return in
+}
+
+// maxWait is the longest wait of a target's tier, by the policy in force; 0: there is none.
+func (s *server) maxWait(at *target) time.Duration {
+	if t, ok := s.bus.rules.Load().tiers[at.tier.Name]; ok {
+		return time.Duration(t.MaxWait)
+	}
+	return time.Duration(at.tier.MaxWait)
 }
 
 // check handles what a waiting request is not woken for: the longest wait of its tier, an ack that is late, a fallback, a
@@ -165,7 +173,7 @@ func checkIn(r *request) time.Duration {
 func (s *server) check(ctx context.Context, r *request) error {
 	now, at := time.Now(), r.target.Load()
 	waited := now.Sub(r.arrived)
-	if limit := time.Duration(at.tier.MaxWait); limit > 0 && waited >= limit && r.made() == 0 { // otherwise a worker did take it
+	if limit := s.maxWait(at); limit > 0 && waited >= limit && r.made() == 0 { // otherwise a worker did take it
 		s.metrics.refusals.WithLabelValues(at.queue.pool, at.tier.Name, "max_wait").Inc()
 		retry := at.queue.refuse(s.viewOf(at, now), policy.SoonestWait(limit), now)
 		return &api.Error{Status: http.StatusTooManyRequests, Code: "queue_timeout", RetryAfter: retry,
@@ -470,7 +478,8 @@ func (s *server) finish(ctx context.Context, r *request, ans *answer) {
 		s.blame(r, a, ans)
 		s.publisher.forgetAck(r)
 		s.settlements.settle(r.wire.ID, a.ack, subjects.Ack)
-		at.queue.observeService(time.Since(a.began))
+		now := time.Now()
+		at.queue.observeService(now.Sub(a.began), now)
 	default:
 		s.publisher.forgetAck(r)
 		s.bus.cancelAttempt(a.worker, r.wire.ID, a.mark, "request ended")

@@ -372,6 +372,7 @@ func (w *watch) publishReferences() {
 			pools[q.pool] = r
 		}
 	}
+	w.addStanding(pools, now)
 	for name, n := range w.silence.counts(time.Now()) {
 		if r, ok := pools[name]; ok {
 			r.Unclaimed = n
@@ -386,6 +387,43 @@ func (w *watch) publishReferences() {
 	}
 	w.reports.tell(ref)
 	w.bus.publish(subjects.GatewayRef(w.bus.id), ref)
+}
+
+const (
+	// standsAfter is how long a request waits until workers are told that it stands. Where a worker bids for its tier it is
+	// delivered at once, or a delivery tells that it waits.
+	standsAfter = time.Second
+
+	// mostStanding bounds the lanes of a pool of which workers are told that; which ones differs from time to time.
+	mostStanding = 256
+)
+
+// addStanding adds how many requests the broker has that no worker has taken for a while.
+func (w *watch) addStanding(pools map[string]subjects.PoolReference, now time.Time) {
+	lanes := make(map[string]int)
+	for _, r := range w.requests.all() {
+		at := r.target.Load()
+		pool := at.queue.pool
+		ref, ok := pools[pool]
+		if !ok || now.Sub(at.since) < standsAfter || !r.stands(now) {
+			continue
+		}
+		tier := ref.Standing[at.tier.Name]
+		if tier[at.lane] == 0 {
+			if lanes[pool]++; lanes[pool] > mostStanding {
+				continue
+			}
+		}
+		if ref.Standing == nil {
+			ref.Standing = make(map[string]map[string]int)
+			pools[pool] = ref
+		}
+		if tier == nil {
+			tier = make(map[string]int)
+			ref.Standing[at.tier.Name] = tier
+		}
+		tier[at.lane]++
+	}
 }
 
 // trouble is why requests, or those of some tiers, cannot be queued; empty if they can.

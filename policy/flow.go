@@ -3,16 +3,22 @@ package policy
 import "time"
 
 // Flow measures the rate at which workers take the requests of a queue while these have to wait: what the workers can do, and
-// not how much is asked of them. The zero value is ready to use; nothing is known then.
+// not how much is asked of them. Time in which none waits does not count. The zero value is ready to use; nothing is known then.
 //
 // That requests have to wait shows in how long they waited. Free slots do not show that none has to: a worker whose engine
 // still reads prompts leaves slots free.
 type Flow struct {
+	some    bool      // requests wait
+	since   time.Time // since when some wait, or none
+	from    time.Time // from when on time counts that has not been added to took or part yet, while some wait
+	part    float64   // seconds in which some waited since one was taken, before from
+	service float64   // seconds for which a request occupies a slot; 0 if unknown
+
 	waited float64   // seconds: mean of what the latest requests waited
 	waits  bool      // requests have to wait
 	n      float64   // requests that were taken since, of which older ones count less
 	took   float64   // seconds for these
-	last   time.Time // when the last one was taken
+	began  time.Time // when the first was taken since nothing is known of those before
 
 	latest   float64 // the rate when it was last known
 	latestAt time.Time
@@ -37,19 +43,64 @@ const (
 	flowMemory = 4.0
 	keptTaken  = 16
 
-	// stillFlows is how long no request may be taken, in seconds and in mean intervals, until the rate is unknown again: a model
-	// that is loaded, or a pool without workers, is no rate.
+	// stillFlows is how long no request may be taken though some wait, in seconds and in mean intervals, until the rate is unknown
+	// again: a model that is loaded, or a pool without workers, is no rate. As long as a request occupies its slot is no longer
+	// than that either: the slots may all have been taken at once.
 	stillFlows          = 2.0
 	stillFlowsIntervals = 8
 
+	// idleFlows is how many seconds none may wait until nothing is known any more: then slots have become free.
+	idleFlows = 2.0
+
 	// latestHolds is how long the rate is remembered that was last known.
 	latestHolds = time.Minute
+
+	// freeTaken is how long it takes at most until workers have taken requests that came when none waited, as far as they have
+	// free slots for them and do not hold back.
+	freeTaken = 200 * time.Millisecond
 )
+
+// Waiting notes whether requests wait from now on.
+func (f *Flow) Waiting(some bool, now time.Time) {
+	if some == f.some {
+		return
+	}
+	if some && f.idle(now) {
+		f.forget()
+	}
+	if !some {
+		f.part += now.Sub(f.from).Seconds()
+	}
+	f.some, f.since, f.from = some, now, now
+}
+
+// idle reports whether none has waited for so long that nothing is known any more.
+func (f *Flow) idle(now time.Time) bool { return !f.some && now.Sub(f.since).Seconds() > idleFlows }
+
+// forget makes all unknown but the latest rate, which is no longer in force.
+func (f *Flow) forget() {
+	f.waited, f.waits, f.n, f.took, f.part, f.began = 0, false, 0, 0, 0, time.Time{}
+}
+
+// Starts reports whether those that wait came a moment ago, when none waited: then workers are about to take them as far as they
+// have free slots. Later on, slots that are free are not taken.
+func (f *Flow) Starts(now time.Time) bool { return !f.some || now.Sub(f.since) < freeTaken }
+
+// Service notes for how long a request occupies a slot.
+func (f *Flow) Service(mean time.Duration) { f.service = mean.Seconds() }
 
 // Took notes that a worker has taken a request, which had waited for so long where any worker may take it. With a wait below
 // 0 it only counts for the rate.
 func (f *Flow) Took(waited time.Duration, now time.Time) {
+	interval := f.still(now)
+	if f.stopped(interval) { // those before were waiting for a worker or a model, and say nothing of what workers can do
+		f.forget()
+	}
+	if f.began.IsZero() {
+		f.began = now
+	}
 	if waited >= 0 {
+		waited = min(waited, now.Sub(f.began)) // before that none was taken at all
 		f.waited += (min(waited.Seconds(), longestSample) - f.waited) / latestWaits
 	}
 	switch {
@@ -57,17 +108,30 @@ func (f *Flow) Took(waited time.Duration, now time.Time) {
 		f.waits, f.n, f.took = true, 0, 0
 	case f.waited < shortWait:
 		f.waits = false
-	case f.waits:
+	case f.waits && f.some:
 		f.n++
-		f.took += now.Sub(f.last).Seconds()
+		f.took += interval
 		if over := min(f.n/keptTaken, f.took/flowMemory); over > 1 {
 			f.n, f.took = f.n/over, f.took/over
 		}
 	}
-	f.last = now
+	f.part, f.from = 0, now
 	if rate, ok := f.PerSecond(now); ok {
 		f.latest, f.latestAt = rate, now
 	}
+}
+
+// still is for how many seconds requests have waited since one was taken.
+func (f *Flow) still(now time.Time) float64 {
+	if !f.some {
+		return f.part
+	}
+	return f.part + now.Sub(f.from).Seconds()
+}
+
+// stopped reports whether the rate is no longer what it was, since none was taken for so many seconds.
+func (f *Flow) stopped(still float64) bool {
+	return f.n >= leastTaken && still > max(stillFlows, stillFlowsIntervals*f.took/f.n, f.service)
 }
 
 // Latest returns the rate when it was last known; 0 if that is more than a minute ago.
@@ -80,8 +144,8 @@ func (f *Flow) Latest(now time.Time) float64 {
 
 // PerSecond returns the rate; false if requests do not have to wait, or it is unknown.
 func (f *Flow) PerSecond(now time.Time) (rate float64, ok bool) {
-	still := now.Sub(f.last).Seconds()
-	if !f.waits || f.n < leastTaken || f.took < leastFlow || still > max(stillFlows, stillFlowsIntervals*f.took/f.n) {
+	still := f.still(now)
+	if !f.waits || f.n < leastTaken || f.took < leastFlow || f.stopped(still) || f.idle(now) {
 		return 0, false
 	}
 	if still > f.took/f.n {

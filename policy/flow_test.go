@@ -44,12 +44,46 @@ func TestFlow(t *testing.T) {
 			flowing(f, 100, 20, 5*time.Millisecond, now)
 			flowing(f, 100, 20, -1, now)
 		}, 0},
+		"before a pause": {func(f *policy.Flow, now *time.Time) {
+			flowing(f, 100, 20, time.Second, now)
+			f.Waiting(false, *now)
+			*now = now.Add(time.Minute)
+			f.Waiting(true, *now)
+			f.Took(0, *now)
+		}, 0},
+		"time in which none waits does not count": {func(f *policy.Flow, now *time.Time) {
+			for range 100 { // one a second, each after 200 ms
+				f.Waiting(false, *now)
+				*now = now.Add(800 * time.Millisecond)
+				f.Waiting(true, *now)
+				flowing(f, 1, 5, 200*time.Millisecond, now)
+			}
+		}, 5},
+		"a model was loaded": {func(f *policy.Flow, now *time.Time) {
+			flowing(f, 100, 20, time.Second, now)
+			*now = now.Add(30 * time.Second)
+			flowing(f, 12, 1000, 30*time.Second, now)
+		}, 0},
+		"as it is after a model was loaded": {func(f *policy.Flow, now *time.Time) {
+			flowing(f, 100, 20, time.Second, now)
+			*now = now.Add(30 * time.Second)
+			flowing(f, 40, 10, 30*time.Second, now)
+		}, 10},
+		"all slots are taken at once, and again": {func(f *policy.Flow, now *time.Time) {
+			f.Service(10 * time.Second)
+			for range 4 {
+				flowing(f, 64, 1000, 10*time.Second, now)
+				*now = now.Add(9936 * time.Millisecond)
+			}
+			f.Took(10*time.Second, *now)
+		}, 6.4},
 		"the first worker comes": {func(f *policy.Flow, now *time.Time) {
 			f.Took(time.Minute, *now)
 			flowing(f, 100, 50, 5*time.Millisecond, now)
 		}, 0},
 	} {
 		f, now := new(policy.Flow), noon
+		f.Waiting(true, now)
 		c.see(f, &now)
 		got, ok := f.PerSecond(now)
 		if ok != (c.want > 0) || math.Abs(got-c.want) > 0.2*c.want {
@@ -61,6 +95,7 @@ func TestFlow(t *testing.T) {
 // A pool in which nothing is taken any more has no rate: its model is loaded, or its workers are gone.
 func TestFlowThatStops(t *testing.T) {
 	f, now := new(policy.Flow), noon
+	f.Waiting(true, now)
 	flowing(f, 100, 20, time.Second, &now)
 	slower, ok := f.PerSecond(now.Add(time.Second))
 	if !ok || slower > 17 {

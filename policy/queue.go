@@ -16,6 +16,7 @@ type Queue struct {
 	Max      int     // the largest number that may have to wait
 	Drain    float64 // requests per second that leave the queue; 0 if unknown
 	Measured bool    // requests wait whatever slots are free, and Drain is the rate at which they have left since: see Flow
+	Taken    bool    // of a Measured one: those that wait came a moment ago, and free slots are about to be taken all the same
 }
 
 // Wait is the expected wait of a new request; 0 if unknown.
@@ -24,7 +25,7 @@ func (q Queue) Wait() time.Duration {
 		return 0
 	}
 	n := q.behind()
-	if q.Measured {
+	if q.Measured && !q.Taken {
 		n = q.Waiting
 	}
 	return time.Duration(min(float64(n)/q.Drain, 1e6) * float64(time.Second))

@@ -262,8 +262,10 @@ func TestOverload(t *testing.T) {
 			})
 			g.Client.Transport.(*http.Transport).MaxIdleConnsPerHost = 1000
 			r := &refusals{RoundTripper: g.Client.Transport}
+			goodput(t, g, r, rnd, 10, 20*time.Second)
+			atHalf := r.n
 			peak := goodput(t, g, r, rnd, 20, 20*time.Second)
-			n, late := r.n, r.late
+			n, late := r.n, r.late // of the peak
 			over := goodput(t, g, r, rnd, 40, 20*time.Second)
 			n, late = r.n-n, r.late-late
 
@@ -282,6 +284,7 @@ func TestOverload(t *testing.T) {
 			wg.Wait()
 			slices.SortFunc(clients, func(a, b obedient) int { return a.tries - b.tries })
 			claims = []claim{
+				atMost("refusals at half of the load", float64(atHalf), 0),
 				atLeast("requests within their SLO at twice the load, of those at the peak", over/peak, 0.9),
 				atMost("part of the refusals that came late", float64(late)/float64(max(n, 1)), 0.15),
 				atMost("tries until nine of ten clients got in that come again when they are told to", float64(clients[len(clients)*9/10].tries), 3),

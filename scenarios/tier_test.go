@@ -140,6 +140,72 @@ func TestAnIdleTiersRequestPassesABacklog(t *testing.T) {
 	})
 }
 
+// keepBusy keeps n requests of a tier under way until it is stopped: each client sends the next one when the last is answered.
+// The answers are of different lengths, so that seldom two slots become free at once.
+func keepBusy(t *testing.T, g *Gateway, tier string, n int) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var clients sync.WaitGroup
+	for range n {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				status, err := finish(post(ctx, g, "/v1/chat/completions", chat("m", false, 50+rand.IntN(101), fmt.Sprintf(`"service_tier":%q`, tier)), ""))
+				if ctx.Err() == nil && (err != nil || status != 200) {
+					t.Errorf("%s: %d %v", tier, status, err)
+					return
+				}
+			}
+		})
+	}
+	return func() {
+		cancel()
+		clients.Wait()
+	}
+}
+
+// A single request has its turn below a tier that keeps all slots busy. No delivery ever tells the worker that it waits: the
+// worker bids for nothing of its tier while the slots are taken.
+func TestASingleRequestBelowABusyTier(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		above, below string
+		busy         int // requests of the tier above, on eight slots
+		gateways     int
+		asked        int // requests of the tier below, one after the other
+		within       time.Duration
+	}{
+		// It has to stand for a second, the gateways say so once a second, and the slots are dealt by shares then: one of 13.
+		{"batch below a backlog of standard", "standard", "batch", 24, 1, 3, 3 * time.Second},
+		{"batch below a backlog of priority", "priority", "batch", 24, 1, 3, 3 * time.Second},
+		{"through another gateway", "standard", "batch", 24, 2, 3, 3 * time.Second},
+		// The tier above leaves nothing over and has no backlog, so that no slot is dealt by shares.
+		{"batch below as many of standard as there are slots", "standard", "batch", 8, 1, 1, 64 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				cfg := slow("engine")
+				cfg.Slots, cfg.ITLBase, cfg.PrefillRate = 8, time.Millisecond, 0
+				g, _, _ := pair(t, env, cfg)
+				other := g
+				if c.gateways > 1 {
+					other = env.Gateway(gateway.Config{})
+					other.Serves(t, "m")
+				}
+				stop := keepBusy(t, g, c.above, c.busy)
+				time.Sleep(70 * time.Second) // longer than anything that the worker knows of earlier requests
+				for i := range c.asked {
+					r := ask(t, other, chat("m", false, 1, fmt.Sprintf(`"service_tier":%q`, c.below)), "", "X-Request-Timeout", "120")
+					t.Logf("request %d: %d after %v", i, r.status, r.took)
+					if r.status != 200 || r.took > c.within {
+						t.Errorf("request %d: %d after %v, want at most %v", i, r.status, r.took, c.within)
+					}
+				}
+				stop()
+			})
+		})
+	}
+}
+
 // beside is the effect of a priority trace and an endless batch backlog on each other.
 type beside struct {
 	priority figures

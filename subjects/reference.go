@@ -28,6 +28,10 @@ type PoolReference struct {
 	Usual policy.Peer `json:"usual,omitzero"`
 	// Held is how many requests wait in this gateway to be published, by tier.
 	Held map[string]int `json:"held,omitempty"`
+	// Standing is how many requests of this gateway are in the broker that have waited for a worker for a second or longer, by
+	// tier and lane. A worker that bids for nothing of a tier learns from no delivery that requests of it wait. An older gateway
+	// does not say it.
+	Standing map[string]map[string]int `json:"standing,omitempty"`
 	// Unclaimed is how many deliveries of this gateway's requests no worker has claimed in time within the last minute.
 	Unclaimed int `json:"unclaimed,omitempty"`
 	// HomeLanes are the stable ids of the workers that have a home lane.

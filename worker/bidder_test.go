@@ -252,6 +252,53 @@ func TestBidderDealsSlotsToBacklogs(t *testing.T) {
 	}
 }
 
+// A tier that reserve and gate keep out is dealt one slot after a minute in which requests of it stand, on any lane that the worker
+// serves, and again a minute after that one has ended.
+func TestBidderFeedsATierThatStarves(t *testing.T) {
+	for lane, refs := range map[string]subjects.PoolReference{
+		subjects.Shared: {},
+		"worker-3":      {HomeLanes: []string{"worker-3"}},
+	} {
+		start := time.Now()
+		b := bidderOf(start, refs)
+		ld := idle(8).with(7)
+		ld.prefills = prefills{n: 1, known: true}
+		var begins []time.Duration
+		ran := map[string]int{"standard": 7}
+		b.plan(idle(8), start)
+		for at := time.Duration(0); at < 150*time.Second; at += bidTick {
+			now := start.Add(at)
+			if at%time.Second == 0 {
+				refs.Standing = map[string]map[string]int{"batch": {lane: 1}}
+				b.onReference(&subjects.Reference{Gateway: "gw", Pools: map[string]subjects.PoolReference{"m": refs}}, now)
+			}
+			if at%(5*time.Second) == 0 {
+				if _, ok := b.onDelivery(deliveryOf("standard", subjects.Shared, 0), idle(8), now); !ok { // it is active
+					t.Fatalf("after %v a request of standard is handed back", at)
+				}
+			}
+			ran["batch"] = 0
+			if len(begins) > 0 && at-begins[len(begins)-1] < 10*time.Second {
+				ran["batch"] = 1
+			}
+			b.tick(ran, now)
+			bids, _ := b.plan(ld, now)
+			for _, bid := range bids {
+				if b.tiers[bid.lane.tier].Name != "batch" || bid.kind != dealt {
+					continue
+				}
+				if _, ok := b.onDelivery(deliveryOf("batch", lane, 0), ld, now); !ok {
+					t.Errorf("lane %s, after %v: what the bid brings is handed back", lane, at)
+				}
+				begins = append(begins, at)
+			}
+		}
+		if len(begins) != 2 || begins[0].Round(2*time.Second) != 60*time.Second || (begins[1]-begins[0]).Round(2*time.Second) != 70*time.Second {
+			t.Errorf("lane %s: slots were dealt after %v, want 1m0s, and 1m10s later", lane, begins)
+		}
+	}
+}
+
 // A tier below an active one waits for the prefill gate, which time alone may
 // open.
 func TestBidderPlansForTheGate(t *testing.T) {

@@ -97,6 +97,7 @@ type lane struct {
 	// Fixed.
 	number  int    // in the subjects of its bids; no other lane ever has it
 	home    string // stable id of the worker whose home lane it is; empty for the shared lane
+	owner   string // the last token of its subject: "shared", home, or a subjects.LongLane
 	away    bool   // it is the home lane of another worker
 	long    int64  // it is the lane for requests that fit into a context of this length; 0: it is not
 	subject string
@@ -112,6 +113,7 @@ type lane struct {
 	waiting   uint64    // requests in the queue, by the last delivery
 	waitingAt time.Time
 	held      int       // requests that gateways hold back
+	stands    int       // requests in the queue that no worker has taken for a while, by the gateways
 	restsTill time.Time // no bids are placed before
 	last      time.Time // when the last bid was placed
 	busy      time.Time // when it last brought a request; at first when the first bid was placed
@@ -177,7 +179,7 @@ func (l *lane) rests(now time.Time) bool {
 
 // backlogged reports whether requests are known to wait here.
 func (l *lane) backlogged(now time.Time) bool {
-	return l.held > 0 || l.waiting > 0 && now.Sub(l.waitingAt) < backlogHolds
+	return l.held > 0 || l.stands > 0 || l.waiting > 0 && now.Sub(l.waitingAt) < backlogHolds
 }
 
 // Which of several bids a delivery answers is a guess: the delivery does not say, and the cheapest bid may not have
@@ -365,7 +367,7 @@ func (s *laneSet) lane(p *pool, tier, home string, long int64) (queueName, *lane
 	l := s.byQueue[queue]
 	if l == nil {
 		s.numbers++
-		l = &lane{number: s.numbers, home: home, away: home != "" && home != subjects.StableID(s.worker), long: long, subject: subjects.BidSubject(tier, p.name, owner)}
+		l = &lane{number: s.numbers, home: home, owner: owner, away: home != "" && home != subjects.StableID(s.worker), long: long, subject: subjects.BidSubject(tier, p.name, owner)}
 		for kind := range l.inboxes {
 			l.inboxes[kind] = fmt.Sprintf("%s.%d.%d.", subjects.WorkerBids(s.worker), l.number, kind)
 		}
@@ -500,6 +502,16 @@ func (p *pool) held(tier string) int {
 	n := 0
 	for _, r := range p.refs {
 		n += r.Held[tier]
+	}
+	return n
+}
+
+// stands returns how many requests of a tier no worker has taken from a lane for a while, by the references of all gateways.
+func (p *pool) stands(tier, lane string, now time.Time) (n int) {
+	for _, r := range p.refs {
+		if now.Sub(r.at) <= referenceHolds {
+			n += r.Standing[tier][lane]
+		}
 	}
 	return n
 }
