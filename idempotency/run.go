@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net/http"
 	"runtime/debug"
 	"sync"
@@ -50,6 +51,8 @@ type run struct {
 
 	// Owned by the goroutine that stores.
 	part   int
+	kind   kind
+	at     position // of what is stored next, in a stream
 	last   uint64   // sequence of the last entry
 	err    error    // why no end was stored; read by others after done
 	stored int64    // bytes of the answer that are stored
@@ -195,9 +198,13 @@ func (r *run) storeMore(ctx context.Context, why error) (ended bool, err error) 
 			return false, nil
 		}
 		size := min(len(data), r.piece())
-		e := &entry{Owner: r.claim.Owner, Print: r.claim.Print, Run: r.claim.seq, Part: r.part + 1, Until: r.claim.Until, data: data[:size]}
+		e := &entry{Owner: r.claim.Owner, Print: r.claim.Print, Run: r.claim.seq, Part: r.part + 1, Until: r.claim.Until, At: r.at, data: data[:size]}
 		if e.Part == 1 {
 			e.Status, e.Header = status, header
+			r.kind = kindOf(header)
+		}
+		if r.kind != whole {
+			r.at.read(r.kind, e.data, math.MaxUint64)
 		}
 		if data = data[size:]; len(data) == 0 {
 			e.End = end
