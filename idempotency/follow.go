@@ -58,7 +58,7 @@ func (f *follower) follow() error {
 	lost, patience := false, time.Duration(0)
 	for f.ctx.Err() == nil {
 		over := f.run != nil && isClosed(f.run.done)
-		e, err := f.service.store.next(f.ctx, f.subject, f.last+1)
+		e, news, err := f.next(over)
 		switch {
 		case err == nil && (e.run() != f.claim || e.Part != f.part+1):
 			return f.fail("the request with the same key was ended, or its answer has expired; send it again")
@@ -92,7 +92,9 @@ func (f *follower) follow() error {
 			}
 			return f.fail("the gateway that ran the request is gone, or has lost the broker; send it again")
 		}
-		if wake == nil { // and look again: it may have come before
+		if f.run != nil {
+			wake = news
+		} else if wake == nil { // and look again: it may have come before
 			wake = make(chan struct{}, 1)
 			sub, err := f.service.store.nc.Subscribe(f.subject, func(*nats.Msg) {
 				select {
@@ -141,6 +143,19 @@ func (f *follower) follow() error {
 		}
 	}
 	return f.ctx.Err()
+}
+
+// next is the entry after the last one: of a run here that goes on, from the run, which says by news when there is more; else from
+// the store.
+func (f *follower) next(over bool) (e *entry, news chan struct{}, err error) {
+	if f.run != nil {
+		e, news, err = f.run.after(f.part)
+		if err == nil || !over && err != errPast {
+			return e, news, err
+		}
+	}
+	e, err = f.service.store.next(f.ctx, f.subject, f.last+1)
+	return e, news, err
 }
 
 func isClosed(c chan struct{}) bool {
@@ -195,16 +210,16 @@ func (f *follower) write(e *entry) error {
 	if e.Part == 1 && e.Status != 0 && !f.begun {
 		f.begin(e)
 	}
+	data := e.data
 	if f.skips {
-		n := f.at.read(f.kind, e.data, f.until)
-		e.data = e.data[n:]
-		f.skips = len(e.data) == 0
+		data = data[f.at.read(f.kind, data, f.until):]
+		f.skips = len(data) == 0
 	}
-	if len(e.data) == 0 {
+	if len(data) == 0 {
 		return nil
 	}
-	f.between = f.kind == events && (bytes.HasSuffix(e.data, []byte("\n\n")) || bytes.HasSuffix(e.data, []byte("\r\n\r\n")))
-	return f.send(e.data)
+	f.between = f.kind == events && (bytes.HasSuffix(data, []byte("\n\n")) || bytes.HasSuffix(data, []byte("\r\n\r\n")))
+	return f.send(data)
 }
 
 // begin writes the status and the headers, which are those of the first entry.

@@ -401,7 +401,7 @@ func (s *Service) begin(r *http.Request, who gateway.Caller, c *call, claim *ent
 	use, err := s.store.use(r.Context(), who.Tenant, c.keep)
 	if err == nil {
 		n := &run{
-			service: s, subject: c.subject, tenant: who.Tenant, claim: claim, uses: []uint64{use}, last: claim.seq, wake: make(chan struct{}, 1), done: make(chan struct{}),
+			service: s, subject: c.subject, tenant: who.Tenant, claim: claim, uses: []uint64{use}, last: claim.seq, wake: make(chan struct{}, 1), done: make(chan struct{}), news: make(chan struct{}),
 			header: make(http.Header), path: r.URL.Path, clients: 1,
 		}
 		if err = s.start(n, r, who, sent); err == nil {
