@@ -71,3 +71,11 @@ func FuzzPosition(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkPosition(b *testing.B) {
+	token := []byte(`data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null}]}` + "\n\n")
+	var p position
+	for b.Loop() {
+		p.read(events, token, math.MaxUint64)
+	}
+}
