@@ -326,6 +326,54 @@ func TestResumeOfMany(t *testing.T) {
 	})
 }
 
+// Nobody can end a stream whose gateway is gone. One that has resumed at another gateway gets what is stored, and is cut off; then the
+// call is refused, and the request runs again without it.
+func TestResumeGatewayDies(t *testing.T) {
+	for name, c := range map[string]struct {
+		strike func(g *Gateway)
+		within time.Duration // until the call is refused
+	}{
+		"gone":   {func(g *Gateway) { g.Link.Cut(true) }, 4 * time.Second},
+		"frozen": {func(g *Gateway) { g.Link.Freeze() }, 20 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(t *testing.T, env *Env) {
+				g1, g2, _ := pairOfGateways(t, env, idempotency.Config{})
+				s := &lostStream{path: "/v1/chat/completions", body: chat("m", true, 100), header: []string{"Idempotency-Key", "k"}}
+				s.begin(t, g1, 5)
+				var joined reply
+				var wg sync.WaitGroup
+				wg.Go(func() { joined = s.resumed(t, g2, s.id, s.events) })
+				time.Sleep(time.Second)
+				c.strike(g1)
+				began := time.Now()
+				for {
+					a := s.resumed(t, g2, s.id, s.events)
+					if a.status == 404 {
+						wantStatus(t, a, 404, "stream_not_stored")
+						break
+					}
+					if a.status != 200 || a.err == nil || strings.Contains(a.body, "[DONE]") {
+						t.Fatalf("%d %v %.300s", a.status, a.err, a.body)
+					}
+				}
+				if took := time.Since(began); took > c.within {
+					t.Errorf("refused after %v", took)
+				}
+				wg.Wait()
+				if joined.status != 200 || joined.err == nil || words(content(t, joined.body)) < 5 || strings.Contains(joined.body, "[DONE]") {
+					t.Errorf("joined: %d %v %.300s", joined.status, joined.err, joined.body)
+				}
+				again := ask(t, g2, s.body, "", s.header...)
+				if again.status != 200 || words(content(t, again.body)) != 100 || again.header.Get("X-Pulley-Request-Id") == s.id {
+					t.Errorf("again: %d %v %.300s", again.status, again.err, again.body)
+				}
+				wantStatus(t, s.resumed(t, g2, s.id, s.events), 409, "resume_id_mismatch")
+			})
+		})
+	}
+}
+
 // wantStatus checks an error of any API.
 func wantStatus(t testing.TB, a reply, status int, code string) {
 	t.Helper()
