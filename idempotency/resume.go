@@ -39,7 +39,8 @@ func placeOf(values []string) (p place, err error) {
 			return place{id, count}, nil
 		}
 	}
-	return p, badResume("%s is not ID:N; ID is the %s of the stream, and N how many of its events were received", api.Quote(values[0]), strings.ToLower(idHeader))
+	return p, badResume("%s is not ID:N; ID is the %s of the stream, and N how many of its events were received",
+		api.Quote(values[0]), strings.ToLower(idHeader))
 }
 
 // errGone is the answer for a stream that is not there any more, or will have no end.
