@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -441,14 +440,7 @@ func whyNotJSON(body []byte) *Error {
 	if err == nil {
 		return BadRequest("", "the body is not valid JSON")
 	}
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return BadRequest("", "the body is not valid JSON: it ends too early")
-	}
-	msg := strings.TrimPrefix(err.Error(), "jsontext: ")
-	if len(msg) > 200 {
-		msg = msg[:200] + "…"
-	}
-	return BadRequest("", "the body is not valid JSON: %s", msg)
+	return BadRequest("", "the body is not valid JSON: %s", WhyNotJSON(err))
 }
 
 // unquoted is the value of a JSON string; invalid UTF-8 becomes U+FFFD, as everywhere in Go.

@@ -258,6 +258,9 @@ func (s *Service) list(w http.ResponseWriter, r *http.Request, who gateway.Calle
 
 // Takes says whether a call of inference asks for a background response.
 func (s *Service) Takes(r *http.Request, body []byte) bool {
+	if r.Header[gateway.ResumeHeader] != nil { // it may not run
+		return false
+	}
 	if prefer := r.Header["Prefer"]; prefer != nil && prefers(prefer) {
 		return true
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/pulley-lb/pulley/api"
 )
 
 // line is a request of a batch.
@@ -40,7 +42,7 @@ type inputLine struct {
 func parse(raw []byte, endpoint string) (l line, model string, wrong *lineError) {
 	var in inputLine
 	if err := json.Unmarshal(raw, &in); err != nil {
-		return l, "", &lineError{Code: "invalid_json_line", Message: fmt.Sprintf("this line is not a JSON object of a request: %.200s", err)}
+		return l, "", &lineError{Code: "invalid_json_line", Message: "this line is not a JSON object of a request: " + api.WhyNotJSON(err)}
 	}
 	missing := func(param string) *lineError {
 		return &lineError{Code: "missing_required_parameter", Message: "missing required parameter: " + param, Param: param}

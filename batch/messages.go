@@ -192,7 +192,7 @@ func (m *messageReader) malformed(err error) error {
 	if m.body.err != nil {
 		return m.body.err
 	}
-	return api.BadRequest("", "the body is not valid JSON: %.200s", err)
+	return api.BadRequest("", "the body is not valid JSON: %s", api.WhyNotJSON(err))
 }
 
 // request takes in a request. v is valid until the next.
@@ -206,7 +206,7 @@ func (m *messageReader) request(v jsontext.Value) error {
 	}
 	var in messageInput
 	if err := json.Unmarshal(v, &in); err != nil {
-		return bad("", "must be an object with custom_id and params: %.200s", err)
+		return bad("", "must be an object with custom_id and params: %s", api.WhyNotJSON(err))
 	}
 	switch {
 	case in.CustomID == nil:
@@ -226,7 +226,7 @@ func (m *messageReader) request(v jsontext.Value) error {
 	}
 	if bytes.ContainsRune(in.Params, '\n') { // between members: a line must have none
 		if err := in.Params.Compact(); err != nil {
-			return bad(".params", "%.200s", err)
+			return bad(".params", "%s", api.WhyNotJSON(err))
 		}
 	}
 	l, model, wrong := parseBody(*in.CustomID, in.Params, messagesEndpoint)

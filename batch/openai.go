@@ -133,7 +133,7 @@ func readJSON(r *http.Request, v any) error {
 		return api.Errorf(http.StatusRequestEntityTooLarge, "request_too_large", "the body is larger than %d bytes", smallBody)
 	}
 	if err := json.Unmarshal(body, v); err != nil {
-		return api.BadRequest("", "the body is not the JSON of such a call: %v", err)
+		return api.BadRequest("", "the body is not the JSON of such a call: %s", api.WhyNotJSON(err))
 	}
 	return nil
 }

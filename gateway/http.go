@@ -81,7 +81,7 @@ func (in *ingress) handler() http.Handler {
 		AllowedHeaders: []string{"*"},
 		ExposedHeaders: []string{
 			"X-Pulley-Pool", "X-Pulley-Worker", "X-Pulley-Attempts", "X-Pulley-Queue-Ms", "X-Pulley-Rung", "X-Pulley-Affinity",
-			"X-Request-Id", "X-Pulley-Request-Id", "Openai-Processing-Ms", "Server-Timing", "Retry-After", "Retry-After-Ms", "X-Should-Retry", "X-Service-Tier",
+			"X-Request-Id", "X-Pulley-Request-Id", "Idempotent-Replayed", ResumeHeader, "Openai-Processing-Ms", "Server-Timing", "Retry-After", "Retry-After-Ms", "X-Should-Retry", "X-Service-Tier",
 			"X-Ratelimit-Limit-Requests", "X-Ratelimit-Remaining-Requests", "X-Ratelimit-Reset-Requests",
 			"X-Ratelimit-Limit-Tokens", "X-Ratelimit-Remaining-Tokens", "X-Ratelimit-Reset-Tokens",
 		},
@@ -227,6 +227,8 @@ func (in *ingress) admit(w http.ResponseWriter, r *http.Request, id subjects.ID)
 		err := t.Take(w, r, who.asCaller(), a.body)
 		memory.give()
 		return nil, nil, told(r, err)
+	} else if r.Header[ResumeHeader] != nil {
+		err = errNoResume
 	} else {
 		req, err = in.admission.admit(&a)
 	}

@@ -63,6 +63,13 @@ type Do func(w http.ResponseWriter, r *http.Request, who Caller, tier string)
 // BrokenOff is a header by which a Service knows that an answer is not whole, though it ends as one.
 const BrokenOff = "X-Pulley-Broken-Off"
 
+// ResumeHeader is a header of calls that want the rest of a stream whose request has come before. A call with it never runs a request.
+const ResumeHeader = "X-Pulley-Resume"
+
+// errNoResume is the answer if no service takes such a call.
+var errNoResume = api.Errorf(http.StatusBadRequest, "invalid_resume",
+	"%s: this gateway stores no streams (--no-idempotency); send the request again without the header, and it runs again", ResumeHeader)
+
 // forCaller is the key of a context's *caller, which is taken for who sends the call.
 type forCaller struct{}
 

@@ -10,6 +10,10 @@
 //	part 2 …   what follows, joined as it came within 50 ms
 //	the last part says how the answer has ended
 //
+// Each part of a stream says how many events, or lines, are before it, and how far it is in the next one: so the place where a client
+// has lost a stream is found in a few reads. Clients of the gateway that runs the request get the parts from its memory, once they are
+// stored.
+//
 // An answer that is no stream is one part, unless it is long. Every entry expires when the window of its key does, which
 // begins with the claim. The broker sees to that.
 //

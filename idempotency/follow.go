@@ -38,8 +38,13 @@ type follower struct {
 	last    uint64 // sequence of the last entry that was read
 	part    int    // its number
 	begun   bool   // something was written
-	events  bool   // it is a stream of events
-	between bool   // and none is half written
+	kind    kind
+	between bool // it is a stream of events, and none is half written
+
+	// Of a client that has the beginning of a stream.
+	skips bool     // it has what comes next
+	at    position // where that begins
+	until uint64   // how many events it has
 }
 
 // follow writes the answer until its end.
@@ -53,7 +58,7 @@ func (f *follower) follow() error {
 	lost, patience := false, time.Duration(0)
 	for f.ctx.Err() == nil {
 		over := f.run != nil && isClosed(f.run.done)
-		e, err := f.service.store.next(f.ctx, f.subject, f.last+1)
+		e, news, err := f.next(over)
 		switch {
 		case err == nil && (e.run() != f.claim || e.Part != f.part+1):
 			return f.fail("the request with the same key was ended, or its answer has expired; send it again")
@@ -87,7 +92,9 @@ func (f *follower) follow() error {
 			}
 			return f.fail("the gateway that ran the request is gone, or has lost the broker; send it again")
 		}
-		if wake == nil { // and look again: it may have come before
+		if f.run != nil {
+			wake = news
+		} else if wake == nil { // and look again: it may have come before
 			wake = make(chan struct{}, 1)
 			sub, err := f.service.store.nc.Subscribe(f.subject, func(*nats.Msg) {
 				select {
@@ -136,6 +143,19 @@ func (f *follower) follow() error {
 		}
 	}
 	return f.ctx.Err()
+}
+
+// next is the entry after the last one: of a run here that goes on, from the run, which says by news when there is more; else from
+// the store.
+func (f *follower) next(over bool) (e *entry, news chan struct{}, err error) {
+	if f.run != nil {
+		e, news, err = f.run.after(f.part)
+		if err == nil || !over && err != errPast {
+			return e, news, err
+		}
+	}
+	e, err = f.service.store.next(f.ctx, f.subject, f.last+1)
+	return e, news, err
 }
 
 func isClosed(c chan struct{}) bool {
@@ -187,30 +207,42 @@ var notCopied = map[string]bool{
 
 // write writes an entry to the client.
 func (f *follower) write(e *entry) error {
-	if e.Part == 1 && e.Status != 0 {
-		h := f.w.Header()
-		maps.Copy(h, f.headers(e.Header))
-		if f.replays {
-			h.Set(Replayed, "true")
-		}
-		f.begun = true
-		f.events = strings.HasPrefix(e.Header.Get("Content-Type"), "text/event-stream") && e.Header.Get("Content-Encoding") == ""
-		f.rc.SetWriteDeadline(time.Now().Add(slowClient))
-		f.w.WriteHeader(e.Status)
+	if e.Part == 1 && e.Status != 0 && !f.begun {
+		f.begin(e)
 	}
-	if len(e.data) == 0 {
+	data := e.data
+	if f.skips {
+		data = data[f.at.read(f.kind, data, f.until):]
+		f.skips = len(data) == 0
+	}
+	if len(data) == 0 {
 		return nil
 	}
-	f.between = f.events && (bytes.HasSuffix(e.data, []byte("\n\n")) || bytes.HasSuffix(e.data, []byte("\r\n\r\n")))
-	return f.send(e.data)
+	f.between = f.kind == events && (bytes.HasSuffix(data, []byte("\n\n")) || bytes.HasSuffix(data, []byte("\r\n\r\n")))
+	return f.send(data)
 }
+
+// begin writes the status and the headers, which are those of the first entry.
+func (f *follower) begin(first *entry) {
+	h := f.w.Header()
+	maps.Copy(h, f.headers(first.Header))
+	if f.replays {
+		h.Set(Replayed, "true")
+	}
+	f.begun, f.kind = true, kindOf(first.Header)
+	f.rc.SetWriteDeadline(time.Now().Add(slowClient))
+	f.w.WriteHeader(first.Status)
+}
+
+// ofWhole are headers that are not right for a part of an answer.
+var ofWhole = map[string]bool{"Content-Length": true, "Content-Digest": true, "Content-Md5": true, "Digest": true}
 
 // headers are those of an answer that this client gets.
 func (f *follower) headers(stored http.Header) http.Header {
 	out := make(http.Header, len(stored))
 	for name, values := range stored {
 		switch {
-		case notCopied[name], f.replays && strings.Contains(name, "Ratelimit-"):
+		case notCopied[name], f.skips && ofWhole[name], f.replays && strings.Contains(name, "Ratelimit-"):
 		case f.w.Header()[name] != nil && name == "Vary":
 			out[name] = append(f.w.Header()[name], values...)
 		default:

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,11 +22,15 @@ const (
 
 	piece = 128 << 10 // bytes of a message, at most
 
+	mostRecent = 64 << 10 // bytes of an answer that are kept for those that follow it here
+
 	endWithin = 10 * time.Second // what a run stores when it has ended
 	freeAfter = 5 * time.Second  // the parts of an answer that is not kept are removed
 )
 
 var (
+	errPast     = errors.New("no recent part")
+	errSlow     = errors.New("the broker does not answer")
 	errNobody   = errors.New("nobody waits for the answer any more")
 	errTooLarge = &api.Error{Status: http.StatusInsufficientStorage, Code: "idempotent_answer_too_large", NoRetry: true,
 		Message: "the answer is longer than one that can be kept for an Idempotency-Key; send the request without it"}
@@ -50,13 +56,18 @@ type run struct {
 
 	// Owned by the goroutine that stores.
 	part   int
+	kind   kind
+	at     position // of what is stored next, in a stream
 	last   uint64   // sequence of the last entry
 	err    error    // why no end was stored; read by others after done
 	stored int64    // bytes of the answer that are stored
 	uses   []uint64 // by which the answer counts for the tenant
 
 	mu      sync.Mutex
-	status  int // 0: there is no answer yet
+	recent  []*entry      // the last parts that are stored, the last one at least
+	news    chan struct{} // closed when another part is stored
+	storing time.Time     // since when a part is being stored; zero: none is
+	status  int           // 0: there is no answer yet
 	sent    http.Header
 	data    []byte // to be stored
 	ready   int    // bytes of data that may be stored before the end
@@ -195,9 +206,13 @@ func (r *run) storeMore(ctx context.Context, why error) (ended bool, err error) 
 			return false, nil
 		}
 		size := min(len(data), r.piece())
-		e := &entry{Owner: r.claim.Owner, Print: r.claim.Print, Run: r.claim.seq, Part: r.part + 1, Until: r.claim.Until, data: data[:size]}
+		e := &entry{Owner: r.claim.Owner, Print: r.claim.Print, Run: r.claim.seq, Part: r.part + 1, Until: r.claim.Until, At: r.at, data: data[:size]}
 		if e.Part == 1 {
 			e.Status, e.Header = status, header
+			r.kind = kindOf(header)
+		}
+		if r.kind != whole {
+			r.at.read(r.kind, e.data, math.MaxUint64)
 		}
 		if data = data[size:]; len(data) == 0 {
 			e.End = end
@@ -208,10 +223,9 @@ func (r *run) storeMore(ctx context.Context, why error) (ended bool, err error) 
 				return false, err
 			}
 		}
-		if err := r.service.store.append(ctx, r.subject, e, r.last); err != nil {
+		if err := r.append(ctx, e); err != nil {
 			return false, err
 		}
-		r.part, r.last = e.Part, e.seq
 	}
 	if end.frees() {
 		if r.part > 1 { // others may be about to read the first parts
@@ -224,6 +238,54 @@ func (r *run) storeMore(ctx context.Context, why error) (ended bool, err error) 
 		r.service.store.unuse(ctx, r.uses...)
 	}
 	return end != running, nil
+}
+
+// append stores a part. Those that follow the answer here have it then without the broker: at most that part and those before it
+// within mostRecent bytes.
+func (r *run) append(ctx context.Context, e *entry) error {
+	r.mu.Lock()
+	r.storing = time.Now()
+	r.mu.Unlock()
+	err := r.service.store.append(ctx, r.subject, e, r.last)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.storing = time.Time{}
+	if err != nil {
+		return err
+	}
+	r.part, r.last = e.Part, e.seq
+	r.recent = append(r.recent, e)
+	size := 0
+	for i, e := range slices.Backward(r.recent) {
+		if size += len(e.data); size > mostRecent && i < len(r.recent)-1 {
+			r.recent = slices.Delete(r.recent, 0, i+1)
+			break
+		}
+	}
+	close(r.news)
+	r.news = make(chan struct{})
+	return nil
+}
+
+// after returns the part after one. The error is errNone if it is not stored yet: news is closed when it is. It is errPast if it
+// must be read from the store.
+func (r *run) after(part int) (e *entry, news chan struct{}, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last := 0
+	if n := len(r.recent); n > 0 {
+		last = r.recent[n-1].Part
+	}
+	back := last - part // parts that follow
+	switch {
+	case back > len(r.recent):
+		return nil, r.news, errPast
+	case back > 0:
+		return r.recent[len(r.recent)-back], r.news, nil
+	case !r.storing.IsZero() && time.Since(r.storing) > lookEvery:
+		return nil, r.news, errSlow
+	}
+	return nil, r.news, errNone
 }
 
 // explain makes an answer of an error.

@@ -157,13 +157,16 @@ func (s *Service) local(owner string) *run {
 	return s.runs[owner]
 }
 
-// Takes says whether a call has a key, or may be a retry of one that runs.
+// Takes says whether a call has a key, resumes a stream, or may be a retry of one that runs.
 func (s *Service) Takes(r *http.Request, _ []byte) bool {
-	return r.Header[keyHeader] != nil || s.cfg.Retries && r.Header[retryHeader] != nil
+	return r.Header[keyHeader] != nil || r.Header[gateway.ResumeHeader] != nil || s.cfg.Retries && r.Header[retryHeader] != nil
 }
 
 // Take answers a call: with what is stored, what runs, or by having it run.
 func (s *Service) Take(w http.ResponseWriter, r *http.Request, who gateway.Caller, sent []byte) error {
+	if r.Header[gateway.ResumeHeader] != nil {
+		return s.resume(w, r, who, sent)
+	}
 	c := &call{keep: s.cfg.Keep, print: fingerprint(r, sent)}
 	if keys := r.Header[keyHeader]; keys != nil {
 		if err := check(keys); err != nil {
@@ -288,14 +291,19 @@ func (s *Service) claim(ctx context.Context, c *call) (found *entry, mine bool, 
 		case free:
 			after = last.seq
 		case last.Print != c.print:
-			return nil, false, &api.Error{Status: http.StatusConflict, Code: "idempotency_key_reused", NoRetry: true,
-				Message: fmt.Sprintf("%s %s was used before for a request with another path or body; use a new key for each request", keyHeader, api.Quote(c.key))}
+			return nil, false, reused(c.key)
 		case c.first:
 			return nil, false, errRuns
 		default:
 			return last, false, nil
 		}
 	}
+}
+
+// reused is the error of a call whose key has another request.
+func reused(key string) *api.Error {
+	return &api.Error{Status: http.StatusConflict, Code: "idempotency_key_reused", NoRetry: true,
+		Message: fmt.Sprintf("%s %s was used before for a request with another path or body; use a new key for each request", keyHeader, api.Quote(key))}
 }
 
 // isFree says whether a key whose last entry is given can be claimed.
@@ -393,7 +401,7 @@ func (s *Service) begin(r *http.Request, who gateway.Caller, c *call, claim *ent
 	use, err := s.store.use(r.Context(), who.Tenant, c.keep)
 	if err == nil {
 		n := &run{
-			service: s, subject: c.subject, tenant: who.Tenant, claim: claim, uses: []uint64{use}, last: claim.seq, wake: make(chan struct{}, 1), done: make(chan struct{}),
+			service: s, subject: c.subject, tenant: who.Tenant, claim: claim, uses: []uint64{use}, last: claim.seq, wake: make(chan struct{}, 1), done: make(chan struct{}), news: make(chan struct{}),
 			header: make(http.Header), path: r.URL.Path, clients: 1,
 		}
 		if err = s.start(n, r, who, sent); err == nil {

@@ -175,6 +175,55 @@ func TestJoin(t *testing.T) {
 	}
 }
 
+// Who joins at the gateway that runs the request, when more of the answer is stored than is kept there, gets it from the beginning as
+// well, and then what comes. So does a client that resumes.
+func TestJoinLate(t *testing.T) {
+	nc := testenv.Broker(t, broker.Config{})
+	const id = "01a228f5-8369-7d79-9ba1-e32bb02083be"
+	joined := make(chan struct{})
+	event := func(i int) string { return fmt.Sprintf("data: %d%s\n\n", i, strings.Repeat("x", 32<<10)) }
+	s := start(t, nc, idempotency.Config{}, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		w.Header().Set("X-Pulley-Request-Id", id)
+		for i := range 20 {
+			if i == 10 {
+				<-joined
+			}
+			io.WriteString(w, event(i))
+			http.NewResponseController(w).Flush()
+			time.Sleep(60 * time.Millisecond) // so that they are stored apart
+		}
+	})
+	first, err := s.open(t, "k", "application/json", "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Body.Close()
+	var want, got strings.Builder
+	for i := range 20 {
+		want.WriteString(event(i))
+	}
+	if _, err := io.CopyN(&got, first.Body, int64(10*len(event(0)))); err != nil {
+		t.Fatal(err)
+	}
+	replies := make([]reply, 3)
+	var wg sync.WaitGroup
+	wg.Go(func() { replies[0] = s.post(t, "k", "x") })
+	wg.Go(func() { replies[1] = s.resume(t, "k", id+":2") })
+	wg.Go(func() { replies[2] = s.resume(t, "k", id+":10") })
+	time.Sleep(200 * time.Millisecond)
+	close(joined)
+	if _, err := io.Copy(&got, first.Body); err != nil || got.String() != want.String() {
+		t.Errorf("the first: %d bytes, %v", got.Len(), err)
+	}
+	wg.Wait()
+	for i, has := range []int{0, 2, 10} {
+		if r := replies[i]; r.err != nil || r.status != 200 || r.body != want.String()[has*len(event(0)):] {
+			t.Errorf("with %d events: %d, %d bytes, %v", has, r.status, len(r.body), r.err)
+		}
+	}
+}
+
 // Forms are the same if their parts are: what separates these is made up for each.
 func TestForms(t *testing.T) {
 	nc := testenv.Broker(t, broker.Config{})

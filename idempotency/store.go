@@ -41,6 +41,7 @@ type entry struct {
 	Until  time.Time   `json:"until"`         // when the key expires
 	Status int         `json:"status,omitzero"`
 	Header http.Header `json:"header,omitzero"` // of part 1, as Status
+	At     position    `json:"at,omitzero"`     // where it begins, in a stream
 	End    end         `json:"end,omitzero"`
 
 	data []byte

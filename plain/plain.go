@@ -176,7 +176,7 @@ func operation(e *net.OpError) string {
 
 var (
 	apiError    = regexp.MustCompile(`^nats: API error: code=\d+ err_code=\d+ description=`)
-	packageName = regexp.MustCompile(`^(nats|tls|x509|yaml|json|time|http|net/http|bufio|url|strconv|exec|os|pflag): `)
+	packageName = regexp.MustCompile(`^(nats|tls|x509|yaml|json|jsontext|time|http|net/http|bufio|url|strconv|exec|os|pflag): `)
 )
 
 // withoutPackage returns the text of an error without the name of the package that made it.

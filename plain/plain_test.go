@@ -108,6 +108,7 @@ func TestErrorsOfEverythingElse(t *testing.T) {
 		"large number":            {tooLarge, `"99999999999999999999" is out of range`},
 		"duration":                {notDuration, `invalid duration "soon"`},
 		"JSON":                    {json.Unmarshal([]byte("{x"), &number), "not valid JSON at byte 2: invalid character 'x' looking for beginning of object key string"},
+		"JSON text":               {fmt.Errorf("line 3: %w", errors.New("jsontext: invalid character 'x' at start of value")), "line 3: invalid character 'x' at start of value"},
 		"JSON type":               {json.Unmarshal([]byte(`{"Slots":"x"}`), &number), "Slots: a JSON string is not possible here"},
 		"deadline":                {fmt.Errorf("policy: %w", context.DeadlineExceeded), "policy: no answer in time"},
 		"several":                 {errors.Join(fmt.Errorf("a: %w", context.DeadlineExceeded), fmt.Errorf("b: %w", io.EOF)), "a: no answer in time\nb: the connection was closed"},
