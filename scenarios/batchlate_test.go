@@ -2,7 +2,6 @@ package scenarios
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -52,23 +51,12 @@ func endlessClients(t *testing.T, g *Gateway, n int, header ...string) {
 	time.Sleep(5 * time.Second)
 }
 
-// lateOf is how many requests of a batch may run as ordinary calls now, as the API shows it.
-func lateOf(t testing.TB, g *Gateway, id string) int {
-	t.Helper()
-	r := do(t, g, "GET", "/v1/batches/"+id, "")
-	var b struct{ Late int }
-	if err := json.Unmarshal([]byte(r.body), &b); err != nil || r.status != 200 {
-		t.Fatalf("%d %s %v", r.status, r.body, r.err)
-	}
-	return b.Late
-}
-
 // latestUntil waits until a batch has ended, and returns how late it was shown at most.
 func latestUntil(t testing.TB, g *Gateway, id string, within time.Duration) (b batchState, latest int) {
 	t.Helper()
-	for ends := time.Now().Add(within); ; time.Sleep(500 * time.Millisecond) {
-		latest = max(latest, lateOf(t, g, id))
+	for ends := time.Now().Add(within); ; time.Sleep(time.Second) {
 		b = batchAt(t, g, id)
+		latest = max(latest, b.Late)
 		if b.Status == "completed" || b.Status == "expired" || time.Now().After(ends) {
 			return b, latest
 		}
@@ -96,7 +84,7 @@ func TestLateBatchEndsInItsWindow(t *testing.T) {
 				e := busy(t, env, g, 12)
 				id := submitWithin(t, g, inputOf(80, 20), "2m")
 				b, latest := latestUntil(t, g, id, 3*time.Minute)
-				if b.Status != c.want || b.Counts.Total != 80 || b.Counts.Completed+b.Counts.Failed != 80 || (latest > 0) != (c.want == "completed") || latest > 16 {
+				if b.Status != c.want || b.Counts.Total != 80 || b.Counts.Completed+b.Counts.Failed != 80 || (latest > 0) != (c.want == "completed") || latest > 16 || b.Late != 0 {
 					t.Errorf("%+v, late %d", b, latest)
 				}
 				if c.want != "completed" {
@@ -105,9 +93,6 @@ func TestLateBatchEndsInItsWindow(t *testing.T) {
 				t.Logf("it took %v of 2m, late %d at most", time.Unix(b.Completed, 0).Sub(time.Unix(b.Expires, 0).Add(-2*time.Minute)), latest)
 				rightAnswers(t, results(t, g, b.Output), 80, 20)
 				e.once(t, 80)
-				if late := lateOf(t, g, id); late != 0 {
-					t.Errorf("it has ended, and is late by %d", late)
-				}
 			})
 		})
 	}
@@ -167,13 +152,13 @@ func TestLateBatchIsCancelled(t *testing.T) {
 		g := env.BatchGateway(batch.Config{})
 		e := busy(t, env, g, 12)
 		id := submitWithin(t, g, inputOf(200, 20), "2m")
-		testenv.Eventually(t, "it is late", time.Minute, func() bool { return lateOf(t, g, id) >= 8 })
+		testenv.Eventually(t, "it is late", time.Minute, func() bool { return batchAt(t, g, id).Late >= 8 })
 		time.Sleep(3 * time.Second)
 		do(t, g, "POST", "/v1/batches/"+id+"/cancel", "")
 		b := endOf(t, g, id, 10*time.Second)
 		output, unanswered := results(t, g, b.Output), results(t, g, b.Errors)
-		if b.Status != "cancelled" || b.Counts.Completed+b.Counts.Failed != 200 || len(output) != b.Counts.Completed || len(unanswered) != b.Counts.Failed || lateOf(t, g, id) != 0 {
-			t.Errorf("%+v: %d answers, %d errors, late %d", b, len(output), len(unanswered), lateOf(t, g, id))
+		if b.Status != "cancelled" || b.Counts.Completed+b.Counts.Failed != 200 || len(output) != b.Counts.Completed || len(unanswered) != b.Counts.Failed || b.Late != 0 {
+			t.Errorf("%+v: %d answers, %d errors, late %d", b, len(output), len(unanswered), b.Late)
 		}
 		var before, after [200]int
 		for i := range before {
@@ -198,7 +183,7 @@ func TestLateBatchIsTakenOver(t *testing.T) {
 		e := busy(t, env, clients, 12)
 		g1.Serves(t, "m")
 		id := submitWithin(t, g1, inputOf(100, 20), "3m")
-		testenv.Eventually(t, "it is late", time.Minute, func() bool { return lateOf(t, g1, id) > 0 })
+		testenv.Eventually(t, "it is late", time.Minute, func() bool { return batchAt(t, g1, id).Late > 0 })
 		g2 = env.BatchGateway(batch.Config{})
 		time.Sleep(5 * time.Second)
 		g1.Link.Cut(true)
@@ -230,7 +215,7 @@ func TestLateBatchesShareTheBound(t *testing.T) {
 		for range 120 {
 			sum := 0
 			for i, id := range ids {
-				late := lateOf(t, g, id)
+				late := batchAt(t, g, id).Late
 				had[i] = had[i] || late > 0
 				sum += late
 			}
@@ -286,9 +271,7 @@ func TestLateBatchIsRefusedOrdinaryCalls(t *testing.T) {
 				late := 0
 				for range 12 {
 					time.Sleep(5 * time.Second)
-					r := do(t, g, "GET", "/v1/batches/"+id, "", header...)
-					var b struct{ Late int }
-					json.Unmarshal([]byte(r.body), &b)
+					b := batchAt(t, g, id, header...)
 					late = max(late, b.Late)
 					if c.never && late > 0 && b.Late == 0 { // known after the first
 						late = 0
