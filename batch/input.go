@@ -28,6 +28,7 @@ type line struct {
 	tokens   int64  // estimate of its input and its answer, by which it counts in the queue of its tenant
 	tries    int    // how often it was run without an answer
 	waits    int    // how often there was no room for it
+	stays    bool   // it was refused as an ordinary call, and runs in the tier of batches
 }
 
 // inputLine is a line of a batch's input.

@@ -75,10 +75,11 @@ func runLine(ctx context.Context, do gateway.Do, who gateway.Caller, tier, endpo
 type verdict int
 
 const (
-	answered verdict = iota // the line is finished
-	noRoom                  // it runs again when there is room
-	failed                  // it runs again a few times
-	keyGone                 // no line of the batch can run any more
+	answered  verdict = iota // the line is finished
+	noRoom                   // it runs again when there is room
+	failed                   // it runs again a few times
+	keyGone                  // no line of the batch can run any more
+	takenBack                // it waited in the queue, and runs as an ordinary call
 )
 
 // verdict judges an answer.

@@ -42,7 +42,8 @@ type messageBatch struct {
 	ArchivedAt        *time.Time    `json:"archived_at"`
 	CancelInitiatedAt *time.Time    `json:"cancel_initiated_at"`
 	ResultsURL        *string       `json:"results_url"`
-	Progress          requestCounts `json:"progress"` // Pulley's: the API has no counts until the end
+	Progress          requestCounts `json:"progress"`      // Pulley's: the API has no counts until the end
+	Late              int           `json:"late,omitzero"` // Pulley's
 }
 
 // messageCounts add up to the number of requests. All but the first are zero until the batch has ended.
@@ -66,7 +67,7 @@ func (b *record) messageCounts() messageCounts {
 func (b *record) messageObject(base string) messageBatch {
 	o := messageBatch{
 		ID: b.ID, Type: "message_batch", Status: "in_progress", Counts: b.messageCounts(), CreatedAt: b.Since[Validating].UTC(), ExpiresAt: b.Until.UTC(),
-		Progress: requestCounts{b.Lines, b.Progress.Completed, b.Progress.Failed},
+		Progress: requestCounts{b.Lines, b.Progress.Completed, b.Progress.Failed}, Late: b.Late,
 	}
 	if t, ok := b.Since[Cancelling]; ok {
 		o.CancelInitiatedAt = new(t.UTC())

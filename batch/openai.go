@@ -47,6 +47,7 @@ type batchObject struct {
 	RequestCounts    requestCounts     `json:"request_counts"`
 	Usage            usageObject       `json:"usage"`
 	Metadata         map[string]string `json:"metadata"`
+	Late             int               `json:"late,omitzero"` // Pulley's
 }
 
 type errorList struct {
@@ -92,6 +93,7 @@ func (b *record) object() batchObject {
 		CreatedAt: b.Since[Validating].Unix(), InProgressAt: b.at(InProgress), ExpiresAt: b.Until.Unix(), FinalizingAt: b.at(Finalizing),
 		CompletedAt: b.at(Completed), FailedAt: b.at(Failed), ExpiredAt: b.at(Expired), CancellingAt: b.at(Cancelling), CancelledAt: b.at(Cancelled),
 		RequestCounts: requestCounts{b.Lines, b.Progress.Completed, b.Progress.Failed}, Metadata: b.Metadata,
+		Late: b.Late,
 	}
 	if b.Model != "" {
 		o.Model = &b.Model

@@ -52,6 +52,7 @@ type record struct {
 	Lines     int       `json:"lines"`
 	Tokens    int64     `json:"tokens,omitzero"` // of all lines, estimated; 0 until they have been read
 	Progress  progress  `json:"progress"`
+	Late      int       `json:"late,omitzero"`      // requests that may run as ordinary calls now, since it would miss its window
 	Moved     time.Time `json:"moved,omitzero"`     // when the progress changed last
 	OutputID  string    `json:"output_id,omitzero"` // of files that may not exist yet
 	ErrorID   string    `json:"error_id,omitzero"`

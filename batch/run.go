@@ -46,6 +46,7 @@ type run struct {
 
 	mu       sync.Mutex
 	progress progress
+	late     int // lines that may run as ordinary calls now: see lateness
 }
 
 // recordWrite is a change of the record.
@@ -117,7 +118,7 @@ func (r *run) write(ctx context.Context, change func(*record)) error {
 			b.Errors = slices.Clone(b.Errors)
 			b.Beat++
 			r.mu.Lock()
-			b.Progress = r.progress
+			b.Progress, b.Late = r.progress, r.late
 			r.mu.Unlock()
 			if b.Progress != r.rec.Progress {
 				b.Moved = time.Now()
@@ -283,6 +284,7 @@ func (r *run) close(ctx context.Context) error {
 
 // back is a line that has run.
 type back struct {
+	flight  *flight
 	line    line
 	verdict verdict
 	pause   time.Duration
@@ -307,6 +309,11 @@ func (r *run) lines(ctx, run context.Context, stop func(error), b *record, f *fi
 	parts.Go(func() { committed <- r.commit(ctx, log, results, finished, end) })
 
 	d := &dispatch{run: r, b: b, results: results, back: make(chan back, r.s.cfg.Window)}
+	for _, is := range finished {
+		if is {
+			d.done++
+		}
+	}
 	d.all(run, segments, stop)
 	close(results)
 	if err := <-committed; err != nil {
@@ -368,7 +375,7 @@ func (r *run) commit(ctx context.Context, log *appender, results <-chan result, 
 	return err
 }
 
-// dispatch runs lines within a window. Its goroutine owns it.
+// dispatch runs lines within a window, and more beside it while the batch is late: see lateness. Its goroutine owns it.
 type dispatch struct {
 	run     *run
 	b       *record
@@ -376,10 +383,15 @@ type dispatch struct {
 	back    chan back
 
 	window  policy.BatchWindow
-	running int
+	running int        // lines in the window
 	ready   []line     // in order
 	waiting []waitLine // for another try
-	resumes time.Time  // no line begins before
+	resumes time.Time  // no line of the window begins before
+	late    lateness
+
+	done    int           // lines that are finished
+	flights []*flight     // lines that run, in the order in which they began
+	takes   time.Duration // mean time for which a worker has a line; 0 until one is finished
 }
 
 type waitLine struct {
@@ -387,8 +399,16 @@ type waitLine struct {
 	until time.Time
 }
 
+// flight is a line that runs.
+type flight struct {
+	late  bool // as an ordinary call
+	stays bool // it was refused as one
+	watch *gateway.Watch
+}
+
 // all runs the lines of all segments, until ctx is done. When it returns none runs.
 func (d *dispatch) all(ctx context.Context, segments <-chan []line, stop func(error)) {
+	defer d.allow(0)
 	most := d.run.s.cfg.Window
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -396,12 +416,16 @@ func (d *dispatch) all(ctx context.Context, segments <-chan []line, stop func(er
 		now := time.Now()
 		for ctx.Err() == nil && d.running < d.window.Size(most) && !now.Before(d.resumes) && d.begin(ctx, now) {
 		}
+		if ctx.Err() == nil {
+			d.look(now)
+			d.runLate(ctx, now)
+		}
 		next := segments // nil: not now
 		if len(d.ready) > 0 || len(d.waiting) >= most {
 			next = nil
 		}
 		over := ctx.Err() != nil || segments == nil && len(d.ready) == 0 && len(d.waiting) == 0
-		if over && d.running == 0 {
+		if over && len(d.flights) == 0 {
 			return
 		}
 		done := ctx.Done()
@@ -413,8 +437,7 @@ func (d *dispatch) all(ctx context.Context, segments <-chan []line, stop func(er
 		case <-done:
 		case <-timer.C:
 		case b := <-d.back:
-			d.running--
-			d.judge(b, most, stop)
+			d.judge(ctx, b, most, stop)
 		case segment, ok := <-next:
 			if d.ready = segment; !ok {
 				segments = nil
@@ -423,10 +446,19 @@ func (d *dispatch) all(ctx context.Context, segments <-chan []line, stop func(er
 	}
 }
 
-// begin starts a line, if there is one: first those that have waited long enough.
+// begin starts a line, if there is one.
 func (d *dispatch) begin(ctx context.Context, now time.Time) bool {
-	var l line
-	due := slices.IndexFunc(d.waiting, func(w waitLine) bool { return !now.Before(w.until) })
+	l, ok := d.next(now, false)
+	if ok {
+		d.running++
+		d.start(ctx, l, false)
+	}
+	return ok
+}
+
+// next takes the next line that may begin: first those that have waited long enough. late says that it is to run as an ordinary call.
+func (d *dispatch) next(now time.Time, late bool) (l line, ok bool) {
+	due := slices.IndexFunc(d.waiting, func(w waitLine) bool { return !now.Before(w.until) && !(late && w.line.stays) })
 	switch {
 	case due >= 0:
 		l = d.waiting[due].line
@@ -436,23 +468,39 @@ func (d *dispatch) begin(ctx context.Context, now time.Time) bool {
 		d.ready[0].body = nil
 		d.ready = d.ready[1:]
 	default:
-		return false
+		return l, false
 	}
-	d.running++
-	go func() { d.back <- d.line(ctx, l) }() // ends with the request; all waits for it
-	return true
+	return l, true
+}
+
+// start runs a line.
+func (d *dispatch) start(ctx context.Context, l line, late bool) {
+	ctx, watch, cancel := gateway.Watched(ctx)
+	f := &flight{late, l.stays, watch}
+	d.flights = append(d.flights, f)
+	go func() { // ends with the request; all waits for it
+		defer cancel()
+		d.back <- d.line(ctx, f, l)
+	}()
 }
 
 // sleeps is how long nothing can begin, if nothing else happens.
 func (d *dispatch) sleeps(now time.Time) time.Duration {
 	at := now.Add(time.Hour)
-	if len(d.ready) > 0 && d.resumes.After(now) {
-		at = d.resumes
+	until := func(t time.Time) {
+		if t.After(now) && t.Before(at) {
+			at = t
+		}
+	}
+	if len(d.ready) > 0 {
+		until(d.resumes)
 	}
 	for _, w := range d.waiting {
-		if u := later(w.until, d.resumes); u.After(now) && u.Before(at) {
-			at = u
-		}
+		until(later(w.until, d.resumes))
+	}
+	until(d.late.looks)
+	if d.late.running < d.late.most {
+		until(d.late.resumes)
 	}
 	return at.Sub(now)
 }
@@ -465,10 +513,20 @@ func later(a, b time.Time) time.Time {
 }
 
 // line runs a line once. If that finishes it, its result has been given to commit.
-func (d *dispatch) line(ctx context.Context, l line) back {
-	who := gateway.Caller{Tenant: d.b.Tenant, Key: d.b.Key}
-	a := runLine(ctx, d.run.do, who, d.run.s.cfg.Tier, d.b.Endpoint, l.body)
+func (d *dispatch) line(ctx context.Context, f *flight, l line) back {
+	who, tier := gateway.Caller{Tenant: d.b.Tenant, Key: d.b.Key}, d.run.s.cfg.Tier
+	if f.late {
+		tier = gateway.TierOfKey
+	}
+	a := runLine(ctx, d.run.do, who, tier, d.b.Endpoint, l.body)
+	if f.watch.TakenBack() {
+		return back{flight: f, line: l, verdict: takenBack}
+	}
 	v := a.verdict()
+	if f.late && v != keyGone && !a.ok() && !f.watch.Claimed() { // an ordinary call that was refused
+		l.stays = l.stays || v == answered
+		return back{f, l, noRoom, a.pause()}
+	}
 	if v == failed && ctx.Err() == nil {
 		if l.tries++; l.tries >= mostTries {
 			v = answered
@@ -477,18 +535,34 @@ func (d *dispatch) line(ctx context.Context, l line) back {
 	if v == answered && (ctx.Err() == nil || a.ok()) { // what is broken off because ctx has ended is no answer
 		d.results <- d.b.outcome(&l, a)
 	}
-	return back{l, v, a.pause()}
+	return back{f, l, v, a.pause()}
 }
 
 // judge takes in that a line has run.
-func (d *dispatch) judge(b back, most int, stop func(error)) {
+func (d *dispatch) judge(ctx context.Context, b back, most int, stop func(error)) {
 	now := time.Now()
+	d.flights = slices.DeleteFunc(d.flights, func(f *flight) bool { return f == b.flight })
+	if b.flight.late {
+		d.late.running--
+		d.run.s.help.end()
+		d.late.useless = d.late.useless || b.flight.watch.Tier() == d.run.s.cfg.Tier
+	} else {
+		d.running--
+	}
 	switch b.verdict {
 	case answered:
-		d.window.Answered(most)
+		d.done++
+		d.took(b.flight, now)
+		if !b.flight.late {
+			d.window.Answered(most)
+		}
 	case noRoom:
-		d.window.Refused(now)
-		d.resumes = later(d.resumes, now.Add(min(b.pause, time.Second)))
+		if b.flight.late {
+			d.late.resumes = later(d.late.resumes, now.Add(min(b.pause, time.Second)))
+		} else {
+			d.window.Refused(now)
+			d.resumes = later(d.resumes, now.Add(min(b.pause, time.Second)))
+		}
 		b.line.waits++
 		wait := b.pause * time.Duration(1<<min(b.line.waits-1, 6))
 		d.waiting = append(d.waiting, waitLine{b.line, now.Add(min(wait, longestPause))})
@@ -496,5 +570,7 @@ func (d *dispatch) judge(b back, most int, stop func(error)) {
 		d.waiting = append(d.waiting, waitLine{b.line, now.Add(time.Second << (2 * b.line.tries))})
 	case keyGone:
 		stop(errKeyGone)
+	case takenBack:
+		d.onTakenBack(ctx, b.line)
 	}
 }

@@ -46,6 +46,8 @@ type Config struct {
 	TenantLines int
 	// TenantTokens bounds the tokens of these requests, by an estimate of their inputs and their longest answers. Default 10 billion.
 	TenantTokens int64
+	// Late bounds how many requests of late batches run as ordinary calls in one gateway at once. Default 16; below 0: none.
+	Late int
 	// Logger gets a line when a batch is taken, and when it has ended. Default: silent.
 	Logger *slog.Logger
 
@@ -75,6 +77,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.TenantBatches = cmp.Or(c.TenantBatches, 100)
 	c.TenantLines = cmp.Or(c.TenantLines, 1_000_000)
 	c.TenantTokens = cmp.Or(c.TenantTokens, 10_000_000_000)
+	c.Late = max(cmp.Or(c.Late, 16), 0)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -89,7 +92,8 @@ type Service struct {
 	log     *slog.Logger
 	store   *store
 	mux     *http.ServeMux
-	ready   atomic.Bool   // the streams exist
+	ready   atomic.Bool // the streams exist
+	help    *help
 	changed chan struct{} // wakes Run: a batch was accepted or cancelled here; holds one
 
 	mu   sync.Mutex
@@ -108,6 +112,7 @@ func New(cfg Config, nc *nats.Conn) (*Service, error) {
 	}
 	s := &Service{
 		id: newID(""), cfg: cfg, log: cfg.Logger, store: &store{nc, js}, mux: http.NewServeMux(), changed: make(chan struct{}, 1), runs: make(map[string]*run),
+		help: &help{most: cfg.Late, granted: make(map[*run]int)},
 	}
 	paths := make(map[string]bool) // with any method
 	for pattern, h := range map[string]handler{

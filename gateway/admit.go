@@ -250,11 +250,13 @@ func (a *admission) fit(wire *subjects.Request, body []byte) error {
 // tierFor returns the tier that serves a call: what it asks for, if its key allows that. Only a call with a key may ask by
 // header.
 func tierFor(tiers []policy.Tier, who *caller, call *api.Call, h http.Header) (policy.Tier, error) {
-	if who.tier != "" {
-		return forcedTier(who.tier, tiers)
-	}
 	asked := call.Tier
-	if asked == "" && who.key != nil {
+	switch {
+	case who.tier == TierOfKey:
+		asked = ""
+	case who.tier != "":
+		return forcedTier(who.tier, tiers)
+	case asked == "" && who.key != nil:
 		asked = h.Get("X-Service-Tier")
 	}
 	if who.key != nil && (asked == "" || asked == "auto" || asked == "default") {

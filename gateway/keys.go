@@ -95,6 +95,7 @@ type caller struct {
 	tenant string
 	tier   string // that a service runs the request in; empty: what the request and the key ask for
 	quiet  bool   // a service runs the request: see Do
+	watch  *Watch // of that service; nil if it does not watch the request
 
 	// Owned by the request's handler.
 	tokens int  // counted against the key's limits when the request began

@@ -52,9 +52,9 @@ type Caller struct {
 }
 
 // Do runs a request for a caller as if it had come to the ingress: its limits, routes and retries are the same, and so is the
-// answer. It returns when the answer is written, or r's context has ended. It panics with [http.ErrAbortHandler] where an answer
-// is broken off, as handlers do. tier is the name of a tier; empty: what the request and the key ask for. A stream that waits gets
-// no comments, so that an answer that fails before its first byte has a status.
+// answer. It returns when the answer is written, or r's context has ended; see also [Watched]. It panics with [http.ErrAbortHandler]
+// where an answer is broken off, as handlers do. tier is the name of a tier, or [TierOfKey]; empty: what the request and the key ask
+// for. A stream that waits gets no comments, so that an answer that fails before its first byte has a status.
 //
 // It answers 401 if the caller's key exists no more, or has expired. A stream that ends with an error after it has begun sets the
 // header BrokenOff, too late for clients.
@@ -75,14 +75,16 @@ type forCaller struct{}
 
 // do is a Do.
 func (in *ingress) do(w http.ResponseWriter, r *http.Request, who Caller, tier string) {
-	ctx := context.WithValue(r.Context(), forCaller{}, serviceCaller{who, tier})
+	watch, _ := r.Context().Value(watching{}).(*Watch)
+	ctx := context.WithValue(r.Context(), forCaller{}, serviceCaller{who, tier, watch})
 	in.records.of(in.answering(in.infer)).ServeHTTP(w, r.WithContext(ctx))
 }
 
 // serviceCaller is for whom a service runs a request.
 type serviceCaller struct {
 	Caller
-	tier string
+	tier  string
+	watch *Watch // nil: the service does not watch the request
 }
 
 // serviceOf returns the service that answers a call; nil if none does.
@@ -155,7 +157,7 @@ func (k *keyring) callerOf(c serviceCaller, now time.Time) (*caller, error) {
 		if k.required() {
 			return nil, k.refuse("missing", "the work was accepted without an API key, and the gateway asks for one now")
 		}
-		return &caller{tenant: c.Tenant, tier: c.tier, quiet: true}, nil
+		return &caller{tenant: c.Tenant, tier: c.tier, quiet: true, watch: c.watch}, nil
 	}
 	keys := k.keys.Load()
 	if keys == nil {
@@ -168,7 +170,7 @@ func (k *keyring) callerOf(c serviceCaller, now time.Time) (*caller, error) {
 	if !key.Expires.IsZero() && !now.Before(key.Expires) {
 		return nil, k.refuse("expired", "the API key of the work expired on "+key.Expires.UTC().Format(time.RFC3339))
 	}
-	return &caller{key: key, tenant: key.Tenant, tier: c.tier, quiet: true}, nil
+	return &caller{key: key, tenant: key.Tenant, tier: c.tier, quiet: true, watch: c.watch}, nil
 }
 
 // forcedTier is the tier that a service runs a request in.

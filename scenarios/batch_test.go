@@ -94,6 +94,7 @@ type batchState struct {
 	}
 	Expires   int64 `json:"expires_at"`
 	Completed int64 `json:"completed_at"`
+	Late      int
 }
 
 func batchAt(t testing.TB, g *Gateway, id string, header ...string) (b batchState) {

@@ -37,6 +37,7 @@ type batchInfo struct {
 	Begun     int64             `json:"in_progress_at"`
 	Expires   int64             `json:"expires_at"`
 	Metadata  map[string]string `json:"metadata"`
+	Late      int               `json:"late"` // requests that may run as ordinary calls now, since it would miss its window
 	Counts    struct {
 		Total     int `json:"total"`
 		Completed int `json:"completed"`
@@ -83,6 +84,14 @@ func (b *batchInfo) progress(now time.Time) string {
 	return text
 }
 
+// late says that it would miss its window; "" if it would not.
+func (b *batchInfo) late() string {
+	if b.Late == 0 {
+		return ""
+	}
+	return fmt.Sprintf("it would miss its window: up to %d requests run as ordinary calls", b.Late)
+}
+
 // messageBatchInfo is a batch as Anthropic's API shows it.
 type messageBatchInfo struct {
 	ID        string     `json:"id"`
@@ -91,6 +100,7 @@ type messageBatchInfo struct {
 	Created   time.Time  `json:"created_at"`
 	Expires   time.Time  `json:"expires_at"`
 	Cancelled *time.Time `json:"cancel_initiated_at"`
+	Late      int        `json:"late"`
 	Counts    struct {
 		Expired int `json:"expired"`
 	} `json:"request_counts"`
@@ -103,7 +113,7 @@ type messageBatchInfo struct {
 
 // info is m in the terms of the other batches.
 func (m *messageBatchInfo) info() batchInfo {
-	b := batchInfo{ID: m.ID, Type: m.Type, Endpoint: "/v1/messages", Created: m.Created.Unix(), Begun: m.Created.Unix(), Expires: m.Expires.Unix(), Counts: m.Progress}
+	b := batchInfo{ID: m.ID, Type: m.Type, Endpoint: "/v1/messages", Created: m.Created.Unix(), Begun: m.Created.Unix(), Expires: m.Expires.Unix(), Late: m.Late, Counts: m.Progress}
 	switch {
 	case m.Status == "canceling":
 		b.Status = "cancelling"
@@ -402,11 +412,11 @@ func newBatchListCommand() *cobra.Command {
 		}
 		return cli.View{Value: list.Data, Print: func(p *term.Page) {
 			t := term.Table{
-				Columns: []term.Column{term.Fixed("ID"), term.Number("AGE"), term.Fixed("STATUS"), term.Fixed("PROGRESS"), term.Number("FAILED"), term.NonEmpty(term.Text("MODEL")), term.Text("ENDPOINT"), term.Wide(term.Fixed("EXPIRES"))},
+				Columns: []term.Column{term.Fixed("ID"), term.Number("AGE"), term.Fixed("STATUS"), term.Fixed("PROGRESS"), term.Number("FAILED"), term.NonEmpty(term.Number("LATE")), term.NonEmpty(term.Text("MODEL")), term.Text("ENDPOINT"), term.Wide(term.Fixed("EXPIRES"))},
 				Empty:   "no batches",
 			}
 			for _, b := range list.Data {
-				t.Row(b.ID, term.Ago(time.Unix(b.Created, 0)), b.Status, b.progress(time.Now()), term.NonZero(b.Counts.Failed), b.Model, b.Endpoint, term.Clock(time.Unix(b.Expires, 0)))
+				t.Row(b.ID, term.Ago(time.Unix(b.Created, 0)), b.Status, b.progress(time.Now()), term.NonZero(b.Counts.Failed), term.NonZero(b.Late), b.Model, b.Endpoint, term.Clock(time.Unix(b.Expires, 0)))
 			}
 			p.Table(t)
 			if list.More {
@@ -433,6 +443,7 @@ func newBatchInfoCommand() *cobra.Command {
 				term.KV("status", b.Status),
 				term.KV("progress", b.progress(time.Now())),
 				term.KV("failed", term.NonZero(b.Counts.Failed)),
+				term.KV("late", b.late()),
 				term.KV("endpoint", b.Endpoint),
 				term.KV("model", b.Model),
 				term.KV("tokens", b.tokens()),

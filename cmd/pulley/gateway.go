@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -42,6 +43,7 @@ type gatewayFlags struct {
 	cfg           gateway.Config
 	noBatches     bool
 	batches       batch.Config
+	batchLate     int
 }
 
 // config returns the configuration of the gateway. Unless --auth off is given, a gateway that is not on loopback
@@ -236,6 +238,7 @@ func addBatchFlags(fs *pflag.FlagSet, g *gatewayFlags) {
 	cli.SizeVar(fs, &b.MaxFile, "batch-max-file", 0, "maximum size of the input of a batch (default 200MiB, and 256MiB for a batch of messages)")
 	fs.IntVar(&b.MaxLines, "batch-max-requests", 0, "maximum number of requests of a batch (default 50000, and 100000 for a batch of messages)")
 	fs.IntVar(&b.Window, "batch-window", 0, "how many requests of a batch run at once, at most (default 256)")
+	fs.IntVar(&g.batchLate, "batch-late", 16, "how many requests of batches that would miss their windows run as ordinary calls of their keys at once, at most; 0: none")
 	fs.IntVar(&b.Running, "batch-running", 0, "how many batches this gateway runs at once (default 16)")
 	cli.SizeVar(fs, &b.TenantDisk, "batch-tenant-disk", 0, "maximum size of the files of a tenant (default half of --batch-disk)")
 	fs.IntVar(&b.TenantFiles, "batch-tenant-files", 0, "maximum number of files of a tenant (default 1000)")
@@ -252,7 +255,11 @@ func (g *gatewayFlags) addServices(cfg *gateway.Config, nc *nats.Conn) error {
 	if err := g.addBackground(cfg, nc); err != nil || g.noBatches {
 		return err
 	}
+	if g.batchLate < 0 {
+		return cli.Usagef("--batch-late: must not be negative")
+	}
 	b := g.batches
+	b.Late = cmp.Or(g.batchLate, -1)
 	b.Replicas, b.Logger = cfg.Replicas, cfg.Logger
 	s, err := batch.New(b, nc)
 	if err != nil {
