@@ -15,10 +15,10 @@ func TestGatewaysTellResults(t *testing.T) {
 			t.Fatal(status, body, err)
 		}
 	}
-	for end := time.Now().Add(10 * time.Second); g.View().Recent["m"].Answered < 3 && time.Now().Before(end); { // a request ends after its answer
+	for end := time.Now().Add(time.Minute); g.View().Recent["m"].Answered < 3 && time.Now().Before(end); { // a request ends after its answer
 		time.Sleep(5 * time.Millisecond)
 	}
-	reply, err := g.nc.Request(subjects.AskResults, nil, 10*time.Second)
+	reply, err := g.nc.Request(subjects.AskResults, nil, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,10 +37,10 @@ func TestRetryOfAPathThatIsNoURL(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.Subject = subjects.Dead("standard", "m")
-	if err := g.nc.PublishMsg(m); err != nil {
+	if _, err := g.nc.RequestMsg(m, time.Minute); err != nil { // it is stored
 		t.Fatal(err)
 	}
-	reply, err := g.nc.Request(subjects.DoRetry, subjects.MustMarshal(subjects.RetryOrder{Sequence: 1}), 10*time.Second)
+	reply, err := g.nc.Request(subjects.DoRetry, subjects.MustMarshal(subjects.RetryOrder{Sequence: 1}), time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,13 +32,13 @@ func startBroker(t testing.TB) *testBroker {
 	}
 	p := testenv.Start(b.Run)
 	t.Cleanup(func() { p.Stop() })
-	<-b.Ready()
+	p.Await(t, b.Ready())
 	return &testBroker{t, b}
 }
 
 func (b *testBroker) connect() *nats.Conn {
 	b.t.Helper()
-	nc, err := nats.Connect("", nats.InProcessServer(b.b))
+	nc, err := nats.Connect("", nats.InProcessServer(b.b), nats.Timeout(time.Minute))
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func runGateway(t testing.TB, answer func() [][]subjects.Frame) *runningGateway 
 	})
 	w := &testWorker{nc: b.connect(), local: local, answer: answer}
 	w.run(t)
-	for end := time.Now().Add(20 * time.Second); g.NotReady() != "" || len(g.Models()) == 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); g.NotReady() != "" || len(g.Models()) == 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not ready: %q, models %v", g.NotReady(), g.Models())
 		}

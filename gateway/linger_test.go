@@ -51,7 +51,7 @@ func TestRefusalOfLargeBody(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			conn.SetDeadline(time.Now().Add(20 * time.Second))
+			conn.SetDeadline(time.Now().Add(time.Minute))
 			fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n%s\r\n", c.path, c.head)
 			chunked := strings.HasPrefix(c.head, "Transfer")
 			for i := range c.sent {

@@ -90,6 +90,16 @@ func (p *Process) Wait() error {
 	return p.err
 }
 
+// Await waits until the part says that it is ready. A part that has ended instead fails the test.
+func (p *Process) Await(t testing.TB, ready <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-ready:
+	case <-p.done:
+		t.Fatalf("ended before it was ready: %v", p.err)
+	}
+}
+
 // Broker runs a broker in real time, with a store of its own, until the test ends. It returns a connection to it.
 func Broker(t testing.TB, cfg broker.Config) *nats.Conn {
 	t.Helper()
@@ -100,8 +110,8 @@ func Broker(t testing.TB, cfg broker.Config) *nats.Conn {
 	}
 	p := Start(b.Run)
 	t.Cleanup(func() { p.Stop() })
-	<-b.Ready()
-	nc, err := nats.Connect("", nats.InProcessServer(b))
+	p.Await(t, b.Ready())
+	nc, err := nats.Connect("", nats.InProcessServer(b), nats.Timeout(time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,11 +127,7 @@ func (e *Env) StartBroker() {
 		e.t.Fatal(err)
 	}
 	p := Start(b.Run)
-	select {
-	case <-b.Ready():
-	case <-p.done:
-		e.t.Fatal(p.err)
-	}
+	p.Await(e.t, b.Ready())
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.broker, e.serve = p, b
@@ -279,7 +285,7 @@ func (en *Engine) Kill() {
 	en.Listener.Cut()
 }
 
-// Eventually waits, in virtual time, until a condition holds.
+// Eventually waits until a condition holds. In real time, within should be a minute: a machine that is short of time may need long.
 func Eventually(t testing.TB, what string, within time.Duration, holds func() bool) {
 	t.Helper()
 	for end := time.Now().Add(within); ; time.Sleep(10 * time.Millisecond) {

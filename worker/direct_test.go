@@ -8,17 +8,21 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
+	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/pulley-lb/pulley/subjects"
 )
 
-// greeter answers the hello on a connection as a gateway that knows the secret, or claims to.
+// greeter answers the hello on a connection as a gateway that knows the secret, or claims to, and keeps the connection until the
+// worker closes it.
 func greeter(t *testing.T, conn net.Conn, gateway string, secret []byte) {
 	t.Helper()
 	defer conn.Close()
@@ -31,6 +35,7 @@ func greeter(t *testing.T, conn net.Conn, gateway string, secret []byte) {
 		t.Error(err)
 	}
 	conn.Write(subjects.Direct(subjects.DirectWelcome{Proof: subjects.GatewayProof(secret, gateway)}))
+	io.Copy(io.Discard, conn)
 }
 
 // A worker sends answers only to the gateway that made the offer: one that knows its secret, and has its certificate.
@@ -54,21 +59,25 @@ func TestDirectConnectionIsOfTheGateway(t *testing.T) {
 		"another secret, in the name of TLS too": {certificate: sum, tls: true, gateway: "g", secret: []byte("x")},
 	} {
 		t.Run(about, func(t *testing.T) {
-			ls := &links{worker: "w", log: slog.New(slog.DiscardHandler), dial: func(context.Context, string, string) (net.Conn, error) {
-				client, server := net.Pipe()
-				if c.tls {
-					server = tls.Server(server, &tls.Config{Certificates: []tls.Certificate{cert}})
+			synctest.Test(t, func(t *testing.T) {
+				var greeting sync.WaitGroup
+				defer greeting.Wait()
+				ls := &links{worker: "w", log: slog.New(slog.DiscardHandler), dial: func(context.Context, string, string) (net.Conn, error) {
+					client, server := net.Pipe()
+					if c.tls {
+						server = tls.Server(server, &tls.Config{Certificates: []tls.Certificate{cert}})
+					}
+					greeting.Go(func() { greeter(t, server, c.gateway, c.secret) }) // ends with the connection
+					return client, nil
+				}}
+				conn, err := ls.connect(&subjects.DirectOffer{Gateway: "g", Address: "x:1", Offer: "1", Secret: secret, Certificate: c.certificate})
+				if (err == nil) != c.good {
+					t.Errorf("%v, want a connection: %t", err, c.good)
 				}
-				go greeter(t, server, c.gateway, c.secret) // ends with the connection
-				return client, nil
-			}}
-			conn, err := ls.connect(&subjects.DirectOffer{Gateway: "g", Address: "x:1", Offer: "1", Secret: secret, Certificate: c.certificate})
-			if (err == nil) != c.good {
-				t.Errorf("%v, want a connection: %t", err, c.good)
-			}
-			if err == nil {
-				conn.Close()
-			}
+				if err == nil {
+					conn.Close()
+				}
+			})
 		})
 	}
 }
