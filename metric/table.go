@@ -32,7 +32,7 @@ var (
 	LineOutcomes  = []string{"written", "dropped", "failed"}
 	Codes         = []string{
 		"body_share_full", "body_timeout", "cancelled_by_operator", "dead_lettered", "deadline_exceeded", "deadline_unreachable", "gateway_memory_full",
-		"gateway_stopping", "headers_too_large", "internal_error", "invalid_api_key", "invalid_request", "method_not_allowed", "model_not_allowed",
+		"gateway_stopping", "headers_too_large", "internal_error", "invalid_api_key", "invalid_request", "invalid_resume", "method_not_allowed", "model_not_allowed",
 		"model_not_found", "no_slot", "no_worker", "not_found", "path_not_allowed", "purged", "queue_full", "queue_timeout", "queue_unavailable",
 		"rate_limit_exceeded", "request_too_large", "starting", "tier_not_allowed", "too_many_wrong_keys", "unsupported_encoding", "upstream_error",
 		"upstream_invalid", "upstream_lost", "upstream_misconfigured", "websocket_not_supported",
