@@ -78,12 +78,15 @@ func (s *Service) resume(w http.ResponseWriter, r *http.Request, who gateway.Cal
 	}
 	f := &follower{
 		service: s, ctx: r.Context(), w: w, rc: http.NewResponseController(w), subject: c.subject, claim: st.last.run(), owner: st.last.Owner,
-		last: at.seq - 1, part: at.Part - 1, run: own, replays: true, skips: true, at: at.At, until: want.n,
+		last: at.seq, part: at.Part, run: own, replays: true, skips: true, at: at.At, until: want.n,
 	}
 	w.Header().Set(gateway.ResumeHeader, want.String())
 	f.begin(st.first)
 	f.between = f.kind == events
 	if err := f.send(nil); err != nil {
+		return err
+	}
+	if err := f.write(at); err != nil || at.End != running {
 		return err
 	}
 	return f.follow()
@@ -159,19 +162,26 @@ func (s *Service) seek(ctx context.Context, st *storedStream, want place) (*entr
 	}
 	ctx, cancel := context.WithTimeout(ctx, claimWithin)
 	defer cancel()
-	low, high := st.first, st.last.seq // what is from high on begins after the event
-	for high-low.seq > 1 && want.n > 0 {
-		middle := low.seq + (high-low.seq)/2
+	low, high, above := st.first, st.last.seq, st.last // above is the first entry from high on, and begins after the event
+	for halve := false; want.n > 0 && above.Part > low.Part+1; halve = !halve {
+		between := high - low.seq
+		if !halve { // guess: most streams are steady
+			share := float64(want.n-low.At.Events) / float64(above.At.Events-low.At.Events)
+			between = uint64(share * float64(between))
+		} else {
+			between /= 2
+		}
+		middle := min(max(low.seq+between, low.seq+1), high-1)
 		e, err := s.store.next(ctx, st.subject, middle)
 		switch {
 		case err != nil:
 			return nil, err
 		case e.run() != st.last.run():
 			return nil, errChanged
-		case e.seq < high && e.At.Events < want.n:
+		case e.At.Events < want.n:
 			low = e
 		default:
-			high = middle
+			high, above = middle, e
 		}
 	}
 	return low, nil
