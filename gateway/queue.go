@@ -66,7 +66,8 @@ type queue struct {
 
 // laneQueue is one lane of a queue: a home lane that is full must not delay the others.
 type laneQueue struct {
-	published int // requests in the broker
+	published int       // requests in the broker
+	claimed   time.Time // when one was last claimed
 	tickets   policy.Fair[*ticket]
 }
 
@@ -324,6 +325,7 @@ func (q *queue) claimed(lane string, waited time.Duration, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.drain.Add(now)
+	q.laneLocked(lane).claimed = now
 	if lane != subjects.Shared && !subjects.IsLongLane(lane) { // who waits for one worker does not show that others are taken
 		waited = -1
 	}
@@ -429,6 +431,16 @@ func (q *queue) resize(slots, free, gateways int, now time.Time) {
 	if now.Sub(q.depthAt) > stalled {
 		q.unblockLocked()
 	}
+}
+
+// claimedAt is when a request of a lane on which some wait was last claimed.
+func (q *queue) claimedAt(lane string) time.Time {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if l := q.lanes[lane]; l != nil {
+		return l.claimed
+	}
+	return time.Time{}
 }
 
 // claimsPerSecond is at which rate requests of this gateway are claimed.

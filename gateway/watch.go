@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -394,6 +395,10 @@ const (
 	// delivered at once, or a delivery tells that it waits.
 	standsAfter = time.Second
 
+	// starvesAfter is how long one stands, and none of its lane is taken, until workers are told that the lane starves: a tier above
+	// that always has as many requests as there are slots would keep it out for ever.
+	starvesAfter = time.Minute
+
 	// mostStanding bounds the lanes of a pool of which workers are told that; which ones differs from time to time.
 	mostStanding = 256
 )
@@ -422,7 +427,16 @@ func (w *watch) addStanding(pools map[string]subjects.PoolReference, now time.Ti
 			tier = make(map[string]int)
 			ref.Standing[at.tier.Name] = tier
 		}
-		tier[at.lane]++
+		if tier[at.lane]++; now.Sub(at.since) < starvesAfter || now.Sub(at.queue.claimedAt(at.lane)) < starvesAfter {
+			continue
+		}
+		if ref.Starving == nil {
+			ref.Starving = make(map[string][]string)
+			pools[pool] = ref
+		}
+		if of := ref.Starving[at.tier.Name]; !slices.Contains(of, at.lane) {
+			ref.Starving[at.tier.Name] = append(of, at.lane)
+		}
 	}
 }
 

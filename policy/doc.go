@@ -12,7 +12,7 @@
 //
 //   - Share: while several tiers have a backlog, freed slots go to them in proportion to their
 //     shares ([Wheel]). An idle tier's share goes to the others. No tier starves: neither reserve nor gate keeps a
-//     tier off a worker for longer than a minute in which requests of it wait.
+//     tier off all workers for longer than a minute in which requests of it wait.
 //   - Reserve: this percentage of each worker's slots stays free for the tier and those above it. The tiers below do
 //     not bid on those slots ([Ceiling]). A reserve trades the throughput of the tiers below for the inter-token time
 //     of the tiers above. On a worker with few slots, while the tiers above have requests there, the reserve grows

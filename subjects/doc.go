@@ -347,7 +347,7 @@
 //	Reference   every second, and as soon as a pool's consumers exist: the lowest price of each pool and its mean request,
 //	            so that workers, which do not receive each other's messages, price alike; and what is usual among its workers (usual).
 //	            It also says how many requests have stood in the broker for a second (standing): a worker without a bid on their lane
-//	            hears of them by no delivery, and deals slots to them
+//	            hears of them by no delivery, and deals slots to them; and on which lanes none was taken for a minute (starving)
 //	            More than 32 home lanes of a pool are listed when they have changed, when a worker has joined, and every 5 s; other
 //	            References have an id in their place (homes_id), unless a worker's heartbeat lacks keeps_homes. After 10 s without one, and with a connection
 //	            to the broker as old, a worker drops what it runs for that gateway. For a pool whose model some worker would have

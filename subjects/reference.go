@@ -32,6 +32,8 @@ type PoolReference struct {
 	// tier and lane. A worker that bids for nothing of a tier learns from no delivery that requests of it wait. An older gateway
 	// does not say it.
 	Standing map[string]map[string]int `json:"standing,omitempty"`
+	// Starving are those of these lanes, by tier, on which a request has stood for a minute while none of this gateway was taken.
+	Starving map[string][]string `json:"starving,omitempty"`
 	// Unclaimed is how many deliveries of this gateway's requests no worker has claimed in time within the last minute.
 	Unclaimed int `json:"unclaimed,omitempty"`
 	// HomeLanes are the stable ids of the workers that have a home lane.

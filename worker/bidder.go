@@ -24,10 +24,7 @@ const (
 	// A slow worker gets requests rarely, namely when the fast ones are full.
 	loadHolds = 10 * time.Minute
 
-	// starvesAfter is how long a worker runs no request of a tier, though some wait, until the tier is dealt a slot in spite of the
-	// reserve and the gate: a tier above that always has as many requests as there are slots would keep it out for ever.
-	// starvesAgain is the time between two such bids.
-	starvesAfter = time.Minute
+	// starvesAgain is the time between two bids for a tier that starves.
 	starvesAgain = time.Second
 
 	// homeTouch is the time without a bid after which a home lane is touched, so that the broker keeps its consumer.
@@ -76,14 +73,12 @@ type tier struct {
 	ceiling int       // requests in flight up to which it may bid
 	leaves  int       // what it leaves free for the tiers above it
 	seen    time.Time // when a request of it last began here
-	ran     time.Time // when a request of it was last in flight here
 	tried   time.Time // when it was last dealt a slot because it starved
 	load    tierLoad
 
 	// As of the last survey.
-	below   bool      // a tier above it is active
-	backlog int       // number of its lanes with waiting requests
-	waits   time.Time // since when there are such; zero: there are none
+	below   bool // a tier above it is active
+	backlog int  // number of its lanes with waiting requests
 }
 
 // tierLoad is the mean of a tier's requests in flight on this worker since it was
@@ -223,7 +218,7 @@ func (b *bidder) onReference(ref *subjects.Reference, now time.Time) {
 			l.held = l.pool.held(b.tiers[l.tier].Name)
 		}
 		if !l.away {
-			l.stands = l.pool.stands(b.tiers[l.tier].Name, l.owner, now)
+			l.stands, l.starves = l.pool.stands(b.tiers[l.tier].Name, l.owner, now)
 		}
 	}
 }
@@ -254,9 +249,6 @@ func (b *bidder) tick(inFlight map[string]int, now time.Time) {
 	for i := range b.tiers {
 		t := &b.tiers[i]
 		n := inFlight[t.Name]
-		if n > 0 {
-			t.ran = now
-		}
 		if n == 0 && now.Sub(t.seen) > loadHolds {
 			t.load = tierLoad{}
 			continue
@@ -349,7 +341,7 @@ func (b *bidder) onStatus(which, code, description string, now time.Time) (refus
 	case "404", "408": // expired
 		l.ended()
 		if kind == dealt { // there was no backlog
-			l.waiting, l.held, l.stands = 0, 0, 0
+			l.waiting, l.held, l.stands, l.starves = 0, 0, 0, false
 		}
 	case "409":
 		if strings.Contains(description, "Consumer Deleted") {
@@ -397,6 +389,7 @@ func (b *bidder) onDelivery(d subjects.Delivery, ld load, now time.Time) (t task
 	if d.Pending == 0 {
 		l.stands = 0
 	}
+	l.starves = false
 	b.useLocked(&ld)
 	if !b.holdsLocked(l, answered, d.Delivered, &ld, now) {
 		l.waiting++
@@ -566,16 +559,11 @@ func (b *bidder) surveyLocked(ld *load, now time.Time) (first int, contended boo
 	}
 	first, backlogs := -1, 0
 	for i := range b.tiers {
-		t := &b.tiers[i]
-		if t.backlog == 0 {
-			t.waits = time.Time{}
-			continue
-		}
-		if t.waits.IsZero() {
-			t.waits = now
-		}
-		if backlogs++; first < 0 {
-			first = i
+		if b.tiers[i].backlog > 0 {
+			backlogs++
+			if first < 0 {
+				first = i
+			}
 		}
 	}
 	// Below an active tier the gate lets one request through at a time, so several
@@ -723,30 +711,22 @@ func (b *bidder) dealLocked(first int, ld *load, now time.Time) {
 	}
 }
 
-// feedLocked deals a slot to a tier of which requests wait, but none has run here for starvesAfter, since those above it leave
-// nothing over; of several, to the one that waits the longest.
+// feedLocked deals a slot to a lane that starves, in spite of the reserve and the gate, since the tiers above leave nothing over.
 func (b *bidder) feedLocked(ld *load, now time.Time) {
-	var starved *tier
-	var l *lane
-	longest := starvesAfter
-	for i := range b.tiers {
-		t := &b.tiers[i]
-		if t.waits.IsZero() || now.Sub(t.tried) < starvesAgain || b.opensLocked(i, 1, ld) || ld.prefills.holdBack(time.Duration(t.MaxWait), 0) {
+	for _, l := range b.lanes {
+		if !l.starves || l.closed(ld, now) {
 			continue
 		}
-		if starves := now.Sub(later(later(t.waits, t.seen), t.ran)); starves >= longest {
-			if next := b.nextOfLocked(i, ld, now); next != nil {
-				starved, l, longest = t, next, starves
-			}
+		t := &b.tiers[l.tier]
+		if now.Sub(t.tried) < starvesAgain || b.opensLocked(l.tier, 1, ld) || ld.prefills.holdBack(time.Duration(t.MaxWait), 0) {
+			continue
 		}
-	}
-	if starved == nil {
+		t.tried, l.starves = now, false
+		b.turns++
+		l.dealtTurn = b.turns
+		b.placeLocked(l, bid{rung: b.rungLocked(l.pool, ld.inFlight+1, 0, ld), kind: dealt, ceiling: b.total}, now)
 		return
 	}
-	starved.tried = now
-	b.turns++
-	l.dealtTurn = b.turns
-	b.placeLocked(l, bid{rung: b.rungLocked(l.pool, ld.inFlight+1, 0, ld), kind: dealt, ceiling: b.total}, now)
 }
 
 // nextOfLocked returns the lane of a tier that has a backlog and was dealt a slot the
@@ -873,7 +853,7 @@ func (b *bidder) arrangeLocked() {
 		for j := range was {
 			if was[j].Name == t.Name {
 				t, w := &b.tiers[i], &was[j]
-				t.seen, t.ran, t.tried, t.waits, t.load = w.seen, w.ran, w.tried, w.waits, w.load
+				t.seen, t.tried, t.load = w.seen, w.tried, w.load
 			}
 		}
 	}

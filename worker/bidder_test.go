@@ -252,49 +252,50 @@ func TestBidderDealsSlotsToBacklogs(t *testing.T) {
 	}
 }
 
-// A tier that reserve and gate keep out is dealt one slot after a minute in which requests of it stand, on any lane that the worker
-// serves, and again a minute after that one has ended.
-func TestBidderFeedsATierThatStarves(t *testing.T) {
+// A lane that starves is dealt one slot in spite of reserve and gate, each time that a gateway says so. One of which requests only
+// stand is not.
+func TestBidderFeedsALaneThatStarves(t *testing.T) {
 	for lane, refs := range map[string]subjects.PoolReference{
 		subjects.Shared: {},
 		"worker-3":      {HomeLanes: []string{"worker-3"}},
 	} {
 		start := time.Now()
 		b := bidderOf(start, refs)
+		b.plan(idle(8), start)
+		if _, ok := b.onDelivery(deliveryOf("standard", subjects.Shared, 0), idle(8), start); !ok { // it is active
+			t.Fatal("an idle worker hands a request back")
+		}
 		ld := idle(8).with(7)
 		ld.prefills = prefills{n: 1, known: true}
-		var begins []time.Duration
-		ran := map[string]int{"standard": 7}
-		b.plan(idle(8), start)
-		for at := time.Duration(0); at < 150*time.Second; at += bidTick {
-			now := start.Add(at)
-			if at%time.Second == 0 {
-				refs.Standing = map[string]map[string]int{"batch": {lane: 1}}
-				b.onReference(&subjects.Reference{Gateway: "gw", Pools: map[string]subjects.PoolReference{"m": refs}}, now)
-			}
-			if at%(5*time.Second) == 0 {
-				if _, ok := b.onDelivery(deliveryOf("standard", subjects.Shared, 0), idle(8), now); !ok { // it is active
-					t.Fatalf("after %v a request of standard is handed back", at)
+		dealtAfter := func(at time.Duration) (n int) {
+			b.onReference(&subjects.Reference{Gateway: "gw", Pools: map[string]subjects.PoolReference{"m": refs}}, start.Add(at))
+			for i := range time.Duration(10) {
+				now := start.Add(at + i*bidTick)
+				b.tick(map[string]int{"standard": 7}, now)
+				bids, _ := b.plan(ld, now)
+				for _, bid := range bids {
+					if bid.kind != dealt {
+						continue
+					}
+					if n++; b.tiers[bid.lane.tier].Name != "batch" {
+						t.Errorf("lane %s: a slot is dealt to %s", lane, b.tiers[bid.lane.tier].Name)
+					}
+					if _, ok := b.onDelivery(deliveryOf("batch", lane, 0), ld, now); !ok {
+						t.Errorf("lane %s: what the bid brings is handed back", lane)
+					}
 				}
 			}
-			ran["batch"] = 0
-			if len(begins) > 0 && at-begins[len(begins)-1] < 10*time.Second {
-				ran["batch"] = 1
-			}
-			b.tick(ran, now)
-			bids, _ := b.plan(ld, now)
-			for _, bid := range bids {
-				if b.tiers[bid.lane.tier].Name != "batch" || bid.kind != dealt {
-					continue
-				}
-				if _, ok := b.onDelivery(deliveryOf("batch", lane, 0), ld, now); !ok {
-					t.Errorf("lane %s, after %v: what the bid brings is handed back", lane, at)
-				}
-				begins = append(begins, at)
-			}
+			return n
 		}
-		if len(begins) != 2 || begins[0].Round(2*time.Second) != 60*time.Second || (begins[1]-begins[0]).Round(2*time.Second) != 70*time.Second {
-			t.Errorf("lane %s: slots were dealt after %v, want 1m0s, and 1m10s later", lane, begins)
+		refs.Standing = map[string]map[string]int{"batch": {lane: 1}}
+		if n := dealtAfter(10 * time.Second); n != 0 {
+			t.Errorf("lane %s: %d slots are dealt to a request that only stands", lane, n)
+		}
+		refs.Starving = map[string][]string{"batch": {lane}}
+		for _, at := range []time.Duration{20, 21} {
+			if n := dealtAfter(at * time.Second); n != 1 {
+				t.Errorf("lane %s: %d slots are dealt, want 1", lane, n)
+			}
 		}
 	}
 }

@@ -114,6 +114,7 @@ type lane struct {
 	waitingAt time.Time
 	held      int       // requests that gateways hold back
 	stands    int       // requests in the queue that no worker has taken for a while, by the gateways
+	starves   bool      // no worker has taken any for much longer
 	restsTill time.Time // no bids are placed before
 	last      time.Time // when the last bid was placed
 	busy      time.Time // when it last brought a request; at first when the first bid was placed
@@ -507,13 +508,15 @@ func (p *pool) held(tier string) int {
 }
 
 // stands returns how many requests of a tier no worker has taken from a lane for a while, by the references of all gateways.
-func (p *pool) stands(tier, lane string, now time.Time) (n int) {
+// starves says that none was taken from it for much longer, by any of the gateways.
+func (p *pool) stands(tier, lane string, now time.Time) (n int, starves bool) {
 	for _, r := range p.refs {
 		if now.Sub(r.at) <= referenceHolds {
 			n += r.Standing[tier][lane]
+			starves = starves || slices.Contains(r.Starving[tier], lane)
 		}
 	}
-	return n
+	return n, starves
 }
 
 // longestWait returns the longest wait of a request of a tier, by the references of all gateways.
