@@ -141,7 +141,7 @@ func (d *dispatch) runLate(ctx context.Context, now time.Time) {
 			d.start(ctx, next, true)
 			continue
 		}
-		if !d.takeBack() {
+		if !d.takeBack(ctx) {
 			d.run.s.help.end()
 			return
 		}
@@ -149,14 +149,29 @@ func (d *dispatch) runLate(ctx context.Context, now time.Time) {
 	}
 }
 
-// takeBack takes back a line that waits in the queue, if there is one. It comes with the verdict takenBack.
-func (d *dispatch) takeBack() bool {
+// takeBack begins to take back a line that waits in the queue, if there is one. It comes with the verdict takenBack; if it stays after
+// all, onKept is next.
+func (d *dispatch) takeBack(ctx context.Context) bool {
 	for _, f := range slices.Backward(d.flights) {
-		if !f.late && !f.stays && f.watch.TakeBack() {
-			return true
+		if f.late || f.stays || f.recalled || !f.watch.Waits() {
+			continue
 		}
+		f.recalled = true
+		go func() { // all waits for it
+			if !f.watch.TakeBack(ctx) {
+				d.kept <- f
+			}
+		}()
+		return true
 	}
 	return false
+}
+
+// onKept notes that a line could not be taken back.
+func (d *dispatch) onKept(f *flight) {
+	f.recalled = false
+	d.late.recalled--
+	d.run.s.help.end()
 }
 
 // onTakenBack has a line run as an ordinary call that was taken back from the queue for that.

@@ -308,7 +308,7 @@ func (r *run) lines(ctx, run context.Context, stop func(error), b *record, f *fi
 	committed := make(chan error, 1)
 	parts.Go(func() { committed <- r.commit(ctx, log, results, finished, end) })
 
-	d := &dispatch{run: r, b: b, results: results, back: make(chan back, r.s.cfg.Window)}
+	d := &dispatch{run: r, b: b, results: results, back: make(chan back, r.s.cfg.Window), kept: make(chan *flight)}
 	for _, is := range finished {
 		if is {
 			d.done++
@@ -381,6 +381,7 @@ type dispatch struct {
 	b       *record
 	results chan<- result
 	back    chan back
+	kept    chan *flight // lines that could not be taken back
 
 	window  policy.BatchWindow
 	running int        // lines in the window
@@ -404,6 +405,8 @@ type flight struct {
 	late  bool // as an ordinary call
 	stays bool // it was refused as one
 	watch *gateway.Watch
+
+	recalled bool // it is being taken back
 }
 
 // all runs the lines of all segments, until ctx is done. When it returns none runs.
@@ -425,7 +428,7 @@ func (d *dispatch) all(ctx context.Context, segments <-chan []line, stop func(er
 			next = nil
 		}
 		over := ctx.Err() != nil || segments == nil && len(d.ready) == 0 && len(d.waiting) == 0
-		if over && len(d.flights) == 0 {
+		if over && len(d.flights) == 0 && d.late.recalled == 0 {
 			return
 		}
 		done := ctx.Done()
@@ -438,6 +441,8 @@ func (d *dispatch) all(ctx context.Context, segments <-chan []line, stop func(er
 		case <-timer.C:
 		case b := <-d.back:
 			d.judge(ctx, b, most, stop)
+		case f := <-d.kept:
+			d.onKept(f)
 		case segment, ok := <-next:
 			if d.ready = segment; !ok {
 				segments = nil
@@ -476,7 +481,7 @@ func (d *dispatch) next(now time.Time, late bool) (l line, ok bool) {
 // start runs a line.
 func (d *dispatch) start(ctx context.Context, l line, late bool) {
 	ctx, watch, cancel := gateway.Watched(ctx)
-	f := &flight{late, l.stays, watch}
+	f := &flight{late: late, stays: l.stays, watch: watch}
 	d.flights = append(d.flights, f)
 	go func() { // ends with the request; all waits for it
 		defer cancel()

@@ -199,3 +199,23 @@ func isOf(h nats.Header, id subjects.ID) bool {
 func (b *bus) deleteMessage(stream string, seq uint64) {
 	b.nc.Publish(subjects.DeleteMsg(stream), fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
 }
+
+// deleteNow deletes a message that is there. When it returns nil, the message will not be delivered any more.
+func (b *bus) deleteNow(ctx context.Context, stream string, seq uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	m, err := b.nc.RequestWithContext(ctx, subjects.DeleteMsg(stream), fmt.Appendf(nil, `{"seq":%d,"no_erase":true}`, seq))
+	if err != nil {
+		return fmt.Errorf("delete message %d: %w", seq, err)
+	}
+	var did struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	if err := json.Unmarshal(m.Data, &did); err != nil {
+		return fmt.Errorf("delete message %d: %w", seq, err)
+	}
+	if did.Error != nil {
+		return fmt.Errorf("delete message %d: %w", seq, did.Error)
+	}
+	return nil
+}

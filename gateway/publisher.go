@@ -163,6 +163,9 @@ func (p *publisher) send(r *request) error {
 		m.Header[subjects.HeaderMsgID] = []string{fmt.Sprintf("%s.%d", wire.ID, r.message.copies-1)}
 	}
 	number := p.expectAck(r)
+	if number == 0 {
+		return nil
+	}
 	m.Reply = subjects.GatewayAck(p.bus.id, number)
 	if err := p.bus.nc.PublishMsg(m); err != nil {
 		p.takePending(number)
@@ -172,7 +175,7 @@ func (p *publisher) send(r *request) error {
 }
 
 // expectAck numbers the message that is sent now. No number is used twice: a stream's new leader may confirm once more
-// what the old one has stored.
+// what the old one has stored. It returns 0 if the request is not to be sent any more: it was taken back, or cancelled.
 func (p *publisher) expectAck(r *request) (number uint64) {
 	r.message.sentAt = time.Now()
 	r.message.sends++
@@ -180,10 +183,15 @@ func (p *publisher) expectAck(r *request) (number uint64) {
 	p.mu.Lock()
 	p.published++
 	number = p.published
-	p.pending[number] = r
 	p.mu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.order != nil {
+		return 0
+	}
+	p.mu.Lock()
+	p.pending[number] = r
+	p.mu.Unlock()
 	m := &r.message
 	m.pending, m.seq, m.err, m.lost = number, 0, nil, false
 	return number

@@ -35,27 +35,28 @@ type request struct {
 	tries          []string       // what each attempt was and how it failed, for people
 	failedAt       []string       // ids of the workers whose attempts failed, other than for want of a slot
 
-	mu       sync.Mutex
-	message  message              // its message in the stream of its tier: see publisher.go
-	body     []byte               // nil once the request has ended; only the handler changes it
-	ended    bool                 // nothing that arrives counts any more
-	order    error                // an operator's order: the handler ends the request with this error
-	moves    bool                 // its lane or its tier is gone: the handler moves it
-	attempt  *attempt             // the granted one; nil while the request waits
-	attempts int                  // granted so far
-	claimed  time.Time            // when the last attempt was granted
-	delayed  bool                 // it waits for another attempt that is due only after a while: see queue.delay
-	due      time.Time            // then
-	begun    bool                 // bytes of an answer have been written to the client
-	events   []event              // what has arrived for the handler
-	buffered int                  // bytes in events
-	history  policy.History       // failures so far
-	unpinned bool                 // the worker of pin has failed it, so that any may take it
-	avoid    map[string]bool      // ids of the workers that failed it or had no slot for it
-	refused  map[string]bool      // ids of those that had no slot
-	wasLate  bool                 // it was moved to another worker because its first byte was late
-	turn     *turn                // while it moves with others
-	suspects map[string]time.Time // when attempts failed that may turn out to have killed their engine, by the id of the worker
+	mu        sync.Mutex
+	message   message              // its message in the stream of its tier: see publisher.go
+	body      []byte               // nil once the request has ended; only the handler changes it
+	ended     bool                 // nothing that arrives counts any more
+	order     error                // an operator's order: the handler ends the request with this error
+	takenBack bool                 // by the service that watches it
+	moves     bool                 // its lane or its tier is gone: the handler moves it
+	attempt   *attempt             // the granted one; nil while the request waits
+	attempts  int                  // granted so far
+	claimed   time.Time            // when the last attempt was granted
+	delayed   bool                 // it waits for another attempt that is due only after a while: see queue.delay
+	due       time.Time            // then
+	begun     bool                 // bytes of an answer have been written to the client
+	events    []event              // what has arrived for the handler
+	buffered  int                  // bytes in events
+	history   policy.History       // failures so far
+	unpinned  bool                 // the worker of pin has failed it, so that any may take it
+	avoid     map[string]bool      // ids of the workers that failed it or had no slot for it
+	refused   map[string]bool      // ids of those that had no slot
+	wasLate   bool                 // it was moved to another worker because its first byte was late
+	turn      *turn                // while it moves with others
+	suspects  map[string]time.Time // when attempts failed that may turn out to have killed their engine, by the id of the worker
 }
 
 // spec is what a request was admitted with.

@@ -62,7 +62,7 @@ type background struct {
 // serve takes a request to its end: it puts it on the queue, writes its answer, tries again after a failure, and cleans up.
 func (s *server) serve(ctx context.Context, w http.ResponseWriter, r *request) error {
 	s.requests.add(r)
-	r.caller.watch.on(r)
+	r.caller.watch.on(r, s.bus)
 	s.retries.first(r.target.Load().queue.pool, time.Now())
 	ans := s.newAnswer(w, r)
 	defer s.finish(ctx, r, ans)

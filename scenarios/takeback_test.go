@@ -99,8 +99,8 @@ func (s takers) Serve(w http.ResponseWriter, r *http.Request, who gateway.Caller
 			rec := httptest.NewRecorder()
 			wg.Go(func() {
 				time.Sleep(time.Duration(rand.Int64N(int64(12 * time.Second))))
-				taken[i] = watch.TakeBack()
-				if taken[i] && watch.TakeBack() {
+				taken[i] = watch.TakeBack(ctx)
+				if taken[i] && watch.TakeBack(ctx) {
 					panic("taken back twice")
 				}
 			})
