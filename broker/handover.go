@@ -1,6 +1,9 @@
 package broker
 
 import (
+	"io/fs"
+	"os"
+	"path"
 	"path/filepath"
 	_ "unsafe" // for go:linkname
 
@@ -19,16 +22,24 @@ func lookupRaftNode(s *server.Server, group string) server.RaftNode
 // A handover takes a few milliseconds. A group that has failed already cannot be handed over. It does not wait, since the server may
 // hold the lock of a group for long.
 func handOver(s *server.Server, dir string) {
-	groups, err := filepath.Glob(filepath.Join(dir, server.JetStreamStoreDir, "*", "_js_", "*"))
-	if err != nil {
-		panic(err) // the pattern is malformed
-	}
-	for _, group := range groups {
-		if node := lookupRaftNode(s, filepath.Base(group)); node != nil {
+	for _, group := range raftGroups(dir) {
+		if node := lookupRaftNode(s, group); node != nil {
 			go func() { // ends when it has the lock
 				node.StepDown()
 				node.SetObserver(true)
 			}()
 		}
 	}
+}
+
+// raftGroups returns the names of the groups of which a store has a copy.
+func raftGroups(dir string) (names []string) {
+	groups, err := fs.Glob(os.DirFS(filepath.Join(dir, server.JetStreamStoreDir)), "*/_js_/*") // dir may have brackets in it
+	if err != nil {
+		panic(err) // the pattern is malformed
+	}
+	for _, group := range groups {
+		names = append(names, path.Base(group))
+	}
+	return names
 }
