@@ -64,7 +64,7 @@ func start(t testing.TB, nc *nats.Conn, cfg idempotency.Config, run http.Handler
 		})
 	})
 	t.Cleanup(func() { stop(); running.Wait(); srv.Close() })
-	testenv.Eventually(t, "the service runs", 10*time.Second, func() bool {
+	testenv.Eventually(t, "the service runs", time.Minute, func() bool {
 		return srv.send(t, "ready "+srv.URL, "ready", "").status != http.StatusServiceUnavailable
 	})
 	return srv
@@ -354,7 +354,7 @@ func TestTenantFull(t *testing.T) {
 	if kept.Load() > 1 || kept.Load()+full.Load() != 8 {
 		t.Errorf("%d answers of 40 KiB are kept and %d refused, with a share of 64 KiB", kept.Load(), full.Load())
 	}
-	testenv.Eventually(t, "there is room again", 10*time.Second, func() bool { return s.post(t, "small", "x").status == 200 })
+	testenv.Eventually(t, "there is room again", time.Minute, func() bool { return s.post(t, "small", "x").status == 200 })
 }
 
 func TestConfig(t *testing.T) {

@@ -80,7 +80,7 @@ func (w *gpuWorker) stop() {
 		if err != nil {
 			w.t.Errorf("after SIGTERM: %v\n%s", err, &w.stderr)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		w.t.Errorf("it does not end\n%s", &w.stderr)
 	}
 	if left := probesOf(w.lib); len(left) > 0 {

@@ -271,7 +271,7 @@ func TestRolesCanDoTheirWork(t *testing.T) {
 		running <- body
 	}()
 	var id string
-	if !within(10*time.Second, func() bool {
+	if !within(time.Minute, func() bool {
 		_, list, _ := operator("request", "ls", "-o", "json")
 		_, id, _ = strings.Cut(list, `"id": "`)
 		return len(id) >= 36
@@ -376,7 +376,7 @@ func (s *secured) attacker(t *testing.T, user, id string) *attacker {
 
 func (a *attacker) flush() {
 	a.t.Helper()
-	if err := a.nc.FlushTimeout(5 * time.Second); err != nil {
+	if err := a.nc.FlushTimeout(time.Minute); err != nil {
 		a.t.Fatal(err)
 	}
 }
@@ -512,13 +512,13 @@ func testWorkerCredentials(t *testing.T, s *secured) {
 		st.streams = strings.Join(names, " ")
 		return st
 	}
-	if _, err := s.connect("gateway").Request(subjects.Dead("standard", "m"), []byte("a dead letter"), 5*time.Second); err != nil {
+	if _, err := s.connect("gateway").Request(subjects.Dead("standard", "m"), []byte("a dead letter"), time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if status, body := chatAt(t, url, "m", false, 3, "Hello!"); status != 200 {
 		t.Fatalf("before any attack: %d %s", status, body)
 	}
-	testenv.Eventually(t, "the gateway creates the stream of usage", 10*time.Second, func() bool {
+	testenv.Eventually(t, "the gateway creates the stream of usage", time.Minute, func() bool {
 		_, err := js.Stream(t.Context(), subjects.UsageStream)
 		return err == nil
 	})
@@ -786,7 +786,7 @@ func testWorkerCredentials(t *testing.T, s *secured) {
 			t.Fatal(err)
 		}
 		delivered := func() (info *jetstream.ConsumerInfo) { // waits until a delivery is not settled
-			if !within(10*time.Second, func() bool {
+			if !within(time.Minute, func() bool {
 				info, err = consumer.Info(t.Context())
 				return err == nil && info.NumAckPending > 0
 			}) {

@@ -35,7 +35,7 @@ func TestCredentialsOfAnotherRole(t *testing.T) {
 	t.Parallel()
 	s := secure(t, "--worker", "w1", "--worker", "w2")
 	_, right := s.gateway()
-	if !within(15*time.Second, func() bool { return right.NotReady() == "" }) {
+	if !within(time.Minute, func() bool { return right.NotReady() == "" }) {
 		t.Fatal(right.NotReady())
 	}
 	for _, user := range []string{"worker-w1", "monitor", "operator"} {
@@ -52,7 +52,7 @@ func TestCredentialsOfAnotherRole(t *testing.T) {
 			}
 			s.run(func(ctx context.Context) error { return gw.Run(ctx, l, nil) })
 			const why = "credentials may be those of another role"
-			if !within(5*time.Second, func() bool { return strings.Contains(gw.NotReady(), why) && strings.Contains(log.String(), why) }) {
+			if !within(time.Minute, func() bool { return strings.Contains(gw.NotReady(), why) && strings.Contains(log.String(), why) }) {
 				t.Errorf("it is not ready because %q, and its log has %s", gw.NotReady(), log.String())
 			}
 		})
@@ -111,21 +111,21 @@ func TestCredentialsThatAreRevoked(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.run(func(ctx context.Context) error { return gw.Run(ctx, l, nil) })
-	if !within(15*time.Second, func() bool { return gw.NotReady() == "" }) {
+	if !within(time.Minute, func() bool { return gw.NotReady() == "" }) {
 		t.Fatal(gw.NotReady())
 	}
 	write("second")
 	if err := b.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	if !within(5*time.Second, func() bool { return strings.Contains(gw.NotReady(), "the server refuses the credentials") }) {
+	if !within(time.Minute, func() bool { return strings.Contains(gw.NotReady(), "the server refuses the credentials") }) {
 		t.Errorf("not ready: %q", gw.NotReady())
 	}
 	write("first")
 	if err := b.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	if !within(10*time.Second, func() bool { return gw.NotReady() == "" }) {
+	if !within(time.Minute, func() bool { return gw.NotReady() == "" }) {
 		t.Errorf("not ready: %q", gw.NotReady())
 	}
 }

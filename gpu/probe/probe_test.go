@@ -66,7 +66,7 @@ func watched(t *testing.T, lib *fakenvml.Library, edit ...func(*gpu.Config)) *gp
 			if err != nil {
 				t.Errorf("Run: %v", err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("Run does not end")
 		}
 	})

@@ -60,7 +60,7 @@ func (b *Buffer) String() string {
 // WaitFor waits until the buffer contains a text.
 func (b *Buffer) WaitFor(t *testing.T, text string) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(b.String(), text); {
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(b.String(), text); {
 		if time.Now().After(deadline) {
 			t.Fatalf("log %q, want %q", b, text)
 		}
