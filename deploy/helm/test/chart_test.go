@@ -23,6 +23,7 @@ import (
 	"helm.sh/helm/v4/pkg/engine"
 	"helm.sh/helm/v4/pkg/strvals"
 	apps "k8s.io/api/apps/v1"
+	autoscaling "k8s.io/api/autoscaling/v2"
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	policy "k8s.io/api/policy/v1"
@@ -44,14 +45,26 @@ const (
 `
 )
 
+const keda = "gateway: {keda: {enabled: true}}\n"
+
+// scaled are an engine's values with those of autoscaling.
+func scaled(autoscaling string) string {
+	return "engines: [{name: a, container: {image: i}, autoscaling: " + autoscaling + "}]"
+}
+
 // cases are values that install something.
 var cases = map[string]string{
-	"the least":   secure,
-	"no users":    "nats: {url: nats://nats:4222, allowWithoutUsers: true}\n",
-	"engines":     secure + vllm,
-	"two":         secure + vllm + "- {name: sglang, port: 30000, container: {image: lmsysorg/sglang:v0.5}}\n",
-	"nodes":       secure + "gateway: {enabled: false}\ndaemonset: {enabled: true, engines: ['http://$(HOST_IP):8000,slots=32', 'http://$(HOST_IP):11434'], nodeSelector: {gpu: 'yes'}, tolerations: [{operator: Exists}]}\n",
-	"system's CA": "nats: {url: tls://nats.example.com:4222, secret: s, ca: '', replicas: 3}\n",
+	"the least":      secure,
+	"no users":       "nats: {url: nats://nats:4222, allowWithoutUsers: true}\n",
+	"engines":        secure + vllm,
+	"two":            secure + vllm + "- {name: sglang, port: 30000, container: {image: lmsysorg/sglang:v0.5}}\n",
+	"nodes":          secure + "gateway: {enabled: false}\ndaemonset: {enabled: true, engines: ['http://$(HOST_IP):8000,slots=32', 'http://$(HOST_IP):11434'], nodeSelector: {gpu: 'yes'}, tolerations: [{operator: Exists}]}\n",
+	"system's CA":    "nats: {url: tls://nats.example.com:4222, secret: s, ca: '', replicas: 3}\n",
+	"KEDA":           secure + vllm + "  autoscaling: {enabled: true, pool: 'Qwen/Qwen3-8B'}\ngateway: {keda: {enabled: true}}\nnetworkPolicy: {enabled: true}\n",
+	"KEDA, slots":    secure + vllm + "  autoscaling: {enabled: true, trigger: external, pool: 'Qwen/Qwen3-8B', slots: 48, minReplicas: 0, cooldownSeconds: 60, behavior: {scaleDown: {stabilizationWindowSeconds: 900}}}\ngateway: {keda: {enabled: true, port: 9191}}\n",
+	"KEDA elsewhere": secure + "gateway: {enabled: false}\n" + vllm + "  autoscaling: {enabled: true, pool: 'Qwen/Qwen3-8B', scalerAddress: 'pulley-keda.other.svc:9090'}\n",
+	"wss":            "nats: {url: 'wss://nats.example.com:443', secret: s}\n",
+	"workers later":  secure + vllm + "worker: {tag: '1'}\nimage: {tag: '2'}\n",
 	"everything": secure + vllm + `  nodeSelector: {gpu: 'yes'}
   tolerations: [{key: nvidia.com/gpu, operator: Exists}]
   autoscaling: {enabled: true, pool: 'Qwen/Qwen3-8B', minReplicas: 0, maxReplicas: 4, prometheus: 'http://prometheus:9090'}
@@ -108,7 +121,20 @@ func TestRefused(t *testing.T) {
 		"metrics that none reads":  {secure + "networkPolicy: {enabled: true}\nserviceMonitor: {enabled: true}", "networkPolicy.metricsFrom"},
 		"the same engine twice":    {secure + vllm + vllm[len("engines:\n"):], "two are called vllm"},
 		"another id":               {secure + "engines: [{name: a, options: 'slots=4,id=b', container: {image: i}}]", `options has "id=b"`},
-		"scaling without a metric": {secure + "engines: [{name: a, container: {image: i}, autoscaling: {enabled: true}}]", "autoscaling.prometheus"},
+		"scaling without a metric": {secure + "engines: [{name: a, container: {image: i}, autoscaling: {enabled: true, pool: p}}]", "gateway.keda.enabled=true"},
+		"scaling without a pool":   {secure + keda + scaled("{enabled: true}"), "autoscaling.pool"},
+		"seconds and slots":        {secure + keda + scaled("{enabled: true, pool: p, slots: 4, seconds: 10}"), "exclude each other"},
+		"Prometheus for KEDA":      {secure + keda + scaled("{enabled: true, pool: p, trigger: external, prometheus: 'http://p'}"), "is for trigger: prometheus"},
+		"Prometheus without one":   {secure + scaled("{enabled: true, trigger: prometheus}"), "needs autoscaling.prometheus"},
+		"a scaler for Prometheus":  {secure + scaled("{enabled: true, prometheus: 'http://p', scalerAddress: 'a:1'}"), "autoscaling.scalerAddress"},
+		"an unknown trigger":       {secure + keda + scaled("{enabled: true, pool: p, trigger: push}"), "trigger"},
+		"a scaler's URL":           {secure + scaled("{enabled: true, pool: p, scalerAddress: 'http://a:1'}"), "scalerAddress"},
+		"a scaler without gateway": {secure + "gateway: {enabled: false, keda: {enabled: true}}\n" + vllm, "gateway.keda.enabled needs gateway.enabled"},
+		"a port that is taken":     {secure + "gateway: {keda: {enabled: true, port: 8080}}", "gateway.keda.port is 8080"},
+		"a scaler for nobody":      {secure + "gateway: {keda: {enabled: true, from: []}}\nnetworkPolicy: {enabled: true}", "gateway.keda.from"},
+		"a flag of the chart":      {secure + "gateway: {extraArgs: ['--listen=:9']}", "gateway.extraArgs has --listen"},
+		"a worker's, too":          {secure + vllm + "worker: {extraArgs: [--drain-timeout=1s]}", "worker.drainTimeoutSeconds"},
+		"a name of the scaler":     {secure + "engines: [{name: llm-pulley-keda, container: {image: i}}]", "is that of a Service of the gateways"},
 		"least above most":         {secure + "engines: [{name: a, container: {image: i}, autoscaling: {enabled: true, prometheus: 'http://p', minReplicas: 9}}]", "greater than"},
 		"an unknown value":         {secure + "gatewy: {}", "gatewy"},
 		"an unknown key":           {secure + "gateway: {replica: 2}", "replica"},
@@ -197,7 +223,12 @@ type scaledObject struct {
 		MaxReplicaCount *int32 `json:"maxReplicaCount"`
 		PollingInterval *int32 `json:"pollingInterval"`
 		CooldownPeriod  *int32 `json:"cooldownPeriod"`
-		Triggers        []struct {
+		Advanced        struct {
+			HorizontalPodAutoscalerConfig struct {
+				Behavior *autoscaling.HorizontalPodAutoscalerBehavior `json:"behavior"`
+			} `json:"horizontalPodAutoscalerConfig"`
+		} `json:"advanced"`
+		Triggers []struct {
 			Type       string            `json:"type"`
 			MetricType string            `json:"metricType"`
 			Metadata   map[string]string `json:"metadata"`
@@ -349,10 +380,34 @@ func check(t *testing.T, objects []meta.Object) {
 			}) {
 				t.Errorf("%s: what it scales is not there, or has a fixed number of replicas", who)
 			}
-			if query := o.Spec.Triggers[0].Metadata["query"]; !strings.Contains(query, `{pool="Qwen/Qwen3-8B"}`) || strings.Contains(query, "%!") {
-				t.Errorf("%s: query %s", who, query)
-			}
+			checkTrigger(t, who, o.Spec.Triggers[0].Type, o.Spec.Triggers[0].Metadata, services)
 		}
+	}
+}
+
+// checkTrigger looks whether the trigger has what KEDA and Pulley's scaler need, and whether the scaler is there.
+func checkTrigger(t *testing.T, who, kind string, metadata map[string]string, services map[string]*core.Service) {
+	t.Helper()
+	if kind == "prometheus" {
+		if query := metadata["query"]; !strings.Contains(query, `{pool="Qwen/Qwen3-8B"}`) || strings.Contains(query, "%!") {
+			t.Errorf("%s: query %s", who, query)
+		}
+		return
+	}
+	if kind != "external" && kind != "external-push" {
+		t.Errorf("%s: trigger %s", who, kind)
+	}
+	switch metric, target := metadata["metric"], metadata["target"]; {
+	case metadata["pool"] != "Qwen/Qwen3-8B",
+		!(metric == "slots_demand" && target == "48" || metric == "outstanding_seconds" && target == "22.5"):
+		t.Errorf("%s: metadata %q", who, metadata)
+	}
+	name, rest, _ := strings.Cut(metadata["scalerAddress"], ".")
+	if strings.HasPrefix(rest, "other.svc:") {
+		return
+	}
+	if s := services[name]; s == nil || rest != fmt.Sprintf("llm.svc:%d", s.Spec.Ports[0].Port) {
+		t.Errorf("%s: there is no scaler at %s", who, metadata["scalerAddress"])
 	}
 }
 

@@ -16,8 +16,31 @@
 {{- .Values.serviceAccount.name | default (ternary (include "pulley.fullname" .) "default" .Values.serviceAccount.create) -}}
 {{- end }}
 
+{{- /* Arguments: the root, and a tag in place of the image's. */}}
 {{- define "pulley.image" -}}
-{{- printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) -}}
+{{- with index . 0 -}}
+{{- printf "%s:%s" .Values.image.repository (index $ 1 | default .Values.image.tag | default .Chart.AppVersion) -}}
+{{- end -}}
+{{- end }}
+
+{{- /* Where KEDA reaches the gateways of this release. */}}
+{{- define "pulley.kedaAddress" -}}
+{{- printf "%s-keda.%s.svc:%d" (include "pulley.fullname" .) .Release.Namespace (int .Values.gateway.keda.port) -}}
+{{- end }}
+
+{{- /*
+GOMEMLIMIT: nine tenths of the container's memory limit, so that Go collects garbage in place of being killed. None if the limit is
+not in Mi or Gi, or the variable is set. Arguments: the resources, and the variables of the container.
+*/}}
+{{- define "pulley.memoryLimit" -}}
+{{- $limit := dig "limits" "memory" "" (index . 0) | toString -}}
+{{- $set := false -}}
+{{- range index . 1 }}{{ if eq .name "GOMEMLIMIT" }}{{ $set = true }}{{ end }}{{ end -}}
+{{- if and (not $set) (regexMatch "^[0-9]{1,9}(Mi|Gi)$" $limit) -}}
+{{- $mi := regexFind "^[0-9]+" $limit | int64 -}}
+{{- if hasSuffix "Gi" $limit }}{{ $mi = mul $mi 1024 }}{{ end -}}
+- {name: GOMEMLIMIT, value: {{ printf "%dMiB" (div (mul $mi 9) 10) }}}
+{{- end -}}
 {{- end }}
 
 {{- /* Labels by which an object is selected. Arguments: the root, the component, and for a worker its set. */}}
@@ -53,7 +76,7 @@ seccompProfile: {type: RuntimeDefault}
 - --nats={{ .Values.nats.url }}
 {{- if .Values.nats.secret }}
 - --nkey=/etc/pulley/part.nk
-{{- if and .Values.nats.ca (hasPrefix "tls://" .Values.nats.url) }}
+{{- if and .Values.nats.ca (regexMatch "^(tls|wss)://" .Values.nats.url) }}
 - --tls-ca=/etc/pulley/ca.pem
 {{- end }}
 {{- end }}
@@ -64,7 +87,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- with index . 0 }}
 {{- if .Values.nats.secret }}
 - {name: nats, mountPath: /etc/pulley/part.nk, subPathExpr: {{ index $ 1 }}, readOnly: true}
-{{- if and .Values.nats.ca (hasPrefix "tls://" .Values.nats.url) }}
+{{- if and .Values.nats.ca (regexMatch "^(tls|wss)://" .Values.nats.url) }}
 - {name: nats, mountPath: /etc/pulley/ca.pem, subPath: {{ .Values.nats.ca }}, readOnly: true}
 {{- end }}
 {{- end }}
@@ -84,7 +107,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- $id := index . 1 }}
 {{- with $root.Values }}
 name: worker
-image: {{ include "pulley.image" $root }}
+image: {{ include "pulley.image" (list $root .worker.tag) }}
 imagePullPolicy: {{ .image.pullPolicy }}
 args:
   - worker
@@ -106,17 +129,26 @@ env:
     valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
   - name: HOST_IP
     valueFrom: {fieldRef: {fieldPath: status.hostIP}}
+{{- with include "pulley.memoryLimit" (list .worker.resources .worker.env) }}
+  {{- . | nindent 2 }}
+{{- end }}
 {{- with .worker.env }}
   {{- toYaml . | nindent 2 }}
 {{- end }}
 ports:
   - {name: metrics, containerPort: 8083}
+startupProbe: # a worker answers when it has reached NATS
+  httpGet: {path: /livez, port: metrics}
+  periodSeconds: 2
+  failureThreshold: 450
 readinessProbe:
   httpGet: {path: /readyz, port: metrics}
   periodSeconds: 5
+  timeoutSeconds: 3
 livenessProbe:
   httpGet: {path: /livez, port: metrics}
   periodSeconds: 10
+  timeoutSeconds: 5
   failureThreshold: 6
 securityContext:
   {{- include "pulley.securityContext" $root | nindent 2 }}
