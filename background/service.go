@@ -144,8 +144,12 @@ func (s *Service) Serve(w http.ResponseWriter, r *http.Request, who gateway.Call
 		return s.list(w, r, who)
 	}
 	id, action, _ := strings.Cut(rest, "/")
-	if !responseID.MatchString(id) || action != "" && (action != "cancel" || r.Method != http.MethodPost) {
-		return notFound(rest)
+	if !responseID.MatchString(id) {
+		return notFound(id)
+	}
+	if action != "" && (action != "cancel" || r.Method != http.MethodPost) {
+		return api.Errorf(http.StatusNotFound, "not_found", "%s %s: a background response is read, deleted, or cancelled with POST …/cancel",
+			r.Method, api.Quote(r.URL.Path))
 	}
 	switch {
 	case action == "cancel":

@@ -278,6 +278,11 @@ func TestBackgroundCancel(t *testing.T) {
 		if a := do(t, g2, "POST", "/v1/responses/resp_"+strings.Repeat("a", 48)+"/cancel", ""); a.status != 404 {
 			t.Errorf("an unknown one: %d %s", a.status, a.body)
 		}
+		for path, want := range map[string]string{"x/cancel": `id \"x\" not found`, short.ID + "/stop/cancel": "cancelled with POST"} {
+			if a := do(t, g2, "POST", "/v1/responses/"+path, ""); a.status != 404 || !strings.Contains(string(a.body), want) {
+				t.Errorf("%s: %d %s", path, a.status, a.body)
+			}
+		}
 		time.Sleep(time.Minute)
 		if s := e.Stats(); s.Running != 0 || s.Received > 10 {
 			t.Errorf("the engine ran more: %+v", s)
