@@ -31,7 +31,7 @@ const vercelCalls = 3 * attempts;
  */
 export const exceptions = [
   {
-    cases: /^no header within the timeout$/, clients: vercel, calls: engines, worksOn: true, becomes: sameBut("engine"),
+    cases: /^no (header|token) within the timeout$/, clients: vercel, calls: engines, worksOn: true, becomes: sameBut("engine"),
     why: "the SDK has no timeout of its own; Pulley moves a request once whose engine shows nothing for much longer than it was measured to take",
   },
   {
